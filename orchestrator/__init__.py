@@ -1,0 +1,1 @@
+"""Plan and read: configs, sweeps, the database, the queue and the command line."""

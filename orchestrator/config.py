@@ -1,0 +1,252 @@
+"""WHAT is trained: one frozen, validated, hashable JobConfig per sparse autoencoder."""
+
+import hashlib
+import json
+import math
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from orchestrator.errors import ConfigError
+
+Site = Literal["resid_post", "resid_mid", "attn_delta", "mlp_delta", "mlp_post"]
+Activation = Literal["topk", "multi_topk", "batchtopk", "relu", "jumprelu"]
+Normalize = Literal["unit", "layer_norm", "none"]
+Dtype = Literal["float32", "bfloat16", "float16"]
+
+SHIPPED_SUBJECT = "shipped:stdlib-gpt2"
+STANDARD_LIBRARY = "python:stdlib"
+
+PositiveInt = Annotated[int, Field(gt=0, strict=True)]
+NaturalInt = Annotated[int, Field(ge=0, strict=True)]
+PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+class Part(BaseModel):
+    """A frozen part of a config; unknown keys are refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class SubjectConfig(Part):
+    """The language model whose activations are read, and where in it."""
+
+    model: str = SHIPPED_SUBJECT
+    """Model id, a folder, or the model that ships with this project."""
+    revision: str | None = None
+    """Branch, tag or commit of a model id."""
+    dtype: Dtype = "float32"
+    """Precision of the forward pass."""
+    hook: str | None = None
+    """Module whose output is read, by its name in the model; instead of layer and site."""
+    layer: NaturalInt | None = None
+    """Block, counted from 0; without hook and layer: the block at three quarters of the depth."""
+    site: Site = "resid_post"
+    """What is read at that block."""
+    trust_remote_code: bool = False
+    """Run code that comes with the model. Never implied."""
+
+    @model_validator(mode="after")
+    def _one_place(self) -> Self:
+        if self.hook is not None and self.layer is not None:
+            raise ValueError("hook and layer both name a place: give one of them")
+        return self
+
+
+class DataConfig(Part):
+    """The text the subject reads."""
+
+    source: str = STANDARD_LIBRARY
+    """A data set id, a path or glob of .txt, .jsonl or .parquet files, or python:stdlib, Python's own source."""
+    name: str | None = None
+    """Configuration of a data set id."""
+    revision: str | None = None
+    """Branch, tag or commit of a data set id."""
+    split: str = "train"
+    """Split of a data set id."""
+    text_column: str = "text"
+    """Column or JSON key that holds the text."""
+    context_length: PositiveInt = 128
+    """Tokens per context."""
+    prepend_bos: bool = False
+    """Start every context with the tokenizer's BOS token."""
+    special_tokens: Literal["mask", "train"] = "mask"
+    """Leave special-token positions out of training and metrics, or keep them in."""
+    max_tokens: PositiveInt | None = None
+    """Pack no more than this many tokens."""
+
+
+class SaeConfig(Part):
+    """The sparse autoencoder."""
+
+    activation: Activation = "topk"
+    """What keeps the latents sparse."""
+    n_latents: PositiveInt | None = None
+    """Number of latents; without it, expansion × d_model."""
+    expansion: PositiveInt | None = None
+    """Latents per dimension of the activations; 8 if neither is given."""
+    k: PositiveInt = 32
+    """Latents kept per token."""
+    k_aux: PositiveInt | None = None
+    """Dead latents in AuxK; by default the largest power of two ≤ d_model / 2."""
+    aux_coef: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1 / 32
+    """Weight α of AuxK in the loss; 0 turns it off."""
+    sparsity_coef: PositiveFloat = 1e-3
+    """Weight λ of the L1 penalty (relu) or of the L0 penalty (jumprelu)."""
+    normalize: Normalize = "unit"
+    """How each activation vector is normalised."""
+
+    @model_validator(mode="after")
+    def _sizes(self) -> Self:
+        if self.n_latents is not None and self.expansion is not None:
+            raise ValueError("n_latents and expansion both set the size: give one of them")
+        if self.n_latents is not None and self.k > self.n_latents:
+            raise ValueError(f"k = {self.k} is above n_latents = {self.n_latents}: keep at most every latent")
+        return self
+
+    def latents(self, d_model: int) -> int:
+        """Return the number of latents at a given width."""
+        return self.n_latents or (self.expansion or 8) * d_model
+
+    def aux_latents(self, d_model: int) -> int:
+        """Return k_aux: as given, else the largest power of two ≤ d_model / 2."""
+        return self.k_aux or 2 ** max(0, int(math.log2(max(1, d_model // 2))))
+
+
+class OptimizerConfig(Part):
+    """Adam, and what surrounds it."""
+
+    lr: PositiveFloat | Literal["auto"] = "auto"
+    """Learning rate; auto scales with n_latents, d_model and batch_tokens."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: PositiveFloat = 6.25e-10
+    warmup_tokens: NaturalInt = 0
+    """Linear warm-up of the learning rate."""
+    decay_tokens: NaturalInt = 0
+    """Linear decay to zero over the last tokens of the budget."""
+    clip_norm: PositiveFloat | None = None
+    """Global norm the gradient is clipped to."""
+    ema: Annotated[float, Field(ge=0, lt=1)] = 0.999
+    """Coefficient of the weights' moving average, per step."""
+
+    @model_validator(mode="after")
+    def _betas_in_range(self) -> Self:
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError("betas must lie in [0, 1)")
+        return self
+
+
+class TrainingConfig(Part):
+    """The budget and the order of the data. Every length is in tokens."""
+
+    batch_tokens: PositiveInt = 2048
+    """Tokens per optimiser step."""
+    max_tokens: PositiveInt = 4_000_000
+    """The budget; a job that reaches it unconverged is censored."""
+    dead_after_tokens: PositiveInt = 10_000_000
+    """A latent silent for this many training tokens is dead."""
+    shuffle_tokens: PositiveInt = 65_536
+    """Window in which activations are shuffled."""
+    heldout_tokens: PositiveInt = 16_384
+    """The last tokens of the text: never trained on, every metric is measured there."""
+    first_point_tokens: PositiveInt = 8_192
+    """First point of the curve; then four per doubling."""
+    seed: NaturalInt = 0
+    dtype: Dtype = "float32"
+    """Precision of the SAE's matrix products; parameters stay float32."""
+
+    @model_validator(mode="after")
+    def _whole_batches(self) -> Self:
+        if self.shuffle_tokens % self.batch_tokens:
+            raise ValueError(
+                f"shuffle_tokens = {self.shuffle_tokens} is not a whole number of batches of {self.batch_tokens} tokens"
+            )
+        if self.max_tokens < self.batch_tokens:
+            raise ValueError(f"max_tokens = {self.max_tokens} is less than one batch of {self.batch_tokens} tokens")
+        return self
+
+
+class StopConfig(Part):
+    """When a job has converged."""
+
+    rule: Literal["plateau", "max_tokens"] = "plateau"
+    """plateau: three evaluations in a row below epsilon; max_tokens: train the whole budget."""
+    epsilon: PositiveFloat = 0.005
+    """Relative fall of the loss against the loss at half the tokens."""
+
+
+class JobConfig(Part):
+    """Everything that decides what a job trains; its canonical JSON is its identity."""
+
+    subject: SubjectConfig = SubjectConfig()
+    data: DataConfig = DataConfig()
+    sae: SaeConfig = SaeConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    training: TrainingConfig = TrainingConfig()
+    stop: StopConfig = StopConfig()
+
+    def canonical_json(self) -> str:
+        """Return the one JSON text of this config: every field, sorted keys, no spaces."""
+        return json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+
+    @property
+    def config_id(self) -> str:
+        """Return the sha256 of the canonical JSON, in hex."""
+        return hashlib.sha256(self.canonical_json().encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a sweep may use."""
+
+    max_parallel: int | None = None
+    """Jobs of the sweep that may run at once."""
+    run_cap: int | None = None
+    """Jobs the sweep may hold in all."""
+    max_failures: int = 3
+    """Failed attempts before a job is given up."""
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """A named set of configs, in order, with the text it came from."""
+
+    name: str
+    configs: tuple[JobConfig, ...]
+    labels: dict[str, str] = field(default_factory=dict)
+    limits: Limits = Limits()
+    text: str = ""
+
+
+def parse(values: dict[str, Any]) -> JobConfig:
+    """Validate nested values into a JobConfig.
+
+    Raises:
+        ConfigError: says field, value and what is allowed.
+    """
+    try:
+        return JobConfig.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise ConfigError(_explain(first["loc"], first["type"], first["msg"], first["input"])) from None
+
+
+def field_paths() -> list[str]:
+    """Return every dotted key a config knows, such as `sae.k`."""
+    return [
+        f"{part}.{name}"
+        for part, info in JobConfig.model_fields.items()
+        if isinstance(info.annotation, type) and issubclass(info.annotation, Part)
+        for name in info.annotation.model_fields
+    ]
+
+
+def _explain(loc: tuple[int | str, ...], kind: str, message: str, value: Any) -> str:
+    path = ".".join(str(part) for part in loc)
+    if kind == "extra_forbidden":
+        near = get_close_matches(path, [*field_paths(), *JobConfig.model_fields], n=1)
+        return f"unknown key {path!r}" + (f"; did you mean {near[0]!r}?" if near else "")
+    said = message.removeprefix("Value error, ")
+    return f"{path}: {said}" + ("" if isinstance(value, dict | Part) else f" (got {value!r})")

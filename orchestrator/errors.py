@@ -1,0 +1,86 @@
+"""Every error raised on purpose, split by what the catcher should do.
+
+OrchError                     exit 1   anything of ours
+├── ConfigError(ValueError)   exit 2   the person mends the file or the flag
+├── NotFound(LookupError)     exit 3   the person names something else
+├── StateError                exit 4   the action is not allowed now, or the writer has been given up
+├── StorageError              exit 5   database, broker or disk: try again later (retry = True)
+├── FitError                  exit 5   a fit lacks jobs: the message names them
+├── SubjectError              exit 1   the language model or its text cannot be used
+├── TrainingError             exit 1   the trainer failed
+│   ├── Diverged              exit 1   a result, not a crash
+│   └── OutOfMemory           exit 1   the message says what to lower
+└── CheckpointError           exit 1   a checkpoint is missing, damaged or of another config
+
+A class's docstring is its default message.
+"""
+
+from typing import ClassVar
+
+
+class OrchError(Exception):
+    """Something went wrong."""
+
+    exit_code: ClassVar[int] = 1
+    retry: ClassVar[bool] = False
+
+    def __init__(self, message: str = "", *, hint: str = "") -> None:
+        """Take what was wrong and where (`message`), and what to do next (`hint`)."""
+        self.message = message or (self.__doc__ or "").strip()
+        self.hint = hint
+        super().__init__(self.message)
+
+    def __str__(self) -> str:
+        """Return the message, with the hint on a line of its own."""
+        return f"{self.message}\n{self.hint}" if self.hint else self.message
+
+
+class ConfigError(OrchError, ValueError):
+    """A setting or a config is not valid."""
+
+    exit_code = 2
+
+
+class NotFound(OrchError, LookupError):
+    """There is nothing of that name."""
+
+    exit_code = 3
+
+
+class StateError(OrchError):
+    """That action is not allowed in this state."""
+
+    exit_code = 4
+
+
+class StorageError(OrchError):
+    """The database, the broker or the disk did not answer."""
+
+    exit_code = 5
+    retry = True
+
+
+class FitError(OrchError):
+    """There are too few jobs for this fit."""
+
+    exit_code = 5
+
+
+class SubjectError(OrchError):
+    """The subject or its text cannot be used."""
+
+
+class TrainingError(OrchError):
+    """Training failed."""
+
+
+class Diverged(TrainingError):
+    """The loss is not finite, or rose far above its best."""
+
+
+class OutOfMemory(TrainingError):
+    """The device has too little memory for this job."""
+
+
+class CheckpointError(OrchError):
+    """The checkpoint cannot be read."""

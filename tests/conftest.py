@@ -1,0 +1,26 @@
+"""What every tier shares: the marker follows from the folder, and each test has its own data folder."""
+
+from pathlib import Path
+
+import pytest
+
+TIERS = ("unit", "integration", "chaos", "compiled", "gpu", "golden")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        tier = item.path.relative_to(Path(__file__).parent).parts[0]
+        if tier in TIERS:
+            item.add_marker(tier)
+
+
+@pytest.fixture(autouse=True)
+def _own_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep a test away from the person's settings and data."""
+    import os
+
+    for name in [n for n in os.environ if n.startswith(("ORCH_", "MLFLOW_"))]:
+        if not name.startswith("ORCH_TEST_"):
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("ORCH_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")

@@ -1,0 +1,1 @@
+"""Do: capture activations, train sparse autoencoders, report to the queue."""
