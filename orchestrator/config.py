@@ -3,11 +3,12 @@
 import hashlib
 import json
 import math
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from orchestrator.errors import ConfigError
 
@@ -18,10 +19,26 @@ Dtype = Literal["float32", "bfloat16", "float16"]
 
 SHIPPED_SUBJECT = "shipped:stdlib-gpt2"
 STANDARD_LIBRARY = "python:stdlib"
+SCHEMA_HINT = "Every key and what it takes: orch config schema"
 
-PositiveInt = Annotated[int, Field(gt=0, strict=True)]
-NaturalInt = Annotated[int, Field(ge=0, strict=True)]
-PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+def _whole(value: Any) -> Any:
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _storable(text: str) -> str:
+    if "\0" in text:
+        raise ValueError("a NUL character cannot be stored")
+    return text
+
+
+_MOST = 2**53  # beyond it a float such as 200e6 would no longer name one integer
+PositiveInt = Annotated[int, Field(gt=0, le=_MOST, strict=True), BeforeValidator(_whole)]
+NaturalInt = Annotated[int, Field(ge=0, le=_MOST, strict=True), BeforeValidator(_whole)]
+PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False, strict=True)]
+Coefficient = Annotated[float, Field(ge=0, allow_inf_nan=False, strict=True)]
+Share = Annotated[float, Field(ge=0, lt=1, strict=True)]
+Text = Annotated[str, Field(min_length=1), AfterValidator(_storable)]
 
 
 class Part(BaseModel):
@@ -33,13 +50,13 @@ class Part(BaseModel):
 class SubjectConfig(Part):
     """The language model whose activations are read, and where in it."""
 
-    model: str = SHIPPED_SUBJECT
+    model: Text = SHIPPED_SUBJECT
     """Model id, a folder, or the model that ships with this project."""
-    revision: str | None = None
+    revision: Text | None = None
     """Branch, tag or commit of a model id."""
     dtype: Dtype = "float32"
     """Precision of the forward pass."""
-    hook: str | None = None
+    hook: Text | None = None
     """Module whose output is read, by its name in the model; instead of layer and site."""
     layer: NaturalInt | None = None
     """Block, counted from 0; without hook and layer: the block at three quarters of the depth."""
@@ -58,15 +75,15 @@ class SubjectConfig(Part):
 class DataConfig(Part):
     """The text the subject reads."""
 
-    source: str = STANDARD_LIBRARY
+    source: Text = STANDARD_LIBRARY
     """A data set id, a path or glob of .txt, .jsonl or .parquet files, or python:stdlib, Python's own source."""
-    name: str | None = None
+    name: Text | None = None
     """Configuration of a data set id."""
-    revision: str | None = None
+    revision: Text | None = None
     """Branch, tag or commit of a data set id."""
-    split: str = "train"
+    split: Text = "train"
     """Split of a data set id."""
-    text_column: str = "text"
+    text_column: Text = "text"
     """Column or JSON key that holds the text."""
     context_length: PositiveInt = 128
     """Tokens per context."""
@@ -91,7 +108,7 @@ class SaeConfig(Part):
     """Latents kept per token."""
     k_aux: PositiveInt | None = None
     """Dead latents in AuxK; by default the largest power of two ≤ d_model / 2."""
-    aux_coef: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1 / 32
+    aux_coef: Coefficient = 1 / 32
     """Weight α of AuxK in the loss; 0 turns it off."""
     sparsity_coef: PositiveFloat = 1e-3
     """Weight λ of the L1 penalty (relu) or of the L0 penalty (jumprelu)."""
@@ -120,7 +137,7 @@ class OptimizerConfig(Part):
 
     lr: PositiveFloat | Literal["auto"] = "auto"
     """Learning rate; auto scales with n_latents, d_model and batch_tokens."""
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: tuple[Share, Share] = (0.9, 0.999)
     eps: PositiveFloat = 6.25e-10
     warmup_tokens: NaturalInt = 0
     """Linear warm-up of the learning rate."""
@@ -128,14 +145,8 @@ class OptimizerConfig(Part):
     """Linear decay to zero over the last tokens of the budget."""
     clip_norm: PositiveFloat | None = None
     """Global norm the gradient is clipped to."""
-    ema: Annotated[float, Field(ge=0, lt=1)] = 0.999
+    ema: Share = 0.999
     """Coefficient of the weights' moving average, per step."""
-
-    @model_validator(mode="after")
-    def _betas_in_range(self) -> Self:
-        if not all(0 <= beta < 1 for beta in self.betas):
-            raise ValueError("betas must lie in [0, 1)")
-        return self
 
 
 class TrainingConfig(Part):
@@ -229,8 +240,8 @@ def parse(values: dict[str, Any]) -> JobConfig:
     try:
         return JobConfig.model_validate(values)
     except ValidationError as error:
-        first = error.errors()[0]
-        raise ConfigError(_explain(first["loc"], first["type"], first["msg"], first["input"])) from None
+        path, said = explain(error)
+        raise ConfigError(said if path in said else f"{path}: {said}", hint=SCHEMA_HINT) from None
 
 
 def field_paths() -> list[str]:
@@ -243,10 +254,26 @@ def field_paths() -> list[str]:
     ]
 
 
-def _explain(loc: tuple[int | str, ...], kind: str, message: str, value: Any) -> str:
-    path = ".".join(str(part) for part in loc)
-    if kind == "extra_forbidden":
-        near = get_close_matches(path, [*field_paths(), *JobConfig.model_fields], n=1)
-        return f"unknown key {path!r}" + (f"; did you mean {near[0]!r}?" if near else "")
-    said = message.removeprefix("Value error, ")
-    return f"{path}: {said}" + ("" if isinstance(value, dict | Part) else f" (got {value!r})")
+def near_key(key: str, keys: Collection[str]) -> str | None:
+    """Return the key that was most likely meant: of the same last part, else of nearly the same letters."""
+    last = key.rpartition(".")[2]
+    by_last = {known.rpartition(".")[2]: known for known in keys}
+    if last in by_last:
+        return by_last[last]
+    close = get_close_matches(key, keys, n=1) or [by_last[name] for name in get_close_matches(last, by_last, n=1)]
+    return close[0] if close else None
+
+
+def explain(error: ValidationError) -> tuple[str, str]:
+    """Return the dotted key of the first problem, and what is wrong there."""
+    first, *others = error.errors()
+    loc = [str(part) for i, part in enumerate(first["loc"]) if i < 2 or isinstance(part, int)]
+    path = ".".join(loc)
+    if first["type"] == "extra_forbidden":
+        near = near_key(path, [*field_paths(), *JobConfig.model_fields])
+        return path, f"unknown key {path!r}" + (f"; did you mean {near!r}?" if near else "")
+    said = [first["msg"], *(other["msg"] for other in others if other["loc"][:2] == first["loc"][:2] != first["loc"])]
+    text = " or ".join([said[0], *(again.removeprefix("Input should be ") for again in said[1:])])
+    value = first["input"]
+    got = "" if isinstance(value, dict | Part) else f" (got {value!r})"
+    return path, text.removeprefix("Value error, ") + got

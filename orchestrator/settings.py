@@ -1,16 +1,20 @@
 """WHERE things are: database, broker, tracking and data folder, from the environment, `orch.toml` and defaults."""
 
 import os
+import re
 import tomllib
 from collections.abc import Mapping
+from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from orchestrator.errors import ConfigError
 
 FILE_NAME = "orch.toml"
+Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+PositiveSeconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Origin = Literal["environment", "file", "default"]
 
 
@@ -27,22 +31,22 @@ class Settings(BaseModel):
     """redis://… wakes Celery workers; empty = workers poll the database."""
     tracking_url: str = ""
     """MLflow tracking URI; empty = SQLite in the data folder."""
-    device: str = "auto"
+    device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"
     """auto, cpu, cuda or cuda:N."""
-    heartbeat_seconds: float = 15.0
-    lease_seconds: float = 90.0
-    grace_seconds: float = 15.0
+    heartbeat_seconds: PositiveSeconds = 15.0
+    lease_seconds: PositiveSeconds = 90.0
+    grace_seconds: Seconds = 15.0
     """Added to a lease before it counts as expired."""
-    reconcile_seconds: float = 10.0
-    poll_seconds: float = 0.0
+    reconcile_seconds: Seconds = 10.0
+    poll_seconds: Seconds = 0.0
     """Seconds between looks at the queue; 0 = 1 without a broker, 30 with one."""
-    stall_seconds: float = 900.0
+    stall_seconds: PositiveSeconds = 900.0
     """A trainer silent for this long loses its lease."""
-    terminate_seconds: float = 90.0
+    terminate_seconds: Seconds = 90.0
     """From SIGTERM to SIGKILL of a trainer."""
-    outage_seconds: float = 1800.0
+    outage_seconds: Seconds = 1800.0
     """How long the database may be away before trainers checkpoint and yield."""
-    checkpoint_seconds: float = 60.0
+    checkpoint_seconds: Seconds = 60.0
     """Wall seconds between two checkpoints of a job."""
 
     @property
@@ -71,12 +75,9 @@ class Settings(BaseModel):
 
 
 def mask(text: str) -> str:
-    """Hide the password of a URL; return other text as it is."""
-    scheme, found, rest = text.partition("://")
-    login, at, place = rest.rpartition("@")
-    if not found or not at:
-        return text
-    return f"{scheme}://{login.partition(':')[0]}:***@{place}"
+    """Hide the passwords of a URL; return other text as it is."""
+    hidden = re.sub(r"(?<=://)([^:/@?]*):.*@", r"\1:***@", text, count=1)
+    return re.sub(r"([?&](?:[a-z_]*password|token|secret)=)[^&#]*", r"\1***", hidden, flags=re.IGNORECASE)
 
 
 def load(*, start: Path | None = None, environ: Mapping[str, str] | None = None) -> Settings:
@@ -84,9 +85,7 @@ def load(*, start: Path | None = None, environ: Mapping[str, str] | None = None)
     return Settings.model_validate({name: value for name, (value, _) in resolve(start=start, environ=environ).items()})
 
 
-def resolve(
-    *, start: Path | None = None, environ: Mapping[str, str] | None = None
-) -> dict[str, tuple[Any, Origin]]:
+def resolve(*, start: Path | None = None, environ: Mapping[str, str] | None = None) -> dict[str, tuple[Any, Origin]]:
     """Return each setting's value with where it came from.
 
     Raises:
@@ -98,19 +97,31 @@ def resolve(
     found: dict[str, tuple[Any, Origin]] = {n: (f.default, "default") for n, f in Settings.model_fields.items()}
     found |= {name: (value, "file") for name, value in (_read(file) if file else {}).items()}
     found |= {name: (value, "environment") for name, value in _from_environment(environ).items()}
-    base = file.parent if file else folder
+    settings = _checked(found)
+    checked = {name: (getattr(settings, name), found[name][1]) for name in Settings.model_fields}
+    base = file.parent if file and checked["home"][1] != "environment" else folder
+    home = settings.home.expanduser() if settings.home.parts[:1] == ("~",) else settings.home
+    checked["home"] = ((base / home).resolve(), checked["home"][1])
+    return checked
+
+
+def _checked(found: Mapping[str, tuple[Any, Origin]]) -> Settings:
     try:
         settings = Settings.model_validate({name: value for name, (value, _) in found.items()})
     except ValidationError as error:
         first = error.errors()[0]
-        name = ".".join(str(part) for part in first["loc"])
-        origin = found.get(name, (None, "file"))[1]
+        name = str(first["loc"][0])
+        near = [] if name in Settings.model_fields else get_close_matches(name, Settings.model_fields, n=1)
         raise ConfigError(
-            f"setting {name!r} ({origin}): {first['msg']}", hint=f"Known settings: {', '.join(Settings.model_fields)}"
+            f"setting {name!r} ({found[name][1]}): {first['msg']}" + (f"; did you mean {near[0]!r}?" if near else ""),
+            hint=f"Known settings: {', '.join(Settings.model_fields)}",
         ) from None
-    checked = {name: (getattr(settings, name), found[name][1]) for name in Settings.model_fields}
-    checked["home"] = ((base / settings.home).resolve(), checked["home"][1])
-    return checked
+    if settings.lease_seconds <= settings.heartbeat_seconds:
+        raise ConfigError(
+            f"lease_seconds {settings.lease_seconds:g} is not above heartbeat_seconds {settings.heartbeat_seconds:g}",
+            hint="A lease must outlive several heartbeats: make it about six times as long.",
+        )
+    return settings
 
 
 def _from_environment(environ: Mapping[str, str]) -> dict[str, str]:
@@ -127,6 +138,6 @@ def _nearest_file(folder: Path) -> Path | None:
 
 def _read(file: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(file.read_text())
+        return tomllib.loads(file.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise ConfigError(f"{file}: {error}", hint="Mend the file, or make a new one with: orch init") from None

@@ -7,9 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 # Folders of other people's packages, of tests and their fixtures, and of build output.
-_LEFT_OUT_FOLDERS = frozenset(
-    {"site-packages", "dist-packages", "__pycache__", "test", "tests", "idle_test"}
-)
+_LEFT_OUT_FOLDERS = frozenset({"site-packages", "dist-packages", "__pycache__", "test", "tests", "idle_test"})
 # Tables written out as Python: long, and nothing like what people write.
 _LEFT_OUT_FILES = frozenset({"pydoc_data/topics.py", "html/entities.py", "stringprep.py"})
 # Written when the interpreter was built; they hold that machine's paths.

@@ -1,0 +1,1 @@
+"""The command line: parse, call, print. Files import Click alone at the top, so that help costs nothing."""

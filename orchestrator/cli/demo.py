@@ -1,0 +1,135 @@
+"""`orch demo`: the quickstart sweep from file to results, with workers of its own, while one watches."""
+
+import os
+import signal
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from orchestrator.cli import terminal
+from orchestrator.cli.crew import Crew
+from orchestrator.cli.figures import plural
+from orchestrator.cli.outcome import result_lines, where_lines
+from orchestrator.cli.python_process import EXAMPLES
+from orchestrator.cli.selection import TERMINAL, database
+from orchestrator.cli.spectator import Spectator, spectator
+from orchestrator.errors import OrchError, StorageError, TrainingError
+
+if TYPE_CHECKING:
+    from sqlalchemy import Engine
+
+    from orchestrator.results import JobRow
+    from orchestrator.settings import Settings
+
+QUICKSTART = EXAMPLES / "quickstart.yaml"
+MOST_WORKERS = 2
+LOOK_SECONDS = 0.5
+FLUSH_SECONDS = 90.0
+"""For how long workers may bring MLflow up to date after the last job."""
+STOP_MARGIN = 15.0
+
+
+@click.command()
+@click.option("--sweep", "file", type=click.Path(path_type=Path), default=QUICKSTART, help="Another sweep file.")
+@click.option("--workers", type=click.IntRange(1), help=f"Worker processes; by default {MOST_WORKERS}, or fewer cores.")
+def demo(*, file: Path, workers: int | None) -> None:
+    """Train the quickstart sweep and watch it.
+
+    Queues nine SAEs of a small language model that ships with orch, starts workers, shows how they get on, and prints
+    what came out and where it lies. Ctrl-C loses nothing: run it again, and it goes on from the last checkpoints.
+    """
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.default_int_handler)
+    with database() as (settings, engine):
+        name = _enqueue(engine, file)
+        left = _unfinished(engine, name)
+        if left:
+            _train(settings, engine, name, workers=workers or min(MOST_WORKERS, _cores(), len(left)))
+        else:
+            terminal.note(f"{name}: every job has ended already; nothing is left to train.\n")
+        _conclude(settings, engine, name)
+
+
+def _enqueue(engine: "Engine", file: Path) -> str:
+    from orchestrator import queue
+    from orchestrator.sweep import expand
+
+    sweep = expand(file)
+    found = queue.enqueue(engine, sweep)
+    terminal.note(f"{file.name}: {len(sweep.configs)} jobs, {found.added} new, {found.skipped} there already.")
+    return sweep.name
+
+
+def latest(engine: "Engine", name: str) -> "list[JobRow]":
+    """Return the newest job of each config: what failed or was cancelled may have been enqueued again."""
+    from orchestrator import results
+
+    rows = {row.config_id: row for row in sorted(results.jobs(engine, sweep=name), key=lambda row: row.id)}
+    return sorted(rows.values(), key=lambda row: row.id)
+
+
+def _unfinished(engine: "Engine", name: str) -> "list[JobRow]":
+    return [row for row in latest(engine, name) if row.state not in (*TERMINAL, "paused")]
+
+
+def _train(settings: "Settings", engine: "Engine", name: str, *, workers: int) -> None:
+    threads = max(1, _cores() // workers)
+    cast = f"{plural(workers, 'worker')} with {plural(threads, 'thread')} each"
+    terminal.note(f"Starting {cast}; their logs are in {settings.home / 'logs'}\n")
+    grace = settings.terminate_seconds + STOP_MARGIN
+    crew = Crew(settings.home / "logs", size=workers, threads=threads, grace_seconds=grace)
+    try:
+        with crew:
+            with spectator(engine, title=name) as view:
+                _watch(engine, name, crew, view)
+            crew.wait(FLUSH_SECONDS)
+    except KeyboardInterrupt:
+        terminal.note("Stopped; what was trained is in the checkpoints. To go on: orch demo (or: orch worker)")
+        raise
+
+
+def _watch(engine: "Engine", name: str, crew: Crew, view: Spectator) -> None:
+    while True:
+        at_work = crew.is_at_work  # asked first: what they did before they ended is then in the database
+        try:
+            rows = latest(engine, name)
+        except StorageError as error:
+            view.show([], remark=f"{error.message} · looking again")
+            rows = []
+        else:
+            view.show(rows, remark=_remark(crew))
+            if all(row.state in (*TERMINAL, "paused") for row in rows):
+                return
+        if not at_work:
+            left = sum(row.state not in TERMINAL for row in rows)
+            raise TrainingError(f"the workers ended and left {left} jobs undone", hint=crew.last_words())
+        time.sleep(LOOK_SECONDS)
+
+
+def _remark(crew: Crew) -> str:
+    dead = crew.dead()
+    return f"{dead[0].name} ended badly, see {dead[0].log}" if dead else ""
+
+
+def _conclude(settings: "Settings", engine: "Engine", name: str) -> None:
+    rows = latest(engine, name)
+    for line in result_lines(rows, width=terminal.width()):
+        terminal.echo(line)
+    terminal.echo()
+    for line in where_lines(settings, engine, name):
+        terminal.echo(line)
+    for row in rows:
+        if row.state == "paused":
+            terminal.warn(f"job {row.id} is paused.", f"It goes on with: orch resume {row.id}")
+    failed = [row for row in rows if row.state == "failed"]
+    if failed:
+        first = failed[0]
+        raise OrchError(
+            f"{len(failed)} of {len(rows)} jobs failed; job {first.id}: {first.reason}", hint=f"orch explain {first.id}"
+        )
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,0 +1,181 @@
+"""The entry point `orch`: commands loaded when called, and every error as a clear line and an exit code."""
+
+import importlib
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+
+import click
+
+from orchestrator.cli.terminal import Invocation, complain
+from orchestrator.errors import OrchError
+
+SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
+    "Start here": {
+        "demo": ("demo", "Train the quickstart sweep and watch it."),
+        "init": ("place", "Write orch.toml and make the database."),
+        "doctor": ("doctor", "Check that everything orch needs is in order."),
+    },
+    "Queue": {
+        "enqueue": ("enqueue", "Put the jobs of a sweep file into the queue."),
+        "cancel": ("steer", "Cancel jobs: waiting ones at once, running ones at their next heartbeat."),
+        "pause": ("steer", "Pause jobs; running ones write a checkpoint first."),
+        "resume": ("steer", "Let paused jobs go on."),
+        "retry": ("steer", "Queue failed or cancelled jobs again."),
+    },
+    "Look": {
+        "status": ("status", "Show jobs and how far they are."),
+        "show": ("show", "Show everything about one job."),
+        "explain": ("show", "Say why a job is, or is not, running."),
+        "logs": ("logs", "Print what a job's trainer wrote."),
+        "wait": ("wait", "Wait until jobs have ended; the exit code says how."),
+        "ui": ("services", "Open MLflow's pages on this machine."),
+    },
+    "Work": {
+        "worker": ("services", "Train queued jobs until stopped."),
+        "tracking": ("services", "Rebuild what MLflow shows."),
+    },
+    "Place": {
+        "config": ("place", "Show settings and the config schema; check sweep files."),
+        "db": ("database_commands", "Create, upgrade and check the database schema."),
+        "completion": ("place", "Print the completion script of a shell."),
+    },
+}
+ALIASES = {"ls": ["status"], "ps": ["status", "--state", "running"]}
+
+EXIT_CODES = """Exit codes: 0 ok; 1 error; 2 usage or config; 3 not found; 4 not allowed in this state; 5 database,
+broker or schema out of reach; 6 time-out of wait; 7 a waited job failed; 8 a waited job was cancelled;
+130 interrupted."""
+
+
+class Lazy(click.Group):
+    """A group that knows its commands' names and one-line helps, and loads a command when it is called."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return the names in the order of the help page."""
+        return [name for section in SECTIONS.values() for name in section]
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Load a command."""
+        found = next((section[cmd_name] for section in SECTIONS.values() if cmd_name in section), None)
+        if found is None:
+            return None
+        module = importlib.import_module(f"orchestrator.cli.{found[0]}")
+        command: click.Command = getattr(module, cmd_name)
+        accept_globals(command)
+        return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find the command, an alias of it, or the name that was likely meant."""
+        args = [*ALIASES.get(args[0], args[:1]), *args[1:]]
+        if args[0] not in self.list_commands(ctx) and not args[0].startswith("-") and not ctx.resilient_parsing:
+            raise click.NoSuchCommand(args[0], possibilities=[*self.list_commands(ctx), *ALIASES], ctx=ctx)
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the sections without loading a command."""
+        for title, section in SECTIONS.items():
+            with formatter.section(title):
+                formatter.write_dl([(name, text) for name, (_, text) in section.items()])
+
+
+def _remember(ctx: click.Context, param: click.Parameter, value: bool | str | None) -> None:
+    invocation = ctx.ensure_object(Invocation)
+    if param.name == "color" and value is not None:
+        ctx.color = {"always": True, "never": False}.get(str(value))
+    elif param.name in {"debug", "no_input"} and value:
+        setattr(invocation, param.name, True)
+
+
+def _globals(*, hidden: bool) -> list[click.Parameter]:
+    """Return the global options: shown and read from the environment before the command, hidden behind it."""
+
+    def option(name: str, help_text: str, kind: click.Choice[str] | None = None) -> click.Option:
+        variable = None if hidden else "ORCH_" + name.removeprefix("--").replace("-", "_").upper()
+        return click.Option(
+            [name], help=help_text, type=kind, is_flag=kind is None, hidden=hidden, envvar=variable,
+            show_envvar=not hidden, expose_value=False, callback=_remember, is_eager=True,
+        )  # fmt: skip
+
+    return [
+        option("--color", "When to use colours.", click.Choice(["auto", "always", "never"])),
+        option("--no-input", "Never ask; what would need an answer fails."),
+        option("--debug", "Show the traceback of an error."),
+    ]
+
+
+def accept_globals(command: click.Command) -> None:
+    """Let a command and those within it take the global options too, so that their place does not matter."""
+    if any(param.name == "debug" for param in command.params):
+        return
+    command.params.extend(_globals(hidden=True))
+    if isinstance(command, click.Group):
+        for inner in command.commands.values():
+            accept_globals(inner)
+
+
+@click.group(
+    cls=Lazy,
+    params=_globals(hidden=False),
+    epilog=EXIT_CODES,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120},
+)
+@click.version_option(package_name="orch", message="orch %(version)s")
+def cli() -> None:
+    """Queue, train and track sparse autoencoders.
+
+    New here? `orch demo` trains nine SAEs on a small language model that ships with orch, and shows what comes out.
+    """
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Run `orch` and exit."""
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="replace")  # type: ignore[union-attr]
+    sys.exit(run(args))
+
+
+def run(args: Sequence[str] | None = None) -> int:
+    """Run `orch` and return its exit code; every error becomes a message."""
+    invocation = Invocation()
+    try:
+        code = cli.main(args, prog_name="orch", standalone_mode=False, obj=invocation)
+        sys.stdout.flush()
+    except (click.exceptions.Abort, KeyboardInterrupt) as error:
+        return _interrupted(error)
+    except BrokenPipeError:  # whoever read our output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except Exception as error:  # noqa: BLE001 - the one place where anything becomes a message
+        if invocation.debug:
+            traceback.print_exc()
+        return _explain(error)
+    return code if isinstance(code, int) else 0
+
+
+def _interrupted(error: BaseException) -> int:
+    if KeyboardInterrupt in {type(error), type(error.__cause__), type(error.__context__)}:
+        return 130  # whoever pressed Ctrl-C knows
+    complain("Nothing was changed.")
+    return 1
+
+
+def _explain(error: Exception) -> int:
+    if isinstance(error, OrchError):
+        complain(f"Error: {error.message}", error.hint)
+        return error.exit_code
+    if isinstance(error, OSError) and error.strerror:
+        complain(f"Error: {error.filename}: {error.strerror}" if error.filename else f"Error: {error.strerror}")
+        return 1
+    said = f"{type(error).__name__}: {error}".rstrip(": ")
+    complain(
+        f"Error: this should not have happened: {said}",
+        "Please report it, with what this prints: the same, with --debug",
+    )
+    return 1

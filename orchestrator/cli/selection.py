@@ -1,0 +1,122 @@
+"""What commands share before they act: the database in force, and jobs named by id or sweep."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from orchestrator.errors import OrchError
+
+if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
+    from sqlalchemy import Engine
+
+    from orchestrator.results import JobRow
+    from orchestrator.settings import Settings
+
+STATES = ("queued", "running", "paused", "succeeded", "failed", "cancelled")
+TERMINAL = ("succeeded", "failed", "cancelled")
+_Decorated = TypeVar("_Decorated", bound=Callable[..., Any])
+
+
+@contextmanager
+def database() -> "Iterator[tuple[Settings, Engine]]":
+    """Open the database in force, with its settings.
+
+    Raises:
+        StorageError: out of reach, or of an old schema.
+    """
+    from orchestrator.database.schema import open_database
+    from orchestrator.settings import load
+
+    settings = load()
+    engine = open_database(settings)
+    try:
+        yield settings, engine
+    finally:
+        engine.dispose()
+
+
+def job_rows(engine: "Engine", selectors: Sequence[str]) -> "list[JobRow]":
+    """Return the jobs that ids and sweep names stand for.
+
+    Raises:
+        NotFound: nothing of that name, with near ones.
+    """
+    from orchestrator import results
+
+    return results.jobs(engine, ids=results.find(engine, selectors))
+
+
+def selectors(*, required: bool) -> Callable[[_Decorated], _Decorated]:
+    """Give a command its JOB|SWEEP arguments."""
+    metavar = "JOB|SWEEP..." if required else "[JOB|SWEEP]..."
+    return click.argument("selectors", metavar=metavar, nargs=-1, required=required, shell_complete=_complete)
+
+
+def job_argument() -> Callable[[_Decorated], _Decorated]:
+    """Give a command its one JOB argument."""
+    return click.argument("job", metavar="JOB", type=click.IntRange(1), shell_complete=_complete)
+
+
+def output_option(*formats: str) -> Callable[[_Decorated], _Decorated]:
+    """Give a command -o with the formats it knows."""
+    return click.option("-o", "--output", type=click.Choice(formats), help="Print for a program instead of a person.")
+
+
+def yes_option() -> Callable[[_Decorated], _Decorated]:
+    """Give a command -y."""
+    return click.option("-y", "--yes", is_flag=True, help="Do not ask.")
+
+
+def states_option() -> Callable[[_Decorated], _Decorated]:
+    """Give a command -s, a list of states such as running,queued."""
+    return click.option(
+        "-s", "--state", "states", metavar="STATE,...", callback=_check_states, shell_complete=_complete_states,
+        help=f"Only jobs in these states: {', '.join(STATES)}.",
+    )  # fmt: skip
+
+
+def _check_states(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[str, ...] | None:
+    from difflib import get_close_matches
+
+    given = tuple(part.strip() for part in value.split(",")) if value is not None else None
+    for state in given or ():
+        if state not in STATES:
+            near = get_close_matches(state, STATES, n=1)
+            meant = f" Did you mean {near[0]!r}?" if near else f" States: {', '.join(STATES)}."
+            raise click.BadParameter(f"{state!r} is no state.{meant}", ctx=ctx, param=param)
+    return given
+
+
+def _complete_states(ctx: click.Context, param: click.Parameter, incomplete: str) -> "list[CompletionItem]":
+    """Complete the last state of the list."""
+    from click.shell_completion import CompletionItem
+
+    head, comma, last = incomplete.rpartition(",")
+    return [CompletionItem(head + comma + state) for state in STATES if state.startswith(last)]
+
+
+def _complete(ctx: click.Context, param: click.Parameter, incomplete: str) -> "list[CompletionItem]":
+    """Offer sweep names and job ids; whatever is wrong with the place, offer nothing."""
+    from click.shell_completion import CompletionItem
+
+    try:
+        names, rows = _known()
+    except OrchError:
+        return []
+    jobs = [CompletionItem(str(row.id), help=f"{row.sweep} {row.state}") for row in rows]
+    offered = jobs if param.name == "job" else [*(CompletionItem(name, help="sweep") for name in names), *jobs]
+    return [item for item in offered if item.value.startswith(incomplete)]
+
+
+def _known() -> "tuple[list[str], list[JobRow]]":
+    from orchestrator import results
+    from orchestrator.database import schema
+    from orchestrator.settings import load
+
+    if schema.current(load()) != schema.HEAD:  # completion creates and upgrades nothing
+        return [], []
+    with database() as (_, engine):
+        return [sweep.name for sweep in results.sweeps(engine)], results.jobs(engine, limit=200)

@@ -1,0 +1,123 @@
+"""`orch cancel, pause, resume, retry`: what a person wants of jobs."""
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+import click
+
+from orchestrator.cli import terminal
+from orchestrator.cli.selection import database, output_option, selectors, yes_option
+from orchestrator.errors import StateError
+
+if TYPE_CHECKING:
+    from sqlalchemy import Engine
+
+    from orchestrator.queue import Change
+    from orchestrator.results import SweepRow
+
+LINES_SHOWN = 20
+
+
+@click.command()
+@selectors(required=True)
+@yes_option()
+@output_option("name", "json")
+def cancel(*, selectors: tuple[str, ...], yes: bool, output: str | None) -> None:
+    """Cancel jobs: waiting ones at once, running ones at their next heartbeat."""
+    from orchestrator import queue
+
+    with database() as (_, engine):
+        _print(queue.cancel(engine, _chosen(engine, selectors, "Cancel", yes=yes)), output)
+
+
+@click.command()
+@selectors(required=True)
+@click.option("--drain", is_flag=True, help="Of a sweep: let what runs finish, and start nothing more.")
+@yes_option()
+@output_option("name", "json")
+def pause(*, selectors: tuple[str, ...], drain: bool, yes: bool, output: str | None) -> None:
+    """Pause jobs; running ones write a checkpoint first. `orch resume` lets them go on, exactly where they were."""
+    from orchestrator import queue
+
+    with database() as (_, engine):
+        if drain:
+            for sweep in _sweeps(engine, selectors, strict=True):
+                queue.pause_sweep(engine, sweep.id)
+                terminal.note(f"sweep {sweep.name}: no further job starts. It goes on with: orch resume {sweep.name}")
+        else:
+            _print(queue.pause(engine, _chosen(engine, selectors, "Pause", yes=yes)), output)
+
+
+@click.command()
+@selectors(required=True)
+@yes_option()
+@output_option("name", "json")
+def resume(*, selectors: tuple[str, ...], yes: bool, output: str | None) -> None:
+    """Let paused jobs go on, from their last checkpoint."""
+    from orchestrator import queue
+
+    with database() as (_, engine):
+        ids = _chosen(engine, selectors, "Resume", yes=yes)
+        for sweep in _sweeps(engine, selectors, strict=False):
+            if sweep.paused:
+                queue.resume_sweep(engine, sweep.id)
+                terminal.note(f"sweep {sweep.name}: its jobs may start again.")
+        _wake(engine, queue.resume(engine, ids), output)
+
+
+@click.command()
+@selectors(required=True)
+@yes_option()
+@output_option("name", "json")
+def retry(*, selectors: tuple[str, ...], yes: bool, output: str | None) -> None:
+    """Queue failed or cancelled jobs again, from their last checkpoint."""
+    from orchestrator import queue
+
+    with database() as (_, engine):
+        _wake(engine, queue.retry(engine, _chosen(engine, selectors, "Retry", yes=yes)), output)
+
+
+def _chosen(engine: "Engine", selectors: Sequence[str], verb: str, *, yes: bool) -> list[int]:
+    from orchestrator import results
+
+    ids = results.find(engine, selectors)
+    if len(ids) > 1:
+        terminal.confirm(f"{verb} {len(ids)} jobs?", yes=yes)
+    return ids
+
+
+def _sweeps(engine: "Engine", selectors: Sequence[str], *, strict: bool) -> "list[SweepRow]":
+    from orchestrator import results
+
+    known = {sweep.name: sweep for sweep in results.sweeps(engine)}
+    wrong = [name for name in selectors if name not in known]
+    if strict and wrong:
+        results.find(engine, wrong)  # a name that is nothing at all says so itself
+        raise StateError(f"--drain is for sweeps, and {wrong[0]} is a job", hint=f"orch pause {wrong[0]}")
+    return [known[name] for name in selectors if name in known]
+
+
+def _wake(engine: "Engine", changes: "list[Change]", output: str | None) -> None:
+    from orchestrator.dispatch import wake
+    from orchestrator.settings import load
+
+    _print(changes, output)
+    settings = load()
+    if not wake(settings, [change.job_id for change in changes if change.state == "queued"]):
+        terminal.warn("the broker does not answer.", f"Workers look by themselves every {settings.poll:g} s.")
+
+
+def _print(changes: "list[Change]", output: str | None) -> None:
+    if output == "json":
+        terminal.echo_json(terminal.envelope("change", (change._asdict() for change in changes)))
+        return
+    describe: Callable[[Change], str] = (
+        (lambda change: str(change.job_id))
+        if output == "name"
+        else lambda change: f"job {change.job_id}: {change.effect}"
+    )
+    shown = changes if output or len(changes) <= LINES_SHOWN else changes[:LINES_SHOWN]
+    for change in shown:
+        terminal.echo(describe(change))
+    if len(shown) < len(changes):
+        terminal.echo(f"… and {len(changes) - len(shown)} more")

@@ -1,0 +1,87 @@
+"""What a config costs at most, before it runs: tokens and FLOPs (pure, but for reading a width from a config.json)."""
+
+import json
+from pathlib import Path
+from typing import NamedTuple
+
+from orchestrator.config import SHIPPED_SUBJECT, JobConfig, SubjectConfig
+
+SHIPPED_FOLDER = Path(__file__).resolve().parent.parent / "examples" / "subject"
+
+_WIDTH_KEYS = ("hidden_size", "n_embd", "d_model")
+_WITH_K = ("topk", "multi_topk", "batchtopk")
+
+
+class Cost(NamedTuple):
+    """The most a job can use; it stops earlier when it converges."""
+
+    tokens: int
+    """Training tokens: the budget."""
+    d_model: int | None
+    """Width at the hook point; None = known only when the subject is loaded."""
+    n_latents: int | None
+    flops_dense: float | None
+    """12·n·D per token, + 6·n·D per token once latents can be dead."""
+    flops_executed: float | None
+    """2·n·D + 8·k·D per token, + 8·k_aux·D per token once latents can be dead."""
+
+
+def estimate(config: JobConfig, d_model: int | None) -> Cost:
+    """Return the cost of a config's whole budget at a given width, AuxK active as soon as a latent can be dead.
+
+    Source: numerics 5.
+    """
+    sae, tokens = config.sae, config.training.max_tokens
+    if d_model is None:
+        return Cost(tokens, None, sae.n_latents, None, None)
+    n_latents, has_k = sae.latents(d_model), sae.activation in _WITH_K
+    aux_tokens = max(0, tokens - config.training.dead_after_tokens) if has_k and sae.aux_coef > 0 else 0
+    dense = tokens * dense_flops(n_latents, d_model) + aux_tokens * dense_aux_flops(n_latents, d_model)
+    aux = aux_tokens * executed_aux_flops(sae.aux_latents(d_model), d_model)
+    executed = tokens * executed_flops(n_latents, d_model, sae.k) + aux if has_k else dense
+    return Cost(tokens, d_model, n_latents, float(dense), float(executed))
+
+
+def dense_flops(n_latents: int, d_model: int) -> int:
+    """Return the FLOPs per token of a step in which every product is dense: 12·n·D."""
+    return 12 * n_latents * d_model
+
+
+def dense_aux_flops(n_latents: int, d_model: int) -> int:
+    """Return what active AuxK adds to `dense_flops`: 6·n·D."""
+    return 6 * n_latents * d_model
+
+
+def executed_flops(n_latents: int, d_model: int, k: int) -> int:
+    """Return the FLOPs per token of a step with sparse decode and gradients: 2·n·D + 8·k·D."""
+    return 2 * n_latents * d_model + 8 * k * d_model
+
+
+def executed_aux_flops(k_aux: int, d_model: int) -> int:
+    """Return what active AuxK adds to `executed_flops`: 8·k_aux·D."""
+    return 8 * k_aux * d_model
+
+
+def hook_width(subject: SubjectConfig) -> int | None:
+    """Return the width at the hook point where it is the model's own; None where only loading the model tells."""
+    inner = subject.hook is not None or subject.site == "mlp_post"
+    return None if inner else known_width(subject.model)
+
+
+def known_width(model: str) -> int | None:
+    """Return the width that the config.json of a local folder names, or None.
+
+    Source: `model`, a folder, or the model that ships here.
+    """
+    folder = SHIPPED_FOLDER if model == SHIPPED_SUBJECT else Path(model)
+    try:
+        found = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return None
+    found = found if isinstance(found, dict) else {}
+    text = found.get("text_config")  # where a model of several modalities keeps its decoder
+    for part in (found, text if isinstance(text, dict) else {}):
+        for width in map(part.get, _WIDTH_KEYS):
+            if type(width) is int and width > 0:
+                return width
+    return None

@@ -1,0 +1,225 @@
+"""The tables. Every time is epoch seconds by the DATABASE's clock; a float that is not finite is stored as NULL."""
+
+import math
+from typing import Any
+
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    CheckConstraint,
+    Dialect,
+    Double,
+    ForeignKey,
+    Index,
+    MetaData,
+    Text,
+    TypeDecorator,
+    text,
+)
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+STATES = ("queued", "running", "paused", "succeeded", "failed", "cancelled")
+TERMINAL = ("succeeded", "failed", "cancelled")
+FREED = ("failed", "cancelled")
+"""States in which a job no longer holds its config's place in the sweep."""
+
+LIVE = text("state NOT IN ('failed', 'cancelled')")
+"""The condition of the partial index, word for word: only so may a query use it."""
+
+
+class Finite(TypeDecorator[float]):
+    """A float whose NaN and infinities are stored as NULL."""
+
+    impl = Double
+    cache_ok = True
+
+    def process_bind_param(self, value: float | None, dialect: Dialect) -> float | None:
+        """Return the value to store."""
+        return None if value is None or not math.isfinite(value) else float(value)
+
+
+class Table(DeclarativeBase):
+    """What every table shares: names for constraints, so that a migration can speak of them."""
+
+    metadata = MetaData(
+        naming_convention={
+            "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+            "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+            "ck": "ck_%(table_name)s_%(constraint_name)s",
+            "fk": "fk_%(table_name)s_%(column_0_N_name)s",
+            "pk": "pk_%(table_name)s",
+        }
+    )
+    type_annotation_map = {str: Text, float: Double, dict[str, Any]: JSON}  # noqa: RUF012 - SQLAlchemy reads it so
+
+
+class SweepRow(Table):
+    """A named set of jobs."""
+
+    __tablename__ = "sweeps"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    name: Mapped[str] = mapped_column(unique=True)
+    text: Mapped[str]
+    labels: Mapped[dict[str, Any]]
+    max_parallel: Mapped[int | None]
+    run_cap: Mapped[int | None]
+    max_failures: Mapped[int]
+    paused: Mapped[bool]
+    created_at: Mapped[float]
+    mlflow_experiment_id: Mapped[str | None]
+
+
+class Job(Table):
+    """One config in the queue. Only `orchestrator.queue` writes its state."""
+
+    __tablename__ = "jobs"
+    __table_args__ = (
+        CheckConstraint("(state IN ('succeeded', 'failed', 'cancelled')) = (finished_at IS NOT NULL)", name="finished"),
+        Index("ix_jobs_claim", "state", text("priority DESC"), "id", "sweep_id"),
+        Index("ix_jobs_sweep_state", "sweep_id", "state"),
+    )
+    id: Mapped[int] = mapped_column(primary_key=True)
+    sweep_id: Mapped[int] = mapped_column(ForeignKey("sweeps.id"))
+    config_id: Mapped[str]
+    replica: Mapped[int]
+    config: Mapped[str]
+    n_latents: Mapped[int | None]
+    d_model: Mapped[int | None]
+    k: Mapped[int]
+    max_tokens: Mapped[int] = mapped_column(BigInteger)
+    seed: Mapped[int] = mapped_column(BigInteger)
+    lr: Mapped[float | None]
+    priority: Mapped[int]
+    state: Mapped[str]
+    desired: Mapped[str]
+    attempt: Mapped[int]
+    failures: Mapped[int]
+    preemptions: Mapped[int]
+    lost_in_row: Mapped[int]
+    not_before: Mapped[float]
+    created_at: Mapped[float]
+    finished_at: Mapped[float | None]
+    reason: Mapped[str | None]
+    mlflow_run_id: Mapped[str | None]
+
+
+class Attempt(Table):
+    """One try of a job; appended by the claim, closed once."""
+
+    __tablename__ = "attempts"
+    job_id: Mapped[int] = mapped_column(ForeignKey("jobs.id"), primary_key=True)
+    attempt: Mapped[int] = mapped_column(primary_key=True)
+    token: Mapped[str]
+    worker: Mapped[str]
+    host: Mapped[str]
+    pid: Mapped[int]
+    device: Mapped[str]
+    started_at: Mapped[float]
+    ended_at: Mapped[float | None]
+    outcome: Mapped[str | None]
+    exit_code: Mapped[int | None]
+    tokens_start: Mapped[int | None] = mapped_column(BigInteger)
+    tokens_end: Mapped[int | None] = mapped_column(BigInteger)
+    mlflow_run_id: Mapped[str | None]
+    facts: Mapped[dict[str, Any] | None]
+    error: Mapped[str | None]
+
+
+class LeaseRow(Table):
+    """Who may write a job's results until when. Narrow and unindexed, for it is written every few seconds."""
+
+    __tablename__ = "leases"
+    job_id: Mapped[int] = mapped_column(ForeignKey("jobs.id"), primary_key=True, autoincrement=False)
+    attempt: Mapped[int]
+    token: Mapped[str] = mapped_column(unique=True)
+    expires_at: Mapped[float]
+    tokens_seen: Mapped[int] = mapped_column(BigInteger)
+    tokens_per_second: Mapped[float | None] = mapped_column(Finite)
+    fvu: Mapped[float | None] = mapped_column(Finite)
+    progress_at: Mapped[float]
+
+
+class CurvePoint(Table):
+    """One evaluation of a job."""
+
+    __tablename__ = "curve_points"
+    job_id: Mapped[int] = mapped_column(ForeignKey("jobs.id"), primary_key=True)
+    tokens_seen: Mapped[int] = mapped_column(BigInteger, primary_key=True)
+    attempt: Mapped[int]
+    fvu: Mapped[float | None] = mapped_column(Finite)
+    fvu_raw: Mapped[float | None] = mapped_column(Finite)
+    loss: Mapped[float | None] = mapped_column(Finite)
+    aux_loss: Mapped[float | None] = mapped_column(Finite)
+    dead_share: Mapped[float | None] = mapped_column(Finite)
+    l0: Mapped[float | None] = mapped_column(Finite)
+    grad_norm: Mapped[float | None] = mapped_column(Finite)
+    wall_seconds: Mapped[float | None] = mapped_column(Finite)
+    flops_dense: Mapped[float | None] = mapped_column(Finite)
+    flops_executed: Mapped[float | None] = mapped_column(Finite)
+    flops_subject: Mapped[float | None] = mapped_column(Finite)
+
+
+class ResultRow(Table):
+    """What a job came to; written with the state `succeeded` and never again."""
+
+    __tablename__ = "results"
+    job_id: Mapped[int] = mapped_column(ForeignKey("jobs.id"), primary_key=True, autoincrement=False)
+    attempt: Mapped[int]
+    token: Mapped[str]
+    outcome: Mapped[str]
+    tokens_seen: Mapped[int] = mapped_column(BigInteger)
+    fvu: Mapped[float | None] = mapped_column(Finite)
+    fvu_raw: Mapped[float | None] = mapped_column(Finite)
+    untrained_fvu: Mapped[float | None] = mapped_column(Finite)
+    dead_share: Mapped[float | None] = mapped_column(Finite)
+    l0: Mapped[float | None] = mapped_column(Finite)
+    l_inf: Mapped[float | None] = mapped_column(Finite)
+    l_inf_se: Mapped[float | None] = mapped_column(Finite)
+    flops_dense: Mapped[float | None] = mapped_column(Finite)
+    flops_executed: Mapped[float | None] = mapped_column(Finite)
+    flops_subject: Mapped[float | None] = mapped_column(Finite)
+    wall_seconds: Mapped[float | None] = mapped_column(Finite)
+    artifact_uri: Mapped[str | None]
+
+
+class ConvergenceRow(Table):
+    """tokens_to_convergence of a job at one epsilon; NULL with a lower bound when censored."""
+
+    __tablename__ = "convergence"
+    job_id: Mapped[int] = mapped_column(ForeignKey("jobs.id"), primary_key=True)
+    epsilon: Mapped[float] = mapped_column(primary_key=True)
+    tokens: Mapped[float | None] = mapped_column(Finite)
+    lower_bound: Mapped[float | None] = mapped_column(Finite)
+
+
+class CheckpointRow(Table):
+    """Where a checkpoint lies; the pointer, not the bytes."""
+
+    __tablename__ = "checkpoints"
+    job_id: Mapped[int] = mapped_column(ForeignKey("jobs.id"), primary_key=True)
+    tokens_seen: Mapped[int] = mapped_column(BigInteger, primary_key=True)
+    attempt: Mapped[int] = mapped_column(primary_key=True)
+    uri: Mapped[str]
+    sha256: Mapped[str]
+    created_at: Mapped[float]
+
+
+class Event(Table):
+    """What happened to a job or a sweep, in order; appended in the transaction that did it."""
+
+    __tablename__ = "events"
+    __table_args__ = (Index("ix_events_job", "job_id", "id"), Index("ix_events_sweep", "sweep_id", "id"))
+    id: Mapped[int] = mapped_column(primary_key=True)
+    job_id: Mapped[int | None] = mapped_column(ForeignKey("jobs.id"))
+    sweep_id: Mapped[int | None] = mapped_column(ForeignKey("sweeps.id"))
+    attempt: Mapped[int | None]
+    at: Mapped[float]
+    kind: Mapped[str]
+    data: Mapped[dict[str, Any] | None]
+
+
+def declare_partial_indexes() -> None:
+    """Add the index that names dialects. Naming one loads all of it, a fifth of a second only migrations should pay."""
+    name = "uq_jobs_live_config"
+    if all(index.name != name for index in Table.metadata.tables["jobs"].indexes):
+        Index(name, Job.sweep_id, Job.config_id, Job.replica, unique=True, sqlite_where=LIVE, postgresql_where=LIVE)

@@ -1,0 +1,90 @@
+"""What a person types behind the sweep file: key=value, key=value,value, key=log(1e-4,1e-3,3), ~key."""
+
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from orchestrator.assignments import FIELDS, GROUPS, Assignments, assign, check_key
+from orchestrator.errors import ConfigError
+from orchestrator.points import Axis, axis_of, values_of, without
+from orchestrator.ranges import is_range
+from orchestrator.yaml_source import Node, parse_text
+
+_CALL = re.compile(r"(range|lin|log|pow2)\((.*)\)", re.DOTALL)
+_OPEN, _CLOSE = "([{", ")]}"
+_NOT_YAML = tuple("*&!%@`|>#")  # they start a path, a pattern or a name here, never YAML's own forms
+_Change = tuple[set[str], Assignments, Axis | None]
+"""The keys an override takes out, and the values or the axis it puts in."""
+
+_HINT = "Write key=value, key=value,value, key=log(1e-4,1e-3,3) or ~key."
+
+
+def apply(
+    texts: Sequence[str], fixed: Assignments, axes: list[Axis], *, folders: tuple[Path, ...]
+) -> tuple[Assignments, list[Axis]]:
+    """Return fixed values and axes after the overrides, taken in order; an overridden key leaves its block.
+
+    Several values make another axis behind the others, ~key gives a key back to its default.
+
+    Raises:
+        ConfigError: an unknown key, or a text of another form.
+    """
+    for text in texts:
+        place = f"override {text!r}"
+        if text.startswith("~"):
+            names, given, axis = _dropped(text[1:].strip(), place)
+        else:
+            names, given, axis = _given(text, place, folders)
+        axes = without(axes, names.__contains__)
+        if axis:
+            axes = [*axes, axis]
+        else:
+            fixed = {key: value for key, value in fixed.items() if key not in names} | given
+    return fixed, axes
+
+
+def _dropped(key: str, place: str) -> _Change:
+    group = {field for field in FIELDS if field.startswith(f"{key}.")}
+    return group if key in GROUPS else {check_key(key, place)}, {}, None
+
+
+def _given(text: str, place: str, folders: tuple[Path, ...]) -> _Change:
+    written, equals, rest = text.lstrip("+").partition("=")
+    if not equals:
+        raise ConfigError(f"{place} has no '='", hint=_HINT)
+    key = written.strip()
+    values = [node for item in _split(rest) for node in _values(item.strip(), place)]
+    if len(values) > 1:
+        return {check_key(key, place)}, {}, axis_of(key, values, folders)
+    given = assign({key: values[0]}, folders)
+    return set(given), given, None
+
+
+def _values(item: str, place: str) -> list[Node]:
+    if not item:
+        raise ConfigError(f"{place}: a value is missing", hint=f"{_HINT} For nothing, write null.")
+    if call := _CALL.fullmatch(item):
+        numbers = parse_text(f"[{call[2]}]", place, lines=False)
+        return values_of(Node({call[1]: numbers}, place))
+    node = Node(item, place) if item.startswith(_NOT_YAML) else parse_text(item, place, lines=False)
+    if isinstance(node.value, dict) and is_range(list(node.value)):
+        return values_of(node)
+    return [node]
+
+
+def _split(text: str) -> Iterator[str]:
+    """Yield the parts between commas that stand in no bracket and no quotes."""
+    depth, quote, start = 0, "", 0
+    for i, sign in enumerate(text):
+        if quote:
+            quote = "" if sign == quote and text[i - 1 : i] != "\\" else quote
+        elif sign in "'\"" and (depth or not text[start:i].strip()):
+            quote = sign
+        elif sign in _OPEN:
+            depth += 1
+        elif sign in _CLOSE:
+            depth -= 1
+        elif sign == "," and depth <= 0:
+            yield text[start:i]
+            start = i + 1
+    yield text[start:]

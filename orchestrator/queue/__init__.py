@@ -1,0 +1,51 @@
+"""The only author of a job's state. Each verb is one short transaction, and every write of a worker is fenced."""
+
+from orchestrator.queue.claims import claim, waiting
+from orchestrator.queue.endings import fail, finish, release
+from orchestrator.queue.expiry import release_expired
+from orchestrator.queue.heartbeats import begin, checkpointed, heartbeat, record, set_mlflow
+from orchestrator.queue.intake import enqueue
+from orchestrator.queue.terms import (
+    Change,
+    CheckpointRef,
+    Claim,
+    Desired,
+    Enqueued,
+    Lease,
+    LeaseLost,
+    Result,
+    State,
+    Worker,
+)
+from orchestrator.queue.wishes import cancel, pause, pause_sweep, resume, resume_sweep, retry
+
+__all__ = [
+    "Change",
+    "CheckpointRef",
+    "Claim",
+    "Desired",
+    "Enqueued",
+    "Lease",
+    "LeaseLost",
+    "Result",
+    "State",
+    "Worker",
+    "begin",
+    "cancel",
+    "checkpointed",
+    "claim",
+    "enqueue",
+    "fail",
+    "finish",
+    "heartbeat",
+    "pause",
+    "pause_sweep",
+    "record",
+    "release",
+    "release_expired",
+    "resume",
+    "resume_sweep",
+    "retry",
+    "set_mlflow",
+    "waiting",
+]

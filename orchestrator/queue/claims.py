@@ -1,0 +1,124 @@
+"""A worker takes a job: one short transaction that leaves job, lease and attempt row consistent."""
+
+from sqlalchemy import Engine, Row, Select, func, insert, select, text, update
+from sqlalchemy.orm import Session
+
+from orchestrator.database.engine import db_now, reading, transaction
+from orchestrator.database.models import Attempt, CheckpointRow, Job, LeaseRow, SweepRow
+from orchestrator.queue.endings import fail
+from orchestrator.queue.fence import log_event
+from orchestrator.queue.terms import CheckpointRef, Claim, Lease, Worker
+
+
+def claim(engine: Engine, worker: Worker, *, token: str, lease_seconds: float) -> Claim | None:
+    """Take the next job that may run, or None when there is none.
+
+    The token is made by the caller before the call. When the answer of a commit was lost, calling again with the same
+    token adopts the claim that was made.
+
+    Raises:
+        StorageError: the database did not answer; call again with the same token.
+    """
+    from orchestrator.config import JobConfig
+
+    with transaction(engine) as session:
+        lease = _adopted(session, token) or _next(session, worker, token, lease_seconds)
+        if lease is None:
+            return None
+        query = select(Job, SweepRow).join(SweepRow, SweepRow.id == Job.sweep_id).where(Job.id == lease.job_id)
+        job, sweep = session.execute(query).one()
+        rows = session.execute(_checkpoints(lease.job_id))
+        refs = tuple(CheckpointRef(row.uri, row.tokens_seen, row.sha256) for row in rows)
+        stored, place = job.config, (sweep.id, sweep.name)
+        runs = job.mlflow_run_id, sweep.mlflow_experiment_id
+    try:
+        config = JobConfig.model_validate_json(stored)
+    except ValueError as error:  # stored by another version: no attempt can run it
+        told = f"the stored config is not valid here: {error}"
+        fail(engine, lease, error=told, exit_code=78, outcome="config", retry=False)
+        return claim(engine, worker, token=token, lease_seconds=lease_seconds)
+    return Claim(lease, config, *place, refs, *runs)
+
+
+def waiting(engine: Engine, *, limit: int) -> list[int]:
+    """Return the first jobs that may run now, in the order in which they will."""
+    with reading(engine) as session:
+        return [row.id for row in session.execute(_eligible().limit(limit))]
+
+
+def _adopted(session: Session, token: str) -> Lease | None:
+    row = session.execute(select(LeaseRow.job_id, LeaseRow.attempt).where(LeaseRow.token == token)).one_or_none()
+    return Lease(row.job_id, row.attempt, token) if row else None
+
+
+def _next(session: Session, worker: Worker, token: str, lease_seconds: float) -> Lease | None:
+    job = _pick(session)
+    if job is None:
+        return None
+    taken = update(Job).where(Job.id == job.id, Job.attempt == job.attempt, Job.state == "queued")
+    attempt = session.scalar(taken.values(state="running", attempt=Job.attempt + 1, reason=None).returning(Job.attempt))
+    if attempt is None:
+        return None
+    lease = Lease(job.id, attempt, token)
+    held = {"job_id": job.id, "attempt": attempt, "token": token}
+    now = db_now()
+    until = {"expires_at": now + lease_seconds, "progress_at": now, "tokens_seen": _resumable(session, job.id)}
+    session.execute(insert(LeaseRow).values(**held, **until))
+    who = {"worker": worker.name, "host": worker.host, "pid": worker.pid, "device": worker.device}
+    session.execute(insert(Attempt).values(**held, **who, started_at=now))
+    log_event(session, "claimed", lease, worker=worker.name)
+    return lease
+
+
+def _pick(session: Session) -> Row[int, int, int] | None:
+    """Lock the first job that may run, highest priority first, then the oldest."""
+    if session.get_bind().dialect.name == "postgresql":
+        # Without fresh statistics the planner would sort the whole queue for its first row; the index has it in order.
+        session.execute(text("SET LOCAL enable_sort = off"))
+    full: list[int] = []
+    while True:
+        job = session.execute(
+            _eligible().with_for_update(skip_locked=True).where(Job.sweep_id.not_in(full)).limit(1)
+        ).one_or_none()
+        if job is None or job.sweep_id not in _capped(session, job.sweep_id):
+            return job
+        if not _is_full(session, job.sweep_id):
+            return job
+        full.append(job.sweep_id)
+
+
+def _eligible() -> Select[int, int, int]:
+    """Select the jobs that may run now, in the order in which they will.
+
+    Paused and full sweeps are left out as one uncorrelated list, so that the index gives the order and a long
+    queue of a paused sweep costs no look-up per job.
+    """
+    running = select(func.count()).select_from(Job).where(Job.sweep_id == SweepRow.id, Job.state == "running")
+    closed = select(SweepRow.id).where(SweepRow.paused | (SweepRow.max_parallel <= running.scalar_subquery()))
+    return (
+        select(Job.id, Job.attempt, Job.sweep_id)
+        .where(Job.state == "queued", Job.desired == "run", Job.not_before <= db_now(), Job.sweep_id.not_in(closed))
+        .order_by(Job.priority.desc(), Job.id)
+    )
+
+
+def _capped(session: Session, sweep_id: int) -> list[int]:
+    """Lock the sweep if it has a cap: two claims at once must not both take its last place."""
+    lock = select(SweepRow.id).where(SweepRow.id == sweep_id, SweepRow.max_parallel.is_not(None))
+    return list(session.scalars(lock.with_for_update(key_share=True)))
+
+
+def _is_full(session: Session, sweep_id: int) -> bool:
+    running = select(func.count()).select_from(Job).where(Job.sweep_id == sweep_id, Job.state == "running")
+    full = select(SweepRow.id).where(SweepRow.id == sweep_id, SweepRow.max_parallel <= running.scalar_subquery())
+    return session.scalar(full) is not None
+
+
+def _resumable(session: Session, job_id: int) -> int:
+    return session.scalar(select(func.max(CheckpointRow.tokens_seen)).where(CheckpointRow.job_id == job_id)) or 0
+
+
+def _checkpoints(job_id: int) -> Select[str, int, str]:
+    newest = (CheckpointRow.tokens_seen.desc(), CheckpointRow.attempt.desc())
+    columns = select(CheckpointRow.uri, CheckpointRow.tokens_seen, CheckpointRow.sha256)
+    return columns.where(CheckpointRow.job_id == job_id).order_by(*newest)

@@ -1,0 +1,157 @@
+"""The rows the read side hands out. Times are epoch seconds by the database's clock, spans are seconds."""
+
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class JobRow:
+    """One job as a person sees it."""
+
+    id: int
+    sweep: str
+    state: str
+    desired: str
+    """run, pause or cancel: what a person asked of it."""
+    priority: int
+    attempt: int
+    failures: int
+    preemptions: int
+    n_latents: int | None
+    """None = expansion × d_model, known once the subject has been seen."""
+    k: int
+    lr: float | None
+    """None = auto."""
+    seed: int
+    d_model: int | None
+    max_tokens: int
+    tokens_seen: int
+    tokens_per_second: float | None
+    """Of a running job."""
+    fvu: float | None
+    dead_share: float | None
+    l0: float | None
+    outcome: str | None
+    """converged, max_tokens or diverged."""
+    tokens_to_convergence: float | None
+    """At epsilon 0.01; None when censored."""
+    tokens_lower_bound: float | None
+    """What a censored count is known to exceed."""
+    l_inf: float | None
+    untrained_fvu: float | None
+    wall_seconds: float | None
+    """Training time over all attempts."""
+    created_at: float
+    started_at: float | None
+    """Of the newest attempt."""
+    finished_at: float | None
+    age: float
+    """Since it was enqueued."""
+    worker: str | None
+    """Of the newest attempt."""
+    lease_left: float | None
+    """Of a running job; below 0 = the worker has fallen silent."""
+    reason: str | None
+    """Why it is not running, or why it ended as it did."""
+    config_id: str
+    mlflow_run_id: str | None
+    artifact_uri: str | None
+    labels: dict[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class SweepRow:
+    """One sweep and its jobs by state."""
+
+    id: int
+    name: str
+    labels: dict[str, str]
+    paused: bool
+    max_parallel: int | None
+    run_cap: int | None
+    max_failures: int
+    created_at: float
+    mlflow_experiment_id: str | None
+    counts: dict[str, int]
+    """Every state, also those without a job."""
+
+    @property
+    def jobs(self) -> int:
+        """Return the number of jobs."""
+        return sum(self.counts.values())
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerRow:
+    """One worker at work, by the lease it holds."""
+
+    worker: str
+    host: str
+    pid: int
+    device: str
+    job_id: int
+    attempt: int
+    sweep: str
+    started_at: float
+    tokens_seen: int
+    tokens_per_second: float | None
+    lease_left: float
+    progress_age: float
+    """Since tokens_seen last grew."""
+
+
+@dataclass(frozen=True, slots=True)
+class AttemptRow:
+    """One try of a job."""
+
+    job_id: int
+    attempt: int
+    worker: str
+    host: str
+    pid: int
+    device: str
+    started_at: float
+    ended_at: float | None
+    outcome: str | None
+    exit_code: int | None
+    tokens_start: int | None
+    tokens_end: int | None
+    mlflow_run_id: str | None
+    facts: dict[str, Any] | None
+    error: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class EventRow:
+    """Something that happened."""
+
+    id: int
+    job_id: int | None
+    sweep_id: int | None
+    attempt: int | None
+    at: float
+    kind: str
+    data: dict[str, Any] | None
+
+
+@dataclass(frozen=True, slots=True)
+class CheckpointRow:
+    """Where a checkpoint lies."""
+
+    job_id: int
+    tokens_seen: int
+    attempt: int
+    uri: str
+    sha256: str
+    created_at: float
+
+
+@dataclass(frozen=True, slots=True)
+class ConvergenceRow:
+    """tokens_to_convergence at one epsilon."""
+
+    job_id: int
+    epsilon: float
+    tokens: float | None
+    """None when censored."""
+    lower_bound: float | None

@@ -1,0 +1,196 @@
+"""A sweep file with overrides -> Sweep: every config, in order, valid, each with its own identity."""
+
+import math
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import fields
+from itertools import product
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from pydantic import ValidationError
+
+from orchestrator.assignments import Assignment, Assignments, assignments_of, entries
+from orchestrator.config import SCHEMA_HINT, JobConfig, Limits, Sweep, explain, near_key
+from orchestrator.errors import ConfigError
+from orchestrator.expression import Expression, compile_expression
+from orchestrator.overrides import apply
+from orchestrator.points import Axis, describe, read_axes
+from orchestrator.yaml_source import Node, parse_text, read_text
+
+MAX_POINTS = 200_000
+MAX_LIMIT = 10**9
+
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,63}")
+_DEFAULTS = {
+    f"{part}.{key}": value
+    for part, found in JobConfig().model_dump(mode="json").items()
+    for key, value in found.items()
+}
+
+
+class _Point(NamedTuple):
+    number: int
+    varied: Assignments
+    values: Assignments
+
+    def __str__(self) -> str:
+        return f"point {self.number}" + (f" ({describe(self.varied)})" if self.varied else "")
+
+
+def expand(path: Path, overrides: Sequence[str] = ()) -> Sweep:
+    """Return the sweep a file describes, after the overrides; nothing is stored.
+
+    Raises:
+        ConfigError: says file, line and column, or the override, and what is allowed there.
+    """
+    text = read_text(path)
+    node = parse_text(text, str(path))
+    if node.value is None:
+        raise ConfigError(f"{path}: is empty", hint="A sweep file names at least one key, such as sae.k: 32.")
+    root = entries(node, "a sweep file")
+    fixed, axes = apply(
+        overrides, assignments_of(root, path), read_axes(root.get("sweep"), path.parent), folders=(Path(), path.parent)
+    )
+    limits = _limits(entries(root["limits"], "limits")) if "limits" in root else Limits()
+    configs = tuple(_configs(fixed, axes, _rules(root.get("exclude"))))
+    _check_count(len(configs), limits, path)
+    return Sweep(_name(root.get("name"), path), configs, _labels(root.get("labels")), limits, text)
+
+
+def check_name(name: str, place: str = "the name") -> str:
+    """Return a sweep's name that can be used.
+
+    Raises:
+        ConfigError: says what a name is made of.
+    """
+    if not _NAME.fullmatch(name) or name.isdigit():
+        raise ConfigError(
+            f"{place}: {name!r} cannot name a sweep",
+            hint="A name has up to 64 letters, digits, '.', '_' or '-', begins with no '.' or '-', and is no number.",
+        )
+    return name
+
+
+def _configs(fixed: Assignments, axes: list[Axis], rules: list[Expression]) -> Iterator[JobConfig]:
+    total = math.prod(len(axis) for axis in axes)
+    if total > MAX_POINTS:
+        raise ConfigError(
+            f"the sweep has {total} points; {MAX_POINTS} is the most", hint="Split it over several files."
+        )
+    seen: dict[str, _Point] = {}
+    for point in _points(fixed, axes):
+        if _excluded(point, rules):
+            continue
+        config = _validated(point)
+        other = seen.setdefault(config.config_id, point)
+        if other is not point:
+            raise _twice(other, point)
+        yield config
+    if not seen:
+        raise ConfigError("exclude leaves no point of the sweep", hint="Take a rule out, or vary more values.")
+
+
+def _points(fixed: Assignments, axes: list[Axis]) -> Iterator[_Point]:
+    for number, parts in enumerate(product(*axes), start=1):
+        varied = {key: found for part in parts for key, found in part.items()}
+        yield _Point(number, varied, fixed | varied)
+
+
+def _excluded(point: _Point, rules: list[Expression]) -> bool:
+    values = _DEFAULTS | {key: found.value for key, found in point.values.items()} if rules else {}
+    try:
+        return any(rule.holds(values) for rule in rules)
+    except ConfigError as error:
+        _validated(point)  # a wrong value explains more than the rule that met it
+        raise ConfigError(f"{error.message}, at {point}", hint=error.hint) from None
+
+
+def _validated(point: _Point) -> JobConfig:
+    nested: dict[str, dict[str, Any]] = {}
+    for key, found in point.values.items():
+        part, _, leaf = key.partition(".")
+        nested.setdefault(part, {})[leaf] = found.value
+    try:
+        return JobConfig.model_validate(nested)
+    except ValidationError as error:
+        path, said = explain(error)
+        key, found = _culprit(path, said, point)
+        at = f", at {point}" if key in point.varied else ""
+        said = said if path in said else f"{path}: {said}"
+        raise ConfigError(f"{found.place}: {said}{at}", hint=SCHEMA_HINT) from None
+
+
+def _culprit(path: str, said: str, point: _Point) -> tuple[str, Assignment]:
+    """Return the assignment to blame: the key itself, else one the message names, a varied or later one first."""
+
+    def blame(key: str) -> tuple[bool, bool, bool]:
+        named = re.search(rf"\b{key.rpartition('.')[2]}\b", said) is not None
+        return path == key or path.startswith(f"{key}."), named, key in point.varied
+
+    near = [key for key in point.values if f"{key}.".startswith(f"{path}.") or path.startswith(f"{key}.")]
+    key = max(reversed(near), key=blame)
+    return key, point.values[key]
+
+
+def _twice(first: _Point, second: _Point) -> ConfigError:
+    if describe(first.varied) == describe(second.varied):
+        message = f"points {first.number} and {second.number} are the same, a value is listed twice: {second}"
+    else:
+        message = f"{first} and {second} give one and the same config"
+    place = list(second.varied.values())[-1].place
+    return ConfigError(f"{place}: {message}", hint="Take one out; to train a config again, vary training.seed.")
+
+
+def _rules(node: Node | None) -> list[Expression]:
+    if node is None or node.value is None:
+        return []
+    rules = node.value if isinstance(node.value, list) else [node]
+    for rule in rules:
+        if not isinstance(rule.value, str):
+            raise ConfigError(
+                f"{rule.place}: a rule of exclude is text",
+                hint='Write exclude: ["sae.k == 64 and sae.n_latents == 4096"]',
+            )
+    return [compile_expression(rule.value, place=rule.place, keys=_DEFAULTS) for rule in rules]
+
+
+def _limits(found: dict[str, Node]) -> Limits:
+    known = [field.name for field in fields(Limits)]
+    for key, node in found.items():
+        if key not in known:
+            near = near_key(key, known)
+            meant = f"; did you mean {near!r}?" if near else ""
+            raise ConfigError(f"{node.key_place}: unknown limit {key!r}{meant}", hint=f"Limits: {', '.join(known)}.")
+        whole = type(node.value) in (int, float) and 1 <= node.value <= MAX_LIMIT and node.value % 1 == 0
+        if node.value is not None and not whole:
+            raise ConfigError(
+                f"{node.place}: {key} must be a whole number from 1 (got {node.plain()!r})",
+                hint="Write null for the default.",
+            )
+    return Limits(**{key: int(node.value) for key, node in found.items() if node.value is not None})
+
+
+def _check_count(count: int, limits: Limits, path: Path) -> None:
+    if limits.run_cap is not None and count > limits.run_cap:
+        raise ConfigError(
+            f"{path}: the sweep has {count} configs, run_cap allows {limits.run_cap}",
+            hint="Raise limits.run_cap, or leave points out with exclude.",
+        )
+
+
+def _labels(node: Node | None) -> dict[str, str]:
+    found = entries(node, "labels") if node else {}
+    for key, label in found.items():
+        if not key or not isinstance(label.value, str):
+            raise ConfigError(f"{label.place}: the label {key!r} must be text", hint=f'Put it in quotes: {key}: "..."')
+    return {key: label.value for key, label in found.items()}
+
+
+def _name(node: Node | None, path: Path) -> str:
+    if node is None or node.value is None:
+        stem = re.sub(r"[^A-Za-z0-9._-]+", "-", path.stem).lstrip("-.")[:64]
+        return check_name(stem, f"{path}: it has no name, and its file name makes none")
+    if not isinstance(node.value, str):
+        raise ConfigError(f"{node.place}: the name must be text (got {node.plain()!r})", hint='Put it in quotes: "..."')
+    return check_name(node.value, node.place)

@@ -1,0 +1,91 @@
+"""Real processes, killed in the middle: nothing is lost, nothing is done twice, and no bit of a curve changes."""
+
+import os
+import signal
+from pathlib import Path
+
+from small_world import World, is_gone, small_config, trainers
+
+from orchestrator import queue
+
+Curve = list[tuple[float, ...]]
+
+
+def test_kill_9_of_the_worker_and_another_resumes(
+    world: World, subject: Path, long_tokens: int, undisturbed: Curve
+) -> None:
+    (job,) = world.enqueue(small_config(subject, max_tokens=long_tokens))
+    first = world.work()
+    world.wait(lambda: world.is_in_training(job, 1))
+    (trainer,) = trainers(first)
+    first.kill()
+    world.wait(lambda: is_gone(trainer), 5)  # no orphan
+    assert world.work("--until-empty").wait(120) == 0, world.said()
+    assert world.job(job).state == "succeeded"
+    (lost, _), (done, resumed_at) = world.attempts(job)
+    assert (lost, done) == ("lost", "max_tokens")
+    assert resumed_at
+    assert world.curve(job) == undisturbed
+
+
+def test_kill_9_of_trainer_then_sigterm_to_the_worker(
+    world: World, subject: Path, long_tokens: int, undisturbed: Curve
+) -> None:
+    (job,) = world.enqueue(small_config(subject, max_tokens=long_tokens))
+    first = world.work()
+    world.wait(lambda: world.is_in_training(job, 1))
+    trainers(first)[0].kill()
+    world.wait(lambda: world.is_in_training(job, 2))
+    (trainer,) = trainers(first)
+    first.terminate()
+    assert first.wait(30) == 0
+    assert is_gone(trainer)
+    assert world.job(job).state == "queued"
+    assert (world.job(job).failures, world.job(job).preemptions) == (1, 1)
+    assert world.work("--until-empty").wait(120) == 0, world.said()
+    outcomes, starts = zip(*world.attempts(job), strict=True)
+    assert outcomes == ("crashed", "preempted", "max_tokens")
+    assert starts[0] == 0 < starts[1] < starts[2]
+    assert world.curve(job) == undisturbed
+
+
+def test_a_frozen_worker_that_wakes_up_writes_nothing(world: World, subject: Path, long_tokens: int) -> None:
+    (job,) = world.enqueue(small_config(subject, max_tokens=long_tokens))
+    frozen = world.work()
+    world.wait(lambda: world.is_in_training(job, 1))
+    (trainer,) = trainers(frozen)
+    os.kill(trainer.pid, signal.SIGSTOP)
+    frozen.send_signal(signal.SIGSTOP)
+    other = world.work("--until-empty")
+    world.wait(lambda: world.is_in_training(job, 2))
+    frozen.send_signal(signal.SIGCONT)
+    world.wait(lambda: is_gone(trainer), 10)
+    assert other.wait(120) == 0, world.said()
+    assert "the lease is lost" in world.said()
+    assert [outcome for outcome, _ in world.attempts(job)] == ["lost", "max_tokens"]
+
+
+def test_pause_resume_and_cancel_of_a_running_job(world: World, subject: Path) -> None:
+    (job,) = world.enqueue(small_config(subject, max_tokens=64 * 100_000))
+    worker = world.work()
+    world.wait(lambda: world.is_in_training(job, 1))
+    queue.pause(world.engine, [job])
+    world.wait_state(job, "paused")
+    assert trainers(worker) == []
+    queue.resume(world.engine, [job])
+    world.wait(lambda: world.is_in_training(job, 2))
+    queue.cancel(world.engine, [job])
+    world.wait_state(job, "cancelled")
+    assert trainers(worker) == []
+    (paused, _), (cancelled, resumed_at) = world.attempts(job)
+    assert (paused, cancelled) == ("paused", "cancelled")
+    assert resumed_at
+    assert world.job(job).preemptions == 0
+
+
+def test_two_workers_never_train_one_job_twice(world: World, subject: Path) -> None:
+    jobs = world.enqueue(*(small_config(subject, max_tokens=2048, n_latents=n) for n in (32, 48, 64, 80)))
+    workers = [world.work("--until-empty", "--name", name) for name in ("one", "two")]
+    assert [worker.wait(120) for worker in workers] == [0, 0], world.said()
+    assert all(world.attempts(job) == [("max_tokens", 0)] for job in jobs)
+    assert all(world.job(job).state == "succeeded" for job in jobs)

@@ -1,0 +1,80 @@
+"""Interrupted and resumed equals uninterrupted, bit for bit."""
+
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from orchestrator.config import JobConfig, parse
+from orchestrator.curve import Point
+from worker import checkpoint
+from worker.sae.trainee import Trainee
+from worker.training import evaluation_grid, train
+
+BATCH, N_STEPS, D_MODEL = 64, 120, 16
+
+
+def _config(**sae: Any) -> JobConfig:
+    return parse(
+        {
+            "sae": {"n_latents": 256, "k": 4, **sae},
+            "optimizer": {"clip_norm": 0.5, "warmup_tokens": 20 * BATCH, "decay_tokens": 30 * BATCH},
+            "training": {
+                "batch_tokens": BATCH, "shuffle_tokens": BATCH, "max_tokens": N_STEPS * BATCH,
+                "first_point_tokens": 8 * BATCH, "dead_after_tokens": 10 * BATCH,
+            },
+        }
+    )  # fmt: skip
+
+
+def _batches() -> list[torch.Tensor]:
+    x = torch.randn(N_STEPS * BATCH, D_MODEL, generator=torch.Generator().manual_seed(0)) ** 3
+    return list(torch.split(x / x.norm(dim=1, keepdim=True), BATCH))
+
+
+def _run(trainee: Trainee, config: JobConfig, *, n_steps: int | None = None) -> Trainee:
+    batches = _batches()
+    rest = batches[trainee.tokens_seen // BATCH :]
+    for _ in islice(train(trainee, rest, config=config, heldout=torch.cat(batches[:4])), n_steps):
+        pass
+    return trainee
+
+
+def _but_for_the_clock(curve: list[Point]) -> list[Point]:
+    return [point._replace(wall_seconds=0.0) for point in curve]
+
+
+@pytest.mark.parametrize("activation", ["topk", "multi_topk", "batchtopk", "jumprelu"])
+def test_resumed_equals_uninterrupted(tmp_path: Path, activation: str) -> None:
+    torch.set_num_threads(1)
+    config = _config(activation=activation)
+    sample = torch.cat(_batches()[:8])
+    whole = _run(Trainee.fresh(config, sample), config)
+    assert whole.aux_tokens > 0, "AuxK must take part"
+    grid = evaluation_grid(config)
+    stops = [1, 8, 9, 37, 64, 119]  # before the first point, at one, between two, right before the end
+    assert {8 * BATCH in grid, 9 * BATCH in grid, 37 * BATCH in grid} == {True, False}
+    trainee = Trainee.fresh(config, sample)
+    for before, stop in zip([0, *stops], stops, strict=False):
+        _run(trainee, config, n_steps=stop - before)
+        assert trainee.tokens_seen == stop * BATCH
+        trainee = checkpoint.load(checkpoint.save(tmp_path, trainee, config, facts={}).uri, config)
+    _run(trainee, config)
+    assert _but_for_the_clock(trainee.curve) == _but_for_the_clock(whole.curve)
+    assert len(whole.curve) == len(grid)
+    assert trainee.untrained_fvu == whole.untrained_fvu
+    found, wanted = trainee.tensors(), whole.tensors()
+    assert set(found) == set(wanted)
+    for name, value in wanted.items():
+        assert torch.equal(found[name], value), name
+    for name, value in whole.optimizer.averaged().items():
+        assert torch.equal(trainee.optimizer.averaged()[name], value), name
+
+
+def test_a_seed_repeats_itself() -> None:
+    torch.set_num_threads(1)
+    config, sample = _config(), torch.cat(_batches()[:8])
+    first, second = (_run(Trainee.fresh(config, sample), config, n_steps=20) for _ in range(2))
+    assert _but_for_the_clock(first.curve) == _but_for_the_clock(second.curve)

@@ -1,0 +1,118 @@
+"""Real servers once per session, and for every test a database of its own, copied from a migrated template."""
+
+import os
+import shutil
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+import servers
+from sqlalchemy import Engine, make_url, text
+
+from orchestrator.database.engine import connect
+from orchestrator.database.schema import open_database, upgrade
+from orchestrator.settings import Settings
+
+TEMPLATE = "orch_test_template"
+NewDatabase = Callable[[bool], str]
+
+
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[str]:
+    with ExitStack() as stack:
+        try:
+            url = stack.enter_context(servers.postgres())
+        except servers.NoServer as missing:
+            url = ""
+            _without(missing)
+        yield url
+
+
+@pytest.fixture(scope="session")
+def redis_url() -> Iterator[str]:
+    with ExitStack() as stack:
+        try:
+            url = stack.enter_context(servers.redis())
+        except servers.NoServer as missing:
+            url = ""
+            _without(missing)
+        yield url
+
+
+def _without(missing: Exception) -> None:
+    if os.environ.get("CI"):
+        pytest.fail(str(missing))
+    pytest.skip(str(missing))
+
+
+@pytest.fixture(scope="session")
+def _postgres_template(postgres_server: str) -> str:
+    _run(postgres_server, f'DROP DATABASE IF EXISTS "{TEMPLATE}"')
+    _run(postgres_server, f'CREATE DATABASE "{TEMPLATE}"')
+    upgrade(Settings(database_url=_sibling(postgres_server, TEMPLATE)))
+    return TEMPLATE
+
+
+@pytest.fixture(scope="session")
+def _sqlite_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    home = tmp_path_factory.mktemp("template")
+    upgrade(Settings(home=home))
+    return home / "orch.db"
+
+
+@pytest.fixture
+def new_postgres(request: pytest.FixtureRequest) -> Iterator[NewDatabase]:
+    """Make a database on the server, migrated or bare, and return its URL."""
+    server: str = request.getfixturevalue("postgres_server")
+    made: list[str] = []
+
+    def make(migrated: bool) -> str:
+        name = f"orch_test_{uuid.uuid4().hex}"
+        template = request.getfixturevalue("_postgres_template") if migrated else "template1"
+        _run(server, f'CREATE DATABASE "{name}" TEMPLATE "{template}"')
+        made.append(name)
+        return _sibling(server, name)
+
+    yield make
+    for name in made:
+        _run(server, f'DROP DATABASE "{name}" WITH (FORCE)')
+
+
+@pytest.fixture
+def postgres_settings(new_postgres: NewDatabase, tmp_path: Path) -> Settings:
+    return Settings(home=tmp_path / "home", database_url=new_postgres(True))
+
+
+@pytest.fixture
+def sqlite_settings(_sqlite_template: Path, tmp_path: Path) -> Settings:
+    settings = Settings(home=tmp_path / "home")
+    settings.home.mkdir(exist_ok=True)
+    shutil.copy(_sqlite_template, settings.home / "orch.db")
+    return settings
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def settings(request: pytest.FixtureRequest) -> Settings:
+    name = "sqlite_settings" if request.param == "sqlite" else "postgres_settings"
+    found: Settings = request.getfixturevalue(name)
+    return found
+
+
+@pytest.fixture
+def engine(settings: Settings) -> Iterator[Engine]:
+    engine = open_database(settings)
+    yield engine
+    engine.dispose()
+
+
+def _sibling(url: str, name: str) -> str:
+    return make_url(url).set(database=name).render_as_string(hide_password=False)
+
+
+def _run(url: str, statement: str) -> None:
+    engine = connect(url, limits=False)
+    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        connection.execute(text(statement))
+    engine.dispose()

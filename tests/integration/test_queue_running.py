@@ -1,0 +1,312 @@
+"""Conformance: what a worker writes while it holds a lease, how an attempt ends, and the fence around it all."""
+
+import math
+from collections.abc import Callable
+
+import pytest
+from queue_words import (
+    WORKER,
+    attempt,
+    claim,
+    enqueue,
+    events,
+    fail,
+    job,
+    leases,
+    lose,
+    nothing_to_claim,
+    point,
+    ref,
+    result,
+    state,
+)
+from sqlalchemy import Engine, func, select
+
+from orchestrator import convergence, queue, results
+from orchestrator.database.engine import reading
+from orchestrator.database.models import ResultRow
+from orchestrator.queue import Lease, LeaseLost
+
+Write = Callable[[Engine, Lease], object]
+
+WRITES: dict[str, Write] = {
+    "heartbeat": lambda engine, lease: queue.heartbeat(engine, lease, lease_seconds=60.0, tokens_seen=9),
+    "begin": lambda engine, lease: queue.begin(engine, lease, {}, 0),
+    "record": lambda engine, lease: queue.record(engine, lease, [point(10)]),
+    "checkpointed": lambda engine, lease: queue.checkpointed(engine, lease, ref(10)),
+    "finish": lambda engine, lease: queue.finish(engine, lease, result()),
+    "fail": lambda engine, lease: fail(engine, lease),
+    "release": lambda engine, lease: queue.release(engine, lease),
+}
+
+
+@pytest.mark.parametrize("write", WRITES)
+@pytest.mark.parametrize("wrong", ["token", "attempt", "job"])
+def test_no_write_without_the_whole_lease(engine: Engine, write: str, wrong: str) -> None:
+    enqueue(engine, 2)
+    lease = claim(engine).lease
+    claim(engine)
+    bad = {"token": Lease(1, 1, "x"), "attempt": Lease(1, 2, lease.token), "job": Lease(2, 1, lease.token)}[wrong]
+    before = _snapshot(engine)
+    with pytest.raises(LeaseLost):
+        WRITES[write](engine, bad)
+    assert _snapshot(engine) == before
+
+
+@pytest.mark.parametrize("write", WRITES)
+def test_a_zombie_writes_nothing_and_harms_nobody(engine: Engine, write: str) -> None:
+    enqueue(engine)
+    old = claim(engine).lease
+    lose(engine, 1)
+    new = claim(engine).lease
+    before = _snapshot(engine)
+    with pytest.raises(LeaseLost) as told:
+        WRITES[write](engine, old)
+    assert told.value.exit_code == 4
+    assert _snapshot(engine) == before
+    queue.finish(engine, new, result())
+    assert state(engine, 1) == "succeeded"
+
+
+def _snapshot(engine: Engine) -> object:
+    jobs = [(row.id, row.state, row.attempt, row.failures, row.tokens_seen) for row in results.jobs(engine)]
+    parts = [(results.curve(engine, i), results.events(engine, i), results.checkpoints(engine, i)) for i in (1, 2)]
+    return jobs, parts, [results.attempts(engine, i) for i in (1, 2)], leases(engine)
+
+
+def test_a_heartbeat_renews_and_answers(engine: Engine) -> None:
+    enqueue(engine)
+    lease = claim(engine, seconds=5.0).lease
+    assert queue.heartbeat(engine, lease, lease_seconds=100.0, tokens_seen=7, tokens_per_second=3.5, fvu=0.25) == "run"
+    (worker,) = results.workers(engine)
+    assert worker.lease_left > 90
+    assert (worker.tokens_seen, worker.tokens_per_second) == (7, 3.5)
+    queue.heartbeat(engine, lease, lease_seconds=100.0, fvu=math.nan)
+    assert results.workers(engine)[0].tokens_seen == 7
+    queue.pause(engine, [1])
+    assert queue.heartbeat(engine, lease, lease_seconds=100.0) == "pause"
+    queue.cancel(engine, [1])
+    assert queue.heartbeat(engine, lease, lease_seconds=100.0) == "cancel"
+
+
+def test_a_late_heartbeat_keeps_a_lease_that_nobody_took(engine: Engine) -> None:
+    enqueue(engine)
+    lease = claim(engine, seconds=-100.0).lease
+    queue.heartbeat(engine, lease, lease_seconds=60.0)
+    assert queue.release_expired(engine, grace_seconds=1.0) == []
+
+
+def test_progress_is_known_by_its_age(engine: Engine) -> None:
+    enqueue(engine)
+    lease = claim(engine).lease
+    queue.heartbeat(engine, lease, lease_seconds=60.0, tokens_seen=5)
+    with reading(engine) as session:
+        from orchestrator.database.models import LeaseRow
+
+        at = session.scalar(select(LeaseRow.progress_at))
+        queue.heartbeat(engine, lease, lease_seconds=60.0, tokens_seen=5)
+        session.rollback()
+        assert session.scalar(select(LeaseRow.progress_at)) == at
+
+
+def test_facts_and_a_fresh_start(engine: Engine) -> None:
+    enqueue(engine)
+    first = claim(engine).lease
+    queue.begin(engine, first, {"lr": 1e-3}, 0)
+    queue.record(engine, first, [point(10), point(20), point(30)])
+    for tokens in (10, 20, 30):
+        queue.checkpointed(engine, first, ref(tokens))
+    queue.release(engine, first)
+    second = claim(engine).lease
+    queue.begin(engine, second, {"n_latents": 128, "d_model": 16, "odd": math.inf}, 20)
+    assert [p.tokens_seen for p in results.curve(engine, 1)] == [10, 20]
+    assert [c.tokens_seen for c in results.checkpoints(engine, 1)] == [20, 10]
+    assert (job(engine, 1).n_latents, job(engine, 1).d_model) == (128, 16)
+    facts = attempt(engine, 1, 2)
+    assert facts.tokens_start == 20
+    assert facts.facts == {"n_latents": 128, "d_model": 16, "odd": None}
+    assert results.jobs(engine)[0].tokens_seen == 20
+
+
+def test_a_point_written_twice_is_one_point(engine: Engine) -> None:
+    enqueue(engine)
+    lease = claim(engine).lease
+    queue.record(engine, lease, [point(10, 0.5), point(20, 0.4)])
+    queue.record(engine, lease, [point(20, 0.3)])
+    queue.record(engine, lease, [])
+    assert [(p.tokens_seen, p.fvu) for p in results.curve(engine, 1)] == [(10, 0.5), (20, 0.3)]
+
+
+def test_what_is_not_finite_comes_back_as_nan(engine: Engine) -> None:
+    enqueue(engine)
+    lease = claim(engine).lease
+    queue.record(engine, lease, [point(10, math.inf, loss=math.nan, l0=3.0)])
+    (got,) = results.curve(engine, 1)
+    assert math.isnan(got.fvu)
+    assert math.isnan(got.loss)
+    assert got.l0 == 3.0
+    assert results.jobs(engine)[0].fvu is None
+
+
+def test_every_digit_of_a_float_is_kept(engine: Engine) -> None:
+    enqueue(engine)
+    lease = claim(engine).lease
+    exact = point(10, 0.1 + 0.2, loss=1 / 3, flops_dense=1.2345678901234567e19, l0=5e-324)
+    queue.record(engine, lease, [exact])
+    assert results.curve(engine, 1) == [exact]
+
+
+def _curve(engine: Engine, lease: Lease) -> None:
+    queue.record(engine, lease, [point(2**at, 0.1 + 2.0 ** (-at), dead_share=0.25) for at in range(4, 16)])
+
+
+def test_a_result_comes_with_its_counts_and_state(engine: Engine) -> None:
+    enqueue(engine)
+    lease = claim(engine).lease
+    _curve(engine, lease)
+    queue.finish(engine, lease, result(tokens_seen=2**15))
+    row = results.jobs(engine)[0]
+    assert (row.state, row.outcome, row.tokens_seen, row.dead_share) == ("succeeded", "converged", 2**15, 0.25)
+    assert row.finished_at is not None
+    points = [(p.tokens_seen, p.fvu) for p in results.curve(engine, 1)]
+    tail = convergence.tail_fit(points)
+    assert tail is not None
+    assert row.l_inf == tail.l_inf
+    for got in results.convergence(engine, 1):
+        asked = convergence.tokens_to_convergence(points, epsilon=got.epsilon, tail=tail)
+        assert (got.tokens, got.lower_bound) == (asked.tokens, asked.lower_bound)
+    assert [c.epsilon for c in results.convergence(engine, 1)] == sorted(convergence.EPSILONS)
+    assert leases(engine) == set()
+    assert (attempt(engine, 1, 1).outcome, attempt(engine, 1, 1).exit_code) == ("converged", 0)
+    assert events(engine, 1) == ["enqueued", "claimed", "succeeded"]
+
+
+def test_a_finish_whose_answer_was_lost_succeeds_again(engine: Engine) -> None:
+    enqueue(engine)
+    lease = claim(engine).lease
+    _curve(engine, lease)
+    queue.finish(engine, lease, result())
+    queue.finish(engine, lease, result())
+    with reading(engine) as session:
+        assert session.scalar(select(func.count()).select_from(ResultRow)) == 1
+    assert events(engine, 1).count("succeeded") == 1
+
+
+def test_diverged_is_a_result(engine: Engine) -> None:
+    enqueue(engine)
+    lease = claim(engine).lease
+    queue.record(engine, lease, [point(10, 0.5), point(20, math.nan)])
+    queue.finish(engine, lease, result(outcome="diverged", artifact_uri=None))
+    row = results.jobs(engine)[0]
+    assert (row.state, row.outcome, row.fvu, row.tokens_to_convergence) == ("succeeded", "diverged", None, None)
+
+
+def test_a_result_without_a_curve(engine: Engine) -> None:
+    enqueue(engine)
+    queue.finish(engine, claim(engine).lease, result(outcome="diverged"))
+    assert results.jobs(engine)[0].outcome == "diverged"
+
+
+def test_a_finish_that_breaks_leaves_nothing(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    enqueue(engine)
+    lease = claim(engine).lease
+    _curve(engine, lease)
+
+    def broken(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("orchestrator.queue.endings.log_event", broken)
+        with pytest.raises(KeyboardInterrupt):
+            queue.finish(engine, lease, result())
+    assert state(engine, 1) == "running"
+    assert results.convergence(engine, 1) == []
+    assert leases(engine) == {1}
+    queue.finish(engine, lease, result())
+    assert state(engine, 1) == "succeeded"
+
+
+def test_a_finish_beats_a_wish_that_came_too_late(engine: Engine) -> None:
+    enqueue(engine)
+    lease = claim(engine).lease
+    queue.cancel(engine, [1])
+    queue.finish(engine, lease, result())
+    assert (state(engine, 1), job(engine, 1).desired) == ("succeeded", "run")
+    assert events(engine, 1)[-1] == "cancel_too_late"
+
+
+def test_a_failure_is_tried_again_until_the_budget_is_spent(engine: Engine) -> None:
+    enqueue(engine, max_failures=2)
+    assert fail(engine, claim(engine).lease) == "queued"
+    assert (job(engine, 1).failures, job(engine, 1).reason) == (1, "Boom (1 of 2 failures)")
+    assert fail(engine, claim(engine).lease) == "failed"
+    row = attempt(engine, 1, 2)
+    assert (row.error, row.outcome, row.exit_code) == ("Boom\ntrace", "internal", 70)
+    assert results.jobs(engine)[0].reason == "Boom (2 of 2 failures)"
+    assert nothing_to_claim(engine)
+
+
+def test_some_failures_are_final(engine: Engine) -> None:
+    enqueue(engine)
+    assert fail(engine, claim(engine).lease, retry=False, reason="bad config: k") == "failed"
+    assert job(engine, 1).reason == "bad config: k"
+
+
+def test_a_failed_job_waits_before_it_is_tried_again(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("random.uniform", lambda low, high: high)
+    enqueue(engine, max_failures=20)
+    for expected in (30, 60):
+        lease = claim(engine).lease
+        fail(engine, lease, backoff_seconds=30.0)
+        row = job(engine, 1)
+        now = attempt(engine, 1, lease.attempt).ended_at
+        assert now is not None
+        assert row.not_before - now == pytest.approx(expected, abs=1)
+        assert nothing_to_claim(engine)
+        assert results.jobs(engine)[0].reason == f"Backoff({'30s' if expected == 30 else '1m'}): {row.reason}"
+        queue.pause(engine, [1])
+        queue.resume(engine, [1])
+
+
+def test_backoff_is_bounded() -> None:
+    from orchestrator.queue.fence import backoff
+
+    assert all(0 <= backoff(earlier, 30.0) <= min(3600, 30 * 2**earlier) for earlier in (0, 1, 3, 10, 5000))
+
+
+@pytest.mark.parametrize(("wish", "end"), [(queue.cancel, "cancelled"), (queue.pause, "paused")])
+def test_a_wish_is_honoured_by_every_ending(engine: Engine, wish: Callable[..., object], end: str) -> None:
+    enqueue(engine, 2)
+    for finish, job_id in ((fail, 1), (queue.release, 2)):
+        lease = claim(engine).lease
+        wish(engine, [job_id])
+        assert finish(engine, lease) == end
+        assert (state(engine, job_id), job(engine, job_id).desired) == (end, "run")
+    assert job(engine, 2).preemptions == 0
+    assert nothing_to_claim(engine)
+
+
+def test_an_ending_whose_answer_was_lost(engine: Engine) -> None:
+    enqueue(engine, 2)
+    one, two = claim(engine).lease, claim(engine).lease
+    assert fail(engine, one) == fail(engine, one) == "queued"
+    assert queue.release(engine, two) == queue.release(engine, two) == "queued"
+    assert (job(engine, 1).failures, job(engine, 2).preemptions) == (1, 1)
+    with pytest.raises(LeaseLost):
+        queue.release(engine, one)
+
+
+def test_a_preempted_job_is_queued_at_once_and_costs_no_failure(engine: Engine) -> None:
+    enqueue(engine)
+    assert queue.release(engine, claim(engine).lease) == "queued"
+    assert (job(engine, 1).preemptions, job(engine, 1).failures) == (1, 0)
+    assert claim(engine).lease.attempt == 2
+    assert attempt(engine, 1, 1).outcome == "preempted"
+
+
+def test_preemptions_have_their_own_ceiling(engine: Engine) -> None:
+    enqueue(engine)
+    ends = [queue.release(engine, claim(engine).lease) for _ in range(50)]
+    assert ends == ["queued"] * 49 + ["failed"]
+    assert job(engine, 1).reason == "preempted 50 times"
+    assert queue.claim(engine, WORKER, token="t", lease_seconds=1.0) is None

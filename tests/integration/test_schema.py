@@ -1,0 +1,249 @@
+"""The schema: made once, checked against the models, refused when it lags; on both databases."""
+
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from sqlalchemy import Engine, inspect, text
+from sqlalchemy.exc import IntegrityError
+
+from orchestrator.database.engine import connect, db_now, reading, transaction
+from orchestrator.database.models import Table, declare_partial_indexes
+from orchestrator.database.schema import HEAD, VERSION_TABLE, current, migration_config, open_database, upgrade
+from orchestrator.errors import ConfigError, StorageError
+from orchestrator.settings import Settings
+
+TABLES = {"sweeps", "jobs", "attempts", "leases", "curve_points", "results", "convergence", "checkpoints", "events"}
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def bare(request: pytest.FixtureRequest, tmp_path: Path) -> Settings:
+    if request.param == "sqlite":
+        return Settings(home=tmp_path / "a home 100%")
+    new: Callable[[bool], str] = request.getfixturevalue("new_postgres")
+    return Settings(home=tmp_path, database_url=new(False))
+
+
+def test_head_is_the_newest_migration() -> None:
+    from alembic.script import ScriptDirectory
+
+    assert ScriptDirectory.from_config(migration_config()).get_heads() == [HEAD]
+
+
+def test_models_and_migrations_agree(settings: Settings, engine: Engine) -> None:
+    from alembic import command
+
+    with engine.execution_options(orch_write=True).connect() as connection:
+        command.check(migration_config(connection))
+
+
+def test_the_ddl_is_that_of_the_models(tmp_path: Path, sqlite_settings: Settings) -> None:
+    """`alembic check` compares neither conditions nor directions of indexes, nor check constraints: the text does."""
+    declare_partial_indexes()
+    made = connect(f"sqlite:///{tmp_path / 'made.db'}")
+    Table.metadata.create_all(made)
+    made.dispose()
+    assert _ddl(tmp_path / "made.db") == _ddl(sqlite_settings.home / "orch.db")
+
+
+def _ddl(path: Path) -> dict[str, list[str]]:
+    connection = sqlite3.connect(path)
+    rows = connection.execute("SELECT name, sql FROM sqlite_master WHERE sql IS NOT NULL").fetchall()
+    connection.close()
+    lines = {name: [line.strip().rstrip(",") for line in sql.splitlines()] for name, sql in rows}
+    return {name: sorted(line for line in sql if line) for name, sql in lines.items() if name != VERSION_TABLE}
+
+
+def test_postgres_has_the_partial_index_and_the_check(postgres_settings: Settings) -> None:
+    engine = open_database(postgres_settings)
+    with engine.connect() as connection:
+        found = dict(connection.execute(text("SELECT indexname, indexdef FROM pg_indexes")).all())
+        checks = [c["name"] for c in inspect(connection).get_check_constraints("jobs")]
+    engine.dispose()
+    assert "UNIQUE" in found["uq_jobs_live_config"]
+    assert "WHERE (state <> ALL" in found["uq_jobs_live_config"]
+    assert "priority DESC" in found["ix_jobs_claim"]
+    assert checks == ["ck_jobs_finished"]
+
+
+def test_upgrade_of_an_empty_database(bare: Settings) -> None:
+    assert current(bare) is None
+    assert upgrade(bare) == HEAD
+    assert upgrade(bare) == HEAD
+    assert current(bare) == HEAD
+    engine = open_database(bare)
+    with engine.connect() as connection:
+        assert {*TABLES, VERSION_TABLE} == set(inspect(connection).get_table_names())
+    engine.dispose()
+
+
+def test_downgrade_leaves_nothing(bare: Settings) -> None:
+    from alembic import command
+
+    upgrade(bare)
+    engine = connect(bare.database)
+    with engine.execution_options(orch_write=True).begin() as connection:
+        command.downgrade(migration_config(connection), "base")
+    with engine.connect() as connection:
+        assert inspect(connection).get_table_names() == [VERSION_TABLE]
+    engine.dispose()
+
+
+def test_a_terminal_state_has_its_time(engine: Engine) -> None:
+    for state, finished in (("succeeded", "NULL"), ("queued", "1.0")):
+        with pytest.raises(IntegrityError, match="ck_jobs_finished"), engine.begin() as connection:
+            connection.execute(text(
+                "INSERT INTO sweeps (name, text, labels, max_failures, paused, created_at)"
+                " SELECT 's', '', '{}', 3, id = 1, 0 FROM (SELECT 2 AS id) AS one"
+            ))  # fmt: skip
+            connection.execute(text(
+                "INSERT INTO jobs (sweep_id, config_id, replica, config, k, max_tokens, seed, priority, state, desired,"
+                " attempt, failures, preemptions, lost_in_row, not_before, created_at, finished_at)"
+                f" SELECT id, 'c', 0, '', 1, 1, 0, 0, '{state}', 'run', 0, 0, 0, 0, 0, 0, {finished} FROM sweeps"
+            ))  # fmt: skip
+
+
+def test_concurrent_first_open(bare: Settings) -> None:
+    """Several processes meet a database without a schema; it is made once and all of them work."""
+    open_it = "upgrade" if not bare.embedded else "open_database"
+    program = (
+        "import sys; from pathlib import Path; from orchestrator.settings import Settings;"
+        f"from orchestrator.database.schema import {open_it} as go;"
+        "made = go(Settings(home=Path(sys.argv[1]), database_url=sys.argv[2]));"
+        "getattr(made, 'dispose', str)()"
+    )
+    command = [sys.executable, "-W", "error", "-c", program, str(bare.home), bare.database_url]
+    runs = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for _ in range(5)]
+    said = [run.communicate(timeout=120)[1] for run in runs]
+    assert [run.returncode for run in runs] == [0] * 5, said
+    assert said == [""] * 5
+    assert current(bare) == HEAD
+
+
+def test_opening_is_quick_and_loads_no_alembic(sqlite_settings: Settings) -> None:
+    program = (
+        "import sys, time; from pathlib import Path; from orchestrator.settings import Settings;"
+        "from orchestrator.database.schema import open_database; import orchestrator.results, orchestrator.dispatch;"
+        "import orchestrator.queue; s = Settings(home=Path(sys.argv[1])); open_database(s).dispose();"
+        "start = time.process_time(); open_database(s).dispose(); assert time.process_time() - start < 0.05;"
+        "heavy = {'alembic', 'torch', 'celery', 'mlflow', 'numpy', 'orchestrator.config', 'psycopg'} & set(sys.modules);"
+        "assert not heavy, heavy"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(sqlite_settings.home)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_service_database_without_schema_is_refused(new_postgres: Callable[[bool], str]) -> None:
+    with pytest.raises(StorageError, match="no schema") as told:
+        open_database(Settings(database_url=new_postgres(False)))
+    assert told.value.hint == "Run: orch db upgrade"
+
+
+def test_a_stale_schema_is_refused(postgres_settings: Settings) -> None:
+    _set_version(postgres_settings, "0000")
+    with pytest.raises(StorageError, match="has schema 0000; this version needs") as told:
+        open_database(postgres_settings)
+    assert "orch db upgrade" in told.value.hint
+
+
+def test_a_newer_schema_is_left_alone(settings: Settings) -> None:
+    _set_version(settings, "9999")
+    with pytest.raises(StorageError, match="9999") as told:
+        upgrade(settings)
+    assert "newer" in told.value.hint
+    assert current(settings) == "9999"
+
+
+def _set_version(settings: Settings, version: str) -> None:
+    engine = connect(settings.database)
+    with engine.begin() as connection:
+        connection.execute(text(f"UPDATE {VERSION_TABLE} SET version_num = '{version}'"))
+    engine.dispose()
+
+
+def test_the_clock_is_the_databases(engine: Engine) -> None:
+    with reading(engine) as session:
+        from sqlalchemy import select
+
+        first = session.execute(select(db_now())).scalar_one()
+        time.sleep(0.02)
+        second = session.execute(select(db_now())).scalar_one()
+    assert abs(first - time.time()) < 5
+    assert second - first >= 0.01, "of the statement, not of the transaction"
+
+
+def test_sessions_are_bounded(postgres_settings: Settings) -> None:
+    engine = open_database(postgres_settings)
+    names = ("statement_timeout", "lock_timeout", "idle_in_transaction_session_timeout")
+    with engine.connect() as connection:
+        found = [connection.execute(text(f"SHOW {name}")).scalar_one() for name in names]
+    engine.dispose()
+    assert found == ["10s", "2s", "10s"]
+
+
+def test_sqlite_is_set_up(sqlite_settings: Settings) -> None:
+    engine = open_database(sqlite_settings)
+    with engine.connect() as connection:
+        pragmas = ("journal_mode", "busy_timeout", "foreign_keys", "synchronous")
+        found = [connection.exec_driver_sql(f"PRAGMA {name}").scalar_one() for name in pragmas]
+    engine.dispose()
+    assert found == ["wal", 30000, 1, 1]
+
+
+def test_a_read_only_scope_cannot_write(postgres_settings: Settings) -> None:
+    engine = open_database(postgres_settings)
+    with pytest.raises(StorageError, match="read-only"), reading(engine) as session:
+        session.execute(text("DELETE FROM events"))
+    with transaction(engine) as session:
+        session.execute(text("DELETE FROM events"))
+    engine.dispose()
+
+
+@pytest.mark.parametrize("url", ["nonsense", "mysql://u:secret@h/d", "oracle://u:secret@h/d"])
+def test_a_bad_url_is_explained_without_its_password(url: str) -> None:
+    with pytest.raises(ConfigError) as told:
+        connect(url)
+    assert "secret" not in str(told.value)
+    assert "postgresql+psycopg://" in told.value.hint
+
+
+def test_a_server_that_is_away() -> None:
+    settings = Settings(database_url="postgresql://orch:secret@127.0.0.1:1/orch")
+    with pytest.raises(StorageError, match="refused") as told:
+        open_database(settings)
+    assert "secret" not in str(told.value)
+    assert "Is the database server up" in told.value.hint
+
+
+def test_a_home_that_is_a_file(tmp_path: Path) -> None:
+    (tmp_path / "home").write_text("")
+    with pytest.raises(StorageError, match="data folder") as told:
+        open_database(Settings(home=tmp_path / "home"))
+    assert "ORCH_HOME" in told.value.hint
+
+
+def test_a_damaged_file(tmp_path: Path) -> None:
+    (tmp_path / "orch.db").write_bytes(b"this is no database" * 100)
+    with pytest.raises(StorageError, match="not a database") as told:
+        open_database(Settings(home=tmp_path))
+    assert "damaged" in told.value.hint
+
+
+def test_a_full_disk(sqlite_settings: Settings) -> None:
+    engine = open_database(sqlite_settings)
+    with pytest.raises(StorageError, match="full") as told, transaction(engine) as session:
+        session.execute(text("PRAGMA max_page_count = 60"))
+        session.execute(text(
+            "INSERT INTO sweeps (name, text, labels, max_failures, paused, created_at)"
+            " VALUES ('s', hex(zeroblob(4000000)), '{}', 3, 0, 0)"
+        ))  # fmt: skip
+    assert "free some space" in told.value.hint
+    with reading(engine) as session:
+        assert session.execute(text("SELECT count(*) FROM sweeps")).scalar_one() == 0
+    engine.dispose()

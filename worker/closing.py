@@ -1,0 +1,98 @@
+"""The last write of an attempt: a result, a failure, or the job handed back."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+from sqlalchemy import Engine, func, select
+
+from orchestrator import queue
+from orchestrator.database.engine import reading
+from orchestrator.database.models import Attempt as AttemptRow
+from orchestrator.settings import Settings
+from worker.lease import HeldLease, Write
+from worker.process import Ending, meaning
+from worker.protocol import Ended, Exit, Failure
+
+LOG_TAIL = 2000
+BACKOFF_SHARE = 1 / 3
+"""First pause after a failure, in leases: 30 s with the lease of 90 s."""
+STOPPED_PATIENCE_SECONDS = 10.0
+"""For how long a worker that is told to stop waits for a database that is away."""
+
+
+class Surroundings(NamedTuple):
+    """What the supervisor gives every attempt."""
+
+    engine: Engine
+    settings: Settings
+    device: str
+    threads: int
+    say: Callable[[str], None]
+    changed: Callable[[int], None]
+    """Takes the id of a job of which there is something new."""
+    tick: Callable[[], int]
+    """Does the supervisor's other duties; returns how often it was told to stop."""
+
+
+class Closing:
+    """Closes one attempt, once. Every method may raise LeaseLost."""
+
+    def __init__(self, lease: HeldLease, around: Surroundings, say: Callable[[str], None]) -> None:
+        """Prepare to close what `lease` holds."""
+        self._lease, self._around, self._say = lease, around, say
+
+    def finish(self, ended: Ended) -> None:
+        """Store the result."""
+        result = queue.Result(**vars(ended))
+        if self._write(lambda engine, lease: queue.finish(engine, lease, result)):
+            self._say(f"{ended.outcome} after {ended.tokens_seen:,} tokens")
+
+    def release(self, outcome: str) -> None:
+        """Hand the job back."""
+        states: list[queue.State] = []
+        if self._write(lambda engine, lease: states.append(queue.release(engine, lease, outcome=outcome))):
+            self._say(f"released, now {states[-1]}")
+
+    def fail(self, ending: Ending, *, exit_code: int | None, hint: str = "") -> None:
+        """Store a failure; the queue decides whether there is another attempt."""
+        states: list[queue.State] = []
+
+        def fail(engine: Engine, lease: queue.Lease) -> None:
+            state = queue.fail(
+                engine, lease, error=f"{ending.text}\n{hint}".strip(), exit_code=exit_code, outcome=ending.outcome,
+                retry=ending.retry, backoff_seconds=self._around.settings.lease_seconds * BACKOFF_SHARE,
+            )  # fmt: skip
+            states.append(state)
+
+        if self._write(fail):
+            self._say(f"{ending.outcome}, now {states[-1]}: {ending.text}" + (f" ({hint})" if hint else ""))
+
+    def fail_by_exit(self, code: int, failure: Failure | None, log: Path) -> None:
+        """Store what an exit status, the trainer's last words and its log tell."""
+        ending = meaning(code)
+        said = failure.message if failure else f"{ending.text}\n{_tail(log)}".strip()
+        ending = ending._replace(text=said)
+        if code == Exit.OUT_OF_MEMORY and self._ran_out_before():
+            ending = ending._replace(text=f"out of memory twice: {said}", retry=False)
+        self.fail(ending, exit_code=code, hint=failure.hint if failure else "")
+
+    def _write(self, write: Write) -> bool:
+        return self._lease.close(write, patience=self._patience)
+
+    def _patience(self) -> bool:
+        limit = STOPPED_PATIENCE_SECONDS if self._around.tick() else self._around.settings.outage_seconds
+        return self._lease.away_seconds < limit
+
+    def _ran_out_before(self) -> bool:
+        job_id = self._lease.lease.job_id
+        earlier = select(func.count()).where(AttemptRow.job_id == job_id, AttemptRow.outcome == "out_of_memory")
+        with reading(self._around.engine) as session:
+            return bool(session.scalar(earlier))
+
+
+def _tail(log: Path) -> str:
+    try:
+        return log.read_bytes()[-LOG_TAIL:].decode(errors="replace").strip()
+    except OSError:
+        return ""

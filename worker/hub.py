@@ -1,0 +1,99 @@
+"""The Hugging Face hub: what is cached here is used as it is; nothing waits long for a network that is away."""
+
+import os
+import queue
+import socket
+import threading
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from orchestrator.errors import SubjectError
+
+DESCRIPTION = ("*.json", "*.txt", "*.model", "*.py", "*.jinja")
+WEIGHTS = ("*.safetensors",)
+_NOT_OURS = ("original/*", "onnx/*", "consolidated*", "*/*.safetensors")
+_REACH_SECONDS = 1.5
+
+
+def snapshot(model: str, revision: str | None, *, weights: bool = True) -> Path:
+    """Return the local folder of a model id, cached or downloaded; weights are safetensors or nothing.
+
+    Raises:
+        SubjectError: not a model id, not cached while the hub is away, or refused by the hub.
+    """
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        folder = _fetch(model, revision, weights=weights, cached_only=True)
+    except HFValidationError as error:
+        raise SubjectError(f"model {model!r}: {_first_line(error)}", hint=_HINT) from None
+    except (OSError, ValueError):
+        folder = None
+    if folder and _is_whole(folder, weights=weights):
+        return folder
+    if not is_reachable():
+        raise SubjectError(
+            f"model {model!r} is neither a folder nor cached here, and the hub cannot be reached",
+            hint=f"{_HINT} HF_HUB_OFFLINE keeps this program off the network." if is_offline() else _HINT,
+        )
+    try:
+        return _fetch(model, revision, weights=weights, cached_only=False)
+    except (OSError, ValueError) as error:
+        raise SubjectError(f"model {model!r}: {_first_line(error)}", hint=_HINT) from None
+
+
+def is_offline() -> bool:
+    """Say whether the environment forbids the network."""
+    return any(os.environ.get(name, "").upper() in {"1", "ON", "YES", "TRUE"} for name in _OFFLINE)
+
+
+def is_reachable() -> bool:
+    """Say within two seconds whether the hub answers, or whether a proxy might."""
+    if is_offline():
+        return False
+    if any(os.environ.get(name) for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")):
+        return True
+    place = urlsplit(os.environ.get("HF_ENDPOINT") or "https://huggingface.co")
+    answers: queue.SimpleQueue[bool] = queue.SimpleQueue()
+    # Name look-up knows no timeout of its own: it runs beside us and may be left behind.
+    port = place.port or (80 if place.scheme == "http" else 443)
+    threading.Thread(target=_knock, args=(place.hostname, port, answers), daemon=True).start()
+    try:
+        return answers.get(timeout=_REACH_SECONDS)
+    except queue.Empty:
+        return False
+
+
+def _knock(host: str | None, port: int, answers: "queue.SimpleQueue[bool]") -> None:
+    try:
+        socket.create_connection((host or "", port), timeout=_REACH_SECONDS).close()
+        answers.put(True)
+    except OSError:
+        answers.put(False)
+
+
+def _fetch(model: str, revision: str | None, *, weights: bool, cached_only: bool) -> Path:
+    from huggingface_hub import snapshot_download
+
+    return Path(
+        snapshot_download(
+            model,
+            revision=revision,
+            allow_patterns=[*DESCRIPTION, *WEIGHTS] if weights else [*DESCRIPTION],
+            ignore_patterns=[*_NOT_OURS],
+            local_files_only=cached_only,
+        )
+    )
+
+
+def _is_whole(folder: Path, *, weights: bool) -> bool:
+    # A folder cached for its config alone is not enough when the weights are asked for.
+    return (folder / "config.json").is_file() and (not weights or any(folder.glob("*.safetensors")))
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+_OFFLINE = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
+_HINT = "Give a local folder, or check the id, the revision and the network."

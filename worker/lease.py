@@ -1,0 +1,101 @@
+"""A held lease: heartbeats, and every write of an attempt in order, also over an outage of the database."""
+
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import NamedTuple
+
+from sqlalchemy import Engine
+
+from orchestrator import queue
+from orchestrator.errors import StorageError
+from orchestrator.settings import Settings
+
+Write = Callable[[Engine, queue.Lease], object]
+
+EMBEDDED_BEAT_SECONDS = 2.0
+SERVICE_BEAT_SECONDS = 5.0
+"""`orch status` shows what the last heartbeat said, and a cancel waits for the next one: these bound the setting."""
+RETRY_SECONDS = 2.0
+
+
+class Status(NamedTuple):
+    """How far the trainer is."""
+
+    tokens_seen: int = 0
+    tokens_per_second: float | None = None
+    fvu: float | None = None
+
+
+class HeldLease:
+    """One lease while it is ours. Any call may raise LeaseLost: then write nothing more, under no circumstances."""
+
+    def __init__(
+        self, engine: Engine, lease: queue.Lease, settings: Settings, *, now: Callable[[], float] = time.monotonic
+    ) -> None:
+        """Hold what was just claimed."""
+        self.lease = lease
+        self.desired: queue.Desired = "run"
+        self._engine, self._settings, self._now = engine, settings, now
+        bound = EMBEDDED_BEAT_SECONDS if settings.embedded else SERVICE_BEAT_SECONDS
+        self._every = min(settings.heartbeat_seconds, bound)
+        self._beat_at = self._try_at = now()
+        self._away_since: float | None = None
+        self._waiting: deque[Write] = deque()
+
+    @property
+    def away_seconds(self) -> float:
+        """Return for how long the database has not answered; 0 when it did last time."""
+        return 0.0 if self._away_since is None else self._now() - self._away_since
+
+    def write(self, write: Write) -> None:
+        """Write now, or as soon as the database answers; never out of order."""
+        self._waiting.append(write)
+        self.flush()
+
+    def flush(self) -> bool:
+        """Write what waits; say whether all of it is written."""
+        while self._waiting and self._now() >= self._try_at:
+            if not self._reach(self._waiting[0]):
+                return False
+            self._waiting.popleft()
+        return not self._waiting
+
+    def forget(self) -> None:
+        """Drop what waits to be written."""
+        self._waiting.clear()
+
+    def beat(self, status: Status) -> queue.Desired:
+        """Renew the lease if it is time to, and return what the person wants."""
+        if self._now() < max(self._beat_at, self._try_at):
+            return self.desired
+        self._beat_at = self._now() + self._every
+        if self._reach(lambda engine, lease: self._renew(engine, lease, status)):
+            self.flush()
+        return self.desired
+
+    def close(
+        self, write: Write, *, patience: Callable[[], bool], pause: Callable[[float], object] = time.sleep
+    ) -> bool:
+        """Write the attempt's end, after all that waits; try again while `patience()`. Say whether it is written."""
+        self._waiting.append(write)
+        self._try_at = self._now()
+        while not self.flush():
+            if not patience():
+                return False
+            pause(min(RETRY_SECONDS, self._every))
+        return True
+
+    def _renew(self, engine: Engine, lease: queue.Lease, status: Status) -> None:
+        self.desired = queue.heartbeat(engine, lease, lease_seconds=self._settings.lease_seconds, **status._asdict())
+
+    def _reach(self, write: Write) -> bool:
+        try:
+            write(self._engine, self.lease)
+        except StorageError:
+            if self._away_since is None:
+                self._away_since = self._now()
+            self._try_at = self._now() + min(RETRY_SECONDS, self._every)
+            return False
+        self._away_since = None
+        return True

@@ -1,0 +1,106 @@
+"""What training minimises: reconstruction, AuxK for dead latents, a sparsity penalty for relu and jumprelu."""
+
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from orchestrator.config import SaeConfig
+from worker.sae.jumprelu import is_above
+from worker.sae.model import Encoded, SparseAutoencoder
+from worker.sae.sparse import selected_pre_acts, sparse_decode
+from worker.sae.topk import top_k
+
+_WIDE_WEIGHT = 1 / 8
+"""Weight of L(4k) in multi_topk."""
+
+
+class Losses(NamedTuple):
+    """The parts of a batch's loss."""
+
+    total: Float[Tensor, ""]
+    """Reconstruction + α · AuxK + penalty."""
+    aux: Float[Tensor, ""]
+    """AuxK before its weight; exactly 0 with no dead latent."""
+
+
+def losses(
+    model: SparseAutoencoder,
+    x: Float[Tensor, "n_tokens d_model"],
+    encoded: Encoded,
+    *,
+    config: SaeConfig,
+    variance: float,
+    dead: Bool[Tensor, " n_latents"] | None,
+) -> Losses:
+    """Return the losses of a batch encoded with `k = model.k_widest`.
+
+    `variance` is v = mean ‖x − μ‖² of the fixed sample; `dead` marks the dead latents, None if there are none.
+    """
+    narrow = narrowed(encoded, model.k)
+    reconstruction = model.decode(narrow.top_acts, narrow.top_indices)
+    total = reconstruction_loss(x, reconstruction, variance=variance)
+    if model.activation == "multi_topk":
+        wide = model.decode(encoded.top_acts, encoded.top_indices)
+        total = total + _WIDE_WEIGHT * reconstruction_loss(x, wide, variance=variance)
+    total = total + _penalty(model, encoded, weight=config.sparsity_coef)
+    if dead is None or config.aux_coef == 0:
+        return Losses(total, total.new_zeros(()))
+    aux = aux_loss(model, x, encoded.pre_acts, error=(x - reconstruction).detach(), dead=dead)
+    return Losses(total + config.aux_coef * aux, aux)
+
+
+def narrowed(encoded: Encoded, k: int) -> Encoded:
+    """Keep the k largest latents of each token; a dense code stays whole."""
+    if encoded.top_indices is None:
+        return encoded
+    return Encoded(encoded.pre_acts, encoded.top_acts[:, :k], encoded.top_indices[:, :k])
+
+
+def reconstruction_loss(
+    x: Float[Tensor, "n_tokens d_model"], reconstruction: Float[Tensor, "n_tokens d_model"], *, variance: float
+) -> Float[Tensor, ""]:
+    """Return Σ ‖x − x̂‖² / (n_tokens · v)."""
+    return (x - reconstruction).square().sum() / (len(x) * variance)
+
+
+def aux_loss(
+    model: SparseAutoencoder,
+    x: Float[Tensor, "n_tokens d_model"],
+    pre_acts: Float[Tensor, "n_tokens n_latents"],
+    *,
+    error: Float[Tensor, "n_tokens d_model"],
+    dead: Bool[Tensor, " n_latents"],
+) -> Float[Tensor, ""]:
+    """Return ‖e − ê‖² / ‖e − mean_batch(e)‖², ê = z_aux · W_dec without a bias; 0 where that is not finite.
+
+    z_aux is the ReLU of the k_aux largest pre-activations among the dead latents, all of them if they are fewer. The
+    gradient reaches W_enc, b_enc and W_dec at dead latents and nothing else: `error` is a constant, and so is b_pre.
+    Source: Gao et al. 2024, appendix A.2.
+    """
+    top_indices = _top_dead(pre_acts.detach(), dead, model.k_aux)
+    b_pre = model.b_pre.detach()
+    selected = selected_pre_acts(x, b_pre, model.W_enc, model.b_enc, (pre_acts.detach(), top_indices))
+    missing = (error - sparse_decode(selected.relu(), top_indices, model.W_dec)).square().sum()
+    spread = (error - error.mean(0)).square().sum()
+    # A branch on the quotient alone would let 0 · ∞ into the gradient: the divisor is mended first.
+    usable = (spread > 0) & missing.isfinite()
+    return torch.where(usable, missing / spread.where(usable, 1.0), 0.0)
+
+
+def _top_dead(
+    pre_acts: Float[Tensor, "n_tokens n_latents"], dead: Bool[Tensor, " n_latents"], k_aux: int
+) -> Int[Tensor, "n_tokens k"]:
+    among = dead.nonzero().squeeze(1)
+    return among[top_k(pre_acts[:, among], min(k_aux, len(among)))]
+
+
+def _penalty(model: SparseAutoencoder, encoded: Encoded, *, weight: float) -> Float[Tensor, ""]:
+    """Return λ · mean over tokens of Σ z · ‖W_dec row‖ (relu) or of L0 (jumprelu); 0 for the others."""
+    per_token: Tensor = encoded.top_acts.new_zeros(1)
+    if model.activation == "relu":
+        per_token = encoded.top_acts @ torch.linalg.vector_norm(model.W_dec, dim=1)
+    elif model.activation == "jumprelu":
+        per_token = is_above(encoded.pre_acts, model.log_threshold.exp()).sum(1)
+    return weight * per_token.mean()

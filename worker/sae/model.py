@@ -1,0 +1,122 @@
+"""The sparse autoencoder."""
+
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.nn import functional
+
+from orchestrator.config import Dtype, SaeConfig
+from worker.sae.jumprelu import jump_relu
+from worker.sae.sparse import selected_pre_acts, sparse_decode
+from worker.sae.topk import batch_top_k, top_k
+
+_THRESHOLD_MEMORY = 0.99
+"""Share of BatchTopK's running threshold that a step keeps."""
+_FIRST_JUMP = 1e-3
+"""θ of JumpReLU before training."""
+
+
+class Encoded(NamedTuple):
+    """What the encoder found."""
+
+    pre_acts: Float[Tensor, "n_tokens n_latents"]
+    """Signed pre-activations; they carry no gradient where top_indices is given."""
+    top_acts: Float[Tensor, "n_tokens k"]
+    """Values of the kept latents, ≥ 0; a latent fired where its value is > 0."""
+    top_indices: Int[Tensor, "n_tokens k"] | None
+    """Which latents; None: all of them, in order (relu, jumprelu, batchtopk)."""
+
+
+class SparseAutoencoder(nn.Module):
+    """A sparse autoencoder: z = f((x − b_pre) · W_encᵀ + b_enc), x̂ = z · W_dec + b_pre.
+
+    f keeps the k largest SIGNED pre-activations, then applies ReLU (topk, multi_topk); or is another activation of the
+    config. Row i of W_enc and of W_dec belongs to latent i; the rows of W_dec have unit norm.
+    Source: Gao et al. 2024, Scaling and evaluating sparse autoencoders, section 2.3.
+    """
+
+    def __init__(self, config: SaeConfig, d_model: int, *, dtype: Dtype = "float32") -> None:
+        """Allocate zeros (`init.initialise` fills them); `dtype` is of the dense products, parameters are float32."""
+        super().__init__()
+        n_latents = config.latents(d_model)
+        self.activation = config.activation
+        self.k = min(config.k, n_latents)
+        self.k_aux = min(config.aux_latents(d_model), n_latents)
+        self.product_dtype = None if dtype == "float32" else getattr(torch, dtype)
+        self.W_enc = nn.Parameter(torch.zeros(n_latents, d_model))
+        self.b_enc = nn.Parameter(torch.zeros(n_latents))
+        self.W_dec = nn.Parameter(torch.zeros(n_latents, d_model))
+        self.b_pre = nn.Parameter(torch.zeros(d_model))
+        if self.activation == "jumprelu":
+            self.log_threshold = nn.Parameter(torch.full((n_latents,), _FIRST_JUMP).log())
+        if self.activation == "batchtopk":
+            self.threshold: Tensor
+            self.register_buffer("threshold", torch.zeros(()))
+
+    @property
+    def n_latents(self) -> int:
+        """Number of latents."""
+        return self.W_enc.shape[0]
+
+    @property
+    def d_model(self) -> int:
+        """Width of the activations."""
+        return self.W_enc.shape[1]
+
+    @property
+    def k_widest(self) -> int:
+        """The largest number of latents per token that training decodes: 4k for multi_topk, else k."""
+        return min(4 * self.k, self.n_latents) if self.activation == "multi_topk" else self.k
+
+    def encode(self, x: Float[Tensor, "n_tokens d_model"], *, k: int | None = None) -> Encoded:
+        """Find each token's latents; `k` overrides the model's own for topk and multi_topk."""
+        if self.activation in ("topk", "multi_topk"):
+            with torch.no_grad():
+                pre_acts = self._pre_acts(x)
+            top_indices = top_k(pre_acts, k or self.k)
+            selected = selected_pre_acts(x, self.b_pre, self.W_enc, self.b_enc, (pre_acts, top_indices))
+            return Encoded(pre_acts, selected.relu(), top_indices)
+        pre_acts = self._pre_acts(x)
+        return Encoded(pre_acts, self._gate(pre_acts), None)
+
+    def decode(
+        self, top_acts: Float[Tensor, "n_tokens k"], top_indices: Int[Tensor, "n_tokens k"] | None
+    ) -> Float[Tensor, "n_tokens d_model"]:
+        """Return x̂ = z · W_dec + b_pre."""
+        if top_indices is not None:
+            return sparse_decode(top_acts, top_indices, self.W_dec) + self.b_pre
+        return self._product(top_acts, self.W_dec.T) + self.b_pre
+
+    def forward(self, x: Float[Tensor, "n_tokens d_model"]) -> Float[Tensor, "n_tokens d_model"]:
+        """Return the reconstruction x̂."""
+        _, top_acts, top_indices = self.encode(x)
+        return self.decode(top_acts, top_indices)
+
+    @torch.no_grad()
+    def follow_threshold(self, encoded: Encoded, *, memory: float = _THRESHOLD_MEMORY) -> None:
+        """Move BatchTopK's evaluation threshold towards this batch's smallest kept value; nothing for the others."""
+        if self.activation == "batchtopk":
+            kept = encoded.top_acts
+            smallest = kept.where(kept > 0, torch.inf).min()
+            self.threshold.lerp_(smallest.where(smallest.isfinite(), self.threshold), 1 - memory)
+
+    def _pre_acts(self, x: Float[Tensor, "n_tokens d_model"]) -> Float[Tensor, "n_tokens n_latents"]:
+        centred = x - self.b_pre
+        if self.product_dtype is None:
+            return functional.linear(centred, self.W_enc, self.b_enc)
+        return self._product(centred, self.W_enc) + self.b_enc
+
+    def _product(self, left: Tensor, right: Tensor) -> Tensor:
+        if self.product_dtype is None:
+            return functional.linear(left, right)
+        return functional.linear(left.to(self.product_dtype), right.to(self.product_dtype)).float()
+
+    def _gate(self, pre_acts: Float[Tensor, "n_tokens n_latents"]) -> Float[Tensor, "n_tokens n_latents"]:
+        if self.activation == "jumprelu":
+            return jump_relu(pre_acts, self.log_threshold.exp())
+        if self.activation == "batchtopk":
+            kept = batch_top_k(pre_acts, self.k) if self.training else pre_acts >= self.threshold
+            return pre_acts.relu() * kept
+        return pre_acts.relu()

@@ -1,0 +1,192 @@
+"""Train one sparse autoencoder: batches in, Progress out. Knows no database, tracking or queue."""
+
+import math
+import time
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from orchestrator.config import JobConfig
+from orchestrator.cost import dense_aux_flops, dense_flops, executed_aux_flops, executed_flops
+from orchestrator.curve import Point
+from worker.sae.loss import losses, narrowed
+from worker.sae.model import Encoded, SparseAutoencoder
+from worker.sae.optimizer import lr_factor
+from worker.sae.trainee import Trainee
+
+_POINTS_PER_DOUBLING = 4
+_STEPS_BETWEEN_CHECKS = 64
+"""How often the summed loss is looked at between points; a look makes the host wait for the device."""
+_CHUNK_TOKENS = 2048
+
+
+class Progress(NamedTuple):
+    """One step has been taken; the trainee may be saved here."""
+
+    tokens_seen: int
+    point: Point | None
+    """The new point of the curve, at evaluation steps; its fvu is NaN if the loss stopped being finite."""
+
+
+class Fidelity(NamedTuple):
+    """How well a model reconstructs the held-out set."""
+
+    fvu: float
+    """Σ‖x − x̂‖² / Σ‖x − μ‖², μ the mean of that set."""
+    l0: float
+    """Mean active latents per token."""
+
+
+def train(
+    trainee: Trainee,
+    batches: Iterable[Float[Tensor, "batch_tokens d_model"]],
+    *,
+    config: JobConfig,
+    heldout: Float[Tensor, "n_tokens d_model"],
+    flops_subject_per_token: float = 0.0,
+) -> Iterator[Progress]:
+    """Train until max_tokens or the batches end, yielding after EVERY step.
+
+    At a yield the trainee is between two steps: save it there, or leave the loop, and a later call with the restored
+    trainee and the remaining batches continues bit for bit. Whether a point means convergence or divergence is for
+    the caller to judge; after a loss that is not finite there is one more point, and the end.
+    `batches` and `heldout` are NORMALISED float32, on the trainee's device. wall_seconds counts the time in here and
+    in `batches`, not the caller's.
+    """
+    started = time.monotonic()
+    grid = evaluation_grid(config)
+    if trainee.untrained_fvu is None:
+        trainee.untrained_fvu = fidelity(trainee.model, heldout).fvu
+    source = iter(batches)
+    while trainee.tokens_seen < config.training.max_tokens:
+        batch = next(source, None)
+        if batch is None:
+            return
+        before = trainee.tokens_seen
+        _step(trainee, batch, config)
+        is_broken = trainee.optimizer.n_steps % _STEPS_BETWEEN_CHECKS == 0 and not trainee.sums.isfinite().all()
+        point = None
+        if is_broken or bisect_right(grid, before) < bisect_right(grid, trainee.tokens_seen):
+            point = _point(trainee, heldout, config, flops_subject_per_token=flops_subject_per_token)
+        now = time.monotonic()
+        trainee.wall_seconds += now - started
+        if point is not None:
+            point = point._replace(wall_seconds=trainee.wall_seconds)
+            trainee.curve.append(point)
+        yield Progress(trainee.tokens_seen, point)
+        if point is not None and not math.isfinite(point.fvu):
+            return
+        started = time.monotonic()
+
+
+def evaluation_grid(config: JobConfig) -> list[int]:
+    """Return tokens_seen of every point: first_point_tokens · 2^(i/4) in whole batches, and the end of the budget."""
+    training = config.training
+    last = _whole_batches(float(training.max_tokens), training.batch_tokens)
+    grid = {last}
+    tokens = float(training.first_point_tokens)
+    for i in range(1, 64 * _POINTS_PER_DOUBLING):
+        grid.add(_whole_batches(tokens, training.batch_tokens))
+        tokens = training.first_point_tokens * 2 ** (i / _POINTS_PER_DOUBLING)
+        if tokens > last:
+            break
+    return sorted(tokens for tokens in grid if tokens <= last)
+
+
+@torch.no_grad()
+def fidelity(
+    model: SparseAutoencoder, heldout: Float[Tensor, "n_tokens d_model"], *, chunk_tokens: int = _CHUNK_TOKENS
+) -> Fidelity:
+    """Measure fvu and L0 on the held-out set; sums are kept in float64, so chunks do not matter."""
+    was_training = model.training
+    model.eval()
+    mean = heldout.mean(0, dtype=torch.float64).to(heldout.dtype)
+    sums = torch.zeros(3, dtype=torch.float64, device=heldout.device)
+    for x in torch.split(heldout, chunk_tokens):
+        _, top_acts, top_indices = model.encode(x)
+        error = (x - model.decode(top_acts, top_indices)).square().sum(dtype=torch.float64)
+        spread = (x - mean).square().sum(dtype=torch.float64)
+        sums += torch.stack([error, spread, (top_acts > 0).sum(dtype=torch.float64)])
+    model.train(was_training)
+    error_sum, spread_sum, n_active = sums.tolist()
+    return Fidelity(error_sum / spread_sum if spread_sum else math.nan, n_active / len(heldout))
+
+
+def count_silence(encoded: Encoded, tokens_since_fired: Tensor) -> Tensor:
+    """Return tokens_since_fired after this batch, counted to the token: batches of any size give the same count."""
+    fired = encoded.top_acts > 0
+    n_tokens = len(fired)
+    position = torch.arange(1, n_tokens + 1, device=fired.device).unsqueeze(1) * fired
+    if encoded.top_indices is None:
+        last = position.amax(0)
+    else:
+        last = torch.zeros_like(tokens_since_fired)
+        last.scatter_reduce_(0, encoded.top_indices.flatten(), position.flatten(), "amax")
+    return torch.where(last > 0, n_tokens - last, tokens_since_fired + n_tokens)
+
+
+def _step(trainee: Trainee, batch: Float[Tensor, "batch_tokens d_model"], config: JobConfig) -> None:
+    model, training = trainee.model, config.training
+    encoded = model.encode(batch, k=model.k_widest)
+    model.follow_threshold(encoded)
+    trainee.tokens_since_fired = count_silence(narrowed(encoded, model.k), trainee.tokens_since_fired)
+    dead = None
+    # Before that many tokens no latent can be dead, and the host need not ask the device.
+    if trainee.tokens_seen + len(batch) > training.dead_after_tokens:
+        silent = trainee.tokens_since_fired > training.dead_after_tokens
+        dead = silent if silent.any() else None
+    found = losses(model, batch, encoded, config=config.sae, variance=trainee.variance, dead=dead)
+    found.total.backward()  # type: ignore[no-untyped-call]
+    norm = trainee.optimizer.step(factor=lr_factor(config, trainee.tokens_seen))
+    trainee.sums += torch.stack([found.total.detach(), found.aux.detach(), norm])
+    trainee.steps_since_point += 1
+    trainee.tokens_seen += len(batch)
+    trainee.aux_tokens += len(batch) if dead is not None and config.sae.aux_coef > 0 else 0
+
+
+def _point(
+    trainee: Trainee, heldout: Float[Tensor, "n_tokens d_model"], config: JobConfig, *, flops_subject_per_token: float
+) -> Point:
+    averaged = fidelity(trainee.averaged(), heldout)
+    loss, aux_loss, grad_norm = (trainee.sums / trainee.steps_since_point).tolist()
+    trainee.sums.zero_()
+    trainee.steps_since_point = 0
+    dead = trainee.tokens_since_fired > config.training.dead_after_tokens
+    flops_dense, flops_executed = flops(trainee)
+    return Point(
+        tokens_seen=trainee.tokens_seen,
+        fvu=averaged.fvu if math.isfinite(loss) else math.nan,
+        fvu_raw=fidelity(trainee.model, heldout).fvu,
+        loss=loss,
+        aux_loss=aux_loss,
+        dead_share=float(dead.double().mean()),
+        l0=averaged.l0,
+        grad_norm=grad_norm,
+        wall_seconds=trainee.wall_seconds,
+        flops_dense=flops_dense,
+        flops_executed=flops_executed,
+        flops_subject=flops_subject_per_token * trainee.tokens_seen,
+    )
+
+
+def flops(trainee: Trainee) -> tuple[float, float]:
+    """Return (dense, executed) floating-point operations so far.
+
+    A dense activation executes what `dense_flops` says; multi_topk decodes both k and 4k latents.
+    """
+    model = trainee.model
+    n, d = model.n_latents, model.d_model
+    k = model.k + model.k_widest if model.activation == "multi_topk" else model.k
+    per_token = executed_flops(n, d, k) if model.activation in ("topk", "multi_topk") else dense_flops(n, d)
+    return (
+        float(dense_flops(n, d) * trainee.tokens_seen + dense_aux_flops(n, d) * trainee.aux_tokens),
+        float(per_token * trainee.tokens_seen + executed_aux_flops(model.k_aux, d) * trainee.aux_tokens),
+    )
+
+
+def _whole_batches(tokens: float, batch_tokens: int) -> int:
+    return math.ceil(tokens / batch_tokens) * batch_tokens
