@@ -235,7 +235,7 @@ def card(plan: Plan, progress: Progress, losses: Losses, corpus: Corpus, texts: 
     held_out = f"{len(corpus.held_out):,} tokens in {corpus.held_out_documents} documents"
     rate = f"{progress.seconds / 60:.1f} minutes, {progress.tokens / progress.seconds:,.0f} tokens/s"
     counts = {"seen": progress.tokens, "unique": len(corpus.training), "threads": torch.get_num_threads()}
-    shown = "\n".join(f"```python\n{text}\n```\n" for text in texts)
+    shown = "\n".join(f"```text\n{text}\n```\n" for text in texts)
     facts = {"trained": trained, "made": made, "documents": held_out, "rate": rate, "samples": shown}
     return CARD.format(**facts, **counts, **vars(plan), **losses._asdict())
 
@@ -246,7 +246,8 @@ CARD = """\
 A language model of the GPT-2 architecture, trained by this project on the source of the Python standard library, so
 that the demo, the tests and the examples read real activations without a download. It is good for nothing else.
 6 blocks, width 128, 4 heads, context 128, tied embeddings, 1,730,560 parameters in float32. Byte-level BPE of 4096
-tokens; `<|endoftext|>` (0) ends every document. Made by `python examples/train_subject.py --out examples/subject`.
+tokens; `<|endoftext|>` (0) ends every document. Made by
+`python examples/train_subject.py --out examples/subject --max-minutes {max_minutes:g}`.
 
 | | |
 |---|---|

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
-from urllib.parse import urlsplit
 
 from sqlalchemy import Engine
 
@@ -34,7 +33,7 @@ def celery_settings(settings: Settings) -> dict[str, Any]:
     Raises:
         ConfigError: the broker is no Redis.
     """
-    if urlsplit(settings.broker_url).scheme not in {"redis", "rediss"}:
+    if not settings.broker_url.startswith(("redis://", "rediss://")):
         raise ConfigError(
             f"broker_url {mask(settings.broker_url)!r} is not a Redis URL", hint="Such as redis://host:6379/0"
         )

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import psutil
 from sqlalchemy import Engine, select
@@ -16,10 +16,11 @@ from sqlalchemy import Engine, select
 from orchestrator import queue
 from orchestrator.config import JobConfig, Limits, Sweep, parse
 from orchestrator.database.engine import reading
-from orchestrator.database.models import Attempt, CheckpointRow, CurvePoint, Job
+from orchestrator.database.models import Attempt, CheckpointRow, CurvePoint, Job, ResultRow, Table
 from orchestrator.database.schema import open_database
 from orchestrator.settings import Settings, load
 
+Row = TypeVar("Row", bound=Table)
 WIDTH, CONTEXT = 32, 32
 TEXT = "the quick brown fox jumps over the lazy dog while seven wizards judge my vow of black quartz"
 WORDS = TEXT.split()
@@ -91,10 +92,19 @@ class World:
         return worker
 
     def job(self, job_id: int) -> Job:
+        return self.one(Job, id=job_id)
+
+    def result(self, job_id: int) -> ResultRow:
+        return self.one(ResultRow, job_id=job_id)
+
+    def last_attempt(self, job_id: int) -> Attempt:
+        return self.one(Attempt, job_id=job_id, attempt=self.job(job_id).attempt)
+
+    def one(self, table: type[Row], **where: Any) -> Row:
         with reading(self.engine) as session:
-            job = session.get_one(Job, job_id)
+            row = session.scalars(select(table).filter_by(**where)).one()
             session.expunge_all()
-        return job
+        return row
 
     def rows(self, query: Any) -> Sequence[Any]:
         with reading(self.engine) as session:

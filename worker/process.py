@@ -28,14 +28,14 @@ class Ending(NamedTuple):
 class TrainerProcess:
     """One trainer. Start it from a thread that outlives it: its death signal follows that thread."""
 
-    def __init__(self, order: Order, *, log: Path, command: Sequence[str] = COMMAND) -> None:
+    def __init__(self, order: Order, *, log: Path, command: Sequence[str] | None = None) -> None:
         """Start the trainer and hand it its order; what it prints goes to `log`."""
         log.parent.mkdir(parents=True, exist_ok=True)
         self.log = log
         self._messages: queue.SimpleQueue[Message | None] = queue.SimpleQueue()
         with log.open("ab") as errors:
             self._child = subprocess.Popen(
-                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors,
+                command or COMMAND, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors,
                 start_new_session=True, env=_environment(order.threads),
             )  # fmt: skip
         self.pid = self._child.pid

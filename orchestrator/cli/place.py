@@ -46,7 +46,10 @@ tracking_url = "http://127.0.0.1:5000"    # the MLflow server
 @click.argument("folder", metavar="[DIR]", type=click.Path(path_type=Path, file_okay=False), default=".")
 @click.option("--embedded/--service", default=True, help="SQLite in the data folder (the default), or servers.")
 def init(*, folder: Path, embedded: bool) -> None:
-    """Write orch.toml into DIR and make the database. What is there already is left as it is."""
+    """Write orch.toml and make the database.
+
+    In DIR, or where you stand. What is there already is left as it is.
+    """
     from orchestrator.settings import FILE_NAME, load
 
     file = folder / FILE_NAME

@@ -124,7 +124,8 @@ def _serve(settings: "Settings", port: int, *, browser: bool) -> None:
     )  # fmt: skip
     quiet = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
     environment = {name: value for name, value in os.environ.items() if name != "MLFLOW_TRACKING_URI"} | quiet
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    for number in (signal.SIGTERM, signal.SIGHUP):  # the server has a session of its own, and ends with us all the same
+        signal.signal(number, signal.default_int_handler)
     with log.open("ab") as out:
         server = subprocess.Popen(command, stdout=out, stderr=out, env=environment, start_new_session=True)
     try:

@@ -59,12 +59,12 @@ def fail(
         LeaseLost: this worker has been given up.
     """
     with transaction(engine) as session:
-        if close_attempt(session, lease, outcome=outcome, exit_code=exit_code, error=error) is None:
+        if close_attempt(session, lease, outcome=outcome, exit_code=exit_code, error=_storable(error)) is None:
             return _state_after(session, lease, outcome)
         desired, failures, _, allowed = _budget(session, lease)
         failures += 1
         state = _landing(desired, "queued" if retry and failures < allowed else "failed")
-        told = reason or (error.strip().splitlines() or [outcome])[0]
+        told = _storable(reason) or (_storable(error).strip().splitlines() or [outcome])[0]
         why = f"{told} ({failures} of {allowed} failures)" if retry else told
         pause = backoff(failures - 1, backoff_seconds) if state == "queued" else 0.0
         move(session, lease, state, failures=failures, reason=why, not_before=db_now() + pause)
@@ -89,6 +89,11 @@ def release(engine: Engine, lease: Lease, *, outcome: str = "preempted", reason:
         move(session, lease, state, preemptions=preemptions, reason=reason or None, not_before=db_now())
         log_event(session, state, lease, outcome=outcome)
     return state
+
+
+def _storable(text: str) -> str:
+    """Replace what a database refuses in a text: a dying process may say anything."""
+    return text.encode(errors="replace").decode().replace("\0", "?")
 
 
 def _landing(desired: str, otherwise: State) -> State:

@@ -127,7 +127,8 @@ def _reason(row: Row[Any], house: _House) -> str | None:
 
 def span(seconds: float) -> str:
     """Return a span of time in its largest fitting unit, such as `4m`."""
+    whole = max(1, round(seconds))
     for size, unit in ((86_400, "d"), (3_600, "h"), (60, "m")):
-        if seconds >= size:
-            return f"{seconds / size:.0f}{unit}"
-    return f"{max(1, round(seconds))}s"
+        if whole >= size:
+            return f"{whole / size:.0f}{unit}"
+    return f"{whole}s"

@@ -157,7 +157,9 @@ def test_every_digit_of_a_float_is_kept(engine: Engine) -> None:
 
 
 def _curve(engine: Engine, lease: Lease) -> None:
-    queue.record(engine, lease, [point(2**at, 0.1 + 2.0 ** (-at), dead_share=0.25) for at in range(4, 16)])
+    queue.record(
+        engine, lease, [point(round(2 ** (at / 4)), 0.1 + 2.0 ** (-at / 4), dead_share=0.25) for at in range(20, 60)]
+    )
 
 
 def test_a_result_comes_with_its_counts_and_state(engine: Engine) -> None:
@@ -244,6 +246,12 @@ def test_a_failure_is_tried_again_until_the_budget_is_spent(engine: Engine) -> N
     assert (row.error, row.outcome, row.exit_code) == ("Boom\ntrace", "internal", 70)
     assert results.jobs(engine)[0].reason == "Boom (2 of 2 failures)"
     assert nothing_to_claim(engine)
+
+
+def test_a_dying_trainer_may_say_anything(engine: Engine) -> None:
+    enqueue(engine)
+    fail(engine, claim(engine).lease, error="a\0b \udcff \N{PILE OF POO}")
+    assert attempt(engine, 1, 1).error == "a?b ? \N{PILE OF POO}"
 
 
 def test_some_failures_are_final(engine: Engine) -> None:

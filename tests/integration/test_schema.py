@@ -8,11 +8,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from sqlalchemy import Engine, inspect, text
-from sqlalchemy.exc import IntegrityError
+from queue_words import enqueue, sweep
+from sqlalchemy import Engine, event, inspect, select, text, update
 
+from orchestrator import queue, results
+from orchestrator.config import Sweep
 from orchestrator.database.engine import connect, db_now, reading, transaction
-from orchestrator.database.models import Table, declare_partial_indexes
+from orchestrator.database.models import Job, Table, declare_partial_indexes
 from orchestrator.database.schema import HEAD, VERSION_TABLE, current, migration_config, open_database, upgrade
 from orchestrator.errors import ConfigError, StorageError
 from orchestrator.settings import Settings
@@ -93,18 +95,19 @@ def test_downgrade_leaves_nothing(bare: Settings) -> None:
     engine.dispose()
 
 
-def test_a_terminal_state_has_its_time(engine: Engine) -> None:
-    for state, finished in (("succeeded", "NULL"), ("queued", "1.0")):
-        with pytest.raises(IntegrityError, match="ck_jobs_finished"), engine.begin() as connection:
-            connection.execute(text(
-                "INSERT INTO sweeps (name, text, labels, max_failures, paused, created_at)"
-                " SELECT 's', '', '{}', 3, id = 1, 0 FROM (SELECT 2 AS id) AS one"
-            ))  # fmt: skip
-            connection.execute(text(
-                "INSERT INTO jobs (sweep_id, config_id, replica, config, k, max_tokens, seed, priority, state, desired,"
-                " attempt, failures, preemptions, lost_in_row, not_before, created_at, finished_at)"
-                f" SELECT id, 'c', 0, '', 1, 1, 0, 0, '{state}', 'run', 0, 0, 0, 0, 0, 0, {finished} FROM sweeps"
-            ))  # fmt: skip
+@pytest.mark.parametrize(("state", "finished"), [("succeeded", None), ("queued", 1.0)])
+def test_a_terminal_state_has_its_time(engine: Engine, state: str, finished: float | None) -> None:
+    enqueue(engine)
+    change = update(Job).values(state=state, finished_at=finished)
+    with pytest.raises(StorageError, match="ck_jobs_finished"), transaction(engine) as session:
+        session.execute(change)
+
+
+def test_one_live_job_per_config(engine: Engine) -> None:
+    enqueue(engine, 2)
+    change = update(Job).values(config_id="the same")
+    with pytest.raises(StorageError, match=r"uq_jobs_live_config|jobs\.config_id"), transaction(engine) as session:
+        session.execute(change)
 
 
 def test_concurrent_first_open(bare: Settings) -> None:
@@ -130,7 +133,8 @@ def test_opening_is_quick_and_loads_no_alembic(sqlite_settings: Settings) -> Non
         "from orchestrator.database.schema import open_database; import orchestrator.results, orchestrator.dispatch;"
         "import orchestrator.queue; s = Settings(home=Path(sys.argv[1])); open_database(s).dispose();"
         "start = time.process_time(); open_database(s).dispose(); assert time.process_time() - start < 0.05;"
-        "heavy = {'alembic', 'torch', 'celery', 'mlflow', 'numpy', 'orchestrator.config', 'psycopg'} & set(sys.modules);"
+        "names = ('alembic', 'torch', 'celery', 'mlflow', 'numpy', 'orchestrator.config', 'psycopg');"
+        "heavy = [name for name in names if name in sys.modules];"
         "assert not heavy, heavy"
     )
     done = subprocess.run(
@@ -160,6 +164,16 @@ def test_a_newer_schema_is_left_alone(settings: Settings) -> None:
     assert current(settings) == "9999"
 
 
+def test_a_read_only_file(sqlite_settings: Settings) -> None:
+    """As root no mode bits hold: SQLite is told so itself."""
+    engine = connect(sqlite_settings.database)
+    event.listen(engine, "connect", lambda connection, _: connection.execute("PRAGMA query_only = ON").close())
+    with pytest.raises(StorageError, match="readonly") as told:
+        enqueue(engine)
+    assert "owner and mode" in told.value.hint
+    engine.dispose()
+
+
 def _set_version(settings: Settings, version: str) -> None:
     engine = connect(settings.database)
     with engine.begin() as connection:
@@ -169,8 +183,6 @@ def _set_version(settings: Settings, version: str) -> None:
 
 def test_the_clock_is_the_databases(engine: Engine) -> None:
     with reading(engine) as session:
-        from sqlalchemy import select
-
         first = session.execute(select(db_now())).scalar_one()
         time.sleep(0.02)
         second = session.execute(select(db_now())).scalar_one()
@@ -237,13 +249,9 @@ def test_a_damaged_file(tmp_path: Path) -> None:
 
 def test_a_full_disk(sqlite_settings: Settings) -> None:
     engine = open_database(sqlite_settings)
-    with pytest.raises(StorageError, match="full") as told, transaction(engine) as session:
-        session.execute(text("PRAGMA max_page_count = 60"))
-        session.execute(text(
-            "INSERT INTO sweeps (name, text, labels, max_failures, paused, created_at)"
-            " VALUES ('s', hex(zeroblob(4000000)), '{}', 3, 0, 0)"
-        ))  # fmt: skip
+    event.listen(engine, "begin", lambda connection: connection.exec_driver_sql("PRAGMA max_page_count = 60"))
+    with pytest.raises(StorageError, match="full") as told:
+        queue.enqueue(engine, Sweep("s", sweep(9).configs, text="long" * 100_000))
     assert "free some space" in told.value.hint
-    with reading(engine) as session:
-        assert session.execute(text("SELECT count(*) FROM sweeps")).scalar_one() == 0
+    assert results.sweeps(engine) == []
     engine.dispose()

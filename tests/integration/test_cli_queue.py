@@ -1,0 +1,247 @@
+"""The commands about jobs, in one process, on a real database; a worker is played by the queue's own verbs."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from sqlalchemy import Engine
+
+from orchestrator import queue
+from orchestrator.cli.main import run
+from orchestrator.curve import Point
+from orchestrator.database.schema import open_database
+from orchestrator.settings import Settings
+
+SWEEP = """
+version: 1
+name: small
+overrides: {subject.layer: 3, training.max_tokens: 65536, training.first_point_tokens: 8192}
+sweep:
+  - grid: {sae.n_latents: [256, 512], sae.k: [4, 8]}
+"""
+Capture = pytest.CaptureFixture[str]
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "small.yaml"
+    path.write_text(SWEEP)
+    return path
+
+
+@pytest.fixture
+def engine(sqlite_settings: Settings) -> Iterator[Engine]:
+    engine = open_database(sqlite_settings)
+    yield engine
+    engine.dispose()
+
+
+@pytest.fixture
+def queued(engine: Engine, file: Path, capsys: Capture) -> Engine:
+    assert run(["enqueue", str(file)]) == 0
+    capsys.readouterr()
+    return engine
+
+
+def _claim(engine: Engine) -> queue.Lease:
+    worker = queue.Worker("w1", "here", 1, "cpu")
+    claim = queue.claim(engine, worker, token="t" * 8, lease_seconds=60)
+    assert claim
+    queue.begin(engine, claim.lease, {"d_model": 128, "n_latents": claim.config.sae.n_latents}, 0)
+    return claim.lease
+
+
+def _point(tokens: int, fvu: float) -> Point:
+    return Point(tokens, fvu, fvu, fvu, 0.0, 0.01, 4.0, 0.1, 1.0, 1e9, 1e9, 1e9)
+
+
+def _finish(engine: Engine, lease: queue.Lease) -> None:
+    queue.record(engine, lease, [_point(8192 * 2**i, 0.5 * 0.8**i) for i in range(4)])
+    done = queue.Result(
+        outcome="converged", tokens_seen=65536, untrained_fvu=1.2, artifact_uri="file:///x", wall_seconds=1.0,
+        flops_dense=1e9, flops_executed=1e9, flops_subject=1e9,
+    )  # fmt: skip
+    queue.finish(engine, lease, done)
+
+
+def _json(capsys: Capture) -> dict[str, object]:
+    found: dict[str, object] = json.loads(capsys.readouterr().out)
+    return found
+
+
+def test_a_dry_run_writes_nothing(file: Path, tmp_path: Path, capsys: Capture) -> None:
+    assert run(["enqueue", str(file), "--dry-run"]) == 0
+    out = capsys.readouterr().out
+    assert "n_latents  k" in out
+    assert "would add 4, already there 0" in out
+    assert "262k training tokens" in out
+    assert not (tmp_path / "home").exists()
+
+
+def test_enqueueing_twice_adds_nothing(engine: Engine, file: Path, capsys: Capture) -> None:
+    assert run(["enqueue", str(file)]) == 0
+    first = capsys.readouterr()
+    assert "added 4, already there 0" in first.out
+    assert "Next:" in first.err
+    assert run(["enqueue", str(file)]) == 0
+    assert "added 0, already there 4" in capsys.readouterr().out
+    assert run(["enqueue", str(file), "--dry-run"]) == 0
+    assert "would add 0, already there 4" in capsys.readouterr().out
+    assert run(["enqueue", str(file), "--allow-duplicate", "-o", "name"]) == 0
+    assert capsys.readouterr().out.split() == ["5", "6", "7", "8"]
+
+
+def test_enqueue_with_overrides_for_programs(engine: Engine, file: Path, capsys: Capture) -> None:
+    assert run(["enqueue", str(file), "sae.k=4", "-n", "other", "-p", "7", "-o", "json"]) == 0
+    found = _json(capsys)
+    assert (found["schema"], found["sweep"], found["added"]) == ("orch.enqueue/1", "other", 2)
+    assert run(["status", "other", "-o", "json"]) == 0
+    items = json.loads(capsys.readouterr().out)["items"]
+    assert [(item["k"], item["priority"]) for item in items] == [(4, 7), (4, 7)]
+
+
+@pytest.mark.parametrize("arguments", [["sae.kk=4"], ["sae.k=0"], ["-n", "7"], ["sae.k=100000"]])
+def test_a_wrong_config_adds_nothing(engine: Engine, file: Path, capsys: Capture, arguments: list[str]) -> None:
+    assert run(["enqueue", str(file), *arguments]) == 2
+    assert capsys.readouterr().err.startswith("Error: ")
+    assert run(["status", "-o", "name"]) == 0
+    assert capsys.readouterr().out == ""
+
+
+def test_a_broker_that_is_away_is_a_warning(
+    engine: Engine, file: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ORCH_BROKER_URL", "redis://127.0.0.1:1/0")
+    assert run(["enqueue", str(file)]) == 0
+    said = capsys.readouterr()
+    assert "added 4" in said.out
+    assert "Warning: the broker does not answer" in said.err
+
+
+def test_status_of_a_life(queued: Engine, capsys: Capture) -> None:
+    lease = _claim(queued)
+    queue.record(queued, lease, [_point(8192, 0.5)])
+    queue.heartbeat(queued, lease, lease_seconds=60, tokens_seen=16384, tokens_per_second=1000.0)
+    assert run(["ps"]) == 0
+    said = capsys.readouterr()
+    head, line = said.out.strip().splitlines()
+    assert head.split()[:5] == ["ID", "STATE", "N", "K", "PROGRESS"]
+    assert line.split()[:9] == ["1", "running", "256", "4", "25%", "1.00k", "49s", "0.5000", "1.0%"]
+    assert "1 running" in said.err
+    assert "1 worker at work" in said.err
+    _finish(queued, lease)
+    assert run(["ls", "1", "-o", "csv"]) == 0
+    assert "succeeded" in capsys.readouterr().out
+    assert run(["status", "small", "-s", "queued,running", "-o", "name"]) == 0
+    assert capsys.readouterr().out.split() == ["2", "3", "4"]
+    assert run(["status", "--limit", "3", "-o", "name"]) == 0
+    assert capsys.readouterr().out.split() == ["2", "3", "4"], "what waits is shown before what is done"
+    assert run(["status", "-o", "wide"]) == 0
+    assert "UNTRAINED" in capsys.readouterr().out
+
+
+def test_status_json(queued: Engine, capsys: Capture) -> None:
+    assert run(["status", "1", "-o", "json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    (item,) = found["items"]
+    assert found["schema"] == "orch.status/1"
+    assert item["reason"] == "NoWorker"
+    assert item["created_at"].endswith("Z")
+    assert item["fvu"] is None
+
+
+def test_show(queued: Engine, capsys: Capture) -> None:
+    lease = _claim(queued)
+    queue.checkpointed(queued, lease, queue.CheckpointRef("/place", 8192, "ab" * 32))
+    _finish(queued, lease)
+    assert run(["show", "1"]) == 0
+    out = capsys.readouterr().out
+    assert "n_latents 256, k 4, d_model 128" in out
+    assert "converged" in out
+    words = {"attempts": "w1", "events": "enqueued", "checkpoints": "/place", "curve": "65.5k", "config": "sae"}
+    for part, word in words.items():
+        assert run(["show", "1", f"--{part}"]) == 0
+        assert word in capsys.readouterr().out
+    assert run(["show", "1", "-o", "json"]) == 0
+    assert len(json.loads(capsys.readouterr().out)["items"][0]["convergence"]) == 4
+    assert run(["show", "1", "--curve", "-o", "csv"]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 5
+    assert run(["show", "2", "--attempts"]) == 0
+    assert "no attempts yet" in capsys.readouterr().err
+
+
+def test_explain(queued: Engine, capsys: Capture) -> None:
+    def explained(job: int) -> str:
+        assert run(["explain", str(job)]) == 0
+        return capsys.readouterr().out
+
+    assert "orch worker" in explained(1)
+    lease = _claim(queued)
+    assert "It runs. Attempt 1, on w1" in explained(1)
+    queue.pause(queued, [1])
+    assert "asked to pause" in explained(1)
+    assert "orch resume 2" in (explained(2) if queue.pause(queued, [2]) else "")
+    queue.fail(queued, lease, error="it broke", exit_code=70, outcome="failed", retry=False)
+    assert "it broke" in explained(1)
+    assert "orch retry 1" in explained(1)
+
+
+def test_steering(queued: Engine, capsys: Capture) -> None:
+    assert run(["pause", "1"]) == 0
+    assert capsys.readouterr().out == "job 1: paused\n"
+    assert run(["resume", "1"]) == 0
+    assert run(["cancel", "small"]) == 2, "nobody is there to say yes"
+    assert "--yes" in capsys.readouterr().err
+    assert run(["cancel", "small", "--no-input"]) == 2
+    assert run(["cancel", "2", "3", "-y", "-o", "name"]) == 0
+    assert capsys.readouterr().out.split() == ["2", "3"]
+    assert run(["resume", "2"]) == 4
+    assert capsys.readouterr().err.startswith("Error: cannot resume job 2")
+    assert run(["retry", "2", "-o", "json"]) == 0
+    assert json.loads(capsys.readouterr().out)["items"] == [{"job_id": 2, "state": "queued", "effect": "queued"}]
+    assert run(["cancel", "99"]) == 3
+    assert run(["cancel", "smal"]) == 3
+    assert "did you mean 'small'" in capsys.readouterr().err
+
+
+def test_draining_a_sweep(queued: Engine, capsys: Capture) -> None:
+    assert run(["pause", "small", "--drain"]) == 0
+    assert run(["explain", "1"]) == 0
+    assert "orch resume small" in capsys.readouterr().out
+    assert run(["pause", "1", "--drain"]) == 4
+    assert run(["resume", "small", "-y"]) == 0
+    assert run(["status", "1", "-o", "json"]) == 0
+    assert '"NoWorker"' in capsys.readouterr().out
+
+
+def test_wait(queued: Engine, capsys: Capture) -> None:
+    assert run(["wait", "small", "--timeout", "0.1s"]) == 6
+    assert "4 of 4 jobs had not ended" in capsys.readouterr().err
+    _finish(queued, _claim(queued))
+    assert run(["wait", "1"]) == 0
+    assert "job 1 succeeded  fvu 0.2560  converged" in capsys.readouterr().out
+    assert run(["wait", "small", "--any"]) == 0
+    assert run(["cancel", "2"]) == 0
+    assert run(["wait", "1", "2"]) == 8
+    lease = _claim(queued)
+    queue.fail(queued, lease, error="it broke", exit_code=70, outcome="failed", retry=False)
+    assert run(["wait", "1", "2", "3"]) == 7
+    assert run(["wait", "77"]) == 3
+
+
+def test_logs(queued: Engine, sqlite_settings: Settings, capsys: Capture) -> None:
+    assert run(["logs", "1"]) == 3
+    folder = sqlite_settings.home / "logs" / "1"
+    folder.mkdir(parents=True)
+    (folder / "1.log").write_text("a\nb\nc\n")
+    (folder / "2.log").write_text("d\ne\n")
+    capsys.readouterr()
+    for arguments, out in (([], "d\ne\n"), (["--attempt", "1", "--tail", "2"], "b\nc\n"), (["--tail", "0"], "")):
+        assert run(["logs", "1", *arguments]) == 0
+        assert capsys.readouterr().out == out
+    assert run(["logs", "1", "--attempt", "9"]) == 3
+    assert "Attempts with a log: 1, 2" in capsys.readouterr().err
+    queue.cancel(queued, [1])
+    assert run(["logs", "1", "-f", "--attempt", "1", "--tail", "1"]) == 0
+    assert capsys.readouterr().out == "c\n==> attempt 2 <==\nd\ne\n"

@@ -1,0 +1,49 @@
+"""Starting up: `orch` costs what it needs, and nothing else is loaded."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+_PROBE = """
+import sys
+from orchestrator.cli.main import run
+code = run(sys.argv[1:])
+print("MODULES", *sorted(sys.modules), file=sys.stderr)
+sys.exit(code)
+"""
+HEAVY = {"torch", "transformers", "mlflow", "celery", "datasets", "pandas", "matplotlib", "scipy"}
+NOT_FOR_HELP = HEAVY | {"sqlalchemy", "alembic", "pydantic", "rich", "numpy", "yaml"}
+
+
+def _modules(folder: Path, *arguments: str) -> set[str]:
+    done = subprocess.run(
+        [sys.executable, "-c", _PROBE, *arguments],
+        capture_output=True,
+        text=True,
+        cwd=folder,
+        env=os.environ,
+        check=True,
+    )
+    return set(done.stderr.rpartition("MODULES ")[2].split())
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["enqueue", "--help"], ["demo", "-h"], ["db", "-h"]])
+def test_help_loads_nothing_but_click(tmp_path: Path, arguments: list[str]) -> None:
+    loaded = _modules(tmp_path, *arguments)
+    assert "click" in loaded
+    assert not NOT_FOR_HELP & loaded
+
+
+def test_status_loads_no_trainer(tmp_path: Path) -> None:
+    _modules(tmp_path, "db", "upgrade")
+    loaded = _modules(tmp_path, "status")
+    assert "sqlalchemy" in loaded
+    assert not (HEAVY | {"alembic", "numpy"}) & loaded
+
+
+def test_enqueue_loads_no_trainer(tmp_path: Path) -> None:
+    (tmp_path / "s.yaml").write_text("overrides: {sae.k: 8}\n")
+    assert not HEAVY & _modules(tmp_path, "enqueue", "s.yaml")
