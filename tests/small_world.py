@@ -40,10 +40,12 @@ def make_subject(folder: Path) -> Path:
     vocabulary = {word: number for number, word in enumerate(["</s>", *sorted(set(WORDS))])}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="</s>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="</s>").save_pretrained(folder)
+    wrapped: Any = PreTrainedTokenizerFast
+    wrapped(tokenizer_object=tokenizer, eos_token="</s>").save_pretrained(folder)
     ids = {"vocab_size": len(vocabulary), "bos_token_id": 0, "eos_token_id": 0}
     shape = {"n_embd": WIDTH, "n_layer": 2, "n_head": 2, "n_positions": CONTEXT}
-    GPT2LMHeadModel(GPT2Config(**shape, **ids)).save_pretrained(folder)
+    described: Any = GPT2Config
+    GPT2LMHeadModel(described(**shape, **ids)).save_pretrained(folder)
     order = torch.randint(len(WORDS), (12_000,), generator=torch.Generator().manual_seed(1)).tolist()
     lines = [" ".join(WORDS[i] for i in order[start : start + 50]) for start in range(0, len(order), 50)]
     (folder / "text.txt").write_text("\n\n".join(lines))
@@ -70,6 +72,7 @@ class World:
     """A data folder with its database, and the workers a test starts."""
 
     def __init__(self, home: Path, **settings: Any) -> None:
+        home.mkdir(parents=True, exist_ok=True)
         self.environ = {f"ORCH_{name.upper()}": str(value) for name, value in (QUICK | settings).items()}
         self.environ |= {"ORCH_HOME": str(home), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
         self.settings: Settings = load(start=home.parent, environ=self.environ)

@@ -12,7 +12,7 @@ from types import FrameType
 from typing import Any
 
 from orchestrator.errors import OrchError
-from orchestrator.settings import Settings, load
+from orchestrator.settings import Settings, load, mask
 
 DRAIN_SECONDS, STOPPED_DRAIN_SECONDS = 60.0, 5.0
 """For how long the end of a worker waits for MLflow: when the queue is empty, and when it is told to stop."""
@@ -53,7 +53,7 @@ def _work(settings: Settings, asked: argparse.Namespace) -> int:
             supervisor.stop()
         received.append(number)
 
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, on_signal)
     with _doorbell(settings, supervisor.ring, me.name):
         say(f"worker {me.name} on {device}, {asked.threads} threads, database {engine.url.render_as_string()}")
@@ -69,7 +69,7 @@ def _doorbell(settings: Settings, ring: Any, name: str) -> Any:
         return nullcontext()
     from worker.app import listening
 
-    return listening(settings, ring, name=name)
+    return listening(settings, ring, name=name, say=say)
 
 
 def _sync(settings: Settings, sweep: str) -> int:
@@ -77,7 +77,7 @@ def _sync(settings: Settings, sweep: str) -> int:
     from worker.tracking import sync
 
     engine = open_database(settings)
-    say(f"MLflow at {settings.tracking}: {sync(engine, settings, sweep)} jobs of {sweep} are up to date")
+    say(f"MLflow at {mask(settings.tracking)}: {sync(engine, settings, sweep)} jobs of {sweep} are up to date")
     return 0
 
 

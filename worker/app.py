@@ -6,10 +6,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from celery import Celery
+from celery.signals import worker_ready
 from celery.worker import state
 
 from orchestrator.dispatch import QUEUE_NAME, TASK_NAME, celery_settings
-from orchestrator.settings import Settings
+from orchestrator.settings import Settings, mask
 
 JOIN_SECONDS = 10.0
 
@@ -25,13 +26,20 @@ def wake(job_id: int | None = None) -> None:
 
 
 @contextmanager
-def listening(settings: Settings, ring: Callable[[], None], *, name: str) -> Iterator[threading.Thread]:
+def listening(
+    settings: Settings, ring: Callable[[], None], *, name: str, say: Callable[[str], None]
+) -> Iterator[threading.Thread]:
     """Run a Celery worker in a thread of its own, which calls `ring` for every wake-up.
 
     `ring` returns when there is nothing left to do: with a concurrency of 1 and no prefetching a busy worker then takes
     no message off an idle one. The main thread keeps its signals and its loop; the broker may be away all day.
     """
     app.conf.update(celery_settings(settings))
+
+    def ready(**_: object) -> None:
+        say(f"wake-ups come from {mask(settings.broker_url)}")
+
+    worker_ready.connect(ready, weak=False)
     _listeners.append(ring)
     state.should_stop = state.should_terminate = None
     thread = threading.Thread(target=_serve, args=(name,), name="celery", daemon=True)
@@ -42,6 +50,7 @@ def listening(settings: Settings, ring: Callable[[], None], *, name: str) -> Ite
         state.should_stop = 0  # Celery's own word for a warm stop; its signal handlers live in the main thread alone
         thread.join(JOIN_SECONDS)
         _listeners.remove(ring)
+        worker_ready.disconnect(ready)
 
 
 def _serve(name: str) -> None:

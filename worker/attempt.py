@@ -9,7 +9,7 @@ from orchestrator import queue
 from worker.closing import Closing, Surroundings
 from worker.lease import HeldLease, Status
 from worker.process import Ending, TrainerProcess
-from worker.protocol import Alive, Ended, Exit, Failure, Measured, Message, Order, Saved, Started
+from worker.protocol import Alive, Ended, Exit, Failure, Measured, Message, Order, Saved, Started, describe
 
 TICK_SECONDS = 0.2
 Stop = Literal["shutdown", "pause", "cancel", "outage", "stalled"]
@@ -85,17 +85,11 @@ class Attempt:
             case Started(tokens_seen, facts):
                 self._status = Status(tokens_seen)
                 self._lease.write(lambda engine, lease: queue.begin(engine, lease, facts, tokens_seen))
-                where = f"from {tokens_seen:,} tokens on " if tokens_seen else ""
-                machine = f"{facts.get('device')}, {facts.get('threads')} threads"
-                self._say(f"training {where}({machine})")
             case Alive(tokens_seen, rate):
                 self._status = self._status._replace(tokens_seen=tokens_seen, tokens_per_second=rate)
             case Measured(point):
                 self._status = self._status._replace(tokens_seen=point.tokens_seen, fvu=point.fvu)
                 self._lease.write(lambda engine, lease: queue.record(engine, lease, [point]))
-                self._around.say(
-                    f"{self._name}: {point.tokens_seen:>11,} tokens  fvu {point.fvu:.4f}  dead {point.dead_share:.1%}"
-                )
             case Saved(uri, tokens_seen, sha256):
                 ref = queue.CheckpointRef(uri=uri, tokens_seen=tokens_seen, sha256=sha256)
                 self._lease.write(lambda engine, lease: queue.checkpointed(engine, lease, ref))
@@ -104,6 +98,7 @@ class Attempt:
             case Failure():
                 self._failure = message
         if isinstance(message, Started | Measured):
+            self._say(describe(message))
             self._around.changed(self._claim.lease.job_id)
 
     def _mind(self, child: TrainerProcess) -> None:

@@ -9,7 +9,7 @@ import threading
 import time
 from types import FrameType
 
-from worker.protocol import Alive, Exit, Message, Order, encode
+from worker.protocol import Alive, Exit, Message, Order, describe, encode
 
 ALIVE_SECONDS = 1.0
 _PR_SET_PDEATHSIG = 1
@@ -47,7 +47,9 @@ class Line:
         return order
 
     def send(self, message: Message) -> None:
-        """Write one message."""
+        """Write one message, and tell the log about it."""
+        if not isinstance(message, Alive):
+            print(time.strftime("%H:%M:%S"), describe(message), file=sys.stderr, flush=True)
         left = memoryview(encode(message))
         with self._lock:
             while left:

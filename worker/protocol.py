@@ -140,5 +140,26 @@ def decode(line: bytes) -> Message | None:
         return None
 
 
+def describe(message: Message) -> str:
+    """Return a message in words, for a log."""
+    match message:
+        case Started(tokens_seen, facts):
+            sizes = ", ".join(f"{name} {facts[name]}" for name in ("n_latents", "k", "d_model", "lr") if name in facts)
+            where = f"{facts.get('device', 'cpu')}, {facts.get('threads', '?')} threads"
+            return f"training from {tokens_seen:,} tokens on {where}: {sizes}"
+        case Alive(tokens_seen, rate, phase):
+            return f"{phase}: {tokens_seen:,} tokens, {rate:,.0f}/s"
+        case Measured(point):
+            return (
+                f"{point.tokens_seen:>13,} tokens  fvu {point.fvu:.4f}  l0 {point.l0:.1f}  dead {point.dead_share:.1%}"
+            )
+        case Saved(uri, tokens_seen):
+            return f"checkpoint at {tokens_seen:,} tokens: {uri}"
+        case Ended(outcome, tokens_seen):
+            return f"{outcome} after {tokens_seen:,} tokens"
+        case Failure(kind, text, hint):
+            return f"{kind}: {text}" + (f" ({hint})" if hint else "")
+
+
 def _line(values: dict[str, Any]) -> bytes:
     return json.dumps(values, separators=(",", ":")).encode() + b"\n"

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from small_world import World, small_world
 
-from orchestrator import queue
+from orchestrator import dispatch, queue
 from orchestrator.config import JobConfig
 from orchestrator.database.models import LeaseRow
 from orchestrator.errors import StorageError
@@ -156,7 +156,12 @@ def test_told_to_stop_it_releases(bench: Bench) -> None:
 
 def test_told_twice_it_kills(bench: Bench) -> None:
     bench.trainer("while True: time.sleep(0.01); line.alive(0)")
-    assert bench.run(bench.when(bench.began, lambda: (bench.supervisor.stop(), bench.supervisor.stop()))) == "queued"
+
+    def stop_twice() -> None:
+        bench.supervisor.stop()
+        bench.supervisor.stop()
+
+    assert bench.run(bench.when(bench.began, stop_twice)) == "queued"
     assert bench.outcomes == ["preempted"]
 
 
@@ -175,7 +180,7 @@ def test_a_lost_lease_stops_everything(bench: Bench) -> None:
 def test_an_outage_is_survived_and_nothing_is_lost(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     """The database goes while the trainer measures; it comes back before the end, and every point is there."""
     bench.trainer("for t in range(1, 9): point(1024 * t); time.sleep(0.05)\ntime.sleep(2.5)\n" + END)
-    until = []
+    until: list[float] = []
 
     def away(verb: Callable[..., object]) -> Callable[..., object]:
         def maybe(*arguments: object, **named: object) -> object:
@@ -189,9 +194,7 @@ def test_an_outage_is_survived_and_nothing_is_lost(bench: Bench, monkeypatch: py
     for name in ("record", "heartbeat"):
         monkeypatch.setattr(queue, name, away(getattr(queue, name)))
     assert bench.run() == "succeeded"
-    assert [point.tokens_seen for point in results.curve(bench.world.engine, bench.job)] == [
-        1024 * t for t in range(1, 9)
-    ]
+    assert [point[0] for point in bench.world.curve(bench.job)] == [1024 * t for t in range(1, 9)]
 
 
 def test_an_outage_that_lasts_makes_the_trainer_yield(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -251,3 +254,24 @@ def test_signals_reach_the_loop(bench: Bench) -> None:
         assert bench.run(bench.when(bench.began, lambda: os.kill(os.getpid(), signal.SIGUSR2))) == "queued"
     finally:
         signal.signal(signal.SIGUSR2, before)
+
+
+def test_after_an_outage_nobody_is_judged_for_a_lease(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    bench.trainer(END)
+    judged: list[bool] = []
+
+    def reconcile(*_: object, judge: bool) -> dispatch.Reconciled:
+        judged.append(judge)
+        if len(judged) == 2:
+            raise StorageError("away")
+        if len(judged) > 4 and judge:
+            bench.supervisor.stop()
+        return dispatch.Reconciled([], 0)
+
+    monkeypatch.setattr(dispatch, "reconcile", reconcile)
+    assert bench.run(until_empty=False) == "succeeded"
+    quiet = judged[2:-1]
+    assert judged[0]
+    assert len(quiet) >= 3
+    assert not any(quiet)
+    assert judged[-1]

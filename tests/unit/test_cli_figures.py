@@ -94,7 +94,7 @@ def test_records_are_json_that_every_reader_takes() -> None:
     assert record(Row(1, math.nan, 0.0, {"a": "b"})) == {
         "id": 1, "fvu": None, "created_at": "1970-01-01T00:00:00.000Z", "labels": {"a": "b"},
     }  # fmt: skip
-    assert record(Point(*([1] + [math.inf] * 11)))["loss"] is None
+    assert record(Point(1, *[math.inf] * 11))["loss"] is None
 
 
 def test_csv() -> None:

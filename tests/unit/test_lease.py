@@ -111,7 +111,11 @@ def test_a_heartbeat_brings_the_wish(held: HeldLease, engine: Engine, wish: str)
 
 def test_writes_wait_for_the_database_in_order(held: HeldLease, engine: Engine, clock: Clock, weather: Weather) -> None:
     def record(tokens: int) -> None:
-        held.write(lambda e, lease: (weather.check(), queue.record(e, lease, [point(tokens)])))
+        def write(e: Engine, lease: queue.Lease) -> None:
+            weather.check()
+            queue.record(e, lease, [point(tokens)])
+
+        held.write(write)
 
     weather.is_away = True
     record(512)

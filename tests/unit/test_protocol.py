@@ -9,7 +9,7 @@ import pytest
 from orchestrator.config import JobConfig
 from orchestrator.curve import Point
 from orchestrator.errors import ConfigError
-from worker.protocol import Alive, Ended, Failure, Measured, Message, Order, Saved, Started, decode, encode
+from worker.protocol import Alive, Ended, Failure, Measured, Message, Order, Saved, Started, decode, describe, encode
 
 ORDER = Order(
     job_id=3, attempt=2, config=JobConfig(), artifacts="/data/artifacts/3/2", tokens_folder="/data/tokens",
@@ -49,6 +49,7 @@ def test_a_message_comes_out_as_it_went_in(message: Message) -> None:
     line = encode(message)
     assert line.count(b"\n") == 1
     assert decode(line) == message
+    assert describe(message)
 
 
 def test_not_a_number_survives() -> None:
