@@ -3,12 +3,14 @@
 import fcntl
 import logging
 import os
+import socket
 import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import NamedTuple
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
+from urllib.request import getproxies
 
 from orchestrator.settings import Settings
 
@@ -38,6 +40,7 @@ class Runs:
 
     def __init__(self, settings: Settings) -> None:
         """Connect; make the schema of a store of our own, once, under a lock."""
+        _look_for(settings.tracking)  # MLflow takes a second to load, and another to notice that nobody answers
         for name, value in _QUIET.items():
             os.environ.setdefault(name, value)
         from mlflow import MlflowClient
@@ -122,6 +125,14 @@ class Runs:
             if error.error_code == "RESOURCE_DOES_NOT_EXIST":
                 return False
             raise
+
+
+def _look_for(uri: str) -> None:
+    """Raise OSError where a server that we would reach directly takes no connections."""
+    place = urlsplit(uri)
+    if place.scheme in ("http", "https") and place.hostname and not getproxies():
+        port = place.port or (443 if place.scheme == "https" else 80)
+        socket.create_connection((place.hostname, port), timeout=3).close()
 
 
 @contextmanager

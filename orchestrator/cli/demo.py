@@ -37,7 +37,7 @@ STOP_MARGIN = 15.0
 def demo(*, file: Path, workers: int | None) -> None:
     """Train the quickstart sweep and watch it.
 
-    Queues nine SAEs of a small language model that ships with orch, starts workers, shows how they get on, and prints
+    Queues SAEs of a small language model that ships with orch, starts workers, shows how they get on, and prints
     what came out and where it lies. Ctrl-C loses nothing: run it again, and it goes on from the last checkpoints.
     """
     for number in (signal.SIGTERM, signal.SIGHUP):

@@ -72,7 +72,7 @@ def _read(
     from orchestrator import results
 
     ids = results.find(engine, selectors) if selectors else None
-    if limit is None:
+    if limit is None or sum(results.counts(engine).values()) <= limit:
         return results.jobs(engine, ids=ids, states=states)
     rows: list[JobRow] = []
     for state in FOREMOST:  # among many, what runs or failed before what waits, and that before what is done

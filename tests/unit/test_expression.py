@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from orchestrator.errors import ConfigError
-from orchestrator.expression import MAX_DEPTH, compile_expression
+from orchestrator.sweep.expression import MAX_DEPTH, compile_expression
 
 settings.register_profile("orch", deadline=None, database=None)
 settings.load_profile("orch")

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from orchestrator.errors import ConfigError
-from orchestrator.ranges import Number, is_range, spread
+from orchestrator.sweep.ranges import Number, is_range, spread
 
 settings.register_profile("orch", deadline=None, database=None)
 settings.load_profile("orch")

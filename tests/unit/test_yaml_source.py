@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from orchestrator.errors import ConfigError
-from orchestrator.yaml_source import parse_text, read_text
+from orchestrator.sweep.yaml_source import parse_text, read_text
 
 settings.register_profile("orch", deadline=None, database=None)
 settings.load_profile("orch")

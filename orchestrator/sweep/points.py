@@ -3,10 +3,10 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from orchestrator.assignments import Assignment, Assignments, entries, flatten, located
 from orchestrator.errors import ConfigError
-from orchestrator.ranges import is_range, spread
-from orchestrator.yaml_source import Node
+from orchestrator.sweep.assignments import Assignment, Assignments, entries, flatten, located
+from orchestrator.sweep.ranges import is_range, spread
+from orchestrator.sweep.yaml_source import Node
 
 Axis = tuple[Assignments, ...]
 """What varies together; the axes of a sweep multiply, the first slowest."""

@@ -4,11 +4,11 @@ import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from orchestrator.assignments import FIELDS, GROUPS, Assignments, assign, check_key
 from orchestrator.errors import ConfigError
-from orchestrator.points import Axis, axis_of, values_of, without
-from orchestrator.ranges import is_range
-from orchestrator.yaml_source import Node, parse_text
+from orchestrator.sweep.assignments import FIELDS, GROUPS, Assignments, assign, check_key
+from orchestrator.sweep.points import Axis, axis_of, values_of, without
+from orchestrator.sweep.ranges import is_range
+from orchestrator.sweep.yaml_source import Node, parse_text
 
 _CALL = re.compile(r"(range|lin|log|pow2)\((.*)\)", re.DOTALL)
 _OPEN, _CLOSE = "([{", ")]}"

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from orchestrator.config import JobConfig, field_paths, near_key
 from orchestrator.errors import ConfigError
-from orchestrator.yaml_source import Node, parse_text, read_text
+from orchestrator.sweep.yaml_source import Node, parse_text, read_text
 
 VERSION = 1
 SWEEP_ONLY = ("sweep", "exclude", "limits", "labels")

@@ -10,13 +10,13 @@ from typing import Any, NamedTuple
 
 from pydantic import ValidationError
 
-from orchestrator.assignments import Assignment, Assignments, assignments_of, entries
 from orchestrator.config import SCHEMA_HINT, JobConfig, Limits, Sweep, explain, near_key
 from orchestrator.errors import ConfigError
-from orchestrator.expression import Expression, compile_expression
-from orchestrator.overrides import apply
-from orchestrator.points import Axis, describe, read_axes
-from orchestrator.yaml_source import Node, parse_text, read_text
+from orchestrator.sweep.assignments import Assignment, Assignments, assignments_of, entries
+from orchestrator.sweep.expression import Expression, compile_expression
+from orchestrator.sweep.overrides import apply
+from orchestrator.sweep.points import Axis, describe, read_axes
+from orchestrator.sweep.yaml_source import Node, parse_text, read_text
 
 MAX_POINTS = 200_000
 MAX_LIMIT = 10**9

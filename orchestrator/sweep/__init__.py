@@ -1,0 +1,5 @@
+"""A sweep file -> a Sweep: bases, grid, zip and list blocks, ranges, overrides and exclusions. Pure."""
+
+from orchestrator.sweep.expansion import check_name, expand
+
+__all__ = ["check_name", "expand"]
