@@ -44,7 +44,7 @@ def point(tokens: int, fvu: float = 0.5, **values: float) -> Point:
 
 def result(**values: Any) -> Result:
     flops = dict.fromkeys(("flops_dense", "flops_executed", "flops_subject"), 1e12)
-    start = {
+    start: dict[str, Any] = {
         "outcome": "converged",
         "tokens_seen": 100,
         "untrained_fvu": 0.9,
@@ -59,8 +59,8 @@ def ref(tokens: int) -> CheckpointRef:
 
 
 def fail(engine: Engine, lease: Lease, **values: Any) -> queue.State:
-    start = {"error": "Boom\ntrace", "exit_code": 70, "outcome": "internal", "retry": True, "backoff_seconds": 0.0}
-    return queue.fail(engine, lease, **(start | values))
+    how: dict[str, Any] = {"error": "Boom\ntrace", "exit_code": 70, "outcome": "internal", "retry": True}
+    return queue.fail(engine, lease, **({"backoff_seconds": 0.0} | how | values))
 
 
 def run_out(engine: Engine, job_id: int) -> None:

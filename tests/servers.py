@@ -115,7 +115,7 @@ def _works(programs: Path, account: dict[str, Any]) -> bool:
 def _initialise(programs: Path, data: Path, account: dict[str, Any]) -> None:
     how = ("--auth=trust", "--encoding=UTF8", "--locale=C", "--no-sync")
     environment = {**os.environ, "HOME": str(data.parent), "LC_ALL": "C"}
-    command = [programs / "initdb", "-D", data, "-U", "postgres", *how]
+    command: list[Any] = [programs / "initdb", "-D", data, "-U", "postgres", *how]
     done = subprocess.run(command, env=environment, cwd="/", capture_output=True, text=True, check=False, **account)
     if done.returncode:
         raise NoServer(f"initdb: {done.stdout}{done.stderr}")

@@ -78,8 +78,8 @@ def _jobs() -> None:
             "(state IN ('succeeded', 'failed', 'cancelled')) = (finished_at IS NOT NULL)", name=op.f("ck_jobs_finished")
         ),
     )
-    live = {"sqlite_where": LIVE, "postgresql_where": LIVE}
-    op.create_index("uq_jobs_live_config", "jobs", ["sweep_id", "config_id", "replica"], unique=True, **live)
+    config = ["sweep_id", "config_id", "replica"]
+    op.create_index("uq_jobs_live_config", "jobs", config, unique=True, sqlite_where=LIVE, postgresql_where=LIVE)
     op.create_index("ix_jobs_claim", "jobs", ["state", sa.text("priority DESC"), "id", "sweep_id"])
     op.create_index("ix_jobs_sweep_state", "jobs", ["sweep_id", "state"])
 

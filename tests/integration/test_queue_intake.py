@@ -185,7 +185,7 @@ def test_no_job_is_claimed_twice(engine: Engine) -> None:
     enqueue(engine, 60)
 
     def go(worker: int) -> list[int]:
-        got = []
+        got: list[int] = []
         while (mine := queue.claim(engine, WORKER, token=f"{worker}-{len(got)}", lease_seconds=60.0)) is not None:
             got.append(mine.lease.job_id)
         return got

@@ -215,7 +215,7 @@ class QueueMachine(RuleBasedStateMachine):
 
     def _retry(self, job_id: int, job: Expected) -> bool:
         with reading(self.engine) as session:
-            replica = dict(session.execute(select(Job.id, Job.replica)).all())  # type: ignore[arg-type]
+            replica = dict(session.execute(select(Job.id, Job.replica)).all())
         taken = any(
             other.config == job.config and replica[i] == replica[job_id] and other.state not in {"failed", "cancelled"}
             for i, other in self.jobs.items()
@@ -232,11 +232,11 @@ class QueueMachine(RuleBasedStateMachine):
         with reading(self.engine) as session:
             rows = {job.id: job for job in session.scalars(select(Job))}
             held = {Lease(row.job_id, row.attempt, row.token) for row in session.scalars(select(LeaseRow))}
-            given = dict(session.execute(select(ResultRow.job_id, ResultRow.attempt)).all())  # type: ignore[arg-type]
+            given = dict(session.execute(select(ResultRow.job_id, ResultRow.attempt)).all())
             open_ = set(session.execute(select(Attempt.job_id, Attempt.attempt).where(Attempt.ended_at.is_(None))))
-            tried = dict(session.execute(select(Attempt.job_id, func.count()).group_by(Attempt.job_id)).all())  # type: ignore[arg-type]
+            tried = dict(session.execute(select(Attempt.job_id, func.count()).group_by(Attempt.job_id)).all())
             claims = select(Event.job_id, func.count()).where(Event.kind == "claimed").group_by(Event.job_id)
-            claimed = dict(session.execute(claims).all())  # type: ignore[arg-type]
+            claimed = dict(session.execute(claims).all())
         assert rows.keys() == self.jobs.keys()
         for job_id, job in self.jobs.items():
             row = rows[job_id]
@@ -251,6 +251,7 @@ class QueueMachine(RuleBasedStateMachine):
         assert all((job.owner is not None) == (job.state == "running") for job in self.jobs.values())
 
 
+@pytest.mark.timeout(900)  # it takes seconds; a failure takes minutes to be made small
 def test_any_order_of_verbs(tmp_path: Path) -> None:
     upgrade(Settings(home=tmp_path))
     QueueMachine.template = tmp_path / "orch.db"

@@ -1,7 +1,10 @@
 """Conformance: what a person asks for, and leases that run out."""
 
 import threading
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
 
 import pytest
 from queue_words import (
@@ -20,13 +23,16 @@ from queue_words import (
     state,
     sweep,
 )
-from sqlalchemy import Engine, select, text
+from sqlalchemy import Engine, Select, select
+from sqlalchemy.orm import Session
 
 from orchestrator import queue, results
-from orchestrator.database.engine import reading, transaction
-from orchestrator.database.models import LeaseRow
+from orchestrator.database.engine import transaction
+from orchestrator.database.models import Job, LeaseRow
+from orchestrator.database.schema import open_database
 from orchestrator.errors import NotFound, StateError
 from orchestrator.queue import Change
+from orchestrator.settings import Settings
 
 STATES = ("queued", "running", "pausing", "cancelling", "paused", "succeeded", "failed", "cancelled")
 REFUSED = None
@@ -218,45 +224,62 @@ def test_a_lease_renewed_after_it_was_seen_is_left_alone(engine: Engine, monkeyp
     enqueue(engine)
     lease = claim(engine).lease
     run_out(engine, 1)
-    real = expiry.transaction
 
-    def renewed_first(of: Engine) -> object:
+    def renewed_first(of: Engine) -> AbstractContextManager[Session]:
         queue.heartbeat(engine, lease, lease_seconds=60.0)
-        return real(of)
+        return transaction(of)
 
     monkeypatch.setattr(expiry, "transaction", renewed_first)
     assert queue.release_expired(engine, grace_seconds=1.0) == []
     assert (state(engine, 1), leases(engine)) == ("running", {1})
 
 
-def test_a_worker_frozen_inside_a_transaction_holds_up_nobody(postgres_settings: object) -> None:
-    """The reconciler skips a locked lease instead of waiting for it, and claims go on."""
-    from orchestrator.database.schema import open_database
-
-    engine = open_database(postgres_settings)  # type: ignore[arg-type]
-    enqueue(engine, 3)
-    for job_id in (1, 2):
-        claim(engine)
-        run_out(engine, job_id)
-    frozen, done = threading.Event(), threading.Event()
+@contextmanager
+def _frozen(engine: Engine, rows: Select[Any]) -> Iterator[None]:
+    """Stand still in the middle of a transaction that has locked some rows."""
+    ready, done = threading.Event(), threading.Event()
 
     def freeze() -> None:
         with transaction(engine) as session:
-            session.execute(select(LeaseRow).where(LeaseRow.job_id == 1).with_for_update()).all()
-            frozen.set()
+            session.execute(rows.with_for_update()).all()
+            ready.set()
             done.wait(10)
 
     thread = threading.Thread(target=freeze)
     thread.start()
-    assert frozen.wait(10)
-    assert queue.release_expired(engine, grace_seconds=1.0) == [2]
-    assert claim(engine).lease.job_id == 2
-    done.set()
-    thread.join()
-    assert queue.release_expired(engine, grace_seconds=1.0) == [1]
-    with reading(engine) as session:
-        assert session.execute(text("SELECT count(*) FROM leases")).scalar_one() == 1
+    assert ready.wait(10)
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+
+
+@pytest.fixture
+def postgres_engine(postgres_settings: Settings) -> Iterator[Engine]:
+    engine = open_database(postgres_settings)
+    yield engine
     engine.dispose()
+
+
+def test_a_reconciler_passes_over_a_frozen_workers_lease(postgres_engine: Engine) -> None:
+    enqueue(postgres_engine, 3)
+    for job_id in (1, 2):
+        claim(postgres_engine)
+        run_out(postgres_engine, job_id)
+    with _frozen(postgres_engine, select(LeaseRow).where(LeaseRow.job_id == 1)):
+        assert queue.release_expired(postgres_engine, grace_seconds=1.0) == [2]
+        assert claim(postgres_engine).lease.job_id == 2
+    assert queue.release_expired(postgres_engine, grace_seconds=1.0) == [1]
+    assert leases(postgres_engine) == {2}
+
+
+def test_a_claim_passes_over_a_frozen_claim(postgres_engine: Engine) -> None:
+    enqueue(postgres_engine, 2)
+    with _frozen(postgres_engine, select(Job).where(Job.id == 1)):
+        assert claim(postgres_engine).lease.job_id == 2
+        assert nothing_to_claim(postgres_engine)
+    assert claim(postgres_engine).lease.job_id == 1
 
 
 def test_the_skipped_count_survives_a_wish(engine: Engine) -> None:

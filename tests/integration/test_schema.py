@@ -63,7 +63,8 @@ def _ddl(path: Path) -> dict[str, list[str]]:
 def test_postgres_has_the_partial_index_and_the_check(postgres_settings: Settings) -> None:
     engine = open_database(postgres_settings)
     with engine.connect() as connection:
-        found = dict(connection.execute(text("SELECT indexname, indexdef FROM pg_indexes")).all())
+        rows = connection.execute(text("SELECT indexname, indexdef FROM pg_indexes"))
+        found = {row.indexname: row.indexdef for row in rows}
         checks = [c["name"] for c in inspect(connection).get_check_constraints("jobs")]
     engine.dispose()
     assert "UNIQUE" in found["uq_jobs_live_config"]
