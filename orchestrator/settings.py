@@ -1,27 +1,38 @@
 """WHERE things are: database, broker, tracking and data folder, from the environment, `orch.toml` and defaults."""
 
+import math
 import os
 import re
 import tomllib
 from collections.abc import Mapping
+from dataclasses import dataclass, fields
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Any, Literal
-
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from typing import Any, Literal
 
 from orchestrator.errors import ConfigError
 
 FILE_NAME = "orch.toml"
-Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-PositiveSeconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Origin = Literal["environment", "file", "default"]
+_DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?")
+_MAY_BE_ZERO = {
+    "grace_seconds",
+    "reconcile_seconds",
+    "poll_seconds",
+    "terminate_seconds",
+    "outage_seconds",
+    "checkpoint_seconds",
+}
 
 
-class Settings(BaseModel):
-    """Where this process finds and keeps things. Frozen; never stored in the database."""
+# A dataclass, not a pydantic model: every command reads the settings, and pydantic costs a tenth of a second of CPU.
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Where this process finds and keeps things. Frozen; never stored in the database.
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    Raises:
+        ConfigError: a value of the wrong type or out of range; says which.
+    """
 
     home: Path = Path(".orch")
     """Data folder: embedded databases, token files, checkpoints, logs."""
@@ -31,23 +42,33 @@ class Settings(BaseModel):
     """redis://… wakes Celery workers; empty = workers poll the database."""
     tracking_url: str = ""
     """MLflow tracking URI; empty = SQLite in the data folder."""
-    device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"
+    device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
-    heartbeat_seconds: PositiveSeconds = 15.0
-    lease_seconds: PositiveSeconds = 90.0
-    grace_seconds: Seconds = 15.0
+    heartbeat_seconds: float = 15.0
+    lease_seconds: float = 90.0
+    grace_seconds: float = 15.0
     """Added to a lease before it counts as expired."""
-    reconcile_seconds: Seconds = 10.0
-    poll_seconds: Seconds = 0.0
+    reconcile_seconds: float = 10.0
+    poll_seconds: float = 0.0
     """Seconds between looks at the queue; 0 = 1 without a broker, 30 with one."""
-    stall_seconds: PositiveSeconds = 900.0
+    stall_seconds: float = 900.0
     """A trainer silent for this long loses its lease."""
-    terminate_seconds: Seconds = 90.0
+    terminate_seconds: float = 90.0
     """From SIGTERM to SIGKILL of a trainer."""
-    outage_seconds: Seconds = 1800.0
+    outage_seconds: float = 1800.0
     """How long the database may be away before trainers checkpoint and yield."""
-    checkpoint_seconds: Seconds = 60.0
+    checkpoint_seconds: float = 60.0
     """Wall seconds between two checkpoints of a job."""
+
+    def __post_init__(self) -> None:
+        """Check every value, and turn numbers written as text into numbers."""
+        for field in fields(self):
+            object.__setattr__(self, field.name, _checked(field.name, getattr(self, field.name)))
+        if self.lease_seconds <= self.heartbeat_seconds:
+            raise ConfigError(
+                f"lease_seconds {self.lease_seconds:g} is not above heartbeat_seconds {self.heartbeat_seconds:g}",
+                hint="A lease must outlive several heartbeats: make it about six times as long.",
+            )
 
     @property
     def embedded(self) -> bool:
@@ -69,9 +90,13 @@ class Settings(BaseModel):
         """Return the seconds between two looks at the queue."""
         return self.poll_seconds or (30.0 if self.broker_url else 1.0)
 
-    def __repr_args__(self) -> Any:
-        """Mask secrets wherever a Settings is printed."""
-        return ((name, mask(value) if isinstance(value, str) else value) for name, value in super().__repr_args__())
+    def __repr__(self) -> str:
+        """Show every setting, secrets masked."""
+        shown = (f"{f.name}={mask(str(getattr(self, f.name)))!r}" for f in fields(self))
+        return f"Settings({', '.join(shown)})"
+
+
+NAMES = tuple(field.name for field in fields(Settings))
 
 
 def mask(text: str) -> str:
@@ -82,7 +107,7 @@ def mask(text: str) -> str:
 
 def load(*, start: Path | None = None, environ: Mapping[str, str] | None = None) -> Settings:
     """Return the settings in force for a folder: environment over the nearest `orch.toml` over defaults."""
-    return Settings.model_validate({name: value for name, (value, _) in resolve(start=start, environ=environ).items()})
+    return Settings(**{name: value for name, (value, _) in resolve(start=start, environ=environ).items()})
 
 
 def resolve(*, start: Path | None = None, environ: Mapping[str, str] | None = None) -> dict[str, tuple[Any, Origin]]:
@@ -94,38 +119,58 @@ def resolve(*, start: Path | None = None, environ: Mapping[str, str] | None = No
     environ = os.environ if environ is None else environ
     folder = (start or Path.cwd()).resolve()
     file = _nearest_file(folder)
-    found: dict[str, tuple[Any, Origin]] = {n: (f.default, "default") for n, f in Settings.model_fields.items()}
+    found: dict[str, tuple[Any, Origin]] = {f.name: (f.default, "default") for f in fields(Settings)}
     found |= {name: (value, "file") for name, value in (_read(file) if file else {}).items()}
     found |= {name: (value, "environment") for name, value in _from_environment(environ).items()}
-    settings = _checked(found)
-    checked = {name: (getattr(settings, name), found[name][1]) for name in Settings.model_fields}
+    settings = _settle(found)
+    checked = {name: (getattr(settings, name), found[name][1]) for name in NAMES}
     base = file.parent if file and checked["home"][1] != "environment" else folder
     home = settings.home.expanduser() if settings.home.parts[:1] == ("~",) else settings.home
     checked["home"] = ((base / home).resolve(), checked["home"][1])
     return checked
 
 
-def _checked(found: Mapping[str, tuple[Any, Origin]]) -> Settings:
+def _settle(found: Mapping[str, tuple[Any, Origin]]) -> Settings:
+    for name, (value, origin) in found.items():
+        if name not in NAMES:
+            near = get_close_matches(name, NAMES, n=1)
+            raise ConfigError(
+                f"unknown setting {name!r} ({origin})" + (f"; did you mean {near[0]!r}?" if near else ""), hint=_HINT
+            )
+        try:
+            _checked(name, value)
+        except ConfigError as error:
+            raise ConfigError(f"setting {name!r} ({origin}): {error.message}", hint=error.hint) from None
+    return Settings(**{name: value for name, (value, _) in found.items()})
+
+
+def _checked(name: str, value: Any) -> Any:
+    """Return a setting's value in its own type."""
+    if name.endswith("_seconds"):
+        return _seconds(name, value)
+    wanted = (str, Path) if name == "home" else str
+    if not isinstance(value, wanted):
+        raise ConfigError(f"{name} takes text, not {value!r}", hint=_HINT)
+    if name == "device" and not _DEVICE.fullmatch(str(value)):
+        raise ConfigError(f"device takes auto, cpu, cuda or cuda:N, not {value!r}", hint=_HINT)
+    return Path(value) if name == "home" else value
+
+
+def _seconds(name: str, value: Any) -> float:
     try:
-        settings = Settings.model_validate({name: value for name, (value, _) in found.items()})
-    except ValidationError as error:
-        first = error.errors()[0]
-        name = str(first["loc"][0])
-        near = [] if name in Settings.model_fields else get_close_matches(name, Settings.model_fields, n=1)
-        raise ConfigError(
-            f"setting {name!r} ({found[name][1]}): {first['msg']}" + (f"; did you mean {near[0]!r}?" if near else ""),
-            hint=f"Known settings: {', '.join(Settings.model_fields)}",
-        ) from None
-    if settings.lease_seconds <= settings.heartbeat_seconds:
-        raise ConfigError(
-            f"lease_seconds {settings.lease_seconds:g} is not above heartbeat_seconds {settings.heartbeat_seconds:g}",
-            hint="A lease must outlive several heartbeats: make it about six times as long.",
-        )
-    return settings
+        seconds = math.nan if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError):
+        raise ConfigError(f"{name} takes a number of seconds, not {value!r}", hint=_HINT) from None
+    if not math.isfinite(seconds):
+        raise ConfigError(f"{name} takes a finite number, not {value!r}", hint=_HINT)
+    if seconds < 0 or (seconds == 0 and name not in _MAY_BE_ZERO):
+        least = "0 or more" if name in _MAY_BE_ZERO else "greater than 0"
+        raise ConfigError(f"{name} must be {least}, not {value!r}", hint=_HINT)
+    return seconds
 
 
 def _from_environment(environ: Mapping[str, str]) -> dict[str, str]:
-    names = {f"ORCH_{name.upper()}": name for name in Settings.model_fields}
+    names = {f"ORCH_{name.upper()}": name for name in NAMES}
     found = {names[key]: value for key, value in environ.items() if key in names and value != ""}
     if "MLFLOW_TRACKING_URI" in environ:
         found.setdefault("tracking_url", environ["MLFLOW_TRACKING_URI"])
@@ -141,3 +186,6 @@ def _read(file: Path) -> dict[str, Any]:
         return tomllib.loads(file.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise ConfigError(f"{file}: {error}", hint="Mend the file, or make a new one with: orch init") from None
+
+
+_HINT = f"Known settings: {', '.join(NAMES)}"

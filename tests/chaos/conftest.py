@@ -4,7 +4,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from small_world import World, make_subject, small_config, small_world
+
+from tests.small_world import World, make_subject, small_config, small_world
 
 STEPS_TO_KILL_IN = 1024
 """Long enough to be killed in the middle on a fast machine: some seconds."""

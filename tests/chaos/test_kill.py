@@ -4,9 +4,8 @@ import os
 import signal
 from pathlib import Path
 
-from small_world import World, is_gone, small_config, trainers
-
 from orchestrator import queue
+from tests.small_world import World, is_gone, small_config, trainers
 
 Curve = list[tuple[float, ...]]
 

@@ -8,12 +8,12 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-import servers
 from sqlalchemy import Engine, make_url, text
 
 from orchestrator.database.engine import connect
 from orchestrator.database.schema import open_database, upgrade
 from orchestrator.settings import Settings
+from tests import servers
 
 TEMPLATE = "orch_test_template"
 NewDatabase = Callable[[bool], str]

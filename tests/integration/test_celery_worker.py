@@ -5,11 +5,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import servers
-from small_world import World, make_subject, small_config, small_world
 
 from orchestrator import dispatch
 from orchestrator.settings import Settings
+from tests import servers
+from tests.small_world import World, make_subject, small_config, small_world
 
 NEVER = 600.0
 

@@ -17,9 +17,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-import servers
 
 from orchestrator.cli.main import run
+from tests import servers
 
 ROOT = Path(__file__).parents[2]
 ORCH = (sys.executable, "-m", "orchestrator")

@@ -6,16 +6,17 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 import redis as redis_client
-from queue_words import claim, enqueue, run_out
 from sqlalchemy import Engine
 
 from orchestrator import queue
 from orchestrator.dispatch import MAX_MESSAGES, QUEUE_NAME, TASK_NAME, Reconciled, celery_settings, reconcile, wake
 from orchestrator.errors import ConfigError
 from orchestrator.settings import Settings
+from tests.queue_words import claim, enqueue, run_out
 
 KEY = f"orch:{QUEUE_NAME}"
 
@@ -96,7 +97,7 @@ def test_reconcile_without_a_broker(engine: Engine, settings: Settings) -> None:
 def test_lost_wake_ups_are_sent_again_and_not_heaped(
     engine: Engine, settings: Settings, served: Settings, broker: "redis_client.Redis"
 ) -> None:
-    both = settings.model_copy(update={"broker_url": served.broker_url})
+    both = replace(settings, broker_url=served.broker_url)
     enqueue(engine, 3)
     queue.pause(engine, [3])
     assert reconcile(engine, both).woken == 2
@@ -113,7 +114,7 @@ def test_reconcile_with_the_broker_away(engine: Engine, settings: Settings) -> N
     enqueue(engine, 2)
     claim(engine)
     run_out(engine, 1)
-    away = settings.model_copy(update={"broker_url": "redis://127.0.0.1:1/0"})
+    away = replace(settings, broker_url="redis://127.0.0.1:1/0")
     assert reconcile(engine, away) == Reconciled([1], 0)
 
 

@@ -3,7 +3,13 @@
 from collections.abc import Callable
 
 import pytest
-from queue_words import (
+from sqlalchemy import Engine, func, select
+
+from orchestrator import convergence, queue, results
+from orchestrator.database.engine import reading
+from orchestrator.database.models import ResultRow
+from orchestrator.queue import Lease, LeaseLost
+from tests.queue_words import (
     WORKER,
     attempt,
     claim,
@@ -17,12 +23,6 @@ from queue_words import (
     result,
     state,
 )
-from sqlalchemy import Engine, func, select
-
-from orchestrator import convergence, queue, results
-from orchestrator.database.engine import reading
-from orchestrator.database.models import ResultRow
-from orchestrator.queue import Lease, LeaseLost
 
 
 def _curve(engine: Engine, lease: Lease) -> None:

@@ -4,7 +4,6 @@ from concurrent.futures import ThreadPoolExecutor
 from threading import Barrier
 
 import pytest
-from queue_words import WORKER, attempt, claim, enqueue, events, fail, job, nothing_to_claim, ref, state, sweep
 from sqlalchemy import Engine, func, select, text, update
 
 from orchestrator import queue, results
@@ -12,6 +11,7 @@ from orchestrator.config import Limits, Sweep
 from orchestrator.database.engine import reading, transaction
 from orchestrator.database.models import Job, SweepRow
 from orchestrator.errors import ConfigError
+from tests.queue_words import WORKER, attempt, claim, enqueue, events, fail, job, nothing_to_claim, ref, state, sweep
 
 
 def test_a_sweep_comes_in(engine: Engine) -> None:

@@ -19,7 +19,6 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
-from queue_words import WORKER, fail, point, ref, result, run_out, sweep
 from sqlalchemy import func, select
 
 from orchestrator import queue, results
@@ -29,6 +28,7 @@ from orchestrator.database.schema import upgrade
 from orchestrator.errors import StateError
 from orchestrator.queue import Lease, LeaseLost
 from orchestrator.settings import Settings
+from tests.queue_words import WORKER, fail, point, ref, result, run_out, sweep
 
 MAX_FAILURES = 2
 CONFIGS = st.integers(0, 3)

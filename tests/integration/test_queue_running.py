@@ -4,7 +4,12 @@ import math
 from collections.abc import Callable
 
 import pytest
-from queue_words import (
+from sqlalchemy import Engine, select
+
+from orchestrator import queue, results
+from orchestrator.database.engine import reading
+from orchestrator.queue import Lease, LeaseLost
+from tests.queue_words import (
     attempt,
     claim,
     enqueue,
@@ -17,11 +22,6 @@ from queue_words import (
     result,
     state,
 )
-from sqlalchemy import Engine, select
-
-from orchestrator import queue, results
-from orchestrator.database.engine import reading
-from orchestrator.queue import Lease, LeaseLost
 
 Write = Callable[[Engine, Lease], object]
 

@@ -7,7 +7,17 @@ from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import pytest
-from queue_words import (
+from sqlalchemy import Engine, Select, select
+from sqlalchemy.orm import Session
+
+from orchestrator import queue, results
+from orchestrator.database.engine import transaction
+from orchestrator.database.models import Job, LeaseRow
+from orchestrator.database.schema import open_database
+from orchestrator.errors import NotFound, StateError
+from orchestrator.queue import Change
+from orchestrator.settings import Settings
+from tests.queue_words import (
     attempt,
     claim,
     enqueue,
@@ -23,16 +33,6 @@ from queue_words import (
     state,
     sweep,
 )
-from sqlalchemy import Engine, Select, select
-from sqlalchemy.orm import Session
-
-from orchestrator import queue, results
-from orchestrator.database.engine import transaction
-from orchestrator.database.models import Job, LeaseRow
-from orchestrator.database.schema import open_database
-from orchestrator.errors import NotFound, StateError
-from orchestrator.queue import Change
-from orchestrator.settings import Settings
 
 STATES = ("queued", "running", "pausing", "cancelling", "paused", "succeeded", "failed", "cancelled")
 REFUSED = None

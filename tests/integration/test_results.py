@@ -1,13 +1,13 @@
 """The read side: rows, reasons, totals, and what a person types."""
 
 import pytest
-from queue_words import claim, enqueue, fail, lose, point, ref, result, run_out, sweep
 from sqlalchemy import Engine
 
 from orchestrator import queue, results
 from orchestrator.config import Limits, Sweep
 from orchestrator.errors import NotFound
 from orchestrator.results.overview import span
+from tests.queue_words import claim, enqueue, fail, lose, point, ref, result, run_out, sweep
 
 
 def test_an_empty_database(engine: Engine) -> None:

@@ -8,7 +8,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from queue_words import enqueue, sweep
 from sqlalchemy import Engine, event, inspect, select, text, update
 
 from orchestrator import queue, results
@@ -18,6 +17,7 @@ from orchestrator.database.models import Job, Table, declare_partial_indexes
 from orchestrator.database.schema import HEAD, VERSION_TABLE, current, migration_config, open_database, upgrade
 from orchestrator.errors import ConfigError, StorageError
 from orchestrator.settings import Settings
+from tests.queue_words import enqueue, sweep
 
 TABLES = {"sweeps", "jobs", "attempts", "leases", "curve_points", "results", "convergence", "checkpoints", "events"}
 

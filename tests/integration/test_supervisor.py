@@ -9,12 +9,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from small_world import World, small_world
 
 from orchestrator import dispatch, queue
 from orchestrator.config import JobConfig
 from orchestrator.database.models import LeaseRow
 from orchestrator.errors import StorageError
+from tests.small_world import World, small_world
 from worker import process
 from worker.tasks import Supervisor, this_worker
 

@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from small_world import CONTEXT, WIDTH, World, make_subject, small_config, small_world
 from sqlalchemy import select
 
 from orchestrator.curve import Point
 from orchestrator.database.models import CurvePoint
 from orchestrator.settings import Settings
+from tests.small_world import CONTEXT, WIDTH, World, make_subject, small_config, small_world
 from worker.tasks import Supervisor, this_worker
 from worker.tracking import Tracking
 

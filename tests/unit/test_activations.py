@@ -7,11 +7,11 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
-from tiny_models import CONTEXT, TEXT, WIDTH, save_model
 from torch import Tensor
 
 from orchestrator.config import JobConfig
 from orchestrator.errors import ConfigError, SubjectError
+from tests.unit.tiny_models import CONTEXT, TEXT, WIDTH, save_model
 from worker import activations
 from worker.activations import captured_per_vector, heldout, sample, stream
 from worker.contexts import Contexts

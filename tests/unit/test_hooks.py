@@ -5,11 +5,11 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_models import FAMILIES, INNER, VOCABULARY, WIDTH, save_model
 from torch import Tensor
 
 from orchestrator.config import Site, SubjectConfig
 from orchestrator.errors import ConfigError, SubjectError
+from tests.unit.tiny_models import FAMILIES, INNER, VOCABULARY, WIDTH, save_model
 from worker.hooks import HookPoint, block_names, check_site, default_layer, find_hook, hooked
 from worker.subject import Subject, capture, load, run_patched
 

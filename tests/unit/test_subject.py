@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_models import CONTEXT, INNER, LAYERS, VOCABULARY, WIDTH, save_model
 
 from orchestrator.config import SHIPPED_SUBJECT, SubjectConfig
 from orchestrator.errors import SubjectError
+from tests.unit.tiny_models import CONTEXT, INNER, LAYERS, VOCABULARY, WIDTH, save_model
 from worker import hub
 from worker.subject import capture, load, width
 from worker.weights import locate

@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tiny_models import TEXT, make_tokenizer
 
 from orchestrator.config import DataConfig
 from orchestrator.errors import ConfigError, SubjectError
+from tests.unit.tiny_models import TEXT, make_tokenizer
 from worker import text, tokens
 from worker.ticker import ticker
 from worker.tokens import TokenFile, pack

@@ -3,6 +3,7 @@
 import shutil
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -136,7 +137,7 @@ def test_sync_rebuilds_a_lost_store_and_changes_nothing_twice(engine: Engine, se
     assert {kind: run.info.run_id for kind, run in again.items()} == {k: run.info.run_id for k, run in first.items()}
     assert len(steps(settings, again["job"])) == len(TOKENS)
 
-    other = settings.model_copy(update={"tracking_url": f"sqlite:///{settings.home}/other.db"})
+    other = replace(settings, tracking_url=f"sqlite:///{settings.home}/other.db")
     assert sync(engine, other, "widths / k") == 1
     assert steps(other, runs(other)["job"]) == steps(settings, first["job"])
     with pytest.raises(NotFound, match="no sweep 'width'"):
@@ -144,7 +145,7 @@ def test_sync_rebuilds_a_lost_store_and_changes_nothing_twice(engine: Engine, se
 
 
 def test_a_server_that_is_away_delays_nobody(engine: Engine, settings: Settings) -> None:
-    away = settings.model_copy(update={"tracking_url": "http://127.0.0.1:1"})
+    away = replace(settings, tracking_url="http://127.0.0.1:1")
     lease = claimed(engine)
     train(engine, lease)
     said: list[str] = []
