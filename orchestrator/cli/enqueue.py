@@ -56,9 +56,12 @@ def enqueue(
 
 
 def _read(file: Path, overrides: tuple[str, ...], name: str | None) -> "Sweep":
-    from orchestrator.sweep import check_name, expand
+    from orchestrator.settings import load
+    from orchestrator.sweep import check_name, check_places, expand
 
     sweep = expand(file, overrides)
+    if load().embedded:  # in the service mode the files are on the workers' machines
+        check_places(sweep.configs)
     return replace(sweep, name=check_name(name, "--name")) if name else sweep
 
 

@@ -93,7 +93,8 @@ def _house(session: Session) -> _House:
 
 def _job(row: Row[Any], house: _House) -> JobRow:
     sweep = house.sweeps[row.sweep_id]
-    seen = (row.result_tokens, row.lease_tokens, row.point_tokens, 0)
+    # A lease says 0 until its trainer has loaded: the stored curve knows better then.
+    seen = (row.result_tokens, row.lease_tokens or None, row.point_tokens, 0)
     return JobRow(
         id=row.id, sweep=sweep.name, state=row.state, desired=row.desired, priority=row.priority, attempt=row.attempt,
         failures=row.failures, preemptions=row.preemptions, n_latents=row.n_latents, k=row.k, lr=row.lr, seed=row.seed,

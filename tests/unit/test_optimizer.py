@@ -7,7 +7,16 @@ import torch
 
 from orchestrator.config import JobConfig, OptimizerConfig, SaeConfig, parse
 from worker.sae.model import SparseAutoencoder
-from worker.sae.optimizer import Optimizer, auto_lr, base_lr, lr_factor, project, unit_rows
+from worker.sae.optimizer import (
+    Optimizer,
+    auto_factor,
+    auto_lr,
+    base_lr,
+    lr_factor,
+    paper_lr,
+    project,
+    unit_rows,
+)
 
 
 def _model() -> SparseAutoencoder:
@@ -99,17 +108,34 @@ def test_zero_gradients_with_a_clip_stay_finite() -> None:
     assert model.W_enc.isfinite().all()
 
 
-def test_auto_lr_at_its_reference_and_its_square_root() -> None:
+def test_the_papers_learning_rates() -> None:
     table = {2048: 5.66e-4, 8192: 2.83e-4, 32768: 1.41e-4, 131072: 7.07e-5, 524288: 3.54e-5, 2097152: 1.77e-5}
     for n_latents, lr in table.items():
-        assert auto_lr(n_latents, d_model=768, batch_tokens=2048) == pytest.approx(lr, rel=4e-3)
-    narrow = auto_lr(1024, d_model=64, batch_tokens=2048) / auto_lr(1024, d_model=768, batch_tokens=2048)
-    assert narrow > 1
+        assert paper_lr(n_latents) == pytest.approx(lr, rel=4e-3)
+
+
+@pytest.mark.parametrize(
+    ("d_model", "batch_tokens", "max_tokens", "best"),
+    [(128, 256, 2**19, 0.0038), (128, 1024, 2**19, 0.0084), (128, 4096, 2**19, 0.018), (512, 1024, 2**19, 0.0084),
+     (64, 1024, 2**19, 0.0091), (128, 1024, 2**21, 0.0055)],
+)  # fmt: skip
+def test_auto_lr_is_near_the_best_of_the_sweep_it_was_measured_with(
+    d_model: int, batch_tokens: int, max_tokens: int, best: float
+) -> None:
+    training = {"batch_tokens": batch_tokens, "shuffle_tokens": 32_768, "max_tokens": max_tokens}
+    config = parse({"sae": {"n_latents": 512, "k": 8}, "training": training})
+    assert 1 / 1.3 < auto_lr(config, d_model) / best < 1.3
+
+
+def test_auto_lr_in_the_papers_own_setting_is_within_twice_the_papers() -> None:
+    factor = auto_factor(768, batch_tokens=2**17, max_tokens=6_400_000_000)
+    assert 0.5 < factor < 2
 
 
 def test_base_lr_is_the_configs_or_auto() -> None:
     assert base_lr(_job(optimizer={"lr": 0.5}), 64) == 0.5
-    assert base_lr(_job(sae={"n_latents": 512}), 64) == auto_lr(512, d_model=64, batch_tokens=100)
+    job = _job(sae={"n_latents": 512})
+    assert base_lr(job, 64) == auto_lr(job, 64) <= 0.02
 
 
 def test_warm_up_and_decay_are_linear_in_tokens_and_never_zero() -> None:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from orchestrator.config import JobConfig, Limits, Sweep, parse
 from orchestrator.errors import ConfigError
-from orchestrator.sweep import check_name, expand
+from orchestrator.sweep import check_name, check_places, expand
 
 settings.register_profile("orch", deadline=None, database=None)
 settings.load_profile("orch")
@@ -252,3 +252,15 @@ def test_expansion_is_the_ordered_product_without_what_is_excluded(
         assert list(sweep.configs) == wanted
         assert len({config.config_id for config in sweep.configs}) == len(wanted)
         assert expand(path) == sweep
+
+
+def test_a_missing_path_is_named_before_anything_is_queued(tmp_path: Path) -> None:
+    file = tmp_path / "s.yaml"
+    file.write_text("data: {source: ./none.txt}\n")
+    with pytest.raises(ConfigError, match=r"data\.source: there is no \./none\.txt") as caught:
+        check_places(expand(file).configs)
+    assert caught.value.hint
+    (tmp_path / "none.txt").write_text("there")
+    check_places(expand(file).configs)
+    file.write_text("subject: {model: some/id}\ndata: {source: some/dataset}\n")
+    check_places(expand(file).configs)

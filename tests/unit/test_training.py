@@ -24,7 +24,8 @@ def _one_thread() -> None:
 
 def _config(*, sae: dict[str, Any] | None = None, **training: Any) -> JobConfig:
     sizes = {"batch_tokens": BATCH, "shuffle_tokens": BATCH, "max_tokens": 40 * BATCH, "first_point_tokens": 2 * BATCH}
-    return parse({"sae": {"n_latents": 48, "k": 3, **(sae or {})}, "training": {**sizes, **training}})
+    parts = {"sae": {"n_latents": 48, "k": 3, **(sae or {})}, "training": {**sizes, **training}}
+    return parse({**parts, "optimizer": {"lr": 0.005}})
 
 
 def _data(n_tokens: int, seed: int = 0) -> torch.Tensor:
