@@ -21,13 +21,19 @@ _IN_A_ROW = 3
 _RISE = 3.0
 _BEFORE_DIVERGENCE = 0.01
 """Share of the budget before which a rise is no divergence."""
-_TAIL = 8.0
-"""The fit reads the points from the last token count divided by this: three doublings."""
+_TAIL = 4.0
+"""The fit reads the points from the last token count divided by this: two doublings. A third is steeper than the tail's
+power law: on the quickstart it drew L∞ down by 2%, and with it T(1%) out of reach."""
 _LEAST_POINTS = 5
 _EXPONENTS = (0.05, 4.0)
 """Bounds of b. Below, the tail is a logarithm and L∞ is not to be had; above, it is a step."""
 _LEAST_NOISE = 1e-7
 """Relative noise the fit assumes at least: the rounding of a float32 loss."""
+
+
+_FLAT = 0.01
+"""Relative fall over the tail, and relative standard error of L∞."""
+_REWEIGHTINGS = 5
 
 
 class Tail(NamedTuple):
@@ -73,10 +79,12 @@ def has_diverged(points: Sequence[tuple[int, float]], *, max_tokens: int) -> boo
 
 
 def tail_fit(points: Sequence[tuple[int, float]]) -> Tail | None:
-    """Fit L∞ + a · t^(−b), a ≥ 0, L∞ ≥ 0, to the last three doublings of the curve.
+    """Fit L∞ + a · t^(−b), a ≥ 0, L∞ ≥ 0, to the last two doublings of the curve.
 
-    Relative residuals under a soft-L1 loss whose width is the noise of a first fit. None with fewer than five usable
-    points, or where no fit is finite.
+    Relative residuals under a soft-L1 loss whose width is the noise of a first fit. A tail that a constant describes as
+    well (AICc on robust residuals), or that falls by less than 1% and leaves L∞ open, gets that constant, a = b = 0: a
+    trend below the noise would put L∞ anywhere.
+    None with fewer than five usable points, or where no fit is finite.
     """
     usable = [(t, loss) for t, loss in points if t > 0 and math.isfinite(loss) and loss > 0]
     usable = [(t, loss) for t, loss in usable if t * _TAIL >= usable[-1][0]]
@@ -94,7 +102,7 @@ def tail_fit(points: Sequence[tuple[int, float]]) -> Tail | None:
         return relative
 
     start = _best_start(u, losses)
-    noise = max(_LEAST_NOISE, 1.345 * 1.4826 * float(np.median(np.abs(residuals(start)))))
+    noise = 1.345 * _spread(residuals(start))
     top = 2 * float(losses.max())
     found = least_squares(
         residuals, start, bounds=([0, 0, _EXPONENTS[0]], [top, np.inf, _EXPONENTS[1]]),
@@ -102,6 +110,10 @@ def tail_fit(points: Sequence[tuple[int, float]]) -> Tail | None:
     )  # fmt: skip
     l_inf, a, b = (float(value) for value in found.x)
     fit = Tail(l_inf, _standard_error(found.x, u, losses), a * last**b, b)
+    fall = a * (float(u[0]) ** -b - 1) / losses.min()
+    level = float(np.median(losses))
+    if _is_flat(level / losses - 1, residuals(found.x)) or (fall < _FLAT and fit.l_inf_se > _FLAT * level):
+        return Tail(level, 1.2533 * level * _spread(level / losses - 1) / math.sqrt(len(losses)), 0.0, 0.0)
     return fit if all(map(math.isfinite, (fit.l_inf, fit.a, fit.b))) else None
 
 
@@ -142,16 +154,45 @@ def _crossing(before: tuple[int, float], after: tuple[int, float], target: float
 
 
 def _best_start(u: Array, losses: Array) -> Array:
-    """Return (L∞, a, b) of the best of a grid of b, each with its least-squares L∞ and a."""
+    """Return (L∞, a, b) of the best of a grid of b, each with its reweighted least-squares L∞ and a."""
     import numpy as np
     from scipy.optimize import nnls
 
     starts = []
     for b in np.geomspace(_EXPONENTS[0] * 1.01, _EXPONENTS[1] * 0.99, 40):
         design = np.stack([np.ones_like(u), u ** (-b)], axis=1) / losses[:, None]
-        (l_inf, a), misfit = nnls(design, np.ones_like(u))
-        starts.append((misfit, l_inf, a, b))
+        weights = np.ones_like(u)
+        for _ in range(_REWEIGHTINGS):
+            (l_inf, a), _misfit = nnls(design * weights[:, None], weights)
+            residuals = design @ np.array([l_inf, a]) - 1
+            weights = np.sqrt(np.minimum(1, _spread(residuals) / np.maximum(np.abs(residuals), _LEAST_NOISE)))
+        starts.append((_clipped_rms(residuals), l_inf, a, b))
     return np.array(min(starts)[1:])
+
+
+def _is_flat(constant: Array, power: Array) -> bool:
+    """Say whether one parameter (and the noise) explains the relative residuals no worse than three do, by AICc."""
+    n = len(constant)
+
+    def aicc(residuals: Array, parameters: int) -> float:
+        penalty = 2 * parameters * n / (n - parameters - 1) if n > parameters + 1 else math.inf
+        return 2 * n * math.log(_clipped_rms(residuals)) + penalty
+
+    return aicc(constant, 2) <= aicc(power, 4)
+
+
+def _spread(residuals: Array) -> float:
+    """Return the standard deviation of residuals around 0, from the median so that outliers do not count."""
+    import numpy as np
+
+    return max(_LEAST_NOISE, 1.4826 * float(np.median(np.abs(residuals))))
+
+
+def _clipped_rms(residuals: Array) -> float:
+    import numpy as np
+
+    width = 3 * _spread(residuals)
+    return max(_LEAST_NOISE, math.sqrt(float(np.mean(np.clip(residuals, -width, width) ** 2))))
 
 
 def _standard_error(p: Array, u: Array, losses: Array) -> float:
@@ -162,7 +203,7 @@ def _standard_error(p: Array, u: Array, losses: Array) -> float:
     jacobian = np.stack([np.ones_like(u), power, -p[1] * power * np.log(u)], axis=1) / losses[:, None]
     spread = (p[0] + p[1] * power) / losses - 1
     # With a = 0 nothing depends on b, which then takes no degree of freedom.
-    columns = jacobian[:, np.abs(jacobian).max(0) > 0]
+    columns = jacobian[:, np.linalg.norm(jacobian, axis=0) > 0]
     # From the median: an outlier that the fit has passed by must not widen the interval either.
     freedom = math.sqrt(len(u) / max(1, len(u) - columns.shape[1]))
     sigma = max(_LEAST_NOISE, 1.4826 * float(np.median(np.abs(spread))) * freedom)
