@@ -101,7 +101,7 @@ def test_readme_tree_is_the_disk() -> None:
     tree = re.search(r"```\n(orchestrator/.*?)```", readme, re.S)
     assert tree
     for name in re.findall(r"\b(\w+\.py)\b", tree[1]):
-        assert any(p.name == name for p in CODE), f"the README's tree names {name}, which is not there"
+        assert any(p.name == name for p in SOURCES), f"the README's tree names {name}, which is not there"
 
 
 def test_readme_commands_exist() -> None:
