@@ -124,8 +124,18 @@ class SaeConfig(Part):
         return self
 
     def latents(self, d_model: int) -> int:
-        """Return the number of latents at a given width."""
-        return self.n_latents or (self.expansion or 8) * d_model
+        """Return the number of latents at a given width.
+
+        Raises:
+            ConfigError: k is above it.
+        """
+        n_latents = self.n_latents or (self.expansion or 8) * d_model
+        if self.k > n_latents:
+            raise ConfigError(
+                f"sae.k = {self.k} is above the {n_latents} latents of {self.expansion or 8} × d_model {d_model}",
+                hint="Keep at most every latent: lower sae.k, or raise sae.expansion or sae.n_latents.",
+            )
+        return n_latents
 
     def aux_latents(self, d_model: int) -> int:
         """Return k_aux: as given, else the largest power of two ≤ d_model / 2."""
@@ -154,7 +164,7 @@ class TrainingConfig(Part):
 
     batch_tokens: PositiveInt = 2048
     """Tokens per optimiser step."""
-    max_tokens: PositiveInt = 4_000_000
+    max_tokens: PositiveInt = 20_000_000
     """The budget; a job that reaches it unconverged is censored."""
     dead_after_tokens: PositiveInt = 10_000_000
     """A latent silent for this many training tokens is dead."""

@@ -24,7 +24,7 @@ _BEFORE_DIVERGENCE = 0.01
 _TAIL = 4.0
 """The fit reads the points from the last token count divided by this: two doublings. A third is steeper than the tail's
 power law: on the quickstart it drew L∞ down by 2%, and with it T(1%) out of reach."""
-_LEAST_POINTS = 5
+_LEAST_POINTS = 7
 _EXPONENTS = (0.05, 4.0)
 """Bounds of b. Below, the tail is a logarithm and L∞ is not to be had; above, it is a step."""
 _LEAST_NOISE = 1e-7
@@ -64,7 +64,7 @@ def has_converged(points: Sequence[tuple[int, float]], *, epsilon: float) -> boo
     """
     if len(points) < _IN_A_ROW:
         return False
-    return all(_fall(points, index) < epsilon for index in range(len(points) - _IN_A_ROW, len(points)))
+    return all(abs(_fall(points, index)) < epsilon for index in range(len(points) - _IN_A_ROW, len(points)))
 
 
 def has_diverged(points: Sequence[tuple[int, float]], *, max_tokens: int) -> bool:
@@ -113,7 +113,9 @@ def tail_fit(points: Sequence[tuple[int, float]]) -> Tail | None:
     fall = a * (float(u[0]) ** -b - 1) / losses.min()
     level = float(np.median(losses))
     if _is_flat(level / losses - 1, residuals(found.x)) or (fall < _FLAT and fit.l_inf_se > _FLAT * level):
-        return Tail(level, 1.2533 * level * _spread(level / losses - 1) / math.sqrt(len(losses)), 0.0, 0.0)
+        error = 1.2533 * level * _spread(level / losses - 1) / math.sqrt(len(losses))
+        # What the power law would have said is part of the doubt, as far as the tail itself reaches.
+        return Tail(level, math.hypot(error, min(level - l_inf, level * _FLAT)), 0.0, 0.0)
     return fit if all(map(math.isfinite, (fit.l_inf, fit.a, fit.b))) else None
 
 
@@ -204,9 +206,9 @@ def _standard_error(p: Array, u: Array, losses: Array) -> float:
     spread = (p[0] + p[1] * power) / losses - 1
     # With a = 0 nothing depends on b, which then takes no degree of freedom.
     columns = jacobian[:, np.linalg.norm(jacobian, axis=0) > 0]
-    # From the median: an outlier that the fit has passed by must not widen the interval either.
+    # Clipped: an outlier that the fit has passed by must not widen the interval either.
     freedom = math.sqrt(len(u) / max(1, len(u) - columns.shape[1]))
-    sigma = max(_LEAST_NOISE, 1.4826 * float(np.median(np.abs(spread))) * freedom)
+    sigma = _clipped_rms(spread) * freedom
     scales = np.linalg.norm(columns, axis=0)
     gram = (columns / scales).T @ (columns / scales)
     if np.linalg.cond(gram) > 1e14:

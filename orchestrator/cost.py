@@ -4,12 +4,12 @@ import json
 from pathlib import Path
 from typing import NamedTuple
 
-from orchestrator.config import SHIPPED_SUBJECT, JobConfig, SubjectConfig
+from orchestrator.config import SHIPPED_SUBJECT, JobConfig, SaeConfig, SubjectConfig
 
 SHIPPED_FOLDER = Path(__file__).resolve().parent.parent / "examples" / "subject"
 
 _WIDTH_KEYS = ("hidden_size", "n_embd", "d_model")
-_WITH_K = ("topk", "multi_topk", "batchtopk")
+_SPARSE = ("topk", "multi_topk")
 
 
 class Cost(NamedTuple):
@@ -34,11 +34,11 @@ def estimate(config: JobConfig, d_model: int | None) -> Cost:
     sae, tokens = config.sae, config.training.max_tokens
     if d_model is None:
         return Cost(tokens, None, sae.n_latents, None, None)
-    n_latents, has_k = sae.latents(d_model), sae.activation in _WITH_K
-    aux_tokens = max(0, tokens - config.training.dead_after_tokens) if has_k and sae.aux_coef > 0 else 0
+    n_latents = sae.latents(d_model)
+    aux_tokens = max(0, tokens - config.training.dead_after_tokens) if sae.aux_coef > 0 else 0
     dense = tokens * dense_flops(n_latents, d_model) + aux_tokens * dense_aux_flops(n_latents, d_model)
     aux = aux_tokens * executed_aux_flops(sae.aux_latents(d_model), d_model)
-    executed = tokens * executed_flops(n_latents, d_model, sae.k) + aux if has_k else dense
+    executed = tokens * step_flops(sae, d_model) + aux
     return Cost(tokens, d_model, n_latents, float(dense), float(executed))
 
 
@@ -55,6 +55,18 @@ def dense_aux_flops(n_latents: int, d_model: int) -> int:
 def executed_flops(n_latents: int, d_model: int, k: int) -> int:
     """Return the FLOPs per token of a step with sparse decode and gradients: 2·n·D + 8·k·D."""
     return 2 * n_latents * d_model + 8 * k * d_model
+
+
+def step_flops(sae: SaeConfig, d_model: int) -> int:
+    """Return what a step executes per token: sparse where latents are chosen per token, else dense.
+
+    multi_topk decodes both k and 4k latents.
+    """
+    n_latents = sae.latents(d_model)
+    if sae.activation not in _SPARSE:
+        return dense_flops(n_latents, d_model)
+    wide = min(4 * sae.k, n_latents) if sae.activation == "multi_topk" else 0
+    return executed_flops(n_latents, d_model, sae.k + wide)
 
 
 def executed_aux_flops(k_aux: int, d_model: int) -> int:

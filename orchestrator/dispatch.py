@@ -95,9 +95,10 @@ def reconcile(engine: Engine, settings: Settings, *, judge: bool = True) -> Reco
     from orchestrator.queue import release_expired, waiting
 
     released = release_expired(engine, grace_seconds=settings.grace_seconds) if judge else []
+    due = waiting(engine, limit=MAX_MESSAGES if settings.broker_url else 1)  # also says whether the database answers
     if not settings.broker_url:
         return Reconciled(released, 0)
-    return Reconciled(released, _send(settings, waiting(engine, limit=MAX_MESSAGES), top_up=True) or 0)
+    return Reconciled(released, _send(settings, due, top_up=True) or 0)
 
 
 def _send(settings: Settings, job_ids: list[int], *, top_up: bool = False) -> int | None:

@@ -11,11 +11,14 @@ from contextlib import nullcontext
 from types import FrameType
 from typing import Any
 
-from orchestrator.errors import OrchError
+from orchestrator.errors import OrchError, StorageError
 from orchestrator.settings import Settings, load, mask
 
 DRAIN_SECONDS, STOPPED_DRAIN_SECONDS = 60.0, 5.0
 """For how long the end of a worker waits for MLflow: when the queue is empty, and when it is told to stop."""
+
+INTERRUPTED = 130
+"""Exit status of a worker that was to empty the queue and was stopped before."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -61,7 +64,7 @@ def _work(settings: Settings, asked: argparse.Namespace) -> int:
     tracking.close(STOPPED_DRAIN_SECONDS if received else DRAIN_SECONDS)
     engine.dispose()
     say(f"worker {me.name} ends")
-    return 0
+    return INTERRUPTED if received and asked.until_empty else 0
 
 
 def _doorbell(settings: Settings, ring: Any, name: str) -> Any:
@@ -73,11 +76,20 @@ def _doorbell(settings: Settings, ring: Any, name: str) -> Any:
 
 
 def _sync(settings: Settings, sweep: str) -> int:
+    from mlflow.exceptions import MlflowException
+
     from orchestrator.database.schema import open_database
     from worker.tracking import sync
 
     engine = open_database(settings)
-    say(f"MLflow at {mask(settings.tracking)}: {sync(engine, settings, sweep)} jobs of {sweep} are up to date")
+    try:
+        done = sync(engine, settings, sweep)
+    except (OSError, MlflowException) as error:
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise StorageError(
+            f"MLflow at {mask(settings.tracking)} does not answer: {first[:200]}", hint="Is it up? orch doctor"
+        ) from None
+    say(f"MLflow at {mask(settings.tracking)}: {done} jobs of {sweep} are up to date")
     return 0
 
 

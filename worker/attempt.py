@@ -5,7 +5,10 @@ import time
 from pathlib import Path
 from typing import Literal
 
+from sqlalchemy import Engine
+
 from orchestrator import queue
+from worker import retention
 from worker.closing import Closing, Surroundings
 from worker.lease import HeldLease, Status
 from worker.process import Ending, TrainerProcess
@@ -30,6 +33,7 @@ class Attempt:
         self._failure: Failure | None = None
         self._stop: Stop | None = None
         self._kill_at = float("inf")
+        self._stored_tokens: int | None = None
         again = f" attempt {claim.lease.attempt}" if claim.lease.attempt > 1 else ""
         self._name = f"job {claim.lease.job_id}{again}"
         self._closing = Closing(self._lease, around, self._say)
@@ -92,7 +96,7 @@ class Attempt:
                 self._lease.write(lambda engine, lease: queue.record(engine, lease, [point]))
             case Saved(uri, tokens_seen, sha256):
                 ref = queue.CheckpointRef(uri=uri, tokens_seen=tokens_seen, sha256=sha256)
-                self._lease.write(lambda engine, lease: queue.checkpointed(engine, lease, ref))
+                self._lease.write(lambda engine, lease: self._acknowledge(engine, lease, ref))
             case Ended():
                 self._ended = message
             case Failure():
@@ -101,9 +105,15 @@ class Attempt:
             self._say(describe(message))
             self._around.changed(self._claim.lease.job_id)
 
+    def _acknowledge(self, engine: Engine, lease: queue.Lease, ref: queue.CheckpointRef) -> None:
+        """Store the pointer; only then may the checkpoints before the last one stored go."""
+        queue.checkpointed(engine, lease, ref)
+        if self._stored_tokens is not None:
+            retention.prune(Path(ref.uri).parent, older_than=self._stored_tokens)
+        self._stored_tokens = ref.tokens_seen
+
     def _mind(self, child: TrainerProcess) -> None:
         """Renew the lease, and see whether the trainer has to go."""
-        told = self._around.tick()
         if child.silent_seconds > self._settings.stall_seconds:
             if self._stop is None:
                 self._stop = "stalled"
@@ -113,6 +123,7 @@ class Attempt:
             return
         desired = self._lease.beat(self._status)
         self._lease.flush()
+        told = self._around.tick()  # our own lease first: whoever was stopped for a while must not judge itself
         if self._stop is None:
             self._stop = self._wish(told, desired)
             if self._stop in _TO_YIELD:

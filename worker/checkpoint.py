@@ -75,29 +75,38 @@ def load(uri: str, config: JobConfig, *, sha256: str | None = None, device: torc
     try:
         values = json.loads((folder / _TRAINER).read_text())["values"]
         return Trainee.restored(config, load_file(folder / _STATE), values, device=device)
+    except torch.OutOfMemoryError:
+        raise
     except (OSError, SafetensorError, ValueError, KeyError, RuntimeError) as error:
         raise _damaged(folder, f"{type(error).__name__}: {error}") from error
+
+
+def facts_of(uri: str) -> dict[str, Any]:
+    """Return the facts that were kept beside a checkpoint."""
+    found: dict[str, Any] = json.loads((Path(uri) / _TRAINER).read_text())["facts"]
+    return found
 
 
 def newest_readable(
     refs: Iterable[tuple[str, str | None]], config: JobConfig, *, device: torch.device | str = "cpu"
 ) -> tuple[str, Trainee] | None:
-    """Return the first of (uri, sha256), newest first, that can be read, with its uri; None if none can."""
-    for uri, sha256 in refs:
+    """Return the first of (uri, sha256), newest first, that can be read, with its uri; None if none can.
+
+    Raises:
+        StorageError: not even their folders are there: the disk is away, and starting over would lose the work.
+    """
+    found = [*refs]
+    if found and not any(Path(uri).parent.exists() for uri, _ in found):
+        raise StorageError(
+            f"none of {len(found)} checkpoints is there, nor the folder of any, such as {Path(found[0][0]).parent}",
+            hint="Is the data folder mounted, and shared by every worker?",
+        )
+    for uri, sha256 in found:
         try:
             return uri, load(uri, config, sha256=sha256, device=device)
         except CheckpointError as error:
             _log.warning("passed over a checkpoint: %s", error.message)
     return None
-
-
-def prune(folder: Path, *, keep: int = 2) -> None:
-    """Delete all but the newest `keep` checkpoints of a folder, and what broken attempts to write left there."""
-    if not folder.is_dir():
-        return
-    whole = sorted((path for path in folder.iterdir() if path.name.isdecimal()), key=lambda path: int(path.name))
-    for path in [*whole[: max(0, len(whole) - keep)], *folder.glob(".*.partial")]:
-        shutil.rmtree(path, ignore_errors=True)
 
 
 def save_final(folder: Path, trainee: Trainee, config: JobConfig, *, facts: Mapping[str, Any]) -> Saved:
@@ -204,7 +213,10 @@ def _damaged(folder: Path, reason: str) -> CheckpointError:
 
 
 def _write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    path.touch()
+    mode = path.stat().st_mode  # safetensors writes for its owner alone; colleagues may read what the umask lets them
     save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, path)
+    path.chmod(mode)
     _flush(path)
 
 

@@ -9,6 +9,7 @@ from sqlalchemy import Engine, func, select
 from orchestrator import queue
 from orchestrator.database.engine import reading
 from orchestrator.database.models import Attempt as AttemptRow
+from orchestrator.database.models import Job
 from orchestrator.settings import Settings
 from worker.lease import HeldLease, Write
 from worker.process import Ending, meaning
@@ -59,9 +60,12 @@ class Closing:
         states: list[queue.State] = []
 
         def fail(engine: Engine, lease: queue.Lease) -> None:
+            is_second = exit_code == Exit.OUT_OF_MEMORY and _ran_out_before(engine, lease.job_id)
+            told = f"out of memory twice: {ending.text}" if is_second else ending.text
             state = queue.fail(
-                engine, lease, error=f"{ending.text}\n{hint}".strip(), exit_code=exit_code, outcome=ending.outcome,
-                retry=ending.retry, backoff_seconds=self._around.settings.lease_seconds * BACKOFF_SHARE,
+                engine, lease, error=f"{told}\n{hint}".strip(), exit_code=exit_code, outcome=ending.outcome,
+                retry=ending.retry and not is_second,
+                backoff_seconds=self._around.settings.lease_seconds * BACKOFF_SHARE,
             )  # fmt: skip
             states.append(state)
 
@@ -72,23 +76,21 @@ class Closing:
         """Store what an exit status, the trainer's last words and its log tell."""
         ending = meaning(code)
         said = failure.message if failure else f"{ending.text}\n{_tail(log)}".strip()
-        ending = ending._replace(text=said)
-        if code == Exit.OUT_OF_MEMORY and self._ran_out_before():
-            ending = ending._replace(text=f"out of memory twice: {said}", retry=False)
-        self.fail(ending, exit_code=code, hint=failure.hint if failure else "")
+        self.fail(ending._replace(text=said), exit_code=code, hint=failure.hint if failure else "")
 
     def _write(self, write: Write) -> bool:
         return self._lease.close(write, patience=self._patience)
 
     def _patience(self) -> bool:
-        limit = STOPPED_PATIENCE_SECONDS if self._around.tick() else self._around.settings.outage_seconds
-        return self._lease.away_seconds < limit
+        return not self._around.tick() or self._lease.away_seconds < STOPPED_PATIENCE_SECONDS
 
-    def _ran_out_before(self) -> bool:
-        job_id = self._lease.lease.job_id
-        earlier = select(func.count()).where(AttemptRow.job_id == job_id, AttemptRow.outcome == "out_of_memory")
-        with reading(self._around.engine) as session:
-            return bool(session.scalar(earlier))
+
+def _ran_out_before(engine: Engine, job_id: int) -> bool:
+    """Say whether an attempt since the last `orch retry`, which forgives failures, ran out of memory."""
+    ran_out = (AttemptRow.job_id == job_id, AttemptRow.outcome == "out_of_memory")
+    earlier = select(func.count()).select_from(AttemptRow).join(Job, Job.id == AttemptRow.job_id)
+    with reading(engine) as session:
+        return bool(session.scalar(earlier.where(*ran_out, Job.failures > 0)))
 
 
 def _tail(log: Path) -> str:

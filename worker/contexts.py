@@ -11,6 +11,8 @@ from orchestrator.errors import ConfigError
 from worker.tokens import TokenFile
 
 _COUNT_ROWS = 65_536
+_LEAST_HELDOUT = 2
+"""Vectors: of one alone, or of none, fvu is not defined."""
 
 
 class Span(NamedTuple):
@@ -47,7 +49,7 @@ class Contexts:
         Raises:
             ConfigError: the text is too short; says by how much.
         """
-        n_heldout = -(-config.training.heldout_tokens // tokens.context_length)
+        n_heldout = -(-config.training.heldout_tokens // tokens.stride)
         n_training = tokens.n_contexts - n_heldout
         if n_training < 1:
             raise ConfigError(_too_short(tokens, config, f"{max(0, n_training)} contexts"), hint=_HINT)
@@ -55,6 +57,12 @@ class Contexts:
         if config.data.special_tokens == "mask":
             ignored[list(tokens.special_ids)] = True
         counts = _count(tokens, ignored, n_training)
+        if _count_heldout(tokens, ignored, n_heldout) < _LEAST_HELDOUT:
+            raise ConfigError(
+                f"training.heldout_tokens = {config.training.heldout_tokens}: the end of the text holds no two "
+                "positions that may be measured",
+                hint="Raise training.heldout_tokens, or set data.special_tokens: train.",
+            )
         if counts.sum() < config.training.batch_tokens:
             raise ConfigError(_too_short(tokens, config, f"{counts.sum()} tokens"), hint=_HINT)
         return cls(tokens=tokens, seed=config.training.seed, n_heldout=n_heldout, ignored=ignored, counts=counts)
@@ -108,6 +116,11 @@ def _count(tokens: TokenFile, ignored: NDArray[np.bool_], n_training: int) -> ND
     before = 0 if tokens.bos_id is None or ignored[tokens.bos_id] else 1
     parts = [(~ignored[rows[i : i + _COUNT_ROWS]]).sum(axis=1) for i in range(0, n_training, _COUNT_ROWS)]
     return np.concatenate(parts).astype(np.int64) + before
+
+
+def _count_heldout(tokens: TokenFile, ignored: NDArray[np.bool_], n_heldout: int) -> int:
+    last = np.arange(tokens.n_contexts - n_heldout, tokens.n_contexts)
+    return int((~ignored[tokens.contexts(last)]).sum())
 
 
 def _too_short(tokens: TokenFile, config: JobConfig, left: str) -> str:

@@ -1,5 +1,6 @@
 """The supervisor: claim -> train -> record -> finish, one job at a time; one loop, woken by a clock or a doorbell."""
 
+import math
 import queue as channels
 import socket
 import threading
@@ -46,6 +47,7 @@ class Supervisor:
         self._reconcile_at = 0.0
         self._away = False
         self._judge_at = 0.0
+        self._looked_at = -math.inf
 
     def run(self, *, until_empty: bool = False) -> None:
         """Work until told to stop, or until nothing is left to do."""
@@ -117,6 +119,9 @@ class Supervisor:
 
     def _tick(self) -> int:
         """Release what other workers left behind, if it is time to; return how often this one was told to stop."""
+        asleep, self._looked_at = time.monotonic() - self._looked_at, time.monotonic()
+        if asleep > self._settings.lease_seconds / 2:  # just started, stopped, or hung: so may all have been
+            self._judge_at = time.monotonic() + self._settings.lease_seconds
         if time.monotonic() >= self._reconcile_at:
             self._reconcile_at = time.monotonic() + self._settings.reconcile_seconds
             try:
@@ -128,6 +133,7 @@ class Supervisor:
                 self._in_touch()
                 for job_id in done.released:
                     self._say(f"job {job_id}: its worker fell silent; released")
+                    self._around.changed(job_id)
         return self._stops
 
     def _lost_touch(self, error: StorageError) -> None:

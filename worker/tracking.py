@@ -41,7 +41,7 @@ class Tracking:
         self._thread.join(timeout)
         done = not self._thread.is_alive() and not self._changed
         if not done:
-            self._say("tracking: MLflow lacks the latest of this worker; bring it up with: python -m worker sync SWEEP")
+            self._say("tracking: MLflow lacks the latest of this worker; bring it up with: orch tracking sync SWEEP")
         return done
 
     def _run(self) -> None:
@@ -73,6 +73,8 @@ class Tracking:
                 self._projection.project(job_id)
             except Exception as error:  # noqa: BLE001 - a tracking store may fail in any way; training goes on
                 self._trip(error)
+                self._changed[job_id] = self._changed.pop(job_id)  # the others first: it may be this one's run alone
+                self._projection = None
                 return
             self._break = 0.0
             del self._changed[job_id]

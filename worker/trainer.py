@@ -84,7 +84,23 @@ def _resumed(order: Order, material: Material) -> "Trainee | None":
 
     refs = [(saved.uri, saved.sha256) for saved in order.resume]
     found = checkpoint.newest_readable(refs, order.config, device=material.device)
-    return found[1] if found else None
+    if found is None:
+        return None
+    uri, trainee = found
+    _refuse_other_material(checkpoint.facts_of(uri), material)
+    return trainee
+
+
+def _refuse_other_material(before: dict[str, Any], material: Material) -> None:
+    """Never continue a curve on another model or another text: its held-out set would be another, too."""
+    now = {"model": material.subject.fingerprint, "text": material.tokens.id}
+    then = {"model": before.get("subject", {}).get("sha256"), "text": before.get("tokens", {}).get("id")}
+    for what, digest in now.items():
+        if then[what] not in (None, digest):
+            raise SubjectError(
+                f"the {what} is not the one this job began with (sha256 {digest[:12]}, then {str(then[what])[:12]})",
+                hint="Bring the old one back, or start over: orch enqueue --allow-duplicate",
+            )
 
 
 def _fresh(order: Order, material: Material) -> "Trainee":
@@ -137,7 +153,6 @@ def _save(order: Order, line: Line, trainee: "Trainee", facts: dict[str, Any]) -
 
     folder = Path(order.artifacts)
     line.send(Saved(*checkpoint.save(folder, trainee, order.config, facts=facts)))
-    checkpoint.prune(folder, keep=2)
 
 
 def _end(order: Order, line: Line, outcome: str, *, trainee: "Trainee", facts: dict[str, Any]) -> None:
@@ -149,7 +164,7 @@ def _end(order: Order, line: Line, outcome: str, *, trainee: "Trainee", facts: d
     if outcome != "diverged":
         _save(order, line, trainee, facts)
         uri = checkpoint.save_final(Path(order.artifacts), trainee, order.config, facts=facts).uri
-    dense, executed = flops(trainee)
+    dense, executed = flops(trainee, order.config.sae)
     line.send(
         Ended(
             outcome=outcome,

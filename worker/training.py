@@ -10,8 +10,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from orchestrator.config import JobConfig
-from orchestrator.cost import dense_aux_flops, dense_flops, executed_aux_flops, executed_flops
+from orchestrator.config import JobConfig, SaeConfig
+from orchestrator.cost import dense_aux_flops, dense_flops, executed_aux_flops, step_flops
 from orchestrator.curve import Point
 from worker.sae.loss import losses, narrowed
 from worker.sae.model import Encoded, SparseAutoencoder
@@ -156,7 +156,7 @@ def _point(
     trainee.sums.zero_()
     trainee.steps_since_point = 0
     dead = trainee.tokens_since_fired > config.training.dead_after_tokens
-    flops_dense, flops_executed = flops(trainee)
+    flops_dense, flops_executed = flops(trainee, config.sae)
     return Point(
         tokens_seen=trainee.tokens_seen,
         fvu=averaged.fvu if math.isfinite(loss) else math.nan,
@@ -173,19 +173,11 @@ def _point(
     )
 
 
-def flops(trainee: Trainee) -> tuple[float, float]:
-    """Return (dense, executed) floating-point operations so far.
-
-    A dense activation executes what `dense_flops` says; multi_topk decodes both k and 4k latents.
-    """
-    model = trainee.model
-    n, d = model.n_latents, model.d_model
-    k = model.k + model.k_widest if model.activation == "multi_topk" else model.k
-    per_token = executed_flops(n, d, k) if model.activation in ("topk", "multi_topk") else dense_flops(n, d)
-    return (
-        float(dense_flops(n, d) * trainee.tokens_seen + dense_aux_flops(n, d) * trainee.aux_tokens),
-        float(per_token * trainee.tokens_seen + executed_aux_flops(model.k_aux, d) * trainee.aux_tokens),
-    )
+def flops(trainee: Trainee, config: SaeConfig) -> tuple[float, float]:
+    """Return (dense, executed) floating-point operations so far."""
+    n, d, seen, aux = trainee.model.n_latents, trainee.model.d_model, trainee.tokens_seen, trainee.aux_tokens
+    executed = step_flops(config, d) * seen + executed_aux_flops(trainee.model.k_aux, d) * aux
+    return float(dense_flops(n, d) * seen + dense_aux_flops(n, d) * aux), float(executed)
 
 
 def _whole_batches(tokens: float, batch_tokens: int) -> int:

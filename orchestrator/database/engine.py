@@ -16,6 +16,8 @@ from sqlalchemy.sql.compiler import SQLCompiler
 from orchestrator.errors import ConfigError, StorageError
 from orchestrator.settings import mask
 
+_KEEPALIVE = {"keepalives_idle": 10, "keepalives_interval": 5, "keepalives_count": 3, "tcp_user_timeout": 20_000}
+"""A server that vanished without a word is given up after about 25 s; the last in milliseconds."""
 _LIMITS = "-c statement_timeout=10000 -c lock_timeout=2000 -c idle_in_transaction_session_timeout=10000"
 _OPTIONS = {"synchronize_session": False}
 
@@ -61,7 +63,7 @@ def connect(url: str, *, limits: bool = True) -> Engine:
         return engine
     asked = place.query.get("options", "")
     options = f"{_LIMITS if limits else ''} {asked if isinstance(asked, str) else ' '.join(asked)}".strip()
-    arguments = {"application_name": "orch", "connect_timeout": 5, "options": options}
+    arguments = {"application_name": "orch", "connect_timeout": 5, "options": options, **_KEEPALIVE}
     return create_engine(place, json_serializer=_dumps, pool_pre_ping=True, connect_args=arguments)
 
 
@@ -84,7 +86,9 @@ def reading(engine: Engine) -> Iterator[Session]:
     Raises:
         StorageError: the database did not answer or refused, with what to do.
     """
-    with _told(engine), Session(engine.execution_options(postgresql_readonly=True)) as session:
+    # One picture for all statements of the scope: SQLite gives it by itself.
+    options: dict[str, Any] = {"isolation_level": "REPEATABLE READ"} if engine.name == "postgresql" else {}
+    with _told(engine), Session(engine.execution_options(postgresql_readonly=True, **options)) as session:
         yield session
 
 

@@ -1,5 +1,7 @@
 """A worker takes a job: one short transaction that leaves job, lease and attempt row consistent."""
 
+from typing import NamedTuple
+
 from sqlalchemy import Engine, Row, Select, func, insert, select, text, update
 from sqlalchemy.orm import Session
 
@@ -19,6 +21,21 @@ def claim(engine: Engine, worker: Worker, *, token: str, lease_seconds: float) -
     Raises:
         StorageError: the database did not answer; call again with the same token.
     """
+    while True:
+        taken = _take(engine, worker, token, lease_seconds)
+        if not isinstance(taken, _Unreadable):
+            return taken
+        fail(engine, taken.lease, error=taken.told, exit_code=78, outcome="config", retry=False)
+
+
+class _Unreadable(NamedTuple):
+    """A claim whose config was stored by another version: no attempt can run it."""
+
+    lease: Lease
+    told: str
+
+
+def _take(engine: Engine, worker: Worker, token: str, lease_seconds: float) -> Claim | _Unreadable | None:
     from orchestrator.config import JobConfig
 
     with transaction(engine) as session:
@@ -33,10 +50,8 @@ def claim(engine: Engine, worker: Worker, *, token: str, lease_seconds: float) -
         runs = job.mlflow_run_id, sweep.mlflow_experiment_id
     try:
         config = JobConfig.model_validate_json(stored)
-    except ValueError as error:  # stored by another version: no attempt can run it
-        told = f"the stored config is not valid here: {error}"
-        fail(engine, lease, error=told, exit_code=78, outcome="config", retry=False)
-        return claim(engine, worker, token=token, lease_seconds=lease_seconds)
+    except ValueError as error:
+        return _Unreadable(lease, f"the stored config is not valid here: {error}")
     return Claim(lease, config, *place, refs, *runs)
 
 

@@ -28,7 +28,7 @@ def finish(engine: Engine, lease: Lease, result: Result) -> None:
     """
     # Only the holder of the lease writes the curve, and the fence below proves it is still this one: what is analysed
     # before the transaction is what the transaction finds, and no lock is held while the fit runs.
-    analysis = _analyse(engine, lease.job_id)
+    analysis = _analyse(engine, lease.job_id, result.outcome)
     with transaction(engine) as session:
         if close_attempt(session, lease, outcome=result.outcome, exit_code=0) is None:
             if _finished_before(session, lease):
@@ -122,7 +122,7 @@ def _finished_before(session: Session, lease: Lease) -> bool:
     return session.scalar(select(ResultRow.job_id).where(ResultRow.job_id == lease.job_id, *mine)) is not None
 
 
-def _analyse(engine: Engine, job_id: int) -> _Analysis:
+def _analyse(engine: Engine, job_id: int, outcome: str) -> _Analysis:
     from orchestrator.convergence import EPSILONS, tail_fit, tokens_to_convergence
 
     with reading(engine) as session:
@@ -130,7 +130,7 @@ def _analyse(engine: Engine, job_id: int) -> _Analysis:
         points = session.scalars(query).all()
         session.expunge_all()
     curve = [(point.tokens_seen, float("nan") if point.fvu is None else point.fvu) for point in points]
-    tail = tail_fit(curve)
+    tail = None if outcome == "diverged" else tail_fit(curve)  # a loss that went away tends to nothing
     counts = [tokens_to_convergence(curve, epsilon=epsilon, tail=tail) for epsilon in EPSILONS]
     rows = [{"epsilon": c.epsilon, "tokens": c.tokens, "lower_bound": c.lower_bound} for c in counts]
     return _Analysis(points[-1] if points else None, tail and tail.l_inf, tail and tail.l_inf_se, rows)

@@ -51,7 +51,7 @@ def begin(engine: Engine, lease: Lease, facts: Mapping[str, Any], tokens_start: 
         session.execute(update(LeaseRow).where(held_by(lease)).values(tokens_seen=tokens_start, progress_at=db_now()))
         mine = (Attempt.job_id == lease.job_id, Attempt.attempt == lease.attempt)
         session.execute(update(Attempt).where(*mine).values(facts=dict(facts), tokens_start=tokens_start))
-        sizes = {name: facts[name] for name in ("n_latents", "d_model") if facts.get(name) is not None}
+        sizes = {name: facts[name] for name in ("n_latents", "d_model", "lr") if facts.get(name) is not None}
         if sizes:
             session.execute(update(Job).where(Job.id == lease.job_id).values(**sizes))
         for table in (CurvePoint, CheckpointRow):

@@ -132,10 +132,10 @@ def _wish(engine: Engine, job_ids: Sequence[int], step: Callable[[str, str], _St
 def _apply(
     session: Session, ids: list[int], step: Callable[[str, str], _Step], verb: str, *, alone: bool
 ) -> dict[int, Change]:
-    if verb == "retry":
-        _lock_sweeps(session, ids)
     query = select(Job.id, Job.state, Job.desired).where(Job.id.in_(ids)).order_by(Job.id).with_for_update()
     rows = session.execute(query).all()
+    if verb == "retry":
+        _lock_sweeps(session, ids)
     found = {row.id: step(row.state, row.desired) for row in rows}
     if missing := [job_id for job_id in ids if job_id not in found]:
         raise NotFound(f"there is no job {missing[0]}", hint="orch status lists them")

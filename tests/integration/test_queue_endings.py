@@ -63,6 +63,17 @@ def test_a_finish_whose_answer_was_lost_succeeds_again(engine: Engine) -> None:
     assert events(engine, 1).count("succeeded") == 1
 
 
+def test_a_diverged_curve_tends_to_nothing(engine: Engine) -> None:
+    enqueue(engine)
+    lease = claim(engine).lease
+    losses = [0.9, 0.7, 0.5, 0.4, 0.35, 0.32, 0.31, 0.3, 0.3, 1.4]
+    queue.record(engine, lease, [point(1000 * 2**i, loss) for i, loss in enumerate(losses)])
+    queue.finish(engine, lease, result(outcome="diverged", artifact_uri=None))
+    (row,) = results.jobs(engine)
+    assert row.l_inf is None
+    assert all(count.tokens is None and count.lower_bound for count in results.convergence(engine, row.id))
+
+
 def test_diverged_is_a_result(engine: Engine) -> None:
     enqueue(engine)
     lease = claim(engine).lease

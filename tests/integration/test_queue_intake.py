@@ -20,7 +20,7 @@ def test_a_sweep_comes_in(engine: Engine) -> None:
     assert (done.added, done.skipped) == (3, 0)
     row = job(engine, 2)
     assert (row.state, row.desired, row.attempt, row.replica, row.lr) == ("queued", "run", 0, 0, None)
-    assert (row.n_latents, row.k, row.seed, row.max_tokens) == (64, 32, 1, 4_000_000)
+    assert (row.n_latents, row.k, row.seed, row.max_tokens) == (64, 32, 1, 20_000_000)
     assert results.config(engine, 2) == sweep(3).configs[1].model_dump(mode="json")
     assert events(engine, 2) == ["enqueued"]
 

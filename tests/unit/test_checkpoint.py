@@ -12,6 +12,7 @@ import torch
 from orchestrator.config import JobConfig, parse
 from orchestrator.errors import CheckpointError, StorageError
 from worker import checkpoint
+from worker.retention import prune
 from worker.sae.normalize import denormalize, normalize
 from worker.sae.trainee import Trainee
 from worker.training import train
@@ -132,14 +133,13 @@ def test_a_folder_that_cannot_be_made_is_a_storage_error(tmp_path: Path) -> None
         checkpoint.save(tmp_path / "file", _trainee(), _config(), facts=FACTS)
 
 
-def test_prune_keeps_the_newest_and_the_final(tmp_path: Path) -> None:
+def test_prune_keeps_what_is_acknowledged_and_newer_and_the_final(tmp_path: Path) -> None:
     for n_steps in (1, 3, 5):
         checkpoint.save(tmp_path, _trainee(n_steps), _config(), facts=FACTS)
     checkpoint.save_final(tmp_path, _trainee(), _config(), facts=FACTS)
-    (tmp_path / ".99.1.partial").mkdir()
-    checkpoint.prune(tmp_path, keep=2)
+    prune(tmp_path, older_than=96)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["160", "96", "final"]
-    checkpoint.prune(tmp_path / "nowhere")
+    prune(tmp_path / "nowhere", older_than=96)
 
 
 def test_final_is_the_averaged_model_and_says_how_to_use_it(tmp_path: Path) -> None:
@@ -163,3 +163,19 @@ def test_final_is_the_averaged_model_and_says_how_to_use_it(tmp_path: Path) -> N
     (Path(saved.uri) / "sae.safetensors").write_bytes(b"")
     with pytest.raises(CheckpointError):
         checkpoint.load_final(saved.uri)
+
+
+def test_a_disk_that_is_away_is_no_damage(tmp_path: Path) -> None:
+    saved = checkpoint.save(tmp_path / "1", _trainee(), _config(), facts=FACTS)
+    away = str(tmp_path / "away" / "32")
+    with pytest.raises(StorageError, match="none of 1 checkpoints is there"):
+        checkpoint.newest_readable([(away, None)], _config())
+    found = checkpoint.newest_readable([(away, None), (saved.uri, saved.sha256)], _config())
+    assert found is not None
+    assert found[0] == saved.uri
+
+
+def test_colleagues_may_read_what_the_umask_lets_them(tmp_path: Path) -> None:
+    saved = checkpoint.save(tmp_path, _trainee(), _config(), facts=FACTS)
+    modes = {path.stat().st_mode for path in Path(saved.uri).iterdir()}
+    assert len(modes) == 1

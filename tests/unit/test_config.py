@@ -166,3 +166,9 @@ def test_the_schema_describes_every_field() -> None:
     schema = JobConfig.model_json_schema()
     assert {key.partition(".")[0] for key in field_paths()} == set(schema["properties"])
     assert schema["$defs"]["SaeConfig"]["properties"]["k"]["description"]
+
+
+def test_k_above_the_latents_that_an_expansion_gives_is_refused() -> None:
+    assert SaeConfig(expansion=2, k=8).latents(4) == 8
+    with pytest.raises(ConfigError, match=r"sae\.k = 8 is above the 6 latents of 2 × d_model 3"):
+        SaeConfig(expansion=2, k=8).latents(3)

@@ -146,3 +146,14 @@ def test_any_curve_gets_a_count_and_a_looser_epsilon_no_later_one(losses: list[f
 def test_importing_the_module_loads_no_numerics() -> None:
     code = "import sys, orchestrator.convergence; assert not {'numpy', 'scipy', 'torch'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_rising_curve_has_not_converged() -> None:
+    rising = [(2**i, loss) for i, loss in enumerate((1.0, 1.0, 1.0, 1.1, 1.2, 1.4, 1.7, 2.0))]
+    assert not has_converged(rising, epsilon=0.05)
+
+
+def test_a_short_steep_curve_is_no_constant() -> None:
+    curve = [(1000 * 2**i // 1, 0.1 + 0.8 * 2 ** (-0.3 * i)) for i in range(7)]
+    fitted = tail_fit(curve)
+    assert fitted is None or fitted.b > 0

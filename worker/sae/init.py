@@ -28,9 +28,15 @@ def initialise(model: SparseAutoencoder, sample: Float[Tensor, "n_tokens d_model
     model.b_enc.zero_()
     model.b_pre.copy_(geometric_median(sample))
     rows = sample[:_SCALE_ROWS]
+    if model.activation == "jumprelu":
+        kept = model.encode(rows).pre_acts.flatten().topk(model.k * len(rows)).values
+        model.log_threshold.fill_(kept[-1].clamp_min(1e-6).log())
     wanted = (rows - model.b_pre).norm(dim=1).mean()
     found = (model(rows) - model.b_pre).norm(dim=1).mean()
-    model.W_enc.mul_((wanted / found).where(found > 0, 1.0))
+    scale = (wanted / found).where(found > 0, 1.0)
+    model.W_enc.mul_(scale)
+    if model.activation == "jumprelu":
+        model.log_threshold.add_(scale.log())
     model.follow_threshold(model.encode(rows), memory=0.0)
 
 

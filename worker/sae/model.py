@@ -42,7 +42,7 @@ class SparseAutoencoder(nn.Module):
         super().__init__()
         n_latents = config.latents(d_model)
         self.activation = config.activation
-        self.k = min(config.k, n_latents)
+        self.k = config.k
         self.k_aux = min(config.aux_latents(d_model), n_latents)
         self.product_dtype = None if dtype == "float32" else getattr(torch, dtype)
         self.W_enc = nn.Parameter(torch.zeros(n_latents, d_model))
