@@ -37,9 +37,10 @@ def auto_factor(d_model: int, *, batch_tokens: int, max_tokens: int) -> float:
     """Return c of `lr: auto`: c = 4.9 · (d_model / 128)^−0.04 · (batch_tokens / 1024)^0.56 · (max_tokens / 2^21)^−0.45.
 
     Measured with examples/learning-rate.yaml (n = 512, k = 8; six rates a factor of two apart, the best by a parabola
-    in log lr). Best lr: 0.0038, 0.0084, 0.018 at batches of 256, 1,024, 4,096 tokens; 0.0084 at both d_model 128 and
-    512, 0.0091 at 64 (another Llama); 0.0084 at a budget of 2^19 tokens, 0.0055 at 2^21. The exponent of max_tokens
-    lies between the −0.3 of those two and the −0.53 at which the paper's own setting would give its c = 1.
+    in log lr). Best lr: 0.0038, 0.0084, 0.018 at batches of 256, 1,024, 4,096 tokens, the last beyond the largest rate
+    tried, 0.016; 0.0084 at both d_model 128 and 512 (another site), 0.0091 at 64 (a small Llama, by overrides); 0.0084
+    at a budget of 2^19 tokens, 0.0055 at 2^21 (three rates, by overrides). One seed each. The exponent of max_tokens is
+    not fitted: it lies between the −0.3 of those two and the −0.53 at which the paper's own setting gives its c = 1.
     """
     at = _MEASURED
     width: float = (d_model / at.d_model) ** at.d_model_exponent
