@@ -3,6 +3,7 @@ PYTHON ?= python3
 TORCH ?= torch>=2.11,<2.14
 BIN := .venv/bin
 READY := .venv/.ready
+KERNELS := .venv/.kernels
 
 .PHONY: demo test check bench format clean
 .DEFAULT_GOAL := demo
@@ -10,7 +11,7 @@ READY := .venv/.ready
 demo: $(READY)  ## train the quickstart sweep on the language model that ships here
 	@$(BIN)/python -m orchestrator demo
 
-test: $(READY)  ## every tier: unit, integration, chaos, compiled, golden (gpu where there is one)
+test: $(READY) $(KERNELS)  ## every tier: unit, integration, chaos, compiled, golden (gpu where there is one)
 	@$(BIN)/python -m pytest
 
 check: $(READY)  ## format, lint, types, import contracts
@@ -20,7 +21,9 @@ check: $(READY)  ## format, lint, types, import contracts
 	@$(BIN)/python -c "from importlinter.cli import lint_imports_command; lint_imports_command()"
 
 bench: $(READY)  ## the figures of the README
-	@$(BIN)/python benchmarks/step.py
+	@for name in step capture shared_stream memory scale; do \
+		echo "== $$name"; $(BIN)/python -W ignore -m benchmarks.$$name --short || exit 1; \
+	done
 
 format: $(READY)
 	@$(BIN)/python -m ruff format .
@@ -31,6 +34,10 @@ $(READY): pyproject.toml
 	@$(PYTHON) -m venv .venv
 	@$(BIN)/python -m pip install --quiet "$(TORCH)"
 	@$(BIN)/python -m pip install --quiet --editable ".[dev]"
+	@touch $@
+
+$(KERNELS): $(READY)  # Triton, for the kernels' tests in its interpreter: a gigabyte that nothing else here needs
+	@$(BIN)/python -m pip install --quiet --editable ".[kernels]" || echo "no Triton here: its kernels are not tested"
 	@touch $@
 
 clean:

@@ -1,22 +1,31 @@
-"""Time of one training step against its floor, the bare encoder product, in one interleaved run.
+"""Time of one training step against its floor, the bare encoder product, in one interleaved run: medians.
 
-Floor: only the encoder's product has to be dense, 2·B·D·n operations; the rest of a step is O(B·k·D) and one pass
-over the parameters. A trainer that is dense throughout needs 12·B·D·n, and 18·B·D·n with AuxK.
-Prints a table and a line of JSON. `--full` adds the shape of the paper's GPT-2 small runs (minutes on two cores).
+Floor: only the encoder's product has to be dense, 2·B·D·n operations (`product`: into memory that is there, in the
+step's precision); the rest is O(B·k·D), and one pass over the parameters that reads W, g, m, v, average and writes
+W, m, v, average, 36 bytes per parameter. A trainer that is dense throughout needs 6 products, 9 with AuxK.
+`step`: ours, with a share of the latents dead, so with AuxK; `plain`: our reference under autograd. Peers are timed
+beside it, in a process of their own, where they can be imported: pip install eai-sparsify dictionary-learning sae-lens.
+Prints a table and a line of JSON. `--short` leaves out the plain step, the peers and the middle sizes.
 """
 
 import argparse
 import json
-import statistics
+import os
 import time
 from collections.abc import Callable
-from typing import NamedTuple
+from functools import partial
+from typing import Any, NamedTuple
+
+os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # as in the trainer's process: huge pages for large tensors
 
 import torch
 
+from benchmarks.clock import interleaved, table
+from benchmarks.peers import Peers
 from orchestrator.config import JobConfig, parse
+from worker.sae.step import Step, take
+from worker.sae.tiles import select
 from worker.sae.trainee import Trainee
-from worker.training import train
 
 
 class Shape(NamedTuple):
@@ -26,62 +35,114 @@ class Shape(NamedTuple):
     batch_tokens: int
 
 
-SHORT = (Shape(128, 512, 8, 256), Shape(128, 1024, 16, 1024), Shape(256, 4096, 32, 1024))
-FULL = (Shape(768, 16_384, 32, 2048),)
+class Case(NamedTuple):
+    shape: Shape
+    dtype: str = "float32"
+    dead_share: float = 0.0
+    with_peers: bool = False
+
+
+GPT2_SMALL = Shape(768, 16_384, 32, 2048)
+SMALL, MIDDLE = Shape(128, 512, 8, 256), (Shape(128, 1024, 16, 1024), Shape(256, 4096, 32, 1024))
+HEADLINES = (
+    Case(GPT2_SMALL, with_peers=True), Case(GPT2_SMALL, dead_share=0.1), Case(GPT2_SMALL, dtype="bfloat16"),
+)  # fmt: skip
 
 
 def main() -> None:
-    options = argparse.ArgumentParser(description=__doc__)
-    options.add_argument("--full", action="store_true")
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("--short", action="store_true")
     options.add_argument("--rounds", type=int, default=7)
     chosen = options.parse_args()
-    rows = [measure(shape, rounds=chosen.rounds) for shape in (SHORT + FULL if chosen.full else SHORT)]
+    cases = (Case(SMALL), *(() if chosen.short else map(Case, MIDDLE)), *HEADLINES)
+    rows = [measure(case, rounds=chosen.rounds, beside=not chosen.short) for case in cases]
     print(f"{torch.get_num_threads()} threads, torch {torch.__version__}, medians of {chosen.rounds} rounds\n")
-    print(f"{'D':>5} {'n':>6} {'k':>3} {'B':>5} {'product ms':>11} {'step ms':>8} {'ratio':>6} {'tokens/s':>9}")
-    for row in rows:
-        print(
-            f"{row['d_model']:>5} {row['n_latents']:>6} {row['k']:>3} {row['batch_tokens']:>5} "
-            f"{row['product_ms']:>11.2f} {row['step_ms']:>8.2f} {row['ratio']:>6.2f} {row['tokens_per_second']:>9,.0f}"
-        )
+    print(table(rows))
     print(json.dumps(rows))
 
 
-def measure(shape: Shape, *, rounds: int) -> dict[str, float]:
-    generator = torch.Generator().manual_seed(0)
-    x = torch.randn(shape.batch_tokens, shape.d_model, generator=generator)
-    x = x / x.norm(dim=1, keepdim=True)
-    config = _config(shape)
-    trainee = Trainee.fresh(config, x)
-    steps = train(trainee, iter(lambda: x, None), config=config, heldout=x[:64])
-    W_enc = trainee.model.W_enc.detach().clone()
-    times: dict[str, list[float]] = {"product": [], "step": []}
-    for _ in range(rounds + 2):
-        times["product"].append(_seconds(lambda: x @ W_enc.T))
-        times["step"].append(_seconds(lambda: next(steps)))
-    product, step = (statistics.median(times[name][2:]) for name in ("product", "step"))  # the first two warm up
+def measure(case: Case, *, rounds: int, beside: bool) -> dict[str, Any]:
+    """Return a row: what a step takes, as a multiple of the bare product and against each peer."""
+    shape, x = case.shape, _batch(case.shape)
+    works: dict[str, Callable[[], object]] = {"product": _product(case, x), "step": _step(case, x, take)}
+    names = ("sparsify", "dictionary_learning", "SAELens")
+    if beside:
+        works["plain"] = _step(case, x, _plain)
+    peers = Peers(**shape._asdict()) if beside and case.with_peers else None
+    if peers:
+        works |= {name: partial(peers.step, name) for name in peers.names}
+    seconds = interleaved(works, rounds=rounds)
+    if peers:
+        peers.close()
+    step = seconds["step"]
+    times = {f"x {name}": seconds[name] / step if name in seconds else None for name in names}
+    plain = seconds["plain"] / seconds["product"] if beside else None
     return {
-        **shape._asdict(),
-        "product_ms": product * 1e3,
-        "step_ms": step * 1e3,
-        "ratio": step / product,
-        "tokens_per_second": shape.batch_tokens / step,
-    }
+        "D": shape.d_model, "n": shape.n_latents, "k": shape.k, "B": shape.batch_tokens, "encode": case.dtype,
+        "dead": case.dead_share, "product ms": seconds["product"] * 1e3, "step ms": step * 1e3,
+        "step/product": step / seconds["product"], "plain/product": plain, "tokens/s": shape.batch_tokens / step,
+        **times, "latents off": _latents_off(case, x),
+    }  # fmt: skip
 
 
-def _config(shape: Shape) -> JobConfig:
-    training = {
-        "batch_tokens": shape.batch_tokens,
-        "shuffle_tokens": shape.batch_tokens,
-        "first_point_tokens": 2**40,  # no evaluation among the steps that are timed
-        "max_tokens": 2**41,
-    }
-    return parse({"sae": {"n_latents": shape.n_latents, "k": shape.k}, "training": training})
+def _latents_off(case: Case, x: torch.Tensor) -> float | None:
+    """Return the share of the selected latents that full precision would not have selected (target: below 1e-3)."""
+    if case.dtype == "float32":
+        return None
+    model = Trainee.fresh(_config(case), x).model
+    encoder, k = (model.W_enc, model.b_enc), case.shape.k
+    exact = select(x, model.b_pre, encoder, k=k).top_indices.sort(1).values
+    rounded = select(x, model.b_pre, encoder, k=k, dtype=model.product_dtype).top_indices
+    at = torch.searchsorted(exact, rounded).clamp_max(k - 1)
+    return float((exact.gather(1, at) != rounded).double().mean())
 
 
-def _seconds(work: Callable[[], object]) -> float:
-    started = time.perf_counter()
-    work()
-    return time.perf_counter() - started
+def _batch(shape: Shape) -> torch.Tensor:
+    x = torch.randn(shape.batch_tokens, shape.d_model, generator=torch.Generator().manual_seed(0))
+    return torch.nn.functional.normalize(x)
+
+
+def _product(case: Case, x: torch.Tensor) -> Callable[[], object]:
+    dtype = getattr(torch, case.dtype)
+    rows, W_enc = x.to(dtype), torch.randn(case.shape.n_latents, case.shape.d_model).to(dtype)
+    out = torch.empty(len(rows), len(W_enc), dtype=dtype)
+    return lambda: torch.mm(rows, W_enc.T, out=out)
+
+
+def _step(case: Case, x: torch.Tensor, step: Step) -> Callable[[], object]:
+    config = _config(case)
+    trainee = Trainee.fresh(config, x)
+    n_dead = int(case.dead_share * case.shape.n_latents)
+    asleep = trainee.model.W_enc.detach()[:n_dead] * 1e-3  # too weak to be selected, half of them positive
+
+    def run() -> float:
+        if n_dead:
+            trainee.tokens_seen = config.training.dead_after_tokens
+            trainee.tokens_since_fired[:n_dead] = 2 * config.training.dead_after_tokens
+            with torch.no_grad():
+                trainee.model.W_enc[:n_dead] = asleep
+                trainee.model.b_enc[:n_dead] = 0.0
+        started = time.perf_counter()  # putting latents to sleep again is not the step's
+        step(trainee, x, config)
+        seconds = time.perf_counter() - started
+        assert (trainee.aux_tokens > 0) == (n_dead > 0), "AuxK runs where latents are dead"
+        return seconds
+
+    return run
+
+
+def _plain(trainee: Trainee, batch: torch.Tensor, config: JobConfig) -> None:
+    """Take the step under autograd: `step.take`, but for the way to the gradients."""
+    _, _, is_active = trainee.by_autograd(batch, config)
+    trainee.optimizer.step()
+    trainee.tokens_seen += len(batch)
+    trainee.aux_tokens += len(batch) * is_active
+
+
+def _config(case: Case) -> JobConfig:
+    batch = case.shape.batch_tokens
+    training = {"batch_tokens": batch, "shuffle_tokens": batch, "max_tokens": 2**41, "encode_dtype": case.dtype}
+    return parse({"sae": {"n_latents": case.shape.n_latents, "k": case.shape.k}, "training": training})
 
 
 if __name__ == "__main__":

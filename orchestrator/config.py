@@ -93,6 +93,10 @@ class DataConfig(Part):
     """Leave special-token positions out of training and metrics, or keep them in."""
     max_tokens: PositiveInt | None = None
     """Pack no more than this many tokens."""
+    seed: NaturalInt = 0
+    """Order of the contexts and of the activations in a window: jobs of one seed can share one stream."""
+    activations: Literal["stream", "cache"] = "stream"
+    """Capture activations as training goes, or keep them on disk for the next job."""
 
 
 class SaeConfig(Part):
@@ -175,8 +179,9 @@ class TrainingConfig(Part):
     first_point_tokens: PositiveInt = 8_192
     """First point of the curve; then four per doubling."""
     seed: NaturalInt = 0
-    dtype: Dtype = "float32"
-    """Precision of the SAE's matrix products; parameters stay float32."""
+    """Initial weights."""
+    encode_dtype: Dtype = "float32"
+    """Precision of the encoder's product; what it selects is computed again in float32, and parameters stay float32."""
 
     @model_validator(mode="after")
     def _whole_batches(self) -> Self:
@@ -216,6 +221,13 @@ class JobConfig(Part):
     def config_id(self) -> str:
         """Return the sha256 of the canonical JSON, in hex."""
         return hashlib.sha256(self.canonical_json().encode()).hexdigest()
+
+    @property
+    def stream_key(self) -> str:
+        """Return the sha256 of what decides the stream of activations, but for the place they are read at."""
+        parts: Any = {"subject": True, "data": True, "training": {"batch_tokens", "shuffle_tokens", "heldout_tokens"}}
+        values = self.model_dump(mode="json", include=parts, exclude={"subject": {"hook", "layer", "site"}})
+        return hashlib.sha256(json.dumps(values, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -284,6 +296,5 @@ def explain(error: ValidationError) -> tuple[str, str]:
         return path, f"unknown key {path!r}" + (f"; did you mean {near!r}?" if near else "")
     said = [first["msg"], *(other["msg"] for other in others if other["loc"][:2] == first["loc"][:2] != first["loc"])]
     text = " or ".join([said[0], *(again.removeprefix("Input should be ") for again in said[1:])])
-    value = first["input"]
-    got = "" if isinstance(value, dict | Part) else f" (got {value!r})"
+    got = "" if isinstance(value := first["input"], dict | Part) else f" (got {value!r})"
     return path, text.removeprefix("Value error, ") + got

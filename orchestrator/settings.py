@@ -15,6 +15,7 @@ from orchestrator.errors import ConfigError
 FILE_NAME = "orch.toml"
 Origin = Literal["environment", "file", "default"]
 _DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?")
+_SIZE = re.compile(r"(\d+(?:\.\d*)?(?:e\d+)?) *([kmgt]?)(i?)b?", re.IGNORECASE)
 _MAY_BE_ZERO = {
     "grace_seconds",
     "reconcile_seconds",
@@ -44,6 +45,14 @@ class Settings:
     """MLflow tracking URI; empty = SQLite in the data folder."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
+    compile: str = "auto"
+    """auto: training steps are compiled where that was measured to gain; off: never."""
+    jobs_per_trainer: int = 8
+    """Most jobs of one stream of activations that one trainer trains together; 1 = each alone."""
+    memory: str = ""
+    """What a trainer may use, such as 6GiB; empty = this worker's part of what its device has free."""
+    cache_bytes: str = "20 GB"
+    """Room for activation caches in the data folder, such as 50 GB; over it those used longest ago go."""
     heartbeat_seconds: float = 15.0
     lease_seconds: float = 90.0
     grace_seconds: float = 15.0
@@ -84,6 +93,16 @@ class Settings:
     def tracking(self) -> str:
         """Return the MLflow tracking URI in force."""
         return self.tracking_url or f"sqlite:///{self.home / 'mlflow.db'}"
+
+    @property
+    def memory_bytes(self) -> int | None:
+        """Return what a trainer may use; None = ask the device."""
+        return _bytes("memory", self.memory) if self.memory else None
+
+    @property
+    def cache_limit(self) -> int:
+        """Return the bytes activation caches may take."""
+        return _bytes("cache_bytes", self.cache_bytes)
 
     @property
     def poll(self) -> float:
@@ -148,11 +167,17 @@ def _checked(name: str, value: Any) -> Any:
     """Return a setting's value in its own type."""
     if name.endswith("_seconds"):
         return _seconds(name, value)
+    if name == "jobs_per_trainer":
+        return _count(name, value)
     wanted = (str, Path) if name == "home" else str
     if not isinstance(value, wanted):
         raise ConfigError(f"{name} takes text, not {value!r}", hint=_HINT)
     if name == "device" and not _DEVICE.fullmatch(str(value)):
         raise ConfigError(f"device takes auto, cpu, cuda or cuda:N, not {value!r}", hint=_HINT)
+    if name == "compile" and value not in ("auto", "off"):
+        raise ConfigError(f"compile takes auto or off, not {value!r}", hint=_HINT)
+    if name == "cache_bytes" or (name == "memory" and value):
+        _bytes(name, str(value))
     return Path(value) if name == "home" else value
 
 
@@ -167,6 +192,25 @@ def _seconds(name: str, value: Any) -> float:
         least = "0 or more" if name in _MAY_BE_ZERO else "greater than 0"
         raise ConfigError(f"{name} must be {least}, not {value!r}", hint=_HINT)
     return seconds
+
+
+def _count(name: str, value: Any) -> int:
+    try:
+        count = 0 if isinstance(value, bool | float) else int(value)
+    except (TypeError, ValueError):
+        count = 0
+    if count < 1:
+        raise ConfigError(f"{name} takes a whole number of 1 or more, not {value!r}", hint=_HINT)
+    return count
+
+
+def _bytes(name: str, text: str) -> int:
+    """Return a size such as 6GiB, 512 MB or 1e9 in bytes."""
+    found = _SIZE.fullmatch(text.strip())
+    size = float(found[1]) * (1024 if found[3] else 1000) ** " kmgt".index(found[2].lower() or " ") if found else 0.0
+    if not (found and math.isfinite(size) and size >= 1):
+        raise ConfigError(f"{name} takes a size such as 6GiB or 800MB, not {text!r}", hint=_HINT)
+    return int(size)
 
 
 def _from_environment(environ: Mapping[str, str]) -> dict[str, str]:

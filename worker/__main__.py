@@ -3,11 +3,14 @@
 import argparse
 import os
 import signal
+import socket
 import sys
+import threading
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from types import FrameType
 from typing import Any
 
@@ -28,7 +31,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     asked = _parser().parse_args(arguments)
     try:
         settings = load()
-        return _sync(settings, asked.sweep) if asked.verb == "sync" else _work(settings, asked)
+        if asked.verb == "sync":
+            return _sync(settings, asked.sweep)
+        return _work_on_all(settings, asked, arguments) if asked.devices is not None else _work(settings, asked)
     except OrchError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
@@ -36,18 +41,44 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
 
 
+def _work_on_all(settings: Settings, asked: argparse.Namespace, arguments: Sequence[str] | None) -> int:
+    from orchestrator.database.schema import open_database
+    from worker.device import check, expand
+    from worker.fleet import Fleet
+
+    devices = expand(asked.devices)
+    check(*devices)
+    open_database(settings).dispose()  # made or refused once, not by every worker at the same time
+    own = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    for flag in ("--devices", "--name", "--threads"):
+        own.add_argument(flag)
+    rest = own.parse_known_args(arguments)[1]  # every worker gets the other flags as they are
+    threads = asked.threads or max(1, _cores() // len(devices))
+    return Fleet(devices, say).run(
+        name=asked.name or f"{socket.gethostname()}-{os.getpid()}", threads=threads, flags=rest
+    )
+
+
 def _work(settings: Settings, asked: argparse.Namespace) -> int:
     from orchestrator.database.schema import open_database
     from worker.device import check
+    from worker.fleet import end_with_fleet
     from worker.tasks import Supervisor, this_worker
     from worker.tracking import Tracking
 
+    say, threads = Voice(asked.label), asked.threads or _cores()
+    if asked.label:
+        threading.Thread(target=end_with_fleet, name="fleet-watch", daemon=True).start()
     device = asked.device or settings.device
     check(device)
+    if asked.jobs:
+        settings = replace(settings, jobs_per_trainer=asked.jobs)
+    if "+" in device:  # devices that share each job take one at a time
+        settings = replace(settings, jobs_per_trainer=1)
     engine = open_database(settings)
     me = this_worker(asked.name, pid=os.getpid(), device=device)
     tracking = Tracking(engine, settings, say=say)
-    supervisor = Supervisor(settings, engine, worker=me, threads=asked.threads, say=say, changed=tracking.changed)
+    supervisor = Supervisor(settings, engine, worker=me, threads=threads, say=say, changed=tracking.changed)
     received: list[int] = []
 
     def on_signal(number: int, _frame: FrameType | None) -> None:
@@ -58,8 +89,8 @@ def _work(settings: Settings, asked: argparse.Namespace) -> int:
 
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, on_signal)
-    with _doorbell(settings, supervisor.ring, me.name):
-        say(f"worker {me.name} on {device}, {asked.threads} threads, database {engine.url.render_as_string()}")
+    with _doorbell(settings, supervisor.ring, me.name, say):
+        say(f"worker {me.name} on {device}, {threads} threads, database {engine.url.render_as_string()}")
         supervisor.run(until_empty=asked.until_empty)
     tracking.close(STOPPED_DRAIN_SECONDS if received else DRAIN_SECONDS)
     engine.dispose()
@@ -67,7 +98,7 @@ def _work(settings: Settings, asked: argparse.Namespace) -> int:
     return INTERRUPTED if received and asked.until_empty else 0
 
 
-def _doorbell(settings: Settings, ring: Any, name: str) -> Any:
+def _doorbell(settings: Settings, ring: Any, name: str, say: Callable[[str], None]) -> Any:
     if not settings.broker_url:
         return nullcontext()
     from worker.app import listening
@@ -93,23 +124,37 @@ def _sync(settings: Settings, sweep: str) -> int:
     return 0
 
 
-def say(text: str) -> None:
-    """Print one event on a line of its own."""
-    print(f"{time.strftime('%H:%M:%S')}  {text}", file=sys.stderr, flush=True)
+class Voice:
+    """Prints events, each on a line of its own, behind the name of the worker of several that has them."""
+
+    def __init__(self, label: str = "") -> None:
+        """Take the label: empty for a worker that is alone."""
+        self._label = f"[{label}] " if label else ""
+
+    def __call__(self, text: str) -> None:
+        """Print one event."""
+        print(f"{time.strftime('%H:%M:%S')}  {self._label}{text}", file=sys.stderr, flush=True)
+
+
+say = Voice()
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="orch worker", description="Claim jobs and train them.")
+    parser = argparse.ArgumentParser(prog="orch worker", description="Claim jobs and train them.", allow_abbrev=False)
     parser.add_argument("--until-empty", action="store_true", help="end when no job is queued or running")
     parser.add_argument("--name", help="this worker's name in `orch status` (default: host and process id)")
-    parser.add_argument("--threads", type=_threads, default=_cores(), help="CPU threads of the trainer (default: all)")
-    parser.add_argument("--device", help="auto, cpu, cuda or cuda:N (default: the setting `device`)")
+    parser.add_argument("--jobs", type=_at_least_one, help="most jobs of one stream that a trainer trains together")
+    parser.add_argument("--threads", type=_at_least_one, help="CPU threads of a trainer (default: all, divided)")
+    place = parser.add_mutually_exclusive_group()
+    place.add_argument("--device", help="auto, cpu, cuda or cuda:N (default: the setting `device`)")
+    place.add_argument("--devices", help="a worker per entry: 0,1 or all GPUs: all; 0+1: one whose jobs share both")
+    parser.add_argument("--label", default="", help=argparse.SUPPRESS)  # given by the fleet to each of its workers
     verbs = parser.add_subparsers(dest="verb")
     verbs.add_parser("sync", help="rebuild in MLflow what is missing of a sweep").add_argument("sweep")
     return parser
 
 
-def _threads(text: str) -> int:
+def _at_least_one(text: str) -> int:
     count = int(text)
     if count < 1:
         raise argparse.ArgumentTypeError("at least 1")

@@ -1,21 +1,22 @@
 """Contexts -> activations -> shuffled batches: one stream, a pure function of its config and a position."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from itertools import count
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from orchestrator.config import JobConfig
+from orchestrator.config import JobConfig, Normalize
 from orchestrator.errors import ConfigError, SubjectError
 from worker.contexts import Contexts
+from worker.passes import Passes
 from worker.sae.normalize import normalize
-from worker.subject import Subject, capture
+from worker.store import Store
+from worker.subject import Subject
 from worker.tokens import TokenFile
+from worker.windows import Windows, ready
 
-CAPTURE_TOKENS = {"cpu": 4096, "cuda": 32_768}
-"""Tokens per forward pass, by kind of device. Fixed: another batch may round otherwise, and a resumed job must not."""
+_SHARED = ("batch_tokens", "shuffle_tokens", "heldout_tokens")
 
 
 def stream(
@@ -25,51 +26,90 @@ def stream(
     *,
     start_tokens: int = 0,
     device: torch.device | str | None = None,
+    store: Store | None = None,
 ) -> Iterator[Tensor]:
-    """Yield batches without end, from a position on.
-
-    Window w holds vectors [w·shuffle_tokens, (w+1)·shuffle_tokens) of the seeded order of contexts, permuted by a
-    generator seeded by (seed, w). Starting inside a window captures that window again.
+    """Yield batches without end, from a position on: `shared_stream` of one hook point.
 
     Shapes:
         (batch_tokens, d_model), float32, normalised
     Raises:
-        ConfigError: the text and the model do not fit the config.
+        ConfigError, SubjectError: as `shared_stream`.
+    """
+    several = [subject], tokens, [config]
+    for (batch,) in shared_stream(*several, start_tokens=start_tokens, device=device, store=store):
+        yield batch
+
+
+def shared_stream(
+    subjects: Sequence[Subject],
+    tokens: TokenFile,
+    configs: Sequence[JobConfig],
+    *,
+    start_tokens: int = 0,
+    device: torch.device | str | None = None,
+    store: Store | None = None,
+) -> Iterator[tuple[Tensor, ...]]:
+    """Yield, without end, one batch for each (subject, config) pair: the same tokens in the same order for all.
+
+    `subjects` are views of ONE loaded model (`subject.at`), subjects[i] with configs[i]. One forward pass, stopped
+    behind the deepest hook point, serves all, and pairs of one hook point and `sae.normalize` are given the SAME
+    tensor: do not write to it. Each batch is, bit for bit on a CPU, what `stream` of that pair alone yields. Where a
+    config says `data.activations: cache`, what is captured is kept in `store`; without one it is not kept.
+
+    Window w holds vectors [w·shuffle_tokens, (w+1)·shuffle_tokens) of the seeded order of contexts, permuted by a
+    generator seeded by (data.seed, w). Starting inside a window captures that window again.
+
+    Shapes:
+        one (batch_tokens, d_model) for each pair, float32, normalised
+    Raises:
+        ConfigError: the text and the model do not fit the config, or the configs each other.
         SubjectError: an activation is not finite; names its position.
     Source: numerics 1.
     """
+    config = _agreed(configs)
     size, window_tokens = config.training.batch_tokens, config.training.shuffle_tokens
     assert start_tokens % size == 0, "a job stands at whole batches"
-    contexts = _contexts(subject, tokens, config)
-    window, offset = divmod(start_tokens, window_tokens)
-    while True:
-        values = _vectors(subject, contexts, config, start=window * window_tokens, stop=(window + 1) * window_tokens)
-        values = values.to(device or subject.device)
-        order = torch.randperm(window_tokens, generator=_generator(config.training.seed, window)).to(values.device)
-        for first in range(offset, window_tokens, size):
-            yield values[order[first : first + size]]
-        window, offset = window + 1, 0
+    contexts, passes = _contexts(subjects, tokens, config), _passes(subjects, tokens, configs, store)
+    windows = Windows(passes, contexts, n_vectors=window_tokens)
+    pairs = [(passes.hooks.index(s.hook), c.sae.normalize) for s, c in zip(subjects, configs, strict=True)]
+    filled = ready(windows, seed=config.data.seed)
+    first, offset = divmod(start_tokens, window_tokens)
+    for window in count(first):
+        values = filled.take(window)
+        for at in range(offset if window == first else 0, window_tokens, size):
+            filled.go_on(batches=window_tokens // size)
+            made = {(i, kind): _normalized(values[i][at : at + size], kind, device) for i, kind in set(pairs)}
+            yield tuple(made[pair] for pair in pairs)
 
 
-def heldout(subject: Subject, tokens: TokenFile, config: JobConfig) -> Tensor:
+def heldout(subject: Subject, tokens: TokenFile, config: JobConfig, *, store: Store | None = None) -> Tensor:
     """Return the fixed set every metric is measured on: the end of the text, in its own order.
 
     Shapes:
         (n_tokens, d_model), float32, normalised
     """
-    contexts = _contexts(subject, tokens, config)
-    parts = list(_captured(subject, contexts, config, contexts.heldout))
+    contexts, passes = _contexts([subject], tokens, config), _passes([subject], tokens, [config], store)
+    passes.prepare(contexts.heldout)
+    parts: list[Tensor] = []
+    for first in range(0, contexts.n_heldout, passes.size):
+        chosen = contexts.heldout[first : first + passes.size]
+        found = passes(chosen)[0]
+        trained = torch.from_numpy(contexts.is_trained(tokens.contexts(chosen))).to(found.device)
+        passes.check(found, trained, chosen, subject=subject)
+        parts.append(_normalized(found[trained], config.sae.normalize))
     return torch.cat(parts)
 
 
-def sample(subject: Subject, tokens: TokenFile, config: JobConfig, n: int) -> Tensor:
+def sample(subject: Subject, tokens: TokenFile, config: JobConfig, n: int, *, store: Store | None = None) -> Tensor:
     """Return the first n vectors of the training part, for what is measured once; the stream is not moved.
 
     Shapes:
         (min(n, vectors of an epoch), d_model), float32, normalised
     """
-    contexts = _contexts(subject, tokens, config)
-    return _vectors(subject, contexts, config, start=0, stop=min(n, contexts.n_vectors))
+    contexts = _contexts([subject], tokens, config)
+    passes = _passes([subject], tokens, [config], store)
+    windows = Windows(passes, contexts, n_vectors=min(n, contexts.n_vectors))
+    return _normalized(ready(windows).take(0)[0], config.sae.normalize)
 
 
 def captured_per_vector(tokens: TokenFile, config: JobConfig) -> float:
@@ -78,7 +118,24 @@ def captured_per_vector(tokens: TokenFile, config: JobConfig) -> float:
     return contexts.n_training * tokens.context_length / contexts.n_vectors
 
 
-def _contexts(subject: Subject, tokens: TokenFile, config: JobConfig) -> Contexts:
+def _passes(
+    subjects: Sequence[Subject], tokens: TokenFile, configs: Sequence[JobConfig], store: Store | None
+) -> Passes:
+    if store is not None and any(config.data.activations == "cache" for config in configs):
+        return store.passes(subjects, tokens)
+    return Passes(subjects, tokens)
+
+
+def _normalized(raw: Tensor, kind: Normalize, device: torch.device | str | None = None) -> Tensor:
+    # The copy is made outside inference mode, autograd refuses tensors born inside it; and never a view of a window,
+    # which is written again while its last batches may still be held.
+    values = raw.to(torch.float32, copy=kind == "none" or raw.is_inference())
+    vectors = normalize(values, kind).vectors
+    return vectors if device is None else vectors.to(device)
+
+
+def _contexts(subjects: Sequence[Subject], tokens: TokenFile, config: JobConfig) -> Contexts:
+    subject = subjects[0]
     if subject.max_context is not None and tokens.context_length > subject.max_context:
         raise ConfigError(
             f"data.context_length = {tokens.context_length}: the model reads {subject.max_context} at most",
@@ -92,50 +149,18 @@ def _contexts(subject: Subject, tokens: TokenFile, config: JobConfig) -> Context
     return Contexts.of(tokens, config)
 
 
-def _vectors(subject: Subject, contexts: Contexts, config: JobConfig, *, start: int, stop: int) -> Tensor:
-    """Return vectors [start, stop) of the stream."""
-    indices, skip = contexts.span(start, stop)
-    values = torch.empty(stop - start, subject.d_model, device=subject.device)
-    filled = -skip
-    for part in _captured(subject, contexts, config, indices):
-        kept = part[max(0, -filled) : stop - start - filled]
-        at = max(0, filled)
-        values[at : at + len(kept)] = kept
-        filled += len(part)
-    return values
-
-
-def _captured(subject: Subject, contexts: Contexts, config: JobConfig, indices: NDArray[np.int64]) -> Iterator[Tensor]:
-    """Yield the trained vectors of some contexts, normalised, one forward pass after another."""
-    tokens = contexts.tokens
-    per_pass = max(1, CAPTURE_TOKENS[subject.device.type] // tokens.context_length)
-    for first in range(0, len(indices), per_pass):
-        chosen = indices[first : first + per_pass]
-        ids = tokens.contexts(chosen)
-        found = capture(subject, torch.from_numpy(ids).to(subject.device))
-        trained = contexts.is_trained(ids)
-        vectors = found.flatten(0, 1)
-        if not trained.all():
-            vectors = vectors[torch.from_numpy(trained.reshape(-1)).to(subject.device)]
-        # One sum finds any NaN or infinity; what it finds is looked for only then.
-        if not torch.isfinite(vectors.sum()):
-            _refuse(subject, found, trained, ids, chosen)
-        yield normalize(vectors, config.sae.normalize).vectors
-
-
-def _refuse(
-    subject: Subject, found: Tensor, trained: NDArray[np.bool_], ids: NDArray[np.int64], chosen: NDArray[np.int64]
-) -> None:
-    bad = np.argwhere(~torch.isfinite(found).all(dim=-1).cpu().numpy() & trained)
-    if len(bad):
-        row, position = (int(i) for i in bad[0])
-        raise SubjectError(
-            f"activations at {subject.hook} are not finite: token {position} of context {chosen[row]} "
-            f"(id {ids[row, position]}), {len(bad)} tokens in that pass",
-            hint="Set subject.dtype: float32 (or bfloat16), or read another hook point.",
-        )
-
-
-def _generator(seed: int, window: int) -> torch.Generator:
-    mixed = int(np.random.SeedSequence([seed, window]).generate_state(1, np.uint64)[0])
-    return torch.Generator().manual_seed(mixed >> 1)
+def _agreed(configs: Sequence[JobConfig]) -> JobConfig:
+    """Return the first of some configs, when all of them read the same tokens in the same order."""
+    first = configs[0]
+    for other in configs[1:]:
+        differing = [f"data.{name}" for name in type(first.data).model_fields if name != "activations"]
+        differing += [f"training.{name}" for name in _SHARED]
+        for path in differing:
+            part, name = path.split(".")
+            mine, theirs = getattr(getattr(first, part), name), getattr(getattr(other, part), name)
+            if mine != theirs:
+                raise ConfigError(
+                    f"{path} is {mine!r} for one job and {theirs!r} for another: they cannot share a stream",
+                    hint="Jobs share a stream only where data and batches are the same.",
+                )
+    return first

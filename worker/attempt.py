@@ -1,7 +1,5 @@
-"""One attempt, from the claim to its end: what the trainer says is written down, what the person wants is done."""
+"""One attempt, from the claim to its end: what the trainer says of it is written down, under its own lease."""
 
-import os
-import time
 from pathlib import Path
 from typing import Literal
 
@@ -11,99 +9,120 @@ from orchestrator import queue
 from worker import retention
 from worker.closing import Closing, Surroundings
 from worker.lease import HeldLease, Status
-from worker.process import Ending, TrainerProcess
-from worker.protocol import Alive, Ended, Exit, Failure, Measured, Message, Order, Saved, Started, describe
+from worker.process import Ending, meaning
+from worker.protocol import Alive, Assignment, Ended, Exit, Failure, Left, Measured, Message, Saved, Started, describe
 
-TICK_SECONDS = 0.2
 Stop = Literal["shutdown", "pause", "cancel", "outage", "stalled"]
-_TO_YIELD = ("shutdown", "pause", "outage")
 _OUTCOMES = {"pause": "paused", "cancel": "cancelled"}
 
 
 class Attempt:
-    """A claimed job while this worker has it."""
+    """A claimed job while this worker has it. Its methods may raise LeaseLost: then it is nobody's business here."""
 
     def __init__(self, claim: queue.Claim, around: Surroundings) -> None:
         """Take over a claim."""
         self._claim, self._around = claim, around
-        self._settings = around.settings
-        self._lease = HeldLease(around.engine, claim.lease, around.settings)
+        self.lease = HeldLease(around.engine, claim.lease, around.settings)
+        self.closing = Closing(self.lease, around, self.say)
+        self.stop: Stop | None = None
+        self.has_begun = False
         self._status = Status()
-        self._ended: Ended | None = None
-        self._failure: Failure | None = None
-        self._stop: Stop | None = None
-        self._kill_at = float("inf")
         self._stored_tokens: int | None = None
         again = f" attempt {claim.lease.attempt}" if claim.lease.attempt > 1 else ""
         self._name = f"job {claim.lease.job_id}{again}"
-        self._closing = Closing(self._lease, around, self._say)
 
-    def run(self) -> None:
-        """Train to the end, or to the moment somebody wants otherwise, and write down which it was."""
-        try:
-            code, log = self._train()
-            self._settle(code, log)
-        except queue.LeaseLost:
-            self._say("the lease is lost, another worker may have it; nothing more is written")
-        self._around.changed(self._claim.lease.job_id)
+    @property
+    def job_id(self) -> int:
+        """Return the job's id."""
+        return self._claim.lease.job_id
 
-    def give_up(self, error: str) -> None:
-        """Close the attempt after an error of the supervisor's own."""
-        self._lease.forget()
-        self._closing.fail(Ending("failed", error, True), exit_code=None)
+    @property
+    def is_over(self) -> bool:
+        """Say whether its end is written."""
+        return self.closing.begun and self.lease.is_written
 
-    def _train(self) -> tuple[int, Path]:
+    @property
+    def log(self) -> Path:
+        """Return where the trainer's log of this attempt is looked for."""
         lease = self._claim.lease
-        log = self._settings.home / "logs" / str(lease.job_id) / f"{lease.attempt}.log"
-        child = TrainerProcess(self._order(), log=log)
-        sae = self._claim.config.sae
-        size = f"n={sae.n_latents}" if sae.n_latents else f"n={sae.expansion or 8}·d_model"
-        self._say(f"{self._claim.sweep}, {size} k={sae.k}, trainer {child.pid}")
-        try:
-            while not child.ended:
-                message = child.next(TICK_SECONDS)
-                if message is not None:
-                    self._hear(message)
-                self._mind(child)
-        finally:
-            code = child.close()
-        return code, log
+        return self._around.settings.home / "logs" / str(lease.job_id) / f"{lease.attempt}.log"
 
-    def _order(self) -> Order:
-        lease, home = self._claim.lease, self._settings.home
-        return Order(
+    def assignment(self) -> Assignment:
+        """Return what the trainer is told of this attempt."""
+        lease = self._claim.lease
+        return Assignment(
             job_id=lease.job_id,
             attempt=lease.attempt,
             config=self._claim.config,
-            artifacts=str(home / "artifacts" / str(lease.job_id) / str(lease.attempt)),
-            tokens_folder=str(home / "tokens"),
+            artifacts=str(self._around.settings.home / "artifacts" / str(lease.job_id) / str(lease.attempt)),
             resume=tuple(Saved(c.uri, c.tokens_seen, c.sha256) for c in self._claim.checkpoints),
-            device=self._around.device,
-            threads=self._around.threads,
-            checkpoint_seconds=self._settings.checkpoint_seconds,
-            supervisor=os.getpid(),
         )
 
-    def _hear(self, message: Message) -> None:
+    def introduce(self, pid: int) -> None:
+        """Say that a trainer has it."""
+        sae = self._claim.config.sae
+        size = f"n={sae.n_latents}" if sae.n_latents else f"n={sae.expansion or 8}·d_model"
+        self.say(f"{self._claim.sweep}, {size} k={sae.k}, trainer {pid}")
+
+    def hear(self, message: Message) -> None:
+        """Write down what the trainer says; its end, too."""
         match message:
             case Started(tokens_seen, facts):
-                self._status = Status(tokens_seen)
-                self._lease.write(lambda engine, lease: queue.begin(engine, lease, facts, tokens_seen))
+                self.has_begun, self._status = True, Status(tokens_seen)
+                self.lease.write(lambda engine, lease: queue.begin(engine, lease, facts, tokens_seen))
             case Alive(tokens_seen, rate):
                 self._status = self._status._replace(tokens_seen=tokens_seen, tokens_per_second=rate)
             case Measured(point):
                 self._status = self._status._replace(tokens_seen=point.tokens_seen, fvu=point.fvu)
-                self._lease.write(lambda engine, lease: queue.record(engine, lease, [point]))
+                self.lease.write(lambda engine, lease: queue.record(engine, lease, [point]))
             case Saved(uri, tokens_seen, sha256):
                 ref = queue.CheckpointRef(uri=uri, tokens_seen=tokens_seen, sha256=sha256)
-                self._lease.write(lambda engine, lease: self._acknowledge(engine, lease, ref))
+                self.lease.write(lambda engine, lease: self._acknowledge(engine, lease, ref))
             case Ended():
-                self._ended = message
-            case Failure():
-                self._failure = message
+                self.closing.finish(message)
+            case Left():
+                self.release()
+            case Failure(_, text, hint, code):
+                self.closing.fail(meaning(code)._replace(text=text), exit_code=code, hint=hint)
         if isinstance(message, Started | Measured):
-            self._say(describe(message))
-            self._around.changed(self._claim.lease.job_id)
+            self.say(describe(message))
+            self._around.changed(self.job_id)
+
+    def beat(self) -> queue.Desired:
+        """Renew the lease if it is time to, and return what the person wants."""
+        desired = self.lease.beat(self._status)
+        self.lease.flush()
+        return desired
+
+    def release(self) -> None:
+        """Hand the job back, as it was asked for."""
+        self.closing.release(_OUTCOMES.get(self.stop or "", "preempted"))
+
+    def settle(self, code: int, failure: Failure | None, log: Path) -> None:
+        """Write down how the attempt ended when its trainer did; what was written before stands."""
+        if not self.closing.begun:
+            if self.stop == "stalled":
+                text = (
+                    f"no word from the trainer for {self._around.settings.stall_seconds:g} s; its stacks are in {log}"
+                )
+                self.closing.fail(Ending("stalled", text, True), exit_code=code)
+            elif self.stop is not None or code == Exit.YIELDED:
+                self.release()
+            else:
+                self.closing.fail_by_exit(code, failure, log)
+        self.closing.wait()
+
+    def give_up(self, error: str, *, wait: bool = True) -> None:
+        """Close the attempt after an error of the supervisor's own; an end that waits to be written stands."""
+        if not self.closing.begun or self.lease.is_written:
+            self.lease.forget()
+            self.closing.fail(Ending("failed", error, True), exit_code=None)
+        if wait:
+            self.closing.wait()
+
+    def say(self, text: str) -> None:
+        """Tell whoever reads the worker's log."""
+        self._around.say(f"{self._name}: {text}")
 
     def _acknowledge(self, engine: Engine, lease: queue.Lease, ref: queue.CheckpointRef) -> None:
         """Store the pointer; only then may the checkpoints before the last one stored go."""
@@ -111,46 +130,3 @@ class Attempt:
         if self._stored_tokens is not None:
             retention.prune(Path(ref.uri).parent, older_than=self._stored_tokens)
         self._stored_tokens = ref.tokens_seen
-
-    def _mind(self, child: TrainerProcess) -> None:
-        """Renew the lease, and see whether the trainer has to go."""
-        if child.silent_seconds > self._settings.stall_seconds:
-            if self._stop is None:
-                self._stop = "stalled"
-                child.dump_stacks()
-                time.sleep(TICK_SECONDS)
-            child.kill()  # and no heartbeat: it proves a trainer that moves
-            return
-        desired = self._lease.beat(self._status)
-        self._lease.flush()
-        told = self._around.tick()  # our own lease first: whoever was stopped for a while must not judge itself
-        if self._stop is None:
-            self._stop = self._wish(told, desired)
-            if self._stop in _TO_YIELD:
-                self._say(f"{self._stop}: writing a checkpoint")
-                child.terminate()
-                self._kill_at = time.monotonic() + self._settings.terminate_seconds
-        if self._stop == "cancel" or desired == "cancel" or told > 1 or time.monotonic() > self._kill_at:
-            child.kill()
-
-    def _wish(self, told: int, desired: queue.Desired) -> Stop | None:
-        if told:
-            return "shutdown"
-        if desired != "run":
-            return desired
-        return "outage" if self._lease.away_seconds > self._settings.outage_seconds else None
-
-    def _settle(self, code: int, log: Path) -> None:
-        """Write down how the attempt ended."""
-        if self._ended is not None:
-            self._closing.finish(self._ended)
-        elif self._stop == "stalled":
-            text = f"no word from the trainer for {self._settings.stall_seconds:g} s; its stacks are in {log}"
-            self._closing.fail(Ending("stalled", text, True), exit_code=code)
-        elif self._stop is not None or code == Exit.YIELDED:
-            self._closing.release(_OUTCOMES.get(self._stop or "", "preempted"))
-        else:
-            self._closing.fail_by_exit(code, self._failure, log)
-
-    def _say(self, text: str) -> None:
-        self._around.say(f"{self._name}: {text}")

@@ -118,7 +118,7 @@ def save_final(folder: Path, trainee: Trainee, config: JobConfig, *, facts: Mapp
     Raises:
         StorageError: the disk is full or refuses; nothing half-written stays.
     """
-    model, target = trainee.averaged(), folder / FINAL
+    model, target = trainee.whole().averaged(), folder / FINAL
     about = {
         "format": _FORMAT,
         **trainee.facts(),
@@ -149,7 +149,7 @@ def load_final(uri: str, *, device: torch.device | str = "cpu") -> tuple[SparseA
     try:
         about: dict[str, Any] = json.loads((folder / _CONFIG).read_text())
         config = parse(about["config"])
-        model = SparseAutoencoder(config.sae, about["d_model"], dtype=config.training.dtype)
+        model = SparseAutoencoder(config.sae, about["d_model"], dtype=config.training.encode_dtype)
         model.load_state_dict(load_file(folder / _SAE))
     except (OSError, SafetensorError, ConfigError, ValueError, KeyError, RuntimeError) as error:
         raise _damaged(folder, f"{type(error).__name__}: {error}") from error

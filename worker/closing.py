@@ -37,27 +37,33 @@ class Surroundings(NamedTuple):
 
 
 class Closing:
-    """Closes one attempt, once. Every method may raise LeaseLost."""
+    """Closes one attempt, once: at once, or as soon as the database answers. Every method may raise LeaseLost."""
 
     def __init__(self, lease: HeldLease, around: Surroundings, say: Callable[[str], None]) -> None:
         """Prepare to close what `lease` holds."""
         self._lease, self._around, self._say = lease, around, say
+        self.begun = False
 
     def finish(self, ended: Ended) -> None:
         """Store the result."""
         result = queue.Result(**vars(ended))
-        if self._write(lambda engine, lease: queue.finish(engine, lease, result)):
+
+        def finish(engine: Engine, lease: queue.Lease) -> None:
+            queue.finish(engine, lease, result)
             self._say(f"{ended.outcome} after {ended.tokens_seen:,} tokens")
+
+        self._write(finish)
 
     def release(self, outcome: str) -> None:
         """Hand the job back."""
-        states: list[queue.State] = []
-        if self._write(lambda engine, lease: states.append(queue.release(engine, lease, outcome=outcome))):
-            self._say(f"released, now {states[-1]}")
+
+        def release(engine: Engine, lease: queue.Lease) -> None:
+            self._say(f"released, now {queue.release(engine, lease, outcome=outcome)}")
+
+        self._write(release)
 
     def fail(self, ending: Ending, *, exit_code: int | None, hint: str = "") -> None:
         """Store a failure; the queue decides whether there is another attempt."""
-        states: list[queue.State] = []
 
         def fail(engine: Engine, lease: queue.Lease) -> None:
             is_second = exit_code == Exit.OUT_OF_MEMORY and _ran_out_before(engine, lease.job_id)
@@ -67,10 +73,9 @@ class Closing:
                 retry=ending.retry and not is_second,
                 backoff_seconds=self._around.settings.lease_seconds * BACKOFF_SHARE,
             )  # fmt: skip
-            states.append(state)
+            self._say(f"{ending.outcome}, now {state}: {ending.text}" + (f" ({hint})" if hint else ""))
 
-        if self._write(fail):
-            self._say(f"{ending.outcome}, now {states[-1]}: {ending.text}" + (f" ({hint})" if hint else ""))
+        self._write(fail)
 
     def fail_by_exit(self, code: int, failure: Failure | None, log: Path) -> None:
         """Store what an exit status, the trainer's last words and its log tell."""
@@ -78,8 +83,13 @@ class Closing:
         said = failure.message if failure else f"{ending.text}\n{_tail(log)}".strip()
         self.fail(ending._replace(text=said), exit_code=code, hint=failure.hint if failure else "")
 
-    def _write(self, write: Write) -> bool:
-        return self._lease.close(write, patience=self._patience)
+    def wait(self) -> None:
+        """Wait until the end is written, over an outage too, but not for ever once the worker is told to stop."""
+        self._lease.settle(patience=self._patience)
+
+    def _write(self, write: Write) -> None:
+        self.begun = True
+        self._lease.write(write)
 
     def _patience(self) -> bool:
         return not self._around.tick() or self._lease.away_seconds < STOPPED_PATIENCE_SECONDS

@@ -15,13 +15,13 @@ _LEAST_HELDOUT = 2
 """Vectors: of one alone, or of none, fvu is not defined."""
 
 
-class Span(NamedTuple):
-    """The contexts that hold a stretch of the stream."""
+class Epoch(NamedTuple):
+    """One pass over the training contexts."""
 
-    indices: NDArray[np.int64]
-    """Contexts, in the stream's order."""
-    skip: int
-    """Vectors of the first context that come before the stretch."""
+    order: NDArray[np.int64]
+    """Contexts, as the stream reads them."""
+    ends: NDArray[np.int64]
+    """Vectors up to the end of each, in that order."""
 
 
 @dataclass
@@ -29,7 +29,8 @@ class Contexts:
     """The contexts of a token file as a job sees them.
 
     The stream numbers trained vectors: epoch e holds vectors [e·n_vectors, (e+1)·n_vectors), the trained positions of
-    the training contexts in a permutation seeded by (seed, e). A vector's number alone says where it is.
+    the training contexts in a permutation seeded by (seed, e). A vector's number alone says where it is. Contexts are
+    numbered the same way: epoch e reads number e·n_training first.
     """
 
     tokens: TokenFile
@@ -40,7 +41,7 @@ class Contexts:
     """By token id: whether its position is left out."""
     counts: NDArray[np.int64]
     """Trained positions of each training context."""
-    _epoch: tuple[int, NDArray[np.int64], NDArray[np.int64]] | None = field(default=None, repr=False)
+    _epochs: dict[int, Epoch] = field(default_factory=dict, repr=False)
 
     @classmethod
     def of(cls, tokens: TokenFile, config: JobConfig) -> Self:
@@ -65,7 +66,7 @@ class Contexts:
             )
         if counts.sum() < config.training.batch_tokens:
             raise ConfigError(_too_short(tokens, config, f"{counts.sum()} tokens"), hint=_HINT)
-        return cls(tokens=tokens, seed=config.training.seed, n_heldout=n_heldout, ignored=ignored, counts=counts)
+        return cls(tokens=tokens, seed=config.data.seed, n_heldout=n_heldout, ignored=ignored, counts=counts)
 
     @property
     def n_training(self) -> int:
@@ -86,27 +87,34 @@ class Contexts:
         """Say of each position whether its vector is kept."""
         return ~self.ignored[ids]
 
-    def span(self, start: int, stop: int) -> Span:
-        """Return the contexts that hold vectors [start, stop) of the stream."""
-        parts: list[NDArray[np.int64]] = []
-        skip = 0
-        for epoch in range(start // self.n_vectors, -(-stop // self.n_vectors)):
-            order, ends = self._order(epoch)
-            base = epoch * self.n_vectors
-            first = int(np.searchsorted(ends, max(start - base, 0), side="right"))
-            last = int(np.searchsorted(ends, min(stop - base, self.n_vectors), side="left"))
-            if not parts:
-                skip = start - base - (int(ends[first - 1]) if first else 0)
-            parts.append(order[first : last + 1])
-        return Span(np.concatenate(parts), skip)
+    def number_at(self, vector: int) -> int:
+        """Return the number of the context that holds a vector of the stream."""
+        epoch, within = divmod(vector, self.n_vectors)
+        return epoch * self.n_training + int(np.searchsorted(self._epoch(epoch).ends, within, side="right"))
 
-    def _order(self, epoch: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Return an epoch's contexts in order, and the vectors up to the end of each."""
-        if self._epoch is None or self._epoch[0] != epoch:
+    def first_vector(self, number: int) -> int:
+        """Return how many vectors come before a context of the stream."""
+        epoch, within = divmod(number, self.n_training)
+        return epoch * self.n_vectors + (int(self._epoch(epoch).ends[within - 1]) if within else 0)
+
+    def run(self, number: int, n: int) -> NDArray[np.int64]:
+        """Return n contexts of the stream, from one on, in its order: across epochs where it must."""
+        parts: list[NDArray[np.int64]] = []
+        stop = number + n
+        while number < stop:
+            epoch, within = divmod(number, self.n_training)
+            parts.append(self._epoch(epoch).order[within : within + stop - number])
+            number += len(parts[-1])
+        return np.concatenate(parts)
+
+    def _epoch(self, epoch: int) -> Epoch:
+        if epoch not in self._epochs:
             bits: Any = np.random.Philox(np.random.SeedSequence([self.seed, epoch]))
             order = np.random.Generator(bits).permutation(self.n_training)
-            self._epoch = epoch, order, np.cumsum(self.counts[order])
-        return self._epoch[1], self._epoch[2]
+            # A pass may lie across the border of two epochs: the one before is kept, too.
+            kept = {known: held for known, held in self._epochs.items() if known == epoch - 1}
+            self._epochs = kept | {epoch: Epoch(order, np.cumsum(self.counts[order]))}
+        return self._epochs[epoch]
 
 
 def _count(tokens: TokenFile, ignored: NDArray[np.bool_], n_training: int) -> NDArray[np.int64]:

@@ -40,6 +40,8 @@ class HeldLease:
         bound = EMBEDDED_BEAT_SECONDS if settings.embedded else SERVICE_BEAT_SECONDS
         self._every = min(settings.heartbeat_seconds, bound)
         self._beat_at = self._try_at = now()
+        self.refused_at = float("-inf")
+        """When the database last did not answer."""
         self._away_since: float | None = None
         self._waiting: deque[Write] = deque()
 
@@ -48,17 +50,23 @@ class HeldLease:
         """Return for how long the database has not answered; 0 when it did last time."""
         return 0.0 if self._away_since is None else self._now() - self._away_since
 
+    @property
+    def is_written(self) -> bool:
+        """Say whether nothing waits to be written."""
+        return not self._waiting
+
     def write(self, write: Write) -> None:
         """Write now, or as soon as the database answers; never out of order."""
         self._waiting.append(write)
         self.flush()
 
     def flush(self) -> bool:
-        """Write what waits; say whether all of it is written."""
+        """Write what waits; say whether all of it is written. A write that raises is not tried again."""
         while self._waiting and self._now() >= self._try_at:
-            if not self._reach(self._waiting[0]):
+            write = self._waiting.popleft()
+            if not self._reach(write):
+                self._waiting.appendleft(write)
                 return False
-            self._waiting.popleft()
         return not self._waiting
 
     def forget(self) -> None:
@@ -74,11 +82,8 @@ class HeldLease:
             self.flush()
         return self.desired
 
-    def close(
-        self, write: Write, *, patience: Callable[[], bool], pause: Callable[[float], object] = time.sleep
-    ) -> bool:
-        """Write the attempt's end, after all that waits; try again while `patience()`. Say whether it is written."""
-        self._waiting.append(write)
+    def settle(self, *, patience: Callable[[], bool], pause: Callable[[float], object] = time.sleep) -> bool:
+        """Write all that waits; try again while `patience()`. Say whether it is written."""
         self._try_at = self._now()
         while not self.flush():
             if not patience():
@@ -93,8 +98,9 @@ class HeldLease:
         try:
             write(self._engine, self.lease)
         except StorageError:
+            self.refused_at = self._now()
             if self._away_since is None:
-                self._away_since = self._now()
+                self._away_since = self.refused_at
             self._try_at = self._now() + min(RETRY_SECONDS, self._every)
             return False
         self._away_since = None

@@ -1,12 +1,13 @@
-"""What supervisor and trainer say to each other: one order down, messages up, each one JSON line."""
+"""What supervisor and trainer say to each other: an order and wishes down, messages up, each one JSON line."""
 
 import json
 from dataclasses import asdict, dataclass
 from enum import IntEnum
-from typing import Any
+from typing import Any, NamedTuple
 
 from orchestrator.config import JobConfig, parse
 from orchestrator.curve import Point
+from orchestrator.errors import ConfigError, OutOfMemory, SubjectError
 
 
 class Exit(IntEnum):
@@ -29,38 +30,71 @@ class Saved:
 
 
 @dataclass(frozen=True)
-class Order:
-    """What one attempt shall train, and where."""
+class Assignment:
+    """One job of an order: one attempt of it."""
 
     job_id: int
     attempt: int
     config: JobConfig
     artifacts: str
     """Folder of this attempt's checkpoints and final SAE."""
-    tokens_folder: str
-    """Folder of packed token files, shared by jobs."""
     resume: tuple[Saved, ...]
     """Checkpoints of earlier attempts, newest first."""
+
+
+@dataclass(frozen=True)
+class Order:
+    """What one trainer shall train, and where: jobs that read one stream of activations."""
+
+    jobs: tuple[Assignment, ...]
+    tokens_folder: str
+    """Folder of packed token files, shared by jobs."""
+    compile_folder: str
+    """Folder of compiled steps, shared by trainers."""
     device: str
     threads: int
     checkpoint_seconds: float
     supervisor: int
     """Process id of the parent: the trainer ends when it does."""
+    compile: str = "auto"
+    """auto or off: whether steps may be compiled."""
+    caches_folder: str = ""
+    """Folder of activation caches, shared by trainers; empty = activations are not kept."""
+    cache_bytes: int = 0
+    """What the caches of that folder may take."""
 
     def to_json(self) -> bytes:
         """Return the order as one line."""
-        return _line(asdict(self) | {"config": self.config.model_dump(mode="json")})
+        jobs = [asdict(job) | {"config": job.config.model_dump(mode="json")} for job in self.jobs]
+        return _line(asdict(self) | {"jobs": jobs})
 
     @classmethod
     def from_json(cls, line: bytes) -> "Order":
         """Read an order.
 
         Raises:
-            ConfigError: the config is not valid.
+            ConfigError: a config is not valid.
         """
         values = json.loads(line)
-        resume = tuple(Saved(**saved) for saved in values["resume"])
-        return cls(**values | {"config": parse(values["config"]), "resume": resume})
+        return cls(**values | {"jobs": tuple(_assignment(job) for job in values["jobs"])})
+
+
+@dataclass(frozen=True)
+class Leave:
+    """A wish: go on without a job."""
+
+    job_id: int
+    save: bool
+    """Write a checkpoint of it first."""
+
+    def to_json(self) -> bytes:
+        """Return the wish as one line."""
+        return _line(asdict(self))
+
+    @classmethod
+    def from_json(cls, line: bytes) -> "Leave":
+        """Read a wish."""
+        return cls(**json.loads(line))
 
 
 @dataclass(frozen=True)
@@ -89,6 +123,20 @@ class Measured:
 
 
 @dataclass(frozen=True)
+class Cached:
+    """What an activation cache holds by now."""
+
+    key: str
+    uri: str
+    subject: str
+    hook: str
+    tokens_id: str
+    bytes: int
+    shards: int
+    complete: bool
+
+
+@dataclass(frozen=True)
 class Ended:
     """The job's result. The final weights are on disk."""
 
@@ -104,38 +152,67 @@ class Ended:
 
 
 @dataclass(frozen=True)
+class Left:
+    """The trainer goes on without the job, as it was told to."""
+
+    tokens_seen: int
+
+
+@dataclass(frozen=True)
 class Failure:
-    """Why the trainer gives up."""
+    """Why the trainer gives up: all it has, or one job."""
 
     kind: str
     message: str
     hint: str = ""
+    code: int = Exit.INTERNAL
+    """What the exit status would be, were the job alone."""
+
+    @classmethod
+    def of(cls, error: Exception) -> "Failure":
+        """Return what an error means, and what to do about it."""
+        code, hint = _judged(error)
+        return cls(type(error).__name__, getattr(error, "message", "") or str(error) or repr(error), hint, code)
 
 
-Message = Started | Alive | Measured | Saved | Ended | Failure
+Message = Started | Alive | Measured | Saved | Cached | Ended | Left | Failure
+
+
+class Said(NamedTuple):
+    """A message as it came."""
+
+    message: Message
+    job_id: int | None
+    """Of which job; None: of all that the trainer has."""
+
+
+_OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
+_LOWER = "Lower training.batch_tokens, training.shuffle_tokens, sae.n_latents or data.context_length."
 _KINDS: dict[str, type[Message]] = {
     "started": Started,
     "alive": Alive,
     "progress": Measured,
     "checkpoint": Saved,
+    "cache": Cached,
     "result": Ended,
+    "left": Left,
     "error": Failure,
 }
 
 
-def encode(message: Message) -> bytes:
+def encode(message: Message, job_id: int | None = None) -> bytes:
     """Return a message as one JSON line; floats keep every bit."""
     kind = next(name for name, cls in _KINDS.items() if isinstance(message, cls))
     values = message.point._asdict() if isinstance(message, Measured) else asdict(message)
-    return _line({"type": kind} | values)
+    return _line({"type": kind, "job": job_id} | values)
 
 
-def decode(line: bytes) -> Message | None:
+def decode(line: bytes) -> Said | None:
     """Read a message; None for a line that is not one."""
     try:
         values = json.loads(line)
-        cls = _KINDS[values.pop("type")]
-        return Measured(Point(**values)) if cls is Measured else cls(**values)
+        cls, job_id = _KINDS[values.pop("type")], values.pop("job")
+        return Said(Measured(Point(**values)) if cls is Measured else cls(**values), job_id)
     except (ValueError, KeyError, TypeError, AttributeError):
         return None
 
@@ -155,10 +232,29 @@ def describe(message: Message) -> str:
             )
         case Saved(uri, tokens_seen):
             return f"checkpoint at {tokens_seen:,} tokens: {uri}"
+        case Cached(_, uri, _, hook, _, n_bytes, shards, complete):
+            return f"{n_bytes:,} bytes of {hook}, {shards} shards{', complete' * complete}: {uri}"
         case Ended(outcome, tokens_seen):
             return f"{outcome} after {tokens_seen:,} tokens"
+        case Left(tokens_seen):
+            return f"left at {tokens_seen:,} tokens"
         case Failure(kind, text, hint):
             return f"{kind}: {text}" + (f" ({hint})" if hint else "")
+
+
+def _judged(error: Exception) -> tuple[Exit, str]:
+    hint = getattr(error, "hint", "")
+    if isinstance(error, ConfigError | SubjectError):
+        return Exit.BAD_CONFIG, hint
+    is_memory = isinstance(error, MemoryError | OutOfMemory) or type(error).__name__ == "OutOfMemoryError"
+    if is_memory or (isinstance(error, RuntimeError) and any(words in str(error) for words in _OUT_OF_MEMORY)):
+        return Exit.OUT_OF_MEMORY, hint or _LOWER
+    return Exit.INTERNAL, hint
+
+
+def _assignment(values: dict[str, Any]) -> Assignment:
+    resume = tuple(Saved(**saved) for saved in values["resume"])
+    return Assignment(**values | {"config": parse(values["config"]), "resume": resume})
 
 
 def _line(values: dict[str, Any]) -> bytes:

@@ -1,9 +1,10 @@
 """The subject: a language model, loaded, read at one hook point and patched there."""
 
-from collections.abc import Callable
-from contextlib import suppress
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -20,12 +21,16 @@ _PROBE_TOKENS = 8
 class Subject:
     """A language model with the place its activations are read at."""
 
+    config: SubjectConfig
+    """What it was loaded by."""
     model: Any
     """The transformers model, in evaluation mode, without gradients."""
     tokenizer: Any
     hook: HookPoint
     d_model: int
     """Width at the hook point."""
+    dtype: torch.dtype
+    """Precision of what is read at the hook point."""
     n_layers: int
     """Blocks of the model."""
     parameters_run: int
@@ -45,6 +50,33 @@ class Subject:
         """Return the number of token ids the model knows."""
         return int(self.model.get_input_embeddings().weight.shape[0])
 
+    def at(self, config: SubjectConfig) -> "Subject":
+        """Return a view of the same loaded model at another hook point: nothing is loaded, weights are shared.
+
+        Raises:
+            ConfigError: the config names another model, revision or precision, or a hook point it has not.
+            SubjectError: this architecture does not add up as the site supposes.
+        """
+        for name in ("model", "revision", "dtype", "trust_remote_code"):
+            mine, theirs = getattr(self.config, name), getattr(config, name)
+            if mine != theirs:
+                raise ConfigError(
+                    f"subject.{name} = {theirs!r}, and the model in memory was loaded with {mine!r}",
+                    hint="Jobs share a stream of activations only where they read the same model.",
+                )
+        if config == self.config:
+            return self
+        return replace(self, config=config, **_look(self.model, config, self.device)._asdict())
+
+
+class _Look(NamedTuple):
+    """What a pass through the model tells of a hook point."""
+
+    hook: HookPoint
+    d_model: int
+    dtype: torch.dtype
+    parameters_run: int
+
 
 class _Stop(Exception):
     """Ends a forward pass once the hook point has been read."""
@@ -59,28 +91,28 @@ def load(config: SubjectConfig, device: torch.device | str = "cpu") -> Subject:
     """
     folder = locate(config)
     model = load_model(folder, config).to(device)
-    hook = find_hook(model, config)
-    check = (
-        torch.arange(2 * _PROBE_TOKENS, device=device).view(2, _PROBE_TOKENS)
-        % model.get_input_embeddings().weight.shape[0]
-    )
-    if hook.site not in (None, "resid_post"):
-        check_site(model, hook, check)
-    run: list[nn.Module] = []
-    marks = [m.register_forward_hook(lambda module, *_: run.append(module)) for m in model.modules()]
-    width = _read(model, hook, check).shape[-1]
-    for mark in marks:
-        mark.remove()
     return Subject(
+        config=config,
         model=model,
         tokenizer=load_tokenizer(folder, config),
-        hook=hook,
-        d_model=width,
         n_layers=_depth(model),
-        parameters_run=_count(run),
         fingerprint=fingerprint(folder),
         device=torch.device(device),
+        **_look(model, config, torch.device(device))._asdict(),
     )
+
+
+def read(subjects: Sequence[Subject], input_ids: Tensor) -> list[Tensor]:
+    """Return the activations at the hook points of some views of ONE model, from one forward pass.
+
+    The pass ends where the last of them has been read. What is returned is what the model computed, uncopied:
+    tensors of inference mode in the model's own precision, of which autograd knows nothing.
+
+    Shapes:
+        input_ids (batch, context) -> one (batch, context, d_model) for each subject
+    """
+    assert all(s.model is subjects[0].model for s in subjects), "views of one model"
+    return _read(subjects[0].model, [s.hook for s in subjects], input_ids)
 
 
 def capture(subject: Subject, input_ids: Tensor) -> Tensor:
@@ -90,7 +122,7 @@ def capture(subject: Subject, input_ids: Tensor) -> Tensor:
         input_ids (batch, context) -> (batch, context, d_model), float32, free for use under autograd.
     """
     # The copy is made outside inference mode: autograd refuses tensors born inside it.
-    return _read(subject.model, subject.hook, input_ids).to(torch.float32, copy=True)
+    return read([subject], input_ids)[0].to(torch.float32, copy=True)
 
 
 def run_patched(subject: Subject, input_ids: Tensor, replace: Callable[[Tensor], Tensor]) -> Tensor:
@@ -136,18 +168,52 @@ def width(config: SubjectConfig) -> int:
     return int(shape[-1]) if len(shape) and shape[-1] else int(described.get_text_config().hidden_size)
 
 
-def _read(model: Any, hook: HookPoint, input_ids: Tensor) -> Tensor:
-    seen: list[Tensor] = []
+def _look(model: Any, config: SubjectConfig, device: torch.device) -> _Look:
+    """Find the hook point, and run a few tokens up to it to see what is there."""
+    hook = find_hook(model, config)
+    check = (
+        torch.arange(2 * _PROBE_TOKENS, device=device).view(2, _PROBE_TOKENS)
+        % model.get_input_embeddings().weight.shape[0]
+    )
+    if hook.site not in (None, "resid_post"):
+        check_site(model, hook, check)
+    run: list[nn.Module] = []
+    marks = [m.register_forward_hook(lambda module, *_: run.append(module)) for m in model.modules()]
+    try:
+        found = _read(model, [hook], check)[0]
+    finally:
+        for mark in marks:
+            mark.remove()
+    return _Look(hook, found.shape[-1], found.dtype, _count(run))
 
-    def see(found: Tensor) -> None:
-        seen.append(found)
-        raise _Stop
 
-    with suppress(_Stop), torch.inference_mode(), hooked(model, hook, see):
+def _read(model: Any, hooks: Sequence[HookPoint], input_ids: Tensor) -> list[Tensor]:
+    places = list(dict.fromkeys(hooks))
+    seen: dict[HookPoint, Tensor] = {}
+
+    def see(place: HookPoint, found: Tensor) -> None:
+        if place in seen:  # a module that a block runs twice: its first pass counts, as it does when read alone
+            return
+        last = len(seen) == len(places) - 1
+        # What is read on the way is copied: layers behind it may write in place.
+        seen[place] = found if last else found.clone()
+        if last:
+            raise _Stop
+
+    with suppress(_Stop), torch.inference_mode(), ExitStack() as stack:
+        for place in places:
+            stack.enter_context(hooked(model, place, partial(see, place)))
         model(input_ids=input_ids, use_cache=False)
-    if not seen:
-        raise SubjectError(f"the model's forward pass never runs {hook}", hint="Name another module with subject.hook.")
-    found, tokens = seen[0], input_ids.shape
+    for place in places:
+        if place not in seen:
+            raise SubjectError(
+                f"the model's forward pass never runs {place}", hint="Name another module with subject.hook."
+            )
+    return [_per_token(seen[hook], hook, input_ids) for hook in hooks]
+
+
+def _per_token(found: Tensor, hook: HookPoint, input_ids: Tensor) -> Tensor:
+    tokens = input_ids.shape
     if (
         not found.is_floating_point()
         or found.numel() % tokens.numel()

@@ -1,4 +1,4 @@
-"""The supervisor: claim -> train -> record -> finish, one job at a time; one loop, woken by a clock or a doorbell."""
+"""The supervisor: claim -> train -> record -> finish, one trainer at a time; one loop, woken by clock or doorbell."""
 
 import math
 import queue as channels
@@ -9,18 +9,21 @@ import traceback
 import uuid
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 
 from sqlalchemy import Engine, or_, select
 
-from orchestrator import dispatch, queue
+from orchestrator import dispatch, memory, queue
 from orchestrator.database.engine import reading
 from orchestrator.database.models import Job, SweepRow
 from orchestrator.errors import StorageError
 from orchestrator.settings import Settings
-from worker.attempt import Attempt
 from worker.closing import Surroundings
+from worker.group import Group
 
 RING_SECONDS = 0.2
+COMPANION_TRIES = 3
+"""With one token: a claim whose answer was lost must be adopted before the trainer starts, or nobody holds it."""
 
 
 class Supervisor:
@@ -65,10 +68,10 @@ class Supervisor:
         """Claim and train until nothing can be claimed."""
         while not self._stops:
             self._tick()
-            claim = self._claim()
-            if claim is None:
+            leader = self._claim(queue.claim)
+            if leader is None:
                 return
-            self._work(claim)
+            self._work(leader)
 
     def stop(self) -> None:
         """Stop: the trainer writes a checkpoint first; told a second time, it is killed. Fit for signal handlers."""
@@ -95,27 +98,42 @@ class Supervisor:
             self._tick()
         self._idle.clear()
 
-    def _claim(self) -> queue.Claim | None:
+    def _claim(self, verb: Callable[..., queue.Claim | None], *, tries: int = 1) -> queue.Claim | None:
         try:
-            claim = queue.claim(
-                self._engine, self._worker, token=self._token, lease_seconds=self._settings.lease_seconds
-            )
+            claim = verb(self._engine, self._worker, token=self._token, lease_seconds=self._settings.lease_seconds)
         except StorageError as error:
             self._lost_touch(error)  # the next call has the same token, and adopts a claim whose answer was lost
-            return None
+            return self._claim(verb, tries=tries - 1) if tries > 1 else None
         self._in_touch()
         if claim is not None:
             self._token = uuid.uuid4().hex
         return claim
 
-    def _work(self, claim: queue.Claim) -> None:
-        attempt = Attempt(claim, self._around)
+    def _gather(self, leader: queue.Claim, claims: list[queue.Claim]) -> None:
+        """Claim what can share the leader's trainer: as many as are allowed, and as its device has room for."""
+        if not leader.stream_key or self._settings.jobs_per_trainer <= 1:
+            return
+        room = memory.Room(self._settings, self._worker.device, threads=self._around.threads)
+        room.ask()  # now: within the transaction of a claim it would hold up everybody
+        verb = partial(
+            queue.claim_companion, leader=leader, fits=lambda config: room.holds([*(c.config for c in claims), config])
+        )
+        while len(claims) < self._settings.jobs_per_trainer and not self._stops:
+            found = self._claim(verb, tries=COMPANION_TRIES)
+            if found is None:
+                return
+            claims.append(found)
+
+    def _work(self, leader: queue.Claim) -> None:
+        claims, group = [leader], None
         try:
-            attempt.run()
-        except Exception as error:  # noqa: BLE001 - one job's trouble must not end the worker
-            self._say(f"job {claim.lease.job_id}: the supervisor stumbled:\n{traceback.format_exc()}")
-            with suppress(queue.LeaseLost):
-                attempt.give_up(f"{type(error).__name__}: {error}")
+            self._gather(leader, claims)
+            group = Group(claims, self._around)
+            group.run()
+        except Exception as error:  # noqa: BLE001 - the trouble of some jobs must not end the worker
+            jobs = ", ".join(str(claim.lease.job_id) for claim in claims)
+            self._say(f"job {jobs}: the supervisor stumbled:\n{traceback.format_exc()}")
+            (group or Group(claims, self._around)).give_up(f"{type(error).__name__}: {error}")
 
     def _tick(self) -> int:
         """Release what other workers left behind, if it is time to; return how often this one was told to stop."""

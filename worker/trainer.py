@@ -1,99 +1,169 @@
-"""The trainer: one job, one process, no database. It reads an order on stdin and answers in JSON lines."""
+"""The trainer: the jobs of one order, one process, no database. It reads the order on stdin, answers in JSON lines."""
 
-import math
 import os
 import sys
-import time
 import traceback
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from orchestrator.errors import ConfigError, OutOfMemory, SubjectError
+from orchestrator.config import JobConfig
+from orchestrator.errors import ConfigError, SubjectError
 from worker.line import Line
-from worker.protocol import Ended, Exit, Failure, Measured, Order, Saved, Started
+from worker.protocol import Assignment, Cached, Exit, Failure, Order, Started
 
 # torch and transformers take seconds to load: they are imported where they are used, once the line to the supervisor
 # stands, so that an attempt can be ended while they load.
 if TYPE_CHECKING:
-    from torch import Tensor
-
+    from worker.member import Member
+    from worker.partners import Partners
     from worker.sae.trainee import Trainee
+    from worker.store import Store
     from worker.subject import Subject
-    from worker.tokens import TokenFile
-
-SAMPLE_TOKENS = 16_384
-"""Normalised activations that μ, v and the geometric median are measured on."""
-_OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
-_LOWER = "Lower training.batch_tokens, training.shuffle_tokens, sae.n_latents or data.context_length."
+    from worker.vantage import Places
 
 
-class Material(NamedTuple):
-    """What a job is trained with."""
+class Desk(NamedTuple):
+    """What the jobs of an order are trained with."""
 
-    subject: "Subject"
-    tokens: "TokenFile"
-    heldout: "Tensor"
+    order: Order
+    line: Line
+    places: "Places"
     device: str
+    """The first one, of several."""
+    partners: "Partners | None"
+    """The processes on the other devices that share each job."""
+
+    @property
+    def home(self) -> str:
+        """Return where whole trainees are: those that are dealt out need not fit on one device."""
+        return "cpu" if self.partners else self.device
 
 
 def main() -> int:
     """Carry out one order; return the exit status."""
     line = Line()
     try:
-        return train_job(line.order(), line)
+        return carry_out(line.order(), line)
     except Exception as error:  # noqa: BLE001 - whatever it is, the supervisor shall hear of it
         traceback.print_exc()
-        code, hint = _judged(error)
+        failure = Failure.of(error)
         with suppress(OSError):
-            line.send(Failure(type(error).__name__, getattr(error, "message", "") or str(error) or repr(error), hint))
-        return code
+            line.send(failure)
+        return failure.code
 
 
-def train_job(order: Order, line: Line) -> Exit:
-    """Train one job from its newest checkpoint to its end, or to the moment it is told to yield."""
-    material = _gather(order, line)
-    trainee = _resumed(order, material) or _fresh(order, material)
-    facts = _facts(order, material, trainee)
-    line.send(Started(trainee.tokens_seen, facts))
-    line.training_from(trainee.tokens_seen)
-    outcome = _verdict(order, trainee) or _train(order, line, material, trainee=trainee, facts=facts)
-    if outcome is None:
-        return Exit.YIELDED
-    _end(order, line, outcome, trainee=trainee, facts=facts)
-    return Exit.DONE
+def carry_out(order: Order, line: Line) -> Exit:
+    """Train each job from its newest checkpoint to its end, or to the moment the trainer is told to yield."""
+    from worker.ensemble import Ensemble, apart
+
+    desk = _gather(order, line)
+    members: list[Member] = []
+    for job in order.jobs:
+        line.alive(0, phase="starting")
+        with apart(line, job.job_id):
+            members.append(_enrol(desk, job))
+    desk.places.forget()
+    line.training_from({member.job_id: member.tokens_seen for member in members})
+    done = Ensemble(members, line, places=desk.places, save_every=order.checkpoint_seconds).run()
+    if desk.partners:
+        desk.partners.end()
+    return done
 
 
-def _gather(order: Order, line: Line) -> Material:
+def _gather(order: Order, line: Line) -> Desk:
+    partners = _partners(order, line)  # they load torch while we do
     import torch
 
-    from worker import activations, subject, tokens
-    from worker.device import choose
+    from worker import tokens
+    from worker.accelerator import choose
+    from worker.vantage import Places
 
-    torch.set_num_threads(order.threads)
+    torch.set_num_threads(max(1, order.threads // len(order.device.split("+"))))
     device = choose(order.device)
-    model = subject.load(order.config.subject, device)
+    model = _load(order, device)
     line.alive(0, phase="packing")
-    folder = Path(order.tokens_folder)
-    packed = tokens.pack(order.config.data, model.tokenizer, folder, lambda _: line.alive(0, phase="packing"))
-    return Material(model, packed, activations.heldout(model, packed, order.config), device)
+    folder, config = Path(order.tokens_folder), order.jobs[0].config
+    packed = tokens.pack(config.data, model.tokenizer, folder, lambda _: line.alive(0, phase="packing"))
+    return Desk(order, line, Places(model, packed, config, store=_store(order, line)), device, partners)
 
 
-def _resumed(order: Order, material: Material) -> "Trainee | None":
+def _store(order: Order, line: Line) -> "Store | None":
+    if not order.caches_folder or all(job.config.data.activations != "cache" for job in order.jobs):
+        return None
+    from worker.store import Store
+
+    folder = Path(order.caches_folder)
+    return Store(folder, order.cache_bytes, heard=lambda stored: line.send(Cached(*stored)))
+
+
+def _partners(order: Order, line: Line) -> "Partners | None":
+    from worker.device import seen
+    from worker.partners import Partners
+
+    def failed(failure: Failure) -> None:
+        line.send(failure)
+        os._exit(failure.code)
+
+    devices = seen(order.device) if "+" in order.device else []
+    if not all(_can_be_divided(job.config, len(devices)) for job in order.jobs):
+        return None  # it is trained on the first device alone: which worker claimed it must not decide its fate
+    return Partners(devices, threads=max(1, order.threads // len(devices)), failed=failed) if devices else None
+
+
+def _can_be_divided(config: JobConfig, n_devices: int) -> bool:
+    sae = config.sae
+    return sae.activation in ("topk", "multi_topk") and (sae.n_latents is None or sae.n_latents >= n_devices)
+
+
+def _load(order: Order, device: str) -> "Subject":
+    """Load the model at the hook point of the first job that names one which is there."""
+    from worker import subject
+
+    for job in order.jobs[:-1]:
+        with suppress(ConfigError):  # that job will be told when its turn comes
+            return subject.load(job.config.subject, device)
+    return subject.load(order.jobs[-1].config.subject, device)
+
+
+def _enrol(desk: Desk, job: Assignment) -> "Member":
+    """Let a job take its place, at its newest checkpoint or at the start, and say so."""
+    from worker.accelerator import check_precision
+    from worker.member import Member
+    from worker.sae.compiled import stepper
+
+    check_precision(job.config, desk.device)
+    place = desk.places.find(job.config)
+    trainee = _resumed(desk, job, desk.places.all[place].subject) or _fresh(desk, job, place)
+    heldout = desk.places.all[place].heldout
+    if desk.partners:
+        trainee = desk.partners.divide(trainee, job.config, heldout=heldout)
+    wanted, folder = desk.order.compile, Path(desk.order.compile_folder)
+    step, way = stepper(trainee, job.config, wanted=wanted, folder=folder / "kernels", say=_warn)
+    facts = {**_facts(desk, job, trainee, place=place), "step": way}
+    desk.line.send(Started(trainee.tokens_seen, facts), job.job_id)
+    return Member(job, trainee, desk.line, heldout=heldout, place=place, facts=facts, step=step)
+
+
+def _warn(text: str) -> None:
+    print(f"warning: {text}", file=sys.stderr, flush=True)
+
+
+def _resumed(desk: Desk, job: Assignment, subject: "Subject") -> "Trainee | None":
     from worker import checkpoint
 
-    refs = [(saved.uri, saved.sha256) for saved in order.resume]
-    found = checkpoint.newest_readable(refs, order.config, device=material.device)
+    refs = [(saved.uri, saved.sha256) for saved in job.resume]
+    found = checkpoint.newest_readable(refs, job.config, device=desk.home)
     if found is None:
         return None
     uri, trainee = found
-    _refuse_other_material(checkpoint.facts_of(uri), material)
+    _refuse_other_material(checkpoint.facts_of(uri), subject.fingerprint, desk.places.tokens.id)
     return trainee
 
 
-def _refuse_other_material(before: dict[str, Any], material: Material) -> None:
+def _refuse_other_material(before: dict[str, Any], model: str, text: str) -> None:
     """Never continue a curve on another model or another text: its held-out set would be another, too."""
-    now = {"model": material.subject.fingerprint, "text": material.tokens.id}
+    now = {"model": model, "text": text}
     then = {"model": before.get("subject", {}).get("sha256"), "text": before.get("tokens", {}).get("id")}
     for what, digest in now.items():
         if then[what] not in (None, digest):
@@ -103,94 +173,24 @@ def _refuse_other_material(before: dict[str, Any], material: Material) -> None:
             )
 
 
-def _fresh(order: Order, material: Material) -> "Trainee":
-    from worker.activations import sample
+def _fresh(desk: Desk, job: Assignment, place: int) -> "Trainee":
     from worker.sae.trainee import Trainee
 
-    return Trainee.fresh(order.config, sample(material.subject, material.tokens, order.config, SAMPLE_TOKENS))
+    return Trainee.fresh(job.config, desk.places.sample(place).to(desk.home))
 
 
-def _train(order: Order, line: Line, material: Material, *, trainee: "Trainee", facts: dict[str, Any]) -> str | None:
-    """Train and report; return the outcome, or None when told to yield."""
-    from worker.activations import stream
-    from worker.training import train
-
-    batches = stream(material.subject, material.tokens, order.config, start_tokens=trainee.tokens_seen)
-    steps = train(
-        trainee, batches, config=order.config, heldout=material.heldout,
-        flops_subject_per_token=facts["flops_subject_per_token"],
-    )  # fmt: skip
-    saved_at = time.monotonic()
-    for progress in steps:
-        line.alive(progress.tokens_seen)
-        if progress.point is not None:
-            line.send(Measured(progress.point))
-            if outcome := _verdict(order, trainee):
-                return outcome
-        if line.must_yield or time.monotonic() - saved_at >= order.checkpoint_seconds:
-            _save(order, line, trainee, facts)
-            saved_at = time.monotonic()
-        if line.must_yield:
-            return None
-    return "max_tokens"
-
-
-def _verdict(order: Order, trainee: "Trainee") -> str | None:
-    """Say what the curve means so far: a pure function of it, so that a resumed job ends where any other does."""
-    from orchestrator.convergence import has_converged, has_diverged
-
-    stop, budget = order.config.stop, order.config.training.max_tokens
-    curve = [(point.tokens_seen, point.fvu) for point in trainee.curve]
-    if has_diverged(curve, max_tokens=budget):
-        return "diverged"
-    if stop.rule == "plateau" and has_converged(curve, epsilon=stop.epsilon):
-        return "converged"
-    return "max_tokens" if trainee.tokens_seen >= budget else None
-
-
-def _save(order: Order, line: Line, trainee: "Trainee", facts: dict[str, Any]) -> None:
-    from worker import checkpoint
-
-    folder = Path(order.artifacts)
-    line.send(Saved(*checkpoint.save(folder, trainee, order.config, facts=facts)))
-
-
-def _end(order: Order, line: Line, outcome: str, *, trainee: "Trainee", facts: dict[str, Any]) -> None:
-    """Put the final autoencoder in its place and send the result."""
-    from worker import checkpoint
-    from worker.training import flops
-
-    uri = None
-    if outcome != "diverged":
-        _save(order, line, trainee, facts)
-        uri = checkpoint.save_final(Path(order.artifacts), trainee, order.config, facts=facts).uri
-    dense, executed = flops(trainee, order.config.sae)
-    line.send(
-        Ended(
-            outcome=outcome,
-            tokens_seen=trainee.tokens_seen,
-            untrained_fvu=math.nan if trainee.untrained_fvu is None else trainee.untrained_fvu,
-            artifact_uri=uri,
-            wall_seconds=trainee.wall_seconds,
-            flops_dense=dense,
-            flops_executed=executed,
-            flops_subject=facts["flops_subject_per_token"] * trainee.tokens_seen,
-        )
-    )
-
-
-def _facts(order: Order, material: Material, trainee: "Trainee") -> dict[str, Any]:
+def _facts(desk: Desk, job: Assignment, trainee: "Trainee", *, place: int) -> dict[str, Any]:
     """Return what the config left open and this attempt settled."""
-    from worker.activations import captured_per_vector
     from worker.origin import git_commit, versions
 
-    subject, tokens = material.subject, material.tokens
+    tokens, (subject, heldout) = desk.places.tokens, (desk.places.all[place].subject, desk.places.all[place].heldout)
     commit = git_commit()
     return {
         **trainee.facts(),
-        "device": material.device,
-        "threads": order.threads,
-        "heldout_tokens": len(material.heldout),
+        "device": "+".join(desk.partners.devices) if desk.partners else desk.device,
+        "threads": desk.order.threads,
+        "heldout_tokens": len(heldout),
+        "shared_with": [other.job_id for other in desk.order.jobs if other is not job],
         "subject": {
             "class": type(subject.model).__name__,
             "parameters": sum(p.numel() for p in subject.model.parameters()),
@@ -201,21 +201,10 @@ def _facts(order: Order, material: Material, trainee: "Trainee") -> dict[str, An
             "sha256": subject.fingerprint,
         },
         "tokens": {"id": tokens.id, "n_tokens": tokens.n_tokens},
-        "flops_subject_per_token": 2.0 * subject.parameters_run * captured_per_vector(tokens, order.config),
+        "flops_subject_per_token": 2.0 * subject.parameters_run * desk.places.tokens_per_vector,
         "versions": versions(),
         **({"git_commit": commit} if commit else {}),
     }
-
-
-def _judged(error: Exception) -> tuple[Exit, str]:
-    """Return the exit status of an error, and what to do about it."""
-    hint = getattr(error, "hint", "")
-    if isinstance(error, ConfigError | SubjectError):
-        return Exit.BAD_CONFIG, hint
-    is_memory = isinstance(error, MemoryError | OutOfMemory) or type(error).__name__ == "OutOfMemoryError"
-    if is_memory or (isinstance(error, RuntimeError) and any(words in str(error) for words in _OUT_OF_MEMORY)):
-        return Exit.OUT_OF_MEMORY, hint or _LOWER
-    return Exit.INTERNAL, hint
 
 
 if __name__ == "__main__":

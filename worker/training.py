@@ -13,9 +13,8 @@ from torch import Tensor
 from orchestrator.config import JobConfig, SaeConfig
 from orchestrator.cost import dense_aux_flops, dense_flops, executed_aux_flops, step_flops
 from orchestrator.curve import Point
-from worker.sae.loss import losses, narrowed
-from worker.sae.model import Encoded, SparseAutoencoder
-from worker.sae.optimizer import lr_factor
+from worker.sae.model import SparseAutoencoder
+from worker.sae.step import Step, take
 from worker.sae.trainee import Trainee
 
 _POINTS_PER_DOUBLING = 4
@@ -47,7 +46,7 @@ def train(
     *,
     config: JobConfig,
     heldout: Float[Tensor, "n_tokens d_model"],
-    flops_subject_per_token: float = 0.0,
+    step: Step = take,
 ) -> Iterator[Progress]:
     """Train until max_tokens or the batches end, yielding after EVERY step.
 
@@ -55,7 +54,7 @@ def train(
     trainee and the remaining batches continues bit for bit. Whether a point means convergence or divergence is for
     the caller to judge; after a loss that is not finite there is one more point, and the end.
     `batches` and `heldout` are NORMALISED float32, on the trainee's device. wall_seconds counts the time in here and
-    in `batches`, not the caller's.
+    in `batches`, not the caller's, who adds what was spent elsewhere for the trainee, and its flops_subject.
     """
     started = time.monotonic()
     grid = evaluation_grid(config)
@@ -67,11 +66,11 @@ def train(
         if batch is None:
             return
         before = trainee.tokens_seen
-        _step(trainee, batch, config)
+        step(trainee, batch, config)
         is_broken = trainee.optimizer.n_steps % _STEPS_BETWEEN_CHECKS == 0 and not trainee.sums.isfinite().all()
         point = None
         if is_broken or bisect_right(grid, before) < bisect_right(grid, trainee.tokens_seen):
-            point = _point(trainee, heldout, config, flops_subject_per_token=flops_subject_per_token)
+            point = _point(trainee, heldout, config)
         now = time.monotonic()
         trainee.wall_seconds += now - started
         if point is not None:
@@ -116,46 +115,11 @@ def fidelity(
     return Fidelity(error_sum / spread_sum if spread_sum else math.nan, n_active / len(heldout))
 
 
-def count_silence(encoded: Encoded, tokens_since_fired: Tensor) -> Tensor:
-    """Return tokens_since_fired after this batch, counted to the token: batches of any size give the same count."""
-    fired = encoded.top_acts > 0
-    n_tokens = len(fired)
-    position = torch.arange(1, n_tokens + 1, device=fired.device).unsqueeze(1) * fired
-    if encoded.top_indices is None:
-        last = position.amax(0)
-    else:
-        last = torch.zeros_like(tokens_since_fired)
-        last.scatter_reduce_(0, encoded.top_indices.flatten(), position.flatten(), "amax")
-    return torch.where(last > 0, n_tokens - last, tokens_since_fired + n_tokens)
-
-
-def _step(trainee: Trainee, batch: Float[Tensor, "batch_tokens d_model"], config: JobConfig) -> None:
-    model, training = trainee.model, config.training
-    encoded = model.encode(batch, k=model.k_widest)
-    model.follow_threshold(encoded)
-    trainee.tokens_since_fired = count_silence(narrowed(encoded, model.k), trainee.tokens_since_fired)
-    dead = None
-    # Before that many tokens no latent can be dead, and the host need not ask the device.
-    if trainee.tokens_seen + len(batch) > training.dead_after_tokens:
-        silent = trainee.tokens_since_fired > training.dead_after_tokens
-        dead = silent if silent.any() else None
-    found = losses(model, batch, encoded, config=config.sae, variance=trainee.variance, dead=dead)
-    found.total.backward()  # type: ignore[no-untyped-call]
-    norm = trainee.optimizer.step(factor=lr_factor(config, trainee.tokens_seen))
-    trainee.sums += torch.stack([found.total.detach(), found.aux.detach(), norm])
-    trainee.steps_since_point += 1
-    trainee.tokens_seen += len(batch)
-    trainee.aux_tokens += len(batch) if dead is not None and config.sae.aux_coef > 0 else 0
-
-
-def _point(
-    trainee: Trainee, heldout: Float[Tensor, "n_tokens d_model"], config: JobConfig, *, flops_subject_per_token: float
-) -> Point:
+def _point(trainee: Trainee, heldout: Float[Tensor, "n_tokens d_model"], config: JobConfig) -> Point:
     averaged = fidelity(trainee.averaged(), heldout)
     loss, aux_loss, grad_norm = (trainee.sums / trainee.steps_since_point).tolist()
     trainee.sums.zero_()
     trainee.steps_since_point = 0
-    dead = trainee.tokens_since_fired > config.training.dead_after_tokens
     flops_dense, flops_executed = flops(trainee, config.sae)
     return Point(
         tokens_seen=trainee.tokens_seen,
@@ -163,13 +127,13 @@ def _point(
         fvu_raw=fidelity(trainee.model, heldout).fvu,
         loss=loss,
         aux_loss=aux_loss,
-        dead_share=float(dead.double().mean()),
+        dead_share=trainee.model.share(trainee.tokens_since_fired > config.training.dead_after_tokens),
         l0=averaged.l0,
         grad_norm=grad_norm,
         wall_seconds=trainee.wall_seconds,
         flops_dense=flops_dense,
         flops_executed=flops_executed,
-        flops_subject=flops_subject_per_token * trainee.tokens_seen,
+        flops_subject=trainee.flops_subject,
     )
 
 

@@ -27,9 +27,10 @@ class Member(NamedTuple):
 class Crew:
     """Worker processes, each with its log; all of them are gone when the block ends."""
 
-    def __init__(self, logs: Path, *, size: int, threads: int, grace_seconds: float) -> None:
-        """Prepare `size` workers whose trainers use `threads` threads each."""
-        self._logs, self._size, self._threads, self._grace = logs, size, threads, grace_seconds
+    def __init__(self, logs: Path, *, size: int, threads: int, jobs: int, grace_seconds: float) -> None:
+        """Prepare `size` workers whose trainers use `threads` threads each, for up to `jobs` jobs."""
+        self._logs, self._size, self._grace = logs, size, grace_seconds
+        self._flags = ("--threads", str(threads), "--jobs", str(jobs))
         self._members: list[Member] = []
 
     def __enter__(self) -> Self:
@@ -38,7 +39,7 @@ class Crew:
         for number in range(1, self._size + 1):
             name = f"demo-{number}"
             log = self._logs / f"{name}.log"
-            flags = ("--until-empty", "--name", name, "--threads", str(self._threads))
+            flags = ("--until-empty", "--name", name, *self._flags)
             with log.open("wb") as out:
                 process = subprocess.Popen(
                     python_command("worker", *flags), stdin=subprocess.DEVNULL, stdout=out, stderr=out,

@@ -46,7 +46,10 @@ def demo(*, file: Path, workers: int | None) -> None:
         name = _enqueue(engine, file)
         left = _unfinished(engine, name)
         if left:
-            _train(settings, engine, name, workers=workers or min(MOST_WORKERS, _cores(), len(left)))
+            workers = workers or min(MOST_WORKERS, _cores(), len(left))
+            # Each takes its part of the jobs, so that none takes all and another stands idle.
+            jobs = min(settings.jobs_per_trainer, -(-len(left) // workers))
+            _train(settings, engine, name, workers=workers, jobs=jobs)
         else:
             terminal.note(f"{name}: every job has ended already; nothing is left to train.\n")
         _conclude(settings, engine, name)
@@ -74,12 +77,12 @@ def _unfinished(engine: "Engine", name: str) -> "list[JobRow]":
     return [row for row in latest(engine, name) if row.state not in (*TERMINAL, "paused")]
 
 
-def _train(settings: "Settings", engine: "Engine", name: str, *, workers: int) -> None:
+def _train(settings: "Settings", engine: "Engine", name: str, *, workers: int, jobs: int) -> None:
     threads = max(1, _cores() // workers)
     cast = f"{plural(workers, 'worker')} with {plural(threads, 'thread')} each"
     terminal.note(f"Starting {cast}; their logs are in {settings.home / 'logs'}\n")
     grace = settings.terminate_seconds + STOP_MARGIN
-    crew = Crew(settings.home / "logs", size=workers, threads=threads, grace_seconds=grace)
+    crew = Crew(settings.home / "logs", size=workers, threads=threads, jobs=jobs, grace_seconds=grace)
     try:
         with crew:
             with spectator(engine, title=name) as view:

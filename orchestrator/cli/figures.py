@@ -19,6 +19,14 @@ def count(value: float | None) -> str:
     return f"{value:.0f}"
 
 
+def size(n_bytes: float) -> str:
+    """Write a size on disk: 412 kB, 1.05 GB."""
+    if n_bytes < 1000:
+        return f"{n_bytes:.0f} B"
+    found = count(n_bytes)
+    return f"{found[:-1]} {found[-1]}B"
+
+
 def plural(number: int, word: str) -> str:
     """Write a small number with its noun: 1 worker, 2 workers."""
     return f"{number} {word}" + ("" if number == 1 else "s")

@@ -28,7 +28,7 @@ SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
     "Look": {
         "status": ("status", "Show jobs and how far they are."),
         "show": ("show", "Show everything about one job."),
-        "explain": ("show", "Say why a job is, or is not, running."),
+        "explain": ("explain", "Say why a job is, or is not, running."),
         "logs": ("logs", "Print what a job's trainer wrote."),
         "wait": ("wait", "Wait until jobs have ended; the exit code says how."),
         "ui": ("services", "Open MLflow's pages on this machine."),
@@ -38,6 +38,7 @@ SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
         "tracking": ("services", "Rebuild what MLflow shows."),
     },
     "Place": {
+        "gc": ("gc", "Remove what nobody needs any more."),
         "config": ("place", "Show settings and the config schema; check sweep files."),
         "db": ("database_commands", "Create, upgrade and check the database schema."),
         "completion": ("place", "Print the completion script of a shell."),

@@ -1,4 +1,4 @@
-"""`orch show` and `orch explain`: everything about one job, and why it is where it is."""
+"""`orch show`: everything about one job."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -19,20 +19,6 @@ if TYPE_CHECKING:
 
     from orchestrator.results import JobRow
     from orchestrator.settings import Settings
-
-_MEANINGS = {
-    "Priority": "Other jobs are before it: of higher priority, or older.",
-    "Backoff": "Its last attempt failed; it is tried again when the time in brackets is over.",
-    "Paused": "It is paused. It goes on with: orch resume {id}",
-    "SweepPaused": "Its sweep is paused. It goes on with: orch resume {sweep}",
-    "SweepCap": "As many jobs of its sweep run as limits.max_parallel allows.",
-    "NoWorker": "No worker is at work. Start one with: orch worker",
-}
-_ENDINGS = {
-    "converged": "Three evaluations in a row gained less than stop.epsilon since half the tokens.",
-    "max_tokens": "It used its whole token budget before it converged.",
-    "diverged": "Its loss was no longer finite, or rose far above its best. That is a result: orch show {id} --curve",
-}
 
 
 @click.command()
@@ -63,37 +49,6 @@ def show(*, job: int, part: str | None, output: str | None) -> None:
     else:
         for line in table(rows, _COLUMNS[part], width=terminal.width()):
             terminal.echo(line)
-
-
-@click.command()
-@job_argument()
-def explain(*, job: int) -> None:
-    """Say why a job is, or is not, running, and what to do about it."""
-    with database() as (_, engine):
-        row = job_rows(engine, [str(job)])[0]
-        terminal.echo(
-            f"job {row.id} of {row.sweep}: {state_cell(row, drawn=False)}" + (f" ({why(row)})" if why(row) else "")
-        )
-        for line in _explanation(engine, row):
-            terminal.echo(line)
-
-
-def _explanation(engine: "Engine", row: "JobRow") -> list[str]:
-    from orchestrator import results
-
-    names = {"id": row.id, "sweep": row.sweep}
-    if row.state == "succeeded":
-        return [_ENDINGS.get(row.outcome or "", "").format(**names)]
-    if row.state == "running":
-        asked = {"cancel": "It was asked to cancel", "pause": "It was asked to pause"}.get(row.desired, "")
-        beat = f"{asked}, and does so at its next heartbeat." if asked else "It runs."
-        left = f" Its lease is renewed in time: {duration(row.lease_left)} are left." if row.lease_left else ""
-        return [f"{beat} Attempt {row.attempt}, on {row.worker or 'a worker'}.{left}"]
-    if row.state in {"failed", "cancelled"}:
-        tried = [a for a in results.attempts(engine, row.id) if a.error]
-        last = [f"Attempt {tried[-1].attempt}: {tried[-1].error}", f"Its log: orch logs {row.id}"] if tried else []
-        return [*last, f"To try again: orch retry {row.id}"]
-    return [_MEANINGS.get((row.reason or "").partition("(")[0], "It waits for a worker.").format(**names)]
 
 
 def _print_summary(settings: "Settings", engine: "Engine", row: "JobRow", output: str | None) -> None:

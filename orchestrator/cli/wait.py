@@ -22,7 +22,7 @@ TIMED_OUT, FAILED, CANCELLED = 6, 7, 8
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 
 
-def _seconds(ctx: click.Context, param: click.Parameter, value: str | None) -> float | None:
+def seconds(ctx: click.Context, param: click.Parameter, value: str | None) -> float | None:
     """Read a time span: 90, 90s, 10m, 2h or 1d."""
     if value is None:
         return None
@@ -35,7 +35,7 @@ def _seconds(ctx: click.Context, param: click.Parameter, value: str | None) -> f
 @click.command()
 @selectors(required=True)
 @click.option(
-    "--timeout", metavar="TIME", callback=_seconds, help="Give up after that long (exit code 6); for example 90s, 10m."
+    "--timeout", metavar="TIME", callback=seconds, help="Give up after that long (exit code 6); for example 90s, 10m."
 )
 @click.option("--any", "first", is_flag=True, help="Wait for the first of them only.")
 @click.pass_context

@@ -77,6 +77,7 @@ class Job(Table):
         CheckConstraint("(state IN ('succeeded', 'failed', 'cancelled')) = (finished_at IS NOT NULL)", name="finished"),
         Index("ix_jobs_claim", "state", text("priority DESC"), "id", "sweep_id"),
         Index("ix_jobs_sweep_state", "sweep_id", "state"),
+        Index("ix_jobs_stream", "stream_key", "state", text("priority DESC"), "id"),
     )
     id: Mapped[int] = mapped_column(primary_key=True)
     sweep_id: Mapped[int] = mapped_column(ForeignKey("sweeps.id"))
@@ -101,6 +102,8 @@ class Job(Table):
     finished_at: Mapped[float | None]
     reason: Mapped[str | None]
     mlflow_run_id: Mapped[str | None]
+    stream_key: Mapped[str | None]
+    """What decides the activations it trains on; jobs of one key can share a trainer. NULL = trained alone."""
 
 
 class Attempt(Table):
@@ -216,6 +219,22 @@ class Event(Table):
     at: Mapped[float]
     kind: Mapped[str]
     data: Mapped[dict[str, Any] | None]
+
+
+class ActivationCache(Table):
+    """Activations kept on disk, in one place; the folder decides, this is a note of it."""
+
+    __tablename__ = "activation_caches"
+    key: Mapped[str] = mapped_column(primary_key=True)
+    uri: Mapped[str] = mapped_column(primary_key=True)
+    subject: Mapped[str]
+    hook: Mapped[str]
+    tokens_id: Mapped[str]
+    bytes: Mapped[int] = mapped_column(BigInteger)
+    shards: Mapped[int]
+    complete: Mapped[bool]
+    created_at: Mapped[float]
+    last_used_at: Mapped[float]
 
 
 def declare_partial_indexes() -> None:

@@ -1,6 +1,6 @@
 """The only author of a job's state. Each verb is one short transaction, and every write of a worker is fenced."""
 
-from orchestrator.queue.claims import claim, waiting
+from orchestrator.queue.claims import claim, claim_companion, waiting
 from orchestrator.queue.endings import fail, finish, release
 from orchestrator.queue.expiry import release_expired
 from orchestrator.queue.heartbeats import begin, checkpointed, heartbeat, record, set_mlflow
@@ -34,6 +34,7 @@ __all__ = [
     "cancel",
     "checkpointed",
     "claim",
+    "claim_companion",
     "enqueue",
     "fail",
     "finish",

@@ -1,6 +1,7 @@
 """A worker takes a job: one short transaction that leaves job, lease and attempt row consistent."""
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import TYPE_CHECKING, NamedTuple
 
 from sqlalchemy import Engine, Row, Select, func, insert, select, text, update
 from sqlalchemy.orm import Session
@@ -10,6 +11,13 @@ from orchestrator.database.models import Attempt, CheckpointRow, Job, LeaseRow, 
 from orchestrator.queue.endings import fail
 from orchestrator.queue.fence import log_event
 from orchestrator.queue.terms import CheckpointRef, Claim, Lease, Worker
+
+if TYPE_CHECKING:
+    from orchestrator.config import JobConfig
+
+Query = Select[int, int, int, str]
+_MOST_PASSED_OVER = 32
+"""Companions that do not fit, before the look for one that does ends."""
 
 
 def claim(engine: Engine, worker: Worker, *, token: str, lease_seconds: float) -> Claim | None:
@@ -21,11 +29,34 @@ def claim(engine: Engine, worker: Worker, *, token: str, lease_seconds: float) -
     Raises:
         StorageError: the database did not answer; call again with the same token.
     """
-    while True:
-        taken = _take(engine, worker, token, lease_seconds)
-        if not isinstance(taken, _Unreadable):
-            return taken
-        fail(engine, taken.lease, error=taken.told, exit_code=78, outcome="config", retry=False)
+    return _claim(engine, worker, token, lease_seconds, _anyone())
+
+
+def claim_companion(
+    engine: Engine,
+    worker: Worker,
+    *,
+    leader: Claim,
+    token: str,
+    lease_seconds: float,
+    fits: Callable[["JobConfig"], bool] = lambda _: True,
+) -> Claim | None:
+    """Take the next job that may run in the trainer of `leader`, or None; tokens as in `claim`.
+
+    It reads the same stream from the same place, and has not failed: what may be poison is trained alone. `fits` is
+    asked within the transaction, and must answer at once.
+
+    Raises:
+        StorageError: the database did not answer; call again with the same token.
+    """
+    return _claim(engine, worker, token, lease_seconds, _companions(leader, fits))
+
+
+class _Choice(NamedTuple):
+    """Among which jobs, and what else is asked of the one that is taken."""
+
+    query: Query
+    fits: Callable[["JobConfig"], bool] | None = None
 
 
 class _Unreadable(NamedTuple):
@@ -35,11 +66,30 @@ class _Unreadable(NamedTuple):
     told: str
 
 
-def _take(engine: Engine, worker: Worker, token: str, lease_seconds: float) -> Claim | _Unreadable | None:
-    from orchestrator.config import JobConfig
+def _anyone() -> _Choice:
+    return _Choice(_eligible())
 
+
+def _companions(leader: Claim, fits: Callable[["JobConfig"], bool]) -> _Choice:
+    cursor = select(func.max(CheckpointRow.tokens_seen)).where(CheckpointRow.job_id == Job.id).scalar_subquery()
+    same = Job.stream_key.is_not(None) & (Job.stream_key == leader.stream_key)
+    alike = (same, Job.failures == 0, Job.lost_in_row == 0)
+    return _Choice(_eligible().where(*alike, func.coalesce(cursor, 0) == leader.cursor), fits)
+
+
+def _claim(engine: Engine, worker: Worker, token: str, lease_seconds: float, choice: _Choice) -> Claim | None:
+    while True:
+        taken = _take(engine, worker, token, lease_seconds, choice)
+        if not isinstance(taken, _Unreadable):
+            return taken
+        fail(engine, taken.lease, error=taken.told, exit_code=78, outcome="config", retry=False)
+
+
+def _take(
+    engine: Engine, worker: Worker, token: str, lease_seconds: float, choice: _Choice
+) -> Claim | _Unreadable | None:
     with transaction(engine) as session:
-        lease = _adopted(session, token) or _next(session, worker, token, lease_seconds)
+        lease = _adopted(session, token) or _next(session, worker, token, lease_seconds, choice)
         if lease is None:
             return None
         query = select(Job, SweepRow).join(SweepRow, SweepRow.id == Job.sweep_id).where(Job.id == lease.job_id)
@@ -48,11 +98,12 @@ def _take(engine: Engine, worker: Worker, token: str, lease_seconds: float) -> C
         refs = tuple(CheckpointRef(row.uri, row.tokens_seen, row.sha256) for row in rows)
         stored, place = job.config, (sweep.id, sweep.name)
         runs = job.mlflow_run_id, sweep.mlflow_experiment_id
+        stream_key = None if job.failures or job.lost_in_row else job.stream_key
     try:
-        config = JobConfig.model_validate_json(stored)
+        config = _read(stored)
     except ValueError as error:
         return _Unreadable(lease, f"the stored config is not valid here: {error}")
-    return Claim(lease, config, *place, refs, *runs)
+    return Claim(lease, config, *place, refs, *runs, stream_key)
 
 
 def waiting(engine: Engine, *, limit: int) -> list[int]:
@@ -61,13 +112,19 @@ def waiting(engine: Engine, *, limit: int) -> list[int]:
         return [row.id for row in session.execute(_eligible().limit(limit))]
 
 
+def _read(stored: str) -> "JobConfig":
+    from orchestrator.config import JobConfig
+
+    return JobConfig.model_validate_json(stored)
+
+
 def _adopted(session: Session, token: str) -> Lease | None:
     row = session.execute(select(LeaseRow.job_id, LeaseRow.attempt).where(LeaseRow.token == token)).one_or_none()
     return Lease(row.job_id, row.attempt, token) if row else None
 
 
-def _next(session: Session, worker: Worker, token: str, lease_seconds: float) -> Lease | None:
-    job = _pick(session)
+def _next(session: Session, worker: Worker, token: str, lease_seconds: float, choice: _Choice) -> Lease | None:
+    job = _pick(session, choice)
     if job is None:
         return None
     taken = update(Job).where(Job.id == job.id, Job.attempt == job.attempt, Job.state == "queued")
@@ -85,24 +142,35 @@ def _next(session: Session, worker: Worker, token: str, lease_seconds: float) ->
     return lease
 
 
-def _pick(session: Session) -> Row[int, int, int] | None:
-    """Lock the first job that may run, highest priority first, then the oldest."""
+def _pick(session: Session, choice: _Choice) -> Row[int, int, int, str] | None:
+    """Lock the first job that may be taken, highest priority first, then the oldest."""
     if session.get_bind().dialect.name == "postgresql":
         # Without fresh statistics the planner would sort the whole queue for its first row; the index has it in order.
         session.execute(text("SET LOCAL enable_sort = off"))
     full: list[int] = []
-    while True:
-        job = session.execute(
-            _eligible().with_for_update(skip_locked=True).where(Job.sweep_id.not_in(full)).limit(1)
-        ).one_or_none()
-        if job is None or job.sweep_id not in _capped(session, job.sweep_id):
+    passed: list[int] = []
+    query = choice.query.with_for_update(skip_locked=True, of=Job).limit(1)
+    while len(passed) < _MOST_PASSED_OVER:
+        job = session.execute(query.where(Job.sweep_id.not_in(full), Job.id.not_in(passed))).one_or_none()
+        if job is None:
+            return None
+        if job.sweep_id in _capped(session, job.sweep_id) and _is_full(session, job.sweep_id):
+            full.append(job.sweep_id)
+        elif choice.fits is None or _suits(job.config, choice.fits):
             return job
-        if not _is_full(session, job.sweep_id):
-            return job
-        full.append(job.sweep_id)
+        else:
+            passed.append(job.id)
+    return None
 
 
-def _eligible() -> Select[int, int, int]:
+def _suits(stored: str, fits: Callable[["JobConfig"], bool]) -> bool:
+    try:
+        return fits(_read(stored))
+    except ValueError:  # whoever takes it for itself will say so
+        return False
+
+
+def _eligible() -> Query:
     """Select the jobs that may run now, in the order in which they will.
 
     Paused and full sweeps are left out as one uncorrelated list, so that the index gives the order and a long
@@ -111,7 +179,7 @@ def _eligible() -> Select[int, int, int]:
     running = select(func.count()).select_from(Job).where(Job.sweep_id == SweepRow.id, Job.state == "running")
     closed = select(SweepRow.id).where(SweepRow.paused | (SweepRow.max_parallel <= running.scalar_subquery()))
     return (
-        select(Job.id, Job.attempt, Job.sweep_id)
+        select(Job.id, Job.attempt, Job.sweep_id, Job.config)
         .where(Job.state == "queued", Job.desired == "run", Job.not_before <= db_now(), Job.sweep_id.not_in(closed))
         .order_by(Job.priority.desc(), Job.id)
     )

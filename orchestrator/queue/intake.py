@@ -44,6 +44,7 @@ def _row(config: "JobConfig") -> dict[str, Any]:
         "max_tokens": config.training.max_tokens,
         "seed": config.training.seed,
         "lr": None if lr == "auto" else lr,
+        "stream_key": config.stream_key,
     }
 
 

@@ -57,6 +57,13 @@ class Claim:
     """Newest first."""
     mlflow_run_id: str | None
     mlflow_experiment_id: str | None
+    stream_key: str | None = None
+    """Jobs of this key may share its trainer; None: it is trained alone."""
+
+    @property
+    def cursor(self) -> int:
+        """Return the tokens it goes on from, if its newest checkpoint can be read."""
+        return self.checkpoints[0].tokens_seen if self.checkpoints else 0
 
 
 @dataclass(frozen=True)

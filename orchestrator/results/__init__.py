@@ -12,6 +12,7 @@ from orchestrator.results.shapes import (
     SweepRow,
     WorkerRow,
 )
+from orchestrator.results.sharing import Standing, standing
 from orchestrator.results.totals import counts, sweeps, workers
 
 __all__ = [
@@ -20,6 +21,7 @@ __all__ = [
     "ConvergenceRow",
     "EventRow",
     "JobRow",
+    "Standing",
     "SweepRow",
     "WorkerRow",
     "attempts",
@@ -32,6 +34,7 @@ __all__ = [
     "existing",
     "find",
     "jobs",
+    "standing",
     "sweeps",
     "workers",
 ]

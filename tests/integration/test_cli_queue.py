@@ -187,6 +187,26 @@ def test_explain(queued: Engine, capsys: Capture) -> None:
     assert "orch retry 1" in explained(1)
 
 
+def test_explain_says_what_is_before_what_it_needs_and_who_could_share(queued: Engine, capsys: Capture) -> None:
+    def explained(job: int) -> str:
+        assert run(["explain", str(job)]) == 0
+        return capsys.readouterr().out
+
+    waiting = explained(3)
+    assert "2 queued jobs may run before it; the first is job 1." in waiting
+    assert "Memory: about" in waiting
+    assert "(at most 8)" in waiting
+    assert "is read by 3 other queued jobs" in waiting
+    assert "may run before it" not in explained(1)
+    lease = _claim(queued)
+    assert "is read by 2 other queued jobs, and 1 that run" in explained(3)
+    queue.begin(queued, lease, {"shared_with": [2, 3]}, 0)
+    assert "Its trainer began with jobs 2, 3 too." in explained(1)
+    queue.fail(queued, lease, error="it broke", exit_code=70, outcome="failed", retry=True, backoff_seconds=0)
+    assert "It is trained alone" in explained(1)
+    assert "is read by 2 other queued jobs." in explained(3)
+
+
 def test_steering(queued: Engine, capsys: Capture) -> None:
     assert run(["pause", "1"]) == 0
     assert capsys.readouterr().out == "job 1: paused\n"

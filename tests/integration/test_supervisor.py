@@ -25,12 +25,14 @@ from worker.line import Line
 from worker.protocol import *
 line = Line()
 order = line.order()
-def point(tokens): line.send(Measured(Point(tokens, *(1000 / tokens for _ in range(11)))))
-def save(tokens): line.send(Saved(f"{order.artifacts}/{tokens}", tokens, "ab"))
-line.send(Started(order.resume[0].tokens_seen if order.resume else 0, {"n_latents": 8, "d_model": 4}))
-line.training_from(0)
+(job,) = order.jobs
+def send(message): line.send(message, job.job_id)
+def point(tokens): send(Measured(Point(tokens, *(1000 / tokens for _ in range(11)))))
+def save(tokens): send(Saved(f"{job.artifacts}/{tokens}", tokens, "ab"))
+send(Started(job.resume[0].tokens_seen if job.resume else 0, {"n_latents": 8, "d_model": 4}))
+line.training_from({job.job_id: 0})
 """
-END = "line.send(Ended('converged', 2048, 1.5, None, 1.0, 2.0, 3.0, 4.0))\n"
+END = "send(Ended('converged', 2048, 1.5, None, 1.0, 2.0, 3.0, 4.0))\n"
 YIELD = "while not line.must_yield: time.sleep(0.01); line.alive(0)\nsave(512)\nsys.exit(75)\n"
 
 
@@ -131,7 +133,7 @@ def test_a_silent_trainer_is_killed_and_its_stacks_are_kept(bench: Bench) -> Non
 
 
 def test_a_yield_nobody_asked_for_is_a_preemption(bench: Bench) -> None:
-    bench.trainer("if not order.resume: save(512); sys.exit(75)\n" + END)
+    bench.trainer("if not job.resume: save(512); sys.exit(75)\n" + END)
     assert bench.run() == "succeeded"
     assert bench.outcomes == ["preempted", "converged"]
     assert bench.world.attempts(bench.job)[1] == ("converged", 512)

@@ -1,9 +1,6 @@
 """Checkpoints: whole or absent, checked on the way in, never of another config."""
 
 import json
-import resource
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -11,6 +8,7 @@ import torch
 
 from orchestrator.config import JobConfig, parse
 from orchestrator.errors import CheckpointError, StorageError
+from tests.full_disk import files_of_at_most
 from worker import checkpoint
 from worker.retention import prune
 from worker.sae.normalize import denormalize, normalize
@@ -32,17 +30,6 @@ def _trainee(n_steps: int = 5) -> Trainee:
     for _ in train(trainee, batches, config=_config(), heldout=x[:64]):
         pass
     return trainee
-
-
-@contextmanager
-def _files_of_at_most(n_bytes: int) -> Iterator[None]:
-    """A disk that refuses to write on, for this process."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (n_bytes, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 @pytest.mark.parametrize("n_steps", [0, 5])
@@ -119,9 +106,9 @@ def test_the_newest_readable_is_taken(tmp_path: Path) -> None:
 def test_a_full_disk_leaves_nothing_half_written(tmp_path: Path, n_bytes: int) -> None:
     trainee = _trainee()
     old = checkpoint.save(tmp_path, _trainee(3), _config(), facts=FACTS)
-    with _files_of_at_most(n_bytes), pytest.raises(StorageError, match="cannot write"):
+    with files_of_at_most(n_bytes), pytest.raises(StorageError, match="cannot write"):
         checkpoint.save(tmp_path, trainee, _config(), facts=FACTS)
-    with _files_of_at_most(n_bytes), pytest.raises(StorageError, match="cannot write"):
+    with files_of_at_most(n_bytes), pytest.raises(StorageError, match="cannot write"):
         checkpoint.save_final(tmp_path, trainee, _config(), facts=FACTS)
     assert [path.name for path in tmp_path.iterdir()] == ["96"]
     assert checkpoint.load(old.uri, _config()).tokens_seen == 96

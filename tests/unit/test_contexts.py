@@ -33,15 +33,17 @@ def token_file(folder: Path, n_tokens: int = 1003, *, bos_id: int | None = None,
 
 
 def job(*, heldout_tokens: int = 50, seed: int = 0, special_tokens: str = "mask", batch_tokens: int = 16) -> JobConfig:
-    training = {"heldout_tokens": heldout_tokens, "seed": seed, "batch_tokens": batch_tokens, "shuffle_tokens": 64}
-    return JobConfig.model_validate({"training": training, "data": {"special_tokens": special_tokens}})
+    training = {"heldout_tokens": heldout_tokens, "batch_tokens": batch_tokens, "shuffle_tokens": 64}
+    return JobConfig.model_validate({"training": training, "data": {"special_tokens": special_tokens, "seed": seed}})
 
 
 def vectors(contexts: Contexts, start: int, stop: int) -> list[tuple[int, int]]:
     """Name vectors [start, stop) by (context, position), read through the file."""
-    indices, skip = contexts.span(start, stop)
+    number = contexts.number_at(start)
+    indices = contexts.run(number, contexts.number_at(max(start, stop - 1)) + 1 - number)
     kept = contexts.is_trained(contexts.tokens.contexts(indices))
     named = [(int(indices[row]), int(position)) for row, position in np.argwhere(kept)]
+    skip = start - contexts.first_vector(number)
     return named[skip : skip + stop - start]
 
 
@@ -74,12 +76,14 @@ def test_a_number_alone_says_where_a_vector_is(
         assert vectors(Contexts.of(tokens, job(special_tokens=special)), start, stop) == whole[start:stop]
 
 
-def test_only_the_contexts_of_a_stretch_are_read(tmp_path: Path) -> None:
+def test_contexts_are_numbered_across_epochs(tmp_path: Path) -> None:
     contexts = Contexts.of(token_file(tmp_path), job(special_tokens="train"))
-    assert len(contexts.span(0, 8).indices) == 1
-    assert len(contexts.span(7, 9).indices) == 2
-    indices, skip = contexts.span(contexts.n_vectors - 4, contexts.n_vectors + 4)
-    assert (len(indices), skip) == (2, 4)
+    n = contexts.n_training
+    assert [contexts.number_at(v) for v in (0, 7, 8, n * 8 - 1, n * 8)] == [0, 0, 1, n - 1, n]
+    assert [contexts.first_vector(i) for i in (0, 1, n, n + 3)] == [0, 8, n * 8, n * 8 + 24]
+    across = contexts.run(n - 2, n + 4)
+    assert across.tolist() == [*contexts.run(n - 2, 2), *contexts.run(n, n), *contexts.run(2 * n, 2)]
+    assert sorted(across[2 : n + 2].tolist()) == list(range(n))
 
 
 def test_seed_decides_the_order(tmp_path: Path) -> None:

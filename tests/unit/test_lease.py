@@ -158,7 +158,8 @@ def test_the_end_is_tried_again_as_long_as_there_is_patience(
         queue.release(e, lease)
 
     weather.is_away = True
-    assert held.close(release, patience=lambda: True, pause=pause)
+    held.write(release)
+    assert held.settle(patience=lambda: True, pause=pause)
     assert len(pauses) == 3
     with reading(engine) as session:
         assert session.get_one(Job, held.lease.job_id).state == "queued"
@@ -166,7 +167,9 @@ def test_the_end_is_tried_again_as_long_as_there_is_patience(
 
 def test_without_patience_the_end_is_left_to_the_others(held: HeldLease, engine: Engine, weather: Weather) -> None:
     weather.is_away = True
-    assert not held.close(lambda *_: weather.check(), patience=lambda: False)
+    held.write(lambda *_: weather.check())
+    assert not held.settle(patience=lambda: False)
+    assert not held.is_written
     with reading(engine) as session:
         assert session.get_one(Job, held.lease.job_id).state == "running"
 

@@ -43,16 +43,18 @@ def _job(**parts: Any) -> JobConfig:
 def test_projection_takes_out_what_is_parallel() -> None:
     model = _model()
     before = _give_gradients(model, 1)["W_dec"]
-    project(model)
     assert model.W_dec.grad is not None
+    project(model.W_dec.grad, model.W_dec)
     torch.testing.assert_close((model.W_dec.grad * model.W_dec).sum(1), torch.zeros(10, dtype=torch.float64))
     removed = before - model.W_dec.grad
     cosine = torch.cosine_similarity(removed, model.W_dec, dim=1).abs()
     torch.testing.assert_close(cosine, torch.ones(10, dtype=torch.float64))
 
 
+@pytest.mark.parametrize("elements", [10**6, 15, 1])
 @pytest.mark.parametrize("clip", [None, 0.5, 1e6])
-def test_steps_follow_the_formulas(clip: float | None) -> None:
+def test_steps_follow_the_formulas(clip: float | None, elements: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("worker.sae.optimizer._PART_ELEMENTS", elements)  # all at once, three rows, one row
     config = OptimizerConfig(clip_norm=clip, ema=0.9)
     model = _model()
     optimizer = Optimizer(model, config, lr=0.01)

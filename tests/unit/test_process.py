@@ -13,7 +13,7 @@ import pytest
 
 from orchestrator.config import JobConfig
 from worker.process import TrainerProcess, meaning
-from worker.protocol import Alive, Exit, Order
+from worker.protocol import Alive, Assignment, Exit, Left, Order, Said
 
 SPEAK = """
 import sys, time
@@ -21,19 +21,20 @@ from worker.line import Line
 line = Line()
 order = line.order()
 print("a stray print")
-line.send(__import__("worker.protocol").protocol.Alive(order.job_id, 1.0))
+line.send(__import__("worker.protocol").protocol.Alive(order.jobs[0].job_id, 1.0), 7)
 """
 
 NOISE = """
 print("noise")
-print('{"type": "alive", "tokens_seen": 5, "tokens_per_second": 2.0}')
+print('{"type": "alive", "job": null, "tokens_seen": 5, "tokens_per_second": 2.0}')
 """
 
 
 def order_for(parent: int) -> Order:
+    job = Assignment(job_id=7, attempt=1, config=JobConfig(), artifacts="a", resume=())
     return Order(
-        job_id=7, attempt=1, config=JobConfig(), artifacts="a", tokens_folder="t", resume=(), device="cpu", threads=1,
-        checkpoint_seconds=1.0, supervisor=parent,
+        jobs=(job,), tokens_folder="t", compile_folder="c", device="cpu", threads=1, checkpoint_seconds=1.0,
+        supervisor=parent,
     )  # fmt: skip
 
 
@@ -58,7 +59,7 @@ def is_gone(pid: int) -> bool:
 
 def test_it_speaks_and_stray_prints_go_to_the_log(tmp_path: Path) -> None:
     child = start(tmp_path, SPEAK)
-    assert child.next(10) == Alive(7, 1.0)
+    assert child.next(10) == Said(Alive(7, 1.0), 7)
     assert child.next(10) is None
     assert child.ended
     assert child.close() == 0
@@ -67,7 +68,7 @@ def test_it_speaks_and_stray_prints_go_to_the_log(tmp_path: Path) -> None:
 
 def test_lines_that_are_no_messages_are_passed_over(tmp_path: Path) -> None:
     child = start(tmp_path, NOISE)
-    assert child.next(10) == Alive(5, 2.0)
+    assert child.next(10) == Said(Alive(5, 2.0), None)
     child.close()
 
 
@@ -80,7 +81,7 @@ def test_sigterm_with_nothing_to_save_ends_it_at_once(tmp_path: Path) -> None:
 
 
 def test_sigterm_in_training_is_a_flag(tmp_path: Path) -> None:
-    script = SPEAK + "line.training_from(0)\nwhile not line.must_yield: time.sleep(0.01)\nsys.exit(3)"
+    script = SPEAK + "line.training_from({7: 0})\nwhile not line.must_yield: time.sleep(0.01)\nsys.exit(3)"
     child = start(tmp_path, script)
     assert child.next(10)
     time.sleep(0.1)
@@ -93,11 +94,13 @@ def test_kill_takes_what_the_child_started(tmp_path: Path) -> None:
     script = f"{SPEAK}\nimport subprocess\np = subprocess.Popen(['sleep', '60'])\nline.alive(p.pid)\ntime.sleep(60)"
     child = start(tmp_path, "import worker.line; worker.line.ALIVE_SECONDS = 0" + script)
     assert child.next(10)
-    message = child.next(10)
-    assert isinstance(message, Alive)
-    assert not is_gone(message.tokens_seen)
+    said = child.next(10)
+    assert said
+    assert isinstance(said.message, Alive)
+    pid = said.message.tokens_seen
+    assert not is_gone(pid)
     assert child.close() == -signal.SIGKILL
-    eventually(lambda: is_gone(message.tokens_seen))
+    eventually(lambda: is_gone(pid))
 
 
 def test_silence_is_measured(tmp_path: Path) -> None:
@@ -114,7 +117,7 @@ def test_silence_is_measured(tmp_path: Path) -> None:
 @pytest.mark.parametrize("keeps_pipe", [True, False], ids=["death signal", "end of input"])
 def test_it_dies_with_its_supervisor(tmp_path: Path, keeps_pipe: bool) -> None:
     """A supervisor is killed: its trainer goes by the death signal, and where there is none by the end of its input."""
-    trainer = SPEAK + "line.training_from(0)\ntime.sleep(60)"
+    trainer = SPEAK + "line.training_from({7: 0})\ntime.sleep(60)"
     if not keeps_pipe:
         trainer = trainer.replace(
             "line = Line()", "import worker.line; worker.line._die_with_parent = lambda: 0\nline = Line()"
@@ -137,6 +140,34 @@ time.sleep(60)
         assert not is_gone(pid)
         process.kill()
     eventually(lambda: is_gone(pid))
+
+
+def test_wishes_reach_the_trainer(tmp_path: Path) -> None:
+    script = """
+while not (wishes := line.wishes()): time.sleep(0.01)
+assert [(wish.job_id, wish.save) for wish in wishes] == [(7, True)], wishes
+while not (wishes := line.wishes()): time.sleep(0.01)
+assert [(wish.job_id, wish.save) for wish in wishes] == [(8, False)], wishes
+line.send(__import__("worker.protocol").protocol.Left(512), 7)
+"""
+    child = start(tmp_path, SPEAK + script)
+    assert child.next(10)
+    child.leave(7, save=True)
+    time.sleep(0.2)
+    child.leave(8, save=False)
+    assert child.next(10) == Said(Left(512), 7), child.log.read_text()
+    assert child.next(10) is None
+    child.leave(9, save=True)  # nobody is there to hear it
+    assert child.close() == 0
+
+
+def test_the_environment_of_a_trainer(tmp_path: Path) -> None:
+    names = ("THP_MEM_ALLOC_ENABLE", "TORCHINDUCTOR_CACHE_DIR")
+    child = start(tmp_path, f"{SPEAK}import os\nfor name in {names}: print(os.environ[name])")
+    child.next(10)
+    child.next(10)
+    assert child.close() == 0
+    assert child.log.read_text().splitlines()[-2:] == ["1", "c"]
 
 
 def test_an_order_of_a_supervisor_that_is_gone_is_not_taken(tmp_path: Path) -> None:

@@ -6,15 +6,36 @@ import math
 
 import pytest
 
-from orchestrator.config import JobConfig
+from orchestrator.config import JobConfig, parse
 from orchestrator.curve import Point
-from orchestrator.errors import ConfigError
-from worker.protocol import Alive, Ended, Failure, Measured, Message, Order, Saved, Started, decode, describe, encode
+from orchestrator.errors import ConfigError, StorageError, SubjectError
+from worker.protocol import (
+    Alive,
+    Assignment,
+    Cached,
+    Ended,
+    Exit,
+    Failure,
+    Leave,
+    Left,
+    Measured,
+    Message,
+    Order,
+    Said,
+    Saved,
+    Started,
+    decode,
+    describe,
+    encode,
+)
 
+JOBS = (
+    Assignment(3, 2, JobConfig(), "/data/artifacts/3/2", (Saved("/data/artifacts/3/1/512", 512, "ab"),)),
+    Assignment(4, 1, parse({"sae": {"k": 2}}), "/data/artifacts/4/1", ()),
+)
 ORDER = Order(
-    job_id=3, attempt=2, config=JobConfig(), artifacts="/data/artifacts/3/2", tokens_folder="/data/tokens",
-    resume=(Saved("/data/artifacts/3/1/512", 512, "ab"),), device="cpu", threads=1, checkpoint_seconds=60.0,
-    supervisor=42,
+    jobs=JOBS, tokens_folder="/data/tokens", compile_folder="/data/compile", device="cpu", threads=1,
+    checkpoint_seconds=60.0, supervisor=42, compile="off",
 )  # fmt: skip
 POINT = Point(1024, 0.1 + 0.2, 1e-300, 1 / 3, math.inf, 0.0, 7.5, 2.0**-1074, 3.25, 1e18, 1e17, 1e19)
 
@@ -28,7 +49,7 @@ def test_an_order_comes_out_as_it_went_in() -> None:
 
 def test_an_order_with_a_bad_config_says_so() -> None:
     values = json.loads(ORDER.to_json())
-    values["config"]["sae"]["k"] = 0
+    values["jobs"][1]["config"]["sae"]["k"] = 0
     with pytest.raises(ConfigError, match=r"sae\.k"):
         Order.from_json(json.dumps(values).encode())
 
@@ -42,20 +63,48 @@ def test_an_order_with_a_bad_config_says_so() -> None:
         Measured(POINT),
         Saved("/a folder/ä", 512, "ab"),
         Ended("converged", 512, 1.5, None, 1.0, 2.0, 3.0, 4.0),
+        Cached("k", "/a", "gpt2", "resid_post of h.3", "t", 10**12, 7, True),
+        Left(512),
         Failure("ConfigError", "line one\nline two", "do that"),
     ],
 )
 def test_a_message_comes_out_as_it_went_in(message: Message) -> None:
-    line = encode(message)
-    assert line.count(b"\n") == 1
-    assert decode(line) == message
+    for job_id in (None, 7):
+        line = encode(message, job_id)
+        assert line.count(b"\n") == 1
+        assert decode(line) == Said(message, job_id)
     assert describe(message)
 
 
 def test_not_a_number_survives() -> None:
-    message = decode(encode(Measured(POINT._replace(fvu=math.nan))))
-    assert isinstance(message, Measured)
-    assert math.isnan(message.point.fvu)
+    said = decode(encode(Measured(POINT._replace(fvu=math.nan))))
+    assert said
+    assert isinstance(said.message, Measured)
+    assert math.isnan(said.message.point.fvu)
+
+
+def test_a_wish_comes_out_as_it_went_in() -> None:
+    for wish in (Leave(7, save=True), Leave(8, save=False)):
+        assert wish.to_json().endswith(b"\n")
+        assert Leave.from_json(wish.to_json()) == wish
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (ConfigError("no"), Exit.BAD_CONFIG),
+        (SubjectError("no"), Exit.BAD_CONFIG),
+        (MemoryError(), Exit.OUT_OF_MEMORY),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), Exit.OUT_OF_MEMORY),
+        (RuntimeError("shapes"), Exit.INTERNAL),
+        (StorageError("the disk is full"), Exit.INTERNAL),
+    ],
+)
+def test_what_an_error_means_for_its_job(error: Exception, code: Exit) -> None:
+    failure = Failure.of(error)
+    assert (failure.kind, failure.code) == (type(error).__name__, code)
+    assert failure.message
+    assert failure.hint or code != Exit.OUT_OF_MEMORY, "it says what to lower"
 
 
 @pytest.mark.parametrize("line", [b"", b"\n", b"hello\n", b"[1]\n", b"3\n", b'{"type":"unknown"}\n', b"\xff\n",

@@ -66,6 +66,12 @@ def test_mlflow_speaks_its_own_name(tmp_path: Path) -> None:
     assert load(start=tmp_path, environ={"ORCH_TRACKING_URL": ""}).tracking.startswith("sqlite:")
 
 
+def test_a_quota_is_said_as_people_say_it(tmp_path: Path) -> None:
+    assert Settings().cache_limit == 20 * 10**9
+    assert load(start=tmp_path, environ={"ORCH_CACHE_BYTES": "1.5 GiB"}).cache_limit == 3 * 2**29
+    assert load(start=tmp_path, environ={"ORCH_CACHE_BYTES": "5000"}).cache_limit == 5000
+
+
 def test_poll_is_slower_with_a_broker() -> None:
     assert Settings().poll == 1.0
     assert Settings(broker_url="redis://x").poll == 30.0
@@ -82,6 +88,8 @@ def test_poll_is_slower_with_a_broker() -> None:
         ("lease_seconds = 5", "is not above heartbeat_seconds"),
         ("device = 'gpu'", "device"),
         ("home = 3", "home"),
+        ("cache_bytes = 'lots'", "cache_bytes takes a size"),
+        ("cache_bytes = ''", "cache_bytes takes a size"),
         ("home =", "orch.toml"),
         ("[database]\nurl = 'x'", "database"),
     ],
@@ -102,6 +110,24 @@ def test_a_file_that_is_not_text(tmp_path: Path) -> None:
     (tmp_path / "orch.toml").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(ConfigError, match=r"orch\.toml"):
         load(start=tmp_path, environ={})
+
+
+def test_what_a_trainer_may_take(tmp_path: Path) -> None:
+    settings = load(start=tmp_path, environ={})
+    assert (settings.jobs_per_trainer, settings.memory_bytes, settings.compile) == (8, None, "auto")
+    environ = {"ORCH_JOBS_PER_TRAINER": "3", "ORCH_MEMORY": "1.5 GiB", "ORCH_COMPILE": "off"}
+    settings = load(start=tmp_path, environ=environ)
+    assert (settings.jobs_per_trainer, settings.memory_bytes, settings.compile) == (3, 3 << 29, "off")
+    assert Settings(memory="800MB").memory_bytes == 800_000_000
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("jobs_per_trainer", "0"), ("jobs_per_trainer", "two"), ("memory", "lots"), ("compile", "always")],
+)
+def test_a_wrong_limit_is_named(tmp_path: Path, name: str, value: str) -> None:
+    with pytest.raises(ConfigError, match=name):
+        load(start=tmp_path, environ={f"ORCH_{name.upper()}": value})
 
 
 @pytest.mark.parametrize(

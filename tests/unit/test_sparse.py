@@ -23,7 +23,7 @@ def test_encoder_gradients_are_those_of_the_dense_product(n_tokens: int, n_laten
     dense = ((x - b_pre) @ W_enc.T + b_enc).gather(1, indices)
     wanted = torch.autograd.grad((dense * weights).sum(), (x, b_pre, W_enc, b_enc))
     pre_acts = ((x - b_pre) @ W_enc.T + b_enc).detach()
-    values = selected_pre_acts(x, b_pre, W_enc, b_enc, (pre_acts, indices))
+    values = selected_pre_acts(x, b_pre, W_enc, b_enc, (pre_acts.gather(1, indices), indices))
     assert torch.equal(values, dense)
     found = torch.autograd.grad((values * weights).sum(), (x, b_pre, W_enc, b_enc))
     for one, other in zip(found, wanted, strict=True):
@@ -44,8 +44,8 @@ def test_decode_and_its_gradients_are_those_of_the_dense_product() -> None:
 
 def test_what_is_constant_gets_no_gradient() -> None:
     x, b_pre, W_enc, b_enc, indices = _tensors(4, 6, 3, 2)
-    pre_acts = torch.zeros(4, 6, dtype=torch.float64)
-    selected_pre_acts(x.detach(), b_pre.detach(), W_enc, b_enc, (pre_acts, indices)).sum().backward()  # type: ignore[no-untyped-call]
+    values = torch.zeros(4, 2, dtype=torch.float64)
+    selected_pre_acts(x.detach(), b_pre.detach(), W_enc, b_enc, (values, indices)).sum().backward()  # type: ignore[no-untyped-call]
     assert x.grad is None
     assert b_pre.grad is None
     assert W_enc.grad is not None

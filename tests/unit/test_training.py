@@ -10,9 +10,10 @@ from torch.nn import functional
 from orchestrator.config import Activation, JobConfig, SaeConfig, parse
 from orchestrator.curve import Point
 from orchestrator.errors import TrainingError
-from worker.sae.model import Encoded, SparseAutoencoder
+from worker.sae.model import SparseAutoencoder
+from worker.sae.silence import count_silence
 from worker.sae.trainee import Trainee
-from worker.training import Progress, count_silence, evaluation_grid, fidelity, train
+from worker.training import Progress, evaluation_grid, fidelity, train
 
 D_MODEL, BATCH = 12, 32
 
@@ -119,11 +120,13 @@ def test_aux_starts_once_a_latent_is_dead() -> None:
     assert late.flops_executed == (2 * n + 8 * k) * d * seen + 8 * k_aux * d * trainee.aux_tokens
 
 
-def test_subject_flops_are_per_token() -> None:
+def test_what_the_caller_adds_to_a_trainee_is_in_its_points() -> None:
     config = _config()
     trainee = Trainee.fresh(config, _data(256))
-    steps = train(trainee, [_data(BATCH)] * 2, config=config, heldout=_data(64), flops_subject_per_token=7.0)
-    assert [point.flops_subject for point in _points(list(steps))] == [7.0 * 2 * BATCH]
+    trainee.flops_subject, trainee.wall_seconds = 7.0, 1000.0
+    (point,) = _points(list(train(trainee, [_data(BATCH)] * 2, config=config, heldout=_data(64))))
+    assert point.flops_subject == 7.0
+    assert point.wall_seconds > 1000.0
 
 
 @pytest.mark.parametrize("cut", [1, 3, 7, 60])
@@ -137,7 +140,7 @@ def test_silence_is_counted_to_the_token_however_the_text_is_cut(cut: int, dense
     since = torch.arange(30)
     for start in range(0, 60, cut):
         part = slice(start, start + cut)
-        since = count_silence(Encoded(acts[part], acts[part], None if dense else indices[part]), since)
+        since = count_silence(acts[part], None if dense else indices[part], since)
     full = acts if dense else torch.zeros(60, 30).scatter(1, indices, acts)
     for latent in range(30):
         fired = (full[:, latent] > 0).nonzero()

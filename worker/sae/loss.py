@@ -3,8 +3,9 @@
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor
+from torch.nn import functional
 
 from orchestrator.config import SaeConfig
 from worker.sae.jumprelu import is_above
@@ -12,7 +13,7 @@ from worker.sae.model import Encoded, SparseAutoencoder
 from worker.sae.sparse import selected_pre_acts, sparse_decode
 from worker.sae.topk import top_k
 
-_WIDE_WEIGHT = 1 / 8
+WIDE_WEIGHT = 1 / 8
 """Weight of L(4k) in multi_topk."""
 
 
@@ -43,7 +44,7 @@ def losses(
     total = reconstruction_loss(x, reconstruction, variance=variance)
     if model.activation == "multi_topk":
         wide = model.decode(encoded.top_acts, encoded.top_indices)
-        total = total + _WIDE_WEIGHT * reconstruction_loss(x, wide, variance=variance)
+        total = total + WIDE_WEIGHT * reconstruction_loss(x, wide, variance=variance)
     total = total + _penalty(model, encoded, weight=config.sparsity_coef)
     if dead is None or config.aux_coef == 0:
         return Losses(total, total.new_zeros(()))
@@ -59,7 +60,10 @@ def narrowed(encoded: Encoded, k: int) -> Encoded:
 
 
 def reconstruction_loss(
-    x: Float[Tensor, "n_tokens d_model"], reconstruction: Float[Tensor, "n_tokens d_model"], *, variance: float
+    x: Float[Tensor, "n_tokens d_model"],
+    reconstruction: Float[Tensor, "n_tokens d_model"],
+    *,
+    variance: float,
 ) -> Float[Tensor, ""]:
     """Return Σ ‖x − x̂‖² / (n_tokens · v)."""
     return (x - reconstruction).square().sum() / (len(x) * variance)
@@ -79,21 +83,23 @@ def aux_loss(
     gradient reaches W_enc, b_enc and W_dec at dead latents and nothing else: `error` is a constant, and so is b_pre.
     Source: Gao et al. 2024, appendix A.2.
     """
-    top_indices = _top_dead(pre_acts.detach(), dead, model.k_aux)
-    b_pre = model.b_pre.detach()
-    selected = selected_pre_acts(x, b_pre, model.W_enc, model.b_enc, (pre_acts.detach(), top_indices))
-    missing = (error - sparse_decode(selected.relu(), top_indices, model.W_dec)).square().sum()
+    among, b_pre = dead.nonzero().squeeze(1), model.b_pre.detach()
+    pre_acts = pre_acts.detach()[:, among]
+    if model.product_dtype is not None:  # rounded: good for candidates only
+        pre_acts = functional.linear(x - b_pre, model.W_enc.detach()[among], model.b_enc.detach()[among])
+    found = top_k(pre_acts, min(model.k_aux, len(among)))
+    values, top_indices = pre_acts.gather(1, found), among[found]
+    selected = selected_pre_acts(x, b_pre, model.W_enc, model.b_enc, (values, top_indices))
+    return aux_share(error, sparse_decode(selected.relu(), top_indices, model.W_dec))
+
+
+def aux_share(error: Float[Tensor, "n_tokens d_model"], found: Float[Tensor, "n_tokens d_model"]) -> Float[Tensor, ""]:
+    """Return ‖e − ê‖² / ‖e − mean_batch(e)‖²; 0 where that is not finite."""
+    missing = (error - found).square().sum()
     spread = (error - error.mean(0)).square().sum()
     # A branch on the quotient alone would let 0 · ∞ into the gradient: the divisor is mended first.
     usable = (spread > 0) & missing.isfinite()
     return torch.where(usable, missing / spread.where(usable, 1.0), 0.0)
-
-
-def _top_dead(
-    pre_acts: Float[Tensor, "n_tokens n_latents"], dead: Bool[Tensor, " n_latents"], k_aux: int
-) -> Int[Tensor, "n_tokens k"]:
-    among = dead.nonzero().squeeze(1)
-    return among[top_k(pre_acts[:, among], min(k_aux, len(among)))]
 
 
 def _penalty(model: SparseAutoencoder, encoded: Encoded, *, weight: float) -> Float[Tensor, ""]:

@@ -3,14 +3,14 @@
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
 from orchestrator.config import Dtype, SaeConfig
 from worker.sae.jumprelu import jump_relu
 from worker.sae.sparse import selected_pre_acts, sparse_decode
-from worker.sae.topk import batch_top_k, top_k
+from worker.sae.topk import batch_top_k, rescored_top_k, top_k
 
 _THRESHOLD_MEMORY = 0.99
 """Share of BatchTopK's running threshold that a step keeps."""
@@ -38,7 +38,7 @@ class SparseAutoencoder(nn.Module):
     """
 
     def __init__(self, config: SaeConfig, d_model: int, *, dtype: Dtype = "float32") -> None:
-        """Allocate zeros (`init.initialise` fills them); `dtype` is of the dense products, parameters are float32."""
+        """Allocate zeros (`init.initialise` fills them); parameters are float32, `dtype` is of the dense product."""
         super().__init__()
         n_latents = config.latents(d_model)
         self.activation = config.activation
@@ -75,8 +75,8 @@ class SparseAutoencoder(nn.Module):
         if self.activation in ("topk", "multi_topk"):
             with torch.no_grad():
                 pre_acts = self._pre_acts(x)
-            top_indices = top_k(pre_acts, k or self.k)
-            selected = selected_pre_acts(x, self.b_pre, self.W_enc, self.b_enc, (pre_acts, top_indices))
+                values, top_indices = self._select(x, pre_acts, k or self.k)
+            selected = selected_pre_acts(x, self.b_pre, self.W_enc, self.b_enc, (values, top_indices))
             return Encoded(pre_acts, selected.relu(), top_indices)
         pre_acts = self._pre_acts(x)
         return Encoded(pre_acts, self._gate(pre_acts), None)
@@ -94,6 +94,10 @@ class SparseAutoencoder(nn.Module):
         _, top_acts, top_indices = self.encode(x)
         return self.decode(top_acts, top_indices)
 
+    def share(self, marked: Bool[Tensor, " n_latents"]) -> float:
+        """Return the share of the latents that are marked."""
+        return float(marked.double().mean())
+
     @torch.no_grad()
     def follow_threshold(self, encoded: Encoded, *, memory: float = _THRESHOLD_MEMORY) -> None:
         """Move BatchTopK's evaluation threshold towards this batch's smallest kept value; nothing for the others."""
@@ -107,6 +111,12 @@ class SparseAutoencoder(nn.Module):
         if self.product_dtype is None:
             return functional.linear(centred, self.W_enc, self.b_enc)
         return self._product(centred, self.W_enc) + self.b_enc
+
+    def _select(self, x: Tensor, pre_acts: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        if self.product_dtype is not None:
+            return rescored_top_k(pre_acts, x - self.b_pre, (self.W_enc, self.b_enc), k)
+        top_indices = top_k(pre_acts, k)
+        return pre_acts.gather(1, top_indices), top_indices
 
     def _product(self, left: Tensor, right: Tensor) -> Tensor:
         if self.product_dtype is None:

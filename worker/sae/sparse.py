@@ -4,12 +4,16 @@ Only the product of all tokens with all latents, which the selection needs, is d
 O(n_tokens · k · d_model).
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional
+
+_SUM = 0
+"""The mode of embedding_bag that adds."""
+_PART_ELEMENTS = 2**19
 
 
 def sparse_decode(
@@ -26,12 +30,12 @@ def selected_pre_acts(
     b_pre: Float[Tensor, " d_model"],
     W_enc: Float[Tensor, "n_latents d_model"],
     b_enc: Float[Tensor, " n_latents"],
-    chosen: tuple[Float[Tensor, "n_tokens n_latents"], Int[Tensor, "n_tokens k"]],
+    chosen: tuple[Float[Tensor, "n_tokens k"], Int[Tensor, "n_tokens k"]],
 ) -> Float[Tensor, "n_tokens k"]:
     """Return (x − b_pre) · W_enc[i] + b_enc[i] at the chosen i, differentiable in x, b_pre, W_enc and b_enc.
 
-    `chosen` is (pre_acts, top_indices): the values are read off the pre-activations that the selection has already
-    computed, so the forward pass is a gather; the backward pass is the exact gradient of the line above.
+    `chosen` is (values, top_indices): the selection has computed the values already, so the forward pass hands them
+    on; the backward pass is the exact gradient of the line above.
     """
     selected: Tensor = _SelectedPreActs.apply(x, b_pre, W_enc, b_enc, *chosen)  # type: ignore[no-untyped-call]
     return selected
@@ -40,9 +44,9 @@ def selected_pre_acts(
 class _SelectedPreActs(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, b_pre: Tensor, W_enc: Tensor, b_enc: Tensor, *chosen: Tensor) -> Tensor:
-        pre_acts, top_indices = chosen
+        values, top_indices = chosen
         ctx.save_for_backward(x - b_pre, W_enc, top_indices)
-        return pre_acts.gather(1, top_indices)
+        return values.clone()
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
@@ -53,22 +57,75 @@ class _SelectedPreActs(torch.autograd.Function):
             sparse_decode(gradient, top_indices, W_enc) if ctx.needs_input_grad[0] else None,
             # Summed over the batch first: one product of a vector with W_enc instead of one per token.
             -(per_latent @ W_enc) if ctx.needs_input_grad[1] else None,
-            _gather_by_latent(gradient, top_indices, centred, n_latents=len(W_enc)),
+            sum_by_latent(gradient, centred, by_latent(top_indices, len(W_enc))),
             per_latent,
             None,
             None,
         )
 
 
-def _gather_by_latent(
-    weights: Float[Tensor, "n_tokens k"],
-    top_indices: Int[Tensor, "n_tokens k"],
-    rows: Float[Tensor, "n_tokens d_model"],
-    *,
-    n_latents: int,
-) -> Float[Tensor, "n_latents d_model"]:
-    """Return, for each latent, Σ weight · row over the tokens that chose it: the transposed sparse product."""
+class ByLatent(NamedTuple):
+    """Where each latent was chosen, in the order of the tokens: the sum over them is the same every time."""
+
+    latents: Int[Tensor, " n_chosen"]
+    """What was chosen, sorted."""
+    order: Int[Tensor, " n_chosen"]
+    """Places in the flattened (n_tokens, k) matrix, by latent."""
+    starts: Int[Tensor, " n_latents"]
+    """First place of each latent in `order`."""
+
+
+def by_latent(top_indices: Int[Tensor, "n_tokens k"], n_latents: int) -> ByLatent:
+    """Group what the tokens chose by latent."""
     latents, order = top_indices.flatten().sort(stable=True)
-    starts = torch.searchsorted(latents, torch.arange(n_latents, device=rows.device))
-    tokens = order // top_indices.shape[1]
-    return functional.embedding_bag(tokens, rows, starts, per_sample_weights=weights.flatten()[order], mode="sum")
+    return ByLatent(latents, order, torch.searchsorted(latents, torch.arange(n_latents, device=latents.device)))
+
+
+def sum_by_latent(
+    weights: Float[Tensor, "n_tokens k"],
+    rows: Float[Tensor, "n_tokens d_model"],
+    chosen: ByLatent,
+    *,
+    out: Float[Tensor, "n_latents d_model"] | None = None,
+) -> Float[Tensor, "n_latents d_model"]:
+    """Return, for each latent, Σ weight · row over the tokens that chose it: the transposed sparse product.
+
+    With `out`, in parts that a cache holds, into memory that is there: fresh pages for a gradient of 50 MB cost more
+    than its sums (20 ms against 4 on two cores).
+    """
+    tokens, values = chosen.order // weights.shape[1], weights.flatten()[chosen.order]
+    if out is None:
+        return functional.embedding_bag(tokens, rows, chosen.starts, per_sample_weights=values, mode="sum")
+    n_rows = max(1, _PART_ELEMENTS // rows.shape[1])
+    if out.is_cuda or n_rows >= len(out):
+        return out.copy_(sum_by_latent(weights, rows, chosen))
+    ends = [*chosen.starts[::n_rows].tolist(), len(tokens)]
+    for part, first, end in zip(range(0, len(out), n_rows), ends[:-1], ends[1:], strict=True):
+        starts = chosen.starts[part : part + n_rows] - first
+        out[part : part + n_rows] = functional.embedding_bag(
+            tokens[first:end], rows, starts, per_sample_weights=values[first:end], mode="sum"
+        )
+    return out
+
+
+def sampled_product(
+    rows: Float[Tensor, "n_tokens d_model"],
+    top_indices: Int[Tensor, "n_tokens k"],
+    W: Float[Tensor, "n_latents d_model"],
+    chosen: ByLatent | None = None,
+) -> Float[Tensor, "n_tokens k"]:
+    """Return ⟨row, W[i]⟩ at each chosen latent i, without the copy of n_tokens · k rows that a gather would make.
+
+    With W_dec and ∂/∂x̂ it is the gradient in the activations, with W_enc and x − b_pre the pre-activations. On a CPU
+    latent by latent: the rows of a batch stay in the cache and those of W pass by once (4.5 ms against 12 token by
+    token at D = 768, n = 16,384, k = 32, 2,048 tokens and two cores).
+    """
+    n_tokens, k = top_indices.shape
+    product = torch.ops.aten._embedding_bag_per_sample_weights_backward
+    if rows.is_cuda:
+        token = torch.arange(n_tokens, device=rows.device)
+        by_token: Tensor = product(rows, W, top_indices.flatten(), token * k, token.repeat_interleave(k), _SUM)
+        return by_token.view(n_tokens, k)
+    latents, order, starts = chosen or by_latent(top_indices, len(W))
+    found = product(W, rows, order // k, starts, latents, _SUM)
+    return torch.empty_like(found).scatter_(0, order, found).view(n_tokens, k)

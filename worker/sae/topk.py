@@ -1,22 +1,132 @@
 """Exact selection: the k largest pre-activations of a token, or of a whole batch."""
 
+from collections.abc import Callable
+
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from worker.sae.sparse import sampled_product
+
+_BLOCK = 64
+"""Latents per block of the two-stage selection."""
+_ROWS = 256
+"""Tokens of one round of the two stages."""
+_PARTIAL = 64
+"""Of fewer than 64 values for each of the k wanted torch.topk sorts more than it must: 1.2 ms against 0.5."""
+_WORTH = 4
+"""Two stages pay where the blocks that can hold the k largest are at most this part of all: n = 16,384, k = 32 took
+21 ms against 34 on two cores at 2,048 tokens; n = 4,096, k = 32 took 8 against 7."""
+
 
 @torch.no_grad()
 def top_k(pre_acts: Float[Tensor, "n_tokens n_latents"], k: int) -> Int[Tensor, "n_tokens k"]:
-    """Return where the k largest SIGNED values of each row are: largest first, of equal ones the lower index first."""
-    values, indices = torch.topk(pre_acts, k, dim=1)
-    # torch.topk leaves the order of equal values open. Few batches hold any, so looking is all that most pay.
-    at_least_last = pre_acts >= values[:, -1:]
-    in_order = not (values[:, 1:] == values[:, :-1]).any()
-    if in_order and at_least_last.count_nonzero() == indices.numel():
-        return indices
-    tied = (values[:, 1:] == values[:, :-1]).any(1) | (at_least_last.sum(1) > k)
-    indices[tied] = pre_acts[tied].sort(dim=1, descending=True, stable=True).indices[:, :k]
-    return indices
+    """Return where the k largest SIGNED values of each row are: largest first, of equal ones the lower index first.
+
+    On a GPU, where to look is to wait, which of several values equal to the k-th are taken is left to torch.
+    """
+    if pre_acts.is_cuda or torch.compiler.is_compiling():
+        return in_order(*largest(pre_acts, k))
+    # With one more than asked two neighbours tell of every tie that matters, also of one at the edge.
+    one_more = min(k + 1, pre_acts.shape[1])
+    looks = k if k * _PARTIAL <= pre_acts.shape[1] < one_more * _PARTIAL else one_more
+    values, indices = largest(pre_acts, looks)
+    tied = (values[:, 1:] == values[:, :-1]).any(1)
+    if looks < one_more and (pre_acts >= values[:, -1:]).count_nonzero() > indices.numel():
+        tied |= (pre_acts >= values[:, -1:]).sum(1) > k
+    if tied.any():
+        exact = pre_acts[tied].sort(dim=1, descending=True, stable=True).indices
+        indices[tied] = exact[:, : indices.shape[1]]
+    return indices[:, :k].contiguous()
+
+
+def in_order(values: Float[Tensor, "n_tokens k"], indices: Int[Tensor, "n_tokens k"]) -> Int[Tensor, "n_tokens k"]:
+    """Return the places of selected values with the largest first, and of equal ones the lower index."""
+    indices, order = indices.sort(dim=1)
+    return indices.gather(1, values.gather(1, order).sort(dim=1, descending=True, stable=True).indices)
+
+
+@torch.no_grad()
+def largest(
+    pre_acts: Float[Tensor, "n_tokens n_latents"], k: int
+) -> tuple[Float[Tensor, "n_tokens k"], Int[Tensor, "n_tokens k"]]:
+    """Return the k largest values of each row and their places, equal values in any order; of bfloat16 no NaN."""
+    if pre_acts.dtype == torch.bfloat16 and not (pre_acts.is_cuda or torch.compiler.is_compiling()):
+        # Positive bfloat16 numbers are in the order of their bits, below them all negative ones; integers are compared
+        # faster: 55 ms against 87 at n = 16,384, k = 64, 2,048 tokens and one core.
+        bits, indices = _in_two_stages(pre_acts.view(torch.int16), k)
+        if (bits[:, -1] > 0).all():
+            return pre_acts.gather(1, indices), indices
+    return _in_two_stages(pre_acts, k)
+
+
+def _in_two_stages(values: Tensor, k: int) -> tuple[Tensor, Int[Tensor, "n_tokens k"]]:
+    """Do what torch.topk does, where it is faster by way of the k blocks with the largest maxima, which hold them."""
+    n_tokens, n_latents = values.shape
+    if n_latents % _BLOCK or k * _BLOCK * _WORTH > n_latents or not values.is_contiguous():
+        found, indices = torch.topk(values, k, dim=1)
+        return found, indices
+    if n_tokens > _ROWS and not values.is_cuda:  # what is looked at twice is still in the cache, and candidates are few
+        parts = [_in_two_stages(part, k) for part in torch.split(values, _ROWS)]
+        return torch.cat([found for found, _ in parts]), torch.cat([indices for _, indices in parts])
+    blocks = values.view(-1, _BLOCK)
+    per_token = n_latents // _BLOCK
+    best = blocks.amax(1).view(n_tokens, per_token).topk(k, dim=1).indices
+    first = torch.arange(0, len(blocks), per_token, device=values.device).unsqueeze(1)
+    candidates = blocks.index_select(0, (best + first).flatten()).view(n_tokens, k * _BLOCK)
+    found, at = candidates.topk(k, dim=1)
+    return found, best.gather(1, at // _BLOCK) * _BLOCK + at % _BLOCK
+
+
+@torch.no_grad()
+def keep_top_k_(pre_acts: Float[Tensor, "n_tokens n_latents"], k: int) -> Float[Tensor, "n_tokens n_latents"]:
+    """Set to 0, in place, what is negative or not among what `top_k` returns: cheaper where k is a good part of all."""
+    if k >= pre_acts.shape[1]:
+        return pre_acts.relu_()
+    values = torch.topk(pre_acts, k + 1, dim=1, sorted=False).values
+    least = values.topk(2, dim=1, largest=False).values  # the (k + 1)-th, then the k-th
+    tied = (least[:, 0] == least[:, 1]) & (least[:, 1] > 0)
+    if tied.any():
+        kept = pre_acts[tied]
+        pre_acts[tied] = torch.zeros_like(kept).scatter_(1, (at := top_k(kept, k)), kept.gather(1, at))
+    return pre_acts.masked_fill_(pre_acts < least[:, 1:].clamp_min(0.0), 0.0)
+
+
+@torch.no_grad()
+def rescored_top_k(
+    rounded: Float[Tensor, "n_tokens n_latents"],
+    centred: Float[Tensor, "n_tokens d_model"],
+    encoder: tuple[Float[Tensor, "n_latents d_model"], Float[Tensor, " n_latents"]],
+    k: int,
+) -> tuple[Float[Tensor, "n_tokens k"], Int[Tensor, "n_tokens k"]]:
+    """Return the k largest pre-activations and their places, from pre-activations that were computed with rounding.
+
+    The 2k largest rounded ones are candidates; their values are computed again in full precision with `encoder`, which
+    is (W_enc, b_enc).
+    """
+    n_candidates = min(2 * k, rounded.shape[1])
+    if torch.compiler.is_compiling() or all(part.sum().isfinite() for part in (centred, *encoder)):
+        candidates = largest(rounded, n_candidates)[1]
+    else:  # the bits of a NaN may be those of a negative number: it must not be passed over
+        candidates = torch.topk(rounded, n_candidates, dim=1).indices
+    return best_of(candidates, centred, encoder, k)
+
+
+@torch.no_grad()
+def best_of(
+    candidates: Int[Tensor, "n_tokens many"],
+    centred: Float[Tensor, "n_tokens d_model"],
+    encoder: tuple[Float[Tensor, "n_latents d_model"], Float[Tensor, " n_latents"]],
+    k: int,
+    *,
+    product: Callable[[Tensor, Tensor, Tensor], Tensor] = sampled_product,
+) -> tuple[Float[Tensor, "n_tokens k"], Int[Tensor, "n_tokens k"]]:
+    """Return the pre-activations and places of the k best of each token's candidates."""
+    W_enc, b_enc = encoder
+    candidates = candidates.sort(dim=1).values  # of equal ones the lower index is then the first
+    exact = product(centred, candidates, W_enc) + b_enc[candidates]
+    among = top_k(exact, k)
+    return exact.gather(1, among), candidates.gather(1, among)
 
 
 @torch.no_grad()

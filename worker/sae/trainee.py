@@ -3,7 +3,7 @@
 import copy
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from jaxtyping import Float
@@ -12,18 +12,27 @@ from torch import Tensor
 from orchestrator.config import JobConfig
 from orchestrator.curve import Point
 from orchestrator.errors import TrainingError
+from worker.sae import fused
 from worker.sae.init import initialise
+from worker.sae.loss import losses, narrowed
 from worker.sae.model import SparseAutoencoder
 from worker.sae.optimizer import Optimizer, base_lr
+from worker.sae.silence import count_silence
+from worker.sae.tiles import select
+
+_T = TypeVar("_T", bound="Trainee")
 
 
 class Trainee:
     """A sparse autoencoder in training: model, optimiser, counters, curve. Nothing random is drawn after the start."""
 
+    _optimizer: ClassVar[type[Optimizer]] = Optimizer
+
     def __init__(self, config: JobConfig, d_model: int, *, device: torch.device | str = "cpu") -> None:
         """Allocate; `fresh` and `restored` fill it."""
-        self.model = SparseAutoencoder(config.sae, d_model, dtype=config.training.dtype).to(device)
-        self.optimizer = Optimizer(self.model, config.optimizer, lr=base_lr(config, d_model))
+        self.model = self._model(config, d_model).to(device)
+        self.optimizer = self._optimizer(self.model, config.optimizer, lr=base_lr(config, d_model))
+        self._gradients: fused.Weights | None = None
         self.mu: Float[Tensor, " d_model"] = torch.zeros(d_model, device=device)
         """Mean of the sample."""
         self.variance = math.nan
@@ -36,6 +45,8 @@ class Trainee:
         self.aux_tokens = 0
         """Tokens trained on while AuxK was active."""
         self.wall_seconds = 0.0
+        self.flops_subject = 0.0
+        """What the subject did for it: its share of every capture. Like its share of the time, the caller's to add."""
         self.untrained_fvu: float | None = None
         """fvu of the model before its first step; measured by `train`."""
         self.curve: list[Point] = []
@@ -57,6 +68,46 @@ class Trainee:
             )
         initialise(trainee.model, sample, seed=config.training.seed)
         return trainee
+
+    def differentiate(
+        self, batch: Float[Tensor, "batch_tokens d_model"], config: JobConfig
+    ) -> tuple[Float[Tensor, ""], Float[Tensor, ""], bool]:
+        """Leave a gradient in every parameter; return the loss, AuxK's, and whether AuxK was active."""
+        by_hand = self.model.activation in ("topk", "multi_topk")
+        return self._by_hand(batch, config) if by_hand else self.by_autograd(batch, config)
+
+    def _by_hand(self, batch: Tensor, config: JobConfig) -> tuple[Tensor, Tensor, bool]:
+        model, weights = self.model, fused.Weights.of(self.model)
+        terms = fused.Terms.of(model, config.sae, variance=self.variance)
+        encoder = (weights.W_enc, weights.b_enc)
+        selected = select(batch, weights.b_pre, encoder, k=model.k_widest, dtype=model.product_dtype)
+        dead = self.count(*selected.narrowed(model.k), config.training.dead_after_tokens)
+        found = fused.forward(weights, batch, selected, terms=terms, dead=dead)
+        self._gradients = self._gradients or weights.like()
+        fused.backward(weights, selected, found, terms=terms, out=self._gradients)
+        for parameter, gradient in zip(weights, self._gradients, strict=True):
+            parameter.grad = gradient
+        return found.total, found.aux, dead is not None
+
+    def by_autograd(self, batch: Tensor, config: JobConfig) -> tuple[Tensor, Tensor, bool]:
+        """Do the same the plain way: the reference for topk and multi_topk, all there is for other activations."""
+        model = self.model
+        encoded = model.encode(batch, k=model.k_widest)
+        model.follow_threshold(encoded)
+        narrow = narrowed(encoded, model.k)
+        dead = self.count(narrow.top_acts.detach(), narrow.top_indices, config.training.dead_after_tokens)
+        found = losses(model, batch, encoded, config=config.sae, variance=self.variance, dead=dead)
+        found.total.backward()  # type: ignore[no-untyped-call]
+        return found.total.detach(), found.aux.detach(), dead is not None
+
+    def count(self, top_acts: Tensor, top_indices: Tensor | None, dead_after_tokens: int) -> Tensor | None:
+        """Count the silence of every latent over a batch; return which are dead, None if none is."""
+        self.tokens_since_fired = count_silence(top_acts, top_indices, self.tokens_since_fired)
+        # Before that many tokens no latent can be dead, and the host need not ask the device.
+        if self.tokens_seen + len(top_acts) <= dead_after_tokens:
+            return None
+        silent = self.tokens_since_fired > dead_after_tokens
+        return silent if silent.any() else None
 
     def averaged(self) -> SparseAutoencoder:
         """Return a copy of the model with the averaged weights, for evaluation."""
@@ -100,19 +151,30 @@ class Trainee:
         Raises:
             KeyError: a part of the state is missing.
         """
-        trainee = cls(config, len(tensors["mu"]), device=device)
+        return cls(config, len(tensors["mu"]), device=device)._filled(tensors, values)
+
+    def whole(self) -> "Trainee":
+        """Return the trainee with every latent in one place: itself, unless its latents are divided among devices."""
+        return self
+
+    def _model(self, config: JobConfig, d_model: int) -> SparseAutoencoder:
+        return SparseAutoencoder(config.sae, d_model, dtype=config.training.encode_dtype)
+
+    def _filled(self: _T, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> _T:
         weights = {name.removeprefix("model."): value for name, value in tensors.items() if name.startswith("model.")}
-        trainee.model.load_state_dict(weights)
+        self.model.load_state_dict(weights)
         for name in ("mu", "sums", "tokens_since_fired"):
             # copy_ into memory torch allocated: a tensor mapped from a file may be aligned otherwise, and a matrix
             # product may round otherwise.
-            getattr(trainee, name).copy_(tensors[name])
+            getattr(self, name).copy_(tensors[name])
         for name in _VALUES:
-            setattr(trainee, name, values[name])
-        trainee.optimizer.lr = values["lr"]
-        trainee.optimizer.restore(dict(tensors), n_steps=values["n_steps"])
-        trainee.curve = [Point(*point) for point in values["curve"]]
-        return trainee
+            setattr(self, name, values[name])
+        self.optimizer.lr = values["lr"]
+        self.optimizer.restore(dict(tensors), n_steps=values["n_steps"])
+        self.curve = [Point(*point) for point in values["curve"]]
+        return self
 
 
-_VALUES = ("variance", "steps_since_point", "tokens_seen", "aux_tokens", "wall_seconds", "untrained_fvu")
+_VALUES = (
+    "variance", "steps_since_point", "tokens_seen", "aux_tokens", "wall_seconds", "flops_subject", "untrained_fvu",
+)  # fmt: skip

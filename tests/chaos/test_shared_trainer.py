@@ -1,0 +1,98 @@
+"""Real trainers that several jobs share, killed and steered in the middle: each curve is the one drawn alone."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from orchestrator import queue
+from orchestrator.config import JobConfig, parse
+from orchestrator.curve import Point
+from tests.small_world import World, is_gone, small_config, small_world, trainers
+
+Curve = list[tuple[float, ...]]
+BUDGET = 64 * 768
+
+
+def jobs(subject: Path) -> list[JobConfig]:
+    """Return jobs of different size, sparsity, activation, seed, learning rate and layer on one stream."""
+    config = small_config(subject, max_tokens=BUDGET).model_dump()
+    parts: tuple[dict[str, Any], ...] = (
+        {},
+        {"sae": {"n_latents": 48, "k": 2, "activation": "relu"}, "optimizer": {"lr": 0.003, "ema": 0.9}},
+        {"sae": {"n_latents": 96, "k": 6}, "subject": config["subject"] | {"layer": 0}},
+        {"sae": {"n_latents": 32, "k": 3, "normalize": "none"}, "training": config["training"] | {"seed": 7}},
+    )
+    return [parse(config | part) for part in parts]
+
+
+def curves(world: World, ids: list[int]) -> list[Curve]:
+    """Return the stored curves, without what the jobs paid for the subject: that depends on who shared it."""
+    columns = [name for name in Point._fields if name != "wall_seconds"]
+    at = columns.index("flops_subject")
+    return [[point[:at] + point[at + 1 :] for point in world.curve(job)] for job in ids]
+
+
+@pytest.fixture(scope="module")
+def alone(subject: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Curve]]:
+    """Return the curve of each job, trained by itself and undisturbed."""
+    with small_world(tmp_path_factory.mktemp("alone") / "home", jobs_per_trainer=1) as world:
+        ids = world.enqueue(*jobs(subject))
+        assert world.work("--until-empty").wait(200) == 0, world.said()
+        yield curves(world, ids)
+
+
+def begun(world: World, ids: list[int], attempt: int = 1) -> bool:
+    return {world.is_in_training(job, attempt) for job in ids} == {True}  # all are asked: none may be over
+
+
+def test_a_group_is_killed_and_each_goes_on_alone(world: World, subject: Path, alone: list[Curve]) -> None:
+    ids = world.enqueue(*jobs(subject))
+    worker = world.work("--until-empty")
+    world.wait(lambda: begun(world, ids))
+    (trainer,) = trainers(worker)
+    trainer.kill()
+    assert worker.wait(200) == 0, world.said()
+    assert curves(world, ids) == alone
+    for job in ids:
+        (crashed, _), (done, resumed_at) = world.attempts(job)
+        assert (crashed, done) == ("crashed", "max_tokens")
+        assert resumed_at
+
+
+def test_a_worker_is_stopped_and_the_group_goes_on_together(world: World, subject: Path, alone: list[Curve]) -> None:
+    ids = world.enqueue(*jobs(subject))
+    first = world.work()
+    world.wait(lambda: begun(world, ids))
+    (trainer,) = trainers(first)
+    first.terminate()
+    assert first.wait(60) == 0
+    assert is_gone(trainer)
+    starts = {world.job(job).state for job in ids}
+    assert starts == {"queued"}
+    assert world.work("--until-empty").wait(200) == 0, world.said()
+    assert curves(world, ids) == alone
+    resumed = [world.attempts(job)[1] for job in ids]
+    assert len(set(resumed)) == 1, "all from one place"
+    facts = world.last_attempt(ids[0]).facts
+    assert facts
+    assert facts["shared_with"] == ids[1:]
+
+
+def test_one_is_cancelled_one_paused_and_resumed(world: World, subject: Path, alone: list[Curve]) -> None:
+    ids = world.enqueue(*jobs(subject))
+    worker = world.work("--until-empty")
+    world.wait(lambda: begun(world, ids))
+    (trainer,) = trainers(worker)
+    queue.cancel(world.engine, [ids[0]])
+    queue.pause(world.engine, [ids[1]])
+    world.wait_state(ids[0], "cancelled")
+    world.wait_state(ids[1], "paused")
+    assert trainers(worker) == [trainer], "the others did not notice"
+    queue.resume(world.engine, [ids[1]])
+    assert worker.wait(200) == 0, world.said()
+    found = curves(world, ids)
+    assert found[1:] == alone[1:]
+    assert found[0] == alone[0][: len(found[0])]
+    assert [outcome for outcome, _ in world.attempts(ids[1])] == ["paused", "max_tokens"]

@@ -1,0 +1,52 @@
+"""The whole step as one compiled graph of fixed shapes, against the step as it is."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+WALK = Path(__file__).with_name("walk.py")
+ROOT = Path(__file__).parents[2]
+
+
+def _walk(folder: Path, what: str = "{}", **environment: str) -> dict[str, Any]:
+    done = subprocess.run(
+        [sys.executable, str(WALK), what],
+        env={**os.environ, "TORCHINDUCTOR_CACHE_DIR": str(folder), "PYTHONPATH": str(ROOT), **environment},
+        capture_output=True, text=True, timeout=600, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+@pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")), reason="no C++ compiler on this machine")
+def test_the_compiled_step_is_the_step(tmp_path: Path) -> None:
+    """fullgraph: a graph break would have been an error; AuxK joins in while it runs."""
+    found = _walk(tmp_path)
+    assert found["failed"] is None
+    assert found["untouched"], "a rehearsal leaves the trainee as it is"
+    assert found["aux_loss"] > 0
+    assert found["tokens_seen"][0] == found["tokens_seen"][1]
+    assert found["aux_tokens"][0] >= found["aux_tokens"][1] > 0
+    assert found["apart"]["tokens_since_fired"] == 0
+    assert all(gap < 1e-5 for name, gap in found["apart"].items() if name != "sums"), found["apart"]
+    assert found["apart"]["sums"] < 1e-3
+    assert any(tmp_path.rglob("*.so")), "the next job finds the graph in the folder"
+
+
+def test_every_job_of_a_trainer_has_its_own_two_graphs(tmp_path: Path) -> None:
+    assert _walk(tmp_path, "many")["failed"] == [None] * 10
+
+
+def test_without_a_compiler_training_goes_on_and_says_so_once(tmp_path: Path) -> None:
+    found = _walk(tmp_path, CXX="no-such-compiler")
+    assert "torch.compile failed, training goes on without it" in found["said"][0]
+    assert len(found["said"]) == 1
+    assert found["failed"] in found["said"][0]
+    assert all(gap == 0 for gap in found["apart"].values())

@@ -1,0 +1,82 @@
+"""Train with the compiled step and without, and print how far they are apart: run in a process of its own.
+
+The checks of shapes that pytest puts into the SAE's modules break compilation.
+"""
+
+import copy
+import json
+import sys
+
+import torch
+
+from orchestrator.config import JobConfig, parse
+from worker.sae.compiled import CompiledStep
+from worker.sae.step import take
+from worker.sae.trainee import Trainee
+
+D_MODEL, BATCH, N_STEPS = 15, 32, 40
+
+
+def many() -> None:
+    """Train ten jobs of other sizes side by side, until their latents have died."""
+    x = torch.randn(N_STEPS * BATCH, D_MODEL, generator=torch.Generator().manual_seed(0))
+    failed = []
+    for n_latents in range(90, 100):
+        config = _config({"n_latents": n_latents})
+        trainee = Trainee.fresh(config, x)
+        step = CompiledStep(config, trainee, say=print, backend="eager")
+        for batch in torch.split(x[: 8 * BATCH], BATCH):
+            step(trainee, batch, config)
+        assert trainee.aux_tokens > 0
+        failed.append(step.failed)
+    print(json.dumps({"failed": failed}))
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    if sys.argv[1] == "many":
+        many()
+        return
+    config = _config(json.loads(sys.argv[1]))
+    x = torch.randn(N_STEPS * BATCH, D_MODEL, generator=torch.Generator().manual_seed(0))
+    plain = Trainee.fresh(config, x)
+    with torch.no_grad():
+        plain.model.b_enc[:30] -= 10.0  # they do not fire
+    compiled = copy.deepcopy(plain)
+    said: list[str] = []
+    step = CompiledStep(config, plain, say=said.append)
+    step.rehearse(compiled)
+    untouched = torch.equal(compiled.model.W_enc, plain.model.W_enc) and compiled.tokens_seen == 0
+    for batch in torch.split(x, BATCH):
+        step(compiled, batch, config)
+        take(plain, batch, config)
+    pairs = zip(compiled.tensors().items(), plain.tensors().values(), strict=True)
+    apart = {name: float((one.double() - other.double()).abs().max()) for (name, one), other in pairs}
+    print(
+        json.dumps(
+            {
+                "failed": step.failed,
+                "said": said,
+                "untouched": untouched,
+                "apart": apart,
+                "aux_loss": float(plain.sums[1]),
+                "aux_tokens": [compiled.aux_tokens, plain.aux_tokens],
+                "tokens_seen": [compiled.tokens_seen, plain.tokens_seen],
+            }
+        )
+    )
+
+
+def _config(sae: dict[str, object]) -> JobConfig:
+    training = {"batch_tokens": BATCH, "shuffle_tokens": BATCH, "dead_after_tokens": 5 * BATCH, "max_tokens": 2**20}
+    return parse(
+        {
+            "sae": {"n_latents": 97, "k": 4, "k_aux": 8, **sae},
+            "optimizer": {"lr": 1e-3, "clip_norm": 0.5, "warmup_tokens": 10 * BATCH},
+            "training": training,
+        }
+    )
+
+
+if __name__ == "__main__":
+    main()

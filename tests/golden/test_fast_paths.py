@@ -1,0 +1,57 @@
+"""Speed does not pay with quality: every fast path ends where the plain one does."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from orchestrator.config import JobConfig, parse
+from worker.sae.step import Step, take
+from worker.sae.trainee import Trainee
+from worker.training import train
+
+D_MODEL, BATCH, N_STEPS = 32, 256, 600
+
+
+def _config(**parts: object) -> JobConfig:
+    budget = {"batch_tokens": BATCH, "shuffle_tokens": BATCH, "max_tokens": N_STEPS * BATCH}
+    sae = {"n_latents": 256, "k": 4, "normalize": "none", "activation": parts.pop("activation", "topk")}
+    return parse({"sae": sae, "training": {**budget, "dead_after_tokens": 20 * BATCH, **parts}})
+
+
+def _data() -> Tensor:
+    """Return sums of a few of 128 directions, the frequent ones far more frequent than the rare."""
+    generator = torch.Generator().manual_seed(5)
+    directions = torch.nn.functional.normalize(torch.randn(128, D_MODEL, generator=generator))
+    rarity = 1 / torch.arange(1, 129)
+    which = torch.multinomial(rarity, (N_STEPS + 16) * BATCH * 4, replacement=True, generator=generator).view(-1, 4)
+    return (torch.rand(which.shape, generator=generator).unsqueeze(2) * directions[which]).sum(1)
+
+
+def _by_autograd(trainee: Trainee, batch: Tensor, config: JobConfig) -> None:
+    """Take a step as `take` does, but for the way to the gradients."""
+    _, _, is_active = trainee.by_autograd(batch, config)
+    trainee.optimizer.step()
+    trainee.steps_since_point += 1
+    trainee.tokens_seen += len(batch)
+    trainee.aux_tokens += len(batch) * is_active
+
+
+def _fvu(config: JobConfig, x: Tensor, step: Step) -> float:
+    torch.set_num_threads(1)
+    trainee = Trainee.fresh(config, x[: 8 * BATCH])
+    batches = torch.split(x[16 * BATCH :], BATCH)
+    for _ in train(trainee, batches, config=config, heldout=x[8 * BATCH : 16 * BATCH], step=step):
+        pass
+    assert trainee.tokens_seen == N_STEPS * BATCH
+    assert trainee.aux_tokens > 0, "AuxK takes part"
+    return trainee.curve[-1].fvu
+
+
+@pytest.mark.parametrize("activation", ["topk", "multi_topk"])
+def test_after_equal_tokens_fvu_is_within_half_a_percent_of_the_plain_path(activation: str) -> None:
+    x = _data()
+    plain = _fvu(_config(activation=activation), x, _by_autograd)
+    assert plain < 0.2
+    assert _fvu(_config(activation=activation), x, take) == pytest.approx(plain, rel=0.005)
+    rounded = _config(activation=activation, encode_dtype="bfloat16")
+    assert _fvu(rounded, x, take) == pytest.approx(plain, rel=0.005)

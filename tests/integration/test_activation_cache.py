@@ -1,0 +1,53 @@
+"""A sweep that is trained twice captures once, through real workers; and the cache changes no curve."""
+
+from pathlib import Path
+
+import pytest
+
+from orchestrator import caches, shelf
+from orchestrator.config import JobConfig, parse
+from tests.small_world import World, make_subject, small_config, small_world
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),
+]
+
+
+def cached(config: JobConfig, **sae: int) -> JobConfig:
+    values = config.model_dump()
+    return parse(values | {"data": values["data"] | {"activations": "cache"}, "sae": values["sae"] | sae})
+
+
+def shards(world: World) -> dict[str, int]:
+    """Return when each shard was written."""
+    found = shelf.folder(world.settings.home).glob("*/*.bin")
+    return {path.name: path.stat().st_mtime_ns for path in found}
+
+
+def train(world: World, *configs: JobConfig, name: str) -> list[list[tuple[float, ...]]]:
+    jobs = world.enqueue(*configs, name=name)
+    assert world.work("--until-empty").wait(180) == 0, world.said()
+    assert [world.job(job).state for job in jobs] == ["succeeded"] * len(jobs), world.said()
+    return [world.curve(job) for job in jobs]
+
+
+def test_a_sweep_trained_twice_captures_once(tmp_path: Path) -> None:
+    config = small_config(make_subject(tmp_path / "subject"), max_tokens=32_768)
+    with small_world(tmp_path / "live") as world:
+        (live,) = train(world, config, name="live")
+        assert not shards(world)
+    with small_world(tmp_path / "cached") as world:
+        first = train(world, cached(config), cached(config, k=2), name="first")
+        # But for the last column: two jobs share the subject's operations.
+        assert [point[:-1] for point in first[0]] == [point[:-1] for point in live]
+        written = shards(world)
+        assert written
+        (row,) = caches.known(world.engine)
+        kept = shelf.kept(shelf.folder(world.settings.home))[0]
+        assert (row.key, row.shards, row.complete, row.uri) == (kept.key, len(written), True, str(kept.path))
+        assert train(world, cached(config), cached(config, k=2), name="second") == first
+        assert shards(world) == written
+        (again,) = caches.known(world.engine)
+        assert again.last_used_at > row.last_used_at
+        assert not shelf.in_use(kept.path)
