@@ -1,7 +1,7 @@
 """Peak memory of a training step, beyond weights, moments, average and gradients, against the pre-activations' matrix.
 
 Floor: 20 bytes per parameter stay (W, m, v, average, gradient), and one tile of pre-activations is used again from step
-to step: all of n_tokens × n_latents float32 numbers, or as many tokens of it as fit in 256 MiB. What a dense trainer
+to step: half of n_tokens × n_latents float32 numbers, or as many tokens of it as fit in 256 MiB. What a dense trainer
 keeps is five to ten such matrices. Each row is a process of its own; the peak is the kernel's (Linux).
 Prints a table and a line of JSON. `--short` measures the first two rows.
 """
@@ -40,7 +40,6 @@ def measure(d_model: int, n_latents: int, k: int, batch_tokens: int) -> dict[str
 
     from orchestrator.config import parse
     from worker.sae.step import take
-    from worker.sae.tiles import TILE_BYTES
     from worker.sae.trainee import Trainee
 
     training = {"batch_tokens": batch_tokens, "shuffle_tokens": batch_tokens, "max_tokens": 2**41}
@@ -58,7 +57,7 @@ def measure(d_model: int, n_latents: int, k: int, batch_tokens: int) -> dict[str
     matrix = 4 * batch_tokens * n_latents
     return {
         "D": d_model, "n": n_latents, "k": k, "B": batch_tokens, "state MB": state / 1e6, "B×n MB": matrix / 1e6,
-        "tile MB": min(matrix, TILE_BYTES) / 1e6, "beyond MB": (peak - state) / 1e6,
+        "beyond MB": (peak - state) / 1e6,
         "beyond/B×n": (peak - state) / matrix,
     }  # fmt: skip
 

@@ -16,8 +16,9 @@ _STATE_COPIES = 5
 """Weights, gradients, Adam's two moments and the averaged weights."""
 _PASS_TOKENS, _PASS_WIDTHS = {"cpu": 4096, "cuda": 32_768}, 20
 """Tokens of one forward pass, and what the widest block holds of each: queries, keys, values, the MLP's inner layer."""
-_TILES = 3
-"""Matrices of batch × n_latents that a step was seen to hold at once."""
+_TILES, _TILES_BY_HAND = 3, 1
+"""Matrices of tokens × n_latents that an evaluation, or a step under autograd or in a graph, was seen to hold at once;
+and the most that a step with gradients by hand holds."""
 _EVALUATED_TOKENS = 2048
 _SAMPLE_TOKENS, _SAMPLE_COPIES = 16_384, 3
 _PROGRAM = {"cpu": 550 << 20, "cuda": 800 << 20}
@@ -90,7 +91,7 @@ def trainer_bytes(configs: Sequence[JobConfig], *, kind: str = "cpu") -> int:
     heldout = sum(config.training.heldout_tokens * _width(config) * _FLOAT for config in places.values())
     one_pass = _PASS_TOKENS[kind] * _PASS_WIDTHS * max(map(_width, configs)) * _FLOAT
     lasting = _PROGRAM[kind] + _subject_bytes(first.subject) + windows + heldout + sum(map(state_bytes, configs))
-    return lasting + max(one_pass, *map(_passing_bytes, configs))
+    return lasting + max(one_pass, *(_passing_bytes(config, kind) for config in configs))
 
 
 def state_bytes(config: JobConfig) -> int:
@@ -103,10 +104,11 @@ def hook_key(subject: SubjectConfig) -> tuple[str, ...]:
     return (subject.hook or "", str(subject.layer), subject.site)
 
 
-def _passing_bytes(config: JobConfig) -> int:
+def _passing_bytes(config: JobConfig, kind: str) -> int:
     """Return what a job needs at times: a step's pre-activations; averaged weights and those of an evaluation."""
     n, d, batch = config.sae.latents(_width(config)), _width(config), config.training.batch_tokens
-    step = batch * (_TILES * n + 4 * d) * _FLOAT
+    by_hand = kind == "cpu" and config.sae.activation in ("topk", "multi_topk")
+    step = batch * ((_TILES_BY_HAND if by_hand else _TILES) * n + 4 * d) * _FLOAT
     evaluation = _weights(config) + _EVALUATED_TOKENS * (_TILES * n + 3 * d) * _FLOAT
     start = _SAMPLE_COPIES * _SAMPLE_TOKENS * d * _FLOAT
     return max(step, evaluation, start)

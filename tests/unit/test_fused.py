@@ -109,6 +109,19 @@ def test_tiles_change_nothing(tile_bytes: int) -> None:
     _compare(_case((33, 17, 70, 5), "few"), tile_bytes=tile_bytes)
 
 
+@pytest.mark.parametrize("watched", [range(70), range(0, 70, 3), "the dead", "the dead, filled up"])
+@pytest.mark.parametrize("k_aux", [1, 500])
+def test_what_was_watched_is_what_is_computed_again(watched: Any, k_aux: int) -> None:
+    case = _case((33, 17, 70, 5), "few", k_aux=k_aux)
+    assert case.dead is not None
+    case.dead[_select(case).top_indices] = False
+    among = case.dead.nonzero().squeeze(1)
+    kinds = {"the dead": among, "the dead, filled up": fused.listed(case.dead, k_aux)}
+    latents = kinds[watched] if isinstance(watched, str) else torch.tensor(watched)
+    _compare(case, watched=latents)
+    _compare(case, watched=latents, tile_bytes=5 * 70 * 8)
+
+
 def test_without_a_spread_aux_is_zero_and_so_are_its_gradients() -> None:
     case = _case((1, 4, 9, 2), "few")  # one token: its error is the batch's mean
     _compare(case)

@@ -1,7 +1,7 @@
 """For how long each latent has been silent."""
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 
@@ -21,3 +21,14 @@ def count_silence(
         last = torch.zeros_like(tokens_since_fired)
         last.scatter_reduce_(0, top_indices.flatten(), position.flatten(), "amax")
     return torch.where(last > 0, n_tokens - last, tokens_since_fired + n_tokens)
+
+
+def silent(
+    tokens_since_fired: Int[Tensor, " n_latents"], tokens_seen: int, limit: int
+) -> Bool[Tensor, " n_latents"] | None:
+    """Return which latents have been silent for more than `limit` tokens, None if none has."""
+    # Before that many tokens none can have been, and the host need not ask the device.
+    if tokens_seen <= limit:
+        return None
+    found = tokens_since_fired > limit
+    return found if found.any() else None

@@ -1,5 +1,7 @@
 """Encode and select without keeping the pre-activations: one tile of them at a time, in memory that is used again."""
 
+import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -9,8 +11,12 @@ from torch import Tensor
 from worker.sae.topk import rescored_top_k, top_k
 
 TILE_BYTES = 2**28
-"""A tile holds the pre-activations of as many tokens as fit: smaller ones were slower (1,024 tokens of 2,048 by 5%, 512
-by 15%, at D = 768 and n = 16,384 on two cores)."""
+"""A tile holds the pre-activations of as many tokens as fit. Fewer are slower: at D = 768, n = 16,384 on two cores a
+step took 331 ms with one tile of 2,048 tokens, 349 with two, 355 with four, 392 with eight."""
+
+_WHOLE_BYTES = 2**24
+"""What is larger never has a tile of more than half of it, so that a step's peak stays below the matrix of all
+pre-activations in float32."""
 
 
 class Selected(NamedTuple):
@@ -20,8 +26,9 @@ class Selected(NamedTuple):
     """x − b_pre."""
     top_acts: Float[Tensor, "n_tokens k"]
     top_indices: Int[Tensor, "n_tokens k"]
-    pre_acts: Float[Tensor, "n_tokens n_latents"] | None
-    """The pre-activations, until the next selection, if the batch was one tile and nothing was rounded."""
+    pre_acts: Float[Tensor, "n_tokens n_watched"] | None
+    """The pre-activations of the latents that were watched, if any were, and nothing was rounded."""
+    watched: Int[Tensor, " n_watched"] | None = None
 
     def narrowed(self, k: int) -> tuple[Float[Tensor, "n_tokens k"], Int[Tensor, "n_tokens k"]]:
         """Return the values and places of the k largest."""
@@ -33,9 +40,13 @@ class Selected(NamedTuple):
         W_enc: Float[Tensor, "n_latents d_model"],
         b_enc: Float[Tensor, " n_latents"],
     ) -> Float[Tensor, "n_tokens n_some"]:
-        """Return the pre-activations of some latents, a copy: looked up if they are there, else computed again."""
-        if self.pre_acts is not None:
-            return self.pre_acts.index_select(1, latents)
+        """Return the pre-activations of some latents: looked up if all of these were watched, else computed again."""
+        if self.pre_acts is not None and self.watched is not None:
+            if torch.equal(latents, self.watched):
+                return self.pre_acts
+            place = torch.full((len(W_enc),), -1).index_copy_(0, self.watched, torch.arange(len(self.watched)))[latents]
+            if (place >= 0).all():
+                return self.pre_acts.index_select(1, place)
         return torch.addmm(b_enc[latents], self.centred, W_enc[latents].T)
 
 
@@ -47,17 +58,21 @@ def select(
     *,
     k: int,
     dtype: torch.dtype | None = None,
+    watched: Int[Tensor, " n_watched"] | None = None,
     tile_bytes: int = TILE_BYTES,
 ) -> Selected:
     """Return the k latents of each token with the largest SIGNED pre-activation; `encoder` is (W_enc, b_enc).
 
-    `dtype` rounds the product; the candidates it gives are computed again in full precision.
+    `dtype` rounds the product; the candidates it gives are computed again in full precision. Of the `watched` latents
+    the pre-activations are kept, if they are not rounded.
     """
     W_enc, b_enc = encoder
     centred = x - b_pre
-    n_tiles = -(-len(x) * len(W_enc) * x.element_size() // tile_bytes)
-    rounded = (W_enc.to(dtype), b_enc.to(dtype)) if dtype else None
-    found, pre_acts = [], None
+    n_bytes = len(x) * len(W_enc) * x.element_size()
+    n_rounded = len(x) * len(W_enc) * (dtype or x.dtype).itemsize
+    n_tiles = -(-n_rounded // min(tile_bytes, max(_WHOLE_BYTES, n_bytes // 2)))
+    rounded = (_scratch("weights", W_enc.shape, W_enc.device, dtype).copy_(W_enc), b_enc.to(dtype)) if dtype else None
+    found, kept = [], []
     for tile in centred.chunk(n_tiles):
         if rounded is not None:
             found.append(rescored_top_k(_product(tile.to(dtype), *rounded), tile, encoder, k))
@@ -65,21 +80,30 @@ def select(
         pre_acts = _product(tile, W_enc, b_enc)
         indices = top_k(pre_acts, k)
         found.append((pre_acts.gather(1, indices), indices))
-    values, top_indices = (torch.cat(parts) if len(found) > 1 else parts[0] for parts in zip(*found, strict=True))
-    return Selected(centred, values.relu_(), top_indices, pre_acts if len(found) == 1 else None)
+        if watched is not None:
+            kept.append(pre_acts.index_select(1, watched))
+    values, top_indices = (_joined(parts) for parts in zip(*found, strict=True))
+    return Selected(centred, values.relu_(), top_indices, _joined(kept) if kept else None, watched)
 
 
-_scratches: dict[tuple[torch.device, torch.dtype], Tensor] = {}
+def _joined(parts: Sequence[Tensor]) -> Tensor:
+    return torch.cat([*parts]) if len(parts) > 1 else parts[0]
+
+
+_scratches: dict[tuple[str, torch.device, torch.dtype], Tensor] = {}
 
 
 def _product(x: Tensor, W_enc: Tensor, b_enc: Tensor) -> Float[Tensor, "n_tokens n_latents"]:
-    return torch.addmm(b_enc, x, W_enc.T, out=_scratch(len(x), len(W_enc), like=x))
+    out = _scratch("tile", (len(x), len(W_enc)), x.device, x.dtype)
+    if x.dtype == torch.float32:
+        return torch.addmm(b_enc, x, W_enc.T, out=out)
+    return torch.mm(x, W_enc.T, out=out).add_(b_enc)  # of bfloat16 a tenth faster than addmm, and rounded anyway
 
 
-def _scratch(n_tokens: int, n_latents: int, *, like: Tensor) -> Float[Tensor, "n_tokens n_latents"]:
-    """Return memory for a tile: the same for every step and every job, since fresh pages cost a tenth of a product."""
-    key = (like.device, like.dtype)
-    if key not in _scratches or _scratches[key].numel() < n_tokens * n_latents:
+def _scratch(use: str, shape: Sequence[int], device: torch.device, dtype: torch.dtype) -> Tensor:
+    """Return memory that is the same for every step and every job: fresh pages cost a tenth of a product."""
+    key, n_elements = (use, device, dtype), math.prod(shape)
+    if key not in _scratches or _scratches[key].numel() < n_elements:
         _scratches.pop(key, None)
-        _scratches[key] = torch.empty(n_tokens * n_latents, device=like.device, dtype=like.dtype)
-    return _scratches[key][: n_tokens * n_latents].view(n_tokens, n_latents)
+        _scratches[key] = torch.empty(n_elements, device=device, dtype=dtype)
+    return _scratches[key][:n_elements].view(*shape)

@@ -17,7 +17,7 @@ from worker.sae.init import initialise
 from worker.sae.loss import losses, narrowed
 from worker.sae.model import SparseAutoencoder
 from worker.sae.optimizer import Optimizer, base_lr
-from worker.sae.silence import count_silence
+from worker.sae.silence import count_silence, silent
 from worker.sae.tiles import select
 
 _T = TypeVar("_T", bound="Trainee")
@@ -79,9 +79,13 @@ class Trainee:
     def _by_hand(self, batch: Tensor, config: JobConfig) -> tuple[Tensor, Tensor, bool]:
         model, weights = self.model, fused.Weights.of(self.model)
         terms = fused.Terms.of(model, config.sae, variance=self.variance)
-        encoder = (weights.W_enc, weights.b_enc)
-        selected = select(batch, weights.b_pre, encoder, k=model.k_widest, dtype=model.product_dtype)
-        dead = self.count(*selected.narrowed(model.k), config.training.dead_after_tokens)
+        encoder, limit = (weights.W_enc, weights.b_enc), config.training.dead_after_tokens
+        # Dead after this batch are those that do not fire in it: AuxK will ask for their pre-activations.
+        n_tokens = len(batch)
+        at_risk = silent(self.tokens_since_fired + n_tokens, self.tokens_seen + n_tokens, limit)
+        watched = None if at_risk is None or not terms.aux_coef else fused.listed(at_risk, terms.k_aux)
+        selected = select(batch, weights.b_pre, encoder, k=model.k_widest, dtype=model.product_dtype, watched=watched)
+        dead = self.count(*selected.narrowed(model.k), limit)
         found = fused.forward(weights, batch, selected, terms=terms, dead=dead)
         self._gradients = self._gradients or weights.like()
         fused.backward(weights, selected, found, terms=terms, out=self._gradients)
@@ -103,11 +107,7 @@ class Trainee:
     def count(self, top_acts: Tensor, top_indices: Tensor | None, dead_after_tokens: int) -> Tensor | None:
         """Count the silence of every latent over a batch; return which are dead, None if none is."""
         self.tokens_since_fired = count_silence(top_acts, top_indices, self.tokens_since_fired)
-        # Before that many tokens no latent can be dead, and the host need not ask the device.
-        if self.tokens_seen + len(top_acts) <= dead_after_tokens:
-            return None
-        silent = self.tokens_since_fired > dead_after_tokens
-        return silent if silent.any() else None
+        return silent(self.tokens_since_fired, self.tokens_seen + len(top_acts), dead_after_tokens)
 
     def averaged(self) -> SparseAutoencoder:
         """Return a copy of the model with the averaged weights, for evaluation."""
