@@ -53,27 +53,23 @@ def train(may_end, seconds=30):
 GO = "train(lambda: Path(os.environ['ORCH_TEST_GO']).exists())\n"
 
 
-class Company:
-    """A world with four jobs of one stream, a supervisor in the test's thread, and a trainer made of a script."""
+class Scripted:
+    """A world, a supervisor in the test's own thread, and a trainer made of a script."""
+
+    start = ""
+    """What every script begins with."""
 
     def __init__(self, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
         self.world, self.monkeypatch = world, monkeypatch
         self.said: list[str] = []
-        self.go = world.settings.home / "go"
-        monkeypatch.setenv("ORCH_TEST_GO", str(self.go))
-        self.supervisor = Supervisor(
-            world.settings,
-            world.engine,
-            worker=this_worker("one", pid=1, device="cpu"),
-            threads=1,
-            say=self.said.append,
-        )
-        self.jobs = world.enqueue(*(parse({"training": {"seed": seed}, "sae": {"n_latents": 64}}) for seed in range(4)))
+        me = this_worker("one", pid=1, device="cpu")
+        self.supervisor = Supervisor(world.settings, world.engine, worker=me, threads=1, say=self.said.append)
 
     def trainer(self, script: str) -> None:
-        self.monkeypatch.setattr(process, "COMMAND", (sys.executable, "-c", TRAINER + script))
+        self.monkeypatch.setattr(process, "COMMAND", (sys.executable, "-c", self.start + script))
 
-    def run(self, meanwhile: Callable[[], object] = lambda: None, *, until_empty: bool = True) -> list[str]:
+    def work(self, meanwhile: Callable[[], object], *, until_empty: bool) -> None:
+        """Let the supervisor work, and another thread disturb it."""
         failed: list[BaseException] = []
 
         def disturb() -> None:
@@ -88,6 +84,21 @@ class Company:
         self.supervisor.run(until_empty=until_empty)
         thread.join()
         assert not failed, (failed, self.said)
+
+
+class Company(Scripted):
+    """Four jobs of one stream."""
+
+    start = TRAINER
+
+    def __init__(self, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+        super().__init__(world, monkeypatch)
+        self.go = world.settings.home / "go"
+        monkeypatch.setenv("ORCH_TEST_GO", str(self.go))
+        self.jobs = world.enqueue(*(parse({"training": {"seed": seed}, "sae": {"n_latents": 64}}) for seed in range(4)))
+
+    def run(self, meanwhile: Callable[[], object] = lambda: None, *, until_empty: bool = True) -> list[str]:
+        self.work(meanwhile, until_empty=until_empty)
         return [self.world.job(job).state for job in self.jobs]
 
     def wait_begun(self) -> None:

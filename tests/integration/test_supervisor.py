@@ -2,8 +2,6 @@
 
 import os
 import signal
-import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,9 +12,8 @@ from orchestrator import dispatch, queue
 from orchestrator.config import JobConfig
 from orchestrator.database.models import LeaseRow
 from orchestrator.errors import StorageError
+from tests.company import Scripted
 from tests.small_world import World, small_world
-from worker import process
-from worker.tasks import Supervisor, this_worker
 
 START = """
 import os, sys, time
@@ -36,39 +33,17 @@ END = "send(Ended('converged', 2048, 1.5, None, 1.0, 2.0, 3.0, 4.0))\n"
 YIELD = "while not line.must_yield: time.sleep(0.01); line.alive(0)\nsave(512)\nsys.exit(75)\n"
 
 
-class Bench:
-    """A world, a supervisor in the test's own thread, and a trainer made of a script."""
+class Bench(Scripted):
+    """One job."""
+
+    start = START
 
     def __init__(self, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.world, self.monkeypatch = world, monkeypatch
-        self.said: list[str] = []
-        self.supervisor = Supervisor(
-            world.settings,
-            world.engine,
-            worker=this_worker("one", pid=1, device="cpu"),
-            threads=1,
-            say=self.said.append,
-        )
+        super().__init__(world, monkeypatch)
         (self.job,) = world.enqueue(JobConfig())
 
-    def trainer(self, script: str, start: str = START) -> None:
-        self.monkeypatch.setattr(process, "COMMAND", (sys.executable, "-c", start + script))
-
     def run(self, meanwhile: Callable[[], object] = lambda: None, *, until_empty: bool = True) -> queue.State:
-        failed: list[BaseException] = []
-
-        def disturb() -> None:
-            try:
-                meanwhile()
-            except BaseException as error:  # noqa: BLE001 - told to the test below
-                failed.append(error)
-                self.supervisor.stop()
-
-        thread = threading.Thread(target=disturb)
-        thread.start()
-        self.supervisor.run(until_empty=until_empty)
-        thread.join()
-        assert not failed, (failed, self.said)
+        self.work(meanwhile, until_empty=until_empty)
         return self.world.job(self.job).state  # type: ignore[return-value]
 
     def when(self, ready: Callable[[], object], then: Callable[[], object]) -> Callable[[], None]:
