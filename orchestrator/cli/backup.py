@@ -53,11 +53,12 @@ def _into(file: Path, write: Callable[[Path], None], *, force: bool) -> None:
         raise StateError(f"{file} is there already", hint="Name another file, or write over it with --force")
     handle, name = tempfile.mkstemp(prefix=f".{file.name}.", suffix=".partial", dir=file.parent)
     os.close(handle)
+    new = Path(name)
     try:
-        write(Path(name))
-        os.replace(name, file)
+        write(new)
+        new.replace(file)
     finally:
-        Path(name).unlink(missing_ok=True)
+        new.unlink(missing_ok=True)
 
 
 def _copy_sqlite(source: Path, new: Path) -> None:

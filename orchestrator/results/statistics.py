@@ -30,7 +30,7 @@ def stats(engine: Engine) -> QueueStats:
         leases = m.LeaseRow
         holds = session.execute(
             select(
-                func.coalesce(func.sum(leases.tokens_per_second).filter(leases.expires_at >= db_now()), 0.0),
+                func.sum(leases.tokens_per_second).filter(leases.expires_at >= db_now()),
                 func.min(leases.expires_at) - db_now(),
             )
         ).one()
@@ -39,7 +39,7 @@ def stats(engine: Engine) -> QueueStats:
             paused_since=session.scalar(select(m.QueuePause.since)),
             oldest_queued_age=_oldest(session),
             running=_running(session),
-            tokens_per_second=holds[0],
+            tokens_per_second=holds[0] or 0.0,
             lease_slack=holds[1],
             tokens_trained=ended.pop("tokens") + _in_training(session),
             attempts=ended,
@@ -69,12 +69,12 @@ def _running(session: Session) -> dict[str, int]:
 def _ended(session: Session, *which: ColumnElement[bool]) -> dict[str, int]:
     """Return the attempts that ended by kind, and the tokens they trained; an index has all of it."""
     attempt = m.Attempt
-    trained = func.coalesce(func.sum(attempt.tokens_end - attempt.tokens_start), 0)
+    trained = func.sum(attempt.tokens_end - attempt.tokens_start)
     query = select(attempt.outcome, func.count(), trained).where(attempt.ended_at.is_not(None), *which)
     found = dict.fromkeys((*KINDS, "tokens"), 0)
     for outcome, number, tokens in session.execute(query.group_by(attempt.outcome)):
-        found[_KIND_OF.get(outcome, "failures")] += number
-        found["tokens"] += int(tokens)
+        found[_KIND_OF.get(outcome or "", "failures")] += number
+        found["tokens"] += int(tokens or 0)
     return found
 
 
@@ -83,4 +83,4 @@ def _in_training(session: Session) -> int:
     lease, attempt = m.LeaseRow, m.Attempt
     mine = (attempt.job_id == lease.job_id) & (attempt.attempt == lease.attempt)
     begun = case((attempt.tokens_start.is_(None), 0), else_=lease.tokens_seen - attempt.tokens_start)
-    return int(session.scalar(select(func.coalesce(func.sum(begun), 0)).select_from(lease).join(attempt, mine)) or 0)
+    return int(session.scalar(select(func.sum(begun)).select_from(lease).join(attempt, mine)) or 0)
