@@ -61,7 +61,7 @@ def _families(found: "QueueStats", workers: "Sequence[RosterRow]") -> Iterator[F
     states = {state: sum(worker.state == state for worker in workers) for state in _STATES}
     ended = found.attempts
     yield Family("orch_jobs", "gauge", "Jobs by state.", found.jobs, "state")
-    yield gauge("orch_queue_paused", "Whether the whole queue is paused.", found.paused_since is not None)
+    yield gauge("orch_queue_paused", "Whether the whole queue is paused.", found.paused_at is not None)
     yield gauge("orch_oldest_queued_age_seconds", "Since the oldest queued job was enqueued.", found.oldest_queued_age)
     yield Family("orch_leases", "gauge", "Jobs that a worker holds, by its device.", found.running, "device")
     yield gauge("orch_lease_slack_seconds", "Until the first lease runs out; below 0: overdue.", found.lease_slack)

@@ -61,7 +61,7 @@ def resume() -> None:
 
 def _lines(found: "QueueStats") -> list[tuple[str, str]]:
     devices = ", ".join(f"{number} on {device}" for device, number in found.running.items())
-    open_or_not = "open" if found.paused_since is None else f"paused since {clock(found.paused_since)}"
+    open_or_not = "open" if found.paused_at is None else f"paused since {clock(found.paused_at)}"
     oldest = found.oldest_queued_age
     return [
         ("queue", open_or_not),

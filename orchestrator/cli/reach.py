@@ -2,7 +2,6 @@
 
 import sqlite3
 import time
-import urllib.error
 import urllib.request
 from contextlib import closing
 from pathlib import Path
@@ -110,11 +109,10 @@ def check_tracking(settings: "Settings") -> Finding:
     address = mask(settings.tracking)
     try:
         text = _reach_tracking(settings.tracking)
-    except (urllib.error.URLError, OSError, ValueError, sqlite3.Error) as error:
-        hint = (
-            "Training goes on without it; orch tracking sync makes up for it later. Is it up, and tracking_url right?"
-        )
-        return Finding("WARN", "tracking", f"{address}: {mask(str(error))}", hint)
+    except (OrchError, OSError, ValueError, sqlite3.Error) as error:
+        hint = "Training goes on without it; orch tracking sync makes up for it later. Is tracking_url right?"
+        said = error.message if isinstance(error, OrchError) else mask(str(error))
+        return Finding("WARN", "tracking", f"{address}: {said}", hint)
     return Finding("OK", "tracking", f"{address}{text}")
 
 

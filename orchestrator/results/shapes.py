@@ -128,7 +128,7 @@ class QueueStats:
 
     jobs: dict[str, int]
     """By state."""
-    paused_since: float | None
+    paused_at: float | None
     """None: the queue is open."""
     oldest_queued_age: float | None
     """Since the job that has been queued longest was enqueued."""

@@ -36,7 +36,7 @@ def stats(engine: Engine) -> QueueStats:
         ).one()
         return QueueStats(
             jobs={state: counts.get(state, 0) for state in m.STATES},
-            paused_since=session.scalar(select(m.QueuePause.since)),
+            paused_at=session.scalar(select(m.QueuePause.since)),
             oldest_queued_age=_oldest(session),
             running=_running(session),
             tokens_per_second=holds[0] or 0.0,
