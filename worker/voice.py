@@ -44,5 +44,11 @@ class Voice:
     def _as_json(self, text: str) -> str:
         remark = Remark.of(text)
         at = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-        said = {"time": at, "level": remark.level, "worker": self._worker, **remark.about, "message": remark.message}
+        said = {
+            "time": at,
+            "level": remark.level,
+            "worker": self._worker,
+            **remark.about,
+            "message": remark.message.strip(),
+        }
         return json.dumps(said, ensure_ascii=False)

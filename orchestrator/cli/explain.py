@@ -23,7 +23,7 @@ _MEANINGS = {
     "SweepPaused": "Its sweep is paused. It goes on with: orch resume {sweep}",
     "SweepCap": "As many jobs of its sweep run as limits.max_parallel allows.",
     "NoWorker": "No worker is at work. Start one with: orch worker",
-    "WorkersLeaving": "Every worker there is drains or stops, and claims no more. Start one with: orch worker",
+    "WorkersLeaving": "Every worker that is there drains or stops: it claims no more. Start one with: orch worker",
 }
 _HOLDERS = {
     "draining": "Its worker drains: it finishes this job, claims no more, and ends.",

@@ -136,7 +136,7 @@ def test_explain_knows_the_workers(engine: Engine, capsys: Capture) -> None:
     claim(engine)
     roster.ask(engine, ["w1"], "drain")
     assert "(WorkersLeaving)" in explained(2)
-    assert "claims no more. Start one with: orch worker" in explained(2)
+    assert "it claims no more. Start one with: orch worker" in explained(2)
     assert "Its worker drains: it finishes this job" in explained(1)
     roster.ask(engine, ["w1"], "stop")
     assert "Its worker was asked to stop: it writes a checkpoint" in explained(1)

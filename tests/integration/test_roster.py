@@ -243,6 +243,18 @@ def test_asked_to_stop_it_releases_like_one_that_got_a_signal(bench: Bench) -> N
     assert results.roster(bench.world.engine, ended=True)[0].state == "ended"
 
 
+def test_a_worker_that_drains_can_still_be_stopped(bench: Bench) -> None:
+    bench.trainer(YIELD)
+
+    def drain_then_stop() -> None:
+        ask(bench, "drain")
+        bench.world.wait(lambda: any("asked to drain" in line for line in bench.said), 20)
+        ask(bench, "stop")
+
+    assert bench.run(bench.when(bench.began, drain_then_stop), until_empty=False) == "queued"
+    assert bench.outcomes == ["preempted"]
+
+
 def test_until_empty_ends_where_all_that_waits_is_paused(bench: Bench) -> None:
     queue.pause_queue(bench.world.engine)
     assert bench.run() == "queued"
