@@ -86,11 +86,13 @@ def _work(settings: Settings, asked: argparse.Namespace) -> int:
     say = Voice(asked.label, worker=me.name, form=settings.log_format)
     tracking = Tracking(engine, settings, say=say)
     supervisor = Supervisor(settings, engine, worker=me, threads=threads, say=say, changed=tracking.changed)
+    received: list[int] = []
 
     def on_signal(number: int, _frame: FrameType | None) -> None:
         # SIGTERM comes again from impatient service managers: only a second Ctrl-C means "now".
-        if not supervisor.is_stopping or number == signal.SIGINT:
+        if not supervisor.is_stopping or (received and number == signal.SIGINT):
             supervisor.stop()
+        received.append(number)
 
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, on_signal)

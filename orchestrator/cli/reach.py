@@ -128,8 +128,10 @@ def _reach_tracking(url: str) -> str:
             session.connection()
         engine.dispose()
         return " answers"
+    if not url.startswith("sqlite:///"):
+        return " was not looked at"
     file = Path(url.removeprefix("sqlite:///"))
-    if not url.startswith("sqlite:///") or not file.exists():
+    if not file.exists():
         return ", made when it is first used"
     with closing(sqlite3.connect(f"{file.absolute().as_uri()}?mode=rw", uri=True, timeout=3)) as connection:
         connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
