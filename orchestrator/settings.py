@@ -16,6 +16,7 @@ FILE_NAME = "orch.toml"
 Origin = Literal["environment", "file", "default"]
 _DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?")
 _SIZE = re.compile(r"(\d+(?:\.\d*)?(?:e\d+)?) *([kmgt]?)(i?)b?", re.IGNORECASE)
+_WORDS = {"compile": ("auto", "off"), "log_format": ("text", "json")}
 _MAY_BE_ZERO = {
     "grace_seconds",
     "reconcile_seconds",
@@ -68,6 +69,8 @@ class Settings:
     """How long the database may be away before trainers checkpoint and yield."""
     checkpoint_seconds: float = 60.0
     """Wall seconds between two checkpoints of a job."""
+    log_format: str = "text"
+    """What a worker writes to its log: text for people, or json, one object a line."""
 
     def __post_init__(self) -> None:
         """Check every value, and turn numbers written as text into numbers."""
@@ -174,8 +177,8 @@ def _checked(name: str, value: Any) -> Any:
         raise ConfigError(f"{name} takes text, not {value!r}", hint=_HINT)
     if name == "device" and not _DEVICE.fullmatch(str(value)):
         raise ConfigError(f"device takes auto, cpu, cuda or cuda:N, not {value!r}", hint=_HINT)
-    if name == "compile" and value not in ("auto", "off"):
-        raise ConfigError(f"compile takes auto or off, not {value!r}", hint=_HINT)
+    if name in _WORDS and value not in _WORDS[name]:
+        raise ConfigError(f"{name} takes {' or '.join(_WORDS[name])}, not {value!r}", hint=_HINT)
     if name == "cache_bytes" or (name == "memory" and value):
         _bytes(name, str(value))
     return Path(value) if name == "home" else value

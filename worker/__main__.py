@@ -6,7 +6,6 @@ import signal
 import socket
 import sys
 import threading
-import time
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
@@ -16,6 +15,7 @@ from typing import Any
 
 from orchestrator.errors import OrchError, StorageError
 from orchestrator.settings import Settings, load, mask
+from worker.voice import Remark, Voice
 
 DRAIN_SECONDS, STOPPED_DRAIN_SECONDS = 60.0, 5.0
 """For how long the end of a worker waits for MLflow: when the queue is empty, and when it is told to stop."""
@@ -29,16 +29,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for package in ("mlflow", "celery", "sqlalchemy"):  # advice to their authors, and that a container runs as root
         warnings.filterwarnings("ignore", module=rf"{package}(\.|$)")
     asked = _parser().parse_args(arguments)
+    complain: Callable[[str], None] = _complain
     try:
         settings = load()
+        if settings.log_format == "json":
+            complain = Voice(worker=asked.name or "", form="json")
         if asked.verb == "sync":
             return _sync(settings, asked.sweep)
         return _work_on_all(settings, asked, arguments) if asked.devices is not None else _work(settings, asked)
     except OrchError as error:
-        print(f"error: {error}", file=sys.stderr)
+        complain(Remark(str(error), level="error"))
         return error.exit_code
     except KeyboardInterrupt:
         return 130
+
+
+def _complain(text: str) -> None:
+    print(f"error: {text}", file=sys.stderr)
 
 
 def _work_on_all(settings: Settings, asked: argparse.Namespace, arguments: Sequence[str] | None) -> int:
@@ -54,9 +61,8 @@ def _work_on_all(settings: Settings, asked: argparse.Namespace, arguments: Seque
         own.add_argument(flag)
     rest = own.parse_known_args(arguments)[1]  # every worker gets the other flags as they are
     threads = asked.threads or max(1, _cores() // len(devices))
-    return Fleet(devices, say).run(
-        name=asked.name or f"{socket.gethostname()}-{os.getpid()}", threads=threads, flags=rest
-    )
+    name = asked.name or f"{socket.gethostname()}-{os.getpid()}"
+    return Fleet(devices, Voice(worker=name, form=settings.log_format)).run(name=name, threads=threads, flags=rest)
 
 
 def _work(settings: Settings, asked: argparse.Namespace) -> int:
@@ -66,7 +72,7 @@ def _work(settings: Settings, asked: argparse.Namespace) -> int:
     from worker.tasks import Supervisor, this_worker
     from worker.tracking import Tracking
 
-    say, threads = Voice(asked.label), asked.threads or _cores()
+    threads = asked.threads or _cores()
     if asked.label:
         threading.Thread(target=end_with_fleet, name="fleet-watch", daemon=True).start()
     device = asked.device or settings.device
@@ -77,13 +83,14 @@ def _work(settings: Settings, asked: argparse.Namespace) -> int:
         settings = replace(settings, jobs_per_trainer=1)
     engine = open_database(settings)
     me = this_worker(asked.name, pid=os.getpid(), device=device)
+    say = Voice(asked.label, worker=me.name, form=settings.log_format)
     tracking = Tracking(engine, settings, say=say)
     supervisor = Supervisor(settings, engine, worker=me, threads=threads, say=say, changed=tracking.changed)
     received: list[int] = []
 
     def on_signal(number: int, _frame: FrameType | None) -> None:
         # SIGTERM comes again from impatient service managers: only a second Ctrl-C means "now".
-        if not received or number == signal.SIGINT:
+        if not supervisor.is_stopping or (received and number == signal.SIGINT):
             supervisor.stop()
         received.append(number)
 
@@ -91,11 +98,11 @@ def _work(settings: Settings, asked: argparse.Namespace) -> int:
         signal.signal(number, on_signal)
     with _doorbell(settings, supervisor.ring, me.name, say):
         say(f"worker {me.name} on {device}, {threads} threads, database {engine.url.render_as_string()}")
-        supervisor.run(until_empty=asked.until_empty)
-    tracking.close(STOPPED_DRAIN_SECONDS if received else DRAIN_SECONDS)
+        stopped = supervisor.run(until_empty=asked.until_empty)
+    tracking.close(STOPPED_DRAIN_SECONDS if stopped else DRAIN_SECONDS)
     engine.dispose()
     say(f"worker {me.name} ends")
-    return INTERRUPTED if received and asked.until_empty else 0
+    return INTERRUPTED if stopped and asked.until_empty else 0
 
 
 def _doorbell(settings: Settings, ring: Any, name: str, say: Callable[[str], None]) -> Any:
@@ -120,23 +127,8 @@ def _sync(settings: Settings, sweep: str) -> int:
         raise StorageError(
             f"MLflow at {mask(settings.tracking)} does not answer: {first[:200]}", hint="Is it up? orch doctor"
         ) from None
-    say(f"MLflow at {mask(settings.tracking)}: {done} jobs of {sweep} are up to date")
+    Voice(form=settings.log_format)(f"MLflow at {mask(settings.tracking)}: {done} jobs of {sweep} are up to date")
     return 0
-
-
-class Voice:
-    """Prints events, each on a line of its own, behind the name of the worker of several that has them."""
-
-    def __init__(self, label: str = "") -> None:
-        """Take the label: empty for a worker that is alone."""
-        self._label = f"[{label}] " if label else ""
-
-    def __call__(self, text: str) -> None:
-        """Print one event."""
-        print(f"{time.strftime('%H:%M:%S')}  {self._label}{text}", file=sys.stderr, flush=True)
-
-
-say = Voice()
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -11,6 +11,7 @@ from worker.closing import Closing, Surroundings
 from worker.lease import HeldLease, Status
 from worker.process import Ending, meaning
 from worker.protocol import Alive, Assignment, Ended, Exit, Failure, Left, Measured, Message, Saved, Started, describe
+from worker.voice import Remark
 
 Stop = Literal["shutdown", "pause", "cancel", "outage", "stalled"]
 _OUTCOMES = {"pause": "paused", "cancel": "cancelled"}
@@ -122,7 +123,9 @@ class Attempt:
 
     def say(self, text: str) -> None:
         """Tell whoever reads the worker's log."""
-        self._around.say(f"{self._name}: {text}")
+        lease, level = self._claim.lease, Remark.of(text).level
+        about: dict[str, int | str] = {"job": lease.job_id, "attempt": lease.attempt, "token": lease.token[:8]}
+        self._around.say(Remark(text, prefix=f"{self._name}: ", level=level, **about))
 
     def _acknowledge(self, engine: Engine, lease: queue.Lease, ref: queue.CheckpointRef) -> None:
         """Store the pointer; only then may the checkpoints before the last one stored go."""

@@ -14,6 +14,7 @@ from orchestrator.settings import Settings
 from worker.lease import HeldLease, Write
 from worker.process import Ending, meaning
 from worker.protocol import Ended, Exit, Failure
+from worker.voice import Remark
 
 LOG_TAIL = 2000
 BACKOFF_SHARE = 1 / 3
@@ -73,7 +74,10 @@ class Closing:
                 retry=ending.retry and not is_second,
                 backoff_seconds=self._around.settings.lease_seconds * BACKOFF_SHARE,
             )  # fmt: skip
-            self._say(f"{ending.outcome}, now {state}: {ending.text}" + (f" ({hint})" if hint else ""))
+            why = f"{ending.text} ({hint})" if hint else ending.text
+            self._say(
+                Remark(f"{ending.outcome}, now {state}: {why}", level="error" if state == "failed" else "warning")
+            )
 
         self._write(fail)
 

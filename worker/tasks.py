@@ -1,6 +1,5 @@
 """The supervisor: claim -> train -> record -> finish, one trainer at a time; one loop, woken by clock or doorbell."""
 
-import math
 import queue as channels
 import socket
 import threading
@@ -11,15 +10,16 @@ from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 
-from sqlalchemy import Engine, or_, select
+from sqlalchemy import Engine
 
-from orchestrator import dispatch, memory, queue
-from orchestrator.database.engine import reading
-from orchestrator.database.models import Job, SweepRow
+from orchestrator import memory, queue
 from orchestrator.errors import StorageError
+from orchestrator.queue import roster
 from orchestrator.settings import Settings
 from worker.closing import Surroundings
 from worker.group import Group
+from worker.rounds import Rounds
+from worker.voice import Remark
 
 RING_SECONDS = 0.2
 COMPANION_TRIES = 3
@@ -47,28 +47,33 @@ class Supervisor:
         self._idle = threading.Event()
         self._stops = 0
         self._token = uuid.uuid4().hex
-        self._reconcile_at = 0.0
-        self._away = False
-        self._judge_at = 0.0
-        self._looked_at = -math.inf
+        self._rounds = Rounds(engine, settings, worker, say=say, changed=changed)
+        self._drains = False
 
-    def run(self, *, until_empty: bool = False) -> None:
-        """Work until told to stop, or until nothing is left to do."""
+    @property
+    def is_stopping(self) -> bool:
+        """Say whether it was told to stop, or has ended."""
+        return self._stops > 0
+
+    def run(self, *, until_empty: bool = False) -> bool:
+        """Work until told to stop or to drain, or until nothing is left to do; say whether it was told to stop."""
         try:
-            while not self._stops:
+            while not self._leaves:
                 self.drain()
-                if self._stops or (until_empty and self._empty()):
-                    return
+                if self._leaves or (until_empty and self._empty()):
+                    break
                 self._wait()
+            return self.is_stopping
         finally:
             self._stops = max(1, self._stops)
             self._idle.set()
+            self._rounds.end()
 
     def drain(self) -> None:
         """Claim and train until nothing can be claimed."""
-        while not self._stops:
+        while not self._leaves:
             self._tick()
-            leader = self._claim(queue.claim)
+            leader = None if self._leaves else self._claim(queue.claim)
             if leader is None:
                 return
             self._work(leader)
@@ -91,7 +96,7 @@ class Supervisor:
         self._idle.set()
         deadline = time.monotonic() + self._settings.poll
         rung = False
-        while not rung and not self._stops and (left := deadline - time.monotonic()) > 0:
+        while not rung and not self._leaves and (left := deadline - time.monotonic()) > 0:
             with suppress(channels.Empty):
                 self._bell.get(timeout=min(left, self._settings.reconcile_seconds or left))
                 rung = True
@@ -102,9 +107,9 @@ class Supervisor:
         try:
             claim = verb(self._engine, self._worker, token=self._token, lease_seconds=self._settings.lease_seconds)
         except StorageError as error:
-            self._lost_touch(error)  # the next call has the same token, and adopts a claim whose answer was lost
+            self._rounds.lost_touch(error)  # the next call has the same token, and adopts a claim whose answer was lost
             return self._claim(verb, tries=tries - 1) if tries > 1 else None
-        self._in_touch()
+        self._rounds.in_touch()
         if claim is not None:
             self._token = uuid.uuid4().hex
         return claim
@@ -118,7 +123,7 @@ class Supervisor:
         verb = partial(
             queue.claim_companion, leader=leader, fits=lambda config: room.holds([*(c.config for c in claims), config])
         )
-        while len(claims) < self._settings.jobs_per_trainer and not self._stops:
+        while len(claims) < self._settings.jobs_per_trainer and not self._leaves:
             found = self._claim(verb, tries=COMPANION_TRIES)
             if found is None:
                 return
@@ -132,49 +137,33 @@ class Supervisor:
             group.run()
         except Exception as error:  # noqa: BLE001 - the trouble of some jobs must not end the worker
             jobs = ", ".join(str(claim.lease.job_id) for claim in claims)
-            self._say(f"job {jobs}: the supervisor stumbled:\n{traceback.format_exc()}")
+            self._say(Remark(f"job {jobs}: the supervisor stumbled:\n{traceback.format_exc()}", level="error"))
             (group or Group(claims, self._around)).give_up(f"{type(error).__name__}: {error}")
 
     def _tick(self) -> int:
-        """Release what other workers left behind, if it is time to; return how often this one was told to stop."""
-        asleep, self._looked_at = time.monotonic() - self._looked_at, time.monotonic()
-        if asleep > self._settings.lease_seconds / 2:  # just started, stopped, or hung: so may all have been
-            self._judge_at = time.monotonic() + self._settings.lease_seconds
-        if time.monotonic() >= self._reconcile_at:
-            self._reconcile_at = time.monotonic() + self._settings.reconcile_seconds
-            try:
-                judge = not self._away and time.monotonic() >= self._judge_at
-                done = dispatch.reconcile(self._engine, self._settings, judge=judge)
-            except StorageError as error:
-                self._lost_touch(error)
-            else:
-                self._in_touch()
-                for job_id in done.released:
-                    self._say(f"job {job_id}: its worker fell silent; released")
-                    self._around.changed(job_id)
+        """Make the round that is due; return how often this worker was told to stop."""
+        self._heed(self._rounds.make())
         return self._stops
 
-    def _lost_touch(self, error: StorageError) -> None:
-        if not self._away:
-            self._say(f"{error.message}; trying again")
-        self._away = True
+    @property
+    def _leaves(self) -> bool:
+        """Say whether nothing more is to be claimed."""
+        return self._stops > 0 or self._drains
 
-    def _in_touch(self) -> None:
-        """After an outage every lease looks expired: wait a whole one before judging anybody."""
-        if self._away:
-            self._say("the database answers again")
-            self._judge_at = time.monotonic() + self._settings.lease_seconds
-        self._away = False
+    def _heed(self, wish: roster.Wish) -> None:
+        """Do what the person wants of this worker, once."""
+        if wish == "stop" and not self._stops:
+            self._say("asked to stop: running jobs write a checkpoint")
+            self.stop()
+        elif wish == "drain" and not self._leaves:
+            self._say("asked to drain: running jobs are finished, and no more are claimed")
+            self._drains = True
 
     def _empty(self) -> bool:
-        """Say whether no job runs, anywhere, and none is queued or waits for its next attempt; paused sweeps aside."""
-        waits = (Job.state == "queued") & SweepRow.paused.is_(False)
-        left = select(Job.id).join(SweepRow).where(or_(Job.state == "running", waits)).limit(1)
         try:
-            with reading(self._engine) as session:
-                return session.scalar(left) is None
+            return queue.is_done(self._engine)
         except StorageError as error:
-            self._lost_touch(error)
+            self._rounds.lost_touch(error)
             return False
 
 

@@ -9,6 +9,7 @@ from orchestrator import queue
 from worker.attempt import Attempt, Stop
 from worker.closing import Surroundings
 from worker.process import TrainerProcess
+from worker.voice import Remark
 
 TICK_SECONDS = 0.2
 
@@ -51,10 +52,12 @@ class Watch:
         try:
             yield
         except queue.LeaseLost:
-            attempt.say("the lease is lost, another worker may have it; nothing more is written")
+            attempt.say(
+                Remark("the lease is lost, another worker may have it; nothing more is written", level="warning")
+            )
             self._part(child, attempt)
         except Exception as error:  # noqa: BLE001 - the trouble of one job must not end its companions
-            attempt.say(f"the supervisor stumbled:\n{traceback.format_exc()}")
+            attempt.say(Remark(f"the supervisor stumbled:\n{traceback.format_exc()}", level="error"))
             self._part(child, attempt)
             with suppress(queue.LeaseLost):
                 attempt.give_up(f"{type(error).__name__}: {error}", wait=child is None)

@@ -10,7 +10,7 @@ from orchestrator.cli.selection import TERMINAL
 from orchestrator.cli.tables import Column
 
 if TYPE_CHECKING:
-    from orchestrator.results import JobRow
+    from orchestrator.results import JobRow, RosterRow
 
 COLOURS = {
     "queued": "white",
@@ -21,7 +21,9 @@ COLOURS = {
     "cancelled": "bright_black",
 }
 MARKS = {"queued": "○", "running": "●", "paused": "‖", "succeeded": "✓", "failed": "✗", "cancelled": "–"}
+WORKER_COLOURS = {"at work": "cyan", "idle": "white", "draining": "yellow", "stopping": "yellow", "lost": "red"}
 _LEASE_LOW = 30
+_JOBS_NAMED = 6
 
 
 def job_columns(
@@ -47,6 +49,26 @@ def job_columns(
     hidden = {"SWEEP"} if one_sweep and not wide else set()
     hidden |= set() if curve else {"CURVE"}
     return [column for column in columns if column.title not in hidden] + (_wide_columns() if wide else [])
+
+
+def worker_columns() -> "list[Column[RosterRow]]":
+    """Return the columns for workers."""
+    return [
+        Column("WORKER", lambda row: row.name),
+        Column("HOST", lambda row: row.host, weight=3),
+        Column("DEVICE", lambda row: row.device, weight=6),
+        Column("JOBS", _jobs_cell, weight=7),
+        Column("TOK/S", lambda row: count(row.tokens_per_second), right=True, weight=4),
+        Column("BEAT", lambda row: duration(row.silent), right=True, weight=5),
+        Column("VERSION", lambda row: row.version, weight=2),
+        Column("STATE", lambda row: click.style(row.state, fg=WORKER_COLOURS.get(row.state, "bright_black"))),
+    ]
+
+
+def _jobs_cell(row: "RosterRow") -> str:
+    named = ",".join(str(job) for job in row.jobs[:_JOBS_NAMED])
+    more = len(row.jobs) - _JOBS_NAMED
+    return (f"{named} +{more}" if more > 0 else named) or NONE
 
 
 def state_cell(row: "JobRow", *, drawn: bool) -> str:

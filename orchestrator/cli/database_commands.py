@@ -1,4 +1,6 @@
-"""`orch db`: the database's schema."""
+"""`orch db`: the database's schema, and copies of it all."""
+
+from pathlib import Path
 
 import click
 
@@ -8,7 +10,7 @@ from orchestrator.errors import StorageError
 
 @click.group()
 def db() -> None:
-    """Create, upgrade and check the database schema."""
+    """Create, upgrade and check the database schema; back it up."""
 
 
 @db.command()
@@ -48,3 +50,21 @@ def check() -> None:
             f"database {mask(settings.database)} has {has}; this version needs {HEAD}", hint="Run: orch db upgrade"
         )
     terminal.echo(f"{mask(settings.database)}: schema {found}, as this version needs")
+
+
+@db.command()
+@click.argument("file", type=click.Path(dir_okay=False, path_type=Path))
+@click.option("--force", is_flag=True, help="Write over a file that is there.")
+def backup(*, file: Path, force: bool) -> None:
+    """Copy the whole database into FILE, also while workers write.
+
+    SQLite's copy is a database again, and checked; PostgreSQL's is made by pg_dump, for pg_restore. Checkpoints and
+    results are files of their own: copy the data folder for them.
+    """
+    from orchestrator.cli.backup import back_up
+    from orchestrator.settings import load, mask
+
+    settings = load()
+    way_back = back_up(settings.database, file, force=force)
+    terminal.echo(str(file))
+    terminal.note(f"A copy of {mask(settings.database)}. To go back to it: {way_back}.")

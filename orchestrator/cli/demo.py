@@ -15,7 +15,7 @@ from orchestrator.cli.outcome import result_lines, where_lines
 from orchestrator.cli.python_process import EXAMPLES
 from orchestrator.cli.selection import TERMINAL, database
 from orchestrator.cli.spectator import Spectator, spectator
-from orchestrator.errors import OrchError, StorageError, TrainingError
+from orchestrator.errors import OrchError, StateError, StorageError, TrainingError
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine
@@ -40,11 +40,15 @@ def demo(*, file: Path, workers: int | None) -> None:
     Queues SAEs of a small language model that ships with orch, starts workers, shows how they get on, and prints
     what came out and where it lies. Ctrl-C loses nothing: run it again, and it goes on from the last checkpoints.
     """
+    from orchestrator import results
+
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.default_int_handler)
     with database() as (settings, engine):
         name = _enqueue(engine, file)
         left = _unfinished(engine, name)
+        if left and results.paused_since(engine) is not None:
+            raise StateError("the queue is paused: no worker would claim anything", hint="orch queue resume")
         if left:
             workers = workers or min(MOST_WORKERS, _cores(), len(left))
             # Each takes its part of the jobs, so that none takes all and another stands idle.

@@ -5,15 +5,15 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, NamedTuple
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from orchestrator.cli import terminal
 from orchestrator.cli.python_process import EXAMPLES
+from orchestrator.cli.reach import Finding, check_broker, check_clock, check_database, check_tracking, check_workers
 from orchestrator.errors import OrchError
 
 if TYPE_CHECKING:
@@ -41,16 +41,6 @@ if torch.cuda.is_available():
 else:
     print(0, f"torch {torch.__version__}, CPU with {torch.get_num_threads()} threads")
 """
-
-
-class Finding(NamedTuple):
-    """What one check found."""
-
-    level: str
-    """OK, WARN or FAIL."""
-    name: str
-    text: str
-    hint: str = ""
 
 
 @click.command()
@@ -82,7 +72,8 @@ def _examine() -> Iterator[Finding]:
         yield Finding("FAIL", "settings", error.message, error.hint)
         return
     checks: tuple[Callable[[Settings], Finding], ...] = (
-        _settings, _folder, _space, _database, _broker, _tracking, _subject, _device,
+        _settings, _folder, _artifacts, _space, check_database, check_clock, check_workers, check_broker,
+        check_tracking, _subject, _device,
     )  # fmt: skip
     for check in checks:
         yield check(settings)
@@ -114,14 +105,23 @@ def _settings(settings: "Settings") -> Finding:
 
 
 def _folder(settings: "Settings") -> Finding:
+    hint = "Set ORCH_HOME, or home in orch.toml, to a folder that may be written."
+    return _writable("folder", settings.home, hint)
+
+
+def _artifacts(settings: "Settings") -> Finding:
+    hint = "Results and checkpoints go there: check the owner and mode of the folder, and what is mounted there."
+    return _writable("artifacts", settings.home / "artifacts", hint)
+
+
+def _writable(name: str, folder: Path, hint: str) -> Finding:
     try:
-        settings.home.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=settings.home):
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        hint = "Set ORCH_HOME, or home in orch.toml, to a folder that may be written."
-        return Finding("FAIL", "folder", f"{settings.home}: {error.strerror}", hint)
-    return Finding("OK", "folder", f"{settings.home} may be written")
+        return Finding("FAIL", name, f"{folder}: {error.strerror}", hint)
+    return Finding("OK", name, f"{folder} may be written")
 
 
 def _space(settings: "Settings") -> Finding:
@@ -133,54 +133,6 @@ def _space(settings: "Settings") -> Finding:
     return Finding(
         level, "disk", f"{free / 1e9:.1f} GB free", "" if level == "OK" else "Checkpoints and tokens need room."
     )
-
-
-def _database(settings: "Settings") -> Finding:
-    from orchestrator.database.schema import HEAD, current
-    from orchestrator.settings import mask
-
-    try:
-        found = current(settings)
-    except OrchError as error:
-        return Finding("FAIL", "database", error.message, error.hint)
-    if found == HEAD:
-        return Finding("OK", "database", f"{mask(settings.database)}, schema {found}")
-    text = f"{mask(settings.database)} has {f'schema {found}' if found else 'no schema yet'}, {HEAD} is needed"
-    if settings.embedded:
-        return Finding("OK", "database", text, "It is made when it is first used.")
-    return Finding("FAIL", "database", text, "Run: orch db upgrade")
-
-
-def _broker(settings: "Settings") -> Finding:
-    if not settings.broker_url:
-        return Finding("OK", "broker", f"none: workers look at the queue every {settings.poll:g} s")
-    from redis import Redis
-    from redis.exceptions import RedisError
-
-    from orchestrator.settings import mask
-
-    try:
-        client = Redis.from_url(settings.broker_url, socket_connect_timeout=3, socket_timeout=3)
-        with client:
-            client.ping()
-    except (RedisError, OSError, ValueError) as error:
-        hint = f"Jobs flow all the same: workers look every {settings.poll:g} s. Is Redis up, and broker_url right?"
-        return Finding("WARN", "broker", f"{mask(settings.broker_url)}: {mask(str(error))}", hint)
-    return Finding("OK", "broker", f"{mask(settings.broker_url)} answers")
-
-
-def _tracking(settings: "Settings") -> Finding:
-    from orchestrator.settings import mask
-
-    address = mask(settings.tracking)
-    if not settings.tracking.startswith(("http://", "https://")):
-        return Finding("OK", "tracking", f"{address}, shown by: orch ui")
-    try:
-        urllib.request.urlopen(f"{settings.tracking.rstrip('/')}/health", timeout=5).close()
-    except (urllib.error.URLError, OSError, ValueError) as error:
-        hint = "Training goes on without it; orch tracking sync makes up for it later. Is the MLflow server up?"
-        return Finding("WARN", "tracking", f"{address}: {error}", hint)
-    return Finding("OK", "tracking", f"{address} answers")
 
 
 def _subject(settings: "Settings") -> Finding:

@@ -19,9 +19,16 @@ _MEANINGS = {
     "Priority": "The workers are busy, or other jobs are before it: of higher priority, or older.",
     "Backoff": "Its last attempt failed; it is tried again when the time in brackets is over.",
     "Paused": "It is paused. It goes on with: orch resume {id}",
+    "QueuePaused": "The whole queue is paused: no worker claims. It goes on with: orch queue resume",
     "SweepPaused": "Its sweep is paused. It goes on with: orch resume {sweep}",
     "SweepCap": "As many jobs of its sweep run as limits.max_parallel allows.",
     "NoWorker": "No worker is at work. Start one with: orch worker",
+    "WorkersLeaving": "Every worker that is there drains or stops: it claims no more. Start one with: orch worker",
+}
+_HOLDERS = {
+    "draining": "Its worker drains: it finishes this job, claims no more, and ends.",
+    "stopping": "Its worker was asked to stop: it writes a checkpoint, and another worker goes on from there.",
+    "lost": "Its worker was last heard of {silent} ago; when the lease runs out too, the job goes on elsewhere.",
 }
 _ENDINGS = {
     "converged": "Three evaluations in a row gained less than stop.epsilon since half the tokens.",
@@ -52,10 +59,11 @@ def _explanation(engine: "Engine", row: "JobRow") -> list[str]:
     if row.state == "running":
         asked = {"cancel": "It was asked to cancel", "pause": "It was asked to pause"}.get(row.desired, "")
         beat = f"{asked}, and does so at its next heartbeat." if asked else "It runs."
-        left = f" Its lease is renewed in time: {duration(row.lease_left)} are left." if row.lease_left else ""
+        left = f" {_lease(row.lease_left)}" if row.lease_left is not None else ""
         others = _companions(engine, row)
         with_whom = f" Its trainer began with job{'s' * (len(others) > 1)} {', '.join(others)} too." if others else ""
-        return [f"{beat} Attempt {row.attempt}, on {row.worker or 'a worker'}.{left}{with_whom}"]
+        there = f"{beat} Attempt {row.attempt}, on {row.worker or 'a worker'}.{left}{with_whom}"
+        return [there, *_of_its_worker(engine, row)]
     if row.state in {"failed", "cancelled"}:
         tried = [a for a in results.attempts(engine, row.id) if a.error]
         last = [f"Attempt {tried[-1].attempt}: {tried[-1].error}", f"Its log: orch logs {row.id}"] if tried else []
@@ -65,6 +73,22 @@ def _explanation(engine: "Engine", row: "JobRow") -> list[str]:
     if row.state == "queued" and standing.before:
         lines.append(f"{plural(standing.before, 'queued job')} may run before it; the first is job {standing.first}.")
     return lines
+
+
+def _lease(left: float) -> str:
+    if left >= 0:
+        return f"Its lease is renewed in time: {duration(left)} are left."
+    return f"Its lease ran out {duration(-left)} ago: it goes back to the queue as soon as a worker looks."
+
+
+def _of_its_worker(engine: "Engine", row: "JobRow") -> list[str]:
+    """Say what is about to happen to a running job because of its worker."""
+    from orchestrator import results
+
+    holders = [worker for worker in results.roster(engine) if row.id in worker.jobs]
+    return [
+        _HOLDERS[worker.state].format(silent=duration(worker.silent)) for worker in holders if worker.state in _HOLDERS
+    ]
 
 
 def _companions(engine: "Engine", row: "JobRow") -> list[str]:

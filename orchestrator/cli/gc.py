@@ -20,7 +20,7 @@ LINES_SHOWN = 20
 @click.option("--cache", "all_caches", is_flag=True, help="Every activation cache that no process uses, however young.")
 @click.option(
     "--older-than", metavar="TIME", default="7d", show_default=True, callback=seconds,
-    help="Age at which unused caches and tokens go, and the checkpoints of failed and cancelled jobs.",
+    help="Age at which unused caches and tokens go, checkpoints of failed and cancelled jobs, and ended workers.",
 )  # fmt: skip
 @yes_option()
 @output_option("name", "json")
@@ -28,10 +28,12 @@ def gc(*, dry_run: bool, all_caches: bool, older_than: float, yes: bool, output:
     """Remove what nobody needs any more.
 
     Checkpoints of jobs that have ended (the final autoencoder stays), activation caches over their quota or long
-    unused, token files of no job that is not over, and what was left half-written. Nothing that a job which runs,
+    unused, token files of no job that is not over, what was left half-written, and the names of workers that ended
+    long ago. Nothing that a job which runs,
     waits or is paused would miss.
     """
     from orchestrator import garbage
+    from orchestrator.queue import roster
 
     with database() as (settings, engine):
         found = garbage.find(engine, settings, older_than=older_than, all_caches=all_caches)
@@ -41,6 +43,9 @@ def gc(*, dry_run: bool, all_caches: bool, older_than: float, yes: bool, output:
             total = sum(item.bytes for item in found)
             terminal.confirm(f"Delete {plural(len(found), 'thing')}, {size(total)}?", yes=yes)
         gone = found if dry_run else garbage.remove(engine, found)
+        forgotten = 0 if dry_run else roster.forget(engine, older_than=older_than)
+    if forgotten:
+        terminal.note(f"{plural(forgotten, 'worker')} that ended or fell silent long ago forgotten.")
     _print(gone, output)
     if output is None:
         verb = "would go" if dry_run else "gone"

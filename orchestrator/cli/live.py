@@ -1,7 +1,12 @@
-"""A picture in the terminal that is redrawn in place."""
+"""A picture in the terminal that is redrawn in place, and the keys a person presses meanwhile."""
 
 import os
+import select
 import shutil
+import sys
+import termios
+import time
+import tty
 from collections.abc import Sequence
 from types import TracebackType
 from typing import Self
@@ -45,3 +50,37 @@ class Canvas:
         from rich.text import Text
 
         self._live.update(Text.from_ansi("\n".join(lines), no_wrap=True, overflow="crop"), refresh=True)
+
+
+class Keys:
+    """Single keys from the terminal, not shown and without Enter; afterwards the terminal is as it was."""
+
+    def __init__(self) -> None:
+        """Prepare; where no terminal is, no key is ever pressed."""
+        self._input = sys.stdin.fileno() if sys.stdin.isatty() else None
+
+    def __enter__(self) -> Self:
+        """Take the keys as they come; Ctrl-C stays Ctrl-C."""
+        if self._input is not None:
+            self._before = termios.tcgetattr(self._input)
+            tty.setcbreak(self._input)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Give the terminal back as it was."""
+        if self._input is not None:
+            termios.tcsetattr(self._input, termios.TCSADRAIN, self._before)
+
+    def pressed(self, seconds: float) -> str:
+        """Return what is pressed within so many seconds, or nothing."""
+        if self._input is None:
+            time.sleep(seconds)
+            return ""
+        if not select.select([self._input], [], [], seconds)[0]:
+            return ""
+        keys = os.read(self._input, 64)
+        if not keys:
+            raise KeyboardInterrupt  # the terminal is gone
+        return keys.decode(errors="replace")

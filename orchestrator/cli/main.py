@@ -24,6 +24,7 @@ SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
         "pause": ("steer", "Pause jobs; running ones write a checkpoint first."),
         "resume": ("steer", "Let paused jobs go on."),
         "retry": ("steer", "Queue failed or cancelled jobs again."),
+        "queue": ("queue_commands", "Show figures of the whole queue; pause and resume it."),
     },
     "Look": {
         "status": ("status", "Show jobs and how far they are."),
@@ -31,16 +32,18 @@ SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
         "explain": ("explain", "Say why a job is, or is not, running."),
         "logs": ("logs", "Print what a job's trainer wrote."),
         "wait": ("wait", "Wait until jobs have ended; the exit code says how."),
+        "top": ("top", "Watch workers and running jobs until q is pressed."),
+        "metrics": ("metrics", "Print figures for Prometheus."),
         "ui": ("services", "Open MLflow's pages on this machine."),
     },
     "Work": {
-        "worker": ("services", "Train queued jobs until stopped."),
+        "worker": ("workers", "Train queued jobs until stopped."),
         "tracking": ("services", "Rebuild what MLflow shows."),
     },
     "Place": {
         "gc": ("gc", "Remove what nobody needs any more."),
         "config": ("place", "Show settings and the config schema; check sweep files."),
-        "db": ("database_commands", "Create, upgrade and check the database schema."),
+        "db": ("database_commands", "Create, upgrade and check the database schema; back it up."),
         "completion": ("place", "Print the completion script of a shell."),
     },
 }

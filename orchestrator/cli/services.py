@@ -1,10 +1,9 @@
-"""`orch worker, ui, tracking`: programs of their own, started from here."""
+"""`orch ui, tracking`: programs of their own, started from here."""
 
 import os
 import signal
 import socket
 import subprocess
-import sys
 import time
 import urllib.error
 import urllib.request
@@ -24,38 +23,6 @@ if TYPE_CHECKING:
 HOST = "127.0.0.1"
 START_SECONDS = 90.0
 STOP_SECONDS = 10.0
-
-
-@click.command()
-@click.option("--until-empty", is_flag=True, help="End when no job is queued or running.")
-@click.option("--name", help="Its name in `orch status`; host and process id by default.")
-@click.option("--threads", type=click.IntRange(1), help="CPU threads of the trainer; all by default.")
-@click.option("--device", help="auto, cpu, cuda or cuda:N; the setting `device` by default.")
-@click.option("--jobs", type=click.IntRange(1), help="Most jobs of one stream that a trainer trains together.")
-@click.option("--devices", help="A worker per entry: 0,1 or all GPUs: all; 0+1 is one whose jobs share both.")
-def worker(
-    *,
-    until_empty: bool,
-    name: str | None,
-    threads: int | None,
-    device: str | None,
-    jobs: int | None,
-    devices: str | None,
-) -> None:
-    """Train queued jobs until stopped.
-
-    Ctrl-C or SIGTERM lets the running job write a checkpoint; the next worker goes on from there, exactly.
-    """
-    from orchestrator.settings import load
-
-    if device is not None and devices is not None:
-        raise click.UsageError("--device and --devices both name a place: give one of them.")
-    load()  # a wrong setting is told here, before half a second of imports
-    flags = ["--until-empty"] if until_empty else []
-    values = {"--name": name, "--threads": threads, "--jobs": jobs, "--device": device, "--devices": devices}
-    for flag, value in values.items():
-        flags += [flag, str(value)] if value is not None else []
-    _become("worker", *flags)
 
 
 @click.group()
@@ -97,12 +64,6 @@ def ui(*, port: int, browser: bool) -> None:
     _check_store(settings)
     _check_port(port)
     _serve(settings, port, browser=browser)
-
-
-def _become(module: str, *arguments: str) -> None:
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os.execve(sys.executable, python_command(module, *arguments), python_environment())
 
 
 def _check_store(settings: "Settings") -> None:

@@ -98,6 +98,8 @@ def _print_table(settings: "Settings", engine: "Engine", rows: "list[JobRow]", *
     at_work = plural(len({worker.worker for worker in results.workers(engine)}), "worker")
     woken = "woken by the broker" if settings.broker_url else "polling"
     terminal.note(f"{shown}{'  '.join(state_counts(counts))}  ·  {at_work} at work, {woken}")
+    if results.paused_since(engine) is not None:
+        terminal.note("The queue is paused: nothing more starts. To open it: orch queue resume")
 
 
 def _print_records(rows: "list[JobRow]", output: str) -> None:

@@ -110,6 +110,7 @@ class Attempt(Table):
     """One try of a job; appended by the claim, closed once."""
 
     __tablename__ = "attempts"
+    __table_args__ = (Index("ix_attempts_ended", "ended_at", "outcome", "tokens_start", "tokens_end"),)
     job_id: Mapped[int] = mapped_column(ForeignKey("jobs.id"), primary_key=True)
     attempt: Mapped[int] = mapped_column(primary_key=True)
     token: Mapped[str]
@@ -235,6 +236,34 @@ class ActivationCache(Table):
     complete: Mapped[bool]
     created_at: Mapped[float]
     last_used_at: Mapped[float]
+
+
+class WorkerRow(Table):
+    """One life of a worker process, as it tells itself; what it holds is told by its leases alone."""
+
+    __tablename__ = "workers"
+    token: Mapped[str] = mapped_column(primary_key=True)
+    name: Mapped[str]
+    host: Mapped[str]
+    pid: Mapped[int]
+    device: Mapped[str]
+    version: Mapped[str]
+    started_at: Mapped[float]
+    seen_at: Mapped[float]
+    every_seconds: Mapped[float]
+    """Between two of its reports; who misses several is lost."""
+    desired: Mapped[str]
+    """run, drain or stop: what a person wants of it."""
+    ended_at: Mapped[float | None]
+
+
+class QueuePause(Table):
+    """While its one row is there, nobody claims."""
+
+    __tablename__ = "queue_pause"
+    __table_args__ = (CheckConstraint("id = 1", name="one_row"),)
+    id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    since: Mapped[float]
 
 
 def declare_partial_indexes() -> None:

@@ -15,7 +15,7 @@ from orchestrator.database.engine import connect, explained
 from orchestrator.errors import StorageError
 from orchestrator.settings import Settings, mask
 
-HEAD = "0003"
+HEAD = "0004"
 """The newest migration; a test compares it with the folder, so that opening need not load Alembic."""
 VERSION_TABLE = "orch_alembic_version"
 _MIGRATIONS = Path(__file__).parents[2] / "migrations"

@@ -3,6 +3,7 @@
 from orchestrator.queue.claims import claim, claim_companion, waiting
 from orchestrator.queue.endings import fail, finish, release
 from orchestrator.queue.expiry import release_expired
+from orchestrator.queue.gate import is_done, pause_queue, resume_queue
 from orchestrator.queue.heartbeats import begin, checkpointed, heartbeat, record, set_mlflow
 from orchestrator.queue.intake import enqueue
 from orchestrator.queue.terms import (
@@ -39,12 +40,15 @@ __all__ = [
     "fail",
     "finish",
     "heartbeat",
+    "is_done",
     "pause",
+    "pause_queue",
     "pause_sweep",
     "record",
     "release",
     "release_expired",
     "resume",
+    "resume_queue",
     "resume_sweep",
     "retry",
     "set_mlflow",

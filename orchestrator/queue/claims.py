@@ -3,13 +3,14 @@
 from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
-from sqlalchemy import Engine, Row, Select, func, insert, select, text, update
+from sqlalchemy import Engine, Row, Select, func, insert, select, update
 from sqlalchemy.orm import Session
 
 from orchestrator.database.engine import db_now, reading, transaction
 from orchestrator.database.models import Attempt, CheckpointRow, Job, LeaseRow, SweepRow
 from orchestrator.queue.endings import fail
 from orchestrator.queue.fence import log_event
+from orchestrator.queue.gate import enter, is_open
 from orchestrator.queue.terms import CheckpointRef, Claim, Lease, Worker
 
 if TYPE_CHECKING:
@@ -145,8 +146,7 @@ def _next(session: Session, worker: Worker, token: str, lease_seconds: float, ch
 def _pick(session: Session, choice: _Choice) -> Row[int, int, int, str] | None:
     """Lock the first job that may be taken, highest priority first, then the oldest."""
     if session.get_bind().dialect.name == "postgresql":
-        # Without fresh statistics the planner would sort the whole queue for its first row; the index has it in order.
-        session.execute(text("SET LOCAL enable_sort = off"))
+        enter(session)
     full: list[int] = []
     passed: list[int] = []
     query = choice.query.with_for_update(skip_locked=True, of=Job).limit(1)
@@ -181,6 +181,7 @@ def _eligible() -> Query:
     return (
         select(Job.id, Job.attempt, Job.sweep_id, Job.config)
         .where(Job.state == "queued", Job.desired == "run", Job.not_before <= db_now(), Job.sweep_id.not_in(closed))
+        .where(is_open())
         .order_by(Job.priority.desc(), Job.id)
     )
 

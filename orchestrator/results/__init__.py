@@ -1,5 +1,6 @@
 """The read side: flat rows of jobs, sweeps, workers, curves and histories."""
 
+from orchestrator.results.attendance import roster
 from orchestrator.results.history import attempts, checkpoints, config, convergence, curve, events
 from orchestrator.results.lookup import existing, find
 from orchestrator.results.overview import jobs
@@ -9,11 +10,14 @@ from orchestrator.results.shapes import (
     ConvergenceRow,
     EventRow,
     JobRow,
+    QueueStats,
+    RosterRow,
     SweepRow,
     WorkerRow,
 )
 from orchestrator.results.sharing import Standing, standing
-from orchestrator.results.totals import counts, sweeps, workers
+from orchestrator.results.statistics import stats
+from orchestrator.results.totals import counts, paused_since, sweeps, workers
 
 __all__ = [
     "AttemptRow",
@@ -21,6 +25,8 @@ __all__ = [
     "ConvergenceRow",
     "EventRow",
     "JobRow",
+    "QueueStats",
+    "RosterRow",
     "Standing",
     "SweepRow",
     "WorkerRow",
@@ -34,7 +40,10 @@ __all__ = [
     "existing",
     "find",
     "jobs",
+    "paused_since",
+    "roster",
     "standing",
+    "stats",
     "sweeps",
     "workers",
 ]

@@ -8,6 +8,7 @@ from sqlalchemy.orm import Session
 
 from orchestrator.database import models as m
 from orchestrator.database.engine import db_now, reading
+from orchestrator.results.attendance import gathering
 from orchestrator.results.shapes import JobRow
 
 EPSILON = 0.01
@@ -21,8 +22,10 @@ class _House(NamedTuple):
     sweeps: dict[int, Row[Any]]
     running: dict[int, int]
     """Running jobs by sweep."""
-    workers: bool
-    """Whether any worker holds a lease that has not run out."""
+    paused: bool
+    """Whether the whole queue is."""
+    nobody: str
+    """Why no worker would take a job; empty when one would, sooner or later."""
 
 
 def jobs(
@@ -85,10 +88,19 @@ def _query() -> Select[Any]:
 def _house(session: Session) -> _House:
     now = session.execute(select(db_now())).scalar_one()
     running = select(m.Job.sweep_id, func.count()).where(m.Job.state == "running").group_by(m.Job.sweep_id)
-    at_work = session.scalar(select(m.LeaseRow.job_id).where(m.LeaseRow.expires_at >= now).limit(1))
+    paused = session.scalar(select(m.QueuePause.id)) is not None
     columns = (m.SweepRow.id, m.SweepRow.name, m.SweepRow.labels, m.SweepRow.paused, m.SweepRow.max_parallel)
     sweeps = {row.id: row for row in session.execute(select(*columns))}
-    return _House(now, sweeps, {row[0]: row[1] for row in session.execute(running)}, at_work is not None)
+    return _House(now, sweeps, {row[0]: row[1] for row in session.execute(running)}, paused, _nobody(session, now))
+
+
+def _nobody(session: Session, now: float) -> str:
+    there = gathering(session)
+    if there == "leaving":
+        return "WorkersLeaving"
+    # A worker of an earlier version is in no roster, but its leases tell of it.
+    held = select(m.LeaseRow.job_id).where(m.LeaseRow.expires_at >= now).limit(1)
+    return "" if there == "open" or session.scalar(held) is not None else "NoWorker"
 
 
 def _job(row: Row[Any], house: _House) -> JobRow:
@@ -117,13 +129,15 @@ def _reason(row: Row[Any], house: _House) -> str | None:
     if row.state != "queued":
         return stored
     sweep, at_work = house.sweeps[row.sweep_id], house.running.get(row.sweep_id, 0)
+    if house.paused:
+        return "QueuePaused"
     if sweep.paused:
         return "SweepPaused"
     if row.not_before > house.now:
         return f"Backoff({span(row.not_before - house.now)})" + (f": {stored}" if stored else "")
     if sweep.max_parallel is not None and at_work >= sweep.max_parallel:
         return f"SweepCap({at_work}/{sweep.max_parallel})"
-    return "Priority" if house.workers else "NoWorker"
+    return house.nobody or "Priority"
 
 
 def span(seconds: float) -> str:

@@ -101,6 +101,52 @@ class WorkerRow:
 
 
 @dataclass(frozen=True, slots=True)
+class RosterRow:
+    """One life of a worker, as it told itself, with the jobs whose leases it holds."""
+
+    token: str
+    name: str
+    host: str
+    pid: int
+    device: str
+    version: str
+    state: str
+    """at work, idle, draining, stopping, lost or ended."""
+    jobs: tuple[int, ...]
+    tokens_per_second: float | None
+    """Of all its jobs."""
+    started_at: float
+    seen_at: float
+    silent: float
+    """Since its last report."""
+    ended_at: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class QueueStats:
+    """The queue as a whole; totals are over all that was ever tried."""
+
+    jobs: dict[str, int]
+    """By state."""
+    paused_at: float | None
+    """None: the queue is open."""
+    oldest_queued_age: float | None
+    """Since the job that has been queued longest was enqueued."""
+    running: dict[str, int]
+    """Running jobs by the device of their worker."""
+    tokens_per_second: float
+    """Of all that run now."""
+    lease_slack: float | None
+    """Of the lease that runs out first; below 0: its worker has fallen silent."""
+    tokens_trained: int
+    """By all attempts, what was trained again after a loss included."""
+    attempts: dict[str, int]
+    """All that ended: results, failures, preemptions, lost, other (paused, cancelled)."""
+    last_hour: dict[str, int]
+    """The same, of those that ended in the last hour, and their tokens."""
+
+
+@dataclass(frozen=True, slots=True)
 class AttemptRow:
     """One try of a job."""
 

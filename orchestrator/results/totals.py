@@ -1,4 +1,4 @@
-"""Sums over jobs: by state, by sweep, and the workers that hold leases."""
+"""Sums over jobs: by state, by sweep, the workers that hold leases, and whether the queue is open."""
 
 from sqlalchemy import Engine, func, select
 
@@ -15,6 +15,12 @@ def counts(engine: Engine, *, sweep: str | None = None) -> dict[str, int]:
     with reading(engine) as session:
         found = {row[0]: row[1] for row in session.execute(query)}
     return {state: found.get(state, 0) for state in m.STATES}
+
+
+def paused_since(engine: Engine) -> float | None:
+    """Return since when the whole queue is paused; None when it is open."""
+    with reading(engine) as session:
+        return session.scalar(select(m.QueuePause.since))
 
 
 def sweeps(engine: Engine) -> list[SweepRow]:

@@ -30,7 +30,13 @@ def _modules(folder: Path, *arguments: str) -> set[str]:
     return set(done.stderr.rpartition("MODULES ")[2].split())
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["enqueue", "--help"], ["demo", "-h"], ["db", "-h"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--help"], ["--version"], ["enqueue", "--help"], ["demo", "-h"], ["db", "-h"], ["db", "backup", "-h"],
+        ["worker", "-h"], ["worker", "drain", "-h"], ["queue", "stats", "-h"], ["top", "-h"], ["metrics", "-h"],
+    ],
+)  # fmt: skip
 def test_help_loads_nothing_but_click(tmp_path: Path, arguments: list[str]) -> None:
     loaded = _modules(tmp_path, *arguments)
     assert "click" in loaded
@@ -39,9 +45,10 @@ def test_help_loads_nothing_but_click(tmp_path: Path, arguments: list[str]) -> N
 
 def test_status_loads_no_trainer(tmp_path: Path) -> None:
     _modules(tmp_path, "db", "upgrade")
-    loaded = _modules(tmp_path, "status")
-    assert "sqlalchemy" in loaded
-    assert not (HEAVY | {"alembic", "numpy"}) & loaded
+    for arguments in (["status"], ["worker", "list"], ["queue", "stats"], ["metrics"], ["top"]):
+        loaded = _modules(tmp_path, *arguments)
+        assert "sqlalchemy" in loaded
+        assert not (HEAVY | {"alembic", "numpy", "pydantic"}) & loaded, arguments
 
 
 def test_enqueue_loads_no_trainer(tmp_path: Path) -> None:

@@ -123,7 +123,13 @@ def test_what_a_trainer_may_take(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("jobs_per_trainer", "0"), ("jobs_per_trainer", "two"), ("memory", "lots"), ("compile", "always")],
+    [
+        ("jobs_per_trainer", "0"),
+        ("jobs_per_trainer", "two"),
+        ("memory", "lots"),
+        ("compile", "always"),
+        ("log_format", "xml"),
+    ],
 )
 def test_a_wrong_limit_is_named(tmp_path: Path, name: str, value: str) -> None:
     with pytest.raises(ConfigError, match=name):

@@ -1,0 +1,152 @@
+"""What `orch doctor` finds of the servers and of who works: is each within reach, and if not, what to do."""
+
+import sqlite3
+import time
+import urllib.request
+from contextlib import closing
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from orchestrator.cli.figures import duration, plural
+from orchestrator.cli.selection import database
+from orchestrator.errors import OrchError
+
+if TYPE_CHECKING:
+    from orchestrator.settings import Settings
+
+CLOCK_SECONDS = 5.0
+"""By how much this machine's clock may be off before it is worth a word."""
+
+
+class Finding(NamedTuple):
+    """What one check found."""
+
+    level: str
+    """OK, WARN or FAIL."""
+    name: str
+    text: str
+    hint: str = ""
+
+
+def check_database(settings: "Settings") -> Finding:
+    """Look whether the database answers, and whether its schema is that of this version."""
+    from orchestrator.database.schema import HEAD, current
+    from orchestrator.settings import mask
+
+    try:
+        found = current(settings)
+    except OrchError as error:
+        return Finding("FAIL", "database", error.message, error.hint)
+    if found == HEAD:
+        return Finding("OK", "database", f"{mask(settings.database)}, schema {found}")
+    text = f"{mask(settings.database)} has {f'schema {found}' if found else 'no schema yet'}, {HEAD} is needed"
+    if settings.embedded:
+        return Finding("OK", "database", text, "It is made when it is first used.")
+    return Finding("FAIL", "database", text, "Run: orch db upgrade")
+
+
+def check_clock(settings: "Settings") -> Finding:
+    """Compare this machine's clock with the database's."""
+    from sqlalchemy import select
+
+    from orchestrator.database.engine import db_now, reading
+
+    if not _is_current(settings):
+        return _unknown("clock")
+    with database() as (_, engine), reading(engine) as session:
+        session.execute(select(1))  # the connection is made before the time is taken
+        before = time.time()
+        theirs = float(session.execute(select(db_now())).scalar_one())
+        ahead = (before + time.time()) / 2 - theirs
+    if abs(ahead) <= CLOCK_SECONDS:
+        return Finding("OK", "clock", f"within {max(abs(ahead), 0.001):.3f} s of the database's")
+    text = f"{duration(abs(ahead))} {'ahead of' if ahead > 0 else 'behind'} the database's clock"
+    hint = "Leases do not mind: only the database's clock judges them. Times in logs are off: let NTP set this clock."
+    return Finding("WARN", "clock", text, hint)
+
+
+def check_workers(settings: "Settings") -> Finding:
+    """Look who is at work, and whether somebody is where there is work."""
+    from orchestrator import results
+
+    if not _is_current(settings):
+        return _unknown("workers")
+    with database() as (_, engine):
+        found = [worker.state for worker in results.roster(engine)]
+        waiting = results.counts(engine)["queued"]
+    there = ", ".join(f"{found.count(state)} {state}" for state in dict.fromkeys(found)) or "none"
+    if "lost" in found:
+        hint = "Killed, or cut off from the database; their jobs go on elsewhere. Who: orch worker list"
+        return Finding("WARN", "workers", there, f"{hint}. To forget them: orch gc --older-than 0s")
+    if waiting and not found:
+        return Finding("WARN", "workers", f"none, and {plural(waiting, 'job')} queued", "Start one: orch worker")
+    return Finding("OK", "workers", there, "" if found else "Start one: orch worker")
+
+
+def check_broker(settings: "Settings") -> Finding:
+    """Look whether the broker answers at its configured URL."""
+    if not settings.broker_url:
+        return Finding("OK", "broker", f"none: workers look at the queue every {settings.poll:g} s")
+    from redis import Redis
+    from redis.exceptions import RedisError
+
+    from orchestrator.settings import mask
+
+    try:
+        client = Redis.from_url(settings.broker_url, socket_connect_timeout=3, socket_timeout=3)
+        with client:
+            client.ping()
+    except (RedisError, OSError, ValueError) as error:
+        hint = f"Jobs flow all the same: workers look every {settings.poll:g} s. Is Redis up, and broker_url right?"
+        return Finding("WARN", "broker", f"{mask(settings.broker_url)}: {mask(str(error))}", hint)
+    return Finding("OK", "broker", f"{mask(settings.broker_url)} answers")
+
+
+def check_tracking(settings: "Settings") -> Finding:
+    """Look whether MLflow's store can be reached: a server, or a file on this machine."""
+    from orchestrator.settings import mask
+
+    address = mask(settings.tracking)
+    try:
+        text = _reach_tracking(settings.tracking)
+    except (OrchError, OSError, ValueError, sqlite3.Error) as error:
+        hint = "Training goes on without it; orch tracking sync makes up for it later. Is tracking_url right?"
+        said = error.message if isinstance(error, OrchError) else mask(str(error))
+        return Finding("WARN", "tracking", f"{address}: {said}", hint)
+    return Finding("OK", "tracking", f"{address}{text}")
+
+
+def _reach_tracking(url: str) -> str:
+    if url.startswith(("http://", "https://")):
+        urllib.request.urlopen(f"{url.rstrip('/')}/health", timeout=5).close()
+        return " answers"
+    if url.startswith("postgres"):
+        from orchestrator.database.engine import connect, reading
+
+        engine = connect(url)
+        with reading(engine) as session:
+            session.connection()
+        engine.dispose()
+        return " answers"
+    if not url.startswith("sqlite:///"):
+        return " was not looked at"
+    file = Path(url.removeprefix("sqlite:///"))
+    if not file.exists():
+        return ", made when it is first used"
+    with closing(sqlite3.connect(f"{file.absolute().as_uri()}?mode=rw", uri=True, timeout=3)) as connection:
+        connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+    return ", shown by: orch ui"
+
+
+def _is_current(settings: "Settings") -> bool:
+    """Say whether there are tables to ask: looking makes and upgrades nothing."""
+    from orchestrator.database.schema import HEAD, current
+
+    try:
+        return current(settings) == HEAD
+    except OrchError:
+        return False
+
+
+def _unknown(name: str) -> Finding:
+    return Finding("OK", name, "not known without a database")

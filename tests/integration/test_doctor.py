@@ -1,0 +1,63 @@
+"""`orch doctor` on clock, workers, artifacts and tracking: what is well, and what is not."""
+
+import json
+
+import pytest
+
+from orchestrator.cli import reach
+from orchestrator.cli.main import run
+from orchestrator.database.schema import open_database
+from orchestrator.settings import Settings
+from tests.queue_words import enqueue
+
+Capture = pytest.CaptureFixture[str]
+
+
+def test_doctor_looks_at_clock_workers_and_artifacts(
+    sqlite_settings: Settings, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def found() -> dict[str, dict[str, str]]:
+        assert run(["doctor", "-o", "json"]) in {0, 1}
+        return {item["name"]: item for item in json.loads(capsys.readouterr().out)["items"]}
+
+    home = sqlite_settings.home
+    engine = open_database(sqlite_settings)
+    healthy = found()
+    assert [healthy[name]["level"] for name in ("clock", "workers", "artifacts", "tracking")] == ["OK"] * 4
+    assert healthy["workers"]["text"] == "none"
+    enqueue(engine, 1)
+    (home / "artifacts").rmdir()
+    (home / "artifacts").write_text("a file in its place")
+    (home / "mlflow.db").write_bytes(b"this is no database" * 100)
+    monkeypatch.setattr(reach, "time", type("Clock", (), {"time": staticmethod(lambda: 4e9)}))
+    ill = found()
+    assert (ill["clock"]["level"], "ahead of the database's clock" in ill["clock"]["text"]) == ("WARN", True)
+    assert "Leases do not mind" in ill["clock"]["hint"]
+    assert ill["workers"]["text"] == "none, and 1 job queued"
+    assert ill["artifacts"]["level"] == "FAIL"
+    assert (ill["tracking"]["level"], "not a database" in ill["tracking"]["text"]) == ("WARN", True)
+    engine.dispose()
+
+
+def test_doctor_reaches_a_tracking_store_in_postgres(
+    postgres_settings: Settings, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    away = "postgresql://me:secret@127.0.0.1:1/mlflow"
+    for url, level, says in ((postgres_settings.database, "OK", "answers"), (away, "WARN", "orch tracking sync")):
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", url)
+        found = reach.check_tracking(Settings(tracking_url=url))
+        assert (found.level, says in found.text + found.hint) == (level, True)
+        assert "secret" not in found.text
+
+
+def test_who_is_lost_is_named_to_the_doctor(sqlite_settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    from orchestrator.queue import Worker, roster
+
+    engine = open_database(sqlite_settings)
+    worker = Worker("w1", "here", 1, "cpu")
+    for token, every in (("alive", 10.0), ("lost", -10.0)):
+        roster.report(engine, worker, token=token, version="1", every_seconds=every)
+    engine.dispose()
+    found = reach.check_workers(sqlite_settings)
+    assert (found.level, found.text) == ("WARN", "1 idle, 1 lost")
+    assert "orch worker list" in found.hint
