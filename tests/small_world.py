@@ -54,7 +54,9 @@ def make_subject(folder: Path) -> Path:
     return folder
 
 
-def small_config(subject: Path, *, max_tokens: int = 16_384, n_latents: int = 64, **stop: Any) -> JobConfig:
+def small_config(
+    subject: Path, *, max_tokens: int = 16_384, n_latents: int = 64, seed: int = 0, **stop: Any
+) -> JobConfig:
     return parse(
         {
             "subject": {"model": str(subject), "layer": 1},
@@ -63,7 +65,7 @@ def small_config(subject: Path, *, max_tokens: int = 16_384, n_latents: int = 64
             "optimizer": {"ema": 0.9},
             "training": {
                 "batch_tokens": 64, "shuffle_tokens": 1024, "heldout_tokens": 512, "max_tokens": max_tokens,
-                "first_point_tokens": 1024, "dead_after_tokens": 4096,
+                "first_point_tokens": 1024, "dead_after_tokens": 4096, "seed": seed,
             },
             "stop": {"rule": "max_tokens"} | stop,
         }

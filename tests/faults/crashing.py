@@ -4,6 +4,7 @@ ORCH_CRASH_AT=before_claim_commit   the process gets ORCH_CRASH_SIGNAL (SIGKILL)
                                     the queue, before or after it is carried out
 ORCH_TRAINER=tests.faults.quick     another module is the trainer
 ORCH_GPU=GPU-1                      what `--device cpu` is taken for when the slot of a GPU is asked for
+ORCH_OOM_KILLS=/a/file              holds what the kernel is said to have counted
 """
 
 import os
@@ -56,4 +57,6 @@ if __name__ == "__main__":
         process.COMMAND = (sys.executable, "-P", "-m", trainer)
     if gpu := os.environ.get("ORCH_GPU"):
         slot.names = lambda *_: [gpu]
+    if counter := os.environ.get("ORCH_OOM_KILLS"):
+        process.oom_kills = lambda: int(Path(counter).read_text())
     sys.exit(program.main())

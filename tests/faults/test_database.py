@@ -78,7 +78,8 @@ def test_every_answer_takes_200_ms(
 ) -> None:
     with proxy(redis.url) as wire:
         between.answers_after = wire.answers_after = 0.2
-        world = make_world(database_url=database_url, broker_url=wire.before(redis.url))
+        calm = {"heartbeat_seconds": 2, "lease_seconds": 12, "reconcile_seconds": 5}
+        world = make_world(database_url=database_url, broker_url=wire.before(redis.url), **calm)
         jobs = two_jobs(world)
         through = {"ORCH_DATABASE_URL": between.before(database_url)}
         assert world.work("--until-empty", module=CRASHING, **QUICK, **through).wait(200) == 0, world.said()
