@@ -11,6 +11,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,10 @@ def crash_at(point: str, number: signal.Signals) -> None:
     event.listen(Session, f"{when}_commit", reached)
 
 
+def oom_kills(counter: Path) -> int:
+    return int(counter.read_text())
+
+
 if __name__ == "__main__":
     if place := os.environ.get("ORCH_CRASH_AT"):
         crash_at(place, signal.Signals[os.environ.get("ORCH_CRASH_SIGNAL", "SIGKILL")])
@@ -58,5 +63,5 @@ if __name__ == "__main__":
     if gpu := os.environ.get("ORCH_GPU"):
         slot.names = lambda *_: [gpu]
     if counter := os.environ.get("ORCH_OOM_KILLS"):
-        process.oom_kills = lambda: int(Path(counter).read_text())
+        vars(process)["oom_kills"] = partial(oom_kills, Path(counter))
     sys.exit(program.main())

@@ -79,7 +79,7 @@ def test_f12_old_messages_come_again(service: World, redis: servers.Server) -> N
     jobs = new_jobs(service, 3, "old")
     assert dispatch.wake(service.settings, jobs)
     client = redis_client.Redis.from_url(redis.url)
-    old = [bytes(message) for message in client.lrange(KEY, 0, -1)]
+    old = client.lrange(KEY, 0, -1)
     assert len(old) == len(jobs)
     idle_worker(service, "one")
     service.wait(lambda: all_ran_once(service, jobs))

@@ -7,7 +7,7 @@ import sys
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -27,8 +27,10 @@ STEPS = 60
 QUICK = {"module": "tests.faults.crashing", "ORCH_TRAINER": "tests.faults.quick"}
 FIRST_USE = """
 import sys
+import mlflow
 from orchestrator.settings import load
 from worker.runs import Runs
+print("ready", flush=True)
 sys.stdin.readline()
 runs = Runs(load())
 experiment = runs.experiment("first", known=None, number=1)
@@ -119,9 +121,17 @@ def shipped(url: str, job: int) -> list[int]:
 def test_f31_first_use_by_several_at_once(tmp_path: Path) -> None:
     environment = {**os.environ, "ORCH_HOME": str(tmp_path / "home"), "MLFLOW_DISABLE_TELEMETRY": "true"}
     command = [sys.executable, "-W", "ignore", "-c", FIRST_USE]
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    users = [subprocess.Popen([*command, name], cwd=ROOT, env=environment, **pipes) for name in "abc"]  # type: ignore[call-overload]
-    said = [user.communicate("go\n", timeout=200) for user in users]
+    with ExitStack() as stack:
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        users = [
+            stack.enter_context(subprocess.Popen([*command, name], cwd=ROOT, env=environment, **pipes))  # type: ignore[call-overload]
+            for name in "abc"
+        ]
+        assert [user.stdout.readline() for user in users] == ["ready\n"] * 3
+        for user in users:
+            user.stdin.write("go\n")
+            user.stdin.flush()
+        said = [user.communicate(timeout=200) for user in users]
     assert [user.returncode for user in users] == [0, 0, 0], said
     experiments, runs = zip(*(out.split() for out, _ in said), strict=True)
     assert len(set(runs)) == 3

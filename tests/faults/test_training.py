@@ -2,6 +2,7 @@
 
 import os
 import signal
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -43,7 +44,8 @@ def test_f24_a_truncated_and_a_corrupted_checkpoint(world: World, subject: Path,
     expected: list[int] = []
     for attempt, damage in ((1, truncate), (2, corrupt)):
         worker = world.work()
-        world.wait(lambda attempt=attempt: world.is_in_training(job, attempt) and len(checkpoints(world, job)) > 1)
+        world.wait(partial(world.is_in_training, job, attempt))
+        world.wait(lambda: len(checkpoints(world, job)) > 1)
         worker.terminate()
         assert worker.wait(60) == 0, world.said()
         newest, before = checkpoints(world, job)[:2]
@@ -79,7 +81,7 @@ def test_f36_counts_after_several_preemptions(world: World, subject: Path, whole
     (job,) = world.enqueue(small_config(subject, max_tokens=BUDGET))
     worker = world.work("--until-empty")
     for attempt in (1, 2, 3):
-        world.wait(lambda attempt=attempt: world.is_in_training(job, attempt))
+        world.wait(partial(world.is_in_training, job, attempt))
         trainers(worker)[0].terminate()  # as by a notice that the machine goes: exit status 75
     assert worker.wait(200) == 0, world.said()
     assert [outcome for outcome, _ in world.attempts(job)] == ["preempted"] * 3 + ["max_tokens"]
