@@ -1,4 +1,7 @@
-"""The slot of a GPU: one worker of a user on a host has it, by a lock that ends with the worker's process."""
+"""The slot of a GPU: one worker of a user on a host has it, by a lock that ends with the worker's process.
+
+A worker has the slots of the GPUs it was given by name. `auto` has none: the workers of `orch demo` share a GPU.
+"""
 
 import fcntl
 import os
@@ -20,14 +23,8 @@ def folder() -> Path:
 
 
 def names(device: str, environ: Mapping[str, str]) -> list[str]:
-    """Return the GPUs of a device by UUID, or by number where nothing tells it; none for a CPU.
-
-    `auto` is the first GPU where nvidia-smi finds one.
-    """
-    if device in ("auto", "cuda"):
-        uuid = _uuid(visible("cuda:0", environ)["CUDA_VISIBLE_DEVICES"])
-        return [uuid or "0"] if uuid or device == "cuda" else []
-    own = visible(device, environ).get("CUDA_VISIBLE_DEVICES", "")
+    """Return the GPUs of a device by UUID, or by number where nothing tells it; none for a CPU and for `auto`."""
+    own = visible("cuda:0" if device == "cuda" else device, environ).get("CUDA_VISIBLE_DEVICES", "")
     return [_uuid(word) or word for word in own.split(",") if word]
 
 
@@ -55,7 +52,7 @@ def _take(stack: ExitStack, name: str, place: Path) -> None:
         (place / _HOLDER).write_text(str(os.getpid()))
     except BlockingIOError:
         raise StateError(
-            f"GPU {name} is held by worker of pid {_holder(place)}",
+            f"GPU {name.removeprefix('GPU-')} is held by worker of pid {_holder(place)}",
             hint="One worker per GPU: stop that one, or name another device. orch worker --devices all takes them all.",
         ) from None
     except OSError as error:

@@ -20,7 +20,7 @@ def test_f29_a_slot_is_held_until_its_process_ends(tmp_path: Path) -> None:
         assert holder.stdout
         assert holder.stdout.readline() == "held\n"
         for name in ("GPU-1", "2"):
-            with pytest.raises(StateError, match=f"GPU {name} is held by worker of pid {holder.pid}"):
+            with pytest.raises(StateError, match=f"GPU {name[-1]} is held by worker of pid {holder.pid}"):
                 slot.held(["0", name], tmp_path).__enter__()
         with slot.held(["0"], tmp_path):
             pass
@@ -34,18 +34,22 @@ def test_f29_the_second_worker_of_a_gpu_ends_with_4(world: World, tmp_path: Path
     first = world.work(**here)
     world.wait(lambda: " on cpu, " in world.said(), 60)
     assert world.work(**here).wait(60) == 4
-    assert f"GPU GPU-1 is held by worker of pid {first.pid}" in world.said()
+    assert f"GPU 1 is held by worker of pid {first.pid}" in world.said()
     first.kill()
     first.wait()
     assert world.work("--until-empty", **here).wait(60) == 0, world.said()
 
 
-def test_cpu_workers_take_no_slot_and_gpus_are_named_alike() -> None:
-    assert slot.names("cpu", {}) == slot.names("cpu+cpu", {}) == []
-    asked = {"CUDA_VISIBLE_DEVICES": "GPU-no-such-one,GPU-nor-this"}
-    assert slot.names("cuda:1", asked) == ["GPU-nor-this"]
-    assert slot.names("cuda:0+cuda:1", asked) == ["GPU-no-such-one", "GPU-nor-this"]
-    assert slot.names("auto", asked) == []
+def test_a_gpu_has_one_name_however_it_is_chosen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert all(slot.names(device, {"CUDA_VISIBLE_DEVICES": "0"}) == [] for device in ("cpu", "cpu+cpu", "auto"))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert slot.names("cuda:1", {"CUDA_VISIBLE_DEVICES": "3,5"}) == ["5"], "nothing tells its UUID"
+    tool = tmp_path / "nvidia-smi"
+    tool.write_text('#!/bin/sh\n[ "$1" = -i ] && echo "GPU-${2#GPU-}"\n')
+    tool.chmod(0o755)
+    assert slot.names("cuda:1", {}) == ["GPU-1"]
+    assert slot.names("cuda", {}) == ["GPU-0"]
+    assert slot.names("cuda:0+cuda:1", {"CUDA_VISIBLE_DEVICES": "3,GPU-5"}) == ["GPU-3", "GPU-5"]
 
 
 def test_a_folder_that_cannot_be_made_is_told(tmp_path: Path) -> None:
