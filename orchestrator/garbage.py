@@ -41,8 +41,8 @@ def find(engine: Engine, settings: Settings, *, older_than: float, all_caches: b
     or over the quota, or with `all_caches` every one that no process uses; token files that old which no job needs
     that is not over.
     """
-    home = settings.home
-    found = [*_temporary(home), *_checkpoints(engine, home, older_than)]
+    home, artifacts = settings.home, settings.artifacts_folder
+    found = [*_temporary(home, artifacts), *_checkpoints(engine, artifacts, older_than)]
     return [*found, *_caches(settings, older_than, all_caches=all_caches), *_tokens(engine, home, older_than)]
 
 
@@ -53,21 +53,22 @@ def remove(engine: Engine, items: Sequence[Item]) -> list[Item]:
     return gone
 
 
-def _temporary(home: Path) -> Iterator[Item]:
-    patterns = ("activations/*.partial", "activations/*/*.partial", "artifacts/*/*/.*.partial", "tokens/*.partial")
-    for path in sorted(path for pattern in patterns for path in home.glob(pattern)):
+def _temporary(home: Path, artifacts: Path) -> Iterator[Item]:
+    patterns = ("activations/*.partial", "activations/*/*.partial", "tokens/*.partial")
+    inside = [path for pattern in patterns for path in home.glob(pattern)]
+    for path in sorted((*inside, *artifacts.glob("*/*/.*.partial"))):
         if _age(path) > TEMPORARY_SECONDS and not _is_packed(path):
             yield Item("temporary", path, shelf.size(path), "half-written, and its writer is gone", TEMPORARY_SECONDS)
 
 
-def _checkpoints(engine: Engine, home: Path, older_than: float) -> Iterator[Item]:
+def _checkpoints(engine: Engine, artifacts: Path, older_than: float) -> Iterator[Item]:
     ended = select(Job.id, Job.state, db_now() - Job.finished_at).where(Job.state.in_(TERMINAL)).order_by(Job.id)
     with reading(engine) as session:
         jobs = session.execute(ended).all()
     for job_id, state, seconds in jobs:
         if state != "succeeded" and seconds < older_than:
             continue
-        folders = (home / "artifacts" / str(job_id)).glob("*/*")
+        folders = (artifacts / str(job_id)).glob("*/*")
         for path in sorted(path for path in folders if path.name.isdecimal() and path.is_dir()):
             yield Item("checkpoint", path, shelf.size(path), f"job {job_id} has {state}")
 

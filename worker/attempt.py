@@ -55,7 +55,7 @@ class Attempt:
             job_id=lease.job_id,
             attempt=lease.attempt,
             config=self._claim.config,
-            artifacts=str(self._around.settings.home / "artifacts" / str(lease.job_id) / str(lease.attempt)),
+            artifacts=str(self._around.settings.artifacts_folder / str(lease.job_id) / str(lease.attempt)),
             resume=tuple(Saved(c.uri, c.tokens_seen, c.sha256) for c in self._claim.checkpoints),
         )
 

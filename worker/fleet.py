@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from types import FrameType
 from typing import NamedTuple
 
-from orchestrator.errors import ConfigError
+from orchestrator.errors import ConfigError, StateError
 
 TICK_SECONDS = 0.2
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 1.0, 60.0
@@ -20,7 +20,7 @@ MOST_DEATHS = 6
 CALM_SECONDS = 600.0
 """A worker that lived so long has had no death before."""
 _FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-_ENDED_ON_PURPOSE = (0, ConfigError.exit_code, 130)
+_ENDED_ON_PURPOSE = (0, ConfigError.exit_code, StateError.exit_code, 130)
 
 
 class Post(NamedTuple):

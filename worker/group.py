@@ -11,7 +11,7 @@ from orchestrator import caches, queue, shelf
 from orchestrator.errors import StorageError
 from worker.attempt import Attempt
 from worker.closing import Surroundings
-from worker.process import TrainerProcess
+from worker.process import OOM_KILLED, TrainerProcess
 from worker.protocol import Cached, Failure, Order, Said
 from worker.watch import TICK_SECONDS, Watch
 
@@ -54,6 +54,8 @@ class Group:
                 self._watch.mind(child)
         finally:
             code = child.close()
+        if child.oom_killed:
+            code, self._failure = OOM_KILLED.code, self._failure or OOM_KILLED
         return code, leader.log
 
     def _order(self) -> Order:

@@ -12,10 +12,17 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO, NamedTuple
 
+from worker.cgroup import oom_kills
 from worker.device import visible
-from worker.protocol import Exit, Leave, Order, Said, decode
+from worker.protocol import Exit, Failure, Leave, Order, Said, decode
 
 COMMAND = (sys.executable, "-P", "-m", "worker.trainer")
+OOM_KILLED = Failure(
+    "OutOfMemory",
+    "the kernel's OOM killer ended the trainer: this host, or this container, has too little memory",
+    "Give it more, or lower jobs_per_trainer or memory.",
+    Exit.OUT_OF_MEMORY,
+)
 
 
 class Ending(NamedTuple):
@@ -33,6 +40,8 @@ class TrainerProcess:
         """Start the trainer and hand it its order; what it prints goes to `log`."""
         log.parent.mkdir(parents=True, exist_ok=True)
         self.log = log
+        self.oom_killed = False
+        self._oom_kills = oom_kills()
         self._messages: queue.SimpleQueue[Said | None] = queue.SimpleQueue()
         with log.open("ab") as errors:
             self._child = subprocess.Popen(
@@ -91,6 +100,7 @@ class TrainerProcess:
                 self._child.wait(timeout=10)
         self.kill()
         code = self._child.wait()
+        self.oom_killed = code == -signal.SIGKILL and oom_kills() > self._oom_kills
         self._reader.join(timeout=5)
         for pipe in (self._child.stdin, self._child.stdout):
             if pipe:

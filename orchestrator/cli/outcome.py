@@ -47,7 +47,7 @@ def where_lines(settings: "Settings", engine: "Engine", sweep: str) -> list[str]
     page = f"{mask(server).rstrip('/')}/#/experiments/{experiment}" if experiment else "orch tracking sync fills it"
     facts = (
         ("database", mask(settings.database).removeprefix("sqlite:///"), "orch status, orch show JOB --curve"),
-        ("SAEs", str(settings.home / "artifacts"), "orch show JOB names its files"),
+        ("SAEs", str(settings.artifacts_folder), "orch show JOB names its files"),
         ("MLflow", page, "orch ui opens it" if server == UI else ""),
         ("logs", str(settings.home / "logs"), "orch logs JOB"),
     )

@@ -31,7 +31,8 @@ _SERVICE = """\
 # Where orch finds and keeps things. Environment variables (ORCH_HOME, ORCH_DATABASE_URL, ...) win over this file:
 # keep passwords there. What is in force, and why: orch config show --origin
 
-home = ".orch"            # data folder: token files, checkpoints, logs; shared by all workers
+home = ".orch"            # data folder: token files, logs; each host may have its own
+# artifacts = "/shared"   # checkpoints and finished SAEs: one folder, under one path, for the workers of all hosts
 database_url = "postgresql+psycopg://orch@127.0.0.1:5432/orch"
 broker_url = "redis://127.0.0.1:6379/0"   # wakes workers; it may be away, they also look every 30 s
 tracking_url = "http://127.0.0.1:5000"    # the MLflow server

@@ -54,8 +54,13 @@ def begin(engine: Engine, lease: Lease, facts: Mapping[str, Any], tokens_start: 
         sizes = {name: facts[name] for name in ("n_latents", "d_model", "lr") if facts.get(name) is not None}
         if sizes:
             session.execute(update(Job).where(Job.id == lease.job_id).values(**sizes))
-        for table in (CurvePoint, CheckpointRow):
-            session.execute(delete(table).where(table.job_id == lease.job_id, table.tokens_seen > tokens_start))
+        points, newer = (
+            delete(table).where(table.job_id == lease.job_id, table.tokens_seen > tokens_start)
+            for table in (CurvePoint, CheckpointRow)
+        )
+        session.execute(points)
+        if unreadable := session.scalars(newer.returning(CheckpointRow.tokens_seen)).all():
+            log_event(session, "checkpoints_passed_over", lease, tokens_seen=sorted(unreadable))
         log_event(session, "started", lease, tokens_start=tokens_start)
 
 

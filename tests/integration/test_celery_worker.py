@@ -42,7 +42,7 @@ def test_a_wake_up_reaches_an_idle_worker_and_the_sweep_finishes(
     assert "Traceback" not in world.said()
 
 
-def test_sigterm_in_training_checkpoints_and_a_second_worker_takes_over(
+def test_f19_sigterm_in_training_checkpoints_and_a_second_worker_takes_over(
     world: World, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     subject = make_subject(tmp_path_factory.mktemp("subject"))
@@ -59,7 +59,7 @@ def test_sigterm_in_training_checkpoints_and_a_second_worker_takes_over(
     assert resumed_at
 
 
-def test_with_the_broker_away_workers_poll(postgres_settings: Settings, tmp_path: Path) -> None:
+def test_f11_with_the_broker_away_workers_poll(postgres_settings: Settings, tmp_path: Path) -> None:
     away = f"redis://127.0.0.1:{servers.free_port()}/0"
     service = {"database_url": postgres_settings.database_url, "broker_url": away}
     with small_world(tmp_path / "home", **service) as world:

@@ -109,7 +109,7 @@ def test_a_wrong_config_adds_nothing(engine: Engine, file: Path, capsys: Capture
     assert capsys.readouterr().out == ""
 
 
-def test_a_broker_that_is_away_is_a_warning(
+def test_f11_a_broker_that_is_away_is_a_warning(
     engine: Engine, file: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("ORCH_BROKER_URL", "redis://127.0.0.1:1/0")

@@ -102,7 +102,7 @@ def file(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("columns", [60, 110])
-def test_watching_in_a_terminal(file: Path, columns: int) -> None:
+def test_f35_watching_in_a_terminal_until_ctrl_c(file: Path, columns: int) -> None:
     assert run(["enqueue", str(file)]) == 0
     with terminal("status", "--watch", "0.5", columns=columns) as screen:
         screen.until("no worker is at work")

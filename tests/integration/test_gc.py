@@ -4,6 +4,7 @@ import fcntl
 import json
 import os
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ def put(path: Path, n_bytes: int = 100, *, old: float = 0.0) -> Path:
 
 
 def checkpoint(settings: Settings, engine: Engine, lease: queue.Lease, tokens: int) -> Path:
-    folder = settings.home / "artifacts" / str(lease.job_id) / str(lease.attempt) / str(tokens)
+    folder = settings.artifacts_folder / str(lease.job_id) / str(lease.attempt) / str(tokens)
     put(folder / "state.safetensors")
     queue.checkpointed(engine, lease, queue.CheckpointRef(uri=str(folder), tokens_seen=tokens, sha256="00"))
     return folder
@@ -79,6 +80,18 @@ def test_checkpoints_of_what_succeeded_go_and_the_final_stays(settings: Settings
     assert final.exists()
     assert kept.exists()
     assert pointers(engine) == 1
+
+
+def test_artifacts_that_lie_elsewhere(settings: Settings, engine: Engine, tmp_path: Path) -> None:
+    shared = replace(settings, artifacts=str(tmp_path / "shared"))
+    enqueue(engine)
+    lease = begun(engine)
+    folder = checkpoint(shared, engine, lease, 64)
+    partial = put(folder.parent / ".128.1.partial" / "state.safetensors").parent
+    age(partial, 2 * 3600)
+    queue.finish(engine, lease, result())
+    assert found(engine, settings) == set()
+    assert found(engine, shared) == {folder, partial}
 
 
 def test_a_failed_job_can_be_retried_for_a_while(settings: Settings, engine: Engine) -> None:

@@ -158,7 +158,7 @@ def test_a_lost_lease_is_lost_for_one(company: Company) -> None:
     assert company.world.curve(job) == [], "nothing more was written for it"
 
 
-def test_a_silent_trainer_fails_them_all(company: Company) -> None:
+def test_f26_a_silent_trainer_fails_them_all(company: Company) -> None:
     company.trainer("if together: time.sleep(60)\ntrain(lambda: True)\n")
     assert company.run() == ["succeeded"] * 4
     assert all(company.outcomes(job) == ["stalled", "converged"] for job in company.jobs)

@@ -100,7 +100,7 @@ def test_failures(bench: Bench, script: str, outcomes: list[str], says: str) -> 
         assert "the trace" in str(bench.world.last_attempt(bench.job).error)
 
 
-def test_a_silent_trainer_is_killed_and_its_stacks_are_kept(bench: Bench) -> None:
+def test_f26_a_silent_trainer_is_killed_and_its_stacks_are_kept(bench: Bench) -> None:
     bench.trainer("time.sleep(60)")
     stop = bench.when(lambda: bench.outcomes[:1] == ["stalled"], bench.supervisor.stop)
     bench.run(stop, until_empty=False)
@@ -131,7 +131,7 @@ def test_told_to_stop_it_releases(bench: Bench) -> None:
     assert bench.world.has_checkpoint(bench.job, 1)
 
 
-def test_told_twice_it_kills(bench: Bench) -> None:
+def test_f20_told_twice_it_kills(bench: Bench) -> None:
     bench.trainer("while True: time.sleep(0.01); line.alive(0)")
 
     def stop_twice() -> None:
@@ -154,7 +154,7 @@ def test_a_lost_lease_stops_everything(bench: Bench) -> None:
     assert any("lease is lost" in line for line in bench.said)
 
 
-def test_an_outage_is_survived_and_nothing_is_lost(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_f13_an_outage_is_survived_and_nothing_is_lost(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     """The database goes while the trainer measures; it comes back before the end, and every point is there."""
     bench.trainer("for t in range(1, 9): point(1024 * t); time.sleep(0.05)\ntime.sleep(2.5)\n" + END)
     until: list[float] = []
@@ -174,7 +174,7 @@ def test_an_outage_is_survived_and_nothing_is_lost(bench: Bench, monkeypatch: py
     assert [point[0] for point in bench.world.curve(bench.job)] == [1024 * t for t in range(1, 9)]
 
 
-def test_an_outage_that_lasts_makes_the_trainer_yield(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_f14_an_outage_that_lasts_makes_the_trainer_yield(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with small_world(tmp_path / "home", outage_seconds=0.5, lease_seconds=30) as world:
         bench = Bench(world, monkeypatch)
         bench.trainer(YIELD)

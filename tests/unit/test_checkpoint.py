@@ -88,7 +88,7 @@ def test_another_config_or_another_checkpoint_is_refused(tmp_path: Path) -> None
         checkpoint.load(str(tmp_path / "nowhere"), _config())
 
 
-def test_the_newest_readable_is_taken(tmp_path: Path) -> None:
+def test_f24_the_newest_readable_is_taken(tmp_path: Path) -> None:
     old = checkpoint.save(tmp_path, _trainee(3), _config(), facts=FACTS)
     new = checkpoint.save(tmp_path, _trainee(5), _config(), facts=FACTS)
     refs = [(new.uri, new.sha256), (old.uri, None)]

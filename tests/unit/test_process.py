@@ -120,7 +120,7 @@ def test_it_dies_with_its_supervisor(tmp_path: Path, keeps_pipe: bool) -> None:
     trainer = SPEAK + "line.training_from({7: 0})\ntime.sleep(60)"
     if not keeps_pipe:
         trainer = trainer.replace(
-            "line = Line()", "import worker.line; worker.line._die_with_parent = lambda: 0\nline = Line()"
+            "line = Line()", "import worker.line; worker.line.die_with_parent = lambda: 0\nline = Line()"
         )
     supervisor = f"""
 import os, sys, time

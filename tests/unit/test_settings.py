@@ -59,6 +59,26 @@ def test_home_with_tilde(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert load(start=tmp_path, environ={"ORCH_HOME": "~/x"}).home == (tmp_path / "x").resolve()
 
 
+@pytest.mark.parametrize(
+    ("text", "environ", "artifacts"),
+    [
+        ("", {}, ".orch/artifacts"),
+        ('home = "data"', {}, "data/artifacts"),
+        ('artifacts = "shared"', {"ORCH_HOME": "mine"}, "shared"),
+        ('artifacts = "shared"', {"ORCH_ARTIFACTS": "others"}, "inner/others"),
+        ("", {"ORCH_ARTIFACTS": "/a/shared/disk"}, "/a/shared/disk"),
+        ("", {"ORCH_ARTIFACTS": "~/disk"}, "disk"),
+    ],
+)
+def test_where_artifacts_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, environ: dict[str, str], artifacts: str
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    inner = write(tmp_path, text) / "inner"
+    inner.mkdir()
+    assert load(start=inner, environ=environ).artifacts_folder == (tmp_path / artifacts).resolve()
+
+
 def test_mlflow_speaks_its_own_name(tmp_path: Path) -> None:
     theirs = {"MLFLOW_TRACKING_URI": "http://flow:5000"}
     assert load(start=tmp_path, environ=theirs).tracking == "http://flow:5000"

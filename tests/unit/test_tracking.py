@@ -144,7 +144,7 @@ def test_sync_rebuilds_a_lost_store_and_changes_nothing_twice(engine: Engine, se
         sync(engine, settings, "width")
 
 
-def test_a_server_that_is_away_delays_nobody(engine: Engine, settings: Settings) -> None:
+def test_f30_a_server_that_is_away_delays_nobody(engine: Engine, settings: Settings) -> None:
     away = replace(settings, tracking_url="http://127.0.0.1:1")
     lease = claimed(engine)
     train(engine, lease)

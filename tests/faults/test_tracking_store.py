@@ -1,0 +1,138 @@
+"""MLflow is away at the start, in the middle and at the end, or used by several for the first time at once."""
+
+import os
+import signal
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+
+import pytest
+
+from orchestrator.curve import Point
+from tests import servers
+from tests.faults.conftest import MakeWorld
+from tests.faults.proxy import proxy
+from tests.small_world import ROOT, World, small_config
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+]
+STEPS = 60
+QUICK = {"module": "tests.faults.crashing", "ORCH_TRAINER": "tests.faults.quick"}
+FIRST_USE = """
+import sys
+import mlflow
+from orchestrator.settings import load
+from worker.runs import Runs
+print("ready", flush=True)
+sys.stdin.readline()
+runs = Runs(load())
+experiment = runs.experiment("first", known=None, number=1)
+run = runs.create(experiment, sys.argv[1], tags={"who": sys.argv[1]}, at=1.0)
+runs.params(run, {"lr": 0.1})
+print(experiment, run)
+"""
+
+
+@contextmanager
+def tracking_server(folder: Path) -> Iterator[str]:
+    """Yield the URL of a real MLflow server."""
+    url = f"http://127.0.0.1:{servers.free_port()}"
+    command = [
+        sys.executable, "-W", "ignore", "-m", "mlflow", "server", "--backend-store-uri", f"sqlite:///{folder}/flow.db",
+        "--artifacts-destination", str(folder / "files"), "--host", "127.0.0.1", "--port", url.rpartition(":")[2],
+        "--workers", "1",
+    ]  # fmt: skip
+    quiet = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
+    with (folder / "log").open("wb") as log:
+        server = subprocess.Popen(command, stdout=log, stderr=log, env=os.environ | quiet, start_new_session=True)
+    try:
+        yield url
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(server.pid, signal.SIGKILL)
+        server.wait()
+
+
+def answers(url: str) -> bool:
+    try:
+        urllib.request.urlopen(f"{url}/health", timeout=5).close()
+    except (urllib.error.URLError, OSError):
+        return False
+    return True
+
+
+def test_f30_the_tracking_server_is_away(make_world: MakeWorld, tmp_path: Path) -> None:
+    world = make_world()
+    with tracking_server(tmp_path) as url, proxy(url) as between:
+        way = {"ORCH_TRACKING_URL": between.before(url)}
+        between.cut()
+        (start,) = world.enqueue(small_config(tmp_path), name="start")
+        assert world.work("--until-empty", **QUICK, **way).wait(120) == 0, world.said()
+        assert "MLflow does not take what it is given" in world.said()
+        world.wait(lambda: answers(url), 120)
+        between.mend()
+        (middle,) = world.enqueue(small_config(tmp_path), name="middle")
+        worker = world.work("--until-empty", **QUICK, **way, ORCH_STEPS=str(STEPS), ORCH_STEP_SECONDS="0.2")
+        world.wait(lambda: shipped(url, middle), 120)
+        between.cut()
+        assert world.job(middle).state == "running"
+        assert worker.wait(120) == 0, world.said()
+        assert "MLflow lacks the latest of this worker" in world.said()
+        for job in (start, middle):
+            assert world.attempts(job) == [("max_tokens", 0)]
+        before = shipped(url, middle)
+        assert 0 < len(before) < STEPS
+        between.mend()
+        for _ in range(2):
+            for job, sweep in ((start, "start"), (middle, "middle")):
+                sync(world, sweep, way)
+                steps = [int(point[0]) for point in world.curve(job)]
+                assert sorted(shipped(url, job)) == steps, "every point once"
+
+
+def sync(world: World, sweep: str, way: dict[str, str]) -> None:
+    command = [sys.executable, "-m", "worker", "sync", sweep]
+    done = subprocess.run(
+        command, cwd=ROOT, env={**os.environ, **world.environ, **way}, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def shipped(url: str, job: int) -> list[int]:
+    """Return the steps MLflow holds of a job's loss."""
+    from mlflow import MlflowClient
+
+    assert "fvu" in Point._fields
+    client = MlflowClient(url)
+    places = [experiment.experiment_id for experiment in client.search_experiments()]
+    asked = f"tags.`orch.job_id` = '{job}' and tags.`orch.kind` = 'job'"
+    runs = client.search_runs(places, asked)
+    assert len(runs) <= 1
+    return [metric.step for run in runs for metric in client.get_metric_history(run.info.run_id, "fvu")]
+
+
+def test_f31_first_use_by_several_at_once(tmp_path: Path) -> None:
+    environment = {**os.environ, "ORCH_HOME": str(tmp_path / "home"), "MLFLOW_DISABLE_TELEMETRY": "true"}
+    command = [sys.executable, "-W", "ignore", "-c", FIRST_USE]
+    with ExitStack() as stack:
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        users = [
+            stack.enter_context(subprocess.Popen([*command, name], cwd=ROOT, env=environment, **pipes))  # type: ignore[call-overload]
+            for name in "abc"
+        ]
+        assert [user.stdout.readline() for user in users] == ["ready\n"] * 3
+        for user in users:
+            user.stdin.write("go\n")
+            user.stdin.flush()
+        said = [user.communicate(timeout=200) for user in users]
+    assert [user.returncode for user in users] == [0, 0, 0], said
+    experiments, runs = zip(*(out.split() for out, _ in said), strict=True)
+    assert len(set(runs)) == 3
+    assert len(set(experiments)) == 1
