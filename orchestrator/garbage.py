@@ -56,7 +56,7 @@ def remove(engine: Engine, items: Sequence[Item]) -> list[Item]:
 def _temporary(home: Path) -> Iterator[Item]:
     patterns = ("activations/*.partial", "activations/*/*.partial", "artifacts/*/*/.*.partial", "tokens/*.partial")
     for path in sorted(path for pattern in patterns for path in home.glob(pattern)):
-        if _age(path) > TEMPORARY_SECONDS and not _is_packed(path):
+        if _age(path) > TEMPORARY_SECONDS and not _is_packed(path) and _is_ours(path, home):
             yield Item("temporary", path, shelf.size(path), "half-written, and its writer is gone", TEMPORARY_SECONDS)
 
 
@@ -68,7 +68,7 @@ def _checkpoints(engine: Engine, home: Path, older_than: float) -> Iterator[Item
         if state != "succeeded" and seconds < older_than:
             continue
         folders = (home / "artifacts" / str(job_id)).glob("*/*")
-        for path in sorted(path for path in folders if path.name.isdecimal() and path.is_dir()):
+        for path in sorted(p for p in folders if p.name.isdecimal() and p.is_dir() and _is_ours(p, home)):
             yield Item("checkpoint", path, shelf.size(path), f"job {job_id} has {state}")
 
 
@@ -149,6 +149,12 @@ def _deleted(item: Item) -> bool:
     with suppress(OSError):  # what is known of a token file, or how far the packing of one had come
         item.path.with_suffix(".json" if item.kind == "tokens" else ".state").unlink()
     return not item.path.exists()
+
+
+def _is_ours(path: Path, home: Path) -> bool:
+    """Say whether no link below artifacts, activations or tokens leads to a path: what it leads to may be anybody's."""
+    place = home / path.relative_to(home).parts[0]  # may be a link itself, to a larger disk
+    return path.resolve() == place.resolve() / path.relative_to(place)
 
 
 def _is_packed(path: Path) -> bool:

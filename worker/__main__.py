@@ -60,7 +60,7 @@ def _work_on_all(settings: Settings, asked: argparse.Namespace, arguments: Seque
 
 
 def _work(settings: Settings, asked: argparse.Namespace) -> int:
-    from orchestrator.database.schema import open_database
+    from orchestrator.database.schema import make_folder, open_database
     from worker.device import check
     from worker.fleet import end_with_fleet
     from worker.tasks import Supervisor, this_worker
@@ -75,6 +75,7 @@ def _work(settings: Settings, asked: argparse.Namespace) -> int:
         settings = replace(settings, jobs_per_trainer=asked.jobs)
     if "+" in device:  # devices that share each job take one at a time
         settings = replace(settings, jobs_per_trainer=1)
+    make_folder(settings.home)
     engine = open_database(settings)
     me = this_worker(asked.name, pid=os.getpid(), device=device)
     tracking = Tracking(engine, settings, say=say)
@@ -90,7 +91,7 @@ def _work(settings: Settings, asked: argparse.Namespace) -> int:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, on_signal)
     with _doorbell(settings, supervisor.ring, me.name, say):
-        say(f"worker {me.name} on {device}, {threads} threads, database {engine.url.render_as_string()}")
+        say(f"worker {me.name} on {device}, {threads} threads, database {mask(settings.database)}")
         supervisor.run(until_empty=asked.until_empty)
     tracking.close(STOPPED_DRAIN_SECONDS if received else DRAIN_SECONDS)
     engine.dispose()
@@ -118,7 +119,7 @@ def _sync(settings: Settings, sweep: str) -> int:
     except (OSError, MlflowException) as error:
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise StorageError(
-            f"MLflow at {mask(settings.tracking)} does not answer: {first[:200]}", hint="Is it up? orch doctor"
+            f"MLflow at {mask(settings.tracking)} does not answer: {mask(first)[:200]}", hint="Is it up? orch doctor"
         ) from None
     say(f"MLflow at {mask(settings.tracking)}: {done} jobs of {sweep} are up to date")
     return 0

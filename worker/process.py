@@ -15,6 +15,9 @@ from typing import IO, NamedTuple
 from worker.device import visible
 from worker.protocol import Exit, Leave, Order, Said, decode
 
+_NOT_THE_TRAINERS = ("ORCH_DATABASE_URL", "ORCH_BROKER_URL", "ORCH_TRACKING_URL", "MLFLOW_", "PG")
+"""How the names begin of what a trainer is not told: it opens no database, and may run code that comes with a model."""
+
 COMMAND = (sys.executable, "-P", "-m", "worker.trainer")
 
 
@@ -134,6 +137,7 @@ def meaning(code: int) -> Ending:
 
 
 def _environment(order: Order) -> dict[str, str]:
+    known = {name: value for name, value in os.environ.items() if not name.startswith(_NOT_THE_TRAINERS)}
     # OpenMP reads its count when torch is imported; our packages are found from whatever folder we were started in.
     here = str(Path(__file__).parents[1])
     path = os.pathsep.join(filter(None, [here, os.environ.get("PYTHONPATH")]))
@@ -142,4 +146,4 @@ def _environment(order: Order) -> dict[str, str]:
     memory = {"THP_MEM_ALLOC_ENABLE": "1"}
     compiled = {"TORCHINDUCTOR_CACHE_DIR": order.compile_folder}
     own = {"PYTHONPATH": path, "TOKENIZERS_PARALLELISM": "false"}
-    return {**os.environ, **visible(order.device, os.environ), **counts, **memory, **compiled, **own}
+    return {**known, **visible(order.device, os.environ), **counts, **memory, **compiled, **own}

@@ -7,8 +7,11 @@ import sys
 import tempfile
 import urllib.error
 import urllib.request
+from base64 import b64encode
 from collections.abc import Callable, Iterator
+from http.client import HTTPException
 from typing import TYPE_CHECKING, NamedTuple
+from urllib.parse import unquote, urlsplit
 
 import click
 
@@ -115,7 +118,7 @@ def _settings(settings: "Settings") -> Finding:
 
 def _folder(settings: "Settings") -> Finding:
     try:
-        settings.home.mkdir(parents=True, exist_ok=True)
+        settings.home.mkdir(mode=0o700, parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=settings.home):
             pass
     except OSError as error:
@@ -176,11 +179,21 @@ def _tracking(settings: "Settings") -> Finding:
     if not settings.tracking.startswith(("http://", "https://")):
         return Finding("OK", "tracking", f"{address}, shown by: orch ui")
     try:
-        urllib.request.urlopen(f"{settings.tracking.rstrip('/')}/health", timeout=5).close()
-    except (urllib.error.URLError, OSError, ValueError) as error:
+        urllib.request.urlopen(_health(settings.tracking), timeout=5).close()
+    except (urllib.error.URLError, OSError, ValueError, HTTPException) as error:
         hint = "Training goes on without it; orch tracking sync makes up for it later. Is the MLflow server up?"
-        return Finding("WARN", "tracking", f"{address}: {error}", hint)
+        return Finding("WARN", "tracking", f"{address}: {mask(str(error))}", hint)
     return Finding("OK", "tracking", f"{address} answers")
+
+
+def _health(url: str) -> urllib.request.Request:
+    """Return the question whether a server is up; its name and password go into a header, as urllib wants them."""
+    place = urlsplit(url)
+    who, _, host = place.netloc.rpartition("@")
+    asked = urllib.request.Request(f"{place._replace(netloc=host).geturl().rstrip('/')}/health")
+    if who:
+        asked.add_header("Authorization", f"Basic {b64encode(unquote(who).encode()).decode()}")
+    return asked
 
 
 def _subject(settings: "Settings") -> Finding:

@@ -131,12 +131,13 @@ def _serve(settings: "Settings", port: int, *, browser: bool) -> None:
     log = settings.home / "logs" / "ui.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     command = python_command(
-        "mlflow", "server", "--backend-store-uri", settings.tracking,
+        "mlflow", "server",
         "--default-artifact-root", (settings.home / "mlartifacts").as_uri(), "--no-serve-artifacts",
         "--host", HOST, "--port", str(port), "--workers", "1",
     )  # fmt: skip
     quiet = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
-    environment = {name: value for name, value in os.environ.items() if name != "MLFLOW_TRACKING_URI"} | quiet
+    store = {"MLFLOW_BACKEND_STORE_URI": settings.tracking}  # not a flag: every user of the machine can read those
+    environment = {name: value for name, value in os.environ.items() if name != "MLFLOW_TRACKING_URI"} | quiet | store
     for number in (signal.SIGTERM, signal.SIGHUP):  # the server has a session of its own, and ends with us all the same
         signal.signal(number, signal.default_int_handler)
     with log.open("ab") as out:
