@@ -16,12 +16,13 @@ import click
 from orchestrator.cli import terminal
 from orchestrator.cli.python_process import python_command, python_environment
 from orchestrator.cli.selection import database
-from orchestrator.errors import NotFound, OrchError, StorageError
+from orchestrator.errors import ConfigError, NotFound, OrchError, StorageError
 
 if TYPE_CHECKING:
     from orchestrator.settings import Settings
 
 HOST = "127.0.0.1"
+STORES = ("sqlite:", "postgresql:", "postgresql+", "mysql:", "mysql+", "mssql:", "mssql+")
 START_SECONDS = 90.0
 STOP_SECONDS = 10.0
 
@@ -106,6 +107,13 @@ def _become(module: str, *arguments: str) -> None:
 
 
 def _check_store(settings: "Settings") -> None:
+    from orchestrator.settings import mask
+
+    if not settings.tracking.startswith(STORES):
+        raise ConfigError(
+            f"tracking_url {mask(settings.tracking)!r} is neither a server nor a database",
+            hint="Such as http://host:5000, or postgresql+psycopg://user:password@host/mlflow",
+        )
     file = settings.home / "mlflow.db"
     if not settings.tracking_url and not file.exists():
         raise NotFound(
