@@ -8,9 +8,10 @@ from pathlib import Path
 
 import psutil
 import pytest
-from sqlalchemy import make_url
+from sqlalchemy import inspect, make_url
 
 from orchestrator.cli import place
+from orchestrator.database.engine import connect
 from tests import servers
 
 NewDatabase = Callable[[bool], str]
@@ -47,6 +48,9 @@ def test_the_pages_of_mlflow_are_not_reached_from_outside(
         ui.send_signal(signal.SIGINT)
         told += ui.communicate(timeout=60)
     told.append((tmp_path / "home" / "logs" / "ui.log").read_text())
+    engine = connect(store.render_as_string(hide_password=False))
+    assert inspect(engine).has_table("experiments"), "the store that was named is the one that is shown"
+    engine.dispose()
     assert "hush5f3a" not in "\n".join(told)
 
 

@@ -58,23 +58,24 @@ def test_no_command_says_a_password(places: dict[str, str], tmp_path: Path) -> N
 
 
 @contextmanager
-def _tracking_server_that_refuses() -> Iterator[str]:
-    class Refusal(BaseHTTPRequestHandler):
+def _tracking_server_that_hangs_up() -> Iterator[str]:
+    class Silence(BaseHTTPRequestHandler):
         def answer(self) -> None:
-            self.send_response(401)
-            self.end_headers()
+            self.close_connection = True
 
         do_GET = do_POST = answer  # noqa: N815
 
         def log_message(self, *_: object) -> None:
             pass
 
-    with HTTPServer(("127.0.0.1", 0), Refusal) as server:
+    with HTTPServer(("127.0.0.1", 0), Silence) as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
-        yield f"http://me:{MARK}@127.0.0.1:{server.server_port}"
-        server.shutdown()
-        thread.join()
+        try:
+            yield f"http://me:{MARK}@127.0.0.1:{server.server_port}"
+        finally:
+            server.shutdown()
+            thread.join()
 
 
 def test_a_worker_keeps_its_passwords_to_itself(
@@ -84,7 +85,7 @@ def test_a_worker_keeps_its_passwords_to_itself(
         monkeypatch.setenv(name, MARK)
     database = make_url(postgres_settings.database_url).set(password=MARK).render_as_string(hide_password=False)
     with (
-        _tracking_server_that_refuses() as tracking,
+        _tracking_server_that_hangs_up() as tracking,
         small_world(
             tmp_path / "home", database_url=database, broker_url=AWAY["ORCH_BROKER_URL"], tracking_url=tracking,
         ) as world,
