@@ -54,10 +54,14 @@ def remove(engine: Engine, items: Sequence[Item]) -> list[Item]:
 
 
 def _temporary(home: Path, artifacts: Path) -> Iterator[Item]:
-    patterns = ("activations/*.partial", "activations/*/*.partial", "tokens/*.partial")
-    inside = [path for pattern in patterns for path in home.glob(pattern)]
-    for path in sorted((*inside, *artifacts.glob("*/*/.*.partial"))):
-        if _age(path) > TEMPORARY_SECONDS and not _is_packed(path):
+    patterns = {
+        home / "activations": ("*.partial", "*/*.partial"),
+        home / "tokens": ("*.partial",),
+        artifacts: ("*/*/.*.partial",),
+    }
+    places = [(path, place) for place, globs in patterns.items() for glob in globs for path in place.glob(glob)]
+    for path, place in sorted(places):
+        if _age(path) > TEMPORARY_SECONDS and not _is_packed(path) and _is_ours(path, place):
             yield Item("temporary", path, shelf.size(path), "half-written, and its writer is gone", TEMPORARY_SECONDS)
 
 
@@ -69,7 +73,7 @@ def _checkpoints(engine: Engine, artifacts: Path, older_than: float) -> Iterator
         if state != "succeeded" and seconds < older_than:
             continue
         folders = (artifacts / str(job_id)).glob("*/*")
-        for path in sorted(path for path in folders if path.name.isdecimal() and path.is_dir()):
+        for path in sorted(p for p in folders if p.name.isdecimal() and p.is_dir() and _is_ours(p, artifacts)):
             yield Item("checkpoint", path, shelf.size(path), f"job {job_id} has {state}")
 
 
@@ -150,6 +154,11 @@ def _deleted(item: Item) -> bool:
     with suppress(OSError):  # what is known of a token file, or how far the packing of one had come
         item.path.with_suffix(".json" if item.kind == "tokens" else ".state").unlink()
     return not item.path.exists()
+
+
+def _is_ours(path: Path, place: Path) -> bool:
+    """Say whether no link below a place, which may be one itself, leads to a path: it may lead to anybody's."""
+    return path.resolve() == place.resolve() / path.relative_to(place)
 
 
 def _is_packed(path: Path) -> bool:

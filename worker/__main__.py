@@ -66,7 +66,7 @@ def _work_on_all(settings: Settings, asked: argparse.Namespace, arguments: Seque
 
 
 def _work(settings: Settings, asked: argparse.Namespace) -> int:
-    from orchestrator.database.schema import open_database
+    from orchestrator.database.schema import make_folder, open_database
     from worker import slot
     from worker.device import check
     from worker.fleet import end_with_fleet
@@ -82,6 +82,7 @@ def _work(settings: Settings, asked: argparse.Namespace) -> int:
         settings = replace(settings, jobs_per_trainer=asked.jobs)
     if "+" in device:  # devices that share each job take one at a time
         settings = replace(settings, jobs_per_trainer=1)
+    make_folder(settings.home)
     engine = open_database(settings)
     me = this_worker(asked.name, pid=os.getpid(), device=device)
     say = Voice(asked.label, worker=me.name, form=settings.log_format)
@@ -99,7 +100,7 @@ def _work(settings: Settings, asked: argparse.Namespace) -> int:
         signal.signal(number, on_signal)
     mine = slot.held(slot.names(device, os.environ), slot.folder())
     with mine, _doorbell(settings, supervisor.ring, me.name, say):
-        say(f"worker {me.name} on {device}, {threads} threads, database {engine.url.render_as_string()}")
+        say(f"worker {me.name} on {device}, {threads} threads, database {mask(settings.database)}")
         stopped = supervisor.run(until_empty=asked.until_empty)
     tracking.close(STOPPED_DRAIN_SECONDS if stopped else DRAIN_SECONDS)
     engine.dispose()
@@ -127,7 +128,7 @@ def _sync(settings: Settings, sweep: str) -> int:
     except (OSError, MlflowException) as error:
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise StorageError(
-            f"MLflow at {mask(settings.tracking)} does not answer: {first[:200]}", hint="Is it up? orch doctor"
+            f"MLflow at {mask(settings.tracking)} does not answer: {mask(first)[:200]}", hint="Is it up? orch doctor"
         ) from None
     Voice(form=settings.log_format)(f"MLflow at {mask(settings.tracking)}: {done} jobs of {sweep} are up to date")
     return 0

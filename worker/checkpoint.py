@@ -200,8 +200,12 @@ def _verified(folder: Path, config: JobConfig | None = None) -> str:
         raise _damaged(folder, f"{type(error).__name__}: {error}") from error
     if bad:
         raise _damaged(folder, f"{', '.join(bad)} changed since it was written")
+    try:
+        values = json.loads((folder / _CONFIG).read_text())
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise _damaged(folder, f"{type(error).__name__}: {error}") from error
     # Parsed, not compared as text: a field that a later version adds has its default here.
-    if config is not None and parse(json.loads((folder / _CONFIG).read_text())) != config:
+    if config is not None and parse(values) != config:
         raise CheckpointError(f"the checkpoint {folder} is of another config")
     return found
 

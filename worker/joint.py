@@ -18,7 +18,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from orchestrator.config import JobConfig, parse
-from worker.sae.shard import Shard, speaking
+from worker.sae.shard import Shard, speaking, tell
 from worker.sae.sharded import check_divisible
 from worker.sae.sharded_trainee import ShardedTrainee
 from worker.sae.trainee import Trainee
@@ -62,8 +62,7 @@ class Leader:
         """
         check_divisible(config.sae)
         shard = Shard(whole.model.n_latents, 0, dist.get_world_size())
-        with speaking():
-            dist.broadcast_object_list([(config.canonical_json(), tuple(heldout.shape))], device=torch.device("cpu"))
+        tell([json.loads(config.canonical_json()), [*heldout.shape]])
         self.trainee = ShardedTrainee.deal(whole, config, shard=shard, device=device)
         self.trainee.before_gathering = lambda: _say(_Word.GATHER)
         self.trainee.before_step = _give
@@ -83,10 +82,8 @@ class Leader:
 
 def follow(device: str) -> None:
     """Be another process of one training, from `Leader` to `Leader.end`."""
-    about: list[tuple[str, tuple[int, int]]] = [("", (0, 0))]
-    dist.broadcast_object_list(about, device=torch.device("cpu"))
-    text, shape = about[0]
-    config = parse(json.loads(text))
+    described, shape = tell(None)
+    config = parse(described)
     shard = Shard(config.sae.latents(shape[1]), dist.get_rank(), dist.get_world_size())
     trainee = ShardedTrainee.deal(None, config, shard=shard, device=device)
     heldout = torch.empty(shape, device=device)

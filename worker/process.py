@@ -16,6 +16,9 @@ from worker.cgroup import oom_kills
 from worker.device import visible
 from worker.protocol import Exit, Failure, Leave, Order, Said, decode
 
+_NOT_THE_TRAINERS = ("ORCH_DATABASE_URL", "ORCH_BROKER_URL", "ORCH_TRACKING_URL", "MLFLOW_", "PG")
+"""How the names begin of what a trainer is not told: it opens no database, and may run code that comes with a model."""
+
 COMMAND = (sys.executable, "-P", "-m", "worker.trainer")
 OOM_KILLED = Failure(
     "OutOfMemory",
@@ -144,6 +147,7 @@ def meaning(code: int) -> Ending:
 
 
 def _environment(order: Order) -> dict[str, str]:
+    known = {name: value for name, value in os.environ.items() if not name.startswith(_NOT_THE_TRAINERS)}
     # OpenMP reads its count when torch is imported; our packages are found from whatever folder we were started in.
     here = str(Path(__file__).parents[1])
     path = os.pathsep.join(filter(None, [here, os.environ.get("PYTHONPATH")]))
@@ -152,4 +156,4 @@ def _environment(order: Order) -> dict[str, str]:
     memory = {"THP_MEM_ALLOC_ENABLE": "1"}
     compiled = {"TORCHINDUCTOR_CACHE_DIR": order.compile_folder}
     own = {"PYTHONPATH": path, "TOKENIZERS_PARALLELISM": "false"}
-    return {**os.environ, **visible(order.device, os.environ), **counts, **memory, **compiled, **own}
+    return {**known, **visible(order.device, os.environ), **counts, **memory, **compiled, **own}

@@ -23,7 +23,7 @@ class Projection:
 
     def __init__(self, engine: Engine, settings: Settings) -> None:
         """Connect with the store."""
-        self._engine = engine
+        self._engine, self._artifacts = engine, settings.home / "artifacts"
         self._runs = Runs(settings)
         self._shipped: dict[str, int] = {}
         self._closed: set[str] = set()
@@ -110,7 +110,8 @@ class Projection:
                 self._runs.add_file(run, Path(folder, "curve.png"), "curve")
         if result and result.artifact_uri and not self._runs.has_file(run, "sae"):
             for file in sorted(_local(result.artifact_uri).glob("*")):
-                self._runs.add_file(run, file, "sae")
+                if file.resolve().is_relative_to(self._artifacts.resolve()):  # whatever the database or a link says
+                    self._runs.add_file(run, file, "sae")
         self._runs.end(run, _JOB_STATUS[job.state], at=at)
         self._closed.add(run)
 

@@ -12,6 +12,7 @@ from typing import NamedTuple
 from urllib.parse import quote, urlsplit
 from urllib.request import getproxies
 
+from orchestrator.database.schema import make_folder
 from orchestrator.settings import Settings
 
 ENTITIES_PER_CALL = 90
@@ -21,6 +22,7 @@ _QUIET = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",  # the default blocks a call for four minutes when the server is away
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "3",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # stdout is for data, and the URL may hold a password
     "GIT_PYTHON_REFRESH": "quiet",
 }
 
@@ -141,7 +143,7 @@ def _first_use(settings: Settings) -> Iterator[None]:
     if settings.tracking.startswith("http"):
         yield
         return
-    settings.home.mkdir(parents=True, exist_ok=True)
+    make_folder(settings.home, file=None if settings.tracking_url else "mlflow.db")
     with (settings.home / "mlflow.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield

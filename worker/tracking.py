@@ -10,7 +10,7 @@ from sqlalchemy import Engine, select
 from orchestrator.database.engine import reading
 from orchestrator.database.models import Job, SweepRow
 from orchestrator.errors import NotFound
-from orchestrator.settings import Settings
+from orchestrator.settings import Settings, mask
 from worker.projection import Projection
 
 SHIP_SECONDS = 2.0
@@ -82,7 +82,7 @@ class Tracking:
     def _trip(self, error: Exception) -> None:
         if not self._break:
             first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            self._say(f"tracking: MLflow does not take what it is given ({first[:200]}); training goes on")
+            self._say(f"tracking: MLflow does not take what it is given ({mask(first)[:200]}); training goes on")
         self._break = min(LONGEST_BREAK_SECONDS, 2 * self._break or BREAK_SECONDS)
         self._open_until = time.monotonic() + self._break
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from orchestrator.config import JobConfig
-from orchestrator.errors import ConfigError, SubjectError
+from orchestrator.errors import CheckpointError, ConfigError, SubjectError
 from worker.line import Line
 from worker.protocol import Assignment, Cached, Exit, Failure, Order, Started
 
@@ -152,13 +152,22 @@ def _warn(text: str) -> None:
 def _resumed(desk: Desk, job: Assignment, subject: "Subject") -> "Trainee | None":
     from worker import checkpoint
 
-    refs = [(saved.uri, saved.sha256) for saved in job.resume]
+    refs = [(_inside(saved.uri, Path(job.artifacts).parent), saved.sha256) for saved in job.resume]
     found = checkpoint.newest_readable(refs, job.config, device=desk.home)
     if found is None:
         return None
     uri, trainee = found
     _refuse_other_material(checkpoint.facts_of(uri), subject.fingerprint, desk.places.tokens.id)
     return trainee
+
+
+def _inside(uri: str, folder: Path) -> str:
+    """Return where a checkpoint is; refuse one that is not among those of its job, whatever the database says."""
+    if not Path(uri).resolve().is_relative_to(folder.resolve()):
+        raise CheckpointError(
+            f"the checkpoint {uri} is not in {folder}", hint="Set ORCH_HOME to the data folder this job began in."
+        )
+    return uri
 
 
 def _refuse_other_material(before: dict[str, Any], model: str, text: str) -> None:

@@ -111,12 +111,12 @@ def _folder(settings: "Settings") -> Finding:
 
 def _artifacts(settings: "Settings") -> Finding:
     hint = "Results and checkpoints go there: check the owner and mode of the folder, and what is mounted there."
-    return _writable("artifacts", settings.home / "artifacts", hint)
+    return _writable("artifacts", settings.artifacts_folder, hint)
 
 
 def _writable(name: str, folder: Path, hint: str) -> Finding:
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:

@@ -3,9 +3,12 @@
 import sqlite3
 import time
 import urllib.request
+from base64 import b64encode
 from contextlib import closing
+from http.client import HTTPException
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
+from urllib.parse import unquote, urlsplit
 
 from orchestrator.cli.figures import duration, plural
 from orchestrator.cli.selection import database
@@ -109,7 +112,7 @@ def check_tracking(settings: "Settings") -> Finding:
     address = mask(settings.tracking)
     try:
         text = _reach_tracking(settings.tracking)
-    except (OrchError, OSError, ValueError, sqlite3.Error) as error:
+    except (OrchError, OSError, ValueError, HTTPException, sqlite3.Error) as error:
         hint = "Training goes on without it; orch tracking sync makes up for it later. Is tracking_url right?"
         said = error.message if isinstance(error, OrchError) else mask(str(error))
         return Finding("WARN", "tracking", f"{address}: {said}", hint)
@@ -118,7 +121,7 @@ def check_tracking(settings: "Settings") -> Finding:
 
 def _reach_tracking(url: str) -> str:
     if url.startswith(("http://", "https://")):
-        urllib.request.urlopen(f"{url.rstrip('/')}/health", timeout=5).close()
+        urllib.request.urlopen(_health(url), timeout=5).close()
         return " answers"
     if url.startswith("postgres"):
         from orchestrator.database.engine import connect, reading
@@ -136,6 +139,16 @@ def _reach_tracking(url: str) -> str:
     with closing(sqlite3.connect(f"{file.absolute().as_uri()}?mode=rw", uri=True, timeout=3)) as connection:
         connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
     return ", shown by: orch ui"
+
+
+def _health(url: str) -> urllib.request.Request:
+    """Return the question whether a server is up; its name and password go into a header, as urllib wants them."""
+    place = urlsplit(url)
+    who, _, host = place.netloc.rpartition("@")
+    asked = urllib.request.Request(f"{place._replace(netloc=host).geturl().rstrip('/')}/health")
+    if who:
+        asked.add_header("Authorization", f"Basic {b64encode(unquote(who).encode()).decode()}")
+    return asked
 
 
 def _is_current(settings: "Settings") -> bool:

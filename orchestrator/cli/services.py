@@ -15,12 +15,13 @@ import click
 from orchestrator.cli import terminal
 from orchestrator.cli.python_process import python_command, python_environment
 from orchestrator.cli.selection import database
-from orchestrator.errors import NotFound, OrchError, StorageError
+from orchestrator.errors import ConfigError, NotFound, OrchError, StorageError
 
 if TYPE_CHECKING:
     from orchestrator.settings import Settings
 
 HOST = "127.0.0.1"
+STORES = ("sqlite:", "postgresql:", "postgresql+", "mysql:", "mysql+", "mssql:", "mssql+")
 START_SECONDS = 90.0
 STOP_SECONDS = 10.0
 
@@ -67,6 +68,13 @@ def ui(*, port: int, browser: bool) -> None:
 
 
 def _check_store(settings: "Settings") -> None:
+    from orchestrator.settings import mask
+
+    if not settings.tracking.startswith(STORES):
+        raise ConfigError(
+            f"tracking_url {mask(settings.tracking)!r} is neither a server nor a database",
+            hint="Such as http://host:5000, or postgresql+psycopg://user:password@host/mlflow",
+        )
     file = settings.home / "mlflow.db"
     if not settings.tracking_url and not file.exists():
         raise NotFound(
@@ -92,12 +100,13 @@ def _serve(settings: "Settings", port: int, *, browser: bool) -> None:
     log = settings.home / "logs" / "ui.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     command = python_command(
-        "mlflow", "server", "--backend-store-uri", settings.tracking,
+        "mlflow", "server",
         "--default-artifact-root", (settings.home / "mlartifacts").as_uri(), "--no-serve-artifacts",
         "--host", HOST, "--port", str(port), "--workers", "1",
     )  # fmt: skip
     quiet = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
-    environment = {name: value for name, value in os.environ.items() if name != "MLFLOW_TRACKING_URI"} | quiet
+    store = {"MLFLOW_BACKEND_STORE_URI": settings.tracking}  # not a flag: every user of the machine can read those
+    environment = {name: value for name, value in os.environ.items() if name != "MLFLOW_TRACKING_URI"} | quiet | store
     for number in (signal.SIGTERM, signal.SIGHUP):  # the server has a session of its own, and ends with us all the same
         signal.signal(number, signal.default_int_handler)
     with log.open("ab") as out:

@@ -29,7 +29,7 @@ def open_database(settings: Settings) -> Engine:
         StorageError: no answer, no room, or a schema that `orch db upgrade` must bring up to date.
     """
     if settings.embedded:
-        _make_folder(settings.home)
+        make_folder(settings.home, file="orch.db")
     engine = connect(settings.database)
     try:
         found = _version(engine)
@@ -48,7 +48,7 @@ def upgrade(settings: Settings) -> str:
         StorageError: no answer, or a database made by a newer version of orch.
     """
     if settings.embedded:
-        _make_folder(settings.home)
+        make_folder(settings.home, file="orch.db")
     engine = connect(settings.database, limits=False)
     try:
         with _one_at_a_time(settings), engine.execution_options(orch_write=True).begin() as connection:
@@ -124,9 +124,16 @@ def _migrate(connection: Connection) -> None:
         ) from error
 
 
-def _make_folder(home: Path) -> None:
+def make_folder(home: Path, *, file: str | None = None) -> None:
+    """Make the data folder, and an empty database in it, where they are not there: for their owner alone.
+
+    Raises:
+        StorageError: the folder cannot be made, or written.
+    """
     try:
-        home.mkdir(parents=True, exist_ok=True)
+        home.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if file and not (home / file).exists():
+            os.close(os.open(home / file, os.O_RDWR | os.O_CREAT, 0o600))
     except OSError as error:
         full = error.errno == errno.ENOSPC
         hint = "Free some space." if full else "Set ORCH_HOME, or home in orch.toml, to a folder that may be written."
@@ -139,7 +146,7 @@ def _one_at_a_time(settings: Settings) -> Iterator[None]:
         yield
         return
     try:
-        handle = os.open(settings.home / "orch.db.lock", os.O_RDWR | os.O_CREAT, 0o644)
+        handle = os.open(settings.home / "orch.db.lock", os.O_RDWR | os.O_CREAT, 0o600)
     except OSError as error:
         hint = "Set ORCH_HOME, or home in orch.toml, to a folder that may be written."
         raise StorageError(f"data folder {settings.home}: {error.strerror}", hint=hint) from error

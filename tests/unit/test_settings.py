@@ -167,7 +167,11 @@ def test_a_wrong_limit_is_named(tmp_path: Path, name: str, value: str) -> None:
         ("rediss://host/0?ssl_keyfile_password=pw", "rediss://host/0?ssl_keyfile_password=***"),
         ("sqlite:////tmp/a@b:c@d/orch.db", "sqlite:////tmp/a@b:c@d/orch.db"),
         ("http://localhost:5000", "http://localhost:5000"),
+        ("ada:pw@db/orch", "ada:***@db/orch"),
+        ("refused: http://ada:pw@h:5000/\nthen redis://:pw@h", "refused: http://ada:***@h:5000/\nthen redis://:***@h"),
+        ("https://h/x?access_token=pw", "https://h/x?access_token=***"),
         ("plain text", "plain text"),
+        ("asked ada@db: no", "asked ada@db: no"),
         ("", ""),
     ],
 )

@@ -4,13 +4,12 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from jaxtyping import Float
 from torch import Tensor
 
 from orchestrator.config import JobConfig
 from worker.sae.optimizer import Optimizer
-from worker.sae.shard import Shard
+from worker.sae.shard import Shard, tell
 from worker.sae.sharded import ROWS, ShardedAutoencoder
 from worker.sae.sharded_loss import Code, Silent, sharded_losses
 from worker.sae.silence import count_silence
@@ -54,15 +53,19 @@ class ShardedTrainee(Trainee):
         cls, whole: Trainee | None, config: JobConfig, *, shard: Shard, device: torch.device | str
     ) -> "ShardedTrainee":
         """Take this process's part of the trainee that the first process has; the others give None."""
-        about: list[Any] = [None]
+        about: Any = None
         tensors: dict[str, Tensor] = {}
         if whole is not None:
             tensors = whole.tensors()
-            about = [(whole.values(), [(name, tuple(value.shape), value.dtype) for name, value in tensors.items()])]
-        if shard.size > 1:
-            dist.broadcast_object_list(about, group=shard.group, group_src=0, device=torch.device("cpu"))
-        values, described = about[0]
-        parts = {name: _dealt(name, tensors.get(name), shape, dtype, shard=shard) for name, shape, dtype in described}
+            described = [(name, [*value.shape], str(value.dtype)) for name, value in tensors.items()]
+            about = whole.values(), described
+        values, described = tell(about, group=shard.group) if shard.size > 1 else about
+        parts = {
+            name: _dealt(
+                name, tensors.get(name), tuple(shape), getattr(torch, dtype.removeprefix("torch.")), shard=shard
+            )
+            for name, shape, dtype in described
+        }
         return cls(config, len(parts["mu"]), shard=shard, device=device)._filled(parts, values)
 
     def differentiate(
