@@ -22,6 +22,8 @@ class Failovers(NamedTuple):
     """Seconds from the kill of a worker to the next claim of each job that it held."""
 
     plain: list[float]
+    judged: list[float]
+    """Of those, until the lease was taken away; the rest is the wait for a free worker."""
     over_outages: list[float]
     """Those during which, or less than a lease after which, the database was away: then nobody is judged."""
     held_back: list[float]
@@ -71,7 +73,7 @@ def bent(engine: Engine) -> list[str]:
 
 def failovers(engine: Engine, kills: Sequence[Kill], outages: Sequence[Outage], *, lease_seconds: float) -> Failovers:
     """Return how long it took until what killed workers had held was claimed again."""
-    found = Failovers([], [], [])
+    found = Failovers([], [], [], [])
     columns = (Attempt.job_id, Attempt.attempt, Attempt.worker, Attempt.started_at, Attempt.ended_at, Attempt.outcome)
     with reading(engine) as session:
         rows = session.execute(select(*columns).order_by(Attempt.job_id, Attempt.attempt)).all()
@@ -80,7 +82,9 @@ def failovers(engine: Engine, kills: Sequence[Kill], outages: Sequence[Outage], 
     away = [(outage.since, outage.until + lease_seconds) for outage in outages]
     for held, after in pairwise(rows):
         at = killed_at.get(held.worker)
-        if held.outcome != "lost" or at is None or (held.ended_at or 0) < at or held.job_id != after.job_id:
+        if held.outcome != "lost" or at is None or held.ended_at is None or held.job_id != after.job_id:
+            continue
+        if held.ended_at < at:  # it was frozen, and lost this one before
             continue
         seconds = after.started_at - at
         if (held.job_id, held.attempt) in repeated:
@@ -89,6 +93,7 @@ def failovers(engine: Engine, kills: Sequence[Kill], outages: Sequence[Outage], 
             found.over_outages.append(seconds)
         else:
             found.plain.append(seconds)
+            found.judged.append(held.ended_at - at)
     return found
 
 

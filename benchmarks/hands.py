@@ -11,17 +11,13 @@ from pathlib import Path
 
 import psutil
 
-WARM_SECONDS = 2.0
-"""From the start of a worker to its first look at the queue, about."""
-
 
 class Hand:
     """One worker process."""
 
     def __init__(self, name: str, module: str, *, environ: Mapping[str, str], log: Path) -> None:
-        self.name = name
-        self.seeing_since = time.time() + WARM_SECONDS
-        """Since when it has looked at the queue without a break."""
+        self.name, self._log = name, log
+        self._seeing_since: float | None = None
         self.frozen_until: float | None = None
         with log.open("ab") as out:
             self.process = subprocess.Popen(
@@ -42,6 +38,12 @@ class Hand:
                     return child
         return None
 
+    def has_seen_for(self, seconds: float) -> bool:
+        """Say whether it has looked at the queue for so long, without a break."""
+        if self._seeing_since is None and f"worker {self.name} on " in self._log.read_text():
+            self._seeing_since = time.time()
+        return self.is_up and self._seeing_since is not None and time.time() - self._seeing_since > seconds
+
     def freeze(self, seconds: float) -> None:
         self.frozen_until = time.time() + seconds
         self.process.send_signal(signal.SIGSTOP)
@@ -49,7 +51,7 @@ class Hand:
     def thaw(self, *, now: bool = False) -> None:
         """Let it go on when its time has come."""
         if self.frozen_until is not None and (now or time.time() >= self.frozen_until):
-            self.frozen_until, self.seeing_since = None, time.time()
+            self.frozen_until, self._seeing_since = None, time.time()
             self.process.send_signal(signal.SIGCONT)
 
     def kill(self) -> None:
@@ -60,8 +62,9 @@ class Hand:
 class Crew:
     """As many workers as there are places; whoever has ended is replaced."""
 
-    def __init__(self, size: int, module: str, *, environ: Mapping[str, str], log: Path) -> None:
-        self._module, self._environ, self._log = module, environ, log
+    def __init__(self, size: int, module: str, *, environ: Mapping[str, str], logs: Path) -> None:
+        self._module, self._environ, self._logs = module, environ, logs
+        logs.mkdir()
         self._started = 0
         self.ended: list[int] = []
         """Exit statuses of those who ended by themselves."""
@@ -79,7 +82,7 @@ class Crew:
 
     def judges(self, lease_seconds: float) -> list[Hand]:
         """Return those who have looked long enough to judge the leases of others."""
-        return [h for h in self.hands if h.is_up and time.time() - h.seeing_since > 1.5 * lease_seconds]
+        return [hand for hand in self.hands if hand.has_seen_for(1.2 * lease_seconds)]
 
     def stop(self) -> None:
         """Let all of them go home."""
@@ -100,7 +103,8 @@ class Crew:
 
     def _start(self) -> Hand:
         self._started += 1
-        return Hand(f"w{self._started}", self._module, environ=self._environ, log=self._log)
+        name = f"w{self._started}"
+        return Hand(name, self._module, environ=self._environ, log=self._logs / name)
 
 
 def is_gone(process: psutil.Process) -> bool:

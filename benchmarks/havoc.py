@@ -105,11 +105,12 @@ class Havoc:
             time.sleep(0.02)
 
     def _victim(self) -> Hand | None:
-        """Return a worker that may be taken away: one that can judge the others' leases always stays."""
+        """Return a worker that may be taken away, at work if possible; one that can judge the others' leases stays."""
         up = [hand for hand in self._crew.hands if hand.is_up]
         judges = self._crew.judges(self._settings.lease_seconds)
-        able = [hand for hand in up if len([judge for judge in judges if judge is not hand]) > 0]
-        return self._random.choice(able) if able else None
+        able = [hand for hand in up if any(judge is not hand for judge in judges)]
+        busy = [hand for hand in able if hand.trainer]
+        return self._random.choice(busy or able) if able else None
 
     def _kill_worker(self) -> bool:
         hand = self._victim()

@@ -115,15 +115,24 @@ class Server:
 
 
 @contextmanager
-def service() -> Iterator[tuple[Server, Server]]:
-    """Yield a PostgreSQL that keeps what it acknowledged, and a Redis."""
-    with servers.postgres() as database_url, servers.redis() as broker_url:
-        postgres = Server("postgres", database_url, servers._postgres_answers, stop=signal.SIGQUIT)
-        redis = Server("redis", broker_url, servers._redis_answers, stop=signal.SIGKILL)
+def postgres(*options: str) -> Iterator[Server]:
+    """Yield a PostgreSQL that keeps what it acknowledged when it is killed; `options` are added to its command."""
+    with servers.postgres() as url:
+        server = Server("postgres", url, servers._postgres_answers, stop=signal.SIGQUIT)
         try:
-            postgres.close()
-            postgres.start(*LASTING)
-            yield postgres, redis
+            server.close()
+            server.start(*LASTING, *options)
+            yield server
         finally:
-            postgres.close()
-            redis.close()
+            server.close()
+
+
+@contextmanager
+def redis() -> Iterator[Server]:
+    """Yield a Redis."""
+    with servers.redis() as url:
+        server = Server("redis", url, servers._redis_answers, stop=signal.SIGKILL)
+        try:
+            yield server
+        finally:
+            server.close()

@@ -20,12 +20,12 @@ from typing import Any, NamedTuple
 
 from sqlalchemy import Engine, select
 
-from benchmarks import aftermath
+from benchmarks import aftermath, outages
 from benchmarks.clock import table
 from benchmarks.hands import Crew
 from benchmarks.havoc import KILLS, Havoc
 from benchmarks.light_trainer import STEP_SECONDS
-from benchmarks.outages import Outage, Probe, Server, service
+from benchmarks.outages import Outage, Probe, Server
 from orchestrator import dispatch, queue, results
 from orchestrator.config import JobConfig, Limits, Sweep, parse
 from orchestrator.database.engine import connect, reading
@@ -85,7 +85,9 @@ def _site(asked: argparse.Namespace, backend: str) -> Iterator[Site]:
         folder = asked.folder or Path(stack.enter_context(TemporaryDirectory(prefix="orch-soak-")))
         home = folder / backend
         home.mkdir(parents=True)
-        found = stack.enter_context(service()) if backend == "service" else ()
+        found: tuple[Server, ...] = ()
+        if backend == "service":
+            found = stack.enter_context(outages.postgres()), stack.enter_context(outages.redis())
         values: dict[str, Any] = ATTENTIVE | {"home": home, "lease_seconds": asked.lease, "jobs_per_trainer": SHARING}
         values |= {"poll_seconds": 2.0 if found else 0.2, "stall_seconds": 60 if asked.real else asked.lease + 1}
         if found:
@@ -107,7 +109,7 @@ def _soak(asked: argparse.Namespace, site: Site, backend: str) -> bool:
     started = time.monotonic()
     probe = Probe(site.engine, patience=site.settings.lease_seconds / 4)
     module = "worker" if asked.real else "benchmarks.light_worker"
-    crew = Crew(asked.workers, module, environ=site.environ, log=site.settings.home / "workers.log")
+    crew = Crew(asked.workers, module, environ=site.environ, logs=site.settings.home / "workers")
     try:
         havoc = Havoc(crew, site.engine, site.settings, site.servers, seed=asked.seed, every=asked.every)
         while time.monotonic() - started < 60 * asked.minutes and havoc.killed < (asked.kills or float("inf")):
@@ -208,19 +210,19 @@ def _drain(site: Site, crew: Crew, feed: _Feed) -> bool:
 
 
 def _judge(
-    asked: argparse.Namespace, site: Site, havoc: Havoc, feed: _Feed, outages: Sequence[Outage]
+    asked: argparse.Namespace, site: Site, havoc: Havoc, feed: _Feed, away: Sequence[Outage]
 ) -> tuple[dict[str, Any], list[str]]:
     lost, doubled = aftermath.lost(site.engine, feed.jobs), aftermath.doubled(site.engine)
     bent = [] if asked.real else aftermath.bent(site.engine)
     settings = site.settings
-    found = aftermath.failovers(site.engine, havoc.kills, outages, lease_seconds=settings.lease_seconds)
+    found = aftermath.failovers(site.engine, havoc.kills, away, lease_seconds=settings.lease_seconds)
     bound = settings.lease_seconds + settings.grace_seconds + MARGIN_SECONDS
     cancel_bound = settings.heartbeat_seconds + settings.grace_seconds + MARGIN_SECONDS
     slow = [f"a failover took {s:.1f} s, above {bound:g}" for s in found.plain if s > bound]
     slow += [f"a cancel took {s:.1f} s, above {cancel_bound:g}" for s in havoc.freed if s > cancel_bound]
     figures = {
         "jobs": len(feed.jobs),
-        "database away": len(outages),
+        "database away": len(away),
         "attempts": aftermath.attempts(site.engine),
         "kills": havoc.killed,
         **{name: havoc.done[name] for name in (*KILLS, "freeze worker", "freeze trainer", "stop worker", "cancel")},
@@ -229,6 +231,7 @@ def _judge(
         "bent curves": len(bent),
         "given up as poison, retried": feed.retried,
         **_spread("failover", found.plain),
+        **_spread("of that, until the lease is judged", found.judged),
         "failover bound s": bound,
         **_spread("failover over an outage", found.over_outages),
         **_spread("held back after two losses", found.held_back),
@@ -241,7 +244,9 @@ def _judge(
 def _spread(name: str, seconds: Sequence[float]) -> dict[str, Any]:
     ordered = sorted(seconds)
     at = {"p50": 0.5, "p99": 0.99, "max": 1.0}
-    values = {p: ordered[min(len(ordered) - 1, int(share * len(ordered)))] if ordered else None for p, share in at.items()}
+    values = {
+        p: ordered[min(len(ordered) - 1, int(share * len(ordered)))] if ordered else None for p, share in at.items()
+    }
     return {f"{name} n": len(ordered)} | {f"{name} {p} s": value for p, value in values.items()}
 
 
