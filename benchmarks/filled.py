@@ -1,4 +1,4 @@
-"""A database with as many finished jobs as are asked for, each with its attempt, its result and points of its curve."""
+"""As many finished jobs as are asked for, each with its attempt, result, event, checkpoint and points of its curve."""
 
 from sqlalchemy import Connection, Engine, text
 
@@ -14,6 +14,10 @@ _INSERTS = (
     "INSERT INTO attempts (job_id, attempt, token, worker, host, pid, device, started_at, ended_at, outcome)"
     " SELECT i, 1, 'token-' || i, 'worker', 'host', 1, 'cpu', 1.0, 2.0, 'max_tokens'",
     "INSERT INTO results (job_id, attempt, token, outcome, tokens_seen) SELECT i, 1, 'token-' || i, 'max_tokens', 1000",
+    "INSERT INTO events (job_id, at, kind) SELECT i, 1.0, 'enqueued'",
+    "INSERT INTO checkpoints (job_id, tokens_seen, attempt, uri, sha256, created_at)"
+    " SELECT i, 1000, 1, 'at', 'sum', 2.0",
+    "INSERT INTO convergence (job_id, epsilon, tokens) SELECT i, 0.01, 500.0",
     "INSERT INTO curve_points (job_id, tokens_seen, attempt, fvu) SELECT i, 500, 1, 0.5",
     "INSERT INTO curve_points (job_id, tokens_seen, attempt, fvu) SELECT i, 1000, 1, 0.4",
 )
@@ -50,4 +54,8 @@ def _settle(engine: Engine) -> None:
     if engine.name == "postgresql":
         with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
             connection.execute(text("SET statement_timeout = 0"))
+            # VACUUM marks as visible to all only what is on the disk, and its own commits must not be in between.
+            connection.execute(text("SET synchronous_commit = on"))
+            connection.execute(text("CHECKPOINT"))
             connection.execute(text("VACUUM ANALYZE"))
+            connection.invalidate()

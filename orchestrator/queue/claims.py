@@ -109,7 +109,8 @@ def _take(
 def waiting(engine: Engine, *, limit: int) -> list[int]:
     """Return the first jobs that may run now, in the order in which they will."""
     with reading(engine) as session:
-        return [row.id for row in session.execute(_eligible().limit(limit))]
+        _read_in_order(session)
+        return [*session.scalars(_eligible().with_only_columns(Job.id).limit(limit))]
 
 
 def _read(stored: str) -> "JobConfig":
@@ -144,9 +145,7 @@ def _next(session: Session, worker: Worker, token: str, lease_seconds: float, ch
 
 def _pick(session: Session, choice: _Choice) -> Row[int, int, int, str] | None:
     """Lock the first job that may be taken, highest priority first, then the oldest."""
-    if session.get_bind().dialect.name == "postgresql":
-        # Without fresh statistics the planner would sort the whole queue for its first row; the index has it in order.
-        session.execute(text("SET LOCAL enable_sort = off"))
+    _read_in_order(session)
     full: list[int] = []
     passed: list[int] = []
     query = choice.query.with_for_update(skip_locked=True, of=Job).limit(1)
@@ -161,6 +160,12 @@ def _pick(session: Session, choice: _Choice) -> Row[int, int, int, str] | None:
         else:
             passed.append(job.id)
     return None
+
+
+def _read_in_order(session: Session) -> None:
+    """Keep PostgreSQL from sorting the whole queue for its first rows, for the index has it in order."""
+    if session.get_bind().dialect.name == "postgresql":
+        session.execute(text("SET LOCAL enable_sort = off"))
 
 
 def _suits(stored: str, fits: Callable[["JobConfig"], bool]) -> bool:
