@@ -5,7 +5,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 KERNELS := .venv/.kernels
 
-.PHONY: demo test check bench format clean
+.PHONY: demo test check bench soak format clean
 .DEFAULT_GOAL := demo
 
 demo: $(READY)  ## train the quickstart sweep on the language model that ships here
@@ -21,9 +21,12 @@ check: $(READY)  ## format, lint, types, import contracts
 	@$(BIN)/python -c "from importlinter.cli import lint_imports_command; lint_imports_command()"
 
 bench: $(READY)  ## the figures of the README
-	@for name in step capture shared_stream memory scale; do \
+	@for name in step capture shared_stream memory scale queue; do \
 		echo "== $$name"; $(BIN)/python -W ignore -m benchmarks.$$name --short || exit 1; \
 	done
+
+soak: $(READY)  ## workers, trainers and servers killed and frozen for some minutes: nothing lost, nothing twice
+	@$(BIN)/python -W ignore -m benchmarks.soak --both
 
 format: $(READY)
 	@$(BIN)/python -m ruff format .

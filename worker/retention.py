@@ -1,6 +1,7 @@
 """Which checkpoints of an attempt are kept: those the database knows, and whatever is newer."""
 
 import shutil
+from contextlib import suppress
 from pathlib import Path
 
 
@@ -13,4 +14,8 @@ def prune(folder: Path, *, older_than: int) -> None:
     if folder.is_dir():
         old = [path for path in folder.iterdir() if path.name.isdecimal() and int(path.name) < older_than]
         for path in old:
-            shutil.rmtree(path, ignore_errors=True)
+            # Out of the way first: whoever is killed here leaves no half of a checkpoint under its name.
+            leaving = path.with_name(f".{path.name}.partial")
+            with suppress(OSError):
+                path.rename(leaving)
+            shutil.rmtree(leaving, ignore_errors=True)

@@ -110,7 +110,8 @@ def _take(
 def waiting(engine: Engine, *, limit: int) -> list[int]:
     """Return the first jobs that may run now, in the order in which they will."""
     with reading(engine) as session:
-        return [row.id for row in session.execute(_eligible().limit(limit))]
+        _read_in_order(session)
+        return [*session.scalars(_eligible().with_only_columns(Job.id).limit(limit))]
 
 
 def _read(stored: str) -> "JobConfig":

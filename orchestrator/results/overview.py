@@ -3,7 +3,7 @@
 from collections.abc import Collection
 from typing import Any, NamedTuple
 
-from sqlalchemy import Engine, Row, Select, func, select
+from sqlalchemy import ColumnElement, Engine, Row, Select, func, select
 from sqlalchemy.orm import Session
 
 from orchestrator.database import models as m
@@ -38,17 +38,23 @@ def jobs(
 ) -> list[JobRow]:
     """Return jobs by id, those that fit every condition given; with `limit` the first so many.
 
+    The first are those with the lowest ids; among jobs of given states, and no given ids, those that run first.
+
     Raises:
         StorageError: the database did not answer.
     """
-    query = _query()
+    wanted: list[ColumnElement[bool]] = []
     if sweep is not None:
-        query = query.where(m.Job.sweep_id.in_(select(m.SweepRow.id).where(m.SweepRow.name == sweep)))
+        wanted.append(m.Job.sweep_id.in_(select(m.SweepRow.id).where(m.SweepRow.name == sweep)))
     if states is not None:
-        query = query.where(m.Job.state.in_(states))
+        wanted.append(m.Job.state.in_(states))
+        if limit is not None and ids is None:
+            # In the claim's order, which its index has: by id, all jobs of the state would be sorted for a few of them.
+            foremost = select(m.Job.id).where(*wanted).order_by(m.Job.priority.desc(), m.Job.id).limit(limit)
+            wanted = [m.Job.id.in_(foremost)]
     with reading(engine) as session:
         house = _house(session)
-        return [_job(row, house) for row in _rows(session, query, ids, limit)]
+        return [_job(row, house) for row in _rows(session, _query().where(*wanted), ids, limit)]
 
 
 def _rows(session: Session, query: Select[Any], ids: Collection[int] | None, limit: int | None) -> list[Row[Any]]:

@@ -1,0 +1,193 @@
+"""What goes wrong in a soak: kills, freezes, stops, cancels and outages, one at a time, at random and seeded."""
+
+import random
+import signal
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from typing import NamedTuple
+
+import psutil
+from sqlalchemy import Engine, select
+
+from benchmarks.hands import Crew, Hand, is_gone
+from benchmarks.outages import Server
+from orchestrator import queue
+from orchestrator.database.engine import reading
+from orchestrator.database.models import Attempt, LeaseRow
+from orchestrator.errors import OrchError
+from orchestrator.settings import Settings
+
+WEIGHTS = {"kill worker": 6, "kill trainer": 6, "freeze worker": 3, "freeze trainer": 1, "stop worker": 1, "cancel": 2}
+OUTAGE_WEIGHTS = {"kill redis": 0.5, "kill postgres": 0.5}
+KILLS = ("kill worker", "kill trainer", "kill redis", "kill postgres")
+
+
+class Kill(NamedTuple):
+    """A worker that was killed: whatever it held must be claimed again."""
+
+    worker: str
+    at: float
+
+
+class Cancel(NamedTuple):
+    """A running job whose cancel was asked, and the trainer that must go."""
+
+    job_id: int
+    at: float
+    hand: Hand
+    trainer: psutil.Process
+
+
+class Havoc:
+    """Disturbs a crew and its servers."""
+
+    def __init__(
+        self, crew: Crew, engine: Engine, settings: Settings, servers: Sequence[Server], *, seed: int, every: float
+    ) -> None:
+        """Prepare; `every` is the mean time between two disturbances, in seconds."""
+        self._crew, self._engine, self._settings, self._servers = crew, engine, settings, servers
+        self._random, self._every = random.Random(seed), every
+        self._next_at = time.monotonic() + every
+        self.done: Counter[str] = Counter()
+        self.kills: list[Kill] = []
+        self.freed: list[float] = []
+        """Seconds from a cancel to the end of its trainer, where nothing else disturbed that worker meanwhile."""
+        self._cancels: list[Cancel] = []
+        self._weights = WEIGHTS | (OUTAGE_WEIGHTS if servers else {})
+        self._acts: dict[str, Callable[[], bool]] = {
+            "kill worker": self._kill_worker,
+            "kill trainer": self._kill_trainer,
+            "freeze worker": self._freeze_worker,
+            "freeze trainer": self._freeze_trainer,
+            "stop worker": self._stop_worker,
+            "cancel": self._cancel,
+            "kill redis": lambda: self._kill_server("redis"),
+            "kill postgres": lambda: self._kill_server("postgres"),
+        }
+        self._frozen: list[tuple[float, psutil.Process]] = []
+
+    @property
+    def killed(self) -> int:
+        """Return the number of kills of every kind."""
+        return sum(self.done[name] for name in KILLS)
+
+    def act(self) -> None:
+        """Disturb something, if it is time to."""
+        self.tick()
+        if time.monotonic() < self._next_at:
+            return
+        self._next_at = time.monotonic() + self._random.expovariate(1 / self._every)
+        (name,) = self._random.choices([*self._weights], [*self._weights.values()])
+        with suppress(psutil.NoSuchProcess, OrchError):  # gone by itself, or the database is away
+            self.done[name] += self._acts[name]()
+
+    def tick(self) -> None:
+        """Let what is frozen or away come back, and see which trainers have gone."""
+        for server in self._servers:
+            server.mend()
+        for until, process in [*self._frozen]:
+            if time.time() >= until:
+                self._frozen.remove((until, process))
+                with suppress(psutil.NoSuchProcess):
+                    process.send_signal(signal.SIGCONT)
+        for cancel in [*self._cancels]:
+            if is_gone(cancel.trainer):
+                self._cancels.remove(cancel)
+                self.freed.append(time.time() - cancel.at)
+
+    def end(self) -> None:
+        """Disturb nothing more; what is frozen or away comes back."""
+        while any(server.is_away for server in self._servers) or self._frozen or self._cancels:
+            self.tick()
+            self._crew.tick()
+            time.sleep(0.02)
+
+    def _victim(self) -> Hand | None:
+        """Return a worker that may be taken away, at work if possible; one that can judge the others' leases stays."""
+        up = [hand for hand in self._crew.hands if hand.is_up]
+        judges = self._crew.judges(self._settings.lease_seconds)
+        able = [hand for hand in up if any(judge is not hand for judge in judges)]
+        busy = [hand for hand in able if hand.trainer]
+        return self._random.choice(busy or able) if able else None
+
+    def _kill_worker(self) -> bool:
+        hand = self._victim()
+        if hand is None:
+            return False
+        self._forget(hand)
+        at = time.time()
+        hand.kill()
+        self.kills.append(Kill(hand.name, at))
+        return True
+
+    def _stop_worker(self) -> bool:
+        hand = self._victim()
+        if hand is None:
+            return False
+        self._forget(hand)
+        hand.process.terminate()
+        return True
+
+    def _freeze_worker(self) -> bool:
+        hand = self._victim()
+        if hand is None:
+            return False
+        self._forget(hand)
+        lease = self._settings.lease_seconds + self._settings.grace_seconds
+        hand.freeze(self._random.uniform(1.1, 2) * lease)
+        return True
+
+    def _trainer(self) -> tuple[Hand, psutil.Process] | None:
+        found = [(hand, trainer) for hand in self._crew.hands if hand.is_up and (trainer := hand.trainer)]
+        return self._random.choice(found) if found else None
+
+    def _kill_trainer(self) -> bool:
+        found = self._trainer()
+        if found is None:
+            return False
+        self._forget(found[0])
+        found[1].kill()
+        return True
+
+    def _freeze_trainer(self) -> bool:
+        found = self._trainer()
+        if found is None:
+            return False
+        self._forget(found[0])
+        found[1].suspend()
+        self._frozen.append((time.time() + self._random.uniform(0.5, 2) * self._settings.stall_seconds, found[1]))
+        return True
+
+    def _cancel(self) -> bool:
+        """Cancel a job that has a trainer for itself."""
+        found = self._trainer()
+        jobs = self._jobs_of(found[0]) if found else []
+        if found is None or len(jobs) != 1:
+            return False
+        hand, trainer = found
+        if hand.trainer != trainer:
+            return False  # the one whose job it is has gone meanwhile
+        at = time.time()
+        queue.cancel(self._engine, jobs)
+        self._cancels.append(Cancel(jobs[0], at, hand, trainer))
+        return True
+
+    def _jobs_of(self, hand: Hand) -> list[int]:
+        mine = (Attempt.job_id == LeaseRow.job_id) & (Attempt.attempt == LeaseRow.attempt)
+        with reading(self._engine) as session:
+            return [*session.scalars(select(LeaseRow.job_id).join(Attempt, mine).where(Attempt.worker == hand.name))]
+
+    def _kill_server(self, name: str) -> bool:
+        server = next(server for server in self._servers if server.name == name)
+        if server.is_away:
+            return False
+        if name == "postgres":
+            self._cancels.clear()
+        server.kill(seconds=self._random.uniform(0.1, 3))
+        return True
+
+    def _forget(self, hand: Hand) -> None:
+        """Measure no cancel that is disturbed in another way as well."""
+        self._cancels = [cancel for cancel in self._cancels if cancel.hand is not hand]

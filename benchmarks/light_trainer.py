@@ -1,0 +1,149 @@
+"""A trainer that trains nothing: the real protocol, real checkpoints, and a curve that no interruption may bend.
+
+`python -m benchmarks.light_trainer` stands where the real trainer does, starts in a quarter of a second instead of
+four, and steps a generator of pseudo-random numbers, whose state is in the checkpoint: a job that was resumed from the
+wrong place, or twice, draws another curve than `expected` does.
+"""
+
+import hashlib
+import json
+import os
+import sys
+import time
+from pathlib import Path
+
+from orchestrator.config import JobConfig
+from orchestrator.curve import Point
+from worker.line import Line
+from worker.protocol import Assignment, Ended, Exit, Left, Measured, Saved, Started
+
+STEP_SECONDS = "ORCH_SOAK_STEP_SECONDS"
+POINT_STEPS = 4
+SIZES = {"n_latents": 64, "d_model": 32, "lr": 0.01, "device": "cpu", "threads": 1}
+_MASK = 2**64 - 1
+
+
+class Walk:
+    """The state of one job: how far it is, and a number that depends on every step before."""
+
+    def __init__(self, config: JobConfig, tokens_seen: int = 0, number: int | None = None) -> None:
+        self.tokens_seen = tokens_seen
+        self._step_tokens, self._budget = config.training.batch_tokens, config.training.max_tokens
+        self.number = config.training.seed if number is None else number
+
+    @property
+    def is_done(self) -> bool:
+        return self.tokens_seen >= self._budget
+
+    def step(self) -> Point | None:
+        """Go on by one batch; return the point that is due there, if one is."""
+        self.number = (self.number * 6364136223846793005 + 1442695040888963407) & _MASK
+        self.tokens_seen += self._step_tokens
+        due = self.is_done or self.tokens_seen % (POINT_STEPS * self._step_tokens) == 0
+        return self._point() if due else None
+
+    def _point(self) -> Point:
+        fvu = 0.1 + self.tokens_seen**-0.25 + self.number / _MASK * 1e-3
+        return Point(self.tokens_seen, fvu, *(1.0 for _ in Point._fields[2:]))
+
+
+def expected(config: JobConfig) -> list[tuple[int, float]]:
+    """Return the curve of a job that nobody disturbed, as (tokens, fvu)."""
+    walk, points = Walk(config), []
+    while not walk.is_done:
+        if point := walk.step():
+            points.append((point.tokens_seen, point.fvu))
+    return points
+
+
+class Member:
+    """One job of an order."""
+
+    def __init__(self, job: Assignment, line: Line) -> None:
+        self.job_id, self._artifacts, self._line = job.job_id, Path(job.artifacts), line
+        self._walk = next((walk for saved in job.resume if (walk := _resumed(job.config, saved))), Walk(job.config))
+        line.send(Started(self._walk.tokens_seen, SIZES), job.job_id)
+
+    @property
+    def tokens_seen(self) -> int:
+        return self._walk.tokens_seen
+
+    def step(self) -> bool:
+        """Take a step; say whether the job is done, and its result sent."""
+        if not self._walk.is_done and (point := self._walk.step()):
+            self._line.send(Measured(point), self.job_id)
+        self._line.alive(self.tokens_seen, self.job_id)
+        if self._walk.is_done:
+            self._end()
+        return self._walk.is_done
+
+    def save(self) -> None:
+        self._line.send(self._publish(str(self.tokens_seen)), self.job_id)
+
+    def leave(self, *, save: bool) -> None:
+        if save:
+            self.save()
+        self._line.send(Left(self.tokens_seen), self.job_id)
+
+    def _end(self) -> None:
+        self.save()
+        uri = self._publish("final").uri
+        self._line.send(Ended("max_tokens", self.tokens_seen, 1.0, uri, 1.0, 1.0, 1.0, 1.0), self.job_id)
+
+    def _publish(self, name: str) -> Saved:
+        """Write a folder as the real checkpoint does: beside, flushed, with its sums, renamed last."""
+        target, partial = self._artifacts / name, self._artifacts / f".{name}.{os.getpid()}.partial"
+        state = json.dumps({"tokens_seen": self.tokens_seen, "number": self._walk.number}).encode()
+        sums = {"state.json": hashlib.sha256(state).hexdigest()}
+        manifest = json.dumps({"format": 1, "sha256": sums}).encode()
+        if not target.exists():
+            partial.mkdir(parents=True)
+            for file, text in (("state.json", state), ("manifest.json", manifest)):
+                with (partial / file).open("wb") as out:
+                    out.write(text)
+                    out.flush()
+                    os.fsync(out.fileno())
+            partial.rename(target)
+        return Saved(str(target.absolute()), self.tokens_seen, hashlib.sha256(manifest).hexdigest())
+
+
+def _resumed(config: JobConfig, saved: Saved) -> Walk | None:
+    """Read a checkpoint; None if it is not whole."""
+    try:
+        manifest = (Path(saved.uri) / "manifest.json").read_bytes()
+        state = (Path(saved.uri) / "state.json").read_bytes()
+        sums = json.loads(manifest)["sha256"]
+    except (OSError, ValueError, KeyError):
+        return None
+    whole = hashlib.sha256(manifest).hexdigest() == saved.sha256
+    return Walk(config, **json.loads(state)) if whole and hashlib.sha256(state).hexdigest() in sums.values() else None
+
+
+def main() -> int:
+    """Carry out one order; return the exit status."""
+    line = Line()
+    order = line.order()
+    pause = float(os.environ.get(STEP_SECONDS, "0"))
+    members = [Member(job, line) for job in order.jobs]
+    line.training_from({member.job_id: member.tokens_seen for member in members})
+    saved_at = float("-inf")
+    while members:
+        members = [member for member in members if not member.step()]
+        leaving = {wish.job_id: wish for wish in line.wishes()}
+        for member in [member for member in members if member.job_id in leaving]:
+            member.leave(save=leaving[member.job_id].save)
+            members.remove(member)
+        if line.must_yield or time.monotonic() - saved_at >= order.checkpoint_seconds:
+            saved_at = time.monotonic()
+            for member in members:
+                member.save()
+        if line.must_yield:
+            return Exit.YIELDED
+        time.sleep(pause)
+    return Exit.DONE
+
+
+if __name__ == "__main__":
+    status = main()
+    sys.stderr.flush()
+    os._exit(status)

@@ -1,0 +1,20 @@
+"""`python -m worker` with the light trainer in the place of the real one; all else is the product's.
+
+MLflow is left out: it would take more than all the rest, and the database is computed without it.
+"""
+
+import sys
+from typing import Any
+
+from worker import __main__ as worker
+from worker import process, tracking
+
+
+def _no_store(*_: Any) -> None:
+    raise OSError("a soak keeps no MLflow store")
+
+
+if __name__ == "__main__":
+    process.COMMAND = (sys.executable, "-P", "-m", "benchmarks.light_trainer")
+    tracking.Projection = _no_store  # type: ignore[attr-defined]
+    sys.exit(worker.main())

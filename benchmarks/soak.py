@@ -1,0 +1,256 @@
+"""A queue under fire: short jobs, workers and servers that are killed and frozen, and nothing may be lost or doubled.
+
+The workers are `python -m worker`; a light trainer stands in for the real one (`--real` takes that), with checkpoints,
+resumes and a curve that shows every step that was lost or taken twice. Killed workers are replaced. In the end a
+separate program, `benchmarks.checker`, reads the database and the checkpoints. Prints a table and a line of JSON; exit
+status 1 if anything was lost, doubled or bent, or a bound does not hold.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, NamedTuple
+
+from sqlalchemy import Engine, select
+
+from benchmarks import aftermath, outages
+from benchmarks.clock import table
+from benchmarks.hands import Crew
+from benchmarks.havoc import KILLS, Havoc
+from benchmarks.light_trainer import STEP_SECONDS
+from benchmarks.outages import Outage, Probe, Server
+from orchestrator import dispatch, queue, results
+from orchestrator.config import JobConfig, Limits, Sweep, parse
+from orchestrator.database.engine import connect, reading
+from orchestrator.database.models import Job
+from orchestrator.database.schema import upgrade
+from orchestrator.errors import StorageError
+from orchestrator.settings import Settings, load
+
+STEPS, STEP_TOKENS, SHARING = 48, 64, 3
+BATCH_OF_JOBS = 40
+MARGIN_SECONDS = 5.0
+"""What is allowed beside lease and grace until a job is claimed again: a look at the leases, and a free worker."""
+DRAIN_SECONDS = 600.0
+ATTENTIVE = {"heartbeat_seconds": 0.5, "grace_seconds": 0.5, "reconcile_seconds": 0.5, "checkpoint_seconds": 0.5,
+             "terminate_seconds": 5, "outage_seconds": 60}  # fmt: skip
+
+
+class Site(NamedTuple):
+    """Where a soak takes place."""
+
+    engine: Engine
+    settings: Settings
+    environ: dict[str, str]
+    servers: tuple[Server, ...]
+
+
+def main() -> None:
+    asked = _options()
+    bad = False
+    for backend in ("sqlite", "service") if asked.both else ("service",) if asked.service else ("sqlite",):
+        with _site(asked, backend) as site:
+            bad |= _soak(asked, site, backend)
+    sys.exit(bad)
+
+
+def _options() -> argparse.Namespace:
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("--jobs", type=int, default=60, help="at least so many; more are added while it goes on")
+    options.add_argument("--workers", type=int, default=6)
+    options.add_argument("--minutes", type=float, default=1.0, help="how long things go wrong, at most")
+    options.add_argument("--kills", type=int, help="or until so many kills")
+    options.add_argument("--every", type=float, default=0.6, help="mean seconds between two disturbances")
+    options.add_argument("--lease", type=float, default=5.0, help="seconds")
+    options.add_argument("--job-seconds", type=float, default=2.5, help="of a light job that nobody disturbs")
+    options.add_argument("--seed", type=int, default=0)
+    options.add_argument("--real", action="store_true", help="train real (small) autoencoders")
+    options.add_argument("--folder", type=Path, help="keep everything there")
+    where = options.add_mutually_exclusive_group()
+    where.add_argument("--service", action="store_true", help="PostgreSQL and Redis, which are killed as well")
+    where.add_argument("--both", action="store_true", help="SQLite, then PostgreSQL and Redis")
+    return options.parse_args()
+
+
+@contextmanager
+def _site(asked: argparse.Namespace, backend: str) -> Iterator[Site]:
+    with ExitStack() as stack:
+        folder = asked.folder or Path(stack.enter_context(TemporaryDirectory(prefix="orch-soak-")))
+        home = folder / backend
+        home.mkdir(parents=True)
+        found: tuple[Server, ...] = ()
+        if backend == "service":
+            found = stack.enter_context(outages.postgres()), stack.enter_context(outages.redis())
+        values: dict[str, Any] = ATTENTIVE | {"home": home, "lease_seconds": asked.lease, "jobs_per_trainer": SHARING}
+        values |= {"poll_seconds": 2.0 if found else 0.2, "stall_seconds": 60 if asked.real else asked.lease + 1}
+        if found:
+            values |= {"database_url": found[0].url, "broker_url": found[1].url}
+        environ = {f"ORCH_{name.upper()}": str(value) for name, value in values.items()}
+        environ |= {"ORCH_TRACKING_URL": "http://127.0.0.1:1", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+        environ[STEP_SECONDS] = str(asked.job_seconds / STEPS)
+        settings = load(start=home, environ=environ)
+        upgrade(settings)
+        engine = connect(settings.database)
+        stack.callback(engine.dispose)
+        yield Site(engine, settings, environ, found)
+
+
+def _soak(asked: argparse.Namespace, site: Site, backend: str) -> bool:
+    """Run one soak; say whether it found anything bad."""
+    feed = _Feed(site, asked)
+    feed.add(asked.jobs)
+    started = time.monotonic()
+    probe = Probe(site.engine, patience=site.settings.lease_seconds / 4)
+    module = "worker" if asked.real else "benchmarks.light_worker"
+    crew = Crew(asked.workers, module, environ=site.environ, logs=site.settings.home / "workers")
+    try:
+        havoc = Havoc(crew, site.engine, site.settings, site.servers, seed=asked.seed, every=asked.every)
+        while time.monotonic() - started < 60 * asked.minutes and havoc.killed < (asked.kills or float("inf")):
+            havoc.act()
+            crew.tick()
+            feed.tick()
+            time.sleep(0.01)
+        havoc.end()
+        drained = _drain(site, crew, feed)
+        crew.stop()
+    finally:
+        crew.close()
+        probe.close()
+    figures, wrong = _judge(asked, site, havoc, feed, probe.outages)
+    figures = {"backend": backend, "seconds": time.monotonic() - started, "drained": drained} | figures
+    print(table([{"": name, backend: value} for name, value in figures.items() if name != "backend"]))
+    for line in wrong[:20]:
+        print(f"WRONG: {line}")
+    print(json.dumps(figures | {"wrong": wrong, "seed": asked.seed}), flush=True)
+    checked = subprocess.run([sys.executable, "-m", "benchmarks.checker", site.settings.database], check=False)
+    return bool(wrong) or checked.returncode != 0
+
+
+class _Feed:
+    """Jobs in: enough of them that every worker has something to do while things go wrong."""
+
+    def __init__(self, site: Site, asked: argparse.Namespace) -> None:
+        self._site, self._asked = site, asked
+        self._subject = _subject(site.settings.home) if asked.real else None
+        self._look_at = 0.0
+        self.jobs: list[int] = []
+        self.retried = 0
+
+    def tick(self) -> None:
+        """Add jobs when few are left; give another chance to what lost three workers in a row."""
+        if time.monotonic() < self._look_at:
+            return
+        self._look_at = time.monotonic() + 0.5
+        try:
+            if results.counts(self._site.engine)["queued"] < 2 * self._asked.workers:
+                self.add(BATCH_OF_JOBS)
+            self.retry()
+        except StorageError:
+            return  # the database is away
+
+    def add(self, number: int) -> None:
+        """Enqueue so many new jobs; call it again after a StorageError."""
+        start = len(self.jobs)
+        configs = tuple(_config(seed, self._subject) for seed in range(start, start + number))
+        sweep = Sweep(f"soak-{start}", configs, limits=Limits(max_failures=1000))
+        queue.enqueue(self._site.engine, sweep)
+        with reading(self._site.engine) as session:  # its answer may have been lost before: what is there counts
+            ids = session.scalars(select(Job.id).order_by(Job.id)).all()
+        self.jobs = [*ids]
+        dispatch.wake(self._site.settings, self.jobs[start:])
+
+    def retry(self) -> None:
+        """Do what a person does about a job that was given up as poison."""
+        given_up = select(Job.id).where(Job.state == "failed", Job.reason.startswith("poison"))
+        with reading(self._site.engine) as session:
+            ids = session.scalars(given_up).all()
+        for job_id in ids:
+            queue.retry(self._site.engine, [job_id])
+            self.retried += 1
+
+
+def _config(seed: int, subject: Path | None) -> JobConfig:
+    if subject:
+        from tests.small_world import small_config
+
+        return small_config(subject, n_latents=32 + seed)
+    # Two of three jobs share a stream of activations, and so perhaps a trainer; one is alone.
+    stream = seed if seed % SHARING == 0 else 1_000_000 + seed // (2 * SHARING)
+    training = {"seed": seed, "batch_tokens": STEP_TOKENS, "max_tokens": STEPS * STEP_TOKENS}
+    return parse({"training": training, "data": {"seed": stream}, "sae": {"n_latents": 64}})
+
+
+def _subject(home: Path) -> Path:
+    from tests.small_world import make_subject
+
+    return make_subject(home / "subject")
+
+
+def _drain(site: Site, crew: Crew, feed: _Feed) -> bool:
+    """Wait until every job is over; say whether that came to pass."""
+    deadline = time.monotonic() + DRAIN_SECONDS
+    while time.monotonic() < deadline:
+        crew.tick()
+        try:
+            feed.retry()
+            counts = results.counts(site.engine)
+        except StorageError:
+            continue
+        if not counts["queued"] + counts["running"]:
+            return True
+        time.sleep(0.1)
+    return False
+
+
+def _judge(
+    asked: argparse.Namespace, site: Site, havoc: Havoc, feed: _Feed, away: Sequence[Outage]
+) -> tuple[dict[str, Any], list[str]]:
+    lost, doubled = aftermath.lost(site.engine, feed.jobs), aftermath.doubled(site.engine)
+    bent = [] if asked.real else aftermath.bent(site.engine)
+    settings = site.settings
+    found = aftermath.failovers(site.engine, havoc.kills, away, lease_seconds=settings.lease_seconds)
+    bound = settings.lease_seconds + settings.grace_seconds + MARGIN_SECONDS
+    cancel_bound = settings.heartbeat_seconds + settings.grace_seconds + MARGIN_SECONDS
+    slow = [f"a failover took {s:.1f} s, above {bound:g}" for s in found.plain if s > bound]
+    slow += [f"a cancel took {s:.1f} s, above {cancel_bound:g}" for s in havoc.freed if s > cancel_bound]
+    figures = {
+        "jobs": len(feed.jobs),
+        "database away": len(away),
+        "attempts": aftermath.attempts(site.engine),
+        "kills": havoc.killed,
+        **{name: havoc.done[name] for name in (*KILLS, "freeze worker", "freeze trainer", "stop worker", "cancel")},
+        "lost": len(lost),
+        "doubled": len(doubled),
+        "bent curves": len(bent),
+        "given up as poison, retried": feed.retried,
+        **_spread("failover", found.plain),
+        **_spread("of that, until the lease is judged", found.judged),
+        "failover bound s": bound,
+        **_spread("failover over an outage", found.over_outages),
+        **_spread("held back after two losses", found.held_back),
+        **_spread("cancel to free", havoc.freed),
+        "cancel bound s": cancel_bound,
+    }
+    return figures, [*lost, *doubled, *bent, *slow]
+
+
+def _spread(name: str, seconds: Sequence[float]) -> dict[str, Any]:
+    ordered = sorted(seconds)
+    at = {"p50": 0.5, "p99": 0.99, "max": 1.0}
+    values = {
+        p: ordered[min(len(ordered) - 1, int(share * len(ordered)))] if ordered else None for p, share in at.items()
+    }
+    return {f"{name} n": len(ordered)} | {f"{name} {p} s": value for p, value in values.items()}
+
+
+if __name__ == "__main__":
+    os.environ.pop("ORCH_TEST_PG_URL", None)  # a server that is somebody's is not killed
+    os.environ.pop("ORCH_TEST_REDIS_URL", None)
+    main()
