@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-TIERS = ("unit", "integration", "chaos", "compiled", "gpu", "golden")
+TIERS = ("unit", "integration", "conformance", "chaos", "compiled", "gpu", "golden")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
