@@ -108,7 +108,6 @@ class Model:
     max_parallel: int | None
     jobs: dict[int, Expected] = field(default_factory=dict)
     now: int = 0
-    is_paused: bool = False
 
     def holds(self, config: int) -> bool:
         """Say whether the sweep has a live job of a config."""
@@ -126,7 +125,7 @@ class Model:
     def waiting(self) -> list[int]:
         """Return the jobs that may run, in the order in which they will."""
         running = sum(job.state == "running" for job in self.jobs.values())
-        if self.is_paused or (self.max_parallel is not None and running >= self.max_parallel):
+        if self.max_parallel is not None and running >= self.max_parallel:
             return []
         ready = [i for i, job in self.jobs.items() if job.state == "queued" and job.ready_at <= self.now]
         return sorted(ready, key=lambda i: (-self.jobs[i].priority, i))

@@ -1,17 +1,26 @@
 """The queue against its model: any order of verbs, by owners and by zombies, while commits fail or lose their answer."""
 
-from collections.abc import Callable
-from typing import Any, ClassVar
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import pytest
 from hypothesis import strategies as st
-from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, multiple, rule
+from hypothesis.stateful import (
+    Bundle,
+    RuleBasedStateMachine,
+    consumes,
+    initialize,
+    invariant,
+    multiple,
+    precondition,
+    rule,
+)
 from sqlalchemy import Engine, delete, select, update
 
 from orchestrator import queue
 from orchestrator.config import Limits, Sweep, parse
 from orchestrator.database.engine import db_now, reading, transaction
-from orchestrator.database.models import Attempt, CheckpointRow, CurvePoint, Job, LeaseRow, SweepRow, Table
+from orchestrator.database.models import CheckpointRow, CurvePoint, Job, LeaseRow, SweepRow, Table
 from orchestrator.errors import StateError, StorageError
 from orchestrator.queue import Claim, Lease, LeaseLost
 from tests.conformance.fault_port import FATES, at_commits, loses_its_answer
@@ -23,9 +32,11 @@ PARTS: list[dict[str, Any]] = [{"training": {"seed": n}, "data": {"seed": n // 3
 CONFIGS = tuple(parse({"sae": {"n_latents": 64}} | part) for part in PARTS)
 """The last reads a stream of its own."""
 STREAMS = [config.stream_key for config in CONFIGS]
-FATE = st.sampled_from(["goes well", "goes well", "fails", "loses its answer"])
+CONFIG = st.integers(0, len(CONFIGS) - 1)
+MOST_JOBS = 6
+WELL = "goes well"
+FATE = st.sampled_from([WELL, WELL, "fails", "loses its answer"])
 TOKENS = st.integers(1, 5)
-NOBODYS = Lease(1, 1, "nobody's")
 
 
 def wipe(engine: Engine) -> None:
@@ -36,18 +47,20 @@ def wipe(engine: Engine) -> None:
 
 
 class QueueMachine(RuleBasedStateMachine):
-    engine: ClassVar[Engine]
+    engine: Engine
     leases: Bundle[Lease] = Bundle("leases")
     unheard: Bundle[str] = Bundle("unheard")
     """Tokens of claims whose answer never came."""
 
-    @initialize(max_parallel=st.sampled_from([None, None, 2]))
-    def start(self, max_parallel: int | None) -> None:
+    @initialize(max_parallel=st.sampled_from([None, None, 2]), configs=st.lists(CONFIG, min_size=2, max_size=4))
+    def start(self, max_parallel: int | None, configs: Sequence[int]) -> None:
         wipe(self.engine)
         self.model = Model(max_parallel)
         self.claims: dict[Lease, Claim] = {}
         self.ended: dict[Lease, str] = {}
         self.tokens = 0
+        for config in configs:
+            self.enqueue(config)
 
     def _ask(self, fate: str, verb: Callable[[], Any]) -> Any:
         """Say it until the database answers, as a worker does: the first commit meets its fate."""
@@ -57,8 +70,9 @@ class QueueMachine(RuleBasedStateMachine):
             except StorageError:
                 return verb()
 
-    @rule(config=st.integers(0, len(CONFIGS) - 1), duplicate=st.booleans(), priority=st.integers(0, 1), fate=FATE)
-    def enqueue(self, config: int, duplicate: bool, priority: int, fate: str) -> None:
+    @precondition(lambda self: len(self.model.jobs) < MOST_JOBS)
+    @rule(config=CONFIG, duplicate=st.booleans(), priority=st.integers(0, 1), fate=FATE)
+    def enqueue(self, config: int, duplicate: bool = False, priority: int = 0, fate: str = WELL) -> None:
         limits = Limits(max_failures=MAX_FAILURES, max_parallel=self.model.max_parallel)
         sweep = Sweep("s", (CONFIGS[config],), limits=limits)
         expected = duplicate or not self.model.holds(config)
@@ -75,27 +89,28 @@ class QueueMachine(RuleBasedStateMachine):
         for job_id in new:
             self.model.jobs[job_id] = Expected(config, priority, there[job_id], ready_at=self.model.now)
 
+    @precondition(lambda self: self.model.waiting())
     @rule(target=leases, fate=FATE)
-    def claim(self, fate: str) -> Any:
+    def claim(self, fate: str = WELL) -> Any:
         return self._took(self._ask(fate, self._claimer(self._token())), self.model.waiting())
 
+    @precondition(lambda self: self.model.waiting())
     @rule(target=unheard)
     def claim_unheard(self) -> Any:
         """A claim is made, and its answer lost; other things may happen before the worker asks again."""
         token, waiting = self._token(), self.model.waiting()
         with at_commits(self.engine, loses_its_answer), pytest.raises(StorageError):
             self._claimer(token)()
-        if waiting:
-            self.model.jobs[waiting[0]].start(token, waiting[0], self.model.now)
+        self.model.jobs[waiting[0]].start(token, waiting[0], self.model.now)
         return token
 
     @rule(target=leases, token=consumes(unheard), fate=FATE)
-    def ask_again(self, token: str, fate: str) -> Any:
+    def ask_again(self, token: str, fate: str = WELL) -> Any:
         held = [lease.job_id for lease in self.model.owners() if lease.token == token]
         return self._took(self._ask(fate, self._claimer(token)), held or self.model.waiting())
 
     @rule(target=leases, leader=leases, fate=FATE)
-    def claim_companion(self, leader: Lease, fate: str) -> Any:
+    def claim_companion(self, leader: Lease, fate: str = WELL) -> Any:
         if leader not in self.claims:
             return multiple()
         lead, token = self.claims[leader], self._token()
@@ -137,7 +152,7 @@ class QueueMachine(RuleBasedStateMachine):
         return None
 
     @rule(lease=leases, fate=FATE)
-    def heartbeat(self, lease: Lease, fate: str) -> None:
+    def heartbeat(self, lease: Lease, fate: str = WELL) -> None:
         def beat() -> str:
             return queue.heartbeat(self.engine, lease, lease_seconds=float(LEASE_SECONDS), tokens_seen=1)
 
@@ -146,17 +161,17 @@ class QueueMachine(RuleBasedStateMachine):
             assert job.desired == self.said
 
     @rule(lease=leases, tokens=TOKENS, fate=FATE)
-    def record(self, lease: Lease, tokens: int, fate: str) -> None:
+    def record(self, lease: Lease, tokens: int, fate: str = WELL) -> None:
         if job := self._write(lease, lambda: queue.record(self.engine, lease, [point(tokens)]), fate):
             job.curve.add(tokens)
 
     @rule(lease=leases, tokens=st.integers(0, 5), fate=FATE)
-    def begin(self, lease: Lease, tokens: int, fate: str) -> None:
+    def begin(self, lease: Lease, tokens: int, fate: str = WELL) -> None:
         if job := self._write(lease, lambda: queue.begin(self.engine, lease, {}, tokens), fate):
             job.begin(tokens)
 
     @rule(lease=leases, tokens=TOKENS, fate=FATE)
-    def checkpoint(self, lease: Lease, tokens: int, fate: str) -> None:
+    def checkpoint(self, lease: Lease, tokens: int, fate: str = WELL) -> None:
         if job := self._write(lease, lambda: queue.checkpointed(self.engine, lease, ref(tokens)), fate):
             job.checkpoints.add((tokens, lease.attempt))
             job.lost = 0
@@ -172,12 +187,12 @@ class QueueMachine(RuleBasedStateMachine):
         return job
 
     @rule(lease=leases, fate=FATE)
-    def finish(self, lease: Lease, fate: str) -> None:
+    def finish(self, lease: Lease, fate: str = WELL) -> None:
         if job := self._end(lease, "finish", lambda: queue.finish(self.engine, lease, result()), fate):
             job.finish()
 
     @rule(lease=leases, retry=st.booleans(), fate=FATE)
-    def fail(self, lease: Lease, retry: bool, fate: str) -> None:
+    def fail(self, lease: Lease, retry: bool, fate: str = WELL) -> None:
         how: dict[str, Any] = {"outcome": f"fail{retry}", "retry": retry, "exit_code": 70, "error": "Boom"}
 
         def fail() -> str:
@@ -188,7 +203,7 @@ class QueueMachine(RuleBasedStateMachine):
             assert self.said == job.state
 
     @rule(lease=leases, fate=FATE)
-    def release(self, lease: Lease, fate: str) -> None:
+    def release(self, lease: Lease, fate: str = WELL) -> None:
         if job := self._end(lease, "release", lambda: queue.release(self.engine, lease), fate):
             job.release(self.model.now)
             assert self.said == job.state
@@ -210,8 +225,9 @@ class QueueMachine(RuleBasedStateMachine):
                 mine = update(LeaseRow).where(LeaseRow.job_id == lease.job_id)
                 session.execute(mine.values(expires_at=db_now() - 100.0))
 
+    @precondition(lambda self: self.model.expired())
     @rule(fate=FATE)
-    def reconcile(self, fate: str) -> None:
+    def reconcile(self, fate: str = WELL) -> None:
         due = self.model.expired()
         given = {"grace_seconds": float(GRACE_SECONDS), "backoff_seconds": float(BACKOFF_SECONDS)}
         released = self._ask(fate, lambda: queue.release_expired(self.engine, **given))
@@ -219,18 +235,9 @@ class QueueMachine(RuleBasedStateMachine):
         for job_id in due:
             self.model.jobs[job_id].expire(self.model.now)
 
-    @rule(target=leases, data=st.data())
-    def wake_as_zombie(self, data: st.DataObject) -> Any:
-        """Any lease that was ever given may speak again."""
-        with reading(self.engine) as session:
-            rows = session.execute(select(Attempt.job_id, Attempt.attempt, Attempt.token)).all()
-        return data.draw(st.sampled_from([Lease(*row) for row in rows])) if rows else NOBODYS
-
-    @rule(data=st.data(), verb=st.sampled_from(["cancel", "pause", "resume", "retry"]), fate=FATE)
-    def wish(self, data: st.DataObject, verb: str, fate: str) -> None:
-        if not self.model.jobs:
-            return
-        job_id = data.draw(st.sampled_from(sorted(self.model.jobs)))
+    @rule(which=st.integers(0, 5), verb=st.sampled_from(["cancel", "pause", "resume", "retry", "retry"]), fate=FATE)
+    def wish(self, which: int, verb: str, fate: str = WELL) -> None:
+        job_id = sorted(self.model.jobs)[which % len(self.model.jobs)]
         job, now = self.model.jobs[job_id], self.model.now
         allowed = {
             "cancel": job.cancel,
@@ -244,14 +251,14 @@ class QueueMachine(RuleBasedStateMachine):
             with pytest.raises(StateError):
                 getattr(queue, verb)(self.engine, [job_id])
 
-    @rule(paused=st.booleans(), fate=FATE)
-    def hold_the_sweep(self, paused: bool, fate: str) -> None:
+    @rule(fate=FATE)
+    def hold_the_sweep(self, fate: str = WELL) -> None:
+        """Pause the sweep, see that nothing of it waits any more, and let it go on."""
         with reading(self.engine) as session:
-            sweep_id = session.scalar(select(SweepRow.id))
-        if sweep_id is not None:
-            verb = queue.pause_sweep if paused else queue.resume_sweep
-            self._ask(fate, lambda: verb(self.engine, sweep_id))
-            self.model.is_paused = paused
+            sweep_id = session.scalars(select(SweepRow.id)).one()
+        self._ask(fate, lambda: queue.pause_sweep(self.engine, sweep_id))
+        assert self._claimer(self._token())() is None
+        self._ask(fate, lambda: queue.resume_sweep(self.engine, sweep_id))
 
     @invariant()
     def the_database_is_the_model(self) -> None:
