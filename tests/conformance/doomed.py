@@ -1,4 +1,4 @@
-"""A process that says one thing to the queue, and meets its fate at the commit: `python -m tests.conformance.doomed`."""
+"""A process that says one thing to the queue, and meets its fate at the commit."""
 
 import signal
 import subprocess

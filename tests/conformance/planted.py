@@ -31,6 +31,7 @@ WITHOUT_A_LEASE = Edit(fence.close_attempt, "if seen is None:\n        return No
 ANY_STATE = Edit(claims._eligible, 'Job.state == "queued", ', "")
 NO_COMPARE = Edit(claims._next, ', Job.state == "queued"', "")
 SECOND_TRANSACTION = "    with transaction(engine) as session:\n        _store(session, lease, result, analysis)"
+WORKERS_CLOCK = "import time; import sqlalchemy; now = sqlalchemy.literal(time.time())"
 
 PLANTED: dict[str, tuple[Edit, ...]] = {
     "state-only guard": (NO_FENCE, STATE_ONLY),
@@ -86,9 +87,7 @@ PLANTED: dict[str, tuple[Edit, ...]] = {
     "now() for clock_timestamp()": (Edit(database._now_postgres, "clock_timestamp()", "now()"),),
     "ceiling without a lock": (Edit(claims._capped, ".with_for_update(key_share=True)", ""),),
     "SQLite begins without its lock": (Edit(database._begin_sqlite, '"BEGIN IMMEDIATE" if write else ', ""),),
-    "the worker's clock": (
-        Edit(heartbeats.heartbeat, "now = db_now()", "import time; from sqlalchemy import literal; now = literal(time.time())"),
-    ),
+    "the worker's clock": (Edit(heartbeats.heartbeat, "now = db_now()", WORKERS_CLOCK),),
 }  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""The queue against its model: any order of verbs, by owners and by zombies, while commits fail or lose their answer."""
+"""The queue against its model: any order of verbs, by owners and zombies, while commits fail or lose their answer."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -117,8 +117,9 @@ class QueueMachine(RuleBasedStateMachine):
         companions = self.model.companions(lead, STREAMS)
 
         def ask() -> Claim | None:
-            given = {"leader": lead, "token": token, "lease_seconds": float(LEASE_SECONDS)}
-            return queue.claim_companion(self.engine, WORKER, **given)
+            return queue.claim_companion(
+                self.engine, WORKER, leader=lead, token=token, lease_seconds=float(LEASE_SECONDS)
+            )
 
         return self._took(self._ask(fate, ask), companions)
 
@@ -239,13 +240,13 @@ class QueueMachine(RuleBasedStateMachine):
     def wish(self, which: int, verb: str, fate: str = WELL) -> None:
         job_id = sorted(self.model.jobs)[which % len(self.model.jobs)]
         job, now = self.model.jobs[job_id], self.model.now
-        allowed = {
+        allow: dict[str, Callable[[], bool]] = {
             "cancel": job.cancel,
             "pause": job.pause,
             "resume": lambda: job.resume(now),
             "retry": lambda: job.retry(now, is_replaced=self.model.is_replaced(job_id)),
-        }[verb]()
-        if allowed:
+        }
+        if allow[verb]():
             self._ask(fate, lambda: getattr(queue, verb)(self.engine, [job_id]))
         else:
             with pytest.raises(StateError):
