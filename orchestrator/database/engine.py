@@ -23,6 +23,7 @@ _OPTIONS = {"synchronize_session": False}
 
 _HINTS = (
     (("disk is full", "no space left", "disk full"), "The disk is full: free some space, then do the same again."),
+    (("disk i/o",), "The disk is full or failing: look after it, then do the same again."),
     (("readonly", "read-only"), "The database may only be read: check the owner and mode of its file and folder."),
     (("unable to open database file",), "Check that the data folder exists and may be written: orch doctor"),
     (("no such table", "no such column", "does not exist"), "The schema is missing or old: orch db upgrade"),

@@ -17,6 +17,7 @@ from orchestrator.settings import Settings, mask
 
 HEAD = "0004"
 """The newest migration; a test compares it with the folder, so that opening need not load Alembic."""
+_NEWER = f"A newer orch made it? This one knows schemas up to {HEAD}: install the newer version."
 VERSION_TABLE = "orch_alembic_version"
 _MIGRATIONS = Path(__file__).parents[2] / "migrations"
 _ADVISORY_LOCK = 0x6F726368  # "orch"
@@ -93,9 +94,8 @@ def _mend(settings: Settings, found: str | None) -> None:
         upgrade(settings)
         return
     state = f"has schema {found}" if found else "has no schema of ours yet"
-    raise StorageError(
-        f"database {mask(settings.database)} {state}; this version needs {HEAD}", hint="Run: orch db upgrade"
-    )
+    hint = _NEWER if found and found > HEAD else "Run: orch db upgrade"
+    raise StorageError(f"database {mask(settings.database)} {state}; this version needs {HEAD}", hint=hint)
 
 
 def _version(engine: Engine) -> str | None:
@@ -118,10 +118,7 @@ def _migrate(connection: Connection) -> None:
     try:
         command.upgrade(migration_config(connection), "head")
     except CommandError as error:
-        raise StorageError(
-            f"the database cannot be upgraded: {error}",
-            hint=f"A newer orch made it? This one knows schemas up to {HEAD}: install the newer version.",
-        ) from error
+        raise StorageError(f"the database cannot be upgraded: {error}", hint=_NEWER) from error
 
 
 def make_folder(home: Path, *, file: str | None = None) -> None:

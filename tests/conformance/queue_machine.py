@@ -1,0 +1,287 @@
+"""The queue against its model: any order of verbs, by owners and zombies, while commits fail or lose their answer."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    Bundle,
+    RuleBasedStateMachine,
+    consumes,
+    initialize,
+    invariant,
+    multiple,
+    precondition,
+    rule,
+)
+from sqlalchemy import Engine, delete, select, update
+
+from orchestrator import queue
+from orchestrator.config import Limits, Sweep, parse
+from orchestrator.database.engine import db_now, reading, transaction
+from orchestrator.database.models import CheckpointRow, CurvePoint, Job, LeaseRow, SweepRow, Table
+from orchestrator.errors import StateError, StorageError
+from orchestrator.queue import Claim, Lease, LeaseLost
+from tests.conformance.fault_port import FATES, at_commits, loses_its_answer
+from tests.conformance.model import BACKOFF_SECONDS, GRACE_SECONDS, LEASE_SECONDS, MAX_FAILURES, Expected, Model
+from tests.conformance.promises import broken_promises
+from tests.queue_words import WORKER, point, ref, result
+
+PARTS: list[dict[str, Any]] = [{"training": {"seed": n}, "data": {"seed": n // 3}} for n in range(4)]
+CONFIGS = tuple(parse({"sae": {"n_latents": 64}} | part) for part in PARTS)
+"""The last reads a stream of its own."""
+STREAMS = [config.stream_key for config in CONFIGS]
+CONFIG = st.integers(0, len(CONFIGS) - 1)
+MOST_JOBS = 6
+WELL = "goes well"
+FATE = st.sampled_from([WELL, WELL, "fails", "loses its answer"])
+TOKENS = st.integers(1, 5)
+
+
+def wipe(engine: Engine) -> None:
+    """Empty every table."""
+    with transaction(engine) as session:
+        for table in reversed(Table.metadata.sorted_tables):
+            session.execute(delete(table))
+
+
+class QueueMachine(RuleBasedStateMachine):
+    engine: Engine
+    leases: Bundle[Lease] = Bundle("leases")
+    unheard: Bundle[str] = Bundle("unheard")
+    """Tokens of claims whose answer never came."""
+
+    @initialize(max_parallel=st.sampled_from([None, None, 2]), configs=st.lists(CONFIG, min_size=2, max_size=4))
+    def start(self, max_parallel: int | None, configs: Sequence[int]) -> None:
+        wipe(self.engine)
+        self.model = Model(max_parallel)
+        self.claims: dict[Lease, Claim] = {}
+        self.ended: dict[Lease, str] = {}
+        self.tokens = 0
+        for config in configs:
+            self.enqueue(config)
+
+    def _ask(self, fate: str, verb: Callable[[], Any]) -> Any:
+        """Say it until the database answers, as a worker does: the first commit meets its fate."""
+        with at_commits(self.engine, FATES[fate]):
+            try:
+                return verb()
+            except StorageError:
+                return verb()
+
+    @precondition(lambda self: len(self.model.jobs) < MOST_JOBS)
+    @rule(config=CONFIG, duplicate=st.booleans(), priority=st.integers(0, 1), fate=FATE)
+    def enqueue(self, config: int, duplicate: bool = False, priority: int = 0, fate: str = WELL) -> None:
+        limits = Limits(max_failures=MAX_FAILURES, max_parallel=self.model.max_parallel)
+        sweep = Sweep("s", (CONFIGS[config],), limits=limits)
+        expected = duplicate or not self.model.holds(config)
+        with at_commits(self.engine, FATES[fate]):
+            try:
+                got = queue.enqueue(self.engine, sweep, allow_duplicate=duplicate, priority=priority)
+                assert got.added == expected
+            except StorageError:  # a person looks what is there, and says it again only if nothing is
+                expected &= fate == "loses its answer"
+        with reading(self.engine) as session:
+            there = dict(session.execute(select(Job.id, Job.replica)).all())
+        new = sorted(there.keys() - self.model.jobs.keys())
+        assert len(new) == expected
+        for job_id in new:
+            self.model.jobs[job_id] = Expected(config, priority, there[job_id], ready_at=self.model.now)
+
+    @precondition(lambda self: self.model.waiting())
+    @rule(target=leases, fate=FATE)
+    def claim(self, fate: str = WELL) -> Any:
+        return self._took(self._ask(fate, self._claimer(self._token())), self.model.waiting())
+
+    @precondition(lambda self: self.model.waiting())
+    @rule(target=unheard)
+    def claim_unheard(self) -> Any:
+        """A claim is made, and its answer lost; other things may happen before the worker asks again."""
+        token, waiting = self._token(), self.model.waiting()
+        with at_commits(self.engine, loses_its_answer), pytest.raises(StorageError):
+            self._claimer(token)()
+        self.model.jobs[waiting[0]].start(token, waiting[0], self.model.now)
+        return token
+
+    @rule(target=leases, token=consumes(unheard), fate=FATE)
+    def ask_again(self, token: str, fate: str = WELL) -> Any:
+        held = [lease.job_id for lease in self.model.owners() if lease.token == token]
+        return self._took(self._ask(fate, self._claimer(token)), held or self.model.waiting())
+
+    @rule(target=leases, leader=leases, fate=FATE)
+    def claim_companion(self, leader: Lease, fate: str = WELL) -> Any:
+        if leader not in self.claims:
+            return multiple()
+        lead, token = self.claims[leader], self._token()
+        companions = self.model.companions(lead, STREAMS)
+
+        def ask() -> Claim | None:
+            return queue.claim_companion(
+                self.engine, WORKER, leader=lead, token=token, lease_seconds=float(LEASE_SECONDS)
+            )
+
+        return self._took(self._ask(fate, ask), companions)
+
+    def _token(self) -> str:
+        self.tokens += 1
+        return f"t{self.tokens}"
+
+    def _claimer(self, token: str) -> Callable[[], Claim | None]:
+        return lambda: queue.claim(self.engine, WORKER, token=token, lease_seconds=float(LEASE_SECONDS))
+
+    def _took(self, got: Claim | None, expected: list[int]) -> Any:
+        """Compare a claim with what was to be claimed, and note it."""
+        assert (got.lease.job_id if got else None) == (expected[0] if expected else None)
+        if got is None:
+            return multiple()
+        job = self.model.jobs[got.lease.job_id]
+        if job.owner != got.lease:
+            assert job.start(got.lease.token, got.lease.job_id, self.model.now) == got.lease
+        assert got.cursor == job.cursor
+        self.claims[got.lease] = got
+        return got.lease
+
+    def _write(self, lease: Lease, write: Callable[[], Any], fate: str) -> Expected | None:
+        """Let a worker write; return its job if it owns it."""
+        job = self.model.jobs.get(lease.job_id)
+        if job is not None and job.owner == lease:
+            self.said = self._ask(fate, write)
+            return job
+        with pytest.raises(LeaseLost):
+            self._ask(fate, write)
+        return None
+
+    @rule(lease=leases, fate=FATE)
+    def heartbeat(self, lease: Lease, fate: str = WELL) -> None:
+        def beat() -> str:
+            return queue.heartbeat(self.engine, lease, lease_seconds=float(LEASE_SECONDS), tokens_seen=1)
+
+        if job := self._write(lease, beat, fate):
+            job.expires_at = self.model.now + LEASE_SECONDS
+            assert job.desired == self.said
+
+    @rule(lease=leases, tokens=TOKENS, fate=FATE)
+    def record(self, lease: Lease, tokens: int, fate: str = WELL) -> None:
+        if job := self._write(lease, lambda: queue.record(self.engine, lease, [point(tokens)]), fate):
+            job.curve.add(tokens)
+
+    @rule(lease=leases, tokens=st.integers(0, 5), fate=FATE)
+    def begin(self, lease: Lease, tokens: int, fate: str = WELL) -> None:
+        if job := self._write(lease, lambda: queue.begin(self.engine, lease, {}, tokens), fate):
+            job.begin(tokens)
+
+    @rule(lease=leases, tokens=TOKENS, fate=FATE)
+    def checkpoint(self, lease: Lease, tokens: int, fate: str = WELL) -> None:
+        if job := self._write(lease, lambda: queue.checkpointed(self.engine, lease, ref(tokens)), fate):
+            job.checkpoints.add((tokens, lease.attempt))
+            job.lost = 0
+
+    def _end(self, lease: Lease, how: str, end: Callable[[], Any], fate: str) -> Expected | None:
+        """Let a worker end its attempt; to say the same again is no second ending."""
+        if self.ended.get(lease) == how:
+            self._ask(fate, end)
+            return None
+        job = self._write(lease, end, fate)
+        if job is not None:
+            self.ended[lease] = how
+        return job
+
+    @rule(lease=leases, fate=FATE)
+    def finish(self, lease: Lease, fate: str = WELL) -> None:
+        if job := self._end(lease, "finish", lambda: queue.finish(self.engine, lease, result()), fate):
+            job.finish()
+
+    @rule(lease=leases, retry=st.booleans(), fate=FATE)
+    def fail(self, lease: Lease, retry: bool, fate: str = WELL) -> None:
+        how: dict[str, Any] = {"outcome": f"fail{retry}", "retry": retry, "exit_code": 70, "error": "Boom"}
+
+        def fail() -> str:
+            return queue.fail(self.engine, lease, **how, backoff_seconds=float(BACKOFF_SECONDS))
+
+        if job := self._end(lease, how["outcome"], fail, fate):
+            job.fail(self.model.now, retry=retry)
+            assert self.said == job.state
+
+    @rule(lease=leases, fate=FATE)
+    def release(self, lease: Lease, fate: str = WELL) -> None:
+        if job := self._end(lease, "release", lambda: queue.release(self.engine, lease), fate):
+            job.release(self.model.now)
+            assert self.said == job.state
+
+    @rule(hundreds=st.integers(1, 7))
+    def time_passes(self, hundreds: int) -> None:
+        self.model.now += 100 * hundreds
+        with transaction(self.engine) as session:
+            session.execute(update(LeaseRow).values(expires_at=LeaseRow.expires_at - 100.0 * hundreds))
+            session.execute(update(Job).values(not_before=Job.not_before - 100.0 * hundreds))
+
+    @rule(lease=leases)
+    def fall_silent(self, lease: Lease) -> None:
+        """The worker has not spoken for a lease and its grace, and nobody has noticed yet."""
+        job = self.model.jobs.get(lease.job_id)
+        if job is not None and job.owner == lease:
+            job.expires_at = self.model.now - 100
+            with transaction(self.engine) as session:
+                mine = update(LeaseRow).where(LeaseRow.job_id == lease.job_id)
+                session.execute(mine.values(expires_at=db_now() - 100.0))
+
+    @precondition(lambda self: self.model.expired())
+    @rule(fate=FATE)
+    def reconcile(self, fate: str = WELL) -> None:
+        due = self.model.expired()
+        given = {"grace_seconds": float(GRACE_SECONDS), "backoff_seconds": float(BACKOFF_SECONDS)}
+        released = self._ask(fate, lambda: queue.release_expired(self.engine, **given))
+        assert released == (due[1:] if fate == "loses its answer" else due)
+        for job_id in due:
+            self.model.jobs[job_id].expire(self.model.now)
+
+    @rule(which=st.integers(0, 5), verb=st.sampled_from(["cancel", "pause", "resume", "retry", "retry"]), fate=FATE)
+    def wish(self, which: int, verb: str, fate: str = WELL) -> None:
+        job_id = sorted(self.model.jobs)[which % len(self.model.jobs)]
+        job, now = self.model.jobs[job_id], self.model.now
+        allow: dict[str, Callable[[], bool]] = {
+            "cancel": job.cancel,
+            "pause": job.pause,
+            "resume": lambda: job.resume(now),
+            "retry": lambda: job.retry(now, is_replaced=self.model.is_replaced(job_id)),
+        }
+        if allow[verb]():
+            self._ask(fate, lambda: getattr(queue, verb)(self.engine, [job_id]))
+        else:
+            with pytest.raises(StateError):
+                getattr(queue, verb)(self.engine, [job_id])
+
+    @rule(fate=FATE)
+    def hold_the_sweep(self, fate: str = WELL) -> None:
+        """Pause the sweep, see that nothing of it waits any more, and let it go on."""
+        with reading(self.engine) as session:
+            sweep_id = session.scalars(select(SweepRow.id)).one()
+        self._ask(fate, lambda: queue.pause_sweep(self.engine, sweep_id))
+        assert self._claimer(self._token())() is None
+        self._ask(fate, lambda: queue.resume_sweep(self.engine, sweep_id))
+
+    @invariant()
+    def the_database_is_the_model(self) -> None:
+        if not hasattr(self, "model"):
+            return
+        with reading(self.engine) as session:
+            rows = {job.id: job for job in session.scalars(select(Job))}
+            held = {Lease(row.job_id, row.attempt, row.token) for row in session.scalars(select(LeaseRow))}
+            curves = {tuple(row) for row in session.execute(select(CurvePoint.job_id, CurvePoint.tokens_seen))}
+            columns = select(CheckpointRow.job_id, CheckpointRow.tokens_seen, CheckpointRow.attempt)
+            checkpoints = {tuple(row) for row in session.execute(columns)}
+        jobs = self.model.jobs
+        assert rows.keys() == jobs.keys()
+        for job_id, job in jobs.items():
+            row = rows[job_id]
+            assert (row.state, row.desired, row.attempt) == (job.state, job.desired, job.attempt)
+            assert (row.failures, row.preemptions, row.lost_in_row) == (job.failures, job.preemptions, job.lost)
+        assert held == self.model.owners()
+        assert curves == {(job_id, at) for job_id, job in jobs.items() for at in job.curve}
+        assert checkpoints == {(job_id, *at) for job_id, job in jobs.items() for at in job.checkpoints}
+        assert queue.waiting(self.engine, limit=99) == self.model.waiting()
+
+    @invariant()
+    def every_promise_holds(self) -> None:
+        assert broken_promises(self.engine) == []
