@@ -11,11 +11,14 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from orchestrator.errors import OrchError, StorageError
 from orchestrator.settings import Settings, load, mask
 from worker.voice import Remark, Voice
+
+if TYPE_CHECKING:
+    from worker.tasks import Supervisor
 
 DRAIN_SECONDS, STOPPED_DRAIN_SECONDS = 60.0, 5.0
 """For how long the end of a worker waits for MLflow: when the queue is empty, and when it is told to stop."""
@@ -88,6 +91,18 @@ def _work(settings: Settings, asked: argparse.Namespace) -> int:
     say = Voice(asked.label, worker=me.name, form=settings.log_format)
     tracking = Tracking(engine, settings, say=say)
     supervisor = Supervisor(settings, engine, worker=me, threads=threads, say=say, changed=tracking.changed)
+    _stop_on_signals(supervisor)
+    mine = slot.held(slot.names(device, os.environ), slot.folder())
+    with mine, _doorbell(settings, supervisor.ring, me.name, say):
+        say(f"worker {me.name} on {device}, {threads} threads, database {mask(settings.database)}")
+        stopped = supervisor.run(until_empty=asked.until_empty)
+    tracking.close(STOPPED_DRAIN_SECONDS if stopped else DRAIN_SECONDS)
+    engine.dispose()
+    say(f"worker {me.name} ends")
+    return INTERRUPTED if stopped and asked.until_empty else 0
+
+
+def _stop_on_signals(supervisor: "Supervisor") -> None:
     received: list[int] = []
 
     def on_signal(number: int, _frame: FrameType | None) -> None:
@@ -98,14 +113,6 @@ def _work(settings: Settings, asked: argparse.Namespace) -> int:
 
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, on_signal)
-    mine = slot.held(slot.names(device, os.environ), slot.folder())
-    with mine, _doorbell(settings, supervisor.ring, me.name, say):
-        say(f"worker {me.name} on {device}, {threads} threads, database {mask(settings.database)}")
-        stopped = supervisor.run(until_empty=asked.until_empty)
-    tracking.close(STOPPED_DRAIN_SECONDS if stopped else DRAIN_SECONDS)
-    engine.dispose()
-    say(f"worker {me.name} ends")
-    return INTERRUPTED if stopped and asked.until_empty else 0
 
 
 def _doorbell(settings: Settings, ring: Any, name: str, say: Callable[[str], None]) -> Any:

@@ -10,7 +10,7 @@ from orchestrator.database.engine import db_now, reading, transaction
 from orchestrator.database.models import Attempt, CheckpointRow, Job, LeaseRow, SweepRow
 from orchestrator.queue.endings import fail
 from orchestrator.queue.fence import log_event
-from orchestrator.queue.gate import enter, is_open
+from orchestrator.queue.gate import enter, is_open, read_in_order
 from orchestrator.queue.terms import CheckpointRef, Claim, Lease, Worker
 
 if TYPE_CHECKING:
@@ -110,7 +110,7 @@ def _take(
 def waiting(engine: Engine, *, limit: int) -> list[int]:
     """Return the first jobs that may run now, in the order in which they will."""
     with reading(engine) as session:
-        _read_in_order(session)
+        read_in_order(session)
         return [*session.scalars(_eligible().with_only_columns(Job.id).limit(limit))]
 
 
@@ -146,8 +146,7 @@ def _next(session: Session, worker: Worker, token: str, lease_seconds: float, ch
 
 def _pick(session: Session, choice: _Choice) -> Row[int, int, int, str] | None:
     """Lock the first job that may be taken, highest priority first, then the oldest."""
-    if session.get_bind().dialect.name == "postgresql":
-        enter(session)
+    enter(session)
     full: list[int] = []
     passed: list[int] = []
     query = choice.query.with_for_update(skip_locked=True, of=Job).limit(1)

@@ -1,6 +1,6 @@
 """The queue as a whole: paused or open, and whether anything in it is left to do."""
 
-from sqlalchemy import ColumnElement, Engine, delete, exists, insert, or_, select, text
+from sqlalchemy import ColumnElement, Engine, delete, exists, func, insert, or_, select, text
 from sqlalchemy.orm import Session
 
 from orchestrator.database.engine import db_now, reading, transaction
@@ -9,6 +9,9 @@ from orchestrator.queue.fence import dialect_insert
 
 _LOCK = 0x6F726367
 """Claims share this advisory lock until they commit; whoever pauses the queue has it alone."""
+
+_IN_ORDER = func.set_config("enable_sort", "off", True)
+"""Without fresh statistics PostgreSQL would sort the whole queue for its first row; the index has it in order."""
 
 
 def pause_queue(engine: Engine) -> bool:
@@ -42,10 +45,15 @@ def is_open() -> ColumnElement[bool]:
 
 
 def enter(session: Session) -> None:
-    """Begin a claim on PostgreSQL: whoever pauses the queue waits for its end, and it sees a pause that came before."""
-    # Without fresh statistics the planner would sort the whole queue for its first row; the index has it in order.
-    ready = text("SELECT set_config('enable_sort', 'off', true), pg_advisory_xact_lock_shared(:key)")
-    session.execute(ready, {"key": _LOCK})
+    """Begin a claim: on PostgreSQL whoever pauses the queue waits for its end, and it sees a pause that came before."""
+    if session.get_bind().dialect.name == "postgresql":
+        session.execute(select(_IN_ORDER, func.pg_advisory_xact_lock_shared(_LOCK)))
+
+
+def read_in_order(session: Session) -> None:
+    """Let the rest of a transaction read the queue by its index."""
+    if session.get_bind().dialect.name == "postgresql":
+        session.execute(select(_IN_ORDER))
 
 
 def is_done(engine: Engine) -> bool:

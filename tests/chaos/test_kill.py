@@ -10,7 +10,7 @@ from tests.small_world import World, is_gone, small_config, trainers
 Curve = list[tuple[float, ...]]
 
 
-def test_f3_kill_9_of_the_worker_and_another_resumes(
+def test_f03_kill_9_of_the_worker_and_another_resumes(
     world: World, subject: Path, long_tokens: int, undisturbed: Curve
 ) -> None:
     (job,) = world.enqueue(small_config(subject, max_tokens=long_tokens))
@@ -27,7 +27,7 @@ def test_f3_kill_9_of_the_worker_and_another_resumes(
     assert world.curve(job) == undisturbed
 
 
-def test_f4_f19_kill_9_of_trainer_then_sigterm_to_the_worker(
+def test_f04_f19_kill_9_of_trainer_then_sigterm_to_the_worker(
     world: World, subject: Path, long_tokens: int, undisturbed: Curve
 ) -> None:
     (job,) = world.enqueue(small_config(subject, max_tokens=long_tokens))
@@ -48,7 +48,7 @@ def test_f4_f19_kill_9_of_trainer_then_sigterm_to_the_worker(
     assert world.curve(job) == undisturbed
 
 
-def test_f5_a_frozen_worker_that_wakes_up_writes_nothing(world: World, subject: Path, long_tokens: int) -> None:
+def test_f05_a_frozen_worker_that_wakes_up_writes_nothing(world: World, subject: Path, long_tokens: int) -> None:
     (job,) = world.enqueue(small_config(subject, max_tokens=long_tokens))
     frozen = world.work()
     world.wait(lambda: world.is_in_training(job, 1))

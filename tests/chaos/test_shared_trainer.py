@@ -47,7 +47,7 @@ def begun(world: World, ids: list[int], attempt: int = 1) -> bool:
     return {world.is_in_training(job, attempt) for job in ids} == {True}  # all are asked: none may be over
 
 
-def test_f4_a_group_is_killed_and_each_goes_on_alone(world: World, subject: Path, alone: list[Curve]) -> None:
+def test_f04_a_group_is_killed_and_each_goes_on_alone(world: World, subject: Path, alone: list[Curve]) -> None:
     ids = world.enqueue(*jobs(subject))
     worker = world.work("--until-empty")
     world.wait(lambda: begun(world, ids))

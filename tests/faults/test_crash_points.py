@@ -26,7 +26,7 @@ def provoke(world: World, verb: str) -> None:
 
 
 @pytest.mark.parametrize("verb", VERBS)
-def test_f1_f2_f7_f8_killed_before_and_after_a_commit(make_world: MakeWorld, verb: str) -> None:
+def test_f01_f2_f7_f8_killed_before_and_after_a_commit(make_world: MakeWorld, verb: str) -> None:
     world = make_world(lease_seconds=2)
     quick = {"ORCH_TRAINER": "tests.faults.quick", "ORCH_STEPS": str(STEPS), "ORCH_STEP_SECONDS": "0.1"}
     jobs = world.enqueue(*(small_config(world.settings.home, n_latents=n) for n in (32, 64)))

@@ -94,7 +94,7 @@ def frozen_in_a_claim(world: World, **variables: str) -> None:
     world.wait(lambda: (world.settings.home / "before_claim_commit.visited").exists(), 60)
 
 
-def test_f6_a_process_stands_still_in_a_transaction_of_postgres(make_world: MakeWorld, database_url: str) -> None:
+def test_f06_a_process_stands_still_in_a_transaction_of_postgres(make_world: MakeWorld, database_url: str) -> None:
     world = make_world(database_url=database_url)
     held, free = two_jobs(world)
     patience = "?options=-c%20idle_in_transaction_session_timeout%3D3000"
@@ -120,7 +120,7 @@ def sessions(url: str, state: str) -> int:
     return found
 
 
-def test_f6_a_process_stands_still_in_a_transaction_of_sqlite(
+def test_f06_a_process_stands_still_in_a_transaction_of_sqlite(
     world: World, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Whoever writes waits for as long as `busy_timeout` says, and is told; whoever reads does not notice."""

@@ -95,7 +95,7 @@ def told_so(world: World, job: int) -> None:
     assert "lower jobs_per_trainer" in (world.last_attempt(job).error or "")
 
 
-def test_f4_killed_by_hand_is_a_crash(make_world: MakeWorld) -> None:
+def test_f04_killed_by_hand_is_a_crash(make_world: MakeWorld) -> None:
     world = make_world(lease_seconds=2)
     worker = world.work(**QUICK, ORCH_STEPS="1000")
     (job,) = world.enqueue(small_config(world.settings.home))

@@ -8,7 +8,7 @@ from tests.faults.conftest import BUDGET, MakeWorld, Whole
 from tests.small_world import small_config
 
 
-def test_f3_one_sweep_on_two_machines_and_one_of_them_dies(
+def test_f03_one_sweep_on_two_machines_and_one_of_them_dies(
     make_world: MakeWorld, subject: Path, whole: Whole, database_url: str, redis: servers.Server, tmp_path: Path
 ) -> None:
     shared = {"database_url": database_url, "broker_url": redis.url, "artifacts": tmp_path / "shared"}

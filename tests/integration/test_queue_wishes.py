@@ -262,7 +262,7 @@ def postgres_engine(postgres_settings: Settings) -> Iterator[Engine]:
     engine.dispose()
 
 
-def test_f6_a_reconciler_passes_over_a_frozen_workers_lease(postgres_engine: Engine) -> None:
+def test_f06_a_reconciler_passes_over_a_frozen_workers_lease(postgres_engine: Engine) -> None:
     enqueue(postgres_engine, 3)
     for job_id in (1, 2):
         claim(postgres_engine)
@@ -274,7 +274,7 @@ def test_f6_a_reconciler_passes_over_a_frozen_workers_lease(postgres_engine: Eng
     assert leases(postgres_engine) == {2}
 
 
-def test_f6_a_claim_passes_over_a_frozen_claim(postgres_engine: Engine) -> None:
+def test_f06_a_claim_passes_over_a_frozen_claim(postgres_engine: Engine) -> None:
     enqueue(postgres_engine, 2)
     with _frozen(postgres_engine, select(Job).where(Job.id == 1)):
         assert claim(postgres_engine).lease.job_id == 2
