@@ -172,11 +172,13 @@ def small_world(home: Path, **settings: Any) -> Iterator[World]:
 
 def trainers(worker: subprocess.Popen[bytes]) -> list[psutil.Process]:
     """Return the trainers of a worker."""
-    return [
-        p
-        for p in psutil.Process(worker.pid).children()
-        if re.search(r"worker\.trainer|tests\.faults", " ".join(p.cmdline()))
-    ]
+    return [process for process in psutil.Process(worker.pid).children() if _is_trainer(process)]
+
+
+def _is_trainer(process: psutil.Process) -> bool:
+    with suppress(psutil.NoSuchProcess):  # it may just have ended
+        return bool(re.search(r"worker\.trainer|tests\.faults", " ".join(process.cmdline())))
+    return False
 
 
 def is_gone(process: psutil.Process) -> bool:

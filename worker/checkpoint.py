@@ -99,7 +99,7 @@ def newest_readable(
     if found and not any(Path(uri).parent.exists() for uri, _ in found):
         raise StorageError(
             f"none of {len(found)} checkpoints is there, nor the folder of any, such as {Path(found[0][0]).parent}",
-            hint="Is the data folder mounted, and shared by every worker?",
+            hint="Is the folder of artifacts (ORCH_ARTIFACTS) mounted, and shared by every worker under this path?",
         )
     for uri, sha256 in found:
         try:
@@ -184,7 +184,7 @@ def _refusing(target: Path, action: Callable[[], _T]) -> _T:
         return action()
     except (OSError, SafetensorError) as error:
         is_full = getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error)
-        hint = "free some space, or point ORCH_HOME at another disk; the job continues from the checkpoint before"
+        hint = "free some space, or point ORCH_ARTIFACTS at another disk; the job continues from the checkpoint before"
         raise StorageError(
             f"cannot write {target}: {'the disk is full' if is_full else error}", hint=hint if is_full else ""
         ) from error

@@ -1,8 +1,12 @@
 """Real processes, killed in the middle: nothing is lost, nothing is done twice, and no bit of a curve changes."""
 
-import os
 import signal
+import sqlite3
+import subprocess
+from contextlib import closing
 from pathlib import Path
+
+import psutil
 
 from orchestrator import queue
 from tests.small_world import World, is_gone, small_config, trainers
@@ -48,13 +52,26 @@ def test_f04_f19_kill_9_of_trainer_then_sigterm_to_the_worker(
     assert world.curve(job) == undisturbed
 
 
+def freezes_outside_a_transaction(world: World, worker: subprocess.Popen[bytes]) -> bool:
+    """Stop a worker, unless it holds the lock of SQLite just then: nobody could write until it wakes up."""
+    worker.send_signal(signal.SIGSTOP)
+    world.wait(lambda: psutil.Process(worker.pid).status() == psutil.STATUS_STOPPED)
+    with closing(sqlite3.connect(world.settings.home / "orch.db", timeout=0.2)) as probe:
+        try:
+            probe.execute("BEGIN IMMEDIATE")
+        except sqlite3.OperationalError:
+            worker.send_signal(signal.SIGCONT)
+            return False
+    return True
+
+
 def test_f05_a_frozen_worker_that_wakes_up_writes_nothing(world: World, subject: Path, long_tokens: int) -> None:
     (job,) = world.enqueue(small_config(subject, max_tokens=long_tokens))
     frozen = world.work()
     world.wait(lambda: world.is_in_training(job, 1))
     (trainer,) = trainers(frozen)
-    os.kill(trainer.pid, signal.SIGSTOP)
-    frozen.send_signal(signal.SIGSTOP)
+    trainer.suspend()
+    world.wait(lambda: freezes_outside_a_transaction(world, frozen))
     other = world.work("--until-empty")
     world.wait(lambda: world.is_in_training(job, 2))
     frozen.send_signal(signal.SIGCONT)

@@ -1,7 +1,8 @@
 """`python -m tests.faults.quick`: a trainer that only counts, on the real line: it starts at once and forgets nothing.
 
-ORCH_STEPS and ORCH_STEP_SECONDS say how long it takes, ORCH_YIELD_SECONDS how long a last checkpoint does. A job of
-seed 13 is poison; one of seed 14 takes memory until somebody ends it.
+ORCH_STEPS and ORCH_STEP_SECONDS say how long it takes, ORCH_YIELD_SECONDS how long a last checkpoint does; the last
+step waits while the file ORCH_HOLD is there. A job of seed 13 is poison; one of seed 14 takes memory until somebody
+ends it.
 """
 
 import os
@@ -27,9 +28,11 @@ def main() -> Exit:
     begin = next((saved.tokens_seen // TOKENS for saved in job.resume if Path(saved.uri).is_dir()), 0)
     line.send(Started(begin * TOKENS, {"n_latents": 8, "d_model": 4}), job.job_id)
     saved_at = time.monotonic()
-    end = int(os.environ.get("ORCH_STEPS", "5"))
+    end, hold = int(os.environ.get("ORCH_STEPS", "5")), Path(os.environ.get("ORCH_HOLD", ""))
     for step in range(begin + 1, end + 1):
         time.sleep(float(os.environ.get("ORCH_STEP_SECONDS", "0.05")))
+        while step == end and hold.is_file() and not line.must_yield:
+            time.sleep(0.02)
         line.send(Measured(Point(step * TOKENS, *[1 / step] * (len(Point._fields) - 1))), job.job_id)
         line.alive(step * TOKENS, job.job_id)
         if line.must_yield:

@@ -14,12 +14,14 @@ from tests.faults.crashing import POINTS, VERBS
 from tests.small_world import World, small_config, trainers
 
 STEPS = 12
+NEVER_ALONE = ("release", "fail")
+"""Verbs that an undisturbed worker does not use."""
 
 
 def provoke(world: World, verb: str) -> None:
-    """Make the worker come to a verb that an undisturbed one never uses."""
+    """Make the worker come to a verb."""
     worker = world.workers[-1]
-    if verb in ("release", "fail"):
+    if verb in NEVER_ALONE:
         has_begun = select(Attempt.attempt).filter_by(pid=worker.pid).where(Attempt.tokens_start.is_not(None))
         world.wait(lambda: world.rows(has_begun))
         worker.terminate() if verb == "release" else trainers(worker)[0].kill()
@@ -28,11 +30,14 @@ def provoke(world: World, verb: str) -> None:
 @pytest.mark.parametrize("verb", VERBS)
 def test_f01_f2_f7_f8_killed_before_and_after_a_commit(make_world: MakeWorld, verb: str) -> None:
     world = make_world(lease_seconds=2)
-    quick = {"ORCH_TRAINER": "tests.faults.quick", "ORCH_STEPS": str(STEPS), "ORCH_STEP_SECONDS": "0.1"}
+    quick = {"ORCH_TRAINER": "tests.faults.quick", "ORCH_STEPS": str(STEPS)}
+    hold = world.settings.home / "hold"
+    if verb in NEVER_ALONE:
+        hold.touch()
     jobs = world.enqueue(*(small_config(world.settings.home, n_latents=n) for n in (32, 64)))
     for point in (f"before_{verb}_commit", f"after_{verb}_commit"):
         assert point in POINTS
-        worker = world.work(module="tests.faults.crashing", **quick, ORCH_CRASH_AT=point)
+        worker = world.work(module="tests.faults.crashing", **quick, ORCH_CRASH_AT=point, ORCH_HOLD=str(hold))
         provoke(world, verb)
         assert worker.wait(60) == -9, world.said()
         assert (world.settings.home / f"{point}.visited").exists()

@@ -4,6 +4,7 @@ import signal
 import sqlite3
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from sqlalchemy import text
@@ -14,10 +15,10 @@ from orchestrator.database.engine import connect, reading
 from tests import servers
 from tests.faults.conftest import MakeWorld
 from tests.faults.proxy import Proxy, proxy
-from tests.small_world import World, small_config, trainers
+from tests.small_world import World, is_gone, small_config, trainers
 
-SLOW = {"ORCH_TRAINER": "tests.faults.quick", "ORCH_STEPS": "40", "ORCH_STEP_SECONDS": "0.1"}
-QUICK = SLOW | {"ORCH_STEPS": "3"}
+STEPS = 20
+QUICK = {"ORCH_TRAINER": "tests.faults.quick", "ORCH_STEPS": str(STEPS)}
 CRASHING = "tests.faults.crashing"
 
 
@@ -31,8 +32,15 @@ def two_jobs(world: World) -> list[int]:
     return world.enqueue(*(small_config(world.settings.home, n_latents=n) for n in (32, 64)))
 
 
-def whole(world: World, job: int, steps: str) -> bool:
-    return [point[0] for point in world.curve(job)] == [1024 * step for step in range(1, int(steps) + 1)]
+def held_at_the_end(world: World) -> tuple[Path, dict[str, str]]:
+    """Return a file, and what makes trainers wait with their last step while it is there."""
+    hold = world.settings.home / "hold"
+    hold.touch()
+    return hold, {"ORCH_HOLD": str(hold)}
+
+
+def whole(world: World, job: int, steps: int = STEPS) -> bool:
+    return [point[0] for point in world.curve(job)] == [1024 * step for step in range(1, steps + 1)]
 
 
 def test_f13_postgres_restarts_at_once_in_training(
@@ -40,37 +48,41 @@ def test_f13_postgres_restarts_at_once_in_training(
 ) -> None:
     world = make_world(database_url=database_url)
     jobs = two_jobs(world)
-    workers = [world.work("--until-empty", "--name", name, module=CRASHING, **SLOW) for name in ("one", "two")]
+    hold, waiting = held_at_the_end(world)
+    workers = [world.work("--until-empty", "--name", name, module=CRASHING, **QUICK | waiting) for name in "ab"]
     world.wait(lambda: all(world.curve(job) for job in jobs))
     before = [trainers(worker)[0] for worker in workers]
     postgres.crash()
     time.sleep(1)
     postgres.start()
     assert [trainers(worker)[0] for worker in workers] == before, "no trainer was killed"
+    hold.unlink()
     assert [worker.wait(120) for worker in workers] == [0, 0], world.said()
     for job in jobs:
         assert world.attempts(job) == [("max_tokens", 0)]
-        assert whole(world, job, SLOW["ORCH_STEPS"])
+        assert whole(world, job)
 
 
 def test_f14_postgres_is_away_for_too_long(make_world: MakeWorld, database_url: str, between: Proxy) -> None:
     world = make_world(database_url=database_url)
     (job, other) = two_jobs(world)
     through = {"ORCH_DATABASE_URL": between.before(database_url), "ORCH_OUTAGE_SECONDS": "1"}
-    worker = world.work(module=CRASHING, **SLOW, **through)
+    hold, waiting = held_at_the_end(world)
+    worker = world.work(module=CRASHING, **QUICK, **through, **waiting)
     world.wait(lambda: world.has_checkpoint(job, 1))
     (trainer,) = trainers(worker)
     between.cut()
     world.wait(lambda: "outage: writing a checkpoint" in world.said())
-    world.wait(lambda: not trainer.is_running() or not trainers(worker))
+    world.wait(lambda: is_gone(trainer))
     assert world.job(job).state == "running", "nobody could be told yet"
     between.mend()
+    hold.unlink()
     world.wait(lambda: world.job(job).state == "succeeded" and world.job(other).state == "succeeded", 120)
     (preempted, _), (done, resumed_at) = world.attempts(job)
     assert (preempted, done) == ("preempted", "max_tokens")
     assert resumed_at
     assert (world.job(job).preemptions, world.job(job).failures) == (1, 0)
-    assert whole(world, job, SLOW["ORCH_STEPS"])
+    assert whole(world, job)
 
 
 def test_every_answer_takes_200_ms(
@@ -84,7 +96,7 @@ def test_every_answer_takes_200_ms(
         through = {"ORCH_DATABASE_URL": between.before(database_url), "ORCH_STEPS": "2"}
         assert world.work("--until-empty", module=CRASHING, **QUICK | through).wait(200) == 0, world.said()
     assert world.attempts(job) == [("max_tokens", 0)]
-    assert whole(world, job, "2")
+    assert whole(world, job, 2)
 
 
 def frozen_in_a_claim(world: World, **variables: str) -> None:

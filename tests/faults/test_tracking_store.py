@@ -23,7 +23,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::ResourceWarning"),
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
 ]
-STEPS = 60
+STEPS = 20
 QUICK = {"module": "tests.faults.crashing", "ORCH_TRAINER": "tests.faults.quick"}
 FIRST_USE = """
 import sys
@@ -79,10 +79,13 @@ def test_f30_the_tracking_server_is_away(make_world: MakeWorld, tmp_path: Path) 
         world.wait(lambda: answers(url), 120)
         between.mend()
         (middle,) = world.enqueue(small_config(tmp_path), name="middle")
-        worker = world.work("--until-empty", **QUICK, **way, ORCH_STEPS=str(STEPS), ORCH_STEP_SECONDS="0.2")
+        hold = tmp_path / "hold"
+        hold.touch()
+        worker = world.work("--until-empty", **QUICK, **way, ORCH_STEPS=str(STEPS), ORCH_HOLD=str(hold))
         world.wait(lambda: shipped(url, middle), 120)
         between.cut()
         assert world.job(middle).state == "running"
+        hold.unlink()
         assert worker.wait(120) == 0, world.said()
         assert "MLflow lacks the latest of this worker" in world.said()
         for job in (start, middle):

@@ -38,9 +38,13 @@ def test_two_machines_share_the_work(
 ) -> None:
     shared = {"database_url": database_url, "broker_url": redis.url, "artifacts": tmp_path / "shared"}
     here, there = make_world("here", **shared), make_world("there", **shared)
-    jobs = here.enqueue(*(small_config(tmp_path, n_latents=32 + at) for at in range(8)))
-    quick = {"module": "tests.faults.crashing", "ORCH_TRAINER": "tests.faults.quick", "ORCH_STEPS": "10"}
+    jobs = here.enqueue(*(small_config(tmp_path, n_latents=32 + at) for at in range(6)))
+    hold = tmp_path / "hold"
+    hold.touch()
+    quick = {"module": "tests.faults.crashing", "ORCH_TRAINER": "tests.faults.quick", "ORCH_HOLD": str(hold)}
     workers = [world.work("--name", world.settings.home.name, "--until-empty", **quick) for world in (here, there)]
+    here.wait(lambda: all(here.curve(job) for job in jobs[:2]))  # so that each has one
+    hold.unlink()
     assert [worker.wait(200) for worker in workers] == [0, 0], here.said() + there.said()
     assert all(here.attempts(job) == [("max_tokens", 0)] for job in jobs)
     assert {here.last_attempt(job).worker for job in jobs} == {"here", "there"}

@@ -118,6 +118,8 @@ def test_facts_and_a_fresh_start(engine: Engine) -> None:
     assert [p.tokens_seen for p in results.curve(engine, 1)] == [10, 20]
     assert [c.tokens_seen for c in results.checkpoints(engine, 1)] == [20, 10]
     assert (job(engine, 1).n_latents, job(engine, 1).d_model) == (128, 16)
+    passed_over = [event for event in results.events(engine, 1) if event.kind == "checkpoints_passed_over"]
+    assert [(event.attempt, event.data) for event in passed_over] == [(2, {"tokens_seen": [30]})]
     facts = attempt(engine, 1, 2)
     assert facts.tokens_start == 20
     assert facts.facts == {"n_latents": 128, "d_model": 16, "odd": None}
