@@ -20,9 +20,8 @@ LOOPBACK = {"127.0.0.1", "::1"}
 
 def _listening(port: int | None) -> set[str]:
     """Return the addresses of this machine that take connections at a port."""
-    found = {
-        link.laddr.ip for link in psutil.net_connections("tcp") if link.status == "LISTEN" and link.laddr.port == port
-    }
+    links = [link.laddr for link in psutil.net_connections("tcp") if link.status == "LISTEN"]
+    found = {address.ip for address in links if address and address.port == port}
     assert found, f"nobody listens at {port}"
     return found
 

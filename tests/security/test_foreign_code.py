@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 import torch
 from celery import Celery
-from kombu import Connection
 
 from orchestrator.config import JobConfig, SubjectConfig, parse
 from orchestrator.dispatch import QUEUE_NAME, TASK_NAME, celery_settings, wake
@@ -125,7 +124,7 @@ def test_code_that_comes_with_a_model_runs_only_where_the_config_says_so(
     folder, mark = Path(shutil.copytree(subject, tmp_path / f"copy{part}{is_trusted}")), tmp_path / "it ran"
     (folder / "theirs.py").write_text(f"open({str(mark)!r}, 'w').close()\nraise OSError('that is all')\n")
     file = folder / ("tokenizer_config.json" if part == "AutoTokenizer" else "config.json")
-    own = {"auto_map": {part: ["theirs.Own", None] if part == "AutoTokenizer" else "theirs.Own"}}
+    own: dict[str, object] = {"auto_map": {part: ["theirs.Own", None] if part == "AutoTokenizer" else "theirs.Own"}}
     own |= {"tokenizer_class": "Own"} if part == "AutoTokenizer" else {"model_type": "theirs"}
     if part == "AutoModelForCausalLM":
         own["model_type"] = "gpt2"
@@ -160,8 +159,8 @@ def test_a_pickled_message_is_refused_and_the_worker_goes_on(
 def _send_pickle(settings: Settings, bomb: Bomb) -> None:
     sender = Celery("evil")
     sender.conf.update(celery_settings(settings) | {"accept_content": ["pickle"], "task_serializer": "pickle"})
-    with Connection(settings.broker_url, transport_options=sender.conf.broker_transport_options) as link:
-        sender.send_task(TASK_NAME, args=[bomb], serializer="pickle", queue=QUEUE_NAME, connection=link)
+    sender.send_task(TASK_NAME, args=[bomb], serializer="pickle", queue=QUEUE_NAME)
+    sender.close()
 
 
 def _wake_until_taken(world: World, job: int) -> None:

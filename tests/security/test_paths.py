@@ -19,8 +19,6 @@ from tests.queue_words import claim, enqueue, point, result
 from tests.small_world import small_config, small_world
 from worker.tracking import sync
 
-OURS = {"older_than": 0.0}
-
 
 @pytest.fixture
 def settings(tmp_path: Path) -> Settings:
@@ -52,7 +50,7 @@ def _filled(folder: Path) -> Path:
 
 
 def _collect(engine: Engine, settings: Settings) -> list[Path]:
-    return [item.path for item in garbage.remove(engine, garbage.find(engine, settings, **OURS))]
+    return [item.path for item in garbage.remove(engine, garbage.find(engine, settings, older_than=0.0))]
 
 
 @pytest.mark.parametrize("where", ["home/artifacts/../../elsewhere/1/100", "elsewhere/1/100", "home/100"])
