@@ -7,7 +7,8 @@ from sqlalchemy import Engine
 
 from tests.conformance.queue_machine import QueueMachine
 
-EXAMPLES = {"sqlite": 60, "postgresql": 50}
+EXAMPLES = {"sqlite": 50, "postgresql": 30}
+STEPS = 30
 
 
 @pytest.mark.timeout(900)  # it takes seconds; a failure takes minutes to be made small
@@ -15,7 +16,7 @@ def test_any_order_of_verbs(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr("random.uniform", lambda low, high: high)  # the jitter of a pause
     monkeypatch.setattr(QueueMachine, "engine", engine, raising=False)
     quick = settings(
-        max_examples=EXAMPLES[engine.name], stateful_step_count=30, deadline=None, database=None,
+        max_examples=EXAMPLES[engine.name], stateful_step_count=STEPS, deadline=None, database=None,
         suppress_health_check=list(HealthCheck),
     )  # fmt: skip
-    run_state_machine_as_test(QueueMachine, settings=quick)
+    run_state_machine_as_test(QueueMachine, settings=quick, _min_steps=STEPS)
