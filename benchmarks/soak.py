@@ -9,6 +9,7 @@ status 1 if anything was lost, doubled or bent, or a bound does not hold.
 import argparse
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -35,7 +36,6 @@ from orchestrator.errors import StorageError
 from orchestrator.settings import Settings, load
 
 STEPS, STEP_TOKENS, SHARING = 48, 64, 3
-BATCH_OF_JOBS = 40
 MARGIN_SECONDS = 5.0
 """What is allowed beside lease and grace until a job is claimed again: a look at the leases, and a free worker."""
 DRAIN_SECONDS = 600.0
@@ -63,11 +63,11 @@ def main() -> None:
 
 def _options() -> argparse.Namespace:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("--jobs", type=int, default=60, help="at least so many; more are added while it goes on")
+    options.add_argument("--jobs", type=int, default=60, help="at least so many; they come as others end")
     options.add_argument("--workers", type=int, default=6)
     options.add_argument("--minutes", type=float, default=1.0, help="how long things go wrong, at most")
     options.add_argument("--kills", type=int, help="or until so many kills")
-    options.add_argument("--every", type=float, default=0.6, help="mean seconds between two disturbances")
+    options.add_argument("--every", type=float, default=0.8, help="mean seconds between two disturbances")
     options.add_argument("--lease", type=float, default=5.0, help="seconds")
     options.add_argument("--job-seconds", type=float, default=2.5, help="of a light job that nobody disturbs")
     options.add_argument("--seed", type=int, default=0)
@@ -105,7 +105,6 @@ def _site(asked: argparse.Namespace, backend: str) -> Iterator[Site]:
 def _soak(asked: argparse.Namespace, site: Site, backend: str) -> bool:
     """Run one soak; say whether it found anything bad."""
     feed = _Feed(site, asked)
-    feed.add(asked.jobs)
     started = time.monotonic()
     probe = Probe(site.engine, patience=site.settings.lease_seconds / 4)
     module = "worker" if asked.real else "benchmarks.light_worker"
@@ -134,7 +133,7 @@ def _soak(asked: argparse.Namespace, site: Site, backend: str) -> bool:
 
 
 class _Feed:
-    """Jobs in: enough of them that every worker has something to do while things go wrong."""
+    """Jobs in: enough of them that most workers are busy, and so few that a free one is found for what was lost."""
 
     def __init__(self, site: Site, asked: argparse.Namespace) -> None:
         self._site, self._asked = site, asked
@@ -144,16 +143,22 @@ class _Feed:
         self.retried = 0
 
     def tick(self) -> None:
-        """Add jobs when few are left; give another chance to what lost three workers in a row."""
+        """Add jobs when few are open; give another chance to what lost three workers in a row."""
         if time.monotonic() < self._look_at:
             return
         self._look_at = time.monotonic() + 0.5
         try:
-            if results.counts(self._site.engine)["queued"] < 2 * self._asked.workers:
-                self.add(BATCH_OF_JOBS)
+            counts = results.counts(self._site.engine)
+            if counts["queued"] + counts["running"] < self._asked.workers:
+                self.add(self._asked.workers)
             self.retry()
         except StorageError:
             return  # the database is away
+
+    def complete(self) -> None:
+        """Add what is missing of the jobs that were asked for."""
+        if len(self.jobs) < self._asked.jobs:
+            self.add(self._asked.jobs - len(self.jobs))
 
     def add(self, number: int) -> None:
         """Enqueue so many new jobs; call it again after a StorageError."""
@@ -199,6 +204,7 @@ def _drain(site: Site, crew: Crew, feed: _Feed) -> bool:
     while time.monotonic() < deadline:
         crew.tick()
         try:
+            feed.complete()
             feed.retry()
             counts = results.counts(site.engine)
         except StorageError:
@@ -253,4 +259,5 @@ def _spread(name: str, seconds: Sequence[float]) -> dict[str, Any]:
 if __name__ == "__main__":
     os.environ.pop("ORCH_TEST_PG_URL", None)  # a server that is somebody's is not killed
     os.environ.pop("ORCH_TEST_REDIS_URL", None)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # leave no server behind
     main()
