@@ -7,7 +7,7 @@ from sqlalchemy import Engine
 
 from tests.conformance.queue_machine import QueueMachine
 
-EXAMPLES = {"sqlite": 50, "postgresql": 30}
+EXAMPLES = {"sqlite": 40, "postgresql": 30}
 STEPS = 30
 
 
