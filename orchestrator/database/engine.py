@@ -7,11 +7,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from sqlalchemy import URL, ColumnElement, Connection, Double, Engine, create_engine, event, make_url
+from sqlalchemy import URL, Connection, Double, Engine, create_engine, event, make_url
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.orm import Session
 from sqlalchemy.sql.compiler import SQLCompiler
+from sqlalchemy.sql.functions import FunctionElement
 
 from orchestrator.errors import ConfigError, StorageError
 from orchestrator.settings import mask
@@ -32,7 +33,7 @@ _HINTS = (
 )
 
 
-class db_now(ColumnElement[float]):  # noqa: N801 - reads as the SQL function it is
+class db_now(FunctionElement[float]):  # noqa: N801 - reads as the SQL function it is
     """The database's clock: epoch seconds, of the statement and not of the transaction's start."""
 
     inherit_cache = True
