@@ -38,11 +38,11 @@ class Hand:
                     return child
         return None
 
-    def has_seen_for(self, seconds: float) -> bool:
-        """Say whether it has looked at the queue for so long, without a break."""
+    def has_seen_for(self, seconds: float, *, since: float) -> bool:
+        """Say whether it has looked at the queue for so long without a break; `since` begins anew."""
         if self._seeing_since is None and f"worker {self.name} on " in self._log.read_text():
             self._seeing_since = time.time()
-        return self.is_up and self._seeing_since is not None and time.time() - self._seeing_since > seconds
+        return self.is_up and self._seeing_since is not None and time.time() - max(since, self._seeing_since) > seconds
 
     def freeze(self, seconds: float) -> None:
         self.frozen_until = time.time() + seconds
@@ -80,9 +80,9 @@ class Crew:
                     self.ended.append(code)
                 self.hands[place] = self._start()
 
-    def judges(self, lease_seconds: float) -> list[Hand]:
+    def judges(self, seconds: float, *, since: float) -> list[Hand]:
         """Return those who have looked long enough to judge the leases of others."""
-        return [hand for hand in self.hands if hand.has_seen_for(1.2 * lease_seconds)]
+        return [hand for hand in self.hands if hand.has_seen_for(seconds, since=since)]
 
     def stop(self) -> None:
         """Let all of them go home."""

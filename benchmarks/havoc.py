@@ -9,10 +9,10 @@ from contextlib import suppress
 from typing import NamedTuple
 
 import psutil
-from sqlalchemy import Engine, select
+from sqlalchemy import select
 
 from benchmarks.hands import Crew, Hand, is_gone
-from benchmarks.outages import Server
+from benchmarks.outages import Probe, Server
 from orchestrator import queue
 from orchestrator.database.engine import reading
 from orchestrator.database.models import Attempt, LeaseRow
@@ -40,21 +40,47 @@ class Cancel(NamedTuple):
     trainer: psutil.Process
 
 
+class Cancels:
+    """Cancels that were asked, until their trainers have gone."""
+
+    def __init__(self) -> None:
+        self.seconds: list[float] = []
+        """From the asking to the end of the trainer, where nothing else disturbed that worker meanwhile."""
+        self._open: list[Cancel] = []
+
+    @property
+    def are_open(self) -> bool:
+        return bool(self._open)
+
+    def watch(self, cancel: Cancel) -> None:
+        self._open.append(cancel)
+
+    def tick(self) -> None:
+        """See which trainers have gone."""
+        for cancel in [*self._open]:
+            if is_gone(cancel.trainer):
+                self._open.remove(cancel)
+                self.seconds.append(time.time() - cancel.at)
+
+    def forget(self, hand: Hand | None = None) -> None:
+        """Measure no more those of a worker, or of all, which are disturbed in another way as well."""
+        self._open = [cancel for cancel in self._open if hand is not None and cancel.hand is not hand]
+
+
 class Havoc:
     """Disturbs a crew and its servers."""
 
     def __init__(
-        self, crew: Crew, engine: Engine, settings: Settings, servers: Sequence[Server], *, seed: int, every: float
+        self, crew: Crew, probe: Probe, settings: Settings, servers: Sequence[Server], *, seed: int, every: float
     ) -> None:
         """Prepare; `every` is the mean time between two disturbances, in seconds."""
-        self._crew, self._engine, self._settings, self._servers = crew, engine, settings, servers
+        self._crew, self._probe, self._settings, self._servers = crew, probe, settings, servers
+        self._engine = probe.engine
         self._random, self._every = random.Random(seed), every
         self._next_at = time.monotonic() + every
         self.done: Counter[str] = Counter()
         self.kills: list[Kill] = []
-        self.freed: list[float] = []
-        """Seconds from a cancel to the end of its trainer, where nothing else disturbed that worker meanwhile."""
-        self._cancels: list[Cancel] = []
+        self.cancels = Cancels()
         self._weights = WEIGHTS | (OUTAGE_WEIGHTS if servers else {})
         self._acts: dict[str, Callable[[], bool]] = {
             "kill worker": self._kill_worker,
@@ -92,14 +118,11 @@ class Havoc:
                 self._frozen.remove((until, process))
                 with suppress(psutil.NoSuchProcess):
                     process.send_signal(signal.SIGCONT)
-        for cancel in [*self._cancels]:
-            if is_gone(cancel.trainer):
-                self._cancels.remove(cancel)
-                self.freed.append(time.time() - cancel.at)
+        self.cancels.tick()
 
     def end(self) -> None:
         """Disturb nothing more; what is frozen or away comes back."""
-        while any(server.is_away for server in self._servers) or self._frozen or self._cancels:
+        while any(server.is_away for server in self._servers) or self._frozen or self.cancels.are_open:
             self.tick()
             self._crew.tick()
             time.sleep(0.02)
@@ -107,7 +130,7 @@ class Havoc:
     def _victim(self) -> Hand | None:
         """Return a worker that may be taken away, at work if possible; one that can judge the others' leases stays."""
         up = [hand for hand in self._crew.hands if hand.is_up]
-        judges = self._crew.judges(self._settings.lease_seconds)
+        judges = self._crew.judges(1.2 * self._settings.lease_seconds, since=self._probe.answers_since)
         able = [hand for hand in up if any(judge is not hand for judge in judges)]
         busy = [hand for hand in able if hand.trainer]
         return self._random.choice(busy or able) if able else None
@@ -116,7 +139,7 @@ class Havoc:
         hand = self._victim()
         if hand is None:
             return False
-        self._forget(hand)
+        self.cancels.forget(hand)
         at = time.time()
         hand.kill()
         self.kills.append(Kill(hand.name, at))
@@ -126,7 +149,7 @@ class Havoc:
         hand = self._victim()
         if hand is None:
             return False
-        self._forget(hand)
+        self.cancels.forget(hand)
         hand.process.terminate()
         return True
 
@@ -134,7 +157,7 @@ class Havoc:
         hand = self._victim()
         if hand is None:
             return False
-        self._forget(hand)
+        self.cancels.forget(hand)
         lease = self._settings.lease_seconds + self._settings.grace_seconds
         hand.freeze(self._random.uniform(1.1, 2) * lease)
         return True
@@ -147,7 +170,7 @@ class Havoc:
         found = self._trainer()
         if found is None:
             return False
-        self._forget(found[0])
+        self.cancels.forget(found[0])
         found[1].kill()
         return True
 
@@ -155,7 +178,7 @@ class Havoc:
         found = self._trainer()
         if found is None:
             return False
-        self._forget(found[0])
+        self.cancels.forget(found[0])
         found[1].suspend()
         self._frozen.append((time.time() + self._random.uniform(0.5, 2) * self._settings.stall_seconds, found[1]))
         return True
@@ -171,7 +194,7 @@ class Havoc:
             return False  # the one whose job it is has gone meanwhile
         at = time.time()
         queue.cancel(self._engine, jobs)
-        self._cancels.append(Cancel(jobs[0], at, hand, trainer))
+        self.cancels.watch(Cancel(jobs[0], at, hand, trainer))
         return True
 
     def _jobs_of(self, hand: Hand) -> list[int]:
@@ -184,10 +207,6 @@ class Havoc:
         if server.is_away:
             return False
         if name == "postgres":
-            self._cancels.clear()
+            self.cancels.forget()
         server.kill(seconds=self._random.uniform(0.1, 3))
         return True
-
-    def _forget(self, hand: Hand) -> None:
-        """Measure no cancel that is disturbed in another way as well."""
-        self._cancels = [cancel for cancel in self._cancels if cancel.hand is not hand]

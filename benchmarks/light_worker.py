@@ -16,5 +16,5 @@ def _no_store(*_: Any) -> None:
 
 if __name__ == "__main__":
     process.COMMAND = (sys.executable, "-P", "-m", "benchmarks.light_trainer")
-    tracking.Projection = _no_store  # type: ignore[attr-defined]
+    tracking.Projection = _no_store  # type: ignore[assignment,attr-defined]
     sys.exit(worker.main())

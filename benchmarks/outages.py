@@ -41,26 +41,33 @@ class Probe:
     def __init__(self, engine: Engine, *, patience: float) -> None:
         """Look from now on; what takes longer than `patience` seconds is an outage."""
         self.outages: list[Outage] = []
-        self._engine, self._patience = engine, patience
+        self.engine, self._patience = engine, patience
+        self._answered_at = time.time()
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._look, name="probe", daemon=True)
         self._thread.start()
+
+    @property
+    def answers_since(self) -> float:
+        """Return since when the database has answered without a break; now, if it does not."""
+        if time.time() - self._answered_at > self._patience:
+            return time.time()
+        return self.outages[-1].until if self.outages else 0.0
 
     def close(self) -> None:
         self._ended.set()
         self._thread.join()
 
     def _look(self) -> None:
-        since = time.time()
         while not self._ended.wait(PROBE_SECONDS):
             try:
-                with transaction(self._engine) as session:
+                with transaction(self.engine) as session:
                     session.execute(select(db_now()))
             except StorageError:
                 continue
-            if time.time() - since > self._patience:
-                self.outages.append(Outage(since, time.time()))
-            since = time.time()
+            if time.time() - self._answered_at > self._patience:
+                self.outages.append(Outage(self._answered_at, time.time()))
+            self._answered_at = time.time()
 
 
 class Server:

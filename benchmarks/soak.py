@@ -110,7 +110,7 @@ def _soak(asked: argparse.Namespace, site: Site, backend: str) -> bool:
     module = "worker" if asked.real else "benchmarks.light_worker"
     crew = Crew(asked.workers, module, environ=site.environ, logs=site.settings.home / "workers")
     try:
-        havoc = Havoc(crew, site.engine, site.settings, site.servers, seed=asked.seed, every=asked.every)
+        havoc = Havoc(crew, probe, site.settings, site.servers, seed=asked.seed, every=asked.every)
         while time.monotonic() - started < 60 * asked.minutes and havoc.killed < (asked.kills or float("inf")):
             havoc.act()
             crew.tick()
@@ -225,7 +225,7 @@ def _judge(
     bound = settings.lease_seconds + settings.grace_seconds + MARGIN_SECONDS
     cancel_bound = settings.heartbeat_seconds + settings.grace_seconds + MARGIN_SECONDS
     slow = [f"a failover took {s:.1f} s, above {bound:g}" for s in found.plain if s > bound]
-    slow += [f"a cancel took {s:.1f} s, above {cancel_bound:g}" for s in havoc.freed if s > cancel_bound]
+    slow += [f"a cancel took {s:.1f} s, above {cancel_bound:g}" for s in havoc.cancels.seconds if s > cancel_bound]
     figures = {
         "jobs": len(feed.jobs),
         "database away": len(away),
@@ -241,7 +241,7 @@ def _judge(
         "failover bound s": bound,
         **_spread("failover over an outage", found.over_outages),
         **_spread("held back after two losses", found.held_back),
-        **_spread("cancel to free", havoc.freed),
+        **_spread("cancel to free", havoc.cancels.seconds),
         "cancel bound s": cancel_bound,
     }
     return figures, [*lost, *doubled, *bent, *slow]

@@ -19,6 +19,10 @@ if TYPE_CHECKING:
 Query = Select[int, int, int, str]
 _MOST_PASSED_OVER = 32
 """Companions that do not fit, before the look for one that does ends."""
+_TAKEN = select(
+    Job.config, Job.failures, Job.lost_in_row, Job.stream_key, Job.mlflow_run_id,
+    Job.sweep_id, SweepRow.name, SweepRow.mlflow_experiment_id,
+).join(SweepRow, SweepRow.id == Job.sweep_id)  # fmt: skip
 
 
 def claim(engine: Engine, worker: Worker, *, token: str, lease_seconds: float) -> Claim | None:
@@ -93,18 +97,16 @@ def _take(
         lease = _adopted(session, token) or _next(session, worker, token, lease_seconds, choice)
         if lease is None:
             return None
-        query = select(Job, SweepRow).join(SweepRow, SweepRow.id == Job.sweep_id).where(Job.id == lease.job_id)
-        job, sweep = session.execute(query).one()
+        job = session.execute(_TAKEN.where(Job.id == lease.job_id)).one()
         rows = session.execute(_checkpoints(lease.job_id))
         refs = tuple(CheckpointRef(row.uri, row.tokens_seen, row.sha256) for row in rows)
-        stored, place = job.config, (sweep.id, sweep.name)
-        runs = job.mlflow_run_id, sweep.mlflow_experiment_id
-        stream_key = None if job.failures or job.lost_in_row else job.stream_key
+    stream_key = None if job.failures or job.lost_in_row else job.stream_key
     try:
-        config = _read(stored)
+        config = _read(job.config)
     except ValueError as error:
         return _Unreadable(lease, f"the stored config is not valid here: {error}")
-    return Claim(lease, config, *place, refs, *runs, stream_key)
+    runs = job.mlflow_run_id, job.mlflow_experiment_id
+    return Claim(lease, config, job.sweep_id, job.name, refs, *runs, stream_key)
 
 
 def waiting(engine: Engine, *, limit: int) -> list[int]:
