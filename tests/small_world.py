@@ -90,7 +90,11 @@ class World:
 
     def work(self, *arguments: str, module: str = "worker", **variables: str) -> subprocess.Popen[bytes]:
         """Start a worker, or a module that is one with a fault, with further environment variables."""
-        command = [sys.executable, "-m", module, "--threads", "1", "--device", "cpu", *arguments]
+        return self.start("--threads", "1", "--device", "cpu", *arguments, module=module, **variables)
+
+    def start(self, *arguments: str, module: str = "worker", **variables: str) -> subprocess.Popen[bytes]:
+        """Start a worker, or workers, with these arguments alone."""
+        command = [sys.executable, "-m", module, *arguments]
         # The workers of a test write no MLflow store of their own: that takes seconds, and has its own tests.
         environ = {**os.environ, "ORCH_TRACKING_URL": "http://127.0.0.1:1", **self.environ, **variables}
         with self.log.open("ab") as log:

@@ -25,14 +25,7 @@ def subject(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def fleet(world: World, *arguments: str) -> subprocess.Popen[bytes]:
-    import os
-
-    command = [sys.executable, "-m", "worker", "--devices", "cpu,cpu", "--name", "two", *arguments]
-    environ = {**os.environ, "ORCH_TRACKING_URL": "http://127.0.0.1:1", **world.environ}
-    with world.log.open("ab") as log:
-        started = subprocess.Popen(command, env=environ, stderr=log, stdout=log)
-    world.workers.append(started)
-    return started
+    return world.start("--devices", "cpu,cpu", "--name", "two", *arguments)
 
 
 def members(started: subprocess.Popen[bytes]) -> dict[str, psutil.Process]:

@@ -1,9 +1,7 @@
 """`orch worker --devices cpu+cpu`: one job on two processes, from the queue to the checkpoint and back to one."""
 
-import os
 import signal
 import subprocess
-import sys
 from pathlib import Path
 
 import psutil
@@ -25,13 +23,7 @@ def subject(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def work(world: World, device: str | None, *arguments: str) -> subprocess.Popen[bytes]:
-    place = ["--device", device] if device else []
-    command = [sys.executable, "-m", "worker", *place, "--threads", "1", *arguments]
-    environ = {**os.environ, "ORCH_TRACKING_URL": "http://127.0.0.1:1", **world.environ}
-    with world.log.open("ab") as log:
-        started = subprocess.Popen(command, env=environ, stderr=log, stdout=log)
-    world.workers.append(started)
-    return started
+    return world.start(*(["--device", device] if device else []), "--threads", "1", *arguments)
 
 
 def check_alike(ours: list[tuple[float, ...]], alone: list[tuple[float, ...]]) -> None:
