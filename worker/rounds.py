@@ -13,6 +13,9 @@ from orchestrator.settings import Settings
 from worker.presence import Presence
 from worker.voice import Remark
 
+LEAST_REPORT_SECONDS = 1.0
+"""However often there are rounds: a report is a write, and nobody's job waits for it."""
+
 
 class Rounds:
     """The rounds of one worker, and whether the database answers it. Nothing here raises StorageError."""
@@ -28,10 +31,11 @@ class Rounds:
     ) -> None:
         """Prepare; the first round is due at once."""
         self._engine, self._settings, self._say, self._changed = engine, settings, say, changed
-        self._presence = Presence(engine, worker, every_seconds=settings.reconcile_seconds)
+        self._report_every = max(settings.reconcile_seconds, LEAST_REPORT_SECONDS)
+        self._presence = Presence(engine, worker, every_seconds=self._report_every)
         self._wish: roster.Wish = "run"
         self._away = False
-        self._due_at = self._judge_at = 0.0
+        self._due_at = self._judge_at = self._report_at = 0.0
         self._looked_at = -math.inf
 
     def make(self) -> roster.Wish:
@@ -42,7 +46,7 @@ class Rounds:
         if time.monotonic() >= self._due_at:
             self._due_at = time.monotonic() + self._settings.reconcile_seconds
             try:
-                self._wish = self._presence.report()
+                self._report()
                 judge = not self._away and time.monotonic() >= self._judge_at
                 done = dispatch.reconcile(self._engine, self._settings, judge=judge)
             except StorageError as error:
@@ -68,6 +72,11 @@ class Rounds:
     def end(self) -> None:
         """Note that this worker has ended."""
         self._presence.end()
+
+    def _report(self) -> None:
+        if time.monotonic() >= self._report_at:
+            self._wish = self._presence.report()
+            self._report_at = time.monotonic() + self._report_every
 
     def _tell(self, released: list[int]) -> None:
         for job_id in released:
