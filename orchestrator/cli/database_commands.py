@@ -5,7 +5,6 @@ from pathlib import Path
 import click
 
 from orchestrator.cli import terminal
-from orchestrator.errors import StorageError
 
 
 @click.group()
@@ -38,17 +37,14 @@ def current() -> None:
 @db.command()
 def check() -> None:
     """Check that the schema is up to date; exit code 5 if not."""
-    from orchestrator.database.schema import HEAD
+    from orchestrator.database.schema import HEAD, other_schema
     from orchestrator.database.schema import current as current_schema
     from orchestrator.settings import load, mask
 
     settings = load()
     found = current_schema(settings)
     if found != HEAD:
-        has = f"schema {found}" if found else "no schema"
-        raise StorageError(
-            f"database {mask(settings.database)} has {has}; this version needs {HEAD}", hint="Run: orch db upgrade"
-        )
+        raise other_schema(settings, found)
     terminal.echo(f"{mask(settings.database)}: schema {found}, as this version needs")
 
 

@@ -93,9 +93,14 @@ def _mend(settings: Settings, found: str | None) -> None:
     if settings.embedded:
         upgrade(settings)
         return
+    raise other_schema(settings, found)
+
+
+def other_schema(settings: Settings, found: str | None) -> StorageError:
+    """Return the error of a database whose schema is not this version's."""
     state = f"has schema {found}" if found else "has no schema of ours yet"
     hint = _NEWER if found and found > HEAD else "Run: orch db upgrade"
-    raise StorageError(f"database {mask(settings.database)} {state}; this version needs {HEAD}", hint=hint)
+    return StorageError(f"database {mask(settings.database)} {state}; this version needs {HEAD}", hint=hint)
 
 
 def _version(engine: Engine) -> str | None:
