@@ -1,6 +1,7 @@
 """A worker takes a job: one short transaction that leaves job, lease and attempt row consistent."""
 
 from collections.abc import Callable
+from functools import cache
 from typing import TYPE_CHECKING, NamedTuple
 
 from sqlalchemy import Engine, Row, Select, func, insert, select, update
@@ -172,6 +173,7 @@ def _suits(stored: str, fits: Callable[["JobConfig"], bool]) -> bool:
         return False
 
 
+@cache
 def _eligible() -> Query:
     """Select the jobs that may run now, in the order in which they will.
 
