@@ -23,7 +23,7 @@ class Projection:
 
     def __init__(self, engine: Engine, settings: Settings) -> None:
         """Connect with the store."""
-        self._engine, self._artifacts = engine, settings.home / "artifacts"
+        self._engine, self._artifacts = engine, settings.artifacts_folder
         self._runs = Runs(settings)
         self._shipped: dict[str, int] = {}
         self._closed: set[str] = set()
