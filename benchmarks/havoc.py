@@ -112,7 +112,9 @@ class Havoc:
     def tick(self) -> None:
         """Let what is frozen or away come back, and see which trainers have gone."""
         for server in self._servers:
-            server.mend()
+            outage = server.mend()
+            if outage and server.name == "postgres":  # however short: whoever met it judges nobody for a lease
+                self._probe.outages.append(outage)
         for until, process in [*self._frozen]:
             if time.time() >= until:
                 self._frozen.remove((until, process))

@@ -52,7 +52,7 @@ class Probe:
         """Return since when the database has answered without a break; now, if it does not."""
         if time.time() - self._answered_at > self._patience:
             return time.time()
-        return self.outages[-1].until if self.outages else 0.0
+        return max((outage.until for outage in self.outages), default=0.0)
 
     def close(self) -> None:
         self._ended.set()
@@ -86,6 +86,7 @@ class Server:
         self._command, self._account = [found[0].exe(), *arguments], found[0].uids().real
         self._group = found[0].gids().real
         self._start_at: float | None = None
+        self._killed_at = 0.0
 
     @property
     def is_away(self) -> bool:
@@ -93,15 +94,17 @@ class Server:
 
     def kill(self, *, seconds: float) -> None:
         """End it as a crash does; `mend` starts it again so many seconds later."""
-        self._start_at = time.monotonic() + seconds
+        self._killed_at, self._start_at = time.time(), time.monotonic() + seconds
         self._process.send_signal(self._stop)
         self._process.wait(30)
 
-    def mend(self) -> None:
-        """Start it when its time has come, and wait until it answers."""
-        if self._start_at is not None and time.monotonic() >= self._start_at:
-            self.start()
-            self._start_at = None
+    def mend(self) -> Outage | None:
+        """Start it when its time has come; return the outage once it answers."""
+        if self._start_at is None or time.monotonic() < self._start_at:
+            return None
+        self.start()
+        self._start_at = None
+        return Outage(self._killed_at, time.time())
 
     def start(self, *options: str) -> None:
         self._command += options
