@@ -1,44 +1,37 @@
 # Targets: runtime (the default of compose.yaml), gpu, test. TORCH_INDEX chooses the torch build: .../whl/cpu or .../whl/cu130.
 ARG PYTHON_IMAGE=python:3.11.14-slim-bookworm
 
-FROM ${PYTHON_IMAGE} AS build
+# The packages alone: a change of code installs nothing anew, and moves no gigabytes.
+FROM ${PYTHON_IMAGE} AS packages
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
 ENV PATH=/venv/bin:$PATH PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
-WORKDIR /orch
 RUN python3 -m venv /venv && pip install "torch>=2.11,<2.14" --index-url ${TORCH_INDEX}
-# The packages before the sources: a change of code installs nothing anew.
-COPY pyproject.toml README.md ./
+COPY pyproject.toml ./
 RUN python -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['project']['dependencies'], sep='\n')" \
-        > /tmp/packages.txt && pip install -r /tmp/packages.txt
-COPY orchestrator orchestrator
-COPY worker worker
-COPY migrations migrations
-COPY examples examples
-RUN pip install --no-deps --editable .
+        > packages.txt && pip install -r packages.txt
 
-FROM build AS build-test
-RUN pip install --editable ".[dev]"
-
-FROM ${PYTHON_IMAGE} AS bare
+FROM ${PYTHON_IMAGE} AS whole
 RUN useradd --uid 10001 --home-dir /data --no-create-home --shell /usr/sbin/nologin orch \
     && install -d -m 0700 -o orch -g orch /data /mlflow
 ENV PATH=/venv/bin:$PATH PYTHONUNBUFFERED=1
 WORKDIR /orch
+COPY --from=packages /venv /venv
+COPY pyproject.toml README.md ./
+COPY orchestrator orchestrator
+COPY worker worker
+COPY migrations migrations
+COPY examples examples
+RUN pip install --no-cache-dir --no-deps --editable .
+ENTRYPOINT ["orch"]
 
-# For tests: a database, a broker and workers of its own making, as the same user.
-FROM bare AS test
-COPY --from=build-test /venv /venv
-COPY --from=build-test --chown=orch:orch /orch /orch
-COPY --chown=orch:orch benchmarks benchmarks
-COPY --chown=orch:orch tests tests
+# They start databases, brokers and workers of their own, as the same user.
+FROM whole AS test
+RUN pip install --no-cache-dir --editable ".[dev]" && chown orch /orch
+COPY benchmarks benchmarks
+COPY tests tests
 USER 10001:10001
 ENTRYPOINT ["python", "-m", "pytest", "-p", "no:cacheprovider"]
 CMD ["tests/integration"]
-
-FROM bare AS whole
-COPY --from=build /venv /venv
-COPY --from=build /orch /orch
-ENTRYPOINT ["orch"]
 
 # Triton compiles the launchers of its kernels with the machine's own compiler.
 FROM whole AS gpu
