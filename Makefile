@@ -11,8 +11,8 @@ KERNELS := .venv/.kernels
 demo: $(READY)  ## train the quickstart sweep on the language model that ships here
 	@$(BIN)/python -m orchestrator demo
 
-test: $(READY) $(KERNELS)  ## every tier: unit, integration, chaos, compiled, golden (gpu where there is one)
-	@$(BIN)/python -m pytest
+test: $(READY) $(KERNELS)  ## every tier, two files at a time, for many tests wait (gpu where there is one)
+	@$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 check: $(READY)  ## format, lint, types, import contracts
 	@$(BIN)/python -m ruff format --check .

@@ -103,20 +103,22 @@ def planted(name: str, engine: Engine) -> Iterator[None]:
 @contextmanager
 def edited(edit: Edit, engine: Engine) -> Iterator[None]:
     """Change a function's text for a while, wherever its name has been imported to."""
-    function: Any = edit.function
+    function: Any = inspect.unwrap(edit.function)
     source = textwrap.dedent(inspect.getsource(function))
     assert source.count(edit.old) == 1, f"{function.__qualname__} has changed: plant this bug anew in\n{source}"
     body = source[source.index("def ") :].replace(edit.old, edit.new)
     made: dict[str, Any] = {}
     exec(compile(body, function.__code__.co_filename, "exec"), dict(function.__globals__), made)
     real = function.__code__
-    _put(function, made[function.__name__].__code__, engine)
+    _put(edit.function, made[function.__name__].__code__, engine)
     try:
         yield
     finally:
-        _put(function, real, engine)
+        _put(edit.function, real, engine)
 
 
 def _put(function: Any, code: Any, engine: Engine) -> None:
-    function.__code__ = code
+    inspect.unwrap(function).__code__ = code
+    if hasattr(function, "cache_clear"):
+        function.cache_clear()
     engine.clear_compiled_cache()

@@ -138,9 +138,10 @@ def test_f33_an_upgrade_while_workers_work(settings: Settings, engine: Engine, m
     assert current(settings) == "9999"
     assert [state(engine, job_id) for job_id in done] == ["succeeded"] * len(done)
     assert broken_promises(engine) == []
-    with monkeypatch.context() as patched, pytest.raises(StorageError, match="9999") as told:
+    with monkeypatch.context() as patched:
         patched.setattr("orchestrator.database.schema.migration_config", migration_config)
-        open_database(settings)
+        with pytest.raises(StorageError, match="9999") as told:
+            open_database(settings)
     assert told.value.exit_code == 5
     assert "newer" in told.value.hint
 
