@@ -165,7 +165,8 @@ def _inside(uri: str, folder: Path) -> str:
     """Return where a checkpoint is; refuse one that is not among those of its job, whatever the database says."""
     if not Path(uri).resolve().is_relative_to(folder.resolve()):
         raise CheckpointError(
-            f"the checkpoint {uri} is not in {folder}", hint="Set ORCH_HOME to the data folder this job began in."
+            f"the checkpoint {uri} is not in {folder}",
+            hint="Set ORCH_ARTIFACTS, or ORCH_HOME where that is not set, to what it was when this job began.",
         )
     return uri
 

@@ -88,7 +88,7 @@ class Room:
         line, self.runs = line or Recorder(), self.runs + 1
         configs = {job_id: self.config(part) for job_id, part in parts.items()}
         jobs = tuple(
-            Assignment(i, 1, config, str(self.folder / f"run{self.runs}" / str(i)), tuple((resume or {}).get(i, ())))
+            Assignment(i, 1, config, str(self.folder / str(i) / f"run{self.runs}"), tuple((resume or {}).get(i, ())))
             for i, config in configs.items()
         )
         order = Order(jobs, "", "", "cpu", 1, math.inf, 0)
@@ -170,7 +170,7 @@ def test_a_neighbour_that_fails_changes_nothing(room: Room, alone: dict[int, Any
 
 
 def test_a_neighbour_whose_disk_is_full_changes_nothing(room: Room, alone: dict[int, Any]) -> None:
-    blocked = room.folder / f"run{room.runs + 1}" / "2"
+    blocked = room.folder / "2" / f"run{room.runs + 1}"
     blocked.parent.mkdir()
     blocked.write_text("a file where its folder should be")
     line, _ = room.train(everybody())
