@@ -171,7 +171,7 @@ def test_a_neighbour_that_fails_changes_nothing(room: Room, alone: dict[int, Any
 
 def test_a_neighbour_whose_disk_is_full_changes_nothing(room: Room, alone: dict[int, Any]) -> None:
     blocked = room.folder / "2" / f"run{room.runs + 1}"
-    blocked.parent.mkdir()
+    blocked.parent.mkdir(exist_ok=True)
     blocked.write_text("a file where its folder should be")
     line, _ = room.train(everybody())
     (failure,) = line.of(2, Failure)
