@@ -1,10 +1,11 @@
 """What `orch doctor` finds of the servers and of who works: is each within reach, and if not, what to do."""
 
+import os
 import sqlite3
 import time
 import urllib.request
 from base64 import b64encode
-from contextlib import closing
+from contextlib import closing, suppress
 from http.client import HTTPException
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -41,11 +42,25 @@ def check_database(settings: "Settings") -> Finding:
     except OrchError as error:
         return Finding("FAIL", "database", error.message, error.hint)
     if found == HEAD:
-        return Finding("OK", "database", f"{mask(settings.database)}, schema {found}")
+        return Finding("OK", "database", f"{mask(settings.database)}, schema {found}{_holders(settings)}")
     text = f"{mask(settings.database)} has {f'schema {found}' if found else 'no schema yet'}, {HEAD} is needed"
     if settings.embedded:
         return Finding("OK", "database", text, "It is made when it is first used.")
     return Finding("FAIL", "database", text, "Run: orch db upgrade")
+
+
+def _holders(settings: "Settings") -> str:
+    """Say which other processes have SQLite's file open: one that stands still may keep all others from writing."""
+    if not settings.embedded:
+        return ""
+    import psutil
+
+    file, found = str((settings.home / "orch.db").resolve()), []
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):
+            if process.pid != os.getpid() and any(opened.path == file for opened in process.open_files()):
+                found.append(f"{process.pid}{' (stopped)' if process.status() == psutil.STATUS_STOPPED else ''}")
+    return f", open in process {', '.join(found)}" if found else ""
 
 
 def check_clock(settings: "Settings") -> Finding:

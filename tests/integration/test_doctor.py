@@ -1,6 +1,9 @@
 """`orch doctor` on clock, workers, artifacts and tracking: what is well, and what is not."""
 
 import json
+import os
+import subprocess
+import sys
 
 import pytest
 
@@ -61,3 +64,16 @@ def test_who_is_lost_is_named_to_the_doctor(sqlite_settings: Settings, monkeypat
     found = reach.check_workers(sqlite_settings)
     assert (found.level, found.text) == ("WARN", "1 idle, 1 lost")
     assert "orch worker list" in found.hint
+
+
+def test_doctor_names_a_process_that_stands_still_on_the_file(sqlite_settings: Settings) -> None:
+    file = sqlite_settings.home / "orch.db"
+    program = "import os, signal, sys; held = open(sys.argv[1]); os.kill(os.getpid(), signal.SIGSTOP)"
+    holder = subprocess.Popen([sys.executable, "-c", program, str(file)])
+    try:
+        os.waitid(os.P_PID, holder.pid, os.WSTOPPED | os.WNOWAIT)
+        assert reach.check_database(sqlite_settings).text.endswith(f", open in process {holder.pid} (stopped)")
+    finally:
+        holder.kill()
+        holder.wait()
+    assert "open in" not in reach.check_database(sqlite_settings).text

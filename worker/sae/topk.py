@@ -71,7 +71,9 @@ def _in_stages(values: Tensor, k: int, *, ordered: bool) -> tuple[Tensor, Int[Te
         found, indices = torch.topk(values, k, dim=1, sorted=ordered)
         return found, indices
     n_rows = _ROWS * 4 // values.element_size()
-    if n_tokens > n_rows and not values.is_cuda:  # what is looked at twice is still in the cache, and candidates are few
+    if (
+        n_tokens > n_rows and not values.is_cuda
+    ):  # what is looked at twice is still in the cache, and candidates are few
         parts = [_in_stages(part, k, ordered=ordered) for part in torch.split(values, n_rows)]
         return torch.cat([found for found, _ in parts]), torch.cat([indices for _, indices in parts])
     blocks = values.view(-1, _BLOCK)
