@@ -1,5 +1,8 @@
 """Short ways to speak of workers in tests."""
 
+import json
+from typing import Any
+
 import pytest
 from sqlalchemy import Engine, update
 
@@ -26,3 +29,9 @@ def let_commands_reach(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setenv("ORCH_HOME", str(settings.home))
     if settings.database_url:
         monkeypatch.setenv("ORCH_DATABASE_URL", settings.database_url)
+
+
+def items(capture: pytest.CaptureFixture[str]) -> list[dict[str, Any]]:
+    """Return what a command printed with `-o json`."""
+    found: list[dict[str, Any]] = json.loads(capture.readouterr().out)["items"]
+    return found

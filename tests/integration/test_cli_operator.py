@@ -1,9 +1,7 @@
 """Seeing and steering a fleet: the operator's commands, on a real database; the workers are played."""
 
-import json
 import termios
 from collections.abc import Iterator
-from typing import Any
 
 import pytest
 from sqlalchemy import Engine, update
@@ -17,7 +15,7 @@ from orchestrator.queue import roster
 from orchestrator.settings import Settings
 from tests.integration.test_cli_terminal import terminal
 from tests.queue_words import claim, enqueue
-from tests.roster_words import let_commands_reach, report, silence
+from tests.roster_words import items, let_commands_reach, report, silence
 
 Capture = pytest.CaptureFixture[str]
 HOUR = 3600.0
@@ -29,11 +27,6 @@ def engine(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Iterator[Engi
     engine = open_database(settings)
     yield engine
     engine.dispose()
-
-
-def items(capture: Capture) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = json.loads(capture.readouterr().out)["items"]
-    return found
 
 
 def test_the_list_of_workers(engine: Engine, capsys: Capture) -> None:

@@ -1,6 +1,5 @@
 """Figures of the whole queue: `orch queue stats` and `orch metrics`, against a day that is known."""
 
-import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -14,7 +13,7 @@ from orchestrator.database.models import Attempt, LeaseRow
 from orchestrator.database.schema import open_database
 from orchestrator.settings import Settings
 from tests.queue_words import claim, enqueue, fail, lose, ref, result
-from tests.roster_words import let_commands_reach, report
+from tests.roster_words import items, let_commands_reach, report
 from tests.unit.test_metrics import parse
 
 Capture = pytest.CaptureFixture[str]
@@ -27,11 +26,6 @@ def engine(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Iterator[Engi
     engine = open_database(settings)
     yield engine
     engine.dispose()
-
-
-def items(capture: Capture) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = json.loads(capture.readouterr().out)["items"]
-    return found
 
 
 def a_day(engine: Engine) -> None:
