@@ -1,0 +1,1 @@
+"""Scaling laws: measured SAEs in; coefficients, forecasts and figures out. Pure: it knows no database."""
