@@ -113,18 +113,27 @@ def rescored_top_k(
     centred: Float[Tensor, "n_tokens d_model"],
     encoder: tuple[Float[Tensor, "n_latents d_model"], Float[Tensor, " n_latents"]],
     k: int,
+    *,
+    bias: Float[Tensor, " n_latents"] | None = None,
 ) -> tuple[Float[Tensor, "n_tokens k"], Int[Tensor, "n_tokens k"]]:
     """Return the k largest pre-activations and their places, from pre-activations that were computed with rounding.
 
     The 2k largest rounded ones are candidates; their values are computed again in full precision with `encoder`, which
-    is (W_enc, b_enc).
+    is (W_enc, b_enc). `bias` is added to `rounded`, in place, as its rows come into the cache to be looked at.
     """
     n_candidates = min(2 * k, rounded.shape[1])
-    if torch.compiler.is_compiling() or all(part.sum().isfinite() for part in (centred, *encoder)):
-        candidates = largest(rounded, n_candidates, ordered=False)[1]
-    else:  # the bits of a NaN may be those of a negative number: it must not be passed over
-        candidates = torch.topk(rounded, n_candidates, dim=1).indices
-    return best_of(candidates, centred, encoder, k)
+    whole = rounded.is_cuda or torch.compiler.is_compiling()
+    parts = [rounded] if whole else torch.split(rounded, 2 * _ROWS)
+    candidates = [_candidates(part if bias is None else part.add_(bias), n_candidates) for part in parts]
+    return best_of(candidates[0] if len(candidates) == 1 else torch.cat(candidates), centred, encoder, k)
+
+
+def _candidates(rounded: Float[Tensor, "n_tokens n_latents"], many: int) -> Int[Tensor, "n_tokens many"]:
+    # A weight that is not finite spoils every token, and a token that is not finite every latent: these tell of all.
+    if torch.compiler.is_compiling() or all(part.isfinite().all() for part in (rounded[:1], rounded[:, :1])):
+        return largest(rounded, many, ordered=False)[1]
+    # The bits of a NaN may be those of a negative number: it must not be passed over.
+    return torch.topk(rounded, many, dim=1).indices
 
 
 @torch.no_grad()
