@@ -3,9 +3,10 @@
 import importlib
 import random
 from collections.abc import Iterable
+from functools import cache
 from typing import Any
 
-from sqlalchemy import ColumnElement, and_, delete, insert, select, update
+from sqlalchemy import ColumnElement, and_, bindparam, delete, insert, select, update
 from sqlalchemy.orm import Session
 
 from orchestrator.database.engine import db_now
@@ -82,7 +83,13 @@ def move(session: Session, lease: Lease, state: State, **values: Any) -> None:
 def log_event(session: Session, kind: str, lease: Lease, **data: Any) -> None:
     """Append one event of an attempt."""
     values = {"job_id": lease.job_id, "attempt": lease.attempt, "kind": kind, "data": data or None}
-    session.execute(insert(Event).values(at=db_now(), **values))
+    session.connection().execute(_logging(), values)
+
+
+@cache
+def _logging() -> Any:
+    names = ("job_id", "attempt", "kind", "data")
+    return insert(Event).values(**{name: bindparam(name) for name in names}, at=db_now())
 
 
 def log_events(session: Session, kind: str, job_ids: Iterable[int], **data: Any) -> None:

@@ -13,6 +13,8 @@ _LOCK = 0x6F726367
 _IN_ORDER = func.set_config("enable_sort", "off", True)
 """Without fresh statistics PostgreSQL would sort the whole queue for its first row; the index has it in order."""
 
+_ENTERING = select(_IN_ORDER, func.pg_advisory_xact_lock_shared(_LOCK))
+
 
 def pause_queue(engine: Engine) -> bool:
     """Let no worker claim anything more; what runs goes on. Say whether the queue was open.
@@ -47,7 +49,7 @@ def is_open() -> ColumnElement[bool]:
 def enter(session: Session) -> None:
     """Begin a claim: on PostgreSQL whoever pauses the queue waits for its end, and it sees a pause that came before."""
     if session.get_bind().dialect.name == "postgresql":
-        session.execute(select(_IN_ORDER, func.pg_advisory_xact_lock_shared(_LOCK)))
+        session.execute(_ENTERING)
 
 
 def read_in_order(session: Session) -> None:

@@ -29,7 +29,7 @@ STATE_ONLY = Edit(fence.move, "Job.attempt == lease.attempt, ", "")
 ID_ONLY = Edit(fence.move, 'Job.attempt == lease.attempt, Job.state == "running"', "")
 WITHOUT_A_LEASE = Edit(fence.close_attempt, "if seen is None:\n        return None", "seen = seen or 0")
 ANY_STATE = Edit(claims._eligible, 'Job.state == "queued", ', "")
-NO_COMPARE = Edit(claims._next, ', Job.state == "queued"', "")
+NO_COMPARE = Edit(claims._taking, ', Job.state == "queued"', "")
 SECOND_TRANSACTION = "    with transaction(engine) as session:\n        _store(session, lease, result, analysis)"
 WORKERS_CLOCK = "import time; import sqlalchemy; now = sqlalchemy.literal(time.time())"
 
@@ -42,9 +42,9 @@ PLANTED: dict[str, tuple[Edit, ...]] = {
     "claim without state check": (ANY_STATE, NO_COMPARE),
     "claim not adopted": (Edit(claims._take, "_adopted(session, token) or ", ""),),
     "claim forgets the backoff": (Edit(claims._eligible, ", Job.not_before <= db_now()", ""),),
-    "poison may share a trainer": (Edit(claims._companions, ", Job.failures == 0, Job.lost_in_row == 0", ""),),
+    "poison may share a trainer": (Edit(claims._first_alike, ", Job.failures == 0, Job.lost_in_row == 0", ""),),
     "companion from another place": (
-        Edit(claims._companions, "func.coalesce(cursor, 0) == leader.cursor", "func.coalesce(cursor, 0) >= 0"),
+        Edit(claims._first_alike, 'cursor, 0) == bindparam("its_cursor")', 'cursor, 0) >= 0 * bindparam("its_cursor")'),
     ),
     "finish not idempotent": (Edit(endings.finish, "_finished_before(session, lease)", "False"),),
     "finish in two transactions": (
@@ -82,7 +82,7 @@ PLANTED: dict[str, tuple[Edit, ...]] = {
             "LeaseRow.job_id == job_id",
         ),
     ),
-    "claim waits for a frozen claim": (Edit(claims._pick, "skip_locked=True, ", ""),),
+    "claim waits for a frozen claim": (Edit(claims._first, "skip_locked=True, ", ""),),
     "reaper waits for a frozen worker": (Edit(expiry._expire, "skip_locked=True", ""),),
     "now() for clock_timestamp()": (Edit(database._now_postgres, "clock_timestamp()", "now()"),),
     "ceiling without a lock": (Edit(claims._capped, ".with_for_update(key_share=True)", ""),),
@@ -119,6 +119,7 @@ def edited(edit: Edit, engine: Engine) -> Iterator[None]:
 
 def _put(function: Any, code: Any, engine: Engine) -> None:
     inspect.unwrap(function).__code__ = code
-    if hasattr(function, "cache_clear"):
-        function.cache_clear()
+    for built in vars(claims).values():  # statements are built once, and of one another
+        if hasattr(built, "cache_clear"):
+            built.cache_clear()
     engine.clear_compiled_cache()
