@@ -12,10 +12,10 @@ from orchestrator.queue import Worker, roster
 from orchestrator.settings import Settings
 
 
-def report(engine: Engine, name: str, *, device: str = "cpu") -> roster.Wish:
-    """Let a worker say that it lives; its token is its name."""
+def report(engine: Engine, name: str, *, device: str = "cpu", elapsed: float | None = None) -> roster.Wish:
+    """Let a worker say that it lives, so long after it last did; its token is its name."""
     worker = Worker(name=name, host="here", pid=1, device=device)
-    return roster.report(engine, worker, token=name, version="0.1", every_seconds=10.0)
+    return roster.report(engine, worker, token=name, version="0.1", every_seconds=10.0, elapsed=elapsed)
 
 
 def silence(engine: Engine, token: str, seconds: float = 99.0) -> None:

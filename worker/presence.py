@@ -1,5 +1,6 @@
 """A worker's line in the roster: that it lives, and what a person wants of it."""
 
+import time
 import uuid
 from contextlib import suppress
 
@@ -17,6 +18,7 @@ class Presence:
         """Prepare; the first report registers it."""
         self._engine, self._worker, self._every = engine, worker, every_seconds
         self._token, self._version = uuid.uuid4().hex, versions().get("orch", "unknown")
+        self._reported_at: float | None = None
 
     def report(self) -> roster.Wish:
         """Say that it lives, and return what a person wants of it.
@@ -24,9 +26,12 @@ class Presence:
         Raises:
             StorageError: the database did not answer.
         """
-        return roster.report(
-            self._engine, self._worker, token=self._token, version=self._version, every_seconds=self._every
-        )
+        now = time.monotonic()
+        elapsed = None if self._reported_at is None else now - self._reported_at
+        life = {"token": self._token, "version": self._version}
+        wish = roster.report(self._engine, self._worker, **life, every_seconds=self._every, elapsed=elapsed)
+        self._reported_at = now
+        return wish
 
     def end(self) -> None:
         """Note its end, if the database answers."""

@@ -18,7 +18,7 @@ from orchestrator.errors import OrchError
 if TYPE_CHECKING:
     from orchestrator.settings import Settings
 
-CLOCK_SECONDS = 5.0
+CLOCK_SECONDS, DAY_SECONDS = 5.0, 86_400.0
 """By how much this machine's clock may be off before it is worth a word."""
 
 
@@ -67,6 +67,7 @@ def check_clock(settings: "Settings") -> Finding:
     """Compare this machine's clock with the database's."""
     from sqlalchemy import select
 
+    from orchestrator import results
     from orchestrator.database.engine import db_now, reading
 
     if not _is_current(settings):
@@ -76,6 +77,11 @@ def check_clock(settings: "Settings") -> Finding:
         before = time.time()
         theirs = float(session.execute(select(db_now())).scalar_one())
         ahead = (before + time.time()) / 2 - theirs
+        step = results.last_clock_step(engine, within=DAY_SECONDS)
+    if step is not None:
+        text = f"the database's clock was set {step['seconds']:+.0f} s within the last day, as {step['worker']} saw"
+        hint = "A lease of that time ended by as much later or sooner: let NTP slew that clock, and never set it."
+        return Finding("WARN", "clock", text, hint)
     if abs(ahead) <= CLOCK_SECONDS:
         return Finding("OK", "clock", f"within {max(abs(ahead), 0.001):.3f} s of the database's")
     text = f"{duration(abs(ahead))} {'ahead of' if ahead > 0 else 'behind'} the database's clock"

@@ -3,36 +3,46 @@
 from collections.abc import Sequence
 from typing import Literal, cast
 
-from sqlalchemy import ColumnElement, Delete, Engine, delete, func, insert, or_, update
+from sqlalchemy import ColumnElement, Delete, Engine, delete, func, insert, or_, select, update
 
 from orchestrator.database.engine import db_now, transaction
-from orchestrator.database.models import WorkerRow
+from orchestrator.database.models import Event, WorkerRow
 from orchestrator.queue.terms import Worker
 
 Wish = Literal["run", "drain", "stop"]
 MISSED_REPORTS, SLACK_SECONDS = 3.0, 5.0
 """A worker that misses so many reports, and so many seconds more, counts as lost."""
 WEEK_SECONDS = 7 * 86_400.0
+STEP_SECONDS = 30.0
+"""By so much the database's clock must disagree with a worker's own time between two reports to have been set."""
 
 
-def report(engine: Engine, worker: Worker, *, token: str, version: str, every_seconds: float) -> Wish:
+def report(
+    engine: Engine, worker: Worker, *, token: str, version: str, every_seconds: float, elapsed: float | None = None
+) -> Wish:
     """Say that a worker lives, and return what a person wants of it; the first report registers it.
 
-    `token` names this life of it, and `every_seconds` is the time to its next report.
+    `token` names this life of it, and `every_seconds` is the time to its next report. `elapsed` is the time since its
+    last one by a clock that nobody sets: where the database's says otherwise, an event `clock_stepped` tells it.
 
     Raises:
         StorageError: the database did not answer; the worker goes on as it was.
     """
-    mine = update(WorkerRow).where(WorkerRow.token == token).values(seen_at=db_now())
+    last = select(WorkerRow.desired, (db_now() - WorkerRow.seen_at).label("theirs")).where(WorkerRow.token == token)
     with transaction(engine) as session:
-        wish = session.scalar(mine.returning(WorkerRow.desired))
-        if wish is None:
+        row = session.execute(last).one_or_none()
+        now = db_now()
+        if row is None:
             session.execute(_old(WEEK_SECONDS))
-            now = db_now()
             times = {"started_at": now, "seen_at": now, "every_seconds": every_seconds}
-            row = insert(WorkerRow).values(token=token, version=version, desired="run", **vars(worker), **times)
-            session.execute(row)
-    return cast(Wish, wish or "run")
+            values = {"token": token, "version": version, "desired": "run"}
+            session.execute(insert(WorkerRow).values(**values, **vars(worker), **times))
+            return "run"
+        session.execute(update(WorkerRow).where(WorkerRow.token == token).values(seen_at=now))
+        if elapsed is not None and abs(step := row.theirs - elapsed) > STEP_SECONDS:
+            data = {"seconds": round(step, 1), "worker": worker.name}
+            session.execute(insert(Event).values(at=now, kind="clock_stepped", data=data))
+    return cast(Wish, row.desired)
 
 
 def sign_off(engine: Engine, token: str) -> None:

@@ -1,6 +1,6 @@
 """The read side: flat rows of jobs, sweeps, workers, curves and histories."""
 
-from orchestrator.results.attendance import roster
+from orchestrator.results.attendance import last_clock_step, roster
 from orchestrator.results.history import attempts, checkpoints, config, convergence, curve, events
 from orchestrator.results.lookup import existing, find
 from orchestrator.results.overview import jobs
@@ -40,6 +40,7 @@ __all__ = [
     "existing",
     "find",
     "jobs",
+    "last_clock_step",
     "paused_since",
     "roster",
     "standing",

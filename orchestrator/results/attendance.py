@@ -1,6 +1,7 @@
 """Who works on the queue, by the roster that workers keep and the leases they hold."""
 
 from collections import defaultdict
+from typing import Any
 
 from sqlalchemy import Engine, select
 from sqlalchemy.orm import Session
@@ -39,6 +40,16 @@ def gathering(session: Session) -> str:
     living = select(m.WorkerRow.desired).where(m.WorkerRow.ended_at.is_(None), ~is_lost()).distinct()
     wishes = set(session.scalars(living))
     return "open" if "run" in wishes else "leaving" if wishes else "none"
+
+
+def last_clock_step(engine: Engine, *, within: float) -> dict[str, Any] | None:
+    """Return what a worker last saw of a step of the database's clock: `seconds`, and its own name as `worker`.
+
+    None: there was none `within` so many seconds.
+    """
+    noted = m.Event.job_id.is_(None) & (m.Event.kind == "clock_stepped") & (m.Event.at > db_now() - within)
+    with reading(engine) as session:
+        return session.scalar(select(m.Event.data).where(noted).order_by(m.Event.id.desc()).limit(1))
 
 
 _Who = tuple[str, str, int]

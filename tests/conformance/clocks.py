@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from unittest.mock import patch
 
+import pytest
 from sqlalchemy import Engine
 
 from orchestrator import queue, results
@@ -12,6 +13,7 @@ from orchestrator.database import engine as database
 from tests.conformance.planted import Edit, edited
 from tests.conformance.promises import broken_promises
 from tests.queue_words import attempt, claim, enqueue, fail, leases, result, run_out, state
+from tests.roster_words import report
 
 HOURS = (-2, 2)
 
@@ -54,7 +56,15 @@ def the_databases_clock_jumps_back(engine: Engine) -> None:
     """Five minutes: a lease lasts longer by that much, never shorter, and once more after a heartbeat."""
     enqueue(engine)
     lease = claim(engine, seconds=60.0).lease
+    report(engine, "watch")
+    report(engine, "watch", elapsed=0.0)
+    assert results.last_clock_step(engine, within=60.0) is None
     with database_clock_moved(engine, -300.0):
+        assert report(engine, "watch", elapsed=0.0) == "run"
+        alarm = results.last_clock_step(engine, within=60.0)
+        assert alarm is not None
+        assert alarm["worker"] == "watch"
+        assert alarm["seconds"] == pytest.approx(-300.0, abs=20.0)
         (held,) = results.workers(engine)
         assert 300.0 < held.lease_left <= 360.0
         assert queue.release_expired(engine, grace_seconds=0.0) == []

@@ -12,6 +12,7 @@ from orchestrator.cli.main import run
 from orchestrator.database.schema import open_database
 from orchestrator.settings import Settings
 from tests.queue_words import enqueue
+from tests.roster_words import report
 
 Capture = pytest.CaptureFixture[str]
 
@@ -36,6 +37,9 @@ def test_doctor_looks_at_clock_workers_and_artifacts(
     ill = found()
     assert (ill["clock"]["level"], "ahead of the database's clock" in ill["clock"]["text"]) == ("WARN", True)
     assert "Leases do not mind" in ill["clock"]["hint"]
+    report(engine, "gpu-7")
+    report(engine, "gpu-7", elapsed=120.0)
+    assert found()["clock"]["text"] == "the database's clock was set -120 s within the last day, as gpu-7 saw"
     assert ill["workers"]["text"] == "none, and 1 job queued"
     assert ill["artifacts"]["level"] == "FAIL"
     assert (ill["tracking"]["level"], "not a database" in ill["tracking"]["text"]) == ("WARN", True)

@@ -195,7 +195,7 @@ def test_a_claim_of_a_paused_queue_reads_no_job(engine: Engine) -> None:
     said: list[str] = []
     event.listen(engine, "before_cursor_execute", lambda *seen: said.append(seen[2]))
     assert nothing_to_claim(engine)
-    picks = [text for text in said if "FROM jobs" in text]
+    picks = [text for text in said if "ORDER BY jobs.priority" in text]
     assert len(picks) == 1, "one statement, and nothing is locked"
 
 
