@@ -30,6 +30,11 @@ _BLIND_JOBS = 2
 """Jobs of one trainer where nothing tells how much memory its device has."""
 _INNER = 4
 """Width of the MLP's inner layer, in widths of the model."""
+_GROUP_FILES = (
+    ("memory.max", "memory.current"),
+    ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
+)
+"""A control group's limit and use in bytes, where a container sees its own: version 2, version 1."""
 _BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "float64": 8}
 
 
@@ -159,15 +164,17 @@ def _folder(subject: SubjectConfig) -> Path:
     return newest.parent if newest and not Path(subject.model).is_dir() else Path(subject.model)
 
 
-def _free_in_memory() -> int:
+def _free_in_memory(groups: Path = Path("/sys/fs/cgroup")) -> int:
     import psutil
 
     free = int(psutil.virtual_memory().available)
-    try:  # a container may have less than its machine
-        limit, used = (Path("/sys/fs/cgroup", name).read_text() for name in ("memory.max", "memory.current"))
-        return min(free, max(0, int(limit) - int(used)))
-    except (OSError, ValueError):
-        return free
+    for limit, used in _GROUP_FILES:  # a container may have less than its machine
+        try:
+            left = int((groups / limit).read_text()) - int((groups / used).read_text())
+        except (OSError, ValueError):
+            continue
+        free = min(free, max(0, left))
+    return free
 
 
 def _free_on_gpu(index: int) -> int | None:

@@ -146,3 +146,17 @@ def _peak(pid: int) -> int:
     status = Path(f"/proc/{pid}/status")
     lines = status.read_text().splitlines() if status.exists() else []
     return next((int(line.split()[1]) << 10 for line in lines if line.startswith("VmHWM")), 0)
+
+
+@pytest.mark.parametrize("names", memory._GROUP_FILES)
+def test_a_container_has_no_more_than_its_control_group_leaves(tmp_path: Path, names: tuple[str, str]) -> None:
+    limit, used = (tmp_path / name for name in names)
+    limit.parent.mkdir(exist_ok=True)
+    whole = memory._free_in_memory(tmp_path)
+    limit.write_text("5000\n")
+    used.write_text("2000\n")
+    assert memory._free_in_memory(tmp_path) == 3000
+    used.write_text("6000\n")
+    assert memory._free_in_memory(tmp_path) == 0
+    limit.write_text("max\n")
+    assert memory._free_in_memory(tmp_path) == pytest.approx(whole, rel=0.5)
