@@ -11,6 +11,7 @@ from worker.sae.loss import losses
 from worker.sae.model import SparseAutoencoder
 from worker.sae.optimizer import unit_rows
 from worker.sae.tiles import Selected, select
+from worker.sae.sparse import by_latent, sum_by_latent
 from worker.sae.topk import rescored_top_k, top_k
 
 VARIANCE = 1.7
@@ -98,10 +99,15 @@ def test_fused_is_plain_for_multi_topk(dead: str) -> None:
     _compare(_case((20, 7, 10, 3), dead, activation="multi_topk"))  # 4k is cut at n
 
 
-def test_sums_in_parts_are_the_same_sums(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("worker.sae.sparse._PART_ELEMENTS", 7 * 4)  # four latents at a time, and three that are left
-    _compare(_case((20, 7, 41, 3), "few"))
-    _compare(_case((20, 7, 41, 3), "few", activation="multi_topk"))
+def test_what_lay_in_the_memory_of_a_sum_is_gone() -> None:
+    values, rows, indices = torch.rand(7, 3), torch.randn(7, 5), torch.randint(0, 20, (7, 3))
+    chosen = by_latent(indices, 30)
+    out = torch.full((30, 5), torch.nan)
+    assert torch.allclose(sum_by_latent(values, rows, chosen, out=out), sum_by_latent(values, rows, chosen), atol=1e-6)
+    rows[2, 1] = torch.nan
+    assert torch.equal(
+        sum_by_latent(values, rows, chosen, out=out).isnan(), sum_by_latent(values, rows, chosen).isnan()
+    )
 
 
 @pytest.mark.parametrize("tile_bytes", [1, 5 * 70 * 8, 10**6])
