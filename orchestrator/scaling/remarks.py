@@ -21,6 +21,9 @@ def remarks(
     if any(not one.converged for one in tried):
         names = ", ".join(one.form.name for one in tried if not one.converged)
         found.append(f"The fit of the form {names} has not converged to the last digit.")
+    if irreducible is not None and "z" in tried[at].form.floor:
+        middle, name = math.exp(float(np.mean(np.log(sample.z)))), "k" if law == "lnk" else "the subject's size"
+        found.append(f"The profile interval is of the irreducible term at {name} = {middle:.3g}, the geometric mean.")
     if irreducible is not None and irreducible[0] == 0:
         found.append("The profile of the irreducible term reaches 0: these jobs do not settle whether there is one.")
     bounds = sum(one.censored for one in sample.observations)
