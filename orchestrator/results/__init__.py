@@ -3,6 +3,7 @@
 from orchestrator.results.attendance import last_clock_step, roster
 from orchestrator.results.history import attempts, checkpoints, config, convergence, curve, events
 from orchestrator.results.lookup import existing, find
+from orchestrator.results.measurements import measured
 from orchestrator.results.overview import jobs
 from orchestrator.results.shapes import (
     AttemptRow,
@@ -41,6 +42,7 @@ __all__ = [
     "find",
     "jobs",
     "last_clock_step",
+    "measured",
     "paused_since",
     "roster",
     "standing",

@@ -10,8 +10,8 @@ from worker.sae import fused
 from worker.sae.loss import losses
 from worker.sae.model import SparseAutoencoder
 from worker.sae.optimizer import unit_rows
-from worker.sae.tiles import Selected, select
 from worker.sae.sparse import by_latent, sum_by_latent
+from worker.sae.tiles import Selected, select
 from worker.sae.topk import rescored_top_k, top_k
 
 VARIANCE = 1.7
