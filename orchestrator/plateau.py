@@ -22,7 +22,7 @@ _FINER = tuple(80 ** (i / 75) for i in (-4, -3, -2, -1, 1, 2, 3, 4))
 def stop_tokens(
     points: Points, *, epsilon: float, first_point_tokens: int, batch_tokens: int, max_tokens: int
 ) -> int | None:
-    """Return tokens_seen at which three evaluations in a row will have fallen by less than `epsilon`, at most the budget.
+    """Return where three evaluations in a row will have fallen by less than `epsilon`: tokens_seen, at most the budget.
 
     `points` are (tokens_seen, fvu). The curve goes on as L∞ + a · t^(−b), fitted to its last two doublings, and is
     judged where the trainer will judge it. None with fewer than five points there, or where one is not finite.

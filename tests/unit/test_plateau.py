@@ -4,7 +4,7 @@ import math
 import random
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from orchestrator.convergence import has_converged
@@ -66,6 +66,7 @@ def test_a_pure_power_law_never_settles() -> None:
 losses = st.floats(1e-6, 10.0)
 
 
+@settings(deadline=None)
 @given(st.lists(losses, min_size=5, max_size=40), st.floats(1e-4, 0.3), st.integers(FIRST, BUDGET))
 def test_it_lies_ahead_and_within_the_budget(values: list[float], epsilon: float, budget: int) -> None:
     curve = tuple((t, value) for t, value in zip(GRID, values, strict=False) if t <= budget)
@@ -74,6 +75,7 @@ def test_it_lies_ahead_and_within_the_budget(values: list[float], epsilon: float
         assert min(curve[-1][0], budget) <= told <= budget
 
 
+@settings(deadline=None)
 @given(st.lists(losses, min_size=5, max_size=40), st.floats(1e-4, 0.3), st.floats(1.0, 3.0))
 def test_a_looser_rule_is_never_met_later(values: list[float], epsilon: float, looser: float) -> None:
     curve = tuple(zip(GRID, values, strict=False))
