@@ -23,7 +23,7 @@ def measured(job_id: int, curve: Sequence[tuple[int, float]] = (), **values: Any
     of_curve: dict[str, Any] = {
         "job_id": job_id, "config_id": f"c{job_id}", "tokens_seen": seen, "fvu": fvu, "tokens_to_convergence": {},
         "tokens_lower_bound": {}, "wall_seconds": float(seen) / 1e5,
-        "curve": tuple(Point(t, loss, *[loss] * 2, 0.0, 0.0, 8.0, 0.1, t / 1e5, t * 1e6, t * 1e6, t * 1e5)
+        "curve": tuple(Point(t, loss, loss, loss, 0.0, 0.0, 8.0, 0.1, t / 1e5, t * 1e6, t * 1e6, t * 1e5)
                        for t, loss in curve),
     }  # fmt: skip
     return Measured(**(START | of_curve | values))
