@@ -14,6 +14,8 @@ from orchestrator.scaling.fitting import fit
 from orchestrator.scaling.forecast import Basis
 from orchestrator.scaling.speed import device_of
 
+_GROUNDS = {"subject": "subjects", "hook": "hook points", "data": "texts", "activation": "activations"}
+
 
 class Standing(NamedTuple):
     """A basis, and where it is from."""
@@ -55,21 +57,18 @@ def check_one_kind(rows: Sequence[Measured]) -> None:
     Raises:
         ConfigError: names what differs, and where.
     """
-    for name, what in (
-        ("subject", "subjects"),
-        ("hook", "hook points"),
-        ("data", "texts"),
-        ("activation", "activations"),
-    ):
-        found: dict[str, Measured] = {}
-        for row in rows:
-            found.setdefault(getattr(row, name), row)
-        if len(found) > 1:
-            told = "; ".join(f"{value} (job {row.job_id} of {row.sweep})" for value, row in found.items())
-            raise ConfigError(
-                f"these jobs are of several {what}: {told}",
-                hint="A law holds for one of them: name sweeps of one alone, or give each a sweep of its own.",
-            )
+    for name, what in _GROUNDS.items():
+        found: dict[tuple[bool, str], Measured] = {}
+        for row in rows:  # a job that no attempt has told of names its hook point as its config does
+            found.setdefault((row.d_model is not None, getattr(row, name)), row)
+        for is_told in (True, False):
+            kinds = {value: row for (told, value), row in found.items() if told == is_told}
+            if len(kinds) > 1:
+                listed = "; ".join(f"{value} (job {row.job_id} of {row.sweep})" for value, row in kinds.items())
+                raise ConfigError(
+                    f"these jobs are of several {what}: {listed}",
+                    hint="A law holds for one of them: name sweeps of one alone, or give each a sweep of its own.",
+                )
 
 
 def _losses(engine: Engine, sweeps: Sequence[str], rows: Sequence[Measured]) -> tuple[list[Fit], list[str]]:

@@ -67,7 +67,8 @@ def finish(
     limit = law(n_latents, sae.k) * math.exp(noise * draw.gauss(0, 1))
     given = claimed.config.optimizer.lr
     facts = {"d_model": D_MODEL, "n_latents": n_latents, "k": sae.k, "lr": lr if given == "auto" else given}
-    queue.begin(engine, claimed.lease, facts | {"device": "cpu"}, 0)
+    place = {"site": f"{claimed.config.subject.site} of block {claimed.config.subject.layer}", "parameters_run": 10**6}
+    queue.begin(engine, claimed.lease, facts | {"device": "cpu", "subject": place}, 0)
     known = curve(limit, n_latents, training.max_tokens)
     queue.record(engine, claimed.lease, points(known, n_latents, sae.k))
     last = points(known, n_latents, sae.k)[-1]

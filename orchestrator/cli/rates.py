@@ -76,9 +76,11 @@ def _look(engine: "Engine", asked: Asked) -> "tuple[Step, list[Measured]]":
 def _follow(settings: "Settings", engine: "Engine", asked: Asked) -> None:
     """Enqueue, watch and cancel until nothing is left to do. All it knows is in the database: end it at any time."""
     told: dict[tuple[int, float | None], str] = {}
+    stopped: set[int] = set()
     while True:
         step, rows = _look(engine, asked)
-        _cancel(engine, step.cancel)
+        _cancel(engine, [job_id for job_id in step.cancel if job_id not in stopped])
+        stopped |= set(step.cancel)  # once: who lets such a job go on after all will have a reason
         _enqueue(settings, engine, asked.sweeps[0], _configs(engine, step.enqueue, rows))
         for (n_latents, k), found in step.found.items():
             for one in found.tried:
@@ -98,8 +100,7 @@ def _cancel(engine: "Engine", job_ids: Sequence[int]) -> None:
             change = queue.cancel(engine, [job_id])[0]
         except StateError:
             continue  # it has ended meanwhile
-        if change.effect in {"asked to stop", "cancelled"}:
-            terminal.note(f"job {job_id}  cannot catch up: {change.effect}")
+        terminal.note(f"job {job_id}  cannot catch up: {change.effect}")
 
 
 def _enqueue(settings: "Settings", engine: "Engine", name: str, configs: "Sequence[JobConfig]") -> None:
