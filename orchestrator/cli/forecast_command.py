@@ -124,7 +124,7 @@ def forecast_record(row: "Forecast") -> dict[str, Any]:
     intervals = {
         name: None if value is None else value._asdict()
         for name in ("fvu", "tokens_to_convergence", "tokens", "flops_dense", "flops_executed", "seconds")
-        for value in [getattr(row, name)]
+        for value in (getattr(row, name),)
     }
     measured = None if pace is None else pace._asdict() | {"flops_per_second": pace.flops_per_second._asdict()}
     return {

@@ -75,6 +75,10 @@ def _look(engine: "Engine", asked: Asked) -> "tuple[Step, list[Measured]]":
 
 def _follow(settings: "Settings", engine: "Engine", asked: Asked) -> None:
     """Enqueue, watch and cancel until nothing is left to do. All it knows is in the database: end it at any time."""
+    from orchestrator import results
+
+    if not results.roster(engine):
+        terminal.note("No worker is at work. Start one with: orch worker")
     told: dict[tuple[int, float | None], str] = {}
     stopped: set[int] = set()
     while True:

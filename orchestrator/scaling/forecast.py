@@ -12,6 +12,8 @@ from orchestrator.scaling.findings import Fit, Interval, Measured
 from orchestrator.scaling.prediction import predict
 from orchestrator.scaling.speed import Speed, speed, spread, subject_flops
 
+_FARTHEST = 300.0
+
 
 @dataclass(frozen=True)
 class Basis:
@@ -185,7 +187,8 @@ def over(left: Interval, right: Interval) -> Interval:
 
 
 def _log(upper: float, lower: float) -> float:
-    return math.log(upper / lower) if upper > 0 and lower > 0 else math.inf if upper > lower else 0.0
+    """Return ln of a ratio, no larger than exp can undo; an end at 0 is as far away as that."""
+    return min(_FARTHEST, math.log(upper) - math.log(lower)) if lower > 0 else _FARTHEST
 
 
 def _interval(values: Sequence[float | None]) -> Interval | None:

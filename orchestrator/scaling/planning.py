@@ -18,8 +18,9 @@ MOST_JOBS = 64
 _LEAST_GAIN = 0.01
 """Of the two variances at the start: below it a job is not worth its cost, however little that is."""
 _MOST_SEEDS = 4
-"""At one place: more would only tell how wrong the law is there."""
+"""At one place, those there already among them: more would only tell how wrong the law is there."""
 _LEAST_NOISE = 1e-3
+_AHEAD = ("queued", "running", "paused")
 _OUTLIERS = (0.025, 0.975)
 """Quantiles the draws are clipped to: one refit that went astray must not steer a plan."""
 
@@ -86,11 +87,11 @@ def shrink(basis: Basis, budget: Allowance) -> tuple[list[Choice], list[str]]:
     chosen: list[Choice] = []
     left = budget.amount
     while len(chosen) < MOST_JOBS:
-        open_to = [one for one in offers if one.price <= left and one.taken < _MOST_SEEDS and one.gain >= _LEAST_GAIN]
+        open_to = [one for one in offers if one.price <= left and one.seeds < _MOST_SEEDS and one.gain >= _LEAST_GAIN]
         if not open_to:
             break
         best = max(open_to, key=lambda one: one.gain / one.price)
-        chosen.append(Choice(best.job, _why(basis, best)))
+        chosen.append(Choice(best.job, _why(best)))
         left -= best.price
         best.take(basis)
     return chosen, [_promise(doubt) for doubt in doubts]
@@ -104,7 +105,8 @@ class _Offer:
     doubt: _Doubt
     place: tuple[int, int]
     price: float
-    taken: int = 0
+    seeds: int
+    """That the place has, or will have."""
 
     @property
     def gains(self) -> Array:
@@ -118,7 +120,7 @@ class _Offer:
         """Count the job as done; the next at this place has another seed."""
         self.doubt.observe(self.place)
         self.job = another(basis, self.job)
-        self.taken += 1
+        self.seeds += 1
 
 
 def _doubts(basis: Basis) -> Iterator[_Doubt]:
@@ -131,7 +133,7 @@ def _doubts(basis: Basis) -> Iterator[_Doubt]:
         doubt = _doubt(fit, places)
         for row in basis.rows:
             place = (row.n_latents or 0, row.k)
-            if row.state in {"queued", "running", "paused"} and place in places:
+            if row.state in _AHEAD and place in places:
                 doubt.observe(place)
         yield doubt
 
@@ -160,7 +162,9 @@ def noise(fit: Fit) -> float:
 def _offer(basis: Basis, doubt: _Doubt, place: tuple[int, int], budget: Allowance) -> _Offer | None:
     job = candidate(basis, *place)
     price = job.price(budget.unit)
-    return _Offer(job, doubt, place, price) if price else None
+    there = [row for row in basis.rows if (row.n_latents, row.k) == place]
+    seeds = {row.seed for row in there if row.outcome == "converged" or row.state in _AHEAD}
+    return _Offer(job, doubt, place, price, len(seeds)) if price else None
 
 
 def _check_budget(offers: Sequence[_Offer], budget: Allowance) -> None:
@@ -179,12 +183,11 @@ def _check_budget(offers: Sequence[_Offer], budget: Allowance) -> None:
         )
 
 
-def _why(basis: Basis, offer: _Offer) -> str:
+def _why(offer: _Offer) -> str:
     job, doubt = offer.job, offer.doubt
     beyond = extrapolation(doubt.fit, job.n_latents)
-    there = any((row.n_latents, row.k) == offer.place for row in basis.rows)
     new = f"{beyond:.3g}× beyond the largest" if beyond > 1 else "a size between"
-    what = f"another seed: one job errs by {doubt.noise:.1%}" if there or offer.taken else new
+    what = f"another seed: one job errs by {doubt.noise:.1%}" if offer.seeds else new
     exponent, far = offer.gains
     return f"{what}; variance of {doubt.exponent} −{exponent:.0%}, of ln fvu at n={doubt.far} −{far:.0%}"
 

@@ -6,6 +6,7 @@ import pytest
 from sqlalchemy import Engine
 
 from orchestrator import queue, results
+from orchestrator.cli.columns import remaining
 from orchestrator.config import Limits, Sweep, parse
 from orchestrator.errors import NotFound
 from orchestrator.results.overview import span
@@ -63,6 +64,12 @@ def test_a_running_job_says_where_its_curve_will_settle(engine: Engine) -> None:
     assert settling.expected_tokens is not None
     assert grid[-1] < settling.expected_tokens < 2**24
     assert spending.expected_tokens is None
+    for lease_of in (1, 2):
+        lease = queue.Lease(lease_of, 1, attempt(engine, lease_of, 1).token)
+        queue.heartbeat(engine, lease, lease_seconds=60, tokens_seen=2**20, tokens_per_second=1000.0)
+    eta, budget = (remaining(row) for row in results.jobs(engine))
+    assert eta == (settling.expected_tokens - 2**20) / 1000
+    assert budget == (2**24 - 2**20) / 1000
     queue.finish(engine, queue.Lease(1, 1, attempt(engine, 1, 1).token), result())
     assert results.jobs(engine, ids=[1])[0].expected_tokens is None
 

@@ -116,5 +116,6 @@ def test_products_of_intervals() -> None:
     assert over(two, half) == pytest.approx((4.0, 2.0, 8.0))
     wide = times(two, two)
     assert wide == pytest.approx((4.0, 4 * 2 ** -math.sqrt(2), 4 * 2 ** math.sqrt(2)))
+    assert times(Interval(1.0, 0.0, 1.0), half).low == pytest.approx(0.0, abs=1e-99), "an end at 0 has no logarithm"
     assert spread([3.0, 1.0, 2.0]) == (2.0, 1.0, 3.0)
     assert stretch([]) == (1.0, 1.0, 1.0)
