@@ -15,6 +15,7 @@ from orchestrator.cli.tables import Column, table
 if TYPE_CHECKING:
     from sqlalchemy import Engine
 
+    from orchestrator.config import JobConfig
     from orchestrator.scaling.planning import Choice
 
 
@@ -78,7 +79,8 @@ def _propose(
     if output != "json":
         for line in (*standing.notes, *promises):
             terminal.note(line)
-    write(engine, sweeps[0], [one.job.config for one in choices], [one.why for one in choices], head, output)
+    configs, remarks = [one.job.config for one in choices], [one.why for one in choices]
+    write(engine, sweeps[0], configs, remarks=remarks, head=head, output=output)
 
 
 def _show(choices: "Sequence[Choice]", output: str | None) -> None:
@@ -117,7 +119,7 @@ def choice_record(choice: "Choice") -> dict[str, Any]:
 
 
 def write(
-    engine: "Engine", name: str, configs: Sequence[Any], remarks: Sequence[str], head: Sequence[str],
+    engine: "Engine", name: str, configs: "Sequence[JobConfig]", *, remarks: Sequence[str] = (), head: Sequence[str],
     output: str | None,
 ) -> None:  # fmt: skip
     """Write configs as a sweep file that adds to a sweep, or say how to."""

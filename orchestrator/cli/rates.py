@@ -155,7 +155,7 @@ def _offer(engine: "Engine", asked: Asked, step: "Step", rows: "Sequence[Measure
         f"Written by: orch plan {' '.join(asked.sweeps)} --lr",
         "The next learning rates to try, by factors of two.",
     ]
-    write(engine, asked.sweeps[0], _configs(engine, step.enqueue, rows), [], head, output)
+    write(engine, asked.sweeps[0], _configs(engine, step.enqueue, rows), head=head, output=output)
 
 
 def _show(step: "Step", output: str | None) -> None:
