@@ -1,11 +1,12 @@
 """What a forecast or a plan stands on, from the database: jobs, their fits (stored ones, else made now), a config."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from sqlalchemy import Engine
 
 from orchestrator import ledger
+from orchestrator.config import JobConfig, field_paths
 from orchestrator.errors import ConfigError, FitError
 from orchestrator.results.measurements import measured
 from orchestrator.results.origins import configs, last_ended
@@ -15,6 +16,7 @@ from orchestrator.scaling.forecast import Basis
 from orchestrator.scaling.speed import device_of
 
 _GROUNDS = {"subject": "subjects", "hook": "hook points", "data": "texts", "activation": "activations"}
+_OF_THE_LAWS = ("sae.n_latents", "sae.expansion", "sae.k", "optimizer.lr", "training.seed", "training.max_tokens")
 
 
 class Standing(NamedTuple):
@@ -42,13 +44,13 @@ def basis(engine: Engine, sweeps: Sequence[str], *, device: str | None = None, r
     found, no_rates = _tried(engine, sweeps, rows, "lr") if rates else ([], [])
     del no_rates  # learning rates have other sources
     base = max((row for row in rows if row.n_latents), key=lambda row: (row.outcome == "converged", row.n_latents or 0))
-    config = configs(engine, [base.job_id])[base.job_id]
+    asked = configs(engine, [row.job_id for row in rows])
     place = device or device_of(rows)
     if device is not None and all(row.device != device for row in rows):
         there = sorted({row.device for row in rows if row.device})
         raise ConfigError(f"no job of these sweeps ran on {device!r}", hint=f"Devices: {', '.join(there) or 'none'}.")
-    standing = Basis(tuple(rows), config, tuple(losses), tuple(lengths), tuple(found), place)
-    return Standing(standing, (*told, *missing))
+    standing = Basis(tuple(rows), asked[base.job_id], tuple(losses), tuple(lengths), tuple(found), place)
+    return Standing(standing, (*told, *missing, *_other_keys(asked, base.job_id)))
 
 
 def check_one_kind(rows: Sequence[Measured]) -> None:
@@ -69,6 +71,16 @@ def check_one_kind(rows: Sequence[Measured]) -> None:
                     f"these jobs are of several {what}: {listed}",
                     hint="A law holds for one of them: name sweeps of one alone, or give each a sweep of its own.",
                 )
+
+
+def _other_keys(asked: Mapping[int, JobConfig], base: int) -> list[str]:
+    """Say which keys the jobs vary that no law knows of."""
+    values = [config.model_dump(mode="json") for config in asked.values()]
+    keys = [key.partition(".") for key in field_paths() if key not in _OF_THE_LAWS]
+    varied = [f"{part}.{leaf}" for part, _, leaf in keys if len({str(one[part][leaf]) for one in values}) > 1]
+    if not varied:
+        return []
+    return [f"These jobs vary {', '.join(varied)} too, which no law knows of; a new job has that of job {base}."]
 
 
 def _losses(engine: Engine, sweeps: Sequence[str], rows: Sequence[Measured]) -> tuple[list[Fit], list[str]]:

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from orchestrator.config import JobConfig
     from orchestrator.scaling.planning import Choice
 
+MARK = "Written by: orch plan"
+"""How a sweep file begins that may be written again."""
+
 
 @click.command()
 @click.argument("sweeps", metavar="SWEEP...", nargs=-1, required=True)
@@ -35,8 +38,8 @@ def plan(
 ) -> None:  # fmt: skip
     """Propose the jobs to run next, as a sweep file ready to enqueue. Nothing is enqueued, but by --follow.
 
-    Give one of --budget, --target-fvu and --lr. Every job counts with its whole budget of tokens, so that no plan costs
-    more than it says.
+    Give one of --budget, --target-fvu and --lr. Hours are of one device; FLOPs are executed ones, the subject's too.
+    Every job counts with its whole budget of tokens, so that no plan costs more than it says.
     """
     if (budget is not None) + (target_fvu is not None) + rates != 1:
         raise click.UsageError("Give one of --budget, --target-fvu and --lr.")
@@ -74,7 +77,7 @@ def _propose(
         kind = standing.basis.device or "no device"
         doubt = " It is no GPU." if limit.device == "gpu" and not kind.startswith("cuda") else ""
         promises = [f"Hours are of {kind}, on which most of the jobs ended; another: --device.{doubt}", *promises]
-    head = [f"Written by: orch plan {' '.join(sweeps)} {told}", *standing.notes, *promises]
+    head = [f"{MARK} {' '.join(sweeps)} {told}", *standing.notes, *promises]
     _show(choices, output)
     if output != "json":
         for line in (*standing.notes, *promises):
@@ -122,9 +125,14 @@ def write(
     engine: "Engine", name: str, configs: "Sequence[JobConfig]", *, remarks: Sequence[str] = (), head: Sequence[str],
     output: str | None,
 ) -> None:  # fmt: skip
-    """Write configs as a sweep file that adds to a sweep, or say how to."""
+    """Write configs as a sweep file that adds to a sweep, or say how to.
+
+    Raises:
+        ConfigError: a file of that name is there, and no plan.
+    """
     from dataclasses import replace
 
+    from orchestrator.errors import ConfigError
     from orchestrator.results.origins import stored_sweep
     from orchestrator.sweep.written import sweep_text
 
@@ -135,5 +143,7 @@ def write(
         return
     sweep = replace(stored_sweep(engine, name), configs=tuple(configs))
     file = Path(output)
+    if file.exists() and not file.read_text("utf-8", errors="replace").startswith(f"# {MARK}"):
+        raise ConfigError(f"{file} is there already, and no plan", hint="Name another file, or remove that one.")
     file.write_text(sweep_text(sweep, head=[*head, f"To run it: orch enqueue {file}"], remarks=remarks), "utf-8")
     terminal.note(f"\nNext:  orch enqueue {output}")

@@ -11,6 +11,8 @@ from orchestrator.database.engine import reading
 from orchestrator.errors import NotFound
 from orchestrator.results.lookup import sweep_ids
 
+_IDS_PER_QUERY = 10_000
+
 
 def configs(engine: Engine, job_ids: Sequence[int]) -> dict[int, JobConfig]:
     """Return the configs of jobs.
@@ -18,8 +20,10 @@ def configs(engine: Engine, job_ids: Sequence[int]) -> dict[int, JobConfig]:
     Raises:
         NotFound: one of them does not exist.
     """
+    query = select(m.Job.id, m.Job.config)
+    parts = [job_ids[start : start + _IDS_PER_QUERY] for start in range(0, len(job_ids), _IDS_PER_QUERY)]
     with reading(engine) as session:
-        rows = session.execute(select(m.Job.id, m.Job.config).where(m.Job.id.in_(job_ids))).all()
+        rows = [row for part in parts for row in session.execute(query.where(m.Job.id.in_(part)))]
     found = {job_id: parse(json.loads(text)) for job_id, text in rows}
     for job_id in job_ids:
         if job_id not in found:

@@ -87,6 +87,8 @@ def test_from_a_plan_to_the_queue(known: Engine, capsys: Capture, tmp_path: Path
     assert "beyond the largest" in said.out
     text = file.read_text()
     assert text.startswith("# Written by: orch plan law --budget '10 min'\n")
+    assert run(["plan", "law", "--budget", "10 min", "-o", str(file)]) == 0, "its own file it writes again"
+    capsys.readouterr()
     planned = expand(file)
     assert (planned.name, planned.labels) == ("law", {"project": "law"})
     assert run(["plan", "law", "--budget", "10 min", "-o", "json"]) == 0
@@ -104,6 +106,22 @@ def test_from_a_plan_to_the_queue(known: Engine, capsys: Capture, tmp_path: Path
     widths = [one.coefficients["b"].high - one.coefficients["b"].low for one in (before, after) if one.form == "pure"]
     assert len(widths) < 2 or widths[1] < widths[0]
     assert max(one.x for one in after.residuals) > max(SIZES)
+
+
+def test_a_file_that_is_no_plan_stays(known: Engine, capsys: Capture, tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text("name: mine\n")
+    for arguments in (["--budget", "1h"], ["--lr"]):
+        assert run(["plan", "law", *arguments, "-o", str(file)]) == 2
+        assert "is there already, and no plan" in capsys.readouterr().err
+    assert file.read_text() == "name: mine\n"
+
+
+def test_what_else_the_jobs_vary_is_told(known: Engine, capsys: Capture) -> None:
+    other = config(512, seed=7)
+    finished_sweep(known, other.model_copy(update={"optimizer": other.optimizer.model_copy(update={"ema": 0.9})}))
+    assert run(["forecast", "law", "--n-latents", "512"]) == 0
+    assert "These jobs vary optimizer.ema too" in capsys.readouterr().err
 
 
 def _first(engine: Engine, n: int) -> list[Any]:
