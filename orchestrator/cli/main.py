@@ -37,6 +37,7 @@ SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
         "ui": ("services", "Open MLflow's pages on this machine."),
     },
     "Laws": {
+        "fit": ("fit_command", "Fit scaling laws to the jobs of sweeps."),
         "forecast": ("forecast_command", "Say what sizes that were never trained would come to."),
         "plan": ("plan_command", "Propose the jobs to run next, as a sweep file."),
     },
