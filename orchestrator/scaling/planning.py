@@ -20,6 +20,8 @@ _LEAST_GAIN = 0.01
 _MOST_SEEDS = 4
 """At one place, those there already among them: more would only tell how wrong the law is there."""
 _LEAST_NOISE = 1e-3
+_RULED_OUT = 6.0
+"""Difference of AICc beyond which the worse of two forms is given up."""
 _AHEAD = ("queued", "running", "paused")
 _OUTLIERS = (0.025, 0.975)
 """Quantiles the draws are clipped to: one refit that went astray must not steer a plan."""
@@ -200,5 +202,15 @@ def _promise(doubt: _Doubt) -> str:
     return (
         f"{'L(N)' if doubt.fit.law == 'ln' else 'L(N,K)'}{held}: {doubt.exponent} = {interval.value:.4f}"
         f" ({interval.low:.4f} to {interval.high:.4f}); its interval to {exponent:.0%} of that,"
-        f" of fvu at n={doubt.far} to {far:.0%}"
+        f" of fvu at n={doubt.far} to {far:.0%}{_rivals(doubt.fit)}"
     )
+
+
+def _rivals(fit: Fit) -> str:
+    """Say which other forms the jobs do not rule out: the plan takes the chosen one for true."""
+    best = min((one.aicc for one in fit.scores if one.aicc is not None), default=0.0)
+    near = [one.form for one in fit.scores if one.aicc is not None and one.aicc < best + _RULED_OUT]
+    open_to = [form for form in near if form != fit.form]
+    if not open_to:
+        return ""
+    return f"; taking the form {fit.form} for true, where {' and '.join(open_to)} may be: larger sizes tell them apart"

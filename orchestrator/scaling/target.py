@@ -40,15 +40,20 @@ def reach(basis: Basis, fvu: float, ks: Sequence[int] = ()) -> tuple[list[Choice
 
 
 def smallest(fit: Fit, fvu: float, k: int) -> int | None:
-    """Return the smallest size at which a fit expects an fvu, to a sixteenth of a doubling; None if none does.
+    """Return the smallest size at which a fit expects an fvu, rounded up to six binary digits; None if none does.
 
     Sizes go from k, or an eighth of the smallest fitted, to `FARTHEST` times the largest fitted.
     """
     known = [one.x for one in fit.residuals if not one.censored]
     start = math.log2(max(k, min(known) / 8))
     steps = math.ceil((math.log2(FARTHEST * max(known)) - start) * _STEPS)
-    tried = [max(k, math.ceil(2 ** (start + step / _STEPS))) for step in range(steps + 1)]
+    tried = [_tidy(max(k, math.ceil(2 ** (start + step / _STEPS)))) for step in range(steps + 1)]
     return next((n for n in tried if expected(fit, n, k).value <= fvu), None)
+
+
+def _tidy(n_latents: int) -> int:
+    unit: int = 2 ** max(0, n_latents.bit_length() - 6)
+    return -(-n_latents // unit) * unit
 
 
 def floor(fit: Fit, k: int) -> Interval | None:

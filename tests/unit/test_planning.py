@@ -13,7 +13,7 @@ from orchestrator.config import parse
 from orchestrator.errors import ConfigError, FitError
 from orchestrator.scaling.allowance import Allowance, allowance
 from orchestrator.scaling.candidates import MARGIN, budget_tokens, candidate, rate
-from orchestrator.scaling.findings import Fit, Residual
+from orchestrator.scaling.findings import Fit, Residual, Score
 from orchestrator.scaling.forecast import Basis
 from orchestrator.scaling.planning import noise, shrink
 from orchestrator.scaling.target import FARTHEST, floor, reach, smallest
@@ -121,6 +121,16 @@ def test_new_sizes_and_seeds_where_one_job_tells_little() -> None:
     assert "b = -0.3000" in promises[0]
 
 
+def test_a_form_that_is_not_ruled_out_is_told() -> None:
+    known = line()
+    scores = tuple(Score(form, 2, aicc, 0.05, None) for form, aicc in (("pure", -20.0), ("+e", -17.0)))
+    _, (told,) = shrink(basis(replace(known, scores=scores)), Allowance(1e6, "seconds"))
+    assert told.endswith("taking the form pure for true, where +e may be: larger sizes tell them apart")
+    sure = replace(known, scores=(scores[0], replace(scores[1], aicc=-10.0)))
+    _, (told,) = shrink(basis(sure), Allowance(1e6, "seconds"))
+    assert "may be" not in told
+
+
 def test_jobs_that_wait_count_as_done() -> None:
     waiting = [measured(9, n_latents=n, state="queued", outcome=None, lr=2.5e-4) for n in (4096, 8192)]
     plain, before = shrink(basis(line()), Allowance(1e6, "seconds"))
@@ -168,7 +178,8 @@ def test_the_smallest_size_that_reaches_a_loss() -> None:
     law = power_law()
     (choice,), _ = reach(basis(law), 0.2)
     exact = math.exp((0.5 - math.log(0.1)) / 0.3)
-    assert exact <= choice.job.n_latents <= exact * 2 ** (1 / 16) + 1
+    assert exact <= choice.job.n_latents <= exact * 2 ** (1 / 16) * 33 / 32
+    assert choice.job.n_latents % 2 ** (choice.job.n_latents.bit_length() - 6) == 0
     assert "0.2" in choice.why
     assert smallest(law, 0.9, 8) == 32, "as far down as an eighth of the smallest"
 
