@@ -104,7 +104,9 @@ def _beyond(row: "Forecast") -> str:
 
 
 def _remarks(found: "Sequence[Forecast]") -> list[str]:
-    forms = dict.fromkeys(f"k = {row.k} by {row.law}, form {row.form}" for row in found)
+    forms = dict.fromkeys(
+        f"k = {row.k} by {row.law}, form {row.form}, around which one job errs by {row.noise:.1%}" for row in found
+    )
     speeds = {row.speed.n_latents: row.speed for row in found if row.speed}
     lines = [f"FVU: {'; '.join(forms)}."]
     if any(row.extrapolation != 1 for row in found):
@@ -129,5 +131,5 @@ def forecast_record(row: "Forecast") -> dict[str, Any]:
     measured = None if pace is None else pace._asdict() | {"flops_per_second": pace.flops_per_second._asdict()}
     return {
         "n_latents": row.n_latents, "k": row.k, **intervals, "extrapolation": row.extrapolation, "law": row.law,
-        "form": row.form, "speed": measured,
+        "form": row.form, "noise": row.noise, "speed": measured,
     }  # fmt: skip

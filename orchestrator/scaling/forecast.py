@@ -13,6 +13,7 @@ from orchestrator.scaling.prediction import predict
 from orchestrator.scaling.speed import Speed, speed, spread, subject_flops
 
 _FARTHEST = 300.0
+_LEAST_NOISE = 1e-3
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,7 @@ class Forecast(NamedTuple):
     n_latents: int
     k: int
     fvu: Interval
+    """Of the law: one job errs by `noise` on top."""
     tokens_to_convergence: Interval | None
     tokens: Interval | None
     """Until the job's stop rule ends it."""
@@ -63,6 +65,8 @@ class Forecast(NamedTuple):
     """Which fvu is from."""
     form: str
     speed: Speed | None
+    noise: float
+    """Standard deviation of ln fvu of one job around the law."""
 
 
 def forecast(basis: Basis, sizes: Sequence[tuple[int, int]]) -> list[Forecast]:
@@ -87,7 +91,7 @@ def _one(basis: Basis, n_latents: int, k: int) -> Forecast:
         n_latents, k, expected(fit, n_latents, k), counted, tokens,
         flops_dense=_interval([one.flops_dense for one in costs]), flops_executed=executed,
         seconds=over(executed, pace.flops_per_second) if executed and pace else None,
-        extrapolation=extrapolation(fit, n_latents), law=fit.law, form=fit.form, speed=pace,
+        extrapolation=extrapolation(fit, n_latents), law=fit.law, form=fit.form, speed=pace, noise=noise(fit),
     )  # fmt: skip
 
 
@@ -171,6 +175,13 @@ def extrapolation(fit: Fit, n_latents: int) -> float:
         return math.inf
     smallest, largest = min(known), max(known)
     return n_latents / largest if n_latents > largest else n_latents / smallest if n_latents < smallest else 1.0
+
+
+def noise(fit: Fit) -> float:
+    """Return the standard deviation of ln fvu of one job around a law: between seeds, or of the residuals."""
+    errors = [one.log_residual for one in fit.residuals if not one.censored]
+    around = math.sqrt(sum(error**2 for error in errors) / max(1, len(errors) - len(fit.coefficients)))
+    return max(_LEAST_NOISE, around, fit.seed_sigma or 0.0)
 
 
 def times(left: Interval, right: Interval) -> Interval:

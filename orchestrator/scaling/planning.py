@@ -1,6 +1,5 @@
 """Which jobs to run next: within a budget, those that shrink the doubt about a law most for their cost."""
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -11,7 +10,7 @@ from orchestrator.errors import ConfigError, FitError
 from orchestrator.scaling.allowance import Allowance
 from orchestrator.scaling.candidates import Candidate, another, candidate, sizes
 from orchestrator.scaling.findings import Fit
-from orchestrator.scaling.forecast import Basis, extrapolation, ks_of
+from orchestrator.scaling.forecast import Basis, extrapolation, ks_of, noise
 from orchestrator.scaling.laws import Array, design, form_of, log_values, parameters
 
 MOST_JOBS = 64
@@ -19,7 +18,6 @@ _LEAST_GAIN = 0.01
 """Of the two variances at the start: below it a job is not worth its cost, however little that is."""
 _MOST_SEEDS = 4
 """At one place, those there already among them: more would only tell how wrong the law is there."""
-_LEAST_NOISE = 1e-3
 _RULED_OUT = 6.0
 """Difference of AICc beyond which the worse of two forms is given up."""
 _AHEAD = ("queued", "running", "paused")
@@ -152,13 +150,6 @@ def _doubt(fit: Fit, places: list[tuple[int, int]]) -> _Doubt:
     covariance = np.atleast_2d(np.cov(np.clip(told, low, high), rowvar=False))
     start = np.maximum(np.diag(covariance)[:2].copy(), 1e-18)
     return _Doubt(fit, exponent, far[0], places, covariance, start, noise(fit))
-
-
-def noise(fit: Fit) -> float:
-    """Return the standard deviation of ln fvu of one job around a law: between seeds, or of the residuals."""
-    errors = [one.log_residual for one in fit.residuals if not one.censored]
-    around = math.sqrt(sum(error**2 for error in errors) / max(1, len(errors) - len(fit.coefficients)))
-    return max(_LEAST_NOISE, around, fit.seed_sigma or 0.0)
 
 
 def _offer(basis: Basis, doubt: _Doubt, place: tuple[int, int], budget: Allowance) -> _Offer | None:

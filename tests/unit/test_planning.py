@@ -14,8 +14,8 @@ from orchestrator.errors import ConfigError, FitError
 from orchestrator.scaling.allowance import Allowance, allowance
 from orchestrator.scaling.candidates import MARGIN, budget_tokens, candidate, rate
 from orchestrator.scaling.findings import Fit, Residual, Score
-from orchestrator.scaling.forecast import Basis
-from orchestrator.scaling.planning import noise, shrink
+from orchestrator.scaling.forecast import Basis, noise
+from orchestrator.scaling.planning import shrink
 from orchestrator.scaling.target import FARTHEST, floor, reach, smallest
 from tests.measured_words import fit, measured, power_law
 
