@@ -17,7 +17,8 @@ else:
 EPSILONS = (0.002, 0.005, 0.01, 0.02)
 """Tolerances ε of tokens_to_convergence that are stored for every job."""
 
-_IN_A_ROW = 3
+IN_A_ROW = 3
+"""Evaluations below epsilon that make a plateau."""
 _RISE = 3.0
 _BEFORE_DIVERGENCE = 0.01
 """Share of the budget before which a rise is no divergence."""
@@ -62,9 +63,22 @@ def has_converged(points: Sequence[tuple[int, float]], *, epsilon: float) -> boo
 
     `points` are (tokens_seen, fvu), in order; the loss at half the tokens is interpolated in log tokens.
     """
-    if len(points) < _IN_A_ROW:
+    if len(points) < IN_A_ROW:
         return False
-    return all(abs(_fall(points, index)) < epsilon for index in range(len(points) - _IN_A_ROW, len(points)))
+    return all(abs(fall(points, index)) < epsilon for index in range(len(points) - IN_A_ROW, len(points)))
+
+
+def fall(points: Sequence[tuple[int, float]], index: int) -> float:
+    """Return the relative fall of a point's loss against the loss at half its tokens; inf if that is not known."""
+    tokens, loss = points[index]
+    half = tokens / 2
+    for (left, high), (right, low) in pairwise(points[: index + 1]):
+        if left <= half <= right:
+            share = math.log(half / left) / math.log(right / left) if right > left else 0.0
+            earlier = high + share * (low - high)
+            relative = (earlier - loss) / earlier if earlier > 0 else math.inf
+            return relative if math.isfinite(relative) else math.inf
+    return math.inf
 
 
 def has_diverged(points: Sequence[tuple[int, float]], *, max_tokens: int) -> bool:
@@ -110,9 +124,9 @@ def tail_fit(points: Sequence[tuple[int, float]]) -> Tail | None:
     )  # fmt: skip
     l_inf, a, b = (float(value) for value in found.x)
     fit = Tail(l_inf, _standard_error(found.x, u, losses), a * last**b, b)
-    fall = a * (float(u[0]) ** -b - 1) / losses.min()
+    drop = a * (float(u[0]) ** -b - 1) / losses.min()
     level = float(np.median(losses))
-    if _is_flat(level / losses - 1, residuals(found.x)) or (fall < _FLAT and fit.l_inf_se > _FLAT * level):
+    if _is_flat(level / losses - 1, residuals(found.x)) or (drop < _FLAT and fit.l_inf_se > _FLAT * level):
         error = 1.2533 * level * _spread(level / losses - 1) / math.sqrt(len(losses))
         # What the power law would have said is part of the doubt, as far as the tail itself reaches.
         return Tail(level, math.hypot(error, min(level - l_inf, level * _FLAT)), 0.0, 0.0)
@@ -134,19 +148,6 @@ def tokens_to_convergence(points: Sequence[tuple[int, float]], *, epsilon: float
             return Count(epsilon, float(tokens) if before is None else _crossing(before, (tokens, loss), target), None)
         before = (tokens, loss)
     return Count(epsilon, None, float(known[-1][0]))
-
-
-def _fall(points: Sequence[tuple[int, float]], index: int) -> float:
-    """Return the relative fall of a point's loss against the loss at half its tokens; inf if that is not known."""
-    tokens, loss = points[index]
-    half = tokens / 2
-    for (left, high), (right, low) in pairwise(points[: index + 1]):
-        if left <= half <= right:
-            share = math.log(half / left) / math.log(right / left) if right > left else 0.0
-            earlier = high + share * (low - high)
-            fall = (earlier - loss) / earlier if earlier > 0 else math.inf
-            return fall if math.isfinite(fall) else math.inf
-    return math.inf
 
 
 def _crossing(before: tuple[int, float], after: tuple[int, float], target: float) -> float:

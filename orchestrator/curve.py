@@ -1,6 +1,9 @@
-"""One point of a loss curve, as the trainer measures it and the database keeps it."""
+"""One point of a loss curve, as the trainer measures it and the database keeps it, and where the points lie."""
 
+import math
 from typing import NamedTuple
+
+_POINTS_PER_DOUBLING = 4
 
 
 class Point(NamedTuple):
@@ -30,3 +33,20 @@ class Point(NamedTuple):
     """2·n·D + 8·k·D per token, + 8·k_aux·D with AuxK active."""
     flops_subject: float
     """2 × subject parameters run × tokens captured."""
+
+
+def evaluation_grid(*, first_point_tokens: int, batch_tokens: int, max_tokens: int) -> list[int]:
+    """Return tokens_seen of every point: first_point_tokens · 2^(i/4) in whole batches, and the end of the budget."""
+    last = _whole_batches(float(max_tokens), batch_tokens)
+    grid = {last}
+    tokens = float(first_point_tokens)
+    for i in range(1, 64 * _POINTS_PER_DOUBLING):
+        grid.add(_whole_batches(tokens, batch_tokens))
+        tokens = first_point_tokens * 2 ** (i / _POINTS_PER_DOUBLING)
+        if tokens > last:
+            break
+    return sorted(tokens for tokens in grid if tokens <= last)
+
+
+def _whole_batches(tokens: float, batch_tokens: int) -> int:
+    return math.ceil(tokens / batch_tokens) * batch_tokens

@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from orchestrator import curve
 from orchestrator.config import JobConfig, SaeConfig
 from orchestrator.cost import dense_aux_flops, dense_flops, executed_aux_flops, step_flops
 from orchestrator.curve import Point
@@ -17,7 +18,6 @@ from worker.sae.model import SparseAutoencoder
 from worker.sae.step import Step, take
 from worker.sae.trainee import Trainee
 
-_POINTS_PER_DOUBLING = 4
 _STEPS_BETWEEN_CHECKS = 64
 """How often the summed loss is looked at between points; a look makes the host wait for the device."""
 _CHUNK_TOKENS = 2048
@@ -83,17 +83,13 @@ def train(
 
 
 def evaluation_grid(config: JobConfig) -> list[int]:
-    """Return tokens_seen of every point: first_point_tokens · 2^(i/4) in whole batches, and the end of the budget."""
+    """Return tokens_seen of every point of a config's curve."""
     training = config.training
-    last = _whole_batches(float(training.max_tokens), training.batch_tokens)
-    grid = {last}
-    tokens = float(training.first_point_tokens)
-    for i in range(1, 64 * _POINTS_PER_DOUBLING):
-        grid.add(_whole_batches(tokens, training.batch_tokens))
-        tokens = training.first_point_tokens * 2 ** (i / _POINTS_PER_DOUBLING)
-        if tokens > last:
-            break
-    return sorted(tokens for tokens in grid if tokens <= last)
+    return curve.evaluation_grid(
+        first_point_tokens=training.first_point_tokens,
+        batch_tokens=training.batch_tokens,
+        max_tokens=training.max_tokens,
+    )
 
 
 @torch.no_grad()
@@ -142,7 +138,3 @@ def flops(trainee: Trainee, config: SaeConfig) -> tuple[float, float]:
     n, d, seen, aux = trainee.model.n_latents, trainee.model.d_model, trainee.tokens_seen, trainee.aux_tokens
     executed = step_flops(config, d) * seen + executed_aux_flops(trainee.model.k_aux, d) * aux
     return float(dense_flops(n, d) * seen + dense_aux_flops(n, d) * aux), float(executed)
-
-
-def _whole_batches(tokens: float, batch_tokens: int) -> int:
-    return math.ceil(tokens / batch_tokens) * batch_tokens

@@ -92,10 +92,11 @@ def fraction(row: "JobRow") -> float:
 
 
 def remaining(row: "JobRow") -> float | None:
-    """Return the seconds to the end of the budget; a job that converges ends before."""
+    """Return the seconds to where its curve says it will stop; while that says nothing, to the end of the budget."""
     if row.state != "running" or not row.tokens_per_second:
         return None
-    return (row.max_tokens - (row.tokens_seen or 0)) / row.tokens_per_second
+    end = row.max_tokens if row.expected_tokens is None else row.expected_tokens
+    return max(0, end - (row.tokens_seen or 0)) / row.tokens_per_second
 
 
 def why(row: "JobRow") -> str:

@@ -36,8 +36,10 @@ SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
         "metrics": ("metrics", "Print figures for Prometheus."),
         "ui": ("services", "Open MLflow's pages on this machine."),
     },
-    "Understand": {
+    "Laws": {
         "fit": ("fit_command", "Fit scaling laws to the jobs of sweeps."),
+        "forecast": ("forecast_command", "Say what sizes that were never trained would come to."),
+        "plan": ("plan_command", "Propose the jobs to run next, as a sweep file."),
     },
     "Work": {
         "worker": ("workers", "Train queued jobs until stopped."),

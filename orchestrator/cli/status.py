@@ -46,7 +46,8 @@ def status(
 ) -> None:  # fmt: skip
     """Show jobs and how far they are; `orch ls` is the same, `orch ps` shows what runs.
 
-    PROGRESS is the share of the token budget and ETA the time to its end: a job that converges ends before.
+    PROGRESS is the share of the token budget. ETA is the time until its own curve will have met the job's stop rule,
+    and the time to the end of the budget as long as the curve is too short to say.
     T(1%) is the number of tokens to convergence. -o json prints everything there is.
     """
     if watch is not None and output in {"csv", "name"}:

@@ -57,6 +57,8 @@ class JobRow:
     mlflow_run_id: str | None
     artifact_uri: str | None
     labels: dict[str, str]
+    expected_tokens: int | None = None
+    """Where its own curve says that it will stop, of a running job that stops on a plateau; max_tokens at most."""
 
 
 @dataclass(frozen=True, slots=True)

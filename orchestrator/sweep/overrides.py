@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from orchestrator.errors import ConfigError
 from orchestrator.sweep.assignments import FIELDS, GROUPS, Assignments, assign, check_key
@@ -41,6 +42,15 @@ def apply(
         else:
             fixed = {key: value for key, value in fixed.items() if key not in names} | given
     return fixed, axes
+
+
+def listed(text: str, place: str) -> list[Any]:
+    """Return the values of a list as it is typed behind a key: `1,2`, `pow2(10,14)` or `{pow2: [10, 14]}`.
+
+    Raises:
+        ConfigError: a text of another form.
+    """
+    return [node.plain() for item in _split(text) for node in _values(item.strip(), place)]
 
 
 def _dropped(key: str, place: str) -> _Change:

@@ -1,13 +1,16 @@
 """The read side: rows, reasons, totals, and what a person types."""
 
+from typing import Any
+
 import pytest
 from sqlalchemy import Engine
 
 from orchestrator import queue, results
-from orchestrator.config import Limits, Sweep
+from orchestrator.cli.columns import remaining
+from orchestrator.config import Limits, Sweep, parse
 from orchestrator.errors import NotFound
 from orchestrator.results.overview import span
-from tests.queue_words import claim, enqueue, fail, lose, point, ref, result, run_out, sweep
+from tests.queue_words import attempt, claim, enqueue, fail, lose, point, ref, result, run_out, sweep
 
 
 def test_an_empty_database(engine: Engine) -> None:
@@ -33,6 +36,42 @@ def test_a_running_job(engine: Engine) -> None:
     assert 60 < row.lease_left <= 90
     assert 0 <= row.age < 60
     assert row.started_at is not None
+
+
+def test_a_running_job_says_where_its_curve_will_settle(engine: Engine) -> None:
+    sizes: dict[str, Any] = {
+        "batch_tokens": 256,
+        "shuffle_tokens": 1024,
+        "max_tokens": 2**24,
+        "first_point_tokens": 8192,
+    }
+    plateau, whole = (
+        parse({"sae": {"n_latents": 64}, "training": sizes, "stop": {"rule": rule, "epsilon": 0.02}})
+        for rule in ("plateau", "max_tokens")
+    )
+    queue.enqueue(engine, Sweep("s", (plateau, whole)))
+    for _ in range(2):
+        lease = claim(engine).lease
+        grid = [8192 * 2 ** (i // 4) for i in range(0, 28, 4)]
+        queue.record(engine, lease, [point(t, 0.3 + 0.5 * (t / 8192) ** -0.7) for t in grid])
+    settling, spending = results.jobs(engine)
+    assert settling.expected_tokens is None, "three points in two doublings are too few"
+    for lease_of in (1, 2):
+        lease = queue.Lease(lease_of, 1, attempt(engine, lease_of, 1).token)
+        more = [int(2**18 * 2 ** (i / 4) / 256) * 256 for i in range(8)]
+        queue.record(engine, lease, [point(t, 0.3 + 0.5 * (t / 8192) ** -0.7) for t in more if t > grid[-1]])
+    settling, spending = results.jobs(engine)
+    assert settling.expected_tokens is not None
+    assert grid[-1] < settling.expected_tokens < 2**24
+    assert spending.expected_tokens is None
+    for lease_of in (1, 2):
+        lease = queue.Lease(lease_of, 1, attempt(engine, lease_of, 1).token)
+        queue.heartbeat(engine, lease, lease_seconds=60, tokens_seen=2**20, tokens_per_second=1000.0)
+    eta, budget = (remaining(row) for row in results.jobs(engine))
+    assert eta == (settling.expected_tokens - 2**20) / 1000
+    assert budget == (2**24 - 2**20) / 1000
+    queue.finish(engine, queue.Lease(1, 1, attempt(engine, 1, 1).token), result())
+    assert results.jobs(engine, ids=[1])[0].expected_tokens is None
 
 
 def test_a_finished_job(engine: Engine) -> None:
