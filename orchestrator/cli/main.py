@@ -36,6 +36,10 @@ SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
         "metrics": ("metrics", "Print figures for Prometheus."),
         "ui": ("services", "Open MLflow's pages on this machine."),
     },
+    "Laws": {
+        "plot": ("report_commands", "Draw what sweeps came to."),
+        "report": ("report_commands", "Write one page about sweeps: findings, figures, tables."),
+    },
     "Work": {
         "worker": ("workers", "Train queued jobs until stopped."),
         "tracking": ("services", "Rebuild what MLflow shows."),
