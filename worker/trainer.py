@@ -191,7 +191,7 @@ def _fresh(desk: Desk, job: Assignment, place: int) -> "Trainee":
 
 def _facts(desk: Desk, job: Assignment, trainee: "Trainee", *, place: int) -> dict[str, Any]:
     """Return what the config left open and this attempt settled."""
-    from worker.origin import git_commit, versions
+    from orchestrator.origin import git_commit, versions
 
     tokens, (subject, heldout) = desk.places.tokens, (desk.places.all[place].subject, desk.places.all[place].heldout)
     commit = git_commit()
