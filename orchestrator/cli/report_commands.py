@@ -126,7 +126,7 @@ def _draw(contents: "Contents", names: Sequence[str]) -> "list[Drawing]":
 
     drawn = [drawing for name in names if (drawing := draw(name, contents.rows, contents.laws)) is not None]
     if not drawn:
-        why = [contents.missing[law] for name in names if (law := LAW_OF.get(name)) in contents.missing]
+        why = [contents.missing[law].why for name in names if (law := LAW_OF.get(name)) and law in contents.missing]
         told = why[0] if why and len(names) == 1 else "none of its jobs has a curve yet"
         raise FitError(
             f"there is nothing to draw of {contents.title}: {told}", hint=f"orch status {contents.sweeps[0].name}"

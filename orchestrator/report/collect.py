@@ -12,7 +12,7 @@ from orchestrator import ledger, results
 from orchestrator.database import models as m
 from orchestrator.database.engine import db_now, reading
 from orchestrator.errors import FitError, NotFound
-from orchestrator.report.contents import Contents, Origin, SweepText
+from orchestrator.report.contents import Contents, Missing, Origin, SweepText
 from orchestrator.results.measurements import measured
 from orchestrator.scaling.eligibility import GROUNDS, Choices
 from orchestrator.scaling.findings import Fit, LawName, Measured, StoredFit
@@ -41,31 +41,31 @@ def collect(engine: Engine, sweeps: Sequence[str], *, database: str = "", laws: 
 
 def renew(
     engine: Engine, sweeps: Sequence[str], rows: Sequence[Measured], *, laws: Sequence[LawName] = LAWS
-) -> dict[LawName, str]:
+) -> dict[LawName, Missing]:
     """Fit and store each law that has no fit since the last job ended; return why some laws cannot be fitted."""
     last = _last_end(engine, rows)
     fresh = {stored.fit.law for stored in fits_of(engine, sweeps) if stored.created_at >= last}
-    missing: dict[LawName, str] = {}
+    missing: dict[LawName, Missing] = {}
     for law in laws:
         if law not in fresh:
             found, why = fit_everywhere(law, rows)
             if found:
                 ledger.store(engine, [replace(one, sweeps=tuple(sorted(sweeps))) for one in found])
-            elif why:
+            elif why is not None:
                 missing[law] = why
     return missing
 
 
-def fit_everywhere(law: LawName, rows: Sequence[Measured]) -> tuple[list[Fit], str]:
-    """Fit a law to each subject, hook point, text and activation there is; return the fits, and else why none."""
+def fit_everywhere(law: LawName, rows: Sequence[Measured]) -> tuple[list[Fit], Missing | None]:
+    """Fit a law to each subject, hook point, text and activation there is; return the fits, and why one is lacking."""
     found: list[Fit] = []
-    reasons: list[str] = []
+    reasons: list[Missing] = []
     for choices in _choices(law, rows):
         try:
             found += fit(law, rows, choices=choices)
         except FitError as error:
-            reasons.append(f"{error.message}. {error.hint}".strip().removesuffix("."))
-    return found, next(iter(reasons), "")
+            reasons.append(Missing(error.message, error.hint))
+    return found, next(iter(reasons), None)
 
 
 def _choices(law: LawName, rows: Sequence[Measured]) -> list[Choices]:

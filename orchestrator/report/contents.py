@@ -32,6 +32,13 @@ class Origin(NamedTuple):
     """Dense-equivalent and executed, up to the last point of its curve."""
 
 
+class Missing(NamedTuple):
+    """Why a law could not be fitted, and what would supply it."""
+
+    why: str
+    hint: str
+
+
 @dataclass(frozen=True)
 class Contents:
     """All that a page shows."""
@@ -42,8 +49,8 @@ class Contents:
     """By job."""
     fits: tuple[StoredFit, ...]
     """The newest of each law."""
-    missing: Mapping[LawName, str] = field(default_factory=dict)
-    """Why a law could not be fitted."""
+    missing: Mapping[LawName, Missing] = field(default_factory=dict)
+    """The laws that could not be fitted."""
     database: str = ""
     at: float = 0.0
     """By the database's clock, epoch seconds."""

@@ -5,15 +5,27 @@ from collections.abc import Iterable
 
 from orchestrator.report.contents import Contents
 from orchestrator.report.markup import Head, Html, element, grid, job_links, join
-from orchestrator.report.sentences import finding, symbol
+from orchestrator.report.sentences import finding
 from orchestrator.scaling.findings import Excluded, Fit, Residual, Score, StoredFit
-from orchestrator.scaling.law_figures import LAW_TITLES
+from orchestrator.scaling.law_figures import LAW_TITLES, spelled
 from orchestrator.scaling.numerals import NONE, digits, named, scientific, share, whole
 
 
 def fit_sections(contents: Contents) -> list[Html]:
-    """Return a section per fit."""
-    return [_section(stored) for stored in contents.fits]
+    """Return a section per fit, and one about the laws that have none."""
+    return [*(_section(stored) for stored in contents.fits), *([_not_fitted(contents)] if contents.missing else [])]
+
+
+def _not_fitted(contents: Contents) -> Html:
+    blocks = [
+        block
+        for law, missing in contents.missing.items()
+        for block in (
+            element("p", element("strong", f"{LAW_TITLES[law].partition(':')[0]}: "), f"{missing.why}."),
+            element("pre", missing.hint) if missing.hint else Html(""),
+        )
+    ]
+    return element("section", element("h3", "Laws that are not fitted"), *blocks, id="not-fitted")
 
 
 def _section(stored: StoredFit) -> Html:
@@ -25,7 +37,7 @@ def _section(stored: StoredFit) -> Html:
         "section",
         element("h3", title, element("small", f" fit {stored.id}, {fit.subject}")),
         element("p", finding(stored)),
-        element("p", element("code", fit.equation), class_="equation"),
+        element("p", element("code", spelled(fit.equation)), class_="equation"),
         element("div", _coefficients(fit), _scores(fit), class_="side"),
         element("ul", *(element("li", note) for note in fit.notes), class_="notes") if fit.notes else Html(""),
         _facts(fit),
@@ -38,7 +50,7 @@ def _section(stored: StoredFit) -> Html:
 def _coefficients(fit: Fit) -> Html:
     heads = [Head("coefficient", right=False), Head("value"), Head("90% interval")]
     rows = [
-        (None, [symbol(name), digits(value.value, 4), f"{digits(value.low, 4)} to {digits(value.high, 4)}"])
+        (None, [spelled(name), digits(value.value, 4), f"{digits(value.low, 4)} to {digits(value.high, 4)}"])
         for name, value in fit.coefficients.items()
     ]
     return grid(heads, rows)
@@ -69,7 +81,7 @@ def _facts(fit: Fit) -> Html:
     said = [f"{named(fit.n_bootstrap, 'bootstrap refit')}"]
     said += [options] if options else []
     said += [f"seeds scatter by {share(math.expm1(fit.seed_sigma), 2)}"] if fit.seed_sigma is not None else []
-    held = [" Held out: jobs ", job_links(fit.holdout_jobs), "."] if fit.holdout_jobs else []
+    held = [" Largest n: job ", job_links(list(dict.fromkeys(fit.holdout_jobs))), "."] if fit.holdout_jobs else []
     return element("p", "; ".join(said) + ".", *held, class_="small")
 
 

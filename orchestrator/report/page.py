@@ -34,6 +34,7 @@ def render(contents: Contents, drawings: Sequence[Drawing]) -> str:
         _header(contents),
         element("h2", "Findings"),
         element("ul", *(element("li", said) for said in findings(contents)), class_="findings"),
+        element("p", "In brackets: 90% intervals of the bootstrap.", class_="small") if contents.fits else Html(""),
         *_part("Figures", _figures(drawings)),
         *_part("Fits", fit_sections(contents)),
         *_part("Jobs", [element("p", _JOBS, class_="small"), job_grid(contents)]),

@@ -7,6 +7,7 @@ from typing import Any
 
 from orchestrator.report.contents import Contents, SweepText
 from orchestrator.report.markup import Head, Html, element, grid, job_links
+from orchestrator.scaling.numerals import named
 
 _SHOWN_ALREADY = {"sae.n_latents", "sae.k", "optimizer.lr", "training.seed"}
 """What the table of jobs has a column for."""
@@ -38,7 +39,7 @@ def _facts(contents: Contents) -> Html:
     devices: dict[str, list[int]] = {}
     for row in contents.rows:
         if row.device:
-            threads = f", {row.threads} threads" if row.threads else ""
+            threads = f", {named(row.threads, 'thread')}" if row.threads else ""
             devices.setdefault(f"{row.device}{threads}", []).append(row.job_id)
     rows += [("devices", _with_jobs(devices))] if devices else []
     return grid([Head("what", right=False), Head("which", right=False)], [(None, row) for row in rows], class_="facts")

@@ -5,43 +5,40 @@ from collections import Counter
 
 from orchestrator.report.contents import Contents
 from orchestrator.report.markup import Html, element, job_links, join
-from orchestrator.scaling.findings import Fit, StoredFit
-from orchestrator.scaling.law_figures import LAW_TITLES
+from orchestrator.scaling.findings import Fit, LawName, Measured, StoredFit
+from orchestrator.scaling.law_figures import LAW_TITLES, spelled
 from orchestrator.scaling.numerals import digits, interval, named, share
 
 FORMS = {"pure": "a pure power law", "+e": "a power law and an irreducible term e"}
-_SAID = {
+EXPONENTS: dict[LawName, tuple[str, str]] = {
     "ln": ("b", "fvu falls with dictionary size as n^b"),
     "lc": ("alpha", "fvu at the best spent compute falls as C^(−α)"),
-    "lnk": ("gamma", "sparsity and size work together with"),
+    "lnk": ("gamma", "k and n act together through γ·ln k·ln n"),
     "tn": ("p", "tokens to convergence grow as n^p"),
     "lr": ("q", "the largest learning rate that converges goes as n^q (expected −1/2)"),
-    "ls": ("gamma", "the subject's size and the dictionary's work together with"),
+    "ls": ("gamma", "the size s of the subject and n act together through γ·ln s·ln n"),
 }
-_SYMBOLS = {"alpha": "α", "beta_k": "β_k", "beta_n": "β_n", "beta_s": "β_s", "gamma": "γ", "zeta": "ζ", "eta": "η"}
+"""The coefficient a law is known by, and what it is."""
 
 
 def findings(contents: Contents) -> list[Html]:
     """Return the findings, the sweep's state first, then a sentence per fit, then what could not be fitted."""
-    said = [_jobs(contents), *([_best(contents)] if _ended(contents) else [])]
+    said = [_jobs(contents), *_best(contents)]
     if len(contents.subjects) > 1:
         names = ", ".join(contents.subjects)
-        said.append(
-            join([f"The jobs are of {len(contents.subjects)} subjects ({names}); every law is of one of them."])
-        )
-    said += [finding(stored) for stored in contents.fits]
-    return said + [
-        join([f"{LAW_TITLES[law].partition(':')[0]} is not fitted: {why}"]) for law, why in _missing(contents)
-    ]
+        said.append(join([f"The jobs are of {len(contents.subjects)} subjects: {names}."]))
+    said += [finding(stored, several=len(contents.subjects) > 1) for stored in contents.fits]
+    names = ", ".join(LAW_TITLES[law].partition(":")[0] for law in contents.missing)
+    return said + ([join([f"Not fitted: {names}. ", element("a", "Why", href="#not-fitted"), "."])] if names else [])
 
 
-def finding(stored: StoredFit) -> Html:
+def finding(stored: StoredFit, *, several: bool = False) -> Html:
     """Return what a fit says: exponent with interval, form, irreducible term, holdout."""
     fit = stored.fit
-    name, words = _SAID[fit.law]
-    value = fit.coefficients[name]
-    head = element("strong", f"{LAW_TITLES[fit.law].partition(':')[0]}{_group(fit)}: ")
-    exponent = f"{words}, {symbol(name)} = {interval(value)}, "
+    name, words = EXPONENTS[fit.law]
+    subject = f" of {fit.subject}" if several else ""
+    head = element("strong", f"{LAW_TITLES[fit.law].partition(':')[0]}{_group(fit)}{subject}: ")
+    exponent = f"{words}, {spelled(name)} = {interval(fit.coefficients[name])}, "
     form = f"in the form of {FORMS.get(fit.form, 'a power law ' + fit.form)}. "
     jobs = element("a", named(len(fit.jobs), "job"), href=f"#fit-{stored.id}")
     return join([head, exponent, form, *_more(fit), "Fitted to ", jobs, "."])
@@ -53,7 +50,8 @@ def _more(fit: Fit) -> list[str]:
         low, high = fit.irreducible
         said.append(f"The irreducible term lies between {digits(low)} and {digits(high)} (90% profile). ")
     if fit.holdout_error is not None and math.isfinite(fit.holdout_error):
-        said.append(f"Fitted without the largest n it misses that by {share(math.expm1(fit.holdout_error))}. ")
+        missed = share(math.expm1(fit.holdout_error))
+        said.append(f"Fitted without the largest n, it misses what was measured there by {missed}. ")
     censored = sum(residual.censored for residual in fit.residuals)
     said += [f"{named(censored, 'count')} censored. "] if censored else []
     return said
@@ -63,28 +61,20 @@ def _group(fit: Fit) -> str:
     return f" at {fit.group.replace('=', ' = ')}" if fit.group else ""
 
 
-def symbol(name: str) -> str:
-    """Return a coefficient's name as the equations have it."""
-    return _SYMBOLS.get(name, name)
-
-
 def _jobs(contents: Contents) -> Html:
     words = {"max_tokens": "out of budget before convergence"}
     tally = Counter(row.outcome or row.state for row in contents.rows)
     parts = ", ".join(f"{number} {words.get(how, how)}" for how, number in tally.most_common())
-    return join([f"{named(len(contents.rows), 'job')}: {parts or 'none'}."])
+    nothing = "" if any(row.outcome for row in contents.rows) else " No job has ended yet: there is nothing to fit."
+    return join([f"{named(len(contents.rows), 'job')}: {parts or 'none'}.{nothing}"])
 
 
-def _ended(contents: Contents) -> bool:
-    return any(row.outcome and row.fvu is not None and math.isfinite(row.fvu) for row in contents.rows)
+def _best(contents: Contents) -> list[Html]:
+    def loss(row: Measured) -> float:
+        return row.fvu if row.outcome and row.fvu is not None and math.isfinite(row.fvu) else math.inf
 
-
-def _best(contents: Contents) -> Html:
-    known = [row for row in contents.rows if row.outcome and row.fvu is not None and math.isfinite(row.fvu)]
-    best = min(known, key=lambda row: row.fvu or math.inf)
+    best = min(contents.rows, key=loss, default=None)
+    if best is None or math.isinf(loss(best)):
+        return []
     said = f"The lowest fvu is {digits(best.fvu, 4)}, at n = {best.n_latents}, k = {best.k}: job "
-    return join([said, job_links([best.job_id]), "."])
-
-
-def _missing(contents: Contents) -> list[tuple[str, str]]:
-    return [(law, why if why.endswith(".") else f"{why}.") for law, why in contents.missing.items()]
+    return [join([said, job_links([best.job_id]), "."])]

@@ -48,7 +48,7 @@ class Sheet:
         from matplotlib.figure import Figure
 
         self.name, self._hints, self._jobs = name, dict[str, str](), set[int]()
-        self.figure = Figure(figsize=(10.8 if wide or panels > 1 else 5.6, 3.9), layout="constrained")
+        self.figure = Figure(figsize=(11.5 if wide or panels > 1 else 5.6, 3.9), layout="constrained")
         FigureCanvasAgg(self.figure)
         self.panels: list[Axes] = list(self.figure.subplots(1, panels, squeeze=False)[0])
 

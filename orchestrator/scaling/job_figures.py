@@ -8,7 +8,7 @@ from orchestrator.curve import Point
 from orchestrator.scaling.axes import at_sizes, linear, logarithmic
 from orchestrator.scaling.canvas import FAINT, INK, Drawing, Pen, Sheet, pens
 from orchestrator.scaling.findings import Fit, Measured
-from orchestrator.scaling.law_figures import LAW_TITLES, draw_law, draw_residual, series_name
+from orchestrator.scaling.law_figures import LAW_TITLES, draw_law, draw_residual, series_name, spelled
 from orchestrator.scaling.numerals import count, digits, named, power_tick, share, tick
 
 Rows: TypeAlias = Sequence[Measured]
@@ -95,7 +95,9 @@ def compute(rows: Rows, fits: Fits) -> Drawing | None:
     logarithmic(axes, "y", "fvu (held out)", values=[lowest, highest], pad=0.15)
     sheet.legend([("curve of a job", Pen(FAINT, "", "-")), *colours.items()])
     said = "Grey: every stored curve. Points: the lower envelope of all of them, in equal steps of log C."
-    return sheet.done(LAW_TITLES["lc"], f"{drawn[0].equation} ({drawn[0].form}). {said} Band: 90% of the refits.")
+    return sheet.done(
+        LAW_TITLES["lc"], f"{spelled(drawn[0].equation)} ({drawn[0].form}). {said} Band: 90% of the refits."
+    )
 
 
 def flops_of(fit: Fit) -> Callable[[Point], float]:

@@ -1,6 +1,7 @@
 """What a law says beside what was measured: L(N), L(N,K), L_s(N), T(N), lr*(N), and what is left over."""
 
 import math
+import re
 from collections.abc import Sequence
 from typing import TypeAlias
 
@@ -18,6 +19,7 @@ LAW_TITLES = {
     "lnk": "L(N,K): fvu against dictionary size and sparsity", "tn": "T(N): tokens to convergence",
     "lr": "lr*(N): the largest learning rate that converges", "ls": "L_s(N): the law of each subject",
 }  # fmt: skip
+_GREEK = {"alpha": "α", "beta": "β", "gamma": "γ", "zeta": "ζ", "eta": "η"}
 AXES = {"tn": "tokens to convergence T", "lr": "learning rate lr*"}
 
 
@@ -74,6 +76,11 @@ _NAMES = {"lr": "lr-law"}
 _LEFT_OUT = Pen(FAINT, "o", "", hollow=True)
 
 
+def spelled(text: str) -> str:
+    """Return an equation, or a coefficient's name, with Greek letters."""
+    return re.sub(r"alpha|beta|gamma|zeta|eta", lambda found: _GREEK[found[0]], text)
+
+
 def series_name(residual: Residual, fit: Fit, *, several: bool) -> str:
     """Return what a legend calls the series of a point: its k and what else is fixed, its subject where there are
     several.
@@ -104,7 +111,9 @@ def draw_law(
             xs, [v.low for v in found], [v.high for v in found], color=pen.colour, alpha=0.16, linewidth=0
         )
     (line,) = axes.plot(xs, [v.value for v in found], color=pen.colour, linestyle=pen.line, linewidth=1.6, zorder=3)
-    sheet.mark(line, "law", jobs=(), hint=f"{fit.equation} ({fit.form}), fitted to {named(len(fit.jobs), 'job')}")
+    sheet.mark(
+        line, "law", jobs=(), hint=f"{spelled(fit.equation)} ({fit.form}), fitted to {named(len(fit.jobs), 'job')}"
+    )
 
 
 def draw_residual(sheet: Sheet, point: Residual, pen: Pen, *, panel: int = 0) -> None:
@@ -149,7 +158,7 @@ def _with_floor(fits: Fits, heights: list[float]) -> list[float]:
 
 
 def _caption(fits: Fits, left_out: Sequence[object]) -> str:
-    forms = "; ".join(sorted({f"{fit.equation} ({fit.form})" for fit in fits}))
+    forms = "; ".join(sorted({f"{spelled(fit.equation)} ({fit.form})" for fit in fits}))
     censored = sum(point.censored for fit in fits for point in fit.residuals)
     said = [f"Lines: {forms}. Bands: 90% of the bootstrap refits."]
     said += [f"{named(censored, 'count')} censored: the arrow says that the truth is above."] if censored else []
@@ -175,7 +184,7 @@ def surface(rows: Rows, fits: Fits) -> Drawing | None:
     _draw_contours(sheet, fit)
     more = f" Only the first of {len(drawn)} subjects: {fit.subject}." if len(drawn) > 1 else ""
     said = "Left: a line per k. Right: lines of equal fvu, as the law has them; dots are the jobs."
-    return sheet.done(LAW_TITLES["lnk"], f"{fit.equation}. {said} Bands: 90% of the bootstrap refits.{more}")
+    return sheet.done(LAW_TITLES["lnk"], f"{spelled(fit.equation)}. {said} Bands: 90% of the bootstrap refits.{more}")
 
 
 def _draw_contours(sheet: Sheet, fit: Fit) -> None:
@@ -226,7 +235,8 @@ def residuals(rows: Rows, fits: Fits) -> Drawing | None:
             at_sizes(axes, [int(point.x) for _, point in points])
         sheet.legend(list(colours.items()) if 1 < len(colours) <= 8 else [], panel=at)
     return sheet.done(
-        "What the laws leave over", "A law that fits scatters about zero, without a trend. Hollow: censored."
+        "What the laws leave over",
+        "A law that fits scatters about zero, without a trend. Hollow: censored, or left out of the fit.",
     )
 
 
