@@ -70,18 +70,13 @@ def report(*, sweeps: tuple[str, ...], output: Path | None, opened: bool) -> Non
     The page needs no network and no other file. It goes to reports/SWEEP.html in the data folder; its path is printed.
     Laws that have no fit yet, or none since the last job ended, are fitted first, and the fits are stored.
     """
-    from orchestrator.report import render
-    from orchestrator.scaling.plots import draw_all
-
     with database() as (settings, engine):
         contents = gather(settings, engine, sweeps)
-        place = output or report_path(settings, sweeps)
-    text = render(contents, draw_all(contents.rows, contents.laws))
+    place = output or report_path(settings, sweeps)
     if str(place) == "-":
-        terminal.echo(text.rstrip("\n"))
+        terminal.echo(page_of(contents).rstrip("\n"))
         return
-    place.parent.mkdir(parents=True, exist_ok=True)
-    place.write_text(text, encoding="utf-8")
+    write(contents, place)
     terminal.echo(str(place))
     if opened:
         webbrowser.open(place.resolve().as_uri())
@@ -97,6 +92,34 @@ def gather(settings: "Settings", engine: "Engine", sweeps: Sequence[str]) -> "Co
     from orchestrator.settings import mask
 
     return collect(engine, list(dict.fromkeys(sweeps)), database=mask(settings.database))
+
+
+def page_of(contents: "Contents") -> str:
+    """Return the page."""
+    from orchestrator.report import render
+    from orchestrator.scaling.plots import draw_all
+
+    return render(contents, draw_all(contents.rows, contents.laws))
+
+
+def write(contents: "Contents", place: Path) -> None:
+    """Write the page to a file; its folder is made."""
+    place.parent.mkdir(parents=True, exist_ok=True)
+    place.write_text(page_of(contents), encoding="utf-8")
+
+
+def law_lines(contents: "Contents") -> list[str]:
+    """Return what L(N) came to, a line per fixed k; one that says why where there is none."""
+    from orchestrator.scaling.law_figures import spelled
+    from orchestrator.scaling.numerals import interval
+
+    lines = []
+    for fit in (fit for fit in contents.laws if fit.law == "ln"):
+        exponent = f"b = {interval(fit.coefficients['b'])} (90%)"
+        jobs = f"from jobs {', '.join(map(str, fit.jobs))}"
+        form = f"{spelled(fit.equation)}, form {fit.form}"
+        lines.append(f"L(N) at {fit.group.replace('=', ' = ')}: {form}, {exponent}, {jobs}")
+    return lines or [f"L(N) is not fitted: {contents.missing['ln'].why}"]
 
 
 def report_path(settings: "Settings", sweeps: Sequence[str]) -> Path:

@@ -6,7 +6,7 @@ from dataclasses import replace
 from importlib import metadata
 from typing import Any, get_args
 
-from sqlalchemy import Engine, select
+from sqlalchemy import Engine, func, select
 
 from orchestrator import ledger, results
 from orchestrator.database import models as m
@@ -17,6 +17,7 @@ from orchestrator.results.measurements import measured
 from orchestrator.scaling.eligibility import GROUNDS, Choices
 from orchestrator.scaling.findings import Fit, LawName, Measured, StoredFit
 from orchestrator.scaling.fitting import fit
+from orchestrator.settings import mask
 
 LAWS: tuple[LawName, ...] = get_args(LawName)
 
@@ -33,17 +34,30 @@ def collect(engine: Engine, sweeps: Sequence[str], *, database: str = "", laws: 
     texts, at = _sweeps(engine, sweeps)
     rows = measured(engine, list(sweeps))
     missing = renew(engine, sweeps, rows, laws=laws)
+    fits, last = fits_of(engine, sweeps), _last_end(engine, sweeps)
     return Contents(
-        sweeps=texts, rows=tuple(rows), origins=_origins(engine, rows), fits=tuple(fits_of(engine, sweeps)),
-        missing=missing, database=database, at=at, version=metadata.version("orch"),
+        sweeps=texts, rows=tuple(map(_without_passwords, rows)), origins=_origins(engine, rows),
+        fits=tuple(map(_masked, fits)), missing=missing, database=database,
+        at=at, version=metadata.version("orch"),
+        stale=frozenset(stored.id for stored in fits if stored.created_at < last),
     )  # fmt: skip
+
+
+def _without_passwords(row: Measured) -> Measured:
+    return replace(row, subject=mask(row.subject), data=mask(row.data), reason=row.reason and mask(row.reason))
+
+
+def _masked(stored: StoredFit) -> StoredFit:
+    fit = stored.fit
+    points = tuple(replace(point, subject=mask(point.subject)) for point in fit.residuals)
+    return replace(stored, fit=replace(fit, subject=mask(fit.subject), residuals=points))
 
 
 def renew(
     engine: Engine, sweeps: Sequence[str], rows: Sequence[Measured], *, laws: Sequence[LawName] = LAWS
 ) -> dict[LawName, Missing]:
     """Fit and store each law that has no fit since the last job ended; return why some laws cannot be fitted."""
-    last = _last_end(engine, rows)
+    last = _last_end(engine, sweeps)
     fresh = {stored.fit.law for stored in fits_of(engine, sweeps) if stored.created_at >= last}
     missing: dict[LawName, Missing] = {}
     for law in laws:
@@ -64,7 +78,7 @@ def fit_everywhere(law: LawName, rows: Sequence[Measured]) -> tuple[list[Fit], M
         try:
             found += fit(law, rows, choices=choices)
         except FitError as error:
-            reasons.append(Missing(error.message, error.hint))
+            reasons.append(Missing(mask(error.message), "\n".join(map(mask, error.hint.splitlines()))))
     return found, next(iter(reasons), None)
 
 
@@ -102,9 +116,15 @@ def _sweeps(engine: Engine, names: Sequence[str]) -> tuple[tuple[SweepText, ...]
     return tuple(known[name] for name in names), float(now)
 
 
-def _last_end(engine: Engine, rows: Sequence[Measured]) -> float:
-    jobs = results.jobs(engine, ids=[row.job_id for row in rows])
-    return max((job.finished_at for job in jobs if job.finished_at is not None), default=0.0)
+def _sweep(row: Any) -> SweepText:
+    return SweepText(row.name, row.labels, "\n".join(map(mask, row.text.splitlines())), row.created_at)
+
+
+def _last_end(engine: Engine, sweeps: Sequence[str]) -> float:
+    """Return when the last job of some sweeps ended; 0 where none has."""
+    ends = select(func.max(m.Job.finished_at)).join(m.SweepRow, m.SweepRow.id == m.Job.sweep_id)
+    with reading(engine) as session:
+        return session.scalar(ends.where(m.SweepRow.name.in_(sweeps))) or 0.0
 
 
 def _origins(engine: Engine, rows: Sequence[Measured]) -> dict[int, Origin]:

@@ -56,6 +56,8 @@ class Contents:
     """By the database's clock, epoch seconds."""
     version: str = ""
     """Of orch."""
+    stale: frozenset[int] = frozenset()
+    """Ids of the fits that jobs have ended after."""
 
     @property
     def title(self) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 from orchestrator.report.contents import Contents, SweepText
 from orchestrator.report.markup import Head, Html, element, grid, job_links
 from orchestrator.scaling.numerals import named
+from orchestrator.settings import mask
 
 _SHOWN_ALREADY = {"sae.n_latents", "sae.k", "optimizer.lr", "training.seed"}
 """What the table of jobs has a column for."""
@@ -96,13 +97,13 @@ def _sweep_file(sweep: SweepText) -> Html:
 
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    """Return nested values as texts under dotted names."""
+    """Return nested values as texts under dotted names, passwords hidden."""
     found: dict[str, str] = {}
     for name, value in values.items():
         if isinstance(value, Mapping):
             found |= flat(value, f"{prefix}{name}.")
         else:
-            found[f"{prefix}{name}"] = value if isinstance(value, str) else json.dumps(value)
+            found[f"{prefix}{name}"] = mask(value if isinstance(value, str) else json.dumps(value))
     return found
 
 

@@ -19,6 +19,7 @@ EXPONENTS: dict[LawName, tuple[str, str]] = {
     "ls": ("gamma", "the size s of the subject and n act together through γ·ln s·ln n"),
 }
 """The coefficient a law is known by, and what it is."""
+_STALE = "; others have ended since, and this fit does not know of them."
 
 
 def findings(contents: Contents) -> list[Html]:
@@ -27,12 +28,13 @@ def findings(contents: Contents) -> list[Html]:
     if len(contents.subjects) > 1:
         names = ", ".join(contents.subjects)
         said.append(join([f"The jobs are of {len(contents.subjects)} subjects: {names}."]))
-    said += [finding(stored, several=len(contents.subjects) > 1) for stored in contents.fits]
+    several = len(contents.subjects) > 1
+    said += [finding(stored, several=several, stale=stored.id in contents.stale) for stored in contents.fits]
     names = ", ".join(LAW_TITLES[law].partition(":")[0] for law in contents.missing)
     return said + ([join([f"Not fitted: {names}. ", element("a", "Why", href="#not-fitted"), "."])] if names else [])
 
 
-def finding(stored: StoredFit, *, several: bool = False) -> Html:
+def finding(stored: StoredFit, *, several: bool = False, stale: bool = False) -> Html:
     """Return what a fit says: exponent with interval, form, irreducible term, holdout."""
     fit = stored.fit
     name, words = EXPONENTS[fit.law]
@@ -41,7 +43,7 @@ def finding(stored: StoredFit, *, several: bool = False) -> Html:
     exponent = f"{words}, {spelled(name)} = {interval(fit.coefficients[name])}, "
     form = f"in the form of {FORMS.get(fit.form, 'a power law ' + fit.form)}. "
     jobs = element("a", named(len(fit.jobs), "job"), href=f"#fit-{stored.id}")
-    return join([head, exponent, form, *_more(fit), "Fitted to ", jobs, "."])
+    return join([head, exponent, form, *_more(fit), "Fitted to ", jobs, _STALE if stale else "."])
 
 
 def _more(fit: Fit) -> list[str]:

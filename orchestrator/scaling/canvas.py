@@ -110,12 +110,12 @@ def styled(name: str) -> AbstractContextManager[None]:
     return rc_context(
         {
             "svg.fonttype": "none", "svg.hashsalt": name, "font.family": "sans-serif",
-            "font.sans-serif": ["DejaVu Sans"], "font.size": 9, "text.color": INK,
-            "axes.labelcolor": INK, "axes.edgecolor": FAINT, "axes.titlesize": 9.5,
-            "axes.labelsize": 9.5, "xtick.color": FAINT, "ytick.color": FAINT, "xtick.labelcolor": INK,
+            "font.sans-serif": ["DejaVu Sans"], "font.size": 10, "text.color": INK,
+            "axes.labelcolor": INK, "axes.edgecolor": FAINT, "axes.titlesize": 10.5,
+            "axes.labelsize": 10.5, "xtick.color": FAINT, "ytick.color": FAINT, "xtick.labelcolor": INK,
             "ytick.labelcolor": INK, "grid.color": GRID, "grid.linewidth": 0.7, "axes.grid": True,
             "axes.axisbelow": True,
-            "axes.spines.top": False, "axes.spines.right": False, "legend.fontsize": 8.5, "legend.title_fontsize": 8.5,
+            "axes.spines.top": False, "axes.spines.right": False, "legend.fontsize": 9.5,
             "axes.facecolor": "none", "text.parse_math": False,
         }
     )  # fmt: skip

@@ -141,7 +141,7 @@ def _draw_rates(sheet: Sheet, members: Rows, pen: Pen, *, panel: int) -> None:
         place = (row.lr or 0.0, row.fvu or 0.0)
         sheet.point(place, pen, jobs=(row.job_id,), hint=hint, panel=panel, hollow=hollow)
         axes.annotate(
-            text, place, xytext=(0, 6), textcoords="offset points", ha="center", fontsize=8, color=INK, zorder=5
+            text, place, xytext=(0, 6), textcoords="offset points", ha="center", fontsize=9, color=INK, zorder=5
         )
 
 

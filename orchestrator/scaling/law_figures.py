@@ -123,13 +123,17 @@ def draw_residual(sheet: Sheet, point: Residual, pen: Pen, *, panel: int = 0) ->
     hollow = point.censored or bool(point.flagged)
     sheet.point((point.x, point.observed), pen, jobs=point.jobs, hint=hint, panel=panel, hollow=hollow)
     if point.censored:
-        draw_arrow(sheet, (point.x, point.observed), pen.colour, panel=panel)
+        draw_arrow(sheet, point, pen.colour, panel=panel)
 
 
-def draw_arrow(sheet: Sheet, at: tuple[float, float], colour: str, *, panel: int = 0) -> None:
-    """Draw an arrow that points up from a point: the truth is above."""
+def draw_arrow(sheet: Sheet, point: Residual, colour: str, *, panel: int = 0) -> None:
+    """Draw an arrow up from a censored point: the truth is above."""
     style = {"arrowstyle": "<|-", "color": colour, "linewidth": 1.3, "shrinkA": 0, "shrinkB": 3.5}
-    sheet.panels[panel].annotate("", xy=at, xytext=(0, 24), textcoords="offset points", arrowprops=style, zorder=4)
+    place, above = (point.x, point.observed), (0, 24)
+    arrow = sheet.panels[panel].annotate(
+        "", xy=place, xytext=above, textcoords="offset points", arrowprops=style, zorder=4
+    )
+    sheet.mark(arrow.arrow_patch, "arrow", jobs=point.jobs, hint=f"{jobs_named(point.jobs)}: censored")
 
 
 def jobs_named(jobs: Sequence[int]) -> str:

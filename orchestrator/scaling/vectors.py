@@ -35,6 +35,7 @@ def svg(drawing: Drawing, *, inline: bool) -> str:
     text = re.sub(
         r"\s*<metadata>.*?</metadata>|\s*<!--.*?-->|\s*<defs>\s*<style.*?</defs>", "", out.getvalue(), flags=re.S
     )
+    text = text.replace(' target="_blank"', "")  # the rows are on the same page
     _prolog, head, body = re.split(r"(<svg [^>]*>)", text, maxsplit=1)
     body = _in_variables(body) if inline else _in_variables(_unlinked(body))
     body = _with_hints(_with_own_ids(body, f"figure-{drawing.name}"), drawing)
