@@ -24,7 +24,7 @@ def loss(n: int, k: int) -> float:
 def job(job_id: int, n: int = 128, k: int = 4, **values: Any) -> Measured:
     """Return one job that has converged; any field may be given."""
     limit, tokens = loss(n, k), 3_000.0 * n**0.6
-    start = {
+    start: dict[str, Any] = {
         "job_id": job_id, "sweep": "planted", "config_id": f"c{job_id}", "state": "succeeded", "outcome": "converged",
         "reason": None, "subject": "shipped:stdlib-gpt2", "subject_size": 793_088, "hook": "layer 3, resid_post",
         "data": "python:stdlib", "activation": "topk", "d_model": D_MODEL, "n_latents": n, "k": k,
@@ -40,7 +40,7 @@ def job(job_id: int, n: int = 128, k: int = 4, **values: Any) -> Measured:
 def curve(n: int, limit: float, tokens: float) -> tuple[Point, ...]:
     """Return a curve that falls to its limit."""
     rest = {"loss": 0.1, "aux_loss": 0.0, "dead_share": 0.0, "l0": 4.0, "grad_norm": 0.1, "flops_subject": 0.0}
-    places = [int(tokens * 2.0 ** (at / 2 - 5)) for at in range(15)]
+    places = [int(tokens * 2.0 ** (at / 4 - 5)) for at in range(29)]
     return tuple(
         Point(tokens_seen=t, fvu=min(0.9, limit * (1 + 0.02 * (tokens / t))), fvu_raw=limit, wall_seconds=t / 1e4,
               flops_dense=12.0 * n * D_MODEL * t, flops_executed=3.0 * n * D_MODEL * t, **rest)
@@ -55,7 +55,10 @@ def grid(sizes: Sequence[int] = SIZES, ks: Sequence[int] = KS, **values: Any) ->
 
 def censored(row: Measured, bound: float) -> Measured:
     """Return a job that was stopped before it converged."""
-    counts = {"tokens_to_convergence": dict.fromkeys(EPSILONS), "tokens_lower_bound": dict.fromkeys(EPSILONS, bound)}
+    counts: dict[str, Any] = {
+        "tokens_to_convergence": dict.fromkeys(EPSILONS),
+        "tokens_lower_bound": dict.fromkeys(EPSILONS, bound),
+    }
     return replace(row, outcome="max_tokens", **counts)
 
 

@@ -24,7 +24,7 @@ _STALE = "; others have ended since, and this fit does not know of them."
 
 def findings(contents: Contents) -> list[Html]:
     """Return the findings, the sweep's state first, then a sentence per fit, then what could not be fitted."""
-    said = [_jobs(contents), *_best(contents)]
+    said = [_jobs(contents), *_best(contents), *_troubles(contents)]
     if len(contents.subjects) > 1:
         names = ", ".join(contents.subjects)
         said.append(join([f"The jobs are of {len(contents.subjects)} subjects: {names}."]))
@@ -69,6 +69,15 @@ def _jobs(contents: Contents) -> Html:
     parts = ", ".join(f"{number} {words.get(how, how)}" for how, number in tally.most_common())
     nothing = "" if any(row.outcome for row in contents.rows) else " No job has ended yet: there is nothing to fit."
     return join([f"{named(len(contents.rows), 'job')}: {parts or 'none'}.{nothing}"])
+
+
+def _troubles(contents: Contents) -> list[Html]:
+    """Return what is wrong with jobs that have ended, so that nobody wonders why no law has them."""
+    ended = [row for row in contents.rows if row.outcome]
+    bare = [row.job_id for row in ended if not row.curve]
+    broken = [row.job_id for row in ended if row.fvu is not None and not math.isfinite(row.fvu)]
+    pairs = (("No curve is stored of", bare), ("The last loss is no number of", broken))
+    return [join([f"{words} {named(len(jobs), 'job')}: ", job_links(jobs), "."]) for words, jobs in pairs if jobs]
 
 
 def _best(contents: Contents) -> list[Html]:

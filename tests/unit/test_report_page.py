@@ -64,7 +64,8 @@ def contents(rows: list[Measured], **values: Any) -> Contents:
     start: dict[str, Any] = {
         "sweeps": (SweepText("planted", {"project": "laws"}, "version: 1\nname: planted", 1.8e9),),
         "rows": tuple(rows), "origins": {row.job_id: replace_config(origin, row) for row in rows},
-        "fits": planted.stored(planted.fits(rows)), "database": "sqlite:///here/orch.db", "at": 1.8e9, "version": "0.1.0",
+        "fits": planted.stored(planted.fits(rows)), "database": "sqlite:///here/orch.db",
+        "at": 1.8e9, "version": "0.1.0",
     }  # fmt: skip
     return Contents(**start | values)
 
@@ -166,6 +167,7 @@ def test_a_sweep_without_jobs_losses_that_are_no_numbers_and_one_job() -> None:
     rows = [planted.job(1, fvu=math.nan, outcome="diverged", l_inf=None, curve=planted.job(1).curve[:3])]
     broken = Page(page_of(contents(rows)))
     assert "1 job: 1 diverged." in broken.text
+    assert "The last loss is no number of 1 job: " in broken.text
     assert "nan" not in broken.text
     assert "The lowest fvu" in Page(page_of(contents([planted.job(1)]))).text
 
@@ -191,5 +193,5 @@ def test_markup_escapes_by_construction() -> None:
     assert element("p", "a < b", Html("<b>"), class_='"x"') == '<p class="&quot;x&quot;">a &lt; b<b></p>'
     assert number("1.2k", 1234.5) == '<data value="1234.5" title="1234.5">1.2k</data>'
     assert number("–", None) == "–"
-    with pytest.raises(ValueError, match="shorter"):
+    with pytest.raises(ValueError, match="longer"):
         grid([], [(None, ["too many"])])
