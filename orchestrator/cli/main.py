@@ -37,6 +37,7 @@ SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
         "ui": ("services", "Open MLflow's pages on this machine."),
     },
     "Laws": {
+        "fit": ("fit_command", "Fit scaling laws to the jobs of sweeps."),
         "plot": ("report_commands", "Draw what sweeps came to."),
         "report": ("report_commands", "Write one page about sweeps: findings, figures, tables."),
     },

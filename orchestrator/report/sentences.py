@@ -19,6 +19,7 @@ EXPONENTS: dict[LawName, tuple[str, str]] = {
     "ls": ("gamma", "the size s of the subject and n act together through γ·ln s·ln n"),
 }
 """The coefficient a law is known by, and what it is."""
+_MANY = 2
 _STALE = "; others have ended since, and this fit does not know of them."
 
 
@@ -28,10 +29,30 @@ def findings(contents: Contents) -> list[Html]:
     if len(contents.subjects) > 1:
         names = ", ".join(contents.subjects)
         said.append(join([f"The jobs are of {len(contents.subjects)} subjects: {names}."]))
-    several = len(contents.subjects) > 1
-    said += [finding(stored, several=several, stale=stored.id in contents.stale) for stored in contents.fits]
+    for law in dict.fromkeys(stored.fit.law for stored in contents.fits):
+        said += _of_law(contents, [stored for stored in contents.fits if stored.fit.law == law])
     names = ", ".join(LAW_TITLES[law].partition(":")[0] for law in contents.missing)
     return said + ([join([f"Not fitted: {names}. ", element("a", "Why", href="#not-fitted"), "."])] if names else [])
+
+
+def _of_law(contents: Contents, fits: list[StoredFit]) -> list[Html]:
+    """Return a sentence per fit of a law; one for all of them where they are many."""
+    several = len(contents.subjects) > 1
+    if len(fits) <= _MANY:
+        return [finding(stored, several=several, stale=stored.id in contents.stale) for stored in fits]
+    name, words = EXPONENTS[fits[0].fit.law]
+    head = element("strong", f"{LAW_TITLES[fits[0].fit.law].partition(':')[0]}: ")
+    parts = [_in_short(stored, name, several=several, stale=stored.id in contents.stale) for stored in fits]
+    return [join([head, f"{words}. ", element("ul", *(element("li", part) for part in parts))])]
+
+
+def _in_short(stored: StoredFit, name: str, *, several: bool, stale: bool) -> Html:
+    fit = stored.fit
+    where = f"{_group(fit).removeprefix(' at ')}{f' of {fit.subject}' if several else ''}: "
+    missed = "" if fit.holdout_error is None else f", {share(math.expm1(fit.holdout_error))} off at the largest n"
+    jobs = element("a", named(len(fit.jobs), "job"), href=f"#fit-{stored.id}")
+    value = f"{spelled(name)} = {interval(fit.coefficients[name])}, form {fit.form}{missed}; "
+    return join([where, value, jobs, _STALE if stale else "."])
 
 
 def finding(stored: StoredFit, *, several: bool = False, stale: bool = False) -> Html:

@@ -42,15 +42,21 @@ class Drawing(NamedTuple):
 class Sheet:
     """One figure in the making."""
 
-    def __init__(self, name: str, *, panels: int = 1, wide: bool = False) -> None:
-        """Lay out so many panels in a row."""
+    def __init__(self, name: str, *, panels: int = 1, wide: bool = False, columns: int = 4) -> None:
+        """Lay out so many panels, at most `columns` of them in a row."""
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
 
         self.name, self._hints, self._jobs = name, dict[str, str](), set[int]()
-        self.figure = Figure(figsize=(11.5 if wide or panels > 1 else 5.6, 3.9), layout="constrained")
+        self.columns = min(panels, columns)
+        n_rows = -(-panels // self.columns)
+        size = (11.5 if wide or panels > 1 else 5.6, 3.9 if n_rows == 1 else 3.3 * n_rows)
+        self.figure = Figure(figsize=size, layout="constrained")
         FigureCanvasAgg(self.figure)
-        self.panels: list[Axes] = list(self.figure.subplots(1, panels, squeeze=False)[0])
+        laid: list[Axes] = list(self.figure.subplots(n_rows, self.columns, squeeze=False).flat)
+        self.panels = laid[:panels]
+        for spare in laid[panels:]:
+            spare.remove()
 
     def point(self, at: tuple[float, float], pen: Pen, *, jobs: Sequence[int], hint: str, panel: int = 0,
               hollow: bool = False) -> None:  # fmt: skip

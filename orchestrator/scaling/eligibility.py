@@ -3,9 +3,10 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
-from orchestrator.errors import FitError
+from orchestrator.convergence import EPSILONS
+from orchestrator.errors import ConfigError, FitError
 from orchestrator.scaling.findings import Excluded, LawName, Measured
 
 Loss = Literal["fvu", "l_inf"]
@@ -39,6 +40,23 @@ class Choices:
         own = [("loss", "l_inf" if self.loss == "l_inf" else None), ("flops", _unless(self.flops, "dense"))]
         epsilon = [("epsilon", f"{self.epsilon:g}" if self.epsilon != 0.01 else None)]
         return tuple(f"{name}={value}" for name, value in (*own, *epsilon, *grounds) if value is not None)
+
+
+def choose(*, epsilon: float, loss: str, flops: str, **grounds: str | None) -> Choices:
+    """Return choices from what a person typed.
+
+    Raises:
+        ConfigError: one of them is not to be had.
+    """
+    if epsilon not in EPSILONS:
+        told = ", ".join(f"{one:g}" for one in EPSILONS)
+        raise ConfigError(f"epsilon {epsilon:g} is not stored with jobs", hint=f"Choose one of {told}.")
+    losses, units = {name: name for name in get_args(Loss)}, {name: name for name in get_args(Flops)}
+    if loss not in losses or flops not in units:
+        raise ConfigError(
+            f"loss {loss!r}, flops {flops!r}", hint=f"Losses: {', '.join(losses)}; FLOPs: {', '.join(units)}."
+        )
+    return Choices(epsilon, losses[loss], units[flops], **grounds)
 
 
 def _unless(value: str, default: str) -> str | None:

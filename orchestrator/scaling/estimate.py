@@ -43,7 +43,7 @@ def data_of(form: Form, sample: Sample, *, delta: float = np.inf) -> Data:
 def estimate(form: Form, sample: Sample) -> Estimate:
     """Fit a form: least squares from every start, then Huber from the best few, its width renewed until it stands."""
     data = data_of(form, sample)
-    found = minimise(data, starts(form, sample))
+    found = minimise(data, starts(form, sample), most_steps=40)  # a start that leads nowhere need not end
     best = found.theta[np.argsort(found.objective)[:3]]
     for _ in range(_ROUNDS):
         sigma = spread(residuals(data, best[:1])[0][~sample.censored], n_coefficients=form.size)
@@ -78,11 +78,11 @@ def starts(form: Form, sample: Sample) -> Array:
     for share in _SHARES:
         for tilt in _TILTS if len(form.floor) > 1 else (0.0,):
             floor = np.array([lowest + np.log(share), tilt][: len(form.floor)])
-            found.append(np.concatenate([_projected(points, logs, floor), floor]))
+            found.append(np.concatenate([projected(points, logs, floor), floor]))
     return np.array(found)
 
 
-def _projected(points: Design, logs: Array, floor: Array) -> Array:
+def projected(points: Design, logs: Array, floor: Array) -> Array:
     """Return the power terms that fit best above a given floor."""
     left = np.exp(logs) - np.exp(points.floor @ floor)
     usable = left > 1e-3 * np.exp(logs)

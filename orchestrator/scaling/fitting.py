@@ -2,16 +2,17 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from difflib import get_close_matches
 from typing import NamedTuple, get_args
 
 import numpy as np
 
 from orchestrator.errors import ConfigError, FitError
 from orchestrator.scaling.bootstrap import refit
-from orchestrator.scaling.eligibility import Choices
-from orchestrator.scaling.estimate import Estimate, estimate
+from orchestrator.scaling.eligibility import Choices, sort_out
+from orchestrator.scaling.estimate import Estimate, data_of, estimate
 from orchestrator.scaling.findings import Fit, Interval, LawName, Measured, Residual, Score
-from orchestrator.scaling.laws import Array, coefficients
+from orchestrator.scaling.laws import TITLES, Array, coefficients, log_values
 from orchestrator.scaling.prediction import HIGH, LOW
 from orchestrator.scaling.remarks import remarks, seed_sigma
 from orchestrator.scaling.samples import Observation, Sample
@@ -24,11 +25,19 @@ KEPT_DRAWS = 400
 N_BOOTSTRAP = 2000
 
 
+class Refusal(NamedTuple):
+    """Why a law, or one group of it, has no fit."""
+
+    law: LawName
+    group: str
+    error: FitError
+
+
 class Attempt(NamedTuple):
     """What came of a law: a fit per group, and why other groups have none."""
 
     fits: tuple[Fit, ...]
-    refused: tuple[FitError, ...]
+    refused: tuple[Refusal, ...]
 
 
 class _Tried(NamedTuple):
@@ -56,8 +65,8 @@ def fit(
     """
     done = attempt(law, rows, choices or Choices(epsilon=epsilon), n_bootstrap=n_bootstrap, seed=seed)
     if not done.fits:
-        raise done.refused[0]
-    told = tuple(f"Not fitted: {error.message}" for error in done.refused)
+        raise done.refused[0].error
+    told = tuple(f"Not fitted: {one.error.message}" for one in done.refused)
     return [replace(one, notes=one.notes + told) for one in done.fits]
 
 
@@ -67,12 +76,13 @@ def attempt(law: LawName, rows: Sequence[Measured], choices: Choices, *, n_boots
     Raises:
         FitError: jobs of several subjects, hook points, texts or activations, and none of them chosen.
     """
-    fits, refused = list[Fit](), list[FitError]()
+    fits, refused = list[Fit](), list[Refusal]()
     sweeps = tuple(sorted({row.sweep for row in rows}))
-    for sample in samples(law, rows, choices):
+    kept, excluded = sort_out(law, rows, choices)
+    for sample in samples(law, kept, excluded, choices):
         forms = allowed(law, sample)
         if not forms or not _is_open(law, sample):
-            refused.append(shortage(law, sample, rows))
+            refused.append(Refusal(law, sample.group, shortage(law, sample, rows)))
             continue
         estimates = [estimate(form, sample) for form in forms]
         scores = [score(one, sample) for one in estimates]
@@ -81,7 +91,23 @@ def attempt(law: LawName, rows: Sequence[Measured], choices: Choices, *, n_boots
         options = dict(found.options) | {"epsilon": choices.epsilon, "loss": choices.loss, "flops": choices.flops}
         fits.append(replace(found, sweeps=sweeps, options=options))
     if not fits and not refused:
-        refused.append(shortage(law, None, rows))
+        refused.append(Refusal(law, "", shortage(law, None, rows, excluded=excluded)))
+    return Attempt(tuple(fits), tuple(refused))
+
+
+def attempts(
+    laws: Sequence[LawName], rows: Sequence[Measured], choices: Choices, *, n_bootstrap: int, seed: int
+) -> Attempt:
+    """Fit several laws; a mixture that one of them cannot bear is a refusal of that law."""
+    fits, refused = list[Fit](), list[Refusal]()
+    for law in laws:
+        try:
+            done = attempt(law, rows, choices, n_bootstrap=n_bootstrap, seed=seed)
+        except FitError as error:
+            refused.append(Refusal(law, "", error))
+        else:
+            fits += done.fits
+            refused += done.refused
     return Attempt(tuple(fits), tuple(refused))
 
 
@@ -93,7 +119,10 @@ def law_named(name: str) -> LawName:
     """
     found = next((law for law in LAWS if law == name.strip().lower()), None)
     if found is None:
-        raise ConfigError(f"there is no law {name!r}", hint=f"The laws: {', '.join(LAWS)}.")
+        near = get_close_matches(name.lower(), LAWS, n=1)
+        meant = f"; did you mean {near[0]!r}?" if near else ""
+        known = ", ".join(f"{law} = {TITLES[law]}" for law in LAWS)
+        raise ConfigError(f"there is no law {name!r}{meant}", hint=f"The laws: {known}.")
     return found
 
 
@@ -111,16 +140,17 @@ def _compose(law: LawName, sample: Sample, tried: _Tried, *, n_bootstrap: int, s
     found, form = tried.estimates[tried.at], tried.estimates[tried.at].form
     refits = refit(found, sample, n_refits=n_bootstrap, seed=seed)
     drawn = coefficients(form, refits.theta)
-    below, there = sample.without_largest()
-    del below
+    _, there = sample.without_largest()
     return Fit(
         law=law, sweeps=(), group=sample.group, subject=sample.subject, form=form.name, equation=form.equation,
         coefficients=_intervals(form.names, coefficients(form, found.theta), drawn), scores=tuple(tried.scores),
         irreducible=profile(found, sample), residuals=_residuals(found, sample), excluded=sample.excluded,
         holdout_error=tried.scores[tried.at].holdout_error,
-        holdout_jobs=tuple(job for one in there.observations for job in one.jobs), seed_sigma=seed_sigma(sample),
+        holdout_jobs=tuple(dict.fromkeys(job for one in there.observations for job in one.jobs)),
+        seed_sigma=seed_sigma(sample),
         draws=_thinned(drawn), n_bootstrap=len(refits.theta), notes=remarks(law, sample, tried.estimates, tried.at),
         options={"seed": seed, "refits that did not converge": refits.failed},
+        medians=dict(zip(form.names, np.median(drawn, axis=0).tolist(), strict=True)) if len(drawn) else {},
     )  # fmt: skip
 
 
@@ -136,9 +166,6 @@ def _thinned(drawn: Array) -> tuple[tuple[float, ...], ...]:
 
 
 def _residuals(found: Estimate, sample: Sample) -> tuple[Residual, ...]:
-    from orchestrator.scaling.estimate import data_of
-    from orchestrator.scaling.laws import log_values
-
     listed: list[Observation] = [*sample.observations, *sample.shown]
     if not listed:
         return ()

@@ -13,7 +13,7 @@ from orchestrator.scaling.numerals import count, digits, named, power_tick, shar
 
 Rows: TypeAlias = Sequence[Measured]
 Fits: TypeAlias = Sequence[Fit]
-MOST_PANELS = 3
+MOST_PANELS, COLUMNS = 9, 3
 EPSILON = 0.01
 _BROKEN = 1.0
 """An fvu above this is worse than the mean; such points would squeeze all others."""
@@ -25,7 +25,7 @@ def curves(rows: Rows, fits: Fits) -> Drawing | None:
     if not drawn:
         return None
     groups = _panels(drawn)
-    sheet = Sheet("curves", panels=len(groups), wide=True)
+    sheet = Sheet("curves", panels=len(groups), wide=True, columns=COLUMNS)
     colours = pens(sorted({row.n_latents or 0 for row in drawn}))
     for panel, (name, members) in enumerate(groups.items()):
         for row in members:
@@ -57,7 +57,7 @@ def _curve_axes(sheet: Sheet, members: Rows, panel: int, name: str, everything: 
     losses = [point.fvu for row in everything for point in _usable(row.curve)]
     tokens = [point.tokens_seen for row in members for point in _usable(row.curve)]
     logarithmic(sheet.panels[panel], "x", "training tokens", values=tokens)
-    logarithmic(sheet.panels[panel], "y", "" if panel else "fvu (held out)", values=losses)
+    logarithmic(sheet.panels[panel], "y", "" if panel % sheet.columns else "fvu (held out)", values=losses)
     sheet.panels[panel].set_title(name, loc="left")
 
 
@@ -108,41 +108,54 @@ def flops_of(fit: Fit) -> Callable[[Point], float]:
 
 def rates(rows: Rows, fits: Fits) -> Drawing | None:
     """Draw fvu against lr, a line per n, the tokens to convergence written at each point (the paper's Figure 3)."""
-    drawn = [row for row in rows if row.lr and _is_loss(row.fvu) and row.n_latents]
-    if not drawn:
+    known = [row for row in rows if row.lr and row.n_latents and (_is_loss(row.fvu) or row.outcome == "diverged")]
+    groups = _panels(_searched(known))
+    if not any(_is_loss(row.fvu) for members in groups.values() for row in members):
         return None
-    groups = _panels(drawn)
-    sheet = Sheet("lr", panels=len(groups), wide=len(drawn) > 12)
+    drawn = [row for members in groups.values() for row in members]
+    sheet = Sheet("lr", panels=len(groups), wide=len(drawn) > 12, columns=COLUMNS)
     colours = pens(sorted({row.n_latents or 0 for row in drawn}))
     for panel, (name, members) in enumerate(groups.items()):
+        axes = sheet.panels[panel]
         for n, mine in colours.items():
             _draw_rates(sheet, [row for row in members if row.n_latents == n], mine, panel=panel)
-        axes = sheet.panels[panel]
         logarithmic(axes, "x", "learning rate lr", values=[row.lr or 0 for row in members], pad=0.14)
-        logarithmic(axes, "y", "" if panel else "fvu (held out)", values=[row.fvu or 0 for row in drawn], pad=0.12)
+        losses = [row.fvu for row in drawn if row.fvu is not None and _is_loss(row.fvu)]
+        logarithmic(axes, "y", "" if panel % sheet.columns else "fvu (held out)", values=losses, pad=0.2)
         axes.set_title(name, loc="left")
     sheet.legend([(f"n = {tick(n)}", colours[n]) for n in colours], panel=len(groups) - 1)
-    diverged = sum(row.outcome == "diverged" for row in rows)
-    said = "At each point: tokens to within 1% of the limit; > where training ended before."
-    more = f" {named(diverged, 'job')} diverged: a cross at the top." if diverged else ""
-    return sheet.done("Learning rates: fvu against lr", f"{said} Hollow: not converged.{more}")
+    said = "At each point: tokens to within 1% of the limit; > where training ended before. Hollow: not converged."
+    more = " Crosses at the top: diverged." if any(row.outcome == "diverged" for row in drawn) else ""
+    return sheet.done("Learning rates: fvu against lr", said + more)
+
+
+def _searched(rows: Rows) -> list[Measured]:
+    """Return the jobs of those k at which several rates were tried; all jobs where there is no such k."""
+    tried: dict[tuple[str, int, int | None], set[float | None]] = {}
+    for row in rows:
+        tried.setdefault((row.subject, row.k, row.n_latents), set()).add(row.lr)
+    several = {(subject, k) for (subject, k, _), lrs in tried.items() if len(lrs) > 1}
+    return [row for row in rows if not several or (row.subject, row.k) in several]
 
 
 def _draw_rates(sheet: Sheet, members: Rows, pen: Pen, *, panel: int) -> None:
     axes = sheet.panels[panel]
-    ordered = sorted(members, key=lambda row: (row.seed, row.lr or 0))
+    ordered = sorted((row for row in members if _is_loss(row.fvu)), key=lambda row: (row.seed, row.lr or 0))
     for seed in {row.seed for row in ordered}:
         line = [(row.lr or 0.0, row.fvu or 0.0) for row in ordered if row.seed == seed]
         axes.plot(*zip(*line, strict=True), color=pen.colour, linestyle=pen.line, linewidth=1.2, zorder=2)
     for row in ordered:
-        text = tokens_to_convergence(row)
-        hollow = row.outcome != "converged"
+        text, place = tokens_to_convergence(row), (row.lr or 0.0, row.fvu or 0.0)
         hint = f"{_named(row)}, lr {digits(row.lr)}: fvu {digits(row.fvu, 4)}, T(1%) {text}, {row.outcome or row.state}"
-        place = (row.lr or 0.0, row.fvu or 0.0)
-        sheet.point(place, pen, jobs=(row.job_id,), hint=hint, panel=panel, hollow=hollow)
+        sheet.point(place, pen, jobs=(row.job_id,), hint=hint, panel=panel, hollow=row.outcome != "converged")
         axes.annotate(
             text, place, xytext=(0, 6), textcoords="offset points", ha="center", fontsize=9, color=INK, zorder=5
         )
+    for row in members:
+        if row.outcome == "diverged" and not _is_loss(row.fvu):
+            top = axes.get_xaxis_transform()
+            (cross,) = axes.plot([row.lr or 0], [0.96], marker="x", color=pen.colour, linestyle="", transform=top)
+            sheet.mark(cross, "diverged", jobs=(row.job_id,), hint=f"{_named(row)}, lr {digits(row.lr)}: diverged")
 
 
 def tokens_to_convergence(row: Measured, epsilon: float = EPSILON) -> str:
@@ -186,7 +199,7 @@ def _means(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
 
 
 def _panels(rows: Rows) -> dict[str, list[Measured]]:
-    """Return the jobs of each k (and subject), at most three panels; what is more shares the last."""
+    """Return the jobs of each k (and subject), at most nine panels; more than that share one."""
     several = len({row.subject for row in rows}) > 1
     names = list(dict.fromkeys(_group(row, several=several) for row in sorted(rows, key=_order)))
     if len(names) > MOST_PANELS:

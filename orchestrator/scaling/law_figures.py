@@ -158,7 +158,9 @@ def _draw_left_out(sheet: Sheet, row: Measured, why: str) -> None:
 
 
 def _with_floor(fits: Fits, heights: list[float]) -> list[float]:
-    return [*heights, *(point.predicted for fit in fits for point in fit.residuals)]
+    """Return heights with those the law says, and room for the arrows of censored points."""
+    points = [point for fit in fits for point in fit.residuals]
+    return [*heights, *(point.predicted for point in points), *(1.4 * p.observed for p in points if p.censored)]
 
 
 def _caption(fits: Fits, left_out: Sequence[object]) -> str:

@@ -13,9 +13,7 @@ from orchestrator.scaling.samples import Observation, Sample
 OPEN = "the largest lr tried converged: a lower bound"
 
 
-def sample(
-    rows: Sequence[Measured], excluded: Sequence[Excluded], choices: Choices, *, name: str, subject: str
-) -> Sample:
+def sample(rows: Sequence[Measured], excluded: Sequence[Excluded], choices: Choices, *, name: str, k: int) -> Sample:
     """Return one observation per n; where even the largest learning rate tried converged, it is a bound."""
     observations, out, best = [], list(excluded), dict[int, float]()
     for cell, inside in by_cell(rows).items():
@@ -23,7 +21,7 @@ def sample(
         works = [rate for rate, jobs in rates.items() if converges(jobs)]
         if len(rates) < 2 or not works:
             why = "no learning rate converged at its n" if len(rates) > 1 else "the only learning rate tried at its n"
-            out += [Excluded(row.job_id, f"{why}, {cell.n_latents}") for row in inside]
+            out += [Excluded(row.job_id, why) for row in inside]
             continue
         largest, n = max(works), float(cell.n_latents)
         is_open = largest == max(rates)
@@ -33,7 +31,7 @@ def sample(
         best[cell.n_latents] = min(works, key=lambda rate: mean_loss(rates[rate], choices))
         why = f"not the largest lr that converges at n = {cell.n_latents} (that is {largest:g})"
         out += [Excluded(row.job_id, why) for rate in rates if rate != largest for row in rates[rate]]
-    return Sample(name, subject, tuple(observations), tuple(out), notes=_best(best))
+    return Sample(name, rows[0].subject, tuple(observations), tuple(out), notes=_best(best), k=k)
 
 
 def _best(best: dict[int, float]) -> tuple[str, ...]:

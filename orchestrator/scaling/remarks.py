@@ -23,7 +23,7 @@ def remarks(law: LawName, sample: Sample, tried: Sequence[Estimate], at: int) ->
     if bounds:
         found.append(f"{bounds} of {len(sample.observations)} points are bounds: the truth is above them.")
     if len(tried) == 1 and law in _EXPONENTS:
-        found.append("With so few points only the form without an irreducible term can be fitted.")
+        found.append("With so few points only the form without an irreducible term can be judged.")
     return tuple(found)
 
 

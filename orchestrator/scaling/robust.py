@@ -15,6 +15,8 @@ TOLERANCE = 1e-12
 _ROUNDING = 1e-14
 """Of ln(loss): below, a misfit is rounding."""
 _MOST_STEPS = 200
+_OUTSIDE = 0.1
+"""Beyond delta Huber's loss has no curvature; a share of δ/|r|, which bounds it, lets the Hessian keep its rank."""
 _LONGEST = 4.0
 """In standardised parameters: longer steps are cut, for a floor may run away towards ln 0."""
 _AT_ONCE = 400_000
@@ -50,14 +52,16 @@ class _State(NamedTuple):
     hessian: Array
 
 
-def minimise(data: Data, starts: Array, *, held: bool = False) -> Solution:
+def minimise(data: Data, starts: Array, *, held: bool = False, most_steps: int = _MOST_STEPS) -> Solution:
     """Fit from each start, shape (n_fits, size); `held` keeps each start's floor at the mean of its regressors."""
     observed = np.broadcast_to(data.observed, (len(starts), data.points.power.shape[0]))
     standard, back = _standardised(data.points)
     inner = starts @ np.linalg.inv(back).T
     size = max(1, _AT_ONCE // max(1, observed.shape[1]))
     parts = [
-        _descend(data._replace(points=standard, observed=observed[at : at + size]), inner[at : at + size], held=held)
+        _descend(
+            data._replace(points=standard, observed=observed[at : at + size]), inner[at : at + size], held, most_steps
+        )
         for at in range(0, len(starts), size)
     ]
     theta, objective, converged = (np.concatenate(part) for part in zip(*parts, strict=True))
@@ -90,14 +94,14 @@ def _standardised(points: Design) -> tuple[Design, Array]:
     return Design(turned[0], turned[1]), back
 
 
-def _descend(data: Data, theta: Array, *, held: bool) -> Solution:
+def _descend(data: Data, theta: Array, held: bool, most_steps: int) -> Solution:
     theta = theta.copy()
     n_fits = len(theta)
     damping = np.full(n_fits, 1e-3)
     done = np.zeros(n_fits, dtype=bool)
     state = _state(data, theta)
     floor = data.observed.shape[1] * _ROUNDING**2
-    for _ in range(_MOST_STEPS):
+    for _ in range(most_steps):
         open_ = np.flatnonzero(~done)
         if not len(open_):
             break
@@ -147,7 +151,8 @@ def _state(data: Data, theta: Array) -> _State:
     clipped = np.clip(left, -delta, delta)
     # Huber's loss: r²/2 within delta, delta·|r| − delta²/2 beyond; both are clipped·(r − clipped/2).
     objective = np.sum(clipped * (left - 0.5 * clipped), axis=1)
-    inside = (np.abs(left) < delta).astype(float)
+    inside = np.minimum(1.0, _OUTSIDE * delta / np.maximum(np.abs(left), 1e-300))
+    inside[np.abs(left) <= delta] = 1.0
     if data.censored.any():
         inside *= ~data.censored | (left > 0)
     rest = 1.0 - share

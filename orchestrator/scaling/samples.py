@@ -38,6 +38,8 @@ class Sample:
     shown: tuple[Observation, ...] = ()
     """Flagged ones that are listed with the fit, and not fitted."""
     notes: tuple[str, ...] = ()
+    k: int | None = None
+    """The one k that all have; None where the law is over several."""
 
     @property
     def x(self) -> Array:

@@ -3,18 +3,13 @@
 from collections.abc import Callable, Iterable, Sequence
 
 from orchestrator.scaling import cells, envelope, learning_rates
-from orchestrator.scaling.eligibility import Choices, sort_out
+from orchestrator.scaling.eligibility import Choices
 from orchestrator.scaling.findings import Excluded, LawName, Measured
 from orchestrator.scaling.samples import Observation, Sample
 
 
-def samples(law: LawName, rows: Sequence[Measured], choices: Choices) -> list[Sample]:
-    """Return what a law is to be fitted to, by rising k; empty where no job is of use.
-
-    Raises:
-        FitError: jobs of several subjects, hook points, texts or activations, and none of them chosen.
-    """
-    kept, excluded = sort_out(law, rows, choices)
+def samples(law: LawName, kept: list[Measured], excluded: list[Excluded], choices: Choices) -> list[Sample]:
+    """Return what a law is to be fitted to, by rising k, from the jobs it may use; empty where there are none."""
     return _BUILDERS[law](kept, excluded, choices)
 
 
@@ -54,7 +49,7 @@ def _loss_sample(
                     float(choices.loss_of(row) or 0), (float(row.n_latents or 0), second(row)))
         for row in chosen
     ]  # fmt: skip
-    return Sample(group(fixed, choices), subject_of(rows), tuple(observations), (*excluded, *worse))
+    return Sample(group(fixed, choices), subject_of(rows), tuple(observations), (*excluded, *worse), k=fixed)
 
 
 def _counts(kept: list[Measured], excluded: list[Excluded], choices: Choices) -> list[Sample]:
@@ -62,7 +57,7 @@ def _counts(kept: list[Measured], excluded: list[Excluded], choices: Choices) ->
     for k, rows in _per_k(kept).items():
         chosen, worse = cells.best(rows, choices)
         observations = tuple(_count(row, choices.epsilon) for row in chosen)
-        found.append(Sample(group(k, choices), subject_of(rows), observations, (*excluded, *worse)))
+        found.append(Sample(group(k, choices), subject_of(rows), observations, (*excluded, *worse), k=k))
     return found
 
 
@@ -74,15 +69,13 @@ def _count(row: Measured, epsilon: float) -> Observation:
 
 def _rates(kept: list[Measured], excluded: list[Excluded], choices: Choices) -> list[Sample]:
     return [
-        learning_rates.sample(rows, excluded, choices, name=group(k, choices), subject=subject_of(rows))
-        for k, rows in _per_k(kept).items()
+        learning_rates.sample(rows, excluded, choices, name=group(k, choices), k=k) for k, rows in _per_k(kept).items()
     ]
 
 
 def _frontiers(kept: list[Measured], excluded: list[Excluded], choices: Choices) -> list[Sample]:
     return [
-        envelope.sample(rows, excluded, choices.flops, name=group(k, choices), subject=subject_of(rows))
-        for k, rows in _per_k(kept).items()
+        envelope.sample(rows, excluded, choices.flops, name=group(k, choices), k=k) for k, rows in _per_k(kept).items()
     ]
 
 

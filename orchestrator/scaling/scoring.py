@@ -5,35 +5,39 @@ import math
 import numpy as np
 from scipy.special import stdtrit
 
-from orchestrator.scaling.estimate import HUBER, Estimate, data_of, estimate, freedom, starts
+from orchestrator.scaling.estimate import Estimate, data_of, estimate, freedom, projected
 from orchestrator.scaling.findings import LawName, Score
 from orchestrator.scaling.laws import FORMS, Array, Form
 from orchestrator.scaling.robust import minimise, residuals
 from orchestrator.scaling.samples import Sample
 
 _GRID = 40
+_CLIP = 3.0
 _LEAST_SHARE = 1e-4
 """Of the smallest loss: a floor below it is none."""
 
 
 def allowed(law: LawName, sample: Sample) -> list[Form]:
     """Return the forms that a sample has points enough for, the simplest first."""
-    return [form for form in FORMS[law] if _bears(sample, form)]
+    return [form for form in FORMS[law] if _bears(sample, form, spare=1 + bool(form.floor))]
 
 
-def _bears(sample: Sample, form: Form) -> bool:
+def _bears(sample: Sample, form: Form, *, spare: int) -> bool:
+    """Say whether a form has `spare` places more than coefficients, and sizes enough; AICc needs two spare ones."""
     known = [one for one in sample.observations if not one.censored]
     sizes, seconds = {one.x for one in known}, {one.z for one in known}
     along = 3 + bool(form.floor)  # one more size than coefficients along it
     across = 2 if "z" in form.power else 1
-    return len(sizes) >= along and len(seconds) >= across and len({one.cell for one in known}) > form.size
+    return (
+        len(sizes) >= along and len(seconds) >= across and len({(one.x, one.z) for one in known}) >= form.size + spare
+    )
 
 
 def score(found: Estimate, sample: Sample) -> Score:
     """Return how well a form did."""
     left = found.residuals[~sample.censored]
     rms = float(np.sqrt(np.mean(left**2)))
-    return Score(found.form.name, found.form.size, _aicc(left, found.form.size), rms, holdout_error(found.form, sample))
+    return Score(found.form.name, found.form.size, _aicc(found, left), rms, holdout_error(found.form, sample))
 
 
 def chosen(scores: list[Score]) -> int:
@@ -42,28 +46,23 @@ def chosen(scores: list[Score]) -> int:
     return min(known, key=lambda at: scores[at].aicc or 0.0) if known else 0
 
 
-def _aicc(left: Array, n_coefficients: int) -> float | None:
-    """Return −2·ln(likelihood) under Huber's density at its best width, and AICc's price for n coefficients.
+def _aicc(found: Estimate, left: Array) -> float | None:
+    """Return n·ln(σ²) and AICc's price, σ² the mean square of residuals clipped at three sigmas.
 
-    The coefficients alone are counted: every form has a width besides.
+    So an outlier does not choose the form. The coefficients alone are counted: every form has a spread besides.
+    None where the points are too few.
     """
-    n = len(left)
-    if n <= n_coefficients + 1:
+    n, size = len(left), found.form.size
+    if n <= size + 1:
         return None
-    sigma = max(1e-9, float(np.sqrt(np.mean(left**2))))
-    for _ in range(50):  # the width at which the density is highest: n = Σ ψ(r/σ)·r/σ
-        scaled = np.abs(left) / sigma
-        sigma *= math.sqrt(max(1e-18, float(np.mean(np.minimum(scaled, HUBER) * scaled))))
-        sigma = max(sigma, 1e-9)
-    clipped = np.minimum(np.abs(left) / sigma, HUBER)
-    misfit = float(np.sum(clipped * (np.abs(left) / sigma - clipped / 2)))
-    return 2 * n * math.log(sigma) + 2 * misfit + 2 * n_coefficients * n / (n - n_coefficients - 1)
+    width = _CLIP * found.sigma
+    return n * math.log(max(1e-18, float(np.mean(np.clip(left, -width, width) ** 2)))) + 2 * size * n / (n - size - 1)
 
 
 def holdout_error(form: Form, sample: Sample) -> float | None:
     """Return |ln(predicted / observed)| at the largest n of a form fitted without it, the mean over its cells."""
     below, there = sample.without_largest()
-    if not there.observations or not _bears(below, form):
+    if not there.observations or not _bears(below, form, spare=1):
         return None
     missed = residuals(data_of(form, there), estimate(form, below).theta[None])[0]
     cells = there.cells
@@ -114,8 +113,10 @@ def _profiled(found: Estimate, sample: Sample, centre: float, logs: Array) -> Ar
     """Return the least misfit with ln e held at each value, (n_values,)."""
     data = data_of(found.form, sample, delta=found.delta)
     n_power = len(found.form.power)
-    begins = np.concatenate([found.theta[None], starts(found.form, sample)])
-    every = np.repeat(begins, len(logs), axis=0)
-    tilt = every[:, n_power + 1] * centre if every.shape[1] > n_power + 1 else 0.0
-    every[:, n_power] = np.tile(logs, len(begins)) - tilt
-    return np.asarray(minimise(data, every, held=True).objective.reshape(len(begins), -1).min(axis=0))
+    near = np.repeat(found.theta[None], len(logs), axis=0)
+    near[:, n_power] = logs - (found.theta[n_power + 1] * centre if len(found.theta) > n_power + 1 else 0.0)
+    apart = near.copy()
+    apart[:, :n_power] = [projected(data.points, sample.logs, row[n_power:]) for row in near]
+    return np.asarray(
+        minimise(data, np.concatenate([near, apart]), held=True, most_steps=60).objective.reshape(2, -1).min(axis=0)
+    )

@@ -12,6 +12,7 @@ from sqlalchemy import Engine
 
 from orchestrator import ledger
 from orchestrator.cli import services
+from orchestrator.cli.main import run
 from orchestrator.database.schema import open_database
 from orchestrator.report import collect
 from orchestrator.settings import Settings
@@ -123,19 +124,18 @@ def test_a_superseded_fit_stays_and_says_by_which(engine: Engine, place: Setting
     assert "orch.superseded_by" not in runs[newer].data.tags
 
 
-def test_shipping_warns_where_tracking_is_away(
+def test_a_fit_ends_by_shipping_and_warns_where_tracking_is_away(
     engine: Engine, place: Settings, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     enqueue(engine, ks=(4,))
     train(engine, 4)
-    collect(engine, ["laws"], laws=("ln",))
     monkeypatch.setenv("ORCH_HOME", str(place.home))
     monkeypatch.setenv("ORCH_TRACKING_URL", "http://127.0.0.1:1")
-    services.ship(["laws"])
+    assert run(["fit", "laws", "--law", "ln", "--bootstrap", "100"]) == 0, "the fit stands"
     said = capsys.readouterr().err
     assert "Warning: MLflow lacks the newest fits of laws" in said
     assert "orch tracking sync laws" in said
     monkeypatch.delenv("ORCH_TRACKING_URL")
     services.ship(["laws"])
-    assert capsys.readouterr().err == ""
+    assert capsys.readouterr() == ("", "")
     assert set(shown(place)) == {1}
