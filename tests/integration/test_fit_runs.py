@@ -77,16 +77,18 @@ def test_a_fit_is_a_run_with_all_of_it(engine: Engine, place: Settings) -> None:
     assert sync(engine, place, "laws", jobs=False) == len(stored) == 2
     runs = shown(place)
     assert set(runs) == set(stored)
-    for fit_id, run in runs.items():
+    for fit_id, shown_run in runs.items():
         fit = stored[fit_id].fit
-        assert run.info.status == "FINISHED"
+        assert shown_run.info.status == "FINISHED"
         exponent = "b" if fit.law == "ln" else "p"
         value = fit.coefficients[exponent]
-        assert [run.data.metrics[name] for name in (exponent, f"{exponent}.low", f"{exponent}.high")] == list(value)
-        assert run.data.params["jobs"] == "1, 2, 3, 4"
-        assert run.data.params["form"] == fit.form
+        assert [shown_run.data.metrics[name] for name in (exponent, f"{exponent}.low", f"{exponent}.high")] == list(
+            value
+        )
+        assert shown_run.data.params["jobs"] == "1, 2, 3, 4"
+        assert shown_run.data.params["form"] == fit.form
         figures = {f"figures/{name}.{ending}" for name in (fit.law, "residuals") for ending in ("svg", "png")}
-        assert artifacts(place, run) == figures | {"fit/fit.json"}
+        assert artifacts(place, shown_run) == figures | {"fit/fit.json"}
     named = {one.mlflow_run_id for one in ledger.newest(engine, sweep="laws")}
     assert named == {run.info.run_id for run in runs.values()}
     (payload,) = (place.home / "mlartifacts").rglob(f"{runs[1].info.run_id}/**/fit.json")
