@@ -32,12 +32,12 @@ def logarithmic(
     _ticks(axes, direction, round_ticks(*getattr(axes, f"get_{direction}lim")()), write)
 
 
-def at_sizes(axes: "Axes", sizes: Iterable[int], *, label: str = "n_latents n", pad: float = 0.06) -> None:
+def at_sizes(axes: "Axes", sizes: Iterable[int], *, label: str = "n_latents n", most: int = _MOST) -> None:
     """Give the x axis a log scale with a tick at each size, as far as they fit."""
     known = sorted(set(sizes))
-    logarithmic(axes, "x", label, values=known, pad=pad)
+    logarithmic(axes, "x", label, values=known)
     if known:
-        every = -(-len(known) // _MOST)
+        every = -(-len(known) // most)
         _ticks(axes, "x", [float(size) for size in known[::-1][::every]], tick)
 
 

@@ -79,8 +79,8 @@ class Sheet:
         self._hints[own] = hint
         self._jobs.update(jobs)
 
-    def legend(self, entries: Sequence[tuple[str, Pen]], *, panel: int = 0) -> None:
-        """Name the pens."""
+    def legend(self, entries: Sequence[tuple[str, Pen]], *, panel: int | None = 0) -> None:
+        """Name the pens in a panel, or with none beside them all."""
         from matplotlib.lines import Line2D
 
         if entries:
@@ -92,7 +92,10 @@ class Sheet:
                 for _, pen in entries
             ]  # fmt: skip
             names = [name for name, _ in entries]
-            self.panels[panel].legend(handles, names, framealpha=0.0, ncols=1 + (len(entries) > 7))
+            if panel is None:
+                self.figure.legend(handles, names, framealpha=0.0, loc="outside right upper")
+            else:
+                self.panels[panel].legend(handles, names, framealpha=0.0, ncols=1 + (len(entries) > 7))
 
     def done(self, title: str, caption: str) -> Drawing:
         """Return what was drawn."""

@@ -31,7 +31,7 @@ def curves(rows: Rows, fits: Fits) -> Drawing | None:
         for row in members:
             _draw_curve(sheet, row, colours[row.n_latents or 0], panel=panel)
         _curve_axes(sheet, members, panel, name, drawn)
-    sheet.legend([(f"n = {tick(n)}", colours[n]._replace(marker="")) for n in colours], panel=len(groups) - 1)
+    sheet.legend([(f"n = {tick(n)}", colours[n]._replace(marker="")) for n in colours], panel=None)
     return sheet.done(
         "Curves: fvu against training tokens",
         f"Held-out fvu of {named(len(drawn), 'job')} with averaged weights. Ring: within 1% of the limit of the curve.",
@@ -123,7 +123,7 @@ def rates(rows: Rows, fits: Fits) -> Drawing | None:
         losses = [row.fvu for row in drawn if row.fvu is not None and _is_loss(row.fvu)]
         logarithmic(axes, "y", "" if panel % sheet.columns else "fvu (held out)", values=losses, pad=0.2)
         axes.set_title(name, loc="left")
-    sheet.legend([(f"n = {tick(n)}", colours[n]) for n in colours], panel=len(groups) - 1)
+    sheet.legend([(f"n = {tick(n)}", colours[n]) for n in colours], panel=None)
     said = "At each point: tokens to within 1% of the limit; > where training ended before. Hollow: not converged."
     more = " Crosses at the top: diverged." if any(row.outcome == "diverged" for row in drawn) else ""
     return sheet.done("Learning rates: fvu against lr", said + more)

@@ -220,14 +220,14 @@ def residuals(rows: Rows, fits: Fits) -> Drawing | None:
     if not laws:
         return None
     sheet = Sheet("residuals", panels=len(laws), wide=len(laws) > 1)
+    several = len({point.subject for fit in fits for point in fit.residuals}) > 1
+    named_points = [(series_name(p, fit, several=several), fit, p) for fit in fits for p in fit.residuals]
+    colours = pens(name for name, fit, _ in named_points if fit.law in laws)
     for at, law in enumerate(laws):
-        chosen = [fit for fit in fits if fit.law == law and fit.residuals]
-        points = [(fit, point) for fit in chosen for point in fit.residuals]
-        several = len({point.subject for _, point in points}) > 1
-        colours = pens(series_name(point, fit, several=several) for fit, point in points)
-        for fit, point in points:
+        points = [(name, point) for name, fit, point in named_points if fit.law == law]
+        for name, point in points:
             hint = f"{jobs_named(point.jobs)}: {share(math.expm1(point.log_residual), 2)} from the law"
-            pen = colours[series_name(point, fit, several=several)]
+            pen = colours[name]
             place = (point.x, 100 * math.expm1(point.log_residual))
             sheet.point(place, pen, jobs=point.jobs, hint=hint, panel=at, hollow=point.censored or bool(point.flagged))
         axes = sheet.panels[at]
@@ -238,8 +238,8 @@ def residuals(rows: Rows, fits: Fits) -> Drawing | None:
         if law == "lc":
             logarithmic(axes, "x", "compute C (FLOPs)", values=[point.x for _, point in points], write=power_tick)
         else:
-            at_sizes(axes, [int(point.x) for _, point in points])
-        sheet.legend(list(colours.items()) if 1 < len(colours) <= 8 else [], panel=at)
+            at_sizes(axes, [int(point.x) for _, point in points], most=4)
+    sheet.legend(list(colours.items()), panel=None)
     return sheet.done(
         "What the laws leave over",
         "A law that fits scatters about zero, without a trend. Hollow: censored, or left out of the fit.",

@@ -75,6 +75,17 @@ def test_the_count_to_convergence_is_written_at_each_point() -> None:
     assert value_at(root, x, "x") == pytest.approx(0.04, rel=1e-3)
 
 
+def test_a_diverged_job_is_a_cross_at_its_rate() -> None:
+    rows = [planted.job(at, 128, 4, lr=lr) for at, lr in enumerate((0.005, 0.01, 0.02), 1)]
+    rows.append(planted.job(4, 128, 4, lr=0.04, outcome="diverged", fvu=math.nan, curve=()))
+    drawing = draw("lr", rows, [])
+    assert drawing
+    assert "diverged" in drawing.caption
+    root = parsed(svg(drawing, inline=True))
+    (cross,) = groups(root, "diverged-4").values()
+    assert value_at(root, place(cross)[0], "x") == pytest.approx(0.04, rel=1e-3)
+
+
 def test_curves_are_as_long_as_they_were_measured() -> None:
     drawing = draw("curves", ROWS[:2], [])
     assert drawing
