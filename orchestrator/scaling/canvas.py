@@ -5,6 +5,7 @@ Colours are Okabe and Ito's, each with a marker and a line style of its own, so 
 
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
+from itertools import chain, count
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
@@ -71,7 +72,7 @@ class Sheet:
     def mark(self, artist: Any, kind: str, *, jobs: Sequence[int], hint: str) -> None:
         """Give a part of the figure an id, a hint and a link to the row of its first job."""
         first = f"{kind}-{'-'.join(map(str, jobs[:4])) or 'none'}"
-        tries = (first, *(f"{first}-{at}" for at in range(2, 10_000)))
+        tries = chain([first], (f"{first}-{at}" for at in count(2)))
         own = next(name for name in tries if name not in self._hints)
         artist.set_gid(own)
         if jobs:

@@ -86,7 +86,8 @@ def _with_own_ids(text: str, prefix: str) -> str:
 
 
 def _with_hints(text: str, drawing: Drawing) -> str:
-    for own, hint in drawing.hints.items():
-        tag = f'<g id="figure-{drawing.name}-{own}">'
-        text = text.replace(tag, f"{tag}<title>{escape(hint)}</title>", 1)
-    return text
+    def told(found: "re.Match[str]") -> str:
+        hint = drawing.hints.get(found[1])
+        return found[0] if hint is None else f"{found[0]}<title>{escape(hint)}</title>"
+
+    return re.sub(rf'<g id="figure-{re.escape(drawing.name)}-([^"]+)">', told, text)
