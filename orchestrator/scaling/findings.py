@@ -68,7 +68,7 @@ class Score:
     """One form that was tried, and how well it did."""
 
     form: str
-    """pure, +e or +e(k)."""
+    """pure, +e, +e(k), or for L_s(N) +e(s)."""
     n_coefficients: int
     aicc: float | None
     """None where the points are too few for it."""
@@ -120,11 +120,13 @@ class Fit:
     equation: str
     """Such as `fvu = exp(a + b·ln n) + e`."""
     coefficients: dict[str, Interval]
-    """By the names of numerics 7: a, b, e; A, alpha, e; alpha, beta_k, beta_n, gamma, zeta, eta; A, p; A, q."""
+    """By the names of numerics 7: a, b, e; A, alpha, e; alpha, beta_k (for L_s(N) beta_s), beta_n, gamma, zeta,
+    eta; A, p; A, q."""
     scores: tuple[Score, ...]
     """Every form that was tried."""
     irreducible: tuple[float, float] | None
-    """The 90% profile interval of the irreducible term; None where the form has none."""
+    """The 90% profile interval of the irreducible term, at the geometric mean of k where it depends on k; None where
+    the form has none."""
     residuals: tuple[Residual, ...]
     excluded: tuple[Excluded, ...]
     holdout_error: float | None

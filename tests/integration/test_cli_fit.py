@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -168,9 +169,7 @@ def test_too_few_jobs(engine: Engine, capsys: Capture) -> None:
     assert "orch enqueue FILE --name s sae.n_latents=128,256 sae.k=8 optimizer.lr=auto" in said
 
 
-def test_the_command_that_is_named_supplies_what_is_missing(
-    engine: Engine, capsys: Capture, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_command_that_is_named_supplies_what_is_missing(engine: Engine, capsys: Capture, tmp_path: Path) -> None:
     _job(engine, n=64)
     assert _fit("s", "--law", "ln") == 5
     line = next(line for line in capsys.readouterr().err.splitlines() if "orch enqueue FILE" in line)
@@ -179,10 +178,10 @@ def test_the_command_that_is_named_supplies_what_is_missing(
     assert run(words) == 0
     for n in (128, 256):
         lease = claim(engine).lease
-        queue.begin(engine, lease, {"n_latents": n, "lr": 0.01, "d_model": 128}, 0)
+        facts = {"n_latents": n, "lr": 0.01, "d_model": 128, "subject": {"site": "resid_post of h.3"}}
+        queue.begin(engine, lease, facts, 0)
         queue.record(engine, lease, [point(400, _law(n, 8))])
         queue.finish(engine, lease, result())
-    monkeypatch.setattr("orchestrator.results.measurements._hook", lambda _: "resid_post of h.3")
     assert _fit("s", "--law", "ln") == 0
 
 

@@ -1,0 +1,123 @@
+"""The bootstrap: what is drawn anew, how wide it spreads, and the interval of the irreducible term."""
+
+import numpy as np
+import pytest
+
+from orchestrator.scaling.bootstrap import _drawn, _errors, refit
+from orchestrator.scaling.estimate import estimate
+from orchestrator.scaling.findings import Fit
+from orchestrator.scaling.fitting import fit
+from orchestrator.scaling.laws import form_of
+from orchestrator.scaling.samples import Observation, Sample
+from orchestrator.scaling.scoring import allowed, chosen, profile, score
+from tests.measured_rows import N_OF_G1, grid, line, measured
+
+PURE = form_of("ln", "pure")
+
+
+def _sample(*, between: float, within: float, n_cells: int = 40, seeds: int = 3) -> Sample:
+    """Return losses on a power law with errors of cells, and of seeds in them."""
+    random = np.random.default_rng(0)
+    sizes = np.geomspace(64, 2**16, n_cells)
+    off = between * random.normal(size=n_cells)
+    return Sample("", "", tuple(
+        Observation((0,), n, 1.0, 8, "m", float(n**-0.2 * np.exp(u + within * random.normal())), (n, 1.0))
+        for n, u in zip(sizes, off, strict=True) for _ in range(seeds)
+    ))  # fmt: skip
+
+
+@pytest.mark.parametrize(("between", "within"), [(0.02, 0.0), (0.0, 0.02), (0.02, 0.02), (0.01, 0.03)])
+def test_errors_are_drawn_as_large_as_they_were(between: float, within: float) -> None:
+    sample = _sample(between=between, within=within)
+    found = estimate(PURE, sample)
+    drawn = _drawn(found, sample, 4000, np.random.default_rng(1)).reshape(4000, 40, 3)
+    means = drawn.mean(axis=2)
+    assert np.std(means) == pytest.approx(np.hypot(between, within / np.sqrt(3)), rel=0.25)
+    assert np.std(drawn - means[:, :, None]) == pytest.approx(within * np.sqrt(2 / 3), rel=0.25, abs=1e-4)
+
+
+def test_those_of_one_cell_err_together() -> None:
+    sample = _sample(between=0.02, within=0.0)
+    drawn = _drawn(estimate(PURE, sample), sample, 10, np.random.default_rng(1)).reshape(10, 40, 3)
+    np.testing.assert_allclose(drawn[:, :, 0], drawn[:, :, 2], atol=1e-9)
+    assert len(_errors(estimate(PURE, sample), sample).between) == 40
+
+
+def test_few_points_give_wide_intervals() -> None:
+    def width(n_cells: int) -> float:
+        sample = _sample(between=0.01, within=0.0, n_cells=n_cells, seeds=1)
+        refits = refit(estimate(PURE, sample), sample, n_refits=2000, seed=0)
+        assert refits.failed == 0
+        low, high = np.quantile(refits.theta[:, 1], [0.05, 0.95])
+        return float(high - low) / estimate(PURE, sample).sigma
+
+    assert width(3) > 2 * width(6) > 2 * width(24)
+
+
+def test_a_bound_is_not_drawn_anew() -> None:
+    rows = [measured(n, tokens=500 * n**0.6) for n in (64, 128, 256, 512)]
+    bound = measured(1024, outcome="max_tokens", tokens=None, bound=1000.0)
+    with_it, without = fit("tn", [*rows, bound])[0], fit("tn", rows)[0]
+    assert with_it.coefficients["p"].value == pytest.approx(without.coefficients["p"].value, abs=1e-6)
+
+
+def test_the_profile_contains_the_estimate_and_agrees_with_the_bootstrap() -> None:
+    [found] = fit("ln", line(N_OF_G1, noise=0.003, seed=3))
+    e = found.coefficients["e"]
+    assert found.irreducible is not None
+    low, high = found.irreducible
+    assert low < e.value < high
+    assert [low, high] == pytest.approx([e.low, e.high], abs=0.01)
+
+
+def test_a_profile_that_reaches_nothing() -> None:
+    form = form_of("ln", "+e")
+    [sample] = [Sample("", "", tuple(
+        Observation((0,), float(n), 1.0, 8, "m", row.fvu or 0, (float(n), 1.0))
+        for n, row in zip(N_OF_G1, line(N_OF_G1, e=0.0, noise=0.01), strict=True)
+    ))]  # fmt: skip
+    found = profile(estimate(form, sample), sample)
+    assert found is not None
+    assert found[0] == 0.0 < found[1]
+    assert profile(estimate(PURE, sample), sample) is None
+
+
+def test_the_profile_of_a_floor_over_k_says_at_which() -> None:
+    [found] = fit("lnk", grid(0.001, 0), n_bootstrap=100)
+    assert found.irreducible is not None
+    assert found.irreducible[0] < found.irreducible[1]
+    assert list(found.irreducible) == pytest.approx([np.exp(-1.32 - 0.085 * np.log(64))] * 2, rel=0.03)
+    assert any("at k = 64, the geometric mean" in note for note in found.notes)
+
+
+def test_which_forms_are_tried() -> None:
+    def forms(n: int) -> list[str]:
+        return [one.form for one in fit("ln", line([64 * 2**at for at in range(n)]), n_bootstrap=100)[0].scores]
+
+    assert [forms(n) for n in (3, 4, 5, 6)] == [["pure"], ["pure"], ["pure", "+e"], ["pure", "+e"]]
+
+
+def test_the_simplest_form_where_nothing_can_be_judged() -> None:
+    [found] = fit("ln", line((64, 128, 256)), n_bootstrap=100)
+    assert found.scores[0].aicc is None
+    assert found.holdout_error is None
+    assert "With so few points only the form without an irreducible term can be judged." in found.notes
+    assert chosen(list(found.scores)) == 0
+
+
+def test_the_error_at_the_size_held_out() -> None:
+    def held_out(rows: list[float]) -> Fit:
+        sizes = [64 * 2**at for at in range(len(rows))]
+        return fit("ln", [measured(n, fvu=value) for n, value in zip(sizes, rows, strict=True)], n_bootstrap=100)[0]
+
+    exact = [0.5 * 0.9**at for at in range(5)]
+    assert held_out(exact).holdout_error == pytest.approx(0, abs=1e-6)
+    off = [*exact[:-1], exact[-1] * 1.1]
+    pure = next(one for one in held_out(off).scores if one.form == "pure")
+    assert pure.holdout_error == pytest.approx(np.log(1.1), abs=1e-6)
+
+
+def test_a_score_is_of_what_is_known() -> None:
+    sample = _sample(between=0.01, within=0.0, n_cells=8, seeds=1)
+    best = min(allowed("ln", sample), key=lambda form: score(estimate(form, sample), sample).aicc or 0)
+    assert best.name == "pure"
