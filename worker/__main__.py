@@ -38,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if settings.log_format == "json":
             complain = Voice(worker=asked.name or "", form="json")
         if asked.verb == "sync":
-            return _sync(settings, asked.sweep)
+            return _sync(settings, asked.sweep, jobs=not asked.fits)
         return _work_on_all(settings, asked, arguments) if asked.devices is not None else _work(settings, asked)
     except OrchError as error:
         complain(Remark(str(error), level="error"))
@@ -123,7 +123,7 @@ def _doorbell(settings: Settings, ring: Any, name: str, say: Callable[[str], Non
     return listening(settings, ring, name=name, say=say)
 
 
-def _sync(settings: Settings, sweep: str) -> int:
+def _sync(settings: Settings, sweep: str, *, jobs: bool) -> int:
     from mlflow.exceptions import MlflowException
 
     from orchestrator.database.schema import open_database
@@ -131,13 +131,15 @@ def _sync(settings: Settings, sweep: str) -> int:
 
     engine = open_database(settings)
     try:
-        done = sync(engine, settings, sweep)
+        done = sync(engine, settings, sweep, jobs=jobs)
     except (OSError, MlflowException) as error:
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise StorageError(
             f"MLflow at {mask(settings.tracking)} does not answer: {mask(first)[:200]}", hint="Is it up? orch doctor"
         ) from None
-    Voice(form=settings.log_format)(f"MLflow at {mask(settings.tracking)}: {done} jobs of {sweep} are up to date")
+    Voice(form=settings.log_format)(
+        f"MLflow at {mask(settings.tracking)}: {done} {'jobs' if jobs else 'fits'} of {sweep} are up to date"
+    )
     return 0
 
 
@@ -152,7 +154,9 @@ def _parser() -> argparse.ArgumentParser:
     place.add_argument("--devices", help="a worker per entry: 0,1 or all GPUs: all; 0+1: one whose jobs share both")
     parser.add_argument("--label", default="", help=argparse.SUPPRESS)  # given by the fleet to each of its workers
     verbs = parser.add_subparsers(dest="verb")
-    verbs.add_parser("sync", help="rebuild in MLflow what is missing of a sweep").add_argument("sweep")
+    syncing = verbs.add_parser("sync", help="rebuild in MLflow what is missing of a sweep")
+    syncing.add_argument("sweep")
+    syncing.add_argument("--fits", action="store_true", help="its fits alone")
     return parser
 
 

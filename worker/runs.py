@@ -110,6 +110,14 @@ class Runs:
         """Say that a run goes on."""
         self._client.update_run(run, status="RUNNING")
 
+    def tag(self, run: str, name: str, value: str) -> None:
+        """Write a tag; the same one twice is one."""
+        self._client.set_tag(run, name, value)
+
+    def is_finished(self, run: str) -> bool:
+        """Say whether a run has been closed as a good one."""
+        return bool(self._client.get_run(run).info.status == "FINISHED")
+
     def has_file(self, run: str, folder: str) -> bool:
         """Say whether a run has artifacts in a folder."""
         return bool(self._client.list_artifacts(run, folder))

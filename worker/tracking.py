@@ -11,6 +11,7 @@ from orchestrator.database.engine import reading
 from orchestrator.database.models import Job, SweepRow
 from orchestrator.errors import NotFound
 from orchestrator.settings import Settings, mask
+from worker.fit_runs import project_fits
 from worker.projection import Projection
 
 SHIP_SECONDS = 2.0
@@ -87,8 +88,8 @@ class Tracking:
         self._open_until = time.monotonic() + self._break
 
 
-def sync(engine: Engine, settings: Settings, sweep: str) -> int:
-    """Rebuild in MLflow what is missing of a sweep; return its number of jobs.
+def sync(engine: Engine, settings: Settings, sweep: str, *, jobs: bool = True) -> int:
+    """Rebuild in MLflow what is missing of a sweep, its fits too; return its number of jobs, or without them of fits.
 
     Raises:
         NotFound: there is no such sweep.
@@ -98,7 +99,9 @@ def sync(engine: Engine, settings: Settings, sweep: str) -> int:
             known = ", ".join(session.scalars(select(SweepRow.name).order_by(SweepRow.id.desc()).limit(5)))
             raise NotFound(f"there is no sweep {sweep!r}", hint=f"Newest sweeps: {known}" if known else "")
         ids = [*session.scalars(select(Job.id).join(SweepRow).where(SweepRow.name == sweep).order_by(Job.id))]
-    projection = Projection(engine, settings)
-    for job_id in ids:
-        projection.project(job_id)
-    return len(ids)
+    if jobs:
+        projection = Projection(engine, settings)
+        for job_id in ids:
+            projection.project(job_id)
+    fits = project_fits(engine, settings, sweep)
+    return len(ids) if jobs else fits

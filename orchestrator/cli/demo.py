@@ -13,6 +13,7 @@ from orchestrator.cli.crew import Crew
 from orchestrator.cli.figures import plural
 from orchestrator.cli.outcome import result_lines, where_lines
 from orchestrator.cli.python_process import EXAMPLES
+from orchestrator.cli.report_commands import gather, law_lines, report_path, write
 from orchestrator.cli.selection import TERMINAL, database
 from orchestrator.cli.spectator import Spectator, spectator
 from orchestrator.errors import OrchError, StateError, StorageError, TrainingError
@@ -125,7 +126,10 @@ def _conclude(settings: "Settings", engine: "Engine", name: str) -> None:
     for line in result_lines(rows, width=terminal.width()):
         terminal.echo(line)
     terminal.echo()
-    for line in where_lines(settings, engine, name):
+    contents = gather(settings, engine, [name])
+    report = report_path(settings, [name])
+    write(contents, report)
+    for line in (*law_lines(contents), "", *where_lines(settings, engine, name, report=report)):
         terminal.echo(line)
     for row in rows:
         if row.state == "paused":

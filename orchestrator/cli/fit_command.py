@@ -6,6 +6,7 @@ import click
 
 from orchestrator.cli import terminal
 from orchestrator.cli.selection import database, output_option
+from orchestrator.cli.services import ship
 
 if TYPE_CHECKING:
     from orchestrator.scaling.fitting import Attempt
@@ -58,6 +59,8 @@ def fit(
             raise done.refused[0].error
         ids = ledger.store(engine, done.fits) if store else []
     _print(done, ids, output, is_asked=bool(laws))
+    if ids:
+        ship(sweeps)
 
 
 def _print(done: "Attempt", ids: list[int], output: str | None, *, is_asked: bool) -> None:

@@ -10,6 +10,8 @@ from orchestrator.cli.figures import NONE, count, ratio, share
 from orchestrator.cli.tables import Column, table
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from sqlalchemy import Engine
 
     from orchestrator.results import JobRow
@@ -36,7 +38,7 @@ def result_lines(rows: "Sequence[JobRow]", *, width: int | None) -> list[str]:
     return table(rows, columns, width=width)
 
 
-def where_lines(settings: "Settings", engine: "Engine", sweep: str) -> list[str]:
+def where_lines(settings: "Settings", engine: "Engine", sweep: str, *, report: "Path") -> list[str]:
     """Return where everything lies and the command that shows it."""
     from orchestrator import results
     from orchestrator.settings import mask
@@ -46,6 +48,7 @@ def where_lines(settings: "Settings", engine: "Engine", sweep: str) -> list[str]
     server = settings.tracking if settings.tracking.startswith(("http://", "https://")) else UI
     page = f"{mask(server).rstrip('/')}/#/experiments/{experiment}" if experiment else "orch tracking sync fills it"
     facts = (
+        ("report", str(report), "figures, fits, jobs: open it in a browser"),
         ("database", mask(settings.database).removeprefix("sqlite:///"), "orch status, orch show JOB --curve"),
         ("SAEs", str(settings.artifacts_folder), "orch show JOB names its files"),
         ("MLflow", page, "orch ui opens it" if server == UI else ""),

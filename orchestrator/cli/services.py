@@ -8,6 +8,7 @@ import time
 import urllib.error
 import urllib.request
 import webbrowser
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import click
@@ -24,6 +25,7 @@ HOST = "127.0.0.1"
 STORES = ("sqlite:", "postgresql:", "postgresql+", "mysql:", "mysql+", "mssql:", "mssql+")
 START_SECONDS = 90.0
 STOP_SECONDS = 10.0
+SHIP_SECONDS = 120.0
 
 
 @click.group()
@@ -47,6 +49,21 @@ def sync(ctx: click.Context, *, sweep: str | None) -> None:
         code = subprocess.run(python_command("worker", "sync", name), env=python_environment(), check=False).returncode
         if code:
             ctx.exit(code)
+
+
+def ship(sweeps: Sequence[str]) -> None:
+    """Show the fits of sweeps in MLflow; where it is out of reach, warn and go on."""
+    for sweep in dict.fromkeys(sweeps):
+        command = python_command("worker", "sync", sweep, "--fits")
+        try:
+            done = subprocess.run(
+                command, env=python_environment(), check=False, capture_output=True, text=True, timeout=SHIP_SECONDS
+            )
+            why = (done.stderr.strip().splitlines() or [""])[0].removeprefix("error: ") if done.returncode else ""
+        except subprocess.TimeoutExpired:
+            why = f"it took more than {SHIP_SECONDS:g} s"
+        if why:
+            terminal.warn(f"MLflow lacks the newest fits of {sweep}: {why}", f"Later: orch tracking sync {sweep}")
 
 
 @click.command()

@@ -24,6 +24,7 @@ SIZES = (64, 128, 256, 512, 1024, 2048)
 @pytest.fixture
 def engine(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Iterator[Engine]:
     let_commands_reach(settings, monkeypatch)
+    monkeypatch.setattr("orchestrator.cli.fit_command.ship", lambda _: None)  # seconds each; it has its own tests
     engine = open_database(settings)
     yield engine
     engine.dispose()

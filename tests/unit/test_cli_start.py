@@ -35,7 +35,7 @@ def _modules(folder: Path, *arguments: str) -> set[str]:
     [
         ["--help"], ["--version"], ["enqueue", "--help"], ["demo", "-h"], ["db", "-h"], ["db", "backup", "-h"],
         ["worker", "-h"], ["worker", "drain", "-h"], ["queue", "stats", "-h"], ["top", "-h"], ["metrics", "-h"],
-        ["fit", "-h"], ["forecast", "-h"], ["plan", "-h"],
+        ["fit", "-h"], ["plot", "-h"], ["report", "-h"], ["forecast", "-h"], ["plan", "-h"],
     ],
 )  # fmt: skip
 def test_help_loads_nothing_but_click(tmp_path: Path, arguments: list[str]) -> None:

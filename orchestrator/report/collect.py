@@ -1,0 +1,155 @@
+"""From the database to what a report shows; laws that were never fitted, or not since jobs ended, are fitted now."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from importlib import metadata
+from typing import Any, get_args
+
+from sqlalchemy import Engine, func, select
+
+from orchestrator import ledger, results
+from orchestrator.database import models as m
+from orchestrator.database.engine import db_now, reading
+from orchestrator.errors import FitError, NotFound
+from orchestrator.report.contents import Contents, Missing, Origin, SweepText
+from orchestrator.results.measurements import measured
+from orchestrator.scaling.eligibility import GROUNDS, Choices
+from orchestrator.scaling.findings import Fit, LawName, Measured, StoredFit
+from orchestrator.scaling.fitting import fit
+from orchestrator.settings import mask
+
+LAWS: tuple[LawName, ...] = get_args(LawName)
+
+
+def collect(engine: Engine, sweeps: Sequence[str], *, database: str = "", laws: Sequence[LawName] = LAWS) -> Contents:
+    """Return what there is to say of some sweeps, and store the fits that it took.
+
+    `database`: its address, with no password in it.
+
+    Raises:
+        NotFound: there is no such sweep.
+        StorageError: the database did not answer.
+    """
+    texts, at = _sweeps(engine, sweeps)
+    rows = measured(engine, list(sweeps))
+    missing = renew(engine, sweeps, rows, laws=laws)
+    fits, last = fits_of(engine, sweeps), _last_end(engine, sweeps)
+    return Contents(
+        sweeps=texts, rows=tuple(map(_without_passwords, rows)), origins=_origins(engine, rows),
+        fits=tuple(map(_masked, fits)), missing=missing, database=database,
+        at=at, version=metadata.version("orch"),
+        stale=frozenset(stored.id for stored in fits if stored.created_at < last),
+    )  # fmt: skip
+
+
+def _without_passwords(row: Measured) -> Measured:
+    return replace(row, subject=mask(row.subject), data=mask(row.data), reason=row.reason and mask(row.reason))
+
+
+def _masked(stored: StoredFit) -> StoredFit:
+    fit = stored.fit
+    points = tuple(replace(point, subject=mask(point.subject)) for point in fit.residuals)
+    return replace(stored, fit=replace(fit, subject=mask(fit.subject), residuals=points))
+
+
+def renew(
+    engine: Engine, sweeps: Sequence[str], rows: Sequence[Measured], *, laws: Sequence[LawName] = LAWS
+) -> dict[LawName, Missing]:
+    """Fit and store each law that has no fit since the last job ended; return why some laws cannot be fitted."""
+    last = _last_end(engine, sweeps)
+    fresh = {stored.fit.law for stored in fits_of(engine, sweeps) if stored.created_at >= last}
+    missing: dict[LawName, Missing] = {}
+    for law in laws:
+        if law not in fresh:
+            found, why = fit_everywhere(law, rows)
+            if found:
+                ledger.store(engine, [replace(one, sweeps=tuple(sorted(sweeps))) for one in found])
+            elif why is not None:
+                missing[law] = why
+    return missing
+
+
+def fit_everywhere(law: LawName, rows: Sequence[Measured]) -> tuple[list[Fit], Missing | None]:
+    """Fit a law to each subject, hook point, text and activation there is; return the fits, and why one is lacking."""
+    found: list[Fit] = []
+    reasons: list[Missing] = []
+    for choices in _choices(law, rows):
+        try:
+            found += fit(law, rows, choices=choices)
+        except FitError as error:
+            reasons.append(Missing(mask(error.message), "\n".join(map(mask, error.hint.splitlines()))))
+    return found, next(iter(reasons), None)
+
+
+def _choices(law: LawName, rows: Sequence[Measured]) -> list[Choices]:
+    """Return a choice per mixture of grounds that jobs differ in; L_s(N) compares subjects, so these stay together."""
+    grounds = [name for name in GROUNDS if law != "ls" or name not in ("subject", "hook")]
+    varied = [name for name in grounds if len({getattr(row, name) for row in rows}) > 1]
+    mixtures = dict.fromkeys(tuple(getattr(row, name) for name in varied) for row in rows)
+    return [Choices(**dict(zip(varied, mixture, strict=True))) for mixture in mixtures]
+
+
+def fits_of(engine: Engine, sweeps: Sequence[str]) -> list[StoredFit]:
+    """Return the newest fits of exactly these sweeps, in the order of the laws."""
+    found = [one for one in ledger.newest(engine, sweep=sweeps[0]) if set(one.fit.sweeps) == set(sweeps)]
+    return sorted(found, key=lambda one: (LAWS.index(one.fit.law), one.fit.subject, _numbers(one.fit.group)))
+
+
+def _numbers(group: str) -> list[tuple[int, str]]:
+    return [
+        (int(value) if value.isdigit() else 0, part) for part in group.split(", ") for value in [part.partition("=")[2]]
+    ]
+
+
+def _sweeps(engine: Engine, names: Sequence[str]) -> tuple[tuple[SweepText, ...], float]:
+    columns = (m.SweepRow.name, m.SweepRow.labels, m.SweepRow.text, m.SweepRow.created_at)
+    with reading(engine) as session:
+        known = {
+            row.name: SweepText(*row) for row in session.execute(select(*columns).where(m.SweepRow.name.in_(names)))
+        }
+        now = session.execute(select(db_now())).scalar_one()
+    for name in names:
+        if name not in known:
+            everything = ", ".join(sweep.name for sweep in results.sweeps(engine)[-5:])
+            raise NotFound(f"there is no sweep {name!r}", hint=f"Newest sweeps: {everything or 'none yet'}")
+    return tuple(known[name] for name in names), float(now)
+
+
+def _sweep(row: Any) -> SweepText:
+    return SweepText(row.name, row.labels, "\n".join(map(mask, row.text.splitlines())), row.created_at)
+
+
+def _last_end(engine: Engine, sweeps: Sequence[str]) -> float:
+    """Return when the last job of some sweeps ended; 0 where none has."""
+    ends = select(func.max(m.Job.finished_at)).join(m.SweepRow, m.SweepRow.id == m.Job.sweep_id)
+    with reading(engine) as session:
+        return session.scalar(ends.where(m.SweepRow.name.in_(sweeps))) or 0.0
+
+
+def _origins(engine: Engine, rows: Sequence[Measured]) -> dict[int, Origin]:
+    sweeps = select(m.SweepRow.id).where(m.SweepRow.name.in_({row.sweep for row in rows}))
+    jobs = select(m.Job.id, m.Job.config, m.Job.mlflow_run_id, m.Job.attempt).where(m.Job.sweep_id.in_(sweeps))
+    told = (
+        select(m.Attempt.job_id, m.Attempt.facts)
+        .join(m.Job, m.Job.id == m.Attempt.job_id)
+        .where(m.Job.sweep_id.in_(sweeps), m.Attempt.facts.is_not(None))
+        .order_by(m.Attempt.attempt)
+    )
+    with reading(engine) as session:
+        facts: dict[int, dict[str, Any]] = {row.job_id: row.facts or {} for row in session.execute(told)}
+        stored = {row.id: row for row in session.execute(jobs)}
+    return {row.job_id: _origin(stored[row.job_id], facts.get(row.job_id, {}), row) for row in rows}
+
+
+def _origin(stored: Any, facts: dict[str, Any], row: Measured) -> Origin:
+    last = row.curve[-1] if row.curve else None
+    return Origin(
+        config=json.loads(stored.config),
+        mlflow_run_id=stored.mlflow_run_id,
+        attempts=stored.attempt,
+        commit=facts.get("git_commit"),
+        versions=facts.get("versions") or {},
+        subject_sha=(facts.get("subject") or {}).get("sha256"),
+        flops=None if last is None else (last.flops_dense, last.flops_executed),
+    )

@@ -1,0 +1,87 @@
+"""One HTML page that needs nothing else: no network, no font, no file beside it; a script only sorts the jobs."""
+
+import base64
+import hashlib
+from collections.abc import Sequence
+from importlib import resources
+
+from orchestrator.report.contents import Contents
+from orchestrator.report.fit_sections import fit_sections
+from orchestrator.report.job_grid import job_grid
+from orchestrator.report.markup import Html, element
+from orchestrator.report.provenance import moment, provenance
+from orchestrator.report.sentences import findings
+from orchestrator.scaling.canvas import Drawing
+from orchestrator.scaling.vectors import JOINS, css, svg
+
+_SORT = """for (const head of document.querySelectorAll("table.jobs th")) head.onclick = () => {
+  const body = head.closest("table").tBodies[0];
+  const sign = head.dataset.sign = -(head.dataset.sign || -1);
+  const read = row => row.cells[head.cellIndex].querySelector("data")?.value ?? row.cells[head.cellIndex].textContent;
+  const order = (a, b) => a - b || (isNaN(a) || isNaN(b) ? isNaN(a) - isNaN(b) || a.localeCompare(b) : 0);
+  body.append(...[...body.rows].sort((a, b) => sign * order(read(a), read(b))));
+};"""
+
+
+_JOBS = "Every point of a figure and every number of a fit leads to one of these rows. Exact values: point at a number."
+
+
+def render(contents: Contents, drawings: Sequence[Drawing]) -> str:
+    """Return the page as text."""
+    title = f"{contents.title}: what it came to"
+    body = element(
+        "main",
+        _header(contents),
+        element("h2", "Findings"),
+        element("ul", *(element("li", said) for said in findings(contents)), class_="findings"),
+        element("p", "In brackets: 90% intervals of the bootstrap.", class_="small") if contents.fits else Html(""),
+        *_part("Figures", _figures(drawings)),
+        *_part("Fits", fit_sections(contents)),
+        *_part("Jobs", [element("p", _JOBS, class_="small"), job_grid(contents)]),
+        *_part("Where it comes from", provenance(contents)),
+    )  # fmt: skip
+    return f"<!doctype html>\n{element('html', _head(title), element('body', body, _script()), lang='en')}\n"
+
+
+def _head(title: str) -> Html:
+    digest = base64.b64encode(hashlib.sha256(_SORT.encode()).digest()).decode()
+    policy = f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'; img-src data:"
+    return element(
+        "head",
+        Html('<meta charset="utf-8">'),
+        Html(f'<meta http-equiv="Content-Security-Policy" content="{policy}">'),
+        Html('<meta name="viewport" content="width=device-width, initial-scale=1">'),
+        Html('<meta name="color-scheme" content="light dark">'),
+        element("title", title),
+        element("style", Html(_style())),
+    )
+
+
+def _style() -> str:
+    own = resources.files("orchestrator.report").joinpath("page.css").read_text(encoding="utf-8")
+    dark = f"@media screen and (prefers-color-scheme: dark) {{ :root {{ {css(dark=True)} }} }}"
+    return f":root {{ {css()} }}\n{dark}\n{JOINS}\n{own}"
+
+
+def _header(contents: Contents) -> Html:
+    subjects = ", ".join(contents.subjects)
+    said = f"{subjects or 'no subject yet'} · {moment(contents.at)} · orch {contents.version}"
+    return element("header", element("h1", contents.title), element("p", said, class_="small"))
+
+
+def _part(title: str, blocks: Sequence[Html]) -> list[Html]:
+    return [element("h2", title), *blocks] if blocks else []
+
+
+def _figures(drawings: Sequence[Drawing]) -> list[Html]:
+    return [element("div", *(_figure(drawing) for drawing in drawings), class_="figures")] if drawings else []
+
+
+def _figure(drawing: Drawing) -> Html:
+    caption = element("figcaption", element("strong", f"{drawing.title}. "), drawing.caption)
+    wide = "wide" if drawing.figure.get_figwidth() > 8 else None
+    return element("figure", Html(svg(drawing, inline=True)), caption, id=f"figure-{drawing.name}", class_=wide)
+
+
+def _script() -> Html:
+    return element("script", Html(_SORT))

@@ -1,0 +1,112 @@
+"""Where all of it comes from: configs, versions, commits, subjects, the sweep's file, the database and its time."""
+
+import json
+from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+from orchestrator.report.contents import Contents, SweepText
+from orchestrator.report.markup import Head, Html, element, grid, job_links
+from orchestrator.scaling.numerals import named
+from orchestrator.settings import mask
+
+_SHOWN_ALREADY = {"sae.n_latents", "sae.k", "optimizer.lr", "training.seed"}
+"""What the table of jobs has a column for."""
+
+
+def provenance(contents: Contents) -> list[Html]:
+    """Return the blocks of the last part of the page."""
+    return [
+        _facts(contents),
+        element("h3", "The config all jobs share"),
+        _shared(contents),
+        *_differing(contents),
+        *(_sweep_file(sweep) for sweep in contents.sweeps),
+    ]
+
+
+def _facts(contents: Contents) -> Html:
+    rows: list[tuple[str, Html | str]] = [
+        ("orch", f"{contents.version}; the page is of {moment(contents.at)}, by the database's clock"),
+        ("database", contents.database),
+    ]
+    rows += [(f"sweep {sweep.name}", _sweep_line(sweep)) for sweep in contents.sweeps]
+    groups = {
+        "trained by commit": _by(contents, lambda origin: origin.commit),
+        "versions": _by(contents, lambda origin: ", ".join(f"{n} {v}" for n, v in origin.versions.items()) or None),
+        "subject's weights (sha256)": _by(contents, lambda origin: origin.subject_sha),
+    }
+    rows += [(name, _with_jobs(found)) for name, found in groups.items() if found]
+    devices: dict[str, list[int]] = {}
+    for row in contents.rows:
+        if row.device:
+            threads = f", {named(row.threads, 'thread')}" if row.threads else ""
+            devices.setdefault(f"{row.device}{threads}", []).append(row.job_id)
+    rows += [("devices", _with_jobs(devices))] if devices else []
+    return grid([Head("what", right=False), Head("which", right=False)], [(None, row) for row in rows], class_="facts")
+
+
+def _by(contents: Contents, what: Any) -> dict[str, list[int]]:
+    found: dict[str, list[int]] = {}
+    for job, origin in contents.origins.items():
+        value = what(origin)
+        if value:
+            found.setdefault(value, []).append(job)
+    return found
+
+
+def _with_jobs(found: Mapping[str, list[int]]) -> Html:
+    """Return each value, with its jobs where the jobs differ."""
+    if len(found) == 1:
+        return element("span", *found)
+    return element("ul", *(element("li", value, " (jobs ", job_links(jobs), ")") for value, jobs in found.items()))
+
+
+def _sweep_line(sweep: SweepText) -> str:
+    labels = ", ".join(f"{name}: {value}" for name, value in sweep.labels.items())
+    return f"enqueued {moment(sweep.created_at)}" + (f"; labels {labels}" if labels else "")
+
+
+def _shared(contents: Contents) -> Html:
+    configs = [flat(origin.config) for origin in contents.origins.values()]
+    shared = {name: value for name, value in (configs[0] if configs else {}).items() if _same(name, value, configs)}
+    text = "\n".join(f"{name}: {value}" for name, value in shared.items())
+    return element("pre", text or "nothing", class_="columns")
+
+
+def _same(name: str, value: str, configs: Iterable[Mapping[str, str]]) -> bool:
+    return all(config.get(name) == value for config in configs)
+
+
+def _differing(contents: Contents) -> list[Html]:
+    """Return the table of what else differs between jobs than the table of jobs shows; nothing where nothing does."""
+    configs = {job: flat(origin.config) for job, origin in contents.origins.items()}
+    names = list(dict.fromkeys(name for config in configs.values() for name in config))
+    odd = [name for name in names if len({config.get(name) for config in configs.values()}) > 1]
+    odd = [name for name in odd if name not in _SHOWN_ALREADY]
+    if not odd:
+        return []
+    heads = [Head("job"), *(Head(name, right=False) for name in odd)]
+    rows = [(None, [job_links([job]), *(config.get(name, "–") for name in odd)]) for job, config in configs.items()]
+    return [element("h3", "What else differs between them"), grid(heads, rows)]
+
+
+def _sweep_file(sweep: SweepText) -> Html:
+    title = element("summary", f"The file of sweep {sweep.name}")
+    return element("details", title, element("pre", sweep.text or "It was enqueued without a file."), open="")
+
+
+def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """Return nested values as texts under dotted names, passwords hidden."""
+    found: dict[str, str] = {}
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            found |= flat(value, f"{prefix}{name}.")
+        else:
+            found[f"{prefix}{name}"] = mask(value if isinstance(value, str) else json.dumps(value))
+    return found
+
+
+def moment(seconds: float) -> str:
+    """Write epoch seconds as a date and a time, in UTC."""
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")

@@ -1,0 +1,181 @@
+"""`orch plot` and `orch report` on a real database; the trainer is played."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from sqlalchemy import Engine
+
+from orchestrator import ledger, queue, results
+from orchestrator.cli.main import run
+from orchestrator.cli.report_commands import file_name
+from orchestrator.config import Sweep, parse
+from orchestrator.database.schema import open_database
+from orchestrator.report import collect
+from orchestrator.settings import Settings
+from tests import planted_laws as planted
+from tests.queue_words import claim, result
+from tests.roster_words import items, let_commands_reach
+
+Capture = pytest.CaptureFixture[str]
+SIZES, KS = (64, 128, 256, 512), (4, 8)
+
+
+@pytest.fixture
+def engine(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Iterator[Engine]:
+    let_commands_reach(settings, monkeypatch)
+    engine = open_database(settings)
+    yield engine
+    engine.dispose()
+
+
+def enqueue(
+    engine: Engine, name: str = "laws", *, subject: str = "shipped:stdlib-gpt2", ks: tuple[int, ...] = KS
+) -> None:
+    """Queue a grid of n and k."""
+    configs = [
+        parse({"subject": {"model": subject}, "sae": {"n_latents": n, "k": k}, "optimizer": {"lr": 0.01}})
+        for k in ks
+        for n in SIZES
+    ]
+    queue.enqueue(engine, Sweep(name, tuple(configs), labels={"who": "<script>alert(1)</script>"}, text="name: laws"))
+
+
+def train(engine: Engine, number: int, *, with_curve: bool = True) -> None:
+    """Play the trainer of so many jobs: each follows the planted law."""
+    for _ in range(number):
+        claimed = claim(engine)
+        n, k = claimed.config.sae.n_latents or 0, claimed.config.sae.k
+        row = planted.job(claimed.lease.job_id, n, k)
+        facts = {
+            "n_latents": n, "d_model": planted.D_MODEL, "lr": 0.01, "git_commit": "a" * 40,
+            "versions": {"torch": "2.13"}, "subject": {"parameters_run": 793_088, "sha256": "b" * 64},
+        }  # fmt: skip
+        queue.begin(engine, claimed.lease, facts, 0)
+        if with_curve:
+            queue.record(engine, claimed.lease, list(row.curve))
+        tokens = row.curve[-1].tokens_seen
+        queue.finish(engine, claimed.lease, result(tokens_seen=tokens))
+
+
+def test_the_page_of_a_sweep(engine: Engine, settings: Settings, capsys: Capture) -> None:
+    enqueue(engine)
+    train(engine, 8)
+    assert run(["report", "laws"]) == 0
+    place = Path(capsys.readouterr().out.strip())
+    assert place == settings.home / "reports" / "laws.html"
+    text = place.read_text()
+    assert "<script>alert" not in text
+    for said in ("L(N) at k = 4", "L(N) at k = 8", "L(N,K)", "T(N) at k = 8", 'id="job-8"', "a" * 40, "name: laws"):
+        assert said in text
+    before = ledger.history(engine, sweep="laws")
+    assert {one.fit.law for one in before} >= {"ln", "lc", "lnk", "tn"}
+    assert run(["report", "laws", "-o", "-"]) == 0
+    assert capsys.readouterr().out.startswith("<!doctype html>")
+    assert ledger.history(engine, sweep="laws") == before, "nothing has ended since: the stored fits are used"
+
+
+def test_fits_are_renewed_when_more_jobs_have_ended(engine: Engine, tmp_path: Path) -> None:
+    enqueue(engine)
+    train(engine, 4)
+    first = collect(engine, ["laws"])
+    assert [fit.jobs for fit in first.laws if fit.law == "ln"] == [(1, 2, 3, 4)]
+    assert "lnk" in first.missing
+    train(engine, 4)
+    second = collect(engine, ["laws"])
+    assert [fit.jobs for fit in second.laws if fit.law == "ln"] == [(1, 2, 3, 4), (5, 6, 7, 8)]
+    assert "lnk" not in second.missing
+    old = next(one for one in ledger.history(engine, sweep="laws") if one.id == first.fits[0].id)
+    assert old.superseded_by is not None, "superseded, not overwritten"
+    last = results.curve(engine, 1)[-1]
+    assert second.origins[1].flops == (last.flops_dense, last.flops_executed)
+
+
+def test_figures_as_files(engine: Engine, tmp_path: Path, capsys: Capture) -> None:
+    enqueue(engine)
+    train(engine, 8)
+    assert run(["plot", "laws", "--folder", str(tmp_path / "new"), "-o", "json"]) == 0
+    rows = items(capsys)
+    assert {row["figure"] for row in rows} >= {"ln", "lc", "lnk", "tn", "lr", "curves", "dead", "residuals"}
+    assert rows[0]["jobs"] == list(range(1, 9))
+    assert all(Path(row["file"]).read_text().startswith("<?xml") for row in rows)
+    assert run(["plot", "laws", "--figure", "ln", "--format", "png", "--folder", str(tmp_path)]) == 0
+    (file,) = capsys.readouterr().out.split()
+    assert Path(file) == tmp_path / "laws-ln.png"
+    assert Path(file).read_bytes().startswith(b"\x89PNG")
+
+
+def test_two_sweeps_are_one_picture(engine: Engine, capsys: Capture, tmp_path: Path) -> None:
+    enqueue(engine, "one", ks=(4,))
+    enqueue(engine, "two", ks=(8,))
+    train(engine, 8)
+    assert run(["plot", "one", "two", "--figure", "ln", "--folder", str(tmp_path), "-o", "json"]) == 0
+    (row,) = items(capsys)
+    assert row["jobs"] == list(range(1, 9))
+    assert {one.fit.sweeps for one in ledger.newest(engine, sweep="one")} == {("one", "two")}
+
+
+def test_mixed_subjects_have_a_law_each(engine: Engine, capsys: Capture) -> None:
+    enqueue(engine, ks=(4,))
+    enqueue(engine, subject="other", ks=(4,))
+    train(engine, 8)
+    found = collect(engine, ["laws"])
+    assert [(fit.subject, len(fit.jobs)) for fit in found.laws if fit.law == "ln"] == [
+        ("other", 4),
+        ("shipped:stdlib-gpt2", 4),
+    ]
+    assert run(["report", "laws"]) == 0
+    text = Path(capsys.readouterr().out.strip()).read_text()
+    assert "The jobs are of 2 subjects" in text
+    assert "L(N) at k = 4 of other" in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "says"),
+    [
+        (["report", "nothing"], 3, "there is no sweep 'nothing'"),
+        (["plot", "nothing"], 3, "Newest sweeps: laws"),
+        (["plot", "laws", "--figure", "lcc"], 2, "Did you mean 'lc'?"),
+        (["plot", "laws"], 5, "there is nothing to draw of laws: none of its jobs has a curve yet"),
+        (["plot", "laws", "--figure", "ln"], 5, "there is nothing to draw of laws: L(N)"),
+        (["report"], 2, "Missing argument"),
+        (["plot", "laws", "--format", "gif"], 2, "'svg', 'png'"),
+    ],
+)
+def test_clear_errors(engine: Engine, capsys: Capture, arguments: list[str], code: int, says: str) -> None:
+    enqueue(engine)
+    assert run(arguments) == code
+    assert says in capsys.readouterr().err
+
+
+def test_a_page_before_anything_has_ended(engine: Engine, capsys: Capture) -> None:
+    enqueue(engine)
+    assert run(["report", "laws"]) == 0
+    text = Path(capsys.readouterr().out.strip()).read_text()
+    assert "8 jobs: 8 queued. No job has ended yet" in text
+    assert "<svg" not in text
+
+
+def test_a_page_of_jobs_without_curves(engine: Engine, capsys: Capture) -> None:
+    enqueue(engine)
+    train(engine, 8, with_curve=False)
+    assert run(["report", "laws"]) == 0
+    text = Path(capsys.readouterr().out.strip()).read_text()
+    assert "No curve is stored of 8 jobs: " in text
+
+
+def test_passwords_do_not_reach_the_page(engine: Engine, capsys: Capture) -> None:
+    enqueue(engine, subject="https://me:hunter2@host/model", ks=(4,))
+    train(engine, 4)
+    assert run(["report", "laws", "-o", "-"]) == 0
+    text = capsys.readouterr().out
+    assert "hunter2" not in text
+    assert "https://me:***@host/model" in text
+
+
+@pytest.mark.parametrize(
+    ("names", "file"),
+    [(["a"], "a"), (["a", "b", "a"], "a+b"), (["widths / k"], "widths-k"), (["../../etc"], "etc"), (["…"], "sweep")],
+)
+def test_names_of_files(names: list[str], file: str) -> None:
+    assert file_name(names) == file
