@@ -27,9 +27,9 @@ class Synthesis:
 
     def __init__(self, model: str, device: torch.device | str = "cpu") -> None:
         """Take the word that names the distribution."""
-        self._model, self._device = model, torch.device(device)
+        self._model, self._device = synthetic.canonical(model), torch.device(device)
         self._recipe = synthetic.parse(model)
-        self._directions = _directions(self._recipe) if isinstance(self._recipe, Planted) else None
+        self._directions = planted_directions(self._recipe) if isinstance(self._recipe, Planted) else None
         self._block = lru_cache(maxsize=2)(self._draw)  # a batch may lie across the border of two
 
     def key(self, config: JobConfig) -> Hashable:
@@ -93,7 +93,8 @@ class Synthesis:
         return _planted(self._recipe, self._directions, random)
 
 
-def _directions(recipe: Planted) -> _Rows:
+def planted_directions(recipe: Planted) -> _Rows:
+    """Return the directions of a planted dictionary, of unit norm: (latents, d_model)."""
     shape = recipe.latents, recipe.d_model
     drawn = _generator(recipe.seed, _DIRECTIONS).standard_normal(shape, dtype=np.float32)
     drawn /= np.linalg.norm(drawn, axis=1, keepdims=True)
