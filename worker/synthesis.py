@@ -46,8 +46,15 @@ class Synthesis:
         return self._model
 
     def heldout(self, config: JobConfig) -> Tensor:
-        """Return the fixed set every metric is measured on; the same for every data.seed."""
-        return self._made(_HELDOUT, 0, (0, config.training.heldout_tokens), config)
+        """Return the fixed set every metric is measured on; the same for every data.seed.
+
+        Raises:
+            ConfigError: of one vector alone fvu is not defined.
+        """
+        n = config.training.heldout_tokens
+        if n < 2:
+            raise ConfigError(f"training.heldout_tokens = {n}: fvu needs two vectors", hint="Raise it.")
+        return self._made(_HELDOUT, 0, (0, n), config)
 
     def sample(self, config: JobConfig, n: int) -> Tensor:
         """Return the first n vectors of training."""
@@ -115,7 +122,8 @@ def drawn_directions(recipe: Planted, random: np.random.Generator, n: int) -> ND
     frequency = np.arange(1, recipe.latents + 1, dtype=np.float64) ** -recipe.exponent
     below = np.cumsum(frequency)
     drawn = random.random((n, recipe.k)) * below[-1]
-    return np.searchsorted(below, drawn, side="right").astype(np.int64, copy=False)
+    which: NDArray[np.int64] = np.searchsorted(below, drawn, side="right")
+    return which
 
 
 def _generator(*seeds: int) -> np.random.Generator:

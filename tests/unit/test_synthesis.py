@@ -84,6 +84,8 @@ def test_what_does_not_fit_together_is_refused() -> None:
         source.key(config(PLANTED))
     with pytest.raises(ConfigError, match=r"data\.seed is 0 for one job and 1"):
         next(source.stream([config(GAUSSIAN), config(GAUSSIAN, seed=1)], start_tokens=0))
+    with pytest.raises(ConfigError, match=r"training\.heldout_tokens = 1: fvu needs two vectors"):
+        source.heldout(config(GAUSSIAN, heldout_tokens=1))
 
 
 def test_places_differ_by_normalisation_alone() -> None:
