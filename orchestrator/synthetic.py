@@ -141,8 +141,8 @@ def fingerprint(found: Synthetic) -> str:
 
 def _check_unused(part: BaseModel, name: str, model: str, *, heeded: str) -> None:
     if is_synthetic(model) and (given := part.model_dump(exclude={heeded}, exclude_defaults=True)):
-        key = min(given)
-        raise ValueError(f"{name}.{key} means nothing to {model}: it is neither a model nor a text. Leave {key} out")
+        key, why = min(given), "which reads no text" if name == "data" else "which is no language model"
+        raise ValueError(f"{name}.{key} means nothing to {model}, {why}: leave {key} out")
 
 
 def _number(key: str, text: str, *, whole: bool) -> float:
@@ -153,7 +153,7 @@ def _number(key: str, text: str, *, whole: bool) -> float:
         value = math.nan
     if not low <= value <= high:
         raise ValueError(f"{key} = {text!r}: must be a {'whole ' * whole}number from {low:,} to {high:,}")
-    return value
+    return abs(value)  # −0.0 is spelled 0.0
 
 
 def _meant(name: str, known: Collection[str]) -> str:
