@@ -13,7 +13,7 @@ from torch import Tensor
 from orchestrator import synthetic
 from orchestrator.config import JobConfig
 from orchestrator.errors import ConfigError
-from orchestrator.synthetic import Gaussian, Planted
+from orchestrator.synthetic import Planted
 from worker.activations import agreed, normalized
 
 BLOCK = 4096
@@ -29,7 +29,7 @@ class Synthesis:
         """Take the word that names the distribution."""
         self._model, self._device = synthetic.canonical(model), torch.device(device)
         self._recipe = synthetic.parse(model)
-        self._directions = planted_directions(self._recipe) if isinstance(self._recipe, Planted) else None
+        self._dictionary = Dictionary(self._recipe) if isinstance(self._recipe, Planted) else None
         self._block = lru_cache(maxsize=2)(self._draw)  # a batch may lie across the border of two
 
     def key(self, config: JobConfig) -> Hashable:
@@ -79,7 +79,7 @@ class Synthesis:
 
     def facts(self, config: JobConfig) -> dict[str, Any]:
         """Return what a job's record says of what it read."""
-        of = {"class": type(self._recipe).__name__, "sha256": synthetic.fingerprint(self._recipe)}
+        of = {"class": type(self._recipe).__name__, "site": "drawn", "sha256": synthetic.fingerprint(self._recipe)}
         return {"subject": of, "flops_subject_per_token": 0.0}
 
     def _made(self, stage: int, seed: int, span: tuple[int, int], config: JobConfig) -> Tensor:
@@ -94,36 +94,37 @@ class Synthesis:
 
     def _draw(self, stage: int, seed: int, number: int) -> _Rows:
         random = _generator(self._recipe.seed, stage, seed, number)
-        if isinstance(self._recipe, Gaussian):
-            return random.standard_normal((BLOCK, self._recipe.d_model), dtype=np.float32)
-        assert self._directions is not None
-        return _planted(self._recipe, self._directions, random)
+        if self._dictionary is not None:
+            return self._dictionary.rows(random, BLOCK)
+        return random.standard_normal((BLOCK, self._recipe.d_model), dtype=np.float32)
 
 
-def planted_directions(recipe: Planted) -> _Rows:
-    """Return the directions of a planted dictionary, of unit norm: (latents, d_model)."""
-    shape = recipe.latents, recipe.d_model
-    drawn = _generator(recipe.seed, _DIRECTIONS).standard_normal(shape, dtype=np.float32)
-    drawn /= np.linalg.norm(drawn, axis=1, keepdims=True)
-    return drawn
+class Dictionary:
+    """A planted dictionary, ready to draw from."""
 
+    def __init__(self, recipe: Planted) -> None:
+        """Plant it."""
+        self.recipe = recipe
+        shape = recipe.latents, recipe.d_model
+        self.directions: _Rows = _generator(recipe.seed, _DIRECTIONS).standard_normal(shape, dtype=np.float32)
+        """(latents, d_model), of unit norm, the frequent ones first."""
+        self.directions /= np.linalg.norm(self.directions, axis=1, keepdims=True)
+        self._below = np.cumsum(np.arange(1, recipe.latents + 1, dtype=np.float64) ** -recipe.exponent)
 
-def _planted(recipe: Planted, directions: _Rows, random: np.random.Generator) -> _Rows:
-    which = drawn_directions(recipe, random, BLOCK)
-    strength = random.random(which.shape, dtype=np.float32) + np.float32(0.5)
-    rows = random.standard_normal((BLOCK, recipe.d_model), dtype=np.float32) * np.float32(recipe.noise)
-    for draw in range(recipe.k):  # one after another: the sum has one order on every machine
-        rows += strength[:, draw, None] * directions[which[:, draw]]
-    return rows
+    def which(self, random: np.random.Generator, n: int) -> NDArray[np.int64]:
+        """Return the directions that n vectors are made of, counted from 0: (n, k)."""
+        drawn = random.random((n, self.recipe.k)) * self._below[-1]
+        found: NDArray[np.int64] = np.searchsorted(self._below, drawn, side="right")
+        return found
 
-
-def drawn_directions(recipe: Planted, random: np.random.Generator, n: int) -> NDArray[np.int64]:
-    """Return which directions n vectors are made of, counted from 0: (n, k)."""
-    frequency = np.arange(1, recipe.latents + 1, dtype=np.float64) ** -recipe.exponent
-    below = np.cumsum(frequency)
-    drawn = random.random((n, recipe.k)) * below[-1]
-    which: NDArray[np.int64] = np.searchsorted(below, drawn, side="right")
-    return which
+    def rows(self, random: np.random.Generator, n: int) -> _Rows:
+        """Return n vectors: (n, d_model)."""
+        which = self.which(random, n)
+        strength = random.random(which.shape, dtype=np.float32) + np.float32(0.5)
+        rows = random.standard_normal((n, self.recipe.d_model), dtype=np.float32) * np.float32(self.recipe.noise)
+        for draw in range(self.recipe.k):  # one after another: the sum has one order on every machine
+            rows += strength[:, draw, None] * self.directions[which[:, draw]]
+        return rows
 
 
 def _generator(*seeds: int) -> np.random.Generator:

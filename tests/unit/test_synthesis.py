@@ -12,7 +12,7 @@ from orchestrator.config import JobConfig, parse
 from orchestrator.errors import ConfigError
 from orchestrator.synthetic import Planted
 from worker.sae.normalize import normalize
-from worker.synthesis import BLOCK, Synthesis, drawn_directions, planted_directions
+from worker.synthesis import BLOCK, Dictionary, Synthesis
 from worker.vantage import Places
 
 GAUSSIAN = "synthetic:gaussian?d_model=16"
@@ -55,6 +55,14 @@ def test_a_stream_goes_on_from_any_position(word: str) -> None:
     assert len(whole) > 2 * BLOCK
     for start in (0, 1, 42, 43, 85, 99):  # batch 42 lies across the border of two blocks
         assert torch.equal(drawn(one, 100 - start, start=start * 96), whole[start * 96 :])
+
+
+@pytest.mark.parametrize(
+    ("word", "values"), [(GAUSSIAN, [-0.013905, -1.38206, -0.773995]), (PLANTED, [-0.176445, -0.099551, -0.448675])]
+)
+def test_a_word_names_the_same_vectors_for_good(word: str, values: list[float]) -> None:
+    """Where this fails and ought to, raise FORMAT: jobs that began with the old vectors must not go on with these."""
+    assert drawn(config(word), 1)[0, :3].tolist() == pytest.approx(values, abs=2e-6)
 
 
 @BOTH
@@ -108,7 +116,7 @@ def test_the_gaussian_is_standard_and_independent() -> None:
 
 def test_planted_directions_are_drawn_by_a_power_law() -> None:
     recipe, n = Planted(latents=500, k=4, exponent=1.25), 200_000
-    which = drawn_directions(recipe, np.random.default_rng(0), n)
+    which = Dictionary(recipe).which(np.random.default_rng(0), n)
     assert which.shape == (n, 4)
     counts = np.bincount(which.ravel(), minlength=500)
     expected = np.arange(1, 501) ** -1.25
@@ -121,7 +129,7 @@ def test_planted_directions_are_drawn_by_a_power_law() -> None:
 
 def test_a_planted_vector_is_a_sum_of_few_directions() -> None:
     word = "synthetic:planted?d_model=64&latents=32&k=2&exponent=0&noise=0"
-    directions = torch.from_numpy(planted_directions(Planted(latents=32, k=2, exponent=0.0, noise=0.0))).double()
+    directions = torch.from_numpy(Dictionary(Planted(latents=32, k=2, exponent=0.0, noise=0.0)).directions).double()
     assert directions.norm(dim=1).sub(1).abs().max() < 1e-6
     x = drawn(config(word), 20).double()
     found = torch.linalg.lstsq(directions.T, x.T).solution.T  # 32 directions in 64 dimensions: the sum is unique
