@@ -6,8 +6,8 @@ from contextlib import suppress
 from sqlalchemy import Engine
 
 from orchestrator.errors import StorageError
+from orchestrator.origin import versions
 from orchestrator.queue import Worker, roster
-from worker.origin import versions
 
 
 class Presence:

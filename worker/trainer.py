@@ -205,7 +205,7 @@ def _fresh(desk: Desk, job: Assignment, place: int) -> "Trainee":
 
 def _facts(desk: Desk, job: Assignment, trainee: "Trainee", *, place: int) -> dict[str, Any]:
     """Return what the config left open and this attempt settled."""
-    from worker.origin import git_commit, versions
+    from orchestrator.origin import git_commit, versions
 
     heldout, commit = desk.places.all[place].heldout, git_commit()
     return {

@@ -36,6 +36,9 @@ SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
         "metrics": ("metrics", "Print figures for Prometheus."),
         "ui": ("services", "Open MLflow's pages on this machine."),
     },
+    "Understand": {
+        "fit": ("fit_command", "Fit scaling laws to the jobs of sweeps."),
+    },
     "Work": {
         "worker": ("workers", "Train queued jobs until stopped."),
         "tracking": ("services", "Rebuild what MLflow shows."),

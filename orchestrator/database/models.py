@@ -266,6 +266,26 @@ class QueuePause(Table):
     since: Mapped[float]
 
 
+class FitRow(Table):
+    """A scaling law fitted to the jobs of sweeps; superseded by a newer one, never overwritten."""
+
+    __tablename__ = "fits"
+    __table_args__ = (Index("ix_fits_newest", "superseded_by", "law"),)
+    id: Mapped[int] = mapped_column(primary_key=True)
+    law: Mapped[str]
+    sweeps: Mapped[str]
+    """A JSON list of names, sorted."""
+    group: Mapped[str]
+    subject: Mapped[str]
+    created_at: Mapped[float]
+    version: Mapped[str]
+    commit: Mapped[str | None]
+    superseded_by: Mapped[int | None] = mapped_column(ForeignKey("fits.id"))
+    mlflow_run_id: Mapped[str | None]
+    payload: Mapped[dict[str, Any]]
+    """The fit itself."""
+
+
 def declare_partial_indexes() -> None:
     """Add the index that names dialects. Naming one loads all of it, a fifth of a second only migrations should pay."""
     name = "uq_jobs_live_config"

@@ -3,6 +3,7 @@
 from orchestrator.results.attendance import roster
 from orchestrator.results.history import attempts, checkpoints, config, convergence, curve, events
 from orchestrator.results.lookup import existing, find
+from orchestrator.results.measurements import measured
 from orchestrator.results.overview import jobs
 from orchestrator.results.shapes import (
     AttemptRow,
@@ -40,6 +41,7 @@ __all__ = [
     "existing",
     "find",
     "jobs",
+    "measured",
     "paused_since",
     "roster",
     "standing",

@@ -30,6 +30,19 @@ def existing(engine: Engine, sweep: str) -> set[str]:
         return set(session.scalars(held.where(m.SweepRow.name == sweep, m.LIVE)))
 
 
+def sweep_ids(session: Session, names: Sequence[str]) -> list[int]:
+    """Return the ids of sweeps, each once.
+
+    Raises:
+        NotFound: one of them is no sweep; the message names what is near.
+    """
+    known = {row.name: row.id for row in session.execute(select(m.SweepRow.name, m.SweepRow.id))}
+    for name in names:
+        if name not in known:
+            raise _no_sweep(session, name)
+    return sorted({known[name] for name in names})
+
+
 def _select(session: Session, selector: str) -> list[int]:
     if selector.isascii() and selector.isdigit() and int(selector) <= _MAX_ID:
         job_id = session.scalar(select(m.Job.id).where(m.Job.id == int(selector)))
@@ -46,6 +59,10 @@ def _not_found(session: Session, selector: str) -> NotFound:
         last = session.scalar(select(m.Job.id).order_by(m.Job.id.desc()).limit(1))
         there = f"job ids go up to {last}" if last else "there are no jobs yet: orch enqueue SWEEP_FILE"
         return NotFound(f"there is no job {selector}; {there}", hint="orch status lists them")
+    return _no_sweep(session, selector)
+
+
+def _no_sweep(session: Session, selector: str) -> NotFound:
     names = session.scalars(select(m.SweepRow.name)).all()
     near = get_close_matches(selector, names, n=3)
     guess = f"; did you mean {', '.join(repr(name) for name in near)}?" if near else ""

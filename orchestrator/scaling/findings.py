@@ -139,6 +139,8 @@ class Fit:
     """What a reader must know, in sentences."""
     options: dict[str, float | int | str | None] = field(default_factory=dict)
     """epsilon, seed of the bootstrap and what else was asked for."""
+    medians: dict[str, float] = field(default_factory=dict)
+    """Of the bootstrap, by coefficient; one far from its value says that the interval leans."""
 
     @property
     def jobs(self) -> tuple[int, ...]:

@@ -22,7 +22,7 @@ from tests.queue_words import enqueue, sweep
 
 TABLES = {
     "sweeps", "jobs", "attempts", "leases", "curve_points", "results", "convergence", "checkpoints", "events",
-    "activation_caches", "workers", "queue_pause",
+    "activation_caches", "workers", "queue_pause", "fits",
 }  # fmt: skip
 
 

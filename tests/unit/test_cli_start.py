@@ -35,6 +35,7 @@ def _modules(folder: Path, *arguments: str) -> set[str]:
     [
         ["--help"], ["--version"], ["enqueue", "--help"], ["demo", "-h"], ["db", "-h"], ["db", "backup", "-h"],
         ["worker", "-h"], ["worker", "drain", "-h"], ["queue", "stats", "-h"], ["top", "-h"], ["metrics", "-h"],
+        ["fit", "-h"],
     ],
 )  # fmt: skip
 def test_help_loads_nothing_but_click(tmp_path: Path, arguments: list[str]) -> None:

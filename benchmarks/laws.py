@@ -1,0 +1,100 @@
+"""How long fits of scaling laws take: 500 jobs, 2,000 bootstrap refits (target: 20 s on two cores).
+
+Planted laws: equation 3 of the paper over 10 sizes, 5 values of k and 10 seeds, with errors of 1%. Prints, for each
+law, its time, its refits and its exponent beside the planted one; then what a whole `orch fit` of them takes.
+With --coverage also how often the truth lies in its interval: six sizes, errors of 0.3%, 200 repetitions.
+"""
+
+import argparse
+import json
+import os
+import time
+from typing import Any
+
+import numpy as np
+
+from benchmarks.clock import table
+from orchestrator.curve import Point
+from orchestrator.scaling.eligibility import Choices
+from orchestrator.scaling.findings import Fit, LawName, Measured
+from orchestrator.scaling.fitting import LAWS, attempts, fit
+from tests.measured_rows import EQUATION_3, N_OF_G1, line, measured, point, surface
+
+SIZES, KS, SEEDS = [2**e for e in range(9, 19)], (8, 16, 32, 64, 128), 10
+NAMES: dict[LawName, str] = {"ln": "b", "lc": "alpha", "lnk": "gamma", "tn": "p", "lr": "q", "ls": "gamma"}
+
+
+def main() -> None:
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("--short", action="store_true", help="500 refits instead of 2,000")
+    options.add_argument("--coverage", action="store_true", help="also how often intervals hold the truth")
+    options.add_argument("--refits", type=int, default=0)
+    chosen = options.parse_args()
+    refits = chosen.refits or (500 if chosen.short else 2000)
+    rows = _jobs()
+    print(f"{len(rows)} jobs, {refits} refits, {os.cpu_count()} cores, numpy {np.__version__}\n")
+    found = [_timed(law, rows, refits) for law in LAWS if law not in ("lr", "ls")]
+    start = time.perf_counter()
+    done = attempts(LAWS, rows, Choices(), n_bootstrap=refits, seed=0)
+    whole = {"law": "all of orch fit", "fits": len(done.fits), "seconds": time.perf_counter() - start}
+    found.append(
+        whole | {"form": "", "refits": sum(one.n_bootstrap for one in done.fits), "exponent": "", "planted": ""}
+    )
+    print(table(found))
+    print(json.dumps(found))
+    if chosen.coverage:
+        _coverage(200)
+
+
+def _jobs() -> list[Measured]:
+    random = np.random.default_rng(0)
+    return [_job(n, k, seed, random) for n in SIZES for k in KS for seed in range(SEEDS)]
+
+
+def _job(n: int, k: int, seed: int, random: np.random.Generator) -> Measured:
+    fvu = surface(n, k) * float(np.exp(0.01 * random.normal()))
+    tokens = 2e4 * n**0.6
+    points = tuple(_point(n, fvu, tokens, share) for share in np.geomspace(1 / 64, 2, 29))
+    return measured(n, k, fvu, seed=seed, tokens=tokens * float(np.exp(0.1 * random.normal())), curve=points)
+
+
+def _point(n: int, fvu: float, tokens: float, share: float) -> Point:
+    return point(int(tokens * share), fvu * (1 + 0.01 / share), 12.0 * n * 768 * tokens * share)
+
+
+def _timed(law: LawName, rows: list[Measured], refits: int) -> dict[str, Any]:
+    start = time.perf_counter()
+    fits = fit(law, rows, n_bootstrap=refits)
+    seconds = time.perf_counter() - start
+    last = fits[-1]
+    value = last.coefficients[NAMES[law]]
+    return {
+        "law": law, "fits": len(fits), "seconds": seconds, "form": last.form,
+        "refits": sum(one.n_bootstrap for one in fits),
+        "exponent": f"{value.value:.4f} ({value.low:.4f} to {value.high:.4f}) {last.group}", "planted": _planted(law),
+    }  # fmt: skip
+
+
+def _planted(law: LawName) -> str:
+    slope = EQUATION_3["beta_n"] + EQUATION_3["gamma"] * float(np.log(KS[-1]))
+    return {"ln": f"{slope:.4f}", "lnk": f"{EQUATION_3['gamma']:.4f}", "tn": "0.6"}.get(law, "")
+
+
+def _coverage(repetitions: int) -> None:
+    fits = [fit("ln", line(N_OF_G1, noise=0.003, seed=at), n_bootstrap=2000, seed=at)[0] for at in range(repetitions)]
+    shares = {name: f"{np.mean([_holds(one, name, truth) for one in fits]):.1%}" for name, truth in
+              (("a", 0.4), ("b", -0.163), ("e", 0.199))}  # fmt: skip
+    worse = np.mean([(one.scores[0].aicc or 0.0) > (one.scores[1].aicc or 0.0) for one in fits])
+    print(
+        f"\ntruth inside its 90% interval, {repetitions} repetitions: {shares}; without e worse by AICc in {worse:.0%}"
+    )
+
+
+def _holds(found: Fit, name: str, truth: float) -> bool:
+    if name not in found.coefficients:
+        return False
+    return found.coefficients[name].low <= truth <= found.coefficients[name].high
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,178 @@
+"""A law fitted to jobs: the forms it can take, the one AICc chooses, its bootstrap, and what a reader must know."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from difflib import get_close_matches
+from typing import NamedTuple, get_args
+
+import numpy as np
+
+from orchestrator.errors import ConfigError, FitError
+from orchestrator.scaling.bootstrap import refit
+from orchestrator.scaling.eligibility import Choices, sort_out
+from orchestrator.scaling.estimate import Estimate, data_of, estimate
+from orchestrator.scaling.findings import Fit, Interval, LawName, Measured, Residual, Score
+from orchestrator.scaling.laws import TITLES, Array, coefficients, log_values
+from orchestrator.scaling.prediction import HIGH, LOW
+from orchestrator.scaling.remarks import remarks, seed_sigma
+from orchestrator.scaling.samples import Observation, Sample
+from orchestrator.scaling.sampling import samples
+from orchestrator.scaling.scoring import allowed, chosen, profile, score
+from orchestrator.scaling.shortage import shortage
+
+LAWS: tuple[LawName, ...] = get_args(LawName)
+KEPT_DRAWS = 400
+N_BOOTSTRAP = 2000
+
+
+class Refusal(NamedTuple):
+    """Why a law, or one group of it, has no fit."""
+
+    law: LawName
+    group: str
+    error: FitError
+
+
+class Attempt(NamedTuple):
+    """What came of a law: a fit per group, and why other groups have none."""
+
+    fits: tuple[Fit, ...]
+    refused: tuple[Refusal, ...]
+
+
+class _Tried(NamedTuple):
+    """The forms of one sample."""
+
+    estimates: list[Estimate]
+    scores: list[Score]
+    at: int
+    """Of the chosen one."""
+
+
+def fit(
+    law: LawName,
+    rows: Sequence[Measured],
+    *,
+    epsilon: float = 0.01,
+    n_bootstrap: int = N_BOOTSTRAP,
+    seed: int = 0,
+    choices: Choices | None = None,
+) -> list[Fit]:
+    """Fit a law to jobs: one Fit per fixed k where the law is per k. `choices` says what to fit; it brings its epsilon.
+
+    Raises:
+        FitError: too few jobs, naming the missing (n, k, lr) and the command that supplies them; or a mixture.
+    """
+    done = attempt(law, rows, choices or Choices(epsilon=epsilon), n_bootstrap=n_bootstrap, seed=seed)
+    if not done.fits:
+        raise done.refused[0].error
+    told = tuple(f"Not fitted: {one.error.message}" for one in done.refused)
+    return [replace(one, notes=one.notes + told) for one in done.fits]
+
+
+def attempt(law: LawName, rows: Sequence[Measured], choices: Choices, *, n_bootstrap: int, seed: int) -> Attempt:
+    """Fit a law wherever the jobs allow it.
+
+    Raises:
+        FitError: jobs of several subjects, hook points, texts or activations, and none of them chosen.
+    """
+    fits, refused = list[Fit](), list[Refusal]()
+    sweeps = tuple(sorted({row.sweep for row in rows}))
+    kept, excluded = sort_out(law, rows, choices)
+    for sample in samples(law, kept, excluded, choices):
+        forms = allowed(law, sample)
+        if not forms or not _is_open(law, sample):
+            refused.append(Refusal(law, sample.group, shortage(law, sample, rows)))
+            continue
+        estimates = [estimate(form, sample) for form in forms]
+        scores = [score(one, sample) for one in estimates]
+        tried = _Tried(estimates, scores, chosen(scores))
+        found = _compose(law, sample, tried, n_bootstrap=n_bootstrap, seed=seed)
+        options = dict(found.options) | {"epsilon": choices.epsilon, "loss": choices.loss, "flops": choices.flops}
+        fits.append(replace(found, sweeps=sweeps, options=options))
+    if not fits and not refused:
+        refused.append(Refusal(law, "", shortage(law, None, rows, excluded=excluded)))
+    return Attempt(tuple(fits), tuple(refused))
+
+
+def attempts(
+    laws: Sequence[LawName], rows: Sequence[Measured], choices: Choices, *, n_bootstrap: int, seed: int
+) -> Attempt:
+    """Fit several laws; a mixture that one of them cannot bear is a refusal of that law."""
+    fits, refused = list[Fit](), list[Refusal]()
+    for law in laws:
+        try:
+            done = attempt(law, rows, choices, n_bootstrap=n_bootstrap, seed=seed)
+        except FitError as error:
+            refused.append(Refusal(law, "", error))
+        else:
+            fits += done.fits
+            refused += done.refused
+    return Attempt(tuple(fits), tuple(refused))
+
+
+def law_named(name: str) -> LawName:
+    """Return a law by the name a person types.
+
+    Raises:
+        ConfigError: there is no such law; the message names the laws.
+    """
+    found = next((law for law in LAWS if law == name.strip().lower()), None)
+    if found is None:
+        near = get_close_matches(name.lower(), LAWS, n=1)
+        meant = f"; did you mean {near[0]!r}?" if near else ""
+        known = ", ".join(f"{law} = {TITLES[law]}" for law in LAWS)
+        raise ConfigError(f"there is no law {name!r}{meant}", hint=f"The laws: {known}.")
+    return found
+
+
+def _is_open(law: LawName, sample: Sample) -> bool:
+    """Say whether the observations bear any form; L_s(N) wants several sizes of each subject."""
+    if law != "ls":
+        return True
+    sizes: dict[str, set[float]] = {}
+    for one in sample.observations:
+        sizes.setdefault(one.subject, set()).add(one.x)
+    return len(sizes) > 1 and min(map(len, sizes.values())) >= 3
+
+
+def _compose(law: LawName, sample: Sample, tried: _Tried, *, n_bootstrap: int, seed: int) -> Fit:
+    found, form = tried.estimates[tried.at], tried.estimates[tried.at].form
+    refits = refit(found, sample, n_refits=n_bootstrap, seed=seed)
+    drawn = coefficients(form, refits.theta)
+    _, there = sample.without_largest()
+    return Fit(
+        law=law, sweeps=(), group=sample.group, subject=sample.subject, form=form.name, equation=form.equation,
+        coefficients=_intervals(form.names, coefficients(form, found.theta), drawn), scores=tuple(tried.scores),
+        irreducible=profile(found, sample), residuals=_residuals(found, sample), excluded=sample.excluded,
+        holdout_error=tried.scores[tried.at].holdout_error,
+        holdout_jobs=tuple(dict.fromkeys(job for one in there.observations for job in one.jobs)),
+        seed_sigma=seed_sigma(sample),
+        draws=_thinned(drawn), n_bootstrap=len(refits.theta), notes=remarks(law, sample, tried.estimates, tried.at),
+        options={"seed": seed, "refits that did not converge": refits.failed},
+        medians=dict(zip(form.names, np.median(drawn, axis=0).tolist(), strict=True)) if len(drawn) else {},
+    )  # fmt: skip
+
+
+def _intervals(names: Sequence[str], values: Array, drawn: Array) -> dict[str, Interval]:
+    low, high = np.quantile(drawn, [LOW, HIGH], axis=0) if len(drawn) else (values, values)
+    triples = zip(values.tolist(), low.tolist(), high.tolist(), strict=True)
+    return {name: Interval(*found) for name, found in zip(names, triples, strict=True)}
+
+
+def _thinned(drawn: Array) -> tuple[tuple[float, ...], ...]:
+    """Return a few hundred of the draws; they are independent, so the first are as good as any."""
+    return tuple(tuple(map(float, row)) for row in drawn[:KEPT_DRAWS].tolist())
+
+
+def _residuals(found: Estimate, sample: Sample) -> tuple[Residual, ...]:
+    listed: list[Observation] = [*sample.observations, *sample.shown]
+    if not listed:
+        return ()
+    data = data_of(found.form, sample.of(listed))
+    predicted = log_values(found.theta[None], data.points)[0][0]
+    return tuple(
+        Residual(one.jobs, one.x, one.k, one.subject, one.value, float(np.exp(log)), float(np.log(one.value) - log),
+                 one.censored, one.flagged)
+        for one, log in zip(listed, predicted, strict=True)
+    )  # fmt: skip

@@ -1,0 +1,53 @@
+"""What a fit says at a size that may never have been trained, with its interval."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from orchestrator.errors import ConfigError
+from orchestrator.scaling.findings import Fit, Interval
+from orchestrator.scaling.laws import Array, design, form_of, log_values, parameters
+
+LOW, HIGH = 0.05, 0.95
+"""Quantiles of the 90% interval."""
+
+
+def predict(fit: Fit, *, x: float, k: int | None = None, subject_size: float | None = None) -> Interval:
+    """Return the law's value at x (latents; FLOPs for L(C)) with the 90% interval of its draws.
+
+    `k` is needed by L(N,K) alone, `subject_size` by L_s(N) alone. The interval is of the law, not of a job's loss,
+    which also has the noise between seeds.
+
+    Raises:
+        ConfigError: x, k or the subject's size is missing or not positive.
+    """
+    return band(fit, [x], k, subject_size=subject_size)[0]
+
+
+def band(fit: Fit, xs: Sequence[float], k: int | None = None, *, subject_size: float | None = None) -> list[Interval]:
+    """Return the law's value at each x with the 90% interval of its draws.
+
+    Raises:
+        ConfigError: an x, k or the subject's size is missing or not positive.
+    """
+    second = _second(fit, k, subject_size)
+    if not all(x > 0 and np.isfinite(x) for x in xs) or not second > 0:
+        raise ConfigError(f"{fit.law} is a law of positive sizes", hint="Give sizes above 0.")
+    values = np.exp(_logs(fit, [tuple(one.value for one in fit.coefficients.values())], xs, second))[0]
+    if not fit.draws:
+        return [Interval(float(value), float(value), float(value)) for value in values]
+    low, high = np.quantile(np.exp(_logs(fit, fit.draws, xs, second)), [LOW, HIGH], axis=0)
+    return [Interval(*map(float, found)) for found in zip(values, low, high, strict=True)]
+
+
+def _logs(fit: Fit, rows: Sequence[Sequence[float]], xs: Sequence[float], second: float) -> Array:
+    form = form_of(fit.law, fit.form)
+    points = design(form, np.asarray(xs, dtype=float), np.full(len(xs), float(second)))
+    return log_values(parameters(form, np.asarray(rows, dtype=float)), points)[0]
+
+
+def _second(fit: Fit, k: int | None, subject_size: float | None) -> float:
+    wanted, name = {"lnk": (k, "k"), "ls": (subject_size, "subject_size")}.get(fit.law, (1.0, ""))
+    if wanted is None:
+        raise ConfigError(f"{fit.law} needs {name}", hint=f"Say for which {name} to predict.")
+    return float(wanted)

@@ -1,0 +1,111 @@
+"""Which jobs would make a fit possible: their n, k and lr, and the commands that put them into the queue."""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from orchestrator.scaling.cells import by_rate, converges
+from orchestrator.scaling.eligibility import is_dead
+from orchestrator.scaling.findings import LawName, Measured
+from orchestrator.scaling.samples import Sample
+
+_SIZES = 3
+_OPEN = ("queued", "running", "paused")
+
+
+class Remedy(NamedTuple):
+    """One job that is missing."""
+
+    n: int
+    k: int
+    lr: str
+    """A number, or auto."""
+    more: str = ""
+    """What the command needs besides, such as a larger budget."""
+    is_coming: bool = False
+    """It is in the queue, or can be tried again: no command need ask for it."""
+
+
+def remedies(law: LawName, sample: Sample | None, rows: Sequence[Measured]) -> list[Remedy]:
+    """Return the jobs to add, as few as would do; `rows` are those that were offered for this sample."""
+    subjects = {row.subject for row in rows}
+    there = sample.observations if sample is not None and law != "lc" else ()
+    known = {(int(one.x), one.k or 0) for one in there if not one.censored and one.subject in subjects}
+    ks = sorted({row.k for row in rows})
+    if law == "lnk" and len(ks) == 1:
+        ks = [ks[0], 2 * ks[0]]
+    sizes = sorted({row.n_latents for row in rows if row.n_latents})
+    ladder = _ladder(sizes, _SIZES) if law != "lc" else _ladder(sizes, len(sizes) + 2)[len(sizes) :]
+    find = _faster if law == "lr" else _again
+    return [find(n, k, rows) for k in ks for n in ladder if (n, k) not in known]
+
+
+def commands(law: LawName, rows: Sequence[Measured], wanted: Sequence[Remedy]) -> list[str]:
+    """Return what to do, a line each."""
+    lines = []
+    if waiting := [row for row in rows if row.state in _OPEN]:
+        lines.append(f"{len(waiting)} of them have not ended: orch wait {rows[0].sweep}")
+    if failed := [row for row in rows if row.state == "failed"]:
+        lines.append(f"Try the failed again: orch retry {' '.join(str(row.job_id) for row in failed[:8])}")
+    of = f" subject.model={rows[0].subject.replace('@', ' subject.revision=')}" if law == "ls" else ""
+    for add in _grids([one for one in wanted if not one.is_coming]):
+        lines.append(f"Supply them: orch enqueue FILE --name {rows[0].sweep} {add}{of}")
+    if law == "ls" and not wanted:
+        lines.append(f"Add a subject: orch enqueue FILE --name {rows[0].sweep} subject.model=ANOTHER")
+    return lines or [f"Add jobs: orch enqueue FILE --name {rows[0].sweep}"]
+
+
+def _ladder(sizes: Sequence[int], least: int) -> list[int]:
+    """Return the sizes there are, drawn on to at least so many, by the ratio of the last two."""
+    found = list(sizes) or [1024]
+    while len(found) < least:
+        found.append(max(found[-1] + 1, round(found[-1] * (found[-1] / found[-2] if len(found) > 1 else 2))))
+    return found
+
+
+def _again(n: int, k: int, rows: Sequence[Measured]) -> Remedy:
+    """Return a job like the others; longer, slower or once more where one like it came to nothing."""
+    here = [row for row in rows if (row.n_latents, row.k) == (n, k)]
+    lr = _lr(n, k, rows)
+    if any(row.state in (*_OPEN, "failed") for row in here):
+        return Remedy(n, k, lr, is_coming=True)
+    if short := [row for row in here if row.outcome == "max_tokens"]:
+        return Remedy(n, k, lr, f" training.max_tokens={2 * max(row.max_tokens for row in short)}")
+    ended = [row for row in here if row.state == "succeeded"]
+    rates = [row.lr for row in ended if row.lr is not None and (row.outcome == "diverged" or is_dead(row))]
+    if rates:
+        return Remedy(n, k, f"{min(rates) / 2:.3g}")
+    # What is there already would be skipped.
+    return Remedy(n, k, lr, " --allow-duplicate" if ended else "")
+
+
+def _faster(n: int, k: int, rows: Sequence[Measured]) -> Remedy:
+    """Return a job with a larger learning rate than any that converges; with a smaller one where none does."""
+    rates = {lr: jobs for lr, jobs in by_rate(row for row in rows if row.k == k and row.n_latents == n).items() if lr}
+    if not rates:
+        return Remedy(n, k, _lr(n, k, rows))
+    works = [lr for lr, jobs in rates.items() if converges(jobs)]
+    return Remedy(n, k, f"{2 * max(rates) if works else min(rates) / 2:.3g}")
+
+
+def _lr(n: int, k: int, rows: Sequence[Measured]) -> str:
+    """Return the learning rate to try: as it is elsewhere, ∝ 1/√n."""
+    told = [row for row in rows if row.lr is not None and row.n_latents]
+    if not told or all(row.lr_is_auto for row in rows):
+        return "auto"
+    near = min(told, key=lambda row: (row.n_latents != n, row.k != k, -(row.n_latents or 0)))
+    return f"{(near.lr or 0) * ((near.n_latents or n) / n) ** 0.5:.3g}"
+
+
+def _grids(wanted: Sequence[Remedy]) -> list[str]:
+    """Return the overrides of each command: what has one lr and one addition, as a grid of sizes and ks."""
+    sizes: dict[tuple[str, str, int], list[int]] = defaultdict(list)
+    for one in wanted:
+        sizes[one.lr, one.more, one.k].append(one.n)
+    grids: dict[tuple[str, str, str], list[int]] = defaultdict(list)
+    for (lr, more, k), those in sizes.items():
+        grids[lr, more, ",".join(map(str, those))].append(k)
+    return [
+        f"sae.n_latents={those} sae.k={','.join(map(str, ks))} optimizer.lr={lr}{more}"
+        for (lr, more, those), ks in grids.items()
+    ]

@@ -1,0 +1,213 @@
+"""`orch fit` from the database to the printed law, and what it says where there is none; on both databases."""
+
+import json
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from sqlalchemy import Engine
+
+from orchestrator import ledger, queue
+from orchestrator.cli.main import run
+from orchestrator.config import Sweep, parse
+from orchestrator.database.schema import open_database
+from orchestrator.settings import Settings
+from tests.queue_words import claim, enqueue, fail, point, result
+from tests.roster_words import let_commands_reach
+
+Capture = pytest.CaptureFixture[str]
+SIZES = (64, 128, 256, 512, 1024, 2048)
+
+
+@pytest.fixture
+def engine(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Iterator[Engine]:
+    let_commands_reach(settings, monkeypatch)
+    engine = open_database(settings)
+    yield engine
+    engine.dispose()
+
+
+def _law(n: int, k: int) -> float:
+    return math.exp(0.3 - 0.3 * math.log(n)) + 0.3 / math.sqrt(k)
+
+
+def _job(engine: Engine, *, n: int, k: int = 8, name: str = "s", layer: int = 3, outcome: str = "converged",
+         points: tuple[float, ...] | None = None, seed: int = 0) -> int:  # fmt: skip
+    """Let a job be enqueued and end, and return its id; its curve falls to the law."""
+    values: dict[str, Any] = {"subject": {"layer": layer}, "sae": {"n_latents": n, "k": k}, "training": {"seed": seed}}
+    [job_id] = queue.enqueue(engine, Sweep(name, (parse(values),))).job_ids
+    lease = claim(engine).lease
+    facts = {"lr": 0.1 / n**0.5, "n_latents": n, "d_model": 128, "threads": 1, "device": "cpu",
+             "subject": {"parameters_run": 1000, "site": f"resid_post of h.{layer}"}}  # fmt: skip
+    queue.begin(engine, lease, facts, 0)
+    tokens = [int(100 * n * 2 ** (at / 4)) for at in range(33)]
+    falling = points if points is not None else tuple(_law(n, k) * (1 + 40 * n / t) for t in tokens)
+    queue.record(
+        engine,
+        lease,
+        [
+            point(t, fvu, flops_dense=12.0 * n * 128 * t, flops_executed=2.0 * n * 128 * t)
+            for t, fvu in zip(tokens, falling, strict=False)
+        ],
+    )
+    queue.finish(engine, lease, result(outcome=outcome, tokens_seen=tokens[-1]))
+    assert job_id is not None
+    return job_id
+
+
+def _grid(engine: Engine, *, ks: tuple[int, ...] = (8,), **values: Any) -> list[int]:
+    return [_job(engine, n=n, k=k, **values) for n in SIZES for k in ks]
+
+
+def _fit(*arguments: str) -> int:
+    return run(["fit", "--bootstrap", "200", *arguments])
+
+
+def test_every_law_the_jobs_allow(engine: Engine, capsys: Capture) -> None:
+    _grid(engine, ks=(8, 32))
+    assert _fit("s") == 0
+    said = capsys.readouterr()
+    for words in ("L(N)  k=8", "L(N)  k=32", "L(C)  k=8", "L(N,K)  shipped:stdlib-gpt2", "T(N)  k=32"):
+        assert words in said.out
+    for words in ("fvu = exp(a + b·ln n) + e   form +e", "90% INTERVAL", "AICC", "90% profile interval",
+                  "left out none", "off at the largest n (job", "Without an irreducible term b would be",
+                  "OFF BY"):  # fmt: skip
+        assert words in said.out
+    assert "Not fitted: lr*(N) (k=8) needs 3 sizes or more" in said.err
+    assert "Not fitted: L_s(N) (k=8) needs converged jobs of 2 subjects" in said.err
+    assert {one.fit.law for one in ledger.newest(engine, sweep="s")} == {"ln", "lc", "lnk", "tn"}
+
+
+def test_one_law_as_json(engine: Engine, capsys: Capture) -> None:
+    jobs = _grid(engine)
+    assert _fit("s", "--law", "ln", "-o", "json") == 0
+    said = json.loads(capsys.readouterr().out)
+    assert (said["schema"], said["refused"]) == ("orch.fit/1", [])
+    [found] = said["items"]
+    assert (found["law"], found["group"], found["form"], found["jobs"]) == ("ln", "k=8", "+e", jobs)
+    assert found["coefficients"]["b"]["value"] == pytest.approx(-0.3, abs=0.02)
+    assert set(found["coefficients"]["e"]) == {"value", "low", "high", "median"}
+    assert found["holdout_jobs"] == jobs[-1:]
+    assert found["id"] == ledger.newest(engine, sweep="s")[0].id
+    assert [one["form"] for one in found["scores"]] == ["pure", "+e"]
+    assert "draws" not in found
+
+
+def test_a_fit_supersedes_the_last(engine: Engine, capsys: Capture) -> None:
+    _grid(engine)
+    for _ in range(2):
+        assert _fit("s", "-l", "ln", "-l", "tn") == 0
+    assert len(ledger.newest(engine, sweep="s")) == 2
+    assert len(ledger.history(engine, sweep="s")) == 4
+    assert _fit("s", "-l", "ln", "--no-store") == 0
+    assert "not stored" in capsys.readouterr().out
+    assert len(ledger.history(engine, sweep="s")) == 4
+
+
+def test_options_reach_the_fit(engine: Engine, capsys: Capture) -> None:
+    _grid(engine)
+    assert _fit("s", "-l", "ln", "--loss", "l_inf", "--seed", "7") == 0
+    assert "k=8, loss=l_inf" in capsys.readouterr().out
+    [kept] = ledger.newest(engine, sweep="s")
+    assert (kept.fit.options["seed"], kept.fit.options["loss"]) == (7, "l_inf")
+    assert _fit("s", "-l", "lc", "--flops", "executed") == 0
+    assert "FLOPs the SAE executed" in capsys.readouterr().out
+    assert _fit("s", "-l", "tn", "--epsilon", "0.02") == 0
+    assert "k=8, epsilon=0.02" in capsys.readouterr().out
+
+
+def test_jobs_left_out_are_listed_with_the_reason(engine: Engine, capsys: Capture) -> None:
+    _grid(engine)
+    dead = _job(engine, n=4096, points=(1.3, 1.2, 1.1))
+    diverged = _job(engine, n=4096, outcome="diverged", seed=1)
+    nan = _job(engine, n=4096, points=(0.5, 0.4, math.nan), seed=2)
+    bare = _job(engine, n=4096, points=(), seed=3)
+    short = _job(engine, n=4096, outcome="max_tokens", seed=4)
+    waiting = enqueue(engine, name="s")[0]
+    failed = enqueue(engine, name="s", start=9)[0]
+    fail(engine, claim(engine).lease, retry=False)
+    assert _fit("s", "-l", "ln") == 0
+    out = capsys.readouterr().out
+    assert "used 6 jobs, left out 7:" in out
+    for why, job in (("a dead SAE: fvu 1.1 is no better than the mean", dead), ("it diverged", diverged),
+                     ("its last loss is not a number", nan), ("no curve is stored of it", bare),
+                     ("not converged: it reached its budget", short)):  # fmt: skip
+        assert any(why in line and line.endswith(f"job {job}") for line in out.splitlines()), why
+    assert any("it has not ended" in line and str(max(waiting, failed)) in line for line in out.splitlines())
+    assert "it failed" in out
+
+
+def test_a_wrong_law(engine: Engine, capsys: Capture) -> None:
+    assert _fit("s", "--law", "lnn") == 2
+    said = capsys.readouterr().err
+    assert "there is no law 'lnn'; did you mean 'ln" in said
+    assert "lr = lr*(N)" in said
+
+
+def test_an_unknown_sweep(engine: Engine, capsys: Capture) -> None:
+    enqueue(engine, name="quickstart")
+    assert _fit("quikstart") == 3
+    assert "did you mean 'quickstart'?" in capsys.readouterr().err
+
+
+def test_an_empty_sweep(engine: Engine, capsys: Capture) -> None:
+    queue.enqueue(engine, Sweep("hollow", ()))
+    assert _fit("hollow") == 5
+    said = capsys.readouterr().err
+    assert "there is no job" in said
+    assert "orch enqueue FILE" in said
+
+
+def test_too_few_jobs(engine: Engine, capsys: Capture) -> None:
+    _job(engine, n=64)
+    assert _fit("s", "--law", "ln") == 5
+    said = capsys.readouterr().err
+    assert "missing: (n=128, k=8, lr=auto), (n=256, k=8, lr=auto)" in said
+    assert "orch enqueue FILE --name s sae.n_latents=128,256 sae.k=8 optimizer.lr=auto" in said
+
+
+def test_the_command_that_is_named_supplies_what_is_missing(
+    engine: Engine, capsys: Capture, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _job(engine, n=64)
+    assert _fit("s", "--law", "ln") == 5
+    line = next(line for line in capsys.readouterr().err.splitlines() if "orch enqueue FILE" in line)
+    (tmp_path / "file.yaml").write_text("sweep: [{zip: {sae.n_latents: [32, 64], optimizer.lr: [0.1, 0.2]}}]\n")
+    words = line.partition("orch ")[2].replace("FILE", str(tmp_path / "file.yaml")).split()
+    assert run(words) == 0
+    for n in (128, 256):
+        lease = claim(engine).lease
+        queue.begin(engine, lease, {"n_latents": n, "lr": 0.01, "d_model": 128}, 0)
+        queue.record(engine, lease, [point(400, _law(n, 8))])
+        queue.finish(engine, lease, result())
+    monkeypatch.setattr("orchestrator.results.measurements._hook", lambda _: "resid_post of h.3")
+    assert _fit("s", "--law", "ln") == 0
+
+
+def test_jobs_of_two_hook_points(engine: Engine, capsys: Capture) -> None:
+    _grid(engine)
+    _grid(engine, layer=4)
+    assert _fit("s", "-l", "ln") == 5
+    said = capsys.readouterr().err
+    assert "these jobs mix hook points: resid_post of h.3 (6 jobs, such as 1); resid_post of h.4 (6 jobs" in said
+    assert "Choose one: --hook 'resid_post of h.3'" in said
+    assert _fit("s", "-l", "ln", "--hook", "resid_post of h.4") == 0
+    assert "another hook: resid_post of h.3: jobs 1, 2" in capsys.readouterr().out
+
+
+def test_several_sweeps_are_fitted_together(engine: Engine, capsys: Capture) -> None:
+    for at, n in enumerate(SIZES):
+        _job(engine, n=n, name="s" if at % 2 else "t")
+    assert _fit("t", "s", "-l", "ln") == 0
+    assert "(s, t)" in capsys.readouterr().out
+    assert ledger.newest(engine, sweep="t")[0].fit.sweeps == ("s", "t")
+
+
+def test_a_narrow_terminal(engine: Engine, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    _grid(engine)
+    monkeypatch.setattr("orchestrator.cli.terminal.width", lambda: 60)
+    assert _fit("s", "-l", "lc") == 0
+    tables = [line for line in capsys.readouterr().out.splitlines() if "OBSERVED" in line]
+    assert tables
+    assert all(len(line) <= 60 for line in tables)
