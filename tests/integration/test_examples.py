@@ -73,5 +73,7 @@ def test_a_protocol_says_how_it_is_run_and_what_a_real_one_changes(name: str) ->
     said = comments(file)
     assert [words[0] for words in commands(file)][:3] == ["enqueue", "worker", "status"]
     assert f"orch enqueue examples/{name}.yaml" in said
+    assert f"orch status {name}" in said
+    assert name in {"learning-rate", "layers-and-sites"} or f"orch fit {name} --law" in said
     assert "two cores" in said
     assert "GPT-2 small" in said or "paper" in said
