@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from orchestrator.scaling.findings import Fit, Residual, Score
 
 _JOBS_NAMED = 12
+_NOTHING = 1e-9
 
 
 def fit_lines(fit: "Fit", number: int | None, *, width: int | None) -> list[str]:
@@ -91,12 +92,14 @@ def _said(fit: "Fit") -> list[str]:
         )
     else:
         lines.append("  held out          nothing: without its largest n too few sizes are left")
-    lines.append(f"  bootstrap         {plural(fit.n_bootstrap, 'refit')}, seed {fit.options.get('seed', 0)}")
+    failed = fit.options.get("refits that did not converge")
+    told = f"; {failed} more did not converge" if failed else ""
+    lines.append(f"  bootstrap         {plural(fit.n_bootstrap, 'refit')}, seed {fit.options.get('seed', 0)}{told}")
     return lines
 
 
 def _residuals(fit: "Fit", width: int | None) -> list[str]:
-    write = _count if fit.law == "tn" else _number
+    write = count if fit.law == "tn" else _number
     columns: list[Column[Residual]] = [
         Column("JOBS", lambda one: ",".join(map(str, one.jobs)), right=True),
         Column(
@@ -133,17 +136,12 @@ def _named(jobs: Sequence[int]) -> str:
 
 
 def _number(value: float | None) -> str:
-    return (
-        NONE
-        if value is None
-        else f"{value:.4g}"
-        if (value and abs(value) < 0.01) or abs(value) >= 1000
-        else f"{value:.4f}"
-    )
-
-
-def _count(value: float | None) -> str:
-    return count(value)
+    """Write a number with four digits after the point, or four in all where that would say little."""
+    if value is None:
+        return NONE
+    if abs(value) < _NOTHING:
+        return "0"
+    return f"{value:.4f}" if 0.01 <= abs(value) < 1000 else f"{value:.4g}"
 
 
 def _percent(value: float | None) -> str:

@@ -138,17 +138,19 @@ def _is_open(law: LawName, sample: Sample) -> bool:
 
 def _compose(law: LawName, sample: Sample, tried: _Tried, *, n_bootstrap: int, seed: int) -> Fit:
     found, form = tried.estimates[tried.at], tried.estimates[tried.at].form
+    irreducible = profile(found, sample)
     refits = refit(found, sample, n_refits=n_bootstrap, seed=seed)
     drawn = coefficients(form, refits.theta)
     _, there = sample.without_largest()
     return Fit(
         law=law, sweeps=(), group=sample.group, subject=sample.subject, form=form.name, equation=form.equation,
         coefficients=_intervals(form.names, coefficients(form, found.theta), drawn), scores=tuple(tried.scores),
-        irreducible=profile(found, sample), residuals=_residuals(found, sample), excluded=sample.excluded,
+        irreducible=irreducible, residuals=_residuals(found, sample), excluded=sample.excluded,
         holdout_error=tried.scores[tried.at].holdout_error,
         holdout_jobs=tuple(dict.fromkeys(job for one in there.observations for job in one.jobs)),
         seed_sigma=seed_sigma(sample),
-        draws=_thinned(drawn), n_bootstrap=len(refits.theta), notes=remarks(law, sample, tried.estimates, tried.at),
+        draws=_thinned(drawn), n_bootstrap=len(refits.theta),
+        notes=remarks(law, sample, tried.estimates, tried.at, irreducible=irreducible),
         options={"seed": seed, "refits that did not converge": refits.failed},
         medians=dict(zip(form.names, np.median(drawn, axis=0).tolist(), strict=True)) if len(drawn) else {},
     )  # fmt: skip

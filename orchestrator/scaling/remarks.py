@@ -13,12 +13,16 @@ from orchestrator.scaling.samples import Sample
 _EXPONENTS: dict[LawName, str] = {"ln": "b", "lc": "alpha", "lnk": "gamma", "ls": "gamma"}
 
 
-def remarks(law: LawName, sample: Sample, tried: Sequence[Estimate], at: int) -> tuple[str, ...]:
+def remarks(
+    law: LawName, sample: Sample, tried: Sequence[Estimate], at: int, *, irreducible: tuple[float, float] | None
+) -> tuple[str, ...]:
     """Return what must be said beside the numbers."""
     found = [*sample.notes, *_other_form(law, tried, at), *_slopes(law, sample, tried[at])]
     if any(not one.converged for one in tried):
         names = ", ".join(one.form.name for one in tried if not one.converged)
         found.append(f"The fit of the form {names} has not converged to the last digit.")
+    if irreducible is not None and irreducible[0] == 0:
+        found.append("The profile of the irreducible term reaches 0: these jobs do not settle whether there is one.")
     bounds = sum(one.censored for one in sample.observations)
     if bounds:
         found.append(f"{bounds} of {len(sample.observations)} points are bounds: the truth is above them.")

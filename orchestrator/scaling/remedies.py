@@ -28,6 +28,8 @@ class Remedy(NamedTuple):
 
 def remedies(law: LawName, sample: Sample | None, rows: Sequence[Measured]) -> list[Remedy]:
     """Return the jobs to add, as few as would do; `rows` are those that were offered for this sample."""
+    if law == "ls" and all(row.subject_size is None for row in rows):  # more of the same would not tell it either
+        return []
     subjects = {row.subject for row in rows}
     there = sample.observations if sample is not None and law != "lc" else ()
     known = {(int(one.x), one.k or 0) for one in there if not one.censored and one.subject in subjects}

@@ -14,8 +14,8 @@ TOLERANCE = 1e-12
 """Largest fall of the objective, relative, that a converged fit could still make."""
 _ROUNDING = 1e-14
 """Of ln(loss): below, a misfit is rounding."""
-_MOST_STEPS = 200
-_OUTSIDE = 0.1
+_MOST_STEPS = 1000
+_OUTSIDE = 0.3
 """Beyond delta Huber's loss has no curvature; a share of δ/|r|, which bounds it, lets the Hessian keep its rank."""
 _LONGEST = 4.0
 """In standardised parameters: longer steps are cut, for a floor may run away towards ln 0."""

@@ -5,9 +5,10 @@ from collections.abc import Sequence
 from orchestrator.errors import FitError
 from orchestrator.scaling.findings import Excluded, LawName, Measured
 from orchestrator.scaling.laws import TITLES
-from orchestrator.scaling.remedies import commands, remedies
+from orchestrator.scaling.remedies import Remedy, commands, remedies
 from orchestrator.scaling.samples import Sample
 
+_MOST_NAMED = 8
 _NEEDS: dict[LawName, str] = {
     "ln": "converged jobs at 3 sizes or more",
     "lc": "curves whose lower envelope has points in 4 bins of FLOPs or more, from jobs of any size",
@@ -29,11 +30,10 @@ def shortage(
     held = f" ({sample.group})" if sample is not None and sample.group else ""
     has = _has(law, sample)
     wanted = remedies(law, sample, inside)
-    missing = "; missing: " + ", ".join(f"(n={one.n}, k={one.k}, lr={one.lr})" for one in wanted) if wanted else ""
     own = {row.job_id for row in inside}
     why = _commonest([one for one in (sample.excluded if sample is not None else excluded) if one.job_id in own])
     return FitError(
-        f"{TITLES[law]}{held} needs {_NEEDS[law]}; it has {has}{missing}{why}",
+        f"{TITLES[law]}{held} needs {_NEEDS[law]}; it has {has}{_listed(wanted)}{why}",
         hint="\n".join(commands(law, inside, wanted)),
     )
 
@@ -55,6 +55,14 @@ def _has(law: LawName, sample: Sample | None) -> str:
     more = f", k = {', '.join(str(k) for k in sorted({one.k or 0 for one in known}))}" if law == "lnk" else ""
     subjects = f", of {', '.join(sorted({one.subject for one in known}))}" if law == "ls" else ""
     return f"n = {sizes}{more}{subjects}"
+
+
+def _listed(wanted: Sequence[Remedy]) -> str:
+    if not wanted:
+        return ""
+    named = ", ".join(f"(n={one.n}, k={one.k}, lr={one.lr})" for one in wanted[:_MOST_NAMED])
+    more = len(wanted) - _MOST_NAMED
+    return f"; missing: {named}" + (f" and {more} more" if more > 0 else "")
 
 
 def _commonest(excluded: Sequence[Excluded]) -> str:
