@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
+from orchestrator import synthetic
 from orchestrator.errors import ConfigError
 
 Site = Literal["resid_post", "resid_mid", "attn_delta", "mlp_delta", "mlp_post"]
@@ -50,8 +51,8 @@ class Part(BaseModel):
 class SubjectConfig(Part):
     """The language model whose activations are read, and where in it."""
 
-    model: Text = SHIPPED_SUBJECT
-    """Model id, a folder, or the model that ships with this project."""
+    model: Annotated[Text, AfterValidator(synthetic.canonical)] = SHIPPED_SUBJECT
+    """Model id, a folder, the model that ships with this project, or a distribution: synthetic:gaussian?d_model=64."""
     revision: Text | None = None
     """Branch, tag or commit of a model id."""
     dtype: Dtype = "float32"
@@ -69,6 +70,7 @@ class SubjectConfig(Part):
     def _one_place(self) -> Self:
         if self.hook is not None and self.layer is not None:
             raise ValueError("hook and layer both name a place: give one of them")
+        synthetic.check_place(self, self.model)
         return self
 
 
@@ -207,7 +209,7 @@ class JobConfig(Part):
     """Everything that decides what a job trains; its canonical JSON is its identity."""
 
     subject: SubjectConfig = SubjectConfig()
-    data: DataConfig = DataConfig()
+    data: Annotated[DataConfig, AfterValidator(synthetic.check_text)] = DataConfig()
     sae: SaeConfig = SaeConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     training: TrainingConfig = TrainingConfig()
@@ -280,10 +282,8 @@ def near_key(key: str, keys: Collection[str]) -> str | None:
     """Return the key that was most likely meant: of the same last part, else of nearly the same letters."""
     last = key.rpartition(".")[2]
     by_last = {known.rpartition(".")[2]: known for known in keys}
-    if last in by_last:
-        return by_last[last]
     close = get_close_matches(key, keys, n=1) or [by_last[name] for name in get_close_matches(last, by_last, n=1)]
-    return close[0] if close else None
+    return by_last.get(last) or (close[0] if close else None)
 
 
 def explain(error: ValidationError) -> tuple[str, str]:

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import NamedTuple
 
+from orchestrator import synthetic
 from orchestrator.config import SHIPPED_SUBJECT, JobConfig, SaeConfig, SubjectConfig
 
 SHIPPED_FOLDER = Path(__file__).resolve().parent.parent / "examples" / "subject"
@@ -81,10 +82,12 @@ def hook_width(subject: SubjectConfig) -> int | None:
 
 
 def known_width(model: str) -> int | None:
-    """Return the width that the config.json of a local folder names, or None.
+    """Return the width that a synthetic subject, or the config.json of a local folder, names; or None.
 
-    Source: `model`, a folder, or the model that ships here.
+    Source: `model`, a distribution, a folder, or the model that ships here.
     """
+    if synthetic.is_synthetic(model):
+        return synthetic.parse(model).d_model
     folder = SHIPPED_FOLDER if model == SHIPPED_SUBJECT else Path(model)
     try:
         found = json.loads((folder / "config.json").read_text(encoding="utf-8"))

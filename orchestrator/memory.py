@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 
+from orchestrator import synthetic
 from orchestrator.config import SHIPPED_SUBJECT, JobConfig, SubjectConfig
 from orchestrator.cost import SHIPPED_FOLDER, known_width
 from orchestrator.settings import Settings
@@ -138,6 +139,8 @@ def _width(config: JobConfig) -> int:
 
 
 def _subject_bytes(subject: SubjectConfig) -> int:
+    if synthetic.is_synthetic(subject.model):
+        return synthetic.parse(subject.model).n_parameters * _FLOAT
     folder = _folder(subject)
     try:
         sizes = [file.stat().st_size for file in folder.glob("*.safetensors")]

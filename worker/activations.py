@@ -66,7 +66,7 @@ def shared_stream(
         SubjectError: an activation is not finite; names its position.
     Source: numerics 1.
     """
-    config = _agreed(configs)
+    config = agreed(configs)
     size, window_tokens = config.training.batch_tokens, config.training.shuffle_tokens
     assert start_tokens % size == 0, "a job stands at whole batches"
     contexts, passes = _contexts(subjects, tokens, config), _passes(subjects, tokens, configs, store)
@@ -78,7 +78,7 @@ def shared_stream(
         values = filled.take(window)
         for at in range(offset if window == first else 0, window_tokens, size):
             filled.go_on(batches=window_tokens // size)
-            made = {(i, kind): _normalized(values[i][at : at + size], kind, device) for i, kind in set(pairs)}
+            made = {(i, kind): normalized(values[i][at : at + size], kind, device) for i, kind in set(pairs)}
             yield tuple(made[pair] for pair in pairs)
 
 
@@ -96,7 +96,7 @@ def heldout(subject: Subject, tokens: TokenFile, config: JobConfig, *, store: St
         found = passes(chosen)[0]
         trained = torch.from_numpy(contexts.is_trained(tokens.contexts(chosen))).to(found.device)
         passes.check(found, trained, chosen, subject=subject)
-        parts.append(_normalized(found[trained], config.sae.normalize))
+        parts.append(normalized(found[trained], config.sae.normalize))
     return torch.cat(parts)
 
 
@@ -109,7 +109,7 @@ def sample(subject: Subject, tokens: TokenFile, config: JobConfig, n: int, *, st
     contexts = _contexts([subject], tokens, config)
     passes = _passes([subject], tokens, [config], store)
     windows = Windows(passes, contexts, n_vectors=min(n, contexts.n_vectors))
-    return _normalized(ready(windows).take(0)[0], config.sae.normalize)
+    return normalized(ready(windows).take(0)[0], config.sae.normalize)
 
 
 def captured_per_vector(tokens: TokenFile, config: JobConfig) -> float:
@@ -126,7 +126,8 @@ def _passes(
     return Passes(subjects, tokens)
 
 
-def _normalized(raw: Tensor, kind: Normalize, device: torch.device | str | None = None) -> Tensor:
+def normalized(raw: Tensor, kind: Normalize, device: torch.device | str | None = None) -> Tensor:
+    """Return raw activations normalised, in float32, free for use under autograd, and a copy of their own."""
     # The copy is made outside inference mode, autograd refuses tensors born inside it; and never a view of a window,
     # which is written again while its last batches may still be held.
     values = raw.to(torch.float32, copy=kind == "none" or raw.is_inference())
@@ -149,8 +150,12 @@ def _contexts(subjects: Sequence[Subject], tokens: TokenFile, config: JobConfig)
     return Contexts.of(tokens, config)
 
 
-def _agreed(configs: Sequence[JobConfig]) -> JobConfig:
-    """Return the first of some configs, when all of them read the same tokens in the same order."""
+def agreed(configs: Sequence[JobConfig]) -> JobConfig:
+    """Return the first of some configs, when all of them read the same tokens in the same order.
+
+    Raises:
+        ConfigError: they do not; names the first key that differs.
+    """
     first = configs[0]
     for other in configs[1:]:
         differing = [f"data.{name}" for name in type(first.data).model_fields if name != "activations"]

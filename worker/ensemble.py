@@ -8,7 +8,6 @@ from contextlib import closing, contextmanager, suppress
 from torch import Tensor
 
 from orchestrator.errors import SubjectError
-from worker.activations import shared_stream
 from worker.line import Line
 from worker.member import Member, Share
 from worker.protocol import Exit, Failure
@@ -110,20 +109,17 @@ class Ensemble:
         if all(member.tokens_seen != position for member in self._members):
             return False  # those who are left stand further on
         # A stream that reads less costs less, and between two windows changing to it costs nothing.
-        window = self._places.config.training.shuffle_tokens
+        window = self._places.all[0].config.training.shuffle_tokens
         return position % window != 0 or self._needed() == needed
 
     def _stream(self, needed: list[int], start: int) -> Generator[tuple[Tensor, ...]]:
-        places = [self._places.all[number] for number in needed]
-        subjects, configs = [place.subject for place in places], [place.config for place in places]
-        tokens, store = self._places.tokens, self._places.store
-        yield from shared_stream(subjects, tokens, configs, start_tokens=start, store=store)
+        yield from self._places.material.stream(self._places.configs(needed), start_tokens=start)
 
     def _share(self, batches: dict[int, Tensor], n_present: int, seconds: float) -> Share:
-        """Return each one's part: the subject runs once, to the deepest hook point."""
-        deepest = max(self._places.all[number].subject.parameters_run for number in batches)
-        n_tokens = len(next(iter(batches.values()))) * self._places.tokens_per_vector
-        return Share(seconds / n_present, 2.0 * deepest * n_tokens / n_present)
+        """Return each one's part: what is read is read once."""
+        per_vector = self._places.material.flops(self._places.configs([*batches]))
+        n_vectors = len(next(iter(batches.values())))
+        return Share(seconds / n_present, per_vector * n_vectors / n_present)
 
 
 @contextmanager

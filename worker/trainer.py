@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from orchestrator.config import JobConfig
 from orchestrator.errors import CheckpointError, ConfigError, SubjectError
+from orchestrator.synthetic import is_synthetic
 from worker.line import Line
 from worker.protocol import Assignment, Cached, Exit, Failure, Order, Started
 
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from worker.sae.trainee import Trainee
     from worker.store import Store
     from worker.subject import Subject
-    from worker.vantage import Places
+    from worker.vantage import Material, Places
 
 
 class Desk(NamedTuple):
@@ -75,17 +76,28 @@ def _gather(order: Order, line: Line) -> Desk:
     partners = _partners(order, line)  # they load torch while we do
     import torch
 
-    from worker import tokens
     from worker.accelerator import choose
     from worker.vantage import Places
 
     torch.set_num_threads(max(1, order.threads // len(order.device.split("+"))))
     device = choose(order.device)
+    return Desk(order, line, Places(_material(order, line, device)), device, partners)
+
+
+def _material(order: Order, line: Line, device: str) -> "Material":
+    config = order.jobs[0].config
+    if is_synthetic(config.subject.model):
+        from worker.synthesis import Synthesis
+
+        return Synthesis(config.subject.model, device)
+    from worker import tokens
+    from worker.reading import Reading
+
     model = _load(order, device)
     line.alive(0, phase="packing")
-    folder, config = Path(order.tokens_folder), order.jobs[0].config
+    folder = Path(order.tokens_folder)
     packed = tokens.pack(config.data, model.tokenizer, folder, lambda _: line.alive(0, phase="packing"))
-    return Desk(order, line, Places(model, packed, config, store=_store(order, line)), device, partners)
+    return Reading(model, packed, config, store=_store(order, line))
 
 
 def _store(order: Order, line: Line) -> "Store | None":
@@ -134,7 +146,7 @@ def _enrol(desk: Desk, job: Assignment) -> "Member":
 
     check_precision(job.config, desk.device)
     place = desk.places.find(job.config)
-    trainee = _resumed(desk, job, desk.places.all[place].subject) or _fresh(desk, job, place)
+    trainee = _resumed(desk, job) or _fresh(desk, job, place)
     heldout = desk.places.all[place].heldout
     if desk.partners:
         trainee = desk.partners.divide(trainee, job.config, heldout=heldout)
@@ -149,7 +161,7 @@ def _warn(text: str) -> None:
     print(f"warning: {text}", file=sys.stderr, flush=True)
 
 
-def _resumed(desk: Desk, job: Assignment, subject: "Subject") -> "Trainee | None":
+def _resumed(desk: Desk, job: Assignment) -> "Trainee | None":
     from worker import checkpoint
 
     refs = [(_inside(saved.uri, Path(job.artifacts).parent), saved.sha256) for saved in job.resume]
@@ -157,7 +169,7 @@ def _resumed(desk: Desk, job: Assignment, subject: "Subject") -> "Trainee | None
     if found is None:
         return None
     uri, trainee = found
-    _refuse_other_material(checkpoint.facts_of(uri), subject.fingerprint, desk.places.tokens.id)
+    _refuse_other_material(checkpoint.facts_of(uri), desk.places.material.facts(job.config))
     return trainee
 
 
@@ -171,12 +183,14 @@ def _inside(uri: str, folder: Path) -> str:
     return uri
 
 
-def _refuse_other_material(before: dict[str, Any], model: str, text: str) -> None:
+def _refuse_other_material(before: dict[str, Any], here: dict[str, Any]) -> None:
     """Never continue a curve on another model or another text: its held-out set would be another, too."""
-    now = {"model": model, "text": text}
-    then = {"model": before.get("subject", {}).get("sha256"), "text": before.get("tokens", {}).get("id")}
+    then, now = (
+        {"model": facts.get("subject", {}).get("sha256"), "text": facts.get("tokens", {}).get("id")}
+        for facts in (before, here)
+    )
     for what, digest in now.items():
-        if then[what] not in (None, digest):
+        if digest and then[what] not in (None, digest):
             raise SubjectError(
                 f"the {what} is not the one this job began with (sha256 {digest[:12]}, then {str(then[what])[:12]})",
                 hint="Bring the old one back, or start over: orch enqueue --allow-duplicate",
@@ -193,25 +207,14 @@ def _facts(desk: Desk, job: Assignment, trainee: "Trainee", *, place: int) -> di
     """Return what the config left open and this attempt settled."""
     from orchestrator.origin import git_commit, versions
 
-    tokens, (subject, heldout) = desk.places.tokens, (desk.places.all[place].subject, desk.places.all[place].heldout)
-    commit = git_commit()
+    heldout, commit = desk.places.all[place].heldout, git_commit()
     return {
         **trainee.facts(),
         "device": "+".join(desk.partners.devices) if desk.partners else desk.device,
         "threads": desk.order.threads,
         "heldout_tokens": len(heldout),
         "shared_with": [other.job_id for other in desk.order.jobs if other is not job],
-        "subject": {
-            "class": type(subject.model).__name__,
-            "parameters": sum(p.numel() for p in subject.model.parameters()),
-            "parameters_run": subject.parameters_run,
-            "n_layers": subject.n_layers,
-            "hook": subject.hook.name,
-            "site": str(subject.hook),
-            "sha256": subject.fingerprint,
-        },
-        "tokens": {"id": tokens.id, "n_tokens": tokens.n_tokens},
-        "flops_subject_per_token": 2.0 * subject.parameters_run * desk.places.tokens_per_vector,
+        **desk.places.material.facts(job.config),
         "versions": versions(),
         **({"git_commit": commit} if commit else {}),
     }

@@ -15,6 +15,7 @@ from worker import subject, tokens
 from worker.ensemble import Ensemble
 from worker.member import Member
 from worker.protocol import Alive, Assignment, Ended, Exit, Failure, Leave, Left, Measured, Message, Order, Saved
+from worker.reading import Reading
 from worker.trainer import Desk, _enrol
 from worker.vantage import Places
 
@@ -92,7 +93,7 @@ class Room:
             for i, config in configs.items()
         )
         order = Order(jobs, "", "", "cpu", 1, math.inf, 0)
-        places = Places(self.subject, self.tokens, jobs[0].config)
+        places = Places(Reading(self.subject, self.tokens, jobs[0].config))
         desk = Desk(order, line, places, "cpu", None)  # type: ignore[arg-type]
         members: list[Member] = [_enrol(desk, job) for job in jobs]
         ensemble = Ensemble(members, line, places=places, save_every=order.checkpoint_seconds)  # type: ignore[arg-type]

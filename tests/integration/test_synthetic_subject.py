@@ -1,0 +1,145 @@
+"""A synthetic subject from a sweep file to MLflow, and over a kill: same queue, same trainer, same checkpoints."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from orchestrator.config import JobConfig, parse
+from tests.small_world import ROOT, World, small_world, trainers
+from worker.tracking import Tracking
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+]
+
+WORD = "synthetic:planted?d_model=32&latents=128&k=3&exponent=1.0&noise=0.02&seed=0"
+TRAINING = {
+    "batch_tokens": 64, "shuffle_tokens": 1024, "heldout_tokens": 2048, "max_tokens": 16_384,
+    "first_point_tokens": 1024, "dead_after_tokens": 8192,
+}  # fmt: skip
+SWEEP = {
+    "version": 1,
+    "name": "planted",
+    "overrides": {
+        "subject.model": "synthetic:planted?d_model=32&latents=128&k=3&noise=0.02", "sae.k": 3, "optimizer.ema": 0.9,
+        "stop.rule": "max_tokens", **{f"training.{key}": value for key, value in TRAINING.items()},
+    },
+    "sweep": [{"grid": {"sae.n_latents": [32, 128]}}],
+}  # fmt: skip
+
+
+def orch(world: World, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run a command as a person does."""
+    command = [sys.executable, "-m", "orchestrator", *arguments]
+    return subprocess.run(
+        command, env={**os.environ, **world.environ}, cwd=ROOT, capture_output=True, text=True, check=False
+    )
+
+
+def said(world: World, *arguments: str) -> str:
+    done = orch(world, *arguments)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_from_a_sweep_file_to_mlflow(tmp_path: Path) -> None:
+    file = tmp_path / "planted.yaml"
+    file.write_text(json.dumps(SWEEP))
+    with small_world(tmp_path / "home") as world:
+        planned = json.loads(said(world, "enqueue", str(file), "--dry-run", "-o", "json"))["items"]
+        assert [job["config"]["subject"]["model"] for job in planned] == [WORD] * 2
+        assert all(job["flops_executed"] > 0 for job in planned)
+        assert "added 2" in said(world, "enqueue", str(file))
+        assert "read by 1 other queued job" in said(world, "explain", "1")
+        assert world.work("--until-empty").wait(120) == 0, world.said()
+        check_results(world)
+        assert "succeeded" in said(world, "show", "1")
+        assert "used its whole token budget" in said(world, "explain", "2")
+        check_tracking(world)
+        assert "already there 2" in said(world, "enqueue", str(file))
+
+
+def check_results(world: World) -> None:
+    for job, other in ((1, 2), (2, 1)):
+        assert world.job(job).state == "succeeded", world.said()
+        assert world.job(job).d_model == 32
+        facts: dict[str, Any] = world.last_attempt(job).facts or {}
+        assert facts["subject"]["class"] == "Planted"
+        assert facts["flops_subject_per_token"] == 0
+        assert (facts["shared_with"], facts["heldout_tokens"]) == ([other], 2048)
+        assert "tokens" not in facts
+        assert all(0.0 in point for point in world.curve(job))  # flops_subject
+    fvu = [world.result(job).fvu or 1.0 for job in (1, 2)]
+    assert fvu[1] < fvu[0] < (world.result(1).untrained_fvu or 0.0)
+    assert not (world.settings.home / "tokens").exists()
+
+
+def check_tracking(world: World) -> None:
+    from mlflow import MlflowClient
+
+    trouble: list[str] = []
+    tracking = Tracking(world.engine, world.settings, say=trouble.append)
+    for job in (1, 2):
+        tracking.changed(job)
+    assert tracking.close(60), trouble
+    client = MlflowClient(world.settings.tracking)
+    experiment = client.get_experiment_by_name("planted")
+    assert experiment is not None
+    runs = client.search_runs([experiment.experiment_id], "tags.`orch.kind` = 'job'")
+    assert sorted(run.data.tags["orch.job_id"] for run in runs) == ["1", "2"]
+    for run in runs:
+        assert run.data.params["subject.model"] == WORD
+        assert len(client.get_metric_history(run.info.run_id, "fvu")) > 5
+
+
+def test_what_does_not_apply_is_refused_with_its_place(tmp_path: Path) -> None:
+    file = tmp_path / "planted.yaml"
+    file.write_text("name: planted\nsubject.model: synthetic:gaussian\ndata.activations: cache\n")
+    with small_world(tmp_path / "home") as world:
+        done = orch(world, "enqueue", str(file), "--dry-run")
+        assert done.returncode == 2
+        assert f"{file}:3:19: data.activations means nothing to synthetic:gaussian" in done.stderr
+        done = orch(
+            world, "enqueue", str(file), "--dry-run", "~data.activations", "subject.model=synthetic:gaussian?k=2"
+        )
+        assert done.returncode == 2
+        assert "has no parameter 'k'; there are: d_model, seed" in done.stderr
+
+
+def long_config(n_latents: int) -> JobConfig:
+    return parse(
+        {
+            "subject": {"model": WORD},
+            "sae": {"n_latents": n_latents, "k": 3},
+            "optimizer": {"ema": 0.9},
+            "training": TRAINING | {"max_tokens": 64 * 1024},
+            "stop": {"rule": "max_tokens"},
+        }
+    )
+
+
+def test_killed_and_resumed_the_curves_are_those_of_jobs_alone(tmp_path: Path) -> None:
+    configs = [long_config(n) for n in (64, 96)]
+    with small_world(tmp_path / "alone") as world:
+        jobs = world.enqueue(*configs)
+        assert world.work("--until-empty", "--jobs", "1").wait(120) == 0, world.said()
+        assert not any((world.last_attempt(job).facts or {})["shared_with"] for job in jobs)
+        alone = [world.curve(job) for job in jobs]
+    with small_world(tmp_path / "together") as world:
+        jobs = world.enqueue(*configs)
+        worker = world.work("--until-empty")
+        world.wait(lambda: all(world.is_in_training(job, 1) for job in jobs))
+        trainers(worker)[0].kill()
+        assert worker.wait(120) == 0, world.said()
+        for job, curve in zip(jobs, alone, strict=True):
+            (first, _), (last, start) = world.attempts(job)
+            assert (first, last) == ("crashed", "max_tokens")
+            assert start
+            assert world.curve(job) == curve
