@@ -148,6 +148,9 @@ def _draw_rates(sheet: Sheet, members: Rows, pen: Pen, *, panel: int) -> None:
         text, place = tokens_to_convergence(row), (row.lr or 0.0, row.fvu or 0.0)
         hint = f"{_named(row)}, lr {digits(row.lr)}: fvu {digits(row.fvu, 4)}, T(1%) {text}, {row.outcome or row.state}"
         sheet.point(place, pen, jobs=(row.job_id,), hint=hint, panel=panel, hollow=row.outcome != "converged")
+    for lr in {row.lr for row in ordered}:  # seeds of one rate lie upon each other: one label for all of them
+        same = [row for row in ordered if row.lr == lr]
+        text, place = ", ".join(map(tokens_to_convergence, same)), (lr or 0.0, max(row.fvu or 0.0 for row in same))
         axes.annotate(
             text, place, xytext=(0, 6), textcoords="offset points", ha="center", fontsize=9, color=INK, zorder=5
         )
