@@ -39,7 +39,7 @@ SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
     "Laws": {
         "fit": ("fit_command", "Fit scaling laws to the jobs of sweeps."),
         "plot": ("report_commands", "Draw what sweeps came to."),
-        "report": ("report_commands", "Write one page about sweeps: findings, figures, tables."),
+        "report": ("report_commands", "Write one page about sweeps: findings, figures, fits, jobs."),
         "forecast": ("forecast_command", "Say what sizes that were never trained would come to."),
         "plan": ("plan_command", "Propose the jobs to run next, as a sweep file."),
     },

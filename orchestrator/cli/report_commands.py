@@ -65,7 +65,7 @@ def plot(*, sweeps: tuple[str, ...], figures: tuple[str, ...], form: str, folder
 )
 @click.option("--open/--no-open", "opened", default=False, help="Open it in a browser.")
 def report(*, sweeps: tuple[str, ...], output: Path | None, opened: bool) -> None:
-    """Write one page about sweeps: findings, figures, fits, jobs, and where all of it comes from.
+    """Write one page about sweeps: findings, figures, fits, jobs.
 
     The page needs no network and no other file. It goes to reports/SWEEP.html in the data folder; its path is printed.
     Laws that have no fit yet, or none since the last job ended, are fitted first, and the fits are stored.
