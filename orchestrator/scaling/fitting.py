@@ -22,6 +22,7 @@ from orchestrator.scaling.shortage import shortage
 
 LAWS: tuple[LawName, ...] = get_args(LawName)
 KEPT_DRAWS = 400
+_ENDED = ("succeeded", "failed", "cancelled")
 N_BOOTSTRAP = 2000
 
 
@@ -89,10 +90,16 @@ def attempt(law: LawName, rows: Sequence[Measured], choices: Choices, *, n_boots
         tried = _Tried(estimates, scores, chosen(scores))
         found = _compose(law, sample, tried, n_bootstrap=n_bootstrap, seed=seed)
         options = dict(found.options) | {"epsilon": choices.epsilon, "loss": choices.loss, "flops": choices.flops}
+        options |= {"jobs ended": ended(rows)}
         fits.append(replace(found, sweeps=sweeps, options=options))
     if not fits and not refused:
         refused.append(Refusal(law, "", shortage(law, None, rows, excluded=excluded)))
     return Attempt(tuple(fits), tuple(refused))
+
+
+def ended(rows: Sequence[Measured]) -> int:
+    """Return how many jobs have ended: whoever keeps a fit can tell by it whether one ended while it was made."""
+    return sum(row.state in _ENDED for row in rows)
 
 
 def attempts(
