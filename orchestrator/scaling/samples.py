@@ -30,6 +30,8 @@ class Observation(NamedTuple):
     """Observations of one cell err together: (n, z)."""
     censored: bool = False
     flagged: str = ""
+    step: float = 0.0
+    """Of ln(value): how far apart the values were that could have been observed; 0: any could."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,11 @@ class Sample:
     def censored(self) -> Flags:
         """Say of which observations only a bound is known, (n_points,)."""
         return np.array([one.censored for one in self.observations], dtype=bool)
+
+    @property
+    def steps(self) -> Array:
+        """Return how coarsely ln of each was observed, (n_points,)."""
+        return np.array([one.step for one in self.observations])
 
     @property
     def cells(self) -> Numbers:

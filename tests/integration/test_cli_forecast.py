@@ -84,8 +84,7 @@ def test_a_job_that_ends_while_a_fit_is_made_is_not_forgotten(known: Engine) -> 
     queue.enqueue(known, Sweep("law", (config(4096),)))
     job_id = finish(known)
     ledger.store(known, fit("ln", rows, n_bootstrap=50))
-    again = [one for one in basis(known, ["law"]).basis.losses if one.law == "ln"]
-    assert any(job_id in one.jobs for one in again)
+    assert any(job_id in one.jobs for one in basis(known, ["law"]).basis.losses if one.law == "ln")
 
 
 def test_from_a_plan_to_the_queue(known: Engine, capsys: Capture, tmp_path: Path) -> None:

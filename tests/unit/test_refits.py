@@ -155,3 +155,15 @@ def test_a_form_that_is_not_ruled_out_is_told() -> None:
     assert [one.form for one in fits] == ["pure", "pure", "+e"]
     assert told[0] == told[1] == ["AICc does not rule out +e: the intervals take the form pure for true."]
     assert told[2] == []
+
+
+def test_rates_by_factors_of_two_leave_their_exponent_open() -> None:
+    """All on one line, because the rates tried are: anything within a factor of two of it would have looked alike."""
+    rows = [measured(n, lr=rate * n**-0.5, outcome=outcome) for n in (64, 128, 256, 512, 1024, 2048)
+            for rate, outcome in ((1, "converged"), (2, "converged"), (4, "diverged"))]  # fmt: skip
+    [found] = fit("lr", rows)
+    q = found.coefficients["q"]
+    assert found.n_bootstrap > 1950
+    assert q.value == pytest.approx(-0.5, abs=1e-4)
+    least_squares = np.log(2) / np.sqrt(12) / np.sqrt(6 * np.var(np.log([64, 128, 256, 512, 1024, 2048])))
+    assert 1 < (q.high - q.low) / (2 * 1.645 * least_squares) < 1.6
