@@ -10,8 +10,8 @@ from orchestrator.config import JobConfig, field_paths
 from orchestrator.errors import ConfigError, FitError
 from orchestrator.results.measurements import measured
 from orchestrator.results.origins import configs, last_ended
-from orchestrator.scaling.findings import Fit, LawName, Measured
-from orchestrator.scaling.fitting import fit
+from orchestrator.scaling.findings import Fit, LawName, Measured, StoredFit
+from orchestrator.scaling.fitting import ended, fit
 from orchestrator.scaling.forecast import Basis
 from orchestrator.scaling.speed import device_of
 
@@ -109,10 +109,16 @@ def _tried(
 
 def _fits(engine: Engine, sweeps: Sequence[str], rows: Sequence[Measured], law: LawName) -> list[Fit]:
     """Return the stored fits of a law, if no job has ended since they were made; else fits made now."""
-    names, ended = tuple(sorted(set(sweeps))), last_ended(engine, sweeps) or 0.0
+    names = tuple(sorted(set(sweeps)))
     stored = [one for one in ledger.newest(engine, sweep=names[0], law=law) if one.fit.sweeps == names]
-    plain = [one.fit for one in stored if one.created_at >= ended and _is_plain(one.fit)]
+    last = last_ended(engine, sweeps)
+    plain = [one.fit for one in stored if is_current(one, rows, last) and _is_plain(one.fit)]
     return plain or fit(law, rows)
+
+
+def is_current(stored: StoredFit, rows: Sequence[Measured], last: float | None) -> bool:
+    """Say whether no job has ended since a fit was made, nor while it was."""
+    return stored.created_at >= (last or 0.0) and stored.fit.options.get("jobs ended") == ended(rows)
 
 
 def _is_plain(found: Fit) -> bool:

@@ -109,6 +109,9 @@ def _remarks(found: "Sequence[Forecast]") -> list[str]:
     )
     speeds = {row.speed.n_latents: row.speed for row in found if row.speed}
     lines = [f"FVU: {'; '.join(forms)}."]
+    if doubted := {row.form: row.rivals for row in found if row.rivals}:
+        told = "; ".join(f"{' and '.join(others)} beside {form}" for form, others in doubted.items())
+        lines.append(f"AICc does not rule out {told}: FVU's intervals know nothing of that, BEYOND above all.")
     if any(row.extrapolation != 1 for row in found):
         lines.append("BEYOND the sizes that were fitted, intervals hold only if the law's form does.")
     for n_latents, one in sorted(speeds.items()):
@@ -131,5 +134,5 @@ def forecast_record(row: "Forecast") -> dict[str, Any]:
     measured = None if pace is None else pace._asdict() | {"flops_per_second": pace.flops_per_second._asdict()}
     return {
         "n_latents": row.n_latents, "k": row.k, **intervals, "extrapolation": row.extrapolation, "law": row.law,
-        "form": row.form, "noise": row.noise, "speed": measured,
+        "form": row.form, "noise": row.noise, "rivals": list(row.rivals), "speed": measured,
     }  # fmt: skip

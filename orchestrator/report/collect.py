@@ -6,14 +6,16 @@ from dataclasses import replace
 from importlib import metadata
 from typing import Any, get_args
 
-from sqlalchemy import Engine, func, select
+from sqlalchemy import Engine, select
 
 from orchestrator import ledger, results
+from orchestrator.basis import is_current
 from orchestrator.database import models as m
 from orchestrator.database.engine import db_now, reading
 from orchestrator.errors import FitError, NotFound
 from orchestrator.report.contents import Contents, Missing, Origin, SweepText
 from orchestrator.results.measurements import measured
+from orchestrator.results.origins import last_ended
 from orchestrator.scaling.eligibility import GROUNDS, Choices
 from orchestrator.scaling.findings import Fit, LawName, Measured, StoredFit
 from orchestrator.scaling.fitting import fit
@@ -34,12 +36,12 @@ def collect(engine: Engine, sweeps: Sequence[str], *, database: str = "", laws: 
     texts, at = _sweeps(engine, sweeps)
     rows = measured(engine, list(sweeps))
     missing = renew(engine, sweeps, rows, laws=laws)
-    fits, last = fits_of(engine, sweeps), _last_end(engine, sweeps)
+    fits, last = fits_of(engine, sweeps), last_ended(engine, sweeps)
     return Contents(
         sweeps=texts, rows=tuple(map(_without_passwords, rows)), origins=_origins(engine, rows),
         fits=tuple(map(_masked, fits)), missing=missing, database=database,
         at=at, version=metadata.version("orch"),
-        stale=frozenset(stored.id for stored in fits if stored.created_at < last),
+        stale=frozenset(stored.id for stored in fits if not is_current(stored, rows, last)),
     )  # fmt: skip
 
 
@@ -57,8 +59,8 @@ def renew(
     engine: Engine, sweeps: Sequence[str], rows: Sequence[Measured], *, laws: Sequence[LawName] = LAWS
 ) -> dict[LawName, Missing]:
     """Fit and store each law that has no fit since the last job ended; return why some laws cannot be fitted."""
-    last = _last_end(engine, sweeps)
-    fresh = {stored.fit.law for stored in fits_of(engine, sweeps) if stored.created_at >= last}
+    last = last_ended(engine, sweeps)
+    fresh = {stored.fit.law for stored in fits_of(engine, sweeps) if is_current(stored, rows, last)}
     missing: dict[LawName, Missing] = {}
     for law in laws:
         if law not in fresh:
@@ -118,13 +120,6 @@ def _sweeps(engine: Engine, names: Sequence[str]) -> tuple[tuple[SweepText, ...]
 
 def _sweep(row: Any) -> SweepText:
     return SweepText(row.name, row.labels, "\n".join(map(mask, row.text.splitlines())), row.created_at)
-
-
-def _last_end(engine: Engine, sweeps: Sequence[str]) -> float:
-    """Return when the last job of some sweeps ended; 0 where none has."""
-    ends = select(func.max(m.Job.finished_at)).join(m.SweepRow, m.SweepRow.id == m.Job.sweep_id)
-    with reading(engine) as session:
-        return session.scalar(ends.where(m.SweepRow.name.in_(sweeps))) or 0.0
 
 
 def _origins(engine: Engine, rows: Sequence[Measured]) -> dict[int, Origin]:

@@ -26,6 +26,8 @@ class _Tables(NamedTuple):
     counts: _Counts
     curves: dict[int, list[Point]]
     last: dict[int, Any]
+    sites: dict[tuple[str, str], str]
+    """Names of the hook points that attempts have told, by what their configs ask for."""
 
 
 def measured(engine: Engine, sweeps: Sequence[str], *, curves: bool = True) -> list[Measured]:
@@ -38,10 +40,11 @@ def measured(engine: Engine, sweeps: Sequence[str], *, curves: bool = True) -> l
     with reading(engine) as session:
         mine = m.Job.sweep_id.in_(sweep_ids(session, sweeps))
         ids = select(m.Job.id).where(mine)
-        known = _Tables(
-            _facts(session, ids), _counts(session, ids), _curves(session, ids) if curves else {}, _last(session, ids)
-        )
-        return [_measured(row, known) for row in session.execute(_query().where(mine))]
+        rows = [(row, json.loads(row.config)) for row in session.execute(_query().where(mine))]
+        facts = _facts(session, ids)
+        points = _curves(session, ids) if curves else {}
+        known = _Tables(facts, _counts(session, ids), points, _last(session, ids), _sites(rows, facts))
+        return [_measured(row, config, known) for row, config in rows]
 
 
 def _query() -> Select[Any]:
@@ -64,6 +67,17 @@ def _facts(session: Session, ids: Select[Any]) -> dict[int, dict[str, Any]]:
     """Return what the newest attempt that told anything has settled."""
     told = select(m.Attempt.job_id, m.Attempt.facts).where(m.Attempt.job_id.in_(ids)).order_by(m.Attempt.attempt)
     return {job_id: facts for job_id, facts in session.execute(told) if facts}
+
+
+def _sites(
+    rows: Sequence[tuple[Row[Any], dict[str, Any]]], facts: dict[int, dict[str, Any]]
+) -> dict[tuple[str, str], str]:
+    told = ((_asked(config), facts.get(row.id, {}).get("subject", {}).get("site")) for row, config in rows)
+    return {asked: site for asked, site in told if site}
+
+
+def _asked(config: dict[str, Any]) -> tuple[str, str]:
+    return _subject(config["subject"]), _hook(config["subject"])
 
 
 def _counts(session: Session, ids: Select[Any]) -> _Counts:
@@ -93,15 +107,15 @@ def _last(session: Session, ids: Select[Any]) -> dict[int, Any]:
     return found
 
 
-def _measured(row: Row[Any], known: _Tables) -> Measured:
-    config, facts = json.loads(row.config), known.facts.get(row.id, {})
+def _measured(row: Row[Any], config: dict[str, Any], known: _Tables) -> Measured:
+    facts = known.facts.get(row.id, {})
     subject, last, counts = facts.get("subject", {}), known.last.get(row.id), known.counts.get(row.id, {})
     tokens = row.result_tokens if row.result_tokens is not None else getattr(last, "tokens_seen", 0)
-    lr = facts.get("lr", row.lr)
+    lr, hook = facts.get("lr", row.lr), subject.get("site") or known.sites.get(_asked(config))
     return Measured(
         job_id=row.id, sweep=row.sweep, config_id=row.config_id, state=row.state, outcome=row.outcome,
         reason=row.reason, subject=_subject(config["subject"]), subject_size=subject.get("parameters_run"),
-        hook=subject.get("site") or _hook(config["subject"]), data=_data(config["data"]),
+        hook=hook or _hook(config["subject"]), data=_data(config["data"]),
         activation=config["sae"]["activation"], d_model=row.d_model, n_latents=row.n_latents, k=row.k, lr=lr,
         lr_is_auto=config["optimizer"]["lr"] == "auto", seed=row.seed,
         batch_tokens=config["training"]["batch_tokens"], max_tokens=row.max_tokens, tokens_seen=tokens,

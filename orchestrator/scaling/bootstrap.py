@@ -40,6 +40,8 @@ def refit(found: Estimate, sample: Sample, *, n_refits: int, seed: int) -> Refit
     random = np.random.default_rng(seed)
     data = data_of(found.form, sample, delta=found.delta)
     drawn = _drawn(found, sample, n_refits, random)
+    if sample.steps.any():  # where in its step the truth lies, nobody has seen: no residual tells of it
+        drawn = drawn + sample.steps * random.uniform(-0.5, 0.5, size=drawn.shape)
     fitted = log_values(found.theta[None], data.points)[0]
     # A bound is known exactly: only what was measured can come out differently.
     observed = np.where(sample.censored, sample.logs, fitted + drawn)

@@ -26,7 +26,7 @@ class Measured:
     subject_size: int | None
     """Parameters of it that run up to the hook point; None where no attempt has told."""
     hook: str
-    """Where it is read: a module's name, or layer and site."""
+    """Where it is read: the module that an attempt has told, of this job or one like it; else layer and site."""
     data: str
     activation: str
     d_model: int | None

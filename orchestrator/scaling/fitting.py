@@ -17,11 +17,12 @@ from orchestrator.scaling.prediction import HIGH, LOW
 from orchestrator.scaling.remarks import remarks, seed_sigma
 from orchestrator.scaling.samples import Observation, Sample
 from orchestrator.scaling.sampling import samples
-from orchestrator.scaling.scoring import allowed, chosen, profile, score
+from orchestrator.scaling.scoring import allowed, chosen, profile, rivals, score
 from orchestrator.scaling.shortage import shortage
 
 LAWS: tuple[LawName, ...] = get_args(LawName)
 KEPT_DRAWS = 400
+_ENDED = ("succeeded", "failed", "cancelled")
 N_BOOTSTRAP = 2000
 
 
@@ -89,10 +90,16 @@ def attempt(law: LawName, rows: Sequence[Measured], choices: Choices, *, n_boots
         tried = _Tried(estimates, scores, chosen(scores))
         found = _compose(law, sample, tried, n_bootstrap=n_bootstrap, seed=seed)
         options = dict(found.options) | {"epsilon": choices.epsilon, "loss": choices.loss, "flops": choices.flops}
+        options |= {"jobs ended": ended(rows)}
         fits.append(replace(found, sweeps=sweeps, options=options))
     if not fits and not refused:
         refused.append(Refusal(law, "", shortage(law, None, rows, excluded=excluded)))
     return Attempt(tuple(fits), tuple(refused))
+
+
+def ended(rows: Sequence[Measured]) -> int:
+    """Return how many jobs have ended: whoever keeps a fit can tell by it whether one ended while it was made."""
+    return sum(row.state in _ENDED for row in rows)
 
 
 def attempts(
@@ -127,7 +134,9 @@ def law_named(name: str) -> LawName:
 
 
 def _is_open(law: LawName, sample: Sample) -> bool:
-    """Say whether the observations bear any form; L_s(N) wants several sizes of each subject."""
+    """Say whether the observations bear any form; L_s(N) wants several sizes of each subject, L(C) several in all."""
+    if law == "lc":  # of fewer, the envelope is their own curves: how they fall with tokens, not L(C)
+        return len({one.cell for one in (*sample.observations, *sample.shown)}) >= 3
     if law != "ls":
         return True
     sizes: dict[str, set[float]] = {}
@@ -142,6 +151,7 @@ def _compose(law: LawName, sample: Sample, tried: _Tried, *, n_bootstrap: int, s
     refits = refit(found, sample, n_refits=n_bootstrap, seed=seed)
     drawn = coefficients(form, refits.theta)
     _, there = sample.without_largest()
+    notes = remarks(law, sample, tried.estimates, tried.at, irreducible=irreducible)
     return Fit(
         law=law, sweeps=(), group=sample.group, subject=sample.subject, form=form.name, equation=form.equation,
         coefficients=_intervals(form.names, coefficients(form, found.theta), drawn), scores=tuple(tried.scores),
@@ -150,10 +160,15 @@ def _compose(law: LawName, sample: Sample, tried: _Tried, *, n_bootstrap: int, s
         holdout_jobs=tuple(dict.fromkeys(job for one in there.observations for job in one.jobs)),
         seed_sigma=seed_sigma(sample),
         draws=_thinned(drawn), n_bootstrap=len(refits.theta),
-        notes=remarks(law, sample, tried.estimates, tried.at, irreducible=irreducible),
+        notes=(*notes, *_doubt(tried.scores, form.name)),
         options={"seed": seed, "refits that did not converge": refits.failed},
         medians=dict(zip(form.names, np.median(drawn, axis=0).tolist(), strict=True)) if len(drawn) else {},
     )  # fmt: skip
+
+
+def _doubt(scores: Sequence[Score], form: str) -> list[str]:
+    open_to = " and ".join(rivals(scores, form))
+    return [f"AICc does not rule out {open_to}: the intervals take the form {form} for true."] if open_to else []
 
 
 def _intervals(names: Sequence[str], values: Array, drawn: Array) -> dict[str, Interval]:

@@ -10,6 +10,7 @@ from orchestrator.cost import Cost, estimate
 from orchestrator.errors import ConfigError, FitError
 from orchestrator.scaling.findings import Fit, Interval, Measured
 from orchestrator.scaling.prediction import predict
+from orchestrator.scaling.scoring import rivals
 from orchestrator.scaling.speed import Speed, speed, spread, subject_flops
 
 _FARTHEST = 300.0
@@ -67,6 +68,8 @@ class Forecast(NamedTuple):
     speed: Speed | None
     noise: float
     """Standard deviation of ln fvu of one job around the law."""
+    rivals: tuple[str, ...] = ()
+    """Forms that are not ruled out: by them fvu would be another, beyond its interval."""
 
 
 def forecast(basis: Basis, sizes: Sequence[tuple[int, int]]) -> list[Forecast]:
@@ -92,6 +95,7 @@ def _one(basis: Basis, n_latents: int, k: int) -> Forecast:
         flops_dense=_interval([one.flops_dense for one in costs]), flops_executed=executed,
         seconds=over(executed, pace.flops_per_second) if executed and pace else None,
         extrapolation=extrapolation(fit, n_latents), law=fit.law, form=fit.form, speed=pace, noise=noise(fit),
+        rivals=tuple(rivals(fit.scores, fit.form)),
     )  # fmt: skip
 
 

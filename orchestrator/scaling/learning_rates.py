@@ -27,7 +27,8 @@ def sample(rows: Sequence[Measured], excluded: Sequence[Excluded], choices: Choi
         is_open = largest == max(rates)
         jobs = tuple(row.job_id for row in rates[largest])
         flag = OPEN if is_open else ""
-        observations.append(Observation(jobs, n, 1.0, cell.k, cell.subject, largest, (n, 1.0), is_open, flag))
+        step = 0.0 if is_open else math.log(min(rate for rate in rates if rate > largest) / largest)
+        observations.append(Observation(jobs, n, 1.0, cell.k, cell.subject, largest, (n, 1.0), is_open, flag, step))
         best[cell.n_latents] = min(works, key=lambda rate: mean_loss(rates[rate], choices))
         why = f"not the largest lr that converges at n = {cell.n_latents} (that is {largest:g})"
         out += [Excluded(row.job_id, why) for rate in rates if rate != largest for row in rates[rate]]

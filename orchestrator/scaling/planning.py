@@ -12,14 +12,13 @@ from orchestrator.scaling.candidates import Candidate, another, candidate, sizes
 from orchestrator.scaling.findings import Fit
 from orchestrator.scaling.forecast import Basis, extrapolation, ks_of, noise
 from orchestrator.scaling.laws import Array, design, form_of, log_values, parameters
+from orchestrator.scaling.scoring import rivals
 
 MOST_JOBS = 64
 _LEAST_GAIN = 0.01
 """Of the two variances at the start: below it a job is not worth its cost, however little that is."""
 _MOST_SEEDS = 4
 """At one place, those there already among them: more would only tell how wrong the law is there."""
-_RULED_OUT = 6.0
-"""Difference of AICc beyond which the worse of two forms is given up."""
 _AHEAD = ("queued", "running", "paused")
 _OUTLIERS = (0.025, 0.975)
 """Quantiles the draws are clipped to: one refit that went astray must not steer a plan."""
@@ -199,9 +198,7 @@ def _promise(doubt: _Doubt) -> str:
 
 def _rivals(fit: Fit) -> str:
     """Say which other forms the jobs do not rule out: the plan takes the chosen one for true."""
-    best = min((one.aicc for one in fit.scores if one.aicc is not None), default=0.0)
-    near = [one.form for one in fit.scores if one.aicc is not None and one.aicc < best + _RULED_OUT]
-    open_to = [form for form in near if form != fit.form]
+    open_to = rivals(fit.scores, fit.form)
     if not open_to:
         return ""
     return f"; taking the form {fit.form} for true, where {' and '.join(open_to)} may be: larger sizes tell them apart"

@@ -10,6 +10,11 @@ from orchestrator.scaling.findings import Excluded
 from orchestrator.scaling.laws import Array, Flags, Numbers
 
 
+def _numbered(keys: Sequence[tuple[float, float]]) -> Numbers:
+    numbers = {key: at for at, key in enumerate(sorted(set(keys)))}
+    return np.array([numbers[key] for key in keys], dtype=np.intp)
+
+
 class Observation(NamedTuple):
     """One point a law is fitted to."""
 
@@ -25,6 +30,8 @@ class Observation(NamedTuple):
     """Observations of one cell err together: (n, z)."""
     censored: bool = False
     flagged: str = ""
+    step: float = 0.0
+    """Of ln(value): how far apart the values were that could have been observed; 0: any could."""
 
 
 @dataclass(frozen=True)
@@ -62,10 +69,19 @@ class Sample:
         return np.array([one.censored for one in self.observations], dtype=bool)
 
     @property
+    def steps(self) -> Array:
+        """Return how coarsely ln of each was observed, (n_points,)."""
+        return np.array([one.step for one in self.observations])
+
+    @property
     def cells(self) -> Numbers:
         """Return the number of each observation's cell, (n_points,)."""
-        numbers = {cell: at for at, cell in enumerate(sorted({one.cell for one in self.observations}))}
-        return np.array([numbers[one.cell] for one in self.observations], dtype=np.intp)
+        return _numbered([one.cell for one in self.observations])
+
+    @property
+    def places(self) -> Numbers:
+        """Return the number of each observation's (x, z), (n_points,)."""
+        return _numbered([(one.x, one.z) for one in self.observations])
 
     def without_largest(self) -> tuple["Sample", "Sample"]:
         """Return the sample without the largest n that is known and not a mere bound, and what is there."""

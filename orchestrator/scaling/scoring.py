@@ -1,13 +1,14 @@
 """Which form to believe: AICc, the error at a size that was held out, and the profile of the irreducible term."""
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 from scipy.special import stdtrit
 
 from orchestrator.scaling.estimate import Estimate, data_of, estimate, freedom, projected
 from orchestrator.scaling.findings import LawName, Score
-from orchestrator.scaling.laws import FORMS, Array, Form
+from orchestrator.scaling.laws import FORMS, Array, Form, design
 from orchestrator.scaling.robust import minimise, residuals
 from orchestrator.scaling.samples import Sample
 
@@ -15,6 +16,10 @@ _GRID = 40
 _CLIP = 3.0
 _LEAST_SHARE = 1e-4
 """Of the smallest loss: a floor below it is none."""
+_RULED_OUT = 6.0
+"""Difference of AICc beyond which the worse of two forms is given up."""
+_SINGULAR = 1e-9
+"""Of unit regressors: below, they are one another's combinations but for rounding."""
 
 
 def allowed(law: LawName, sample: Sample) -> list[Form]:
@@ -28,16 +33,31 @@ def _bears(sample: Sample, form: Form, *, spare: int) -> bool:
     sizes, seconds = {one.x for one in known}, {one.z for one in known}
     along = 3 + bool(form.floor)  # one more size than coefficients along it
     across = 2 if "z" in form.power else 1
-    return (
-        len(sizes) >= along and len(seconds) >= across and len({(one.x, one.z) for one in known}) >= form.size + spare
-    )
+    places = {(one.x, one.z) for one in known}
+    enough = len(sizes) >= along and len(seconds) >= across and len(places) >= form.size + spare
+    return enough and _tells_apart(form, np.array(sorted(places)))
+
+
+def _tells_apart(form: Form, places: Array) -> bool:
+    """Say whether places, rows of x and z, tell the power terms apart: sizes of one k and ks of one size do not."""
+    columns = design(form, places[:, 0], places[:, 1]).power
+    rank = np.linalg.matrix_rank(columns / np.linalg.norm(columns, axis=0), tol=_SINGULAR)
+    return bool(rank == columns.shape[1])
 
 
 def score(found: Estimate, sample: Sample) -> Score:
     """Return how well a form did."""
     left = found.residuals[~sample.censored]
     rms = float(np.sqrt(np.mean(left**2)))
-    return Score(found.form.name, found.form.size, _aicc(found, left), rms, holdout_error(found.form, sample))
+    return Score(found.form.name, found.form.size, _aicc(found, _of_places(sample, left)), rms,
+                 holdout_error(found.form, sample))  # fmt: skip
+
+
+def _of_places(sample: Sample, left: Array) -> Array:
+    """Return the mean residual at each (x, z): seeds at one place err together, and are no further points."""
+    places = sample.places[~sample.censored]
+    counts = np.bincount(places)
+    return np.asarray(np.bincount(places, left)[counts > 0] / counts[counts > 0])
 
 
 def chosen(scores: list[Score]) -> int:
@@ -46,8 +66,14 @@ def chosen(scores: list[Score]) -> int:
     return min(known, key=lambda at: scores[at].aicc or 0.0) if known else 0
 
 
+def rivals(scores: Sequence[Score], form: str) -> list[str]:
+    """Return the other forms that AICc does not rule out."""
+    limit = min((one.aicc for one in scores if one.aicc is not None), default=0.0) + _RULED_OUT
+    return [one.form for one in scores if one.form != form and one.aicc is not None and one.aicc < limit]
+
+
 def _aicc(found: Estimate, left: Array) -> float | None:
-    """Return n·ln(σ²) and AICc's price, σ² the mean square of residuals clipped at three sigmas.
+    """Return n·ln(σ²) and AICc's price, σ² the mean square of the places' residuals clipped at three sigmas.
 
     So an outlier does not choose the form. The coefficients alone are counted: every form has a spread besides.
     None where the points are too few.

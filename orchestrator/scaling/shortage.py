@@ -11,8 +11,8 @@ from orchestrator.scaling.samples import Sample
 _MOST_NAMED = 8
 _NEEDS: dict[LawName, str] = {
     "ln": "converged jobs at 3 sizes or more",
-    "lc": "curves whose lower envelope has points in 4 bins of FLOPs or more, from jobs of any size",
-    "lnk": "converged jobs at 3 sizes and 2 values of k or more, in 5 cells or more",
+    "lc": "curves of 3 sizes or more on their lower envelope, with points in 4 bins of FLOPs or more",
+    "lnk": "converged jobs at 3 sizes and 2 values of k or more, in 5 cells or more, 2 of the k at 2 of the sizes each",
     "tn": "jobs with tokens to convergence, not mere bounds, at 3 sizes or more",
     "lr": "3 sizes or more, each with a learning rate that converges and a larger one that does not",
     "ls": "converged jobs of 2 subjects or more, at 3 sizes of each",
@@ -48,7 +48,8 @@ def _weakest(rows: Sequence[Measured], sample: Sample) -> list[Measured]:
 def _has(law: LawName, sample: Sample | None) -> str:
     known = [one for one in sample.observations if not one.censored] if sample is not None else []
     if law == "lc":
-        return f"{len(known)} bin{'' if len(known) == 1 else 's'}"
+        sizes = ", ".join(f"{n:g}" for n in sorted({one.cell[0] for one in known}))
+        return f"{len(known)} bin{'' if len(known) == 1 else 's'}" + (f" of n = {sizes}" if sizes else "")
     if not known:
         return "none"
     sizes = ", ".join(f"{n:g}" for n in sorted({one.x for one in known}))

@@ -79,6 +79,14 @@ def test_a_stored_fit_is_used_until_a_job_ends_after_it(known: Engine) -> None:
     assert any(job_id in one.jobs for one in again)
 
 
+def test_a_job_that_ends_while_a_fit_is_made_is_not_forgotten(known: Engine) -> None:
+    rows = measured(known, ["law"])
+    queue.enqueue(known, Sweep("law", (config(4096),)))
+    job_id = finish(known)
+    ledger.store(known, fit("ln", rows, n_bootstrap=50))
+    assert any(job_id in one.jobs for one in basis(known, ["law"]).basis.losses if one.law == "ln")
+
+
 def test_from_a_plan_to_the_queue(known: Engine, capsys: Capture, tmp_path: Path) -> None:
     file = tmp_path / "next.yaml"
     assert run(["plan", "law", "--budget", "10 min", "-o", str(file)]) == 0

@@ -124,6 +124,15 @@ def test_a_job_that_waits_is_measured_too(engine: Engine) -> None:
     ]  # fmt: skip
 
 
+def test_a_job_that_waits_is_read_where_one_like_it_was(engine: Engine) -> None:
+    """Or a sweep that still trains would be one of two hook points, and fitted as such."""
+    sizes = [parse({"sae": {"n_latents": n}, "subject": {"layer": layer}}) for n, layer in ((64, 3), (128, 3), (64, 4))]
+    queue.enqueue(engine, Sweep("s", tuple(sizes)))
+    queue.begin(engine, claim(engine).lease, {"subject": {"site": "resid_post of h.3"}}, 0)
+    hooks = [row.hook for row in results.measured(engine, ["s"])]
+    assert hooks == ["resid_post of h.3", "resid_post of h.3", "layer 4, resid_post"]
+
+
 def test_an_unknown_sweep_names_its_neighbours(engine: Engine) -> None:
     enqueue(engine, name="quickstart")
     with pytest.raises(NotFound, match="did you mean 'quickstart'"):

@@ -1,6 +1,7 @@
 """Forecasts from fits made by hand: values, intervals and what they may not say."""
 
 import math
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -9,7 +10,7 @@ from hypothesis import strategies as st
 from orchestrator.config import parse
 from orchestrator.cost import estimate
 from orchestrator.errors import ConfigError, FitError
-from orchestrator.scaling.findings import Fit, Interval, Residual
+from orchestrator.scaling.findings import Fit, Interval, Residual, Score
 from orchestrator.scaling.forecast import Basis, extrapolation, forecast, over, stretch, times
 from orchestrator.scaling.speed import device_of, speed, spread
 from tests.measured_words import fit, measured, power_law
@@ -53,6 +54,15 @@ def test_every_figure_of_one_size() -> None:
     assert found.seconds.value == pytest.approx(found.flops_executed.value / (1.1e6 * 1e5), rel=1e-9)
     assert found.speed is not None
     assert (found.speed.device, found.speed.n_latents, found.speed.jobs) == ("cpu", 2048, (4,))
+
+
+def test_a_form_that_is_not_ruled_out_is_told() -> None:
+    def rivals(pure: float) -> tuple[str, ...]:
+        scores = (Score("pure", 2, pure, 0.01, None), Score("+e", 3, -40.0, 0.01, None))
+        return forecast(basis(replace(power_law(), scores=scores)), [(4096, 8)])[0].rivals
+
+    assert power_law().form == "+e"
+    assert (rivals(-35.0), rivals(-30.0)) == (("pure",), ())
 
 
 @settings(deadline=None)

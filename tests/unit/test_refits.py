@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from orchestrator.errors import FitError
 from orchestrator.scaling.bootstrap import _drawn, _errors, refit
 from orchestrator.scaling.estimate import estimate
 from orchestrator.scaling.findings import Fit
@@ -10,7 +11,7 @@ from orchestrator.scaling.fitting import fit
 from orchestrator.scaling.laws import form_of
 from orchestrator.scaling.samples import Observation, Sample
 from orchestrator.scaling.scoring import allowed, chosen, profile, score
-from tests.measured_rows import N_OF_G1, grid, line, measured
+from tests.measured_rows import N_OF_G1, grid, line, measured, surface
 
 PURE = form_of("ln", "pure")
 
@@ -121,3 +122,48 @@ def test_a_score_is_of_what_is_known() -> None:
     sample = _sample(between=0.01, within=0.0, n_cells=8, seeds=1)
     best = min(allowed("ln", sample), key=lambda form: score(estimate(form, sample), sample).aicc or 0)
     assert best.name == "pure"
+
+
+def test_more_seeds_of_the_same_errors_choose_no_other_form() -> None:
+    """Five jobs at a size that err alike are one point: counted as five, they would find a floor in noise."""
+    one_each = line(N_OF_G1, e=0.0, noise=0.01, seed=3)
+    five_each = [measured(row.n_latents, fvu=row.fvu, seed=seed) for row in one_each for seed in range(5)]
+    alone, crowd = (fit("ln", rows, n_bootstrap=100)[0].scores for rows in (one_each, five_each))
+    assert [one.aicc for one in crowd] == pytest.approx([one.aicc for one in alone], abs=0.01)
+
+
+@pytest.mark.parametrize(
+    "places",
+    [
+        [*((n, 8) for n in (64, 128, 256, 512)), (512, 16), (512, 32), (512, 64)],  # one k at every n, one n at every k
+        [(16 * k, k) for k in (4, 8, 16, 32, 64, 128, 256)],
+        [(4 * k * k, k) for k in (4, 8, 16, 32, 64, 128, 256)],
+    ],
+)
+def test_n_and_k_must_vary_apart(places: list[tuple[int, int]]) -> None:
+    random = np.random.default_rng(0)
+    rows = [measured(n, k, surface(n, k) * float(np.exp(0.01 * random.normal()))) for n, k in places]
+    with pytest.raises(FitError, match=r"2 of the k at 2 of the sizes each; .* missing: \(n="):
+        fit("lnk", rows, n_bootstrap=100)
+
+
+def test_a_form_that_is_not_ruled_out_is_told() -> None:
+    """Where errors of 1% hide the floor, b without it is far off, and its interval knows nothing of that."""
+    fits = [fit("ln", line(N_OF_G1, noise=noise, seed=seed), n_bootstrap=100)[0]
+            for noise, seed in ((0.01, 4), (0.01, 9), (0.0003, 0))]  # fmt: skip
+    told = [[note for note in one.notes if note.startswith("AICc does not rule out")] for one in fits]
+    assert [one.form for one in fits] == ["pure", "pure", "+e"]
+    assert told[0] == told[1] == ["AICc does not rule out +e: the intervals take the form pure for true."]
+    assert told[2] == []
+
+
+def test_rates_by_factors_of_two_leave_their_exponent_open() -> None:
+    """All on one line, because the rates tried are: anything within a factor of two of it would have looked alike."""
+    rows = [measured(n, lr=rate * n**-0.5, outcome=outcome) for n in (64, 128, 256, 512, 1024, 2048)
+            for rate, outcome in ((1, "converged"), (2, "converged"), (4, "diverged"))]  # fmt: skip
+    [found] = fit("lr", rows)
+    q = found.coefficients["q"]
+    assert found.n_bootstrap > 1950
+    assert q.value == pytest.approx(-0.5, abs=1e-4)
+    least_squares = np.log(2) / np.sqrt(12) / np.sqrt(6 * np.var(np.log([64, 128, 256, 512, 1024, 2048])))
+    assert 1 < (q.high - q.low) / (2 * 1.645 * least_squares) < 1.6

@@ -131,7 +131,8 @@ def test_a_floor_of_nothing_gives_a_law_of_power() -> None:
 
 def test_the_spread_respects_degrees_of_freedom() -> None:
     random = np.random.default_rng(0)
-    found = [spread(random.normal(size=1001) * 0.02, n_coefficients=1) for _ in range(20)]
+    found = [spread(random.normal(size=1001) * 0.02, n_places=1001, n_coefficients=1) for _ in range(20)]
     assert np.mean(found) == pytest.approx(0.02, rel=0.02)
-    assert spread(np.ones(6), n_coefficients=3) == pytest.approx(1.4826 * np.sqrt(2))
+    assert spread(np.ones(6), n_places=6, n_coefficients=3) == pytest.approx(1.4826 * np.sqrt(2))
+    assert spread(np.ones(30), n_places=6, n_coefficients=3) == pytest.approx(1.4826 * np.sqrt(2))
     assert freedom(form_of("ln", "+e"), _sample(0.0, n=6)) == 3

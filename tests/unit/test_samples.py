@@ -138,6 +138,15 @@ def test_the_envelope_falls_and_its_ends_are_told() -> None:
             assert not cheaper or p.fvu > 1 or min(cheaper) <= p.fvu * 1.25, "no curve is far below its envelope"
 
 
+def test_the_curves_of_two_sizes_are_no_law_of_compute() -> None:
+    """They fall with tokens: near 1/t here, whatever larger sizes would gain."""
+    with pytest.raises(FitError, match=r"curves of 3 sizes or more .* it has \d+ bins of n = 128;"):
+        fit("lc", [_curved(64), _curved(128)], n_bootstrap=100)
+    sizes = (64, 128, 256, 512, 1024)
+    [found] = fit("lc", [_curved(n) for n in sizes], n_bootstrap=100)
+    assert found.coefficients["alpha"].value == pytest.approx(0.2 / 1.7, abs=0.03), "as the planted curves cross"
+
+
 def test_the_smallest_size_is_flagged_when_it_is_off_the_trend() -> None:
     rows = [_curved(n) for n in (64, 128, 256, 512, 1024, 2048)]
     [usual] = _samples("lc", rows)
