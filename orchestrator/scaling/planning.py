@@ -185,14 +185,14 @@ def _why(offer: _Offer) -> str:
 
 
 def _promise(doubt: _Doubt) -> str:
-    """Say how much narrower the intervals should become."""
+    """Say how much smaller the errors should become; a new interval also tells what the old one did not know."""
     exponent, far = doubt.left()
     held = f" ({doubt.fit.group})" if doubt.fit.group else ""
     interval = doubt.fit.coefficients[doubt.exponent]
     return (
         f"{'L(N)' if doubt.fit.law == 'ln' else 'L(N,K)'}{held}: {doubt.exponent} = {interval.value:.4f}"
-        f" ({interval.low:.4f} to {interval.high:.4f}); its interval to {exponent:.0%} of that,"
-        f" of fvu at n={doubt.far} to {far:.0%}{_rivals(doubt.fit)}"
+        f" ({interval.low:.4f} to {interval.high:.4f}); its error should fall to {exponent:.0%},"
+        f" that of fvu at n={doubt.far} to {far:.0%}{_rivals(doubt.fit)}"
     )
 
 
