@@ -127,7 +127,12 @@ def law_named(name: str) -> LawName:
 
 
 def _is_open(law: LawName, sample: Sample) -> bool:
-    """Say whether the observations bear any form; L_s(N) wants several sizes of each subject."""
+    """Say whether the observations bear any form; L_s(N) wants several sizes of each subject, L(C) more than one.
+
+    The envelope of one size is a learning curve: it says nothing of how loss falls with what larger SAEs cost.
+    """
+    if law == "lc":
+        return len({one.cell for one in sample.observations}) > 1
     if law != "ls":
         return True
     sizes: dict[str, set[float]] = {}

@@ -11,7 +11,7 @@ from orchestrator.scaling.samples import Sample
 _MOST_NAMED = 8
 _NEEDS: dict[LawName, str] = {
     "ln": "converged jobs at 3 sizes or more",
-    "lc": "curves whose lower envelope has points in 4 bins of FLOPs or more, from jobs of any size",
+    "lc": "curves whose lower envelope has points in 4 bins of FLOPs or more, and of 2 sizes or more",
     "lnk": "converged jobs at 3 sizes and 2 values of k or more, in 5 cells or more",
     "tn": "jobs with tokens to convergence, not mere bounds, at 3 sizes or more",
     "lr": "3 sizes or more, each with a learning rate that converges and a larger one that does not",
@@ -48,7 +48,8 @@ def _weakest(rows: Sequence[Measured], sample: Sample) -> list[Measured]:
 def _has(law: LawName, sample: Sample | None) -> str:
     known = [one for one in sample.observations if not one.censored] if sample is not None else []
     if law == "lc":
-        return f"{len(known)} bin{'' if len(known) == 1 else 's'}"
+        own = ", ".join(f"{n:g}" for n in sorted({one.cell[0] for one in known}))
+        return f"{len(known)} bin{'' if len(known) == 1 else 's'}{f', of n = {own}' if own else ''}"
     if not known:
         return "none"
     sizes = ", ".join(f"{n:g}" for n in sorted({one.x for one in known}))
