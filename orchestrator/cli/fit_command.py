@@ -45,7 +45,7 @@ def fit(
     subjects. A fit supersedes the older one of the same law, sweeps, k and subject, and overwrites none.
     """
     from orchestrator import ledger, results
-    from orchestrator.scaling.eligibility import choose
+    from orchestrator.scaling.eligibility import check_chosen, choose
     from orchestrator.scaling.fitting import LAWS, attempts, law_named
 
     choices = choose(
@@ -54,6 +54,7 @@ def fit(
     wanted = list(dict.fromkeys(law_named(name) for name in laws)) or list(LAWS)
     with database() as (_, engine):
         rows = results.measured(engine, sweeps, curves="lc" in wanted)
+        check_chosen(rows, choices)
         done = attempts(wanted, rows, choices, n_bootstrap=bootstrap, seed=seed)
         if not done.fits:
             raise done.refused[0].error

@@ -1,5 +1,6 @@
 """A fit as a person reads it: coefficients, forms, residuals, jobs left out; and as a program does."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
@@ -73,7 +74,7 @@ def _forms(fit: "Fit") -> list[str]:
         Column("COEFFICIENTS", lambda one: str(one.n_coefficients), right=True),
         Column("AICC", lambda one: NONE if one.aicc is None else f"{one.aicc:.1f}", right=True),
         Column("Δ", lambda one: NONE if one.aicc is None else f"{one.aicc - least:.1f}", right=True),
-        Column("RMS", lambda one: _percent(one.rms), right=True),
+        Column("RMS", lambda one: f"{one.rms:.2%}", right=True),
         Column("HELD OUT", lambda one: _percent(one.holdout_error), right=True),
     ]
     return table(fit.scores, columns, width=None)
@@ -84,11 +85,11 @@ def _said(fit: "Fit") -> list[str]:
     if fit.irreducible is not None:
         low, high = fit.irreducible
         lines.append(f"  irreducible term  {low:.4f} to {high:.4f} (90% profile interval)")
-    jobs = ", ".join(str(job) for job in fit.holdout_jobs)
     if fit.holdout_error is not None:
-        sigma = f"; seeds differ by {fit.seed_sigma:.2%}" if fit.seed_sigma is not None else ""
+        sigma = f"; seeds differ by {_percent(fit.seed_sigma)}" if fit.seed_sigma is not None else ""
         lines.append(
-            f"  held out          {fit.holdout_error:.2%} off at the largest n (jobs {jobs}), fitted without it{sigma}"
+            f"  held out          {_percent(fit.holdout_error)} off at the largest n"
+            f" ({_named(fit.holdout_jobs)}), fitted without it{sigma}"
         )
     else:
         lines.append("  held out          nothing: without its largest n too few sizes are left")
@@ -110,7 +111,7 @@ def _residuals(fit: "Fit", width: int | None) -> list[str]:
         Column("K", lambda one: str(one.k or NONE), right=True),
         Column("OBSERVED", lambda one: f"{'>' if one.censored else ''}{write(one.observed)}", right=True),
         Column("PREDICTED", lambda one: write(one.predicted), right=True),
-        Column("OFF BY", lambda one: f"{one.log_residual:+.2%}", right=True),
+        Column("OFF BY", lambda one: f"{math.expm1(one.log_residual):+.2%}", right=True),
         Column("", lambda one: one.flagged, weight=1),
     ]
     if fit.law == "ls":
@@ -145,4 +146,5 @@ def _number(value: float | None) -> str:
 
 
 def _percent(value: float | None) -> str:
-    return NONE if value is None else f"{value:.2%}"
+    """Write a difference of logarithms as the part by which the larger of two exceeds the smaller."""
+    return NONE if value is None else f"{math.expm1(value):.2%}"

@@ -50,7 +50,7 @@ def forecast(*, sweeps: tuple[str, ...], sizes: str, ks: str | None, device: str
     """
     from orchestrator.basis import basis
     from orchestrator.scaling.forecast import forecast as foretell
-    from orchestrator.scaling.forecast import ks_of
+    from orchestrator.scaling.forecast import ks_of, remarks_on_k
 
     wanted = whole_numbers(sizes, "--n-latents")
     given = whole_numbers(ks, "--k") if ks else None
@@ -64,7 +64,7 @@ def forecast(*, sweeps: tuple[str, ...], sizes: str, ks: str | None, device: str
     else:
         for line in table(found, _columns(), width=terminal.width()):
             terminal.echo(line)
-    for note in (*standing.notes, *_remarks(found)):
+    for note in (*standing.notes, *_remarks(found), *remarks_on_k(standing.basis, known)):
         terminal.note(note)
 
 
@@ -115,10 +115,11 @@ def _remarks(found: "Sequence[Forecast]") -> list[str]:
     if any(row.extrapolation != 1 for row in found):
         lines.append("BEYOND the sizes that were fitted, intervals hold only if the law's form does.")
     for n_latents, one in sorted(speeds.items()):
-        jobs = ", ".join(map(str, one.jobs[:6])) + (", …" if len(one.jobs) > 6 else "")
+        jobs = f"job{'' if len(one.jobs) == 1 else 's'} " + ", ".join(map(str, one.jobs[:6]))
+        jobs += ", …" if len(one.jobs) > 6 else ""
         lines.append(
             f"TIME on {one.device}: {count(one.tokens_per_second)} tokens/s, {scientific(one.flops_per_second.value)}"
-            f" FLOPs/s, as measured at n = {n_latents} (job {jobs}), scaled by FLOPs."
+            f" FLOPs/s, as measured at n = {n_latents} ({jobs}), scaled by FLOPs."
         )
     return lines if speeds else [*lines, "TIME: no job of these sweeps ended on a device that could be measured."]
 

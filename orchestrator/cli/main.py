@@ -1,5 +1,6 @@
 """The entry point `orch`: commands loaded when called, and every error as a clear line and an exit code."""
 
+import errno
 import gc
 import importlib
 import os
@@ -172,6 +173,10 @@ def run(args: Sequence[str] | None = None) -> int:
     return code if isinstance(code, int) else 0
 
 
+_PLACE_ERRORS = (errno.ENOENT, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.EROFS)
+_PLACE_HINT = "Name a file or folder that is there and that you may write to."
+
+
 def _interrupted(error: BaseException) -> int:
     if KeyboardInterrupt in {type(error), type(error.__cause__), type(error.__context__)}:
         return 130  # whoever pressed Ctrl-C knows
@@ -184,7 +189,8 @@ def _explain(error: Exception) -> int:
         complain(f"Error: {error.message}", error.hint)
         return error.exit_code
     if isinstance(error, OSError) and error.strerror:
-        complain(f"Error: {error.filename}: {error.strerror}" if error.filename else f"Error: {error.strerror}")
+        where = f"{error.filename}: " if error.filename else ""
+        complain(f"Error: {where}{error.strerror}", _PLACE_HINT if error.errno in _PLACE_ERRORS else "")
         return 1
     said = f"{type(error).__name__}: {error}".rstrip(": ")
     complain(

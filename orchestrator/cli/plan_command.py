@@ -31,7 +31,9 @@ MARK = "Written by: orch plan"
 @click.option("--n-latents", "sizes", metavar="N,...", help="With --lr: search these sizes too.")
 @click.option("--k", "ks", metavar="K,...", help="With --target-fvu or --lr: these k alone.")
 @click.option("--device", help="Whose hours to count; by default the device on which most of the jobs ended.")
-@click.option("-o", "--output", metavar="FILE|json", help="Write the sweep file; json prints for a program instead.")
+@click.option(
+    "-o", "--output", metavar="FILE|json", help="Write the sweep file, - for stdout; json prints for a program instead."
+)
 def plan(
     *, sweeps: tuple[str, ...], budget: str | None, target_fvu: float | None, rates: bool, follow: bool,
     sizes: str | None, ks: str | None, device: str | None, output: str | None,
@@ -100,15 +102,16 @@ def _show(choices: "Sequence[Choice]", output: str | None) -> None:
         Column("TIME", lambda row: duration(row.job.seconds), right=True, weight=8),
         Column("WHY", lambda row: f"{row.why}; lr: {row.job.lr_from}", weight=9),
     ]
+    say = terminal.note if output == "-" else terminal.echo
     for line in table(choices, columns, width=terminal.width()):
-        terminal.echo(line)
+        say(line)
     if not choices:
         terminal.note("No job would shrink the doubt any more: it is all noise between jobs.")
         return
     flops = [one.job.flops for one in choices if one.job.flops is not None]
     seconds = [one.job.seconds for one in choices if one.job.seconds is not None]
     total = f"{scientific(sum(flops)) if flops else NONE} FLOPs executed, {duration(sum(seconds)) if seconds else NONE}"
-    terminal.echo(f"\n{plural(len(choices), 'job')}, at most {total} of one device")
+    say(f"\n{plural(len(choices), 'job')}, at most {total} of one device")
 
 
 def choice_record(choice: "Choice") -> dict[str, Any]:
@@ -142,6 +145,9 @@ def write(
         terminal.note("\nTo have it as a sweep file: the same, with -o FILE. Then: orch enqueue FILE")
         return
     sweep = replace(stored_sweep(engine, name), configs=tuple(configs))
+    if output == "-":
+        terminal.echo(sweep_text(sweep, head=[*head, "To run it: orch enqueue FILE"], remarks=remarks).rstrip("\n"))
+        return
     file = Path(output)
     if file.exists() and not file.read_text("utf-8", errors="replace").startswith(f"# {MARK}"):
         raise ConfigError(f"{file} is there already, and no plan", hint="Name another file, or remove that one.")

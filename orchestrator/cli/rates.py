@@ -175,8 +175,9 @@ def _show(step: "Step", output: str | None) -> None:
         Column("STATE", lambda row: row[1].trouble or ("bracketed" if row[1].is_bracketed else "open")),
         Column("FVU BY LR", lambda row: "  ".join(map(_tried, row[1].tried)), weight=3),
     ]
+    say = terminal.note if output == "-" else terminal.echo
     for line in table(list(step.found.items()), columns, width=terminal.width()):
-        terminal.echo(line)
+        say(line)
     terminal.note(
         "\nLARGEST: the largest lr that converges. ~ not converged  ! diverged  – given up  … not ended  ✗ failed"
     )

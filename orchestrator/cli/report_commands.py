@@ -29,7 +29,8 @@ _SWEEPS = click.argument("sweeps", metavar="SWEEP...", nargs=-1, required=True)
 @click.option(
     "--format", "form", type=click.Choice(("svg", "png")), default="svg", show_default=True, help="Of the files."
 )
-@click.option("--folder", type=click.Path(file_okay=False, path_type=Path), default=Path(), help="Where they go.")
+@click.option("--folder", type=click.Path(file_okay=False, path_type=Path), default=Path(),
+              help="Where they go; without it, here.")  # fmt: skip
 @output_option("json")
 def plot(*, sweeps: tuple[str, ...], figures: tuple[str, ...], form: str, folder: Path, output: str | None) -> None:
     """Draw what sweeps came to, a file per figure.

@@ -8,12 +8,13 @@ from typing import Any, get_args
 
 from sqlalchemy import Engine, select
 
-from orchestrator import ledger, results
+from orchestrator import ledger
 from orchestrator.basis import is_current
 from orchestrator.database import models as m
 from orchestrator.database.engine import db_now, reading
-from orchestrator.errors import FitError, NotFound
+from orchestrator.errors import FitError
 from orchestrator.report.contents import Contents, Missing, Origin, SweepText
+from orchestrator.results.lookup import sweep_ids
 from orchestrator.results.measurements import measured
 from orchestrator.results.origins import last_ended
 from orchestrator.scaling.eligibility import GROUNDS, Choices
@@ -107,14 +108,11 @@ def _numbers(group: str) -> list[tuple[int, str]]:
 def _sweeps(engine: Engine, names: Sequence[str]) -> tuple[tuple[SweepText, ...], float]:
     columns = (m.SweepRow.name, m.SweepRow.labels, m.SweepRow.text, m.SweepRow.created_at)
     with reading(engine) as session:
+        sweep_ids(session, names)
         known = {
             row.name: SweepText(*row) for row in session.execute(select(*columns).where(m.SweepRow.name.in_(names)))
         }
         now = session.execute(select(db_now())).scalar_one()
-    for name in names:
-        if name not in known:
-            everything = ", ".join(sweep.name for sweep in results.sweeps(engine)[-5:])
-            raise NotFound(f"there is no sweep {name!r}", hint=f"Newest sweeps: {everything or 'none yet'}")
     return tuple(known[name] for name in names), float(now)
 
 

@@ -59,6 +59,21 @@ def choose(*, epsilon: float, loss: str, flops: str, **grounds: str | None) -> C
     return Choices(epsilon, losses[loss], units[flops], **grounds)
 
 
+def check_chosen(rows: Sequence[Measured], choices: Choices) -> None:
+    """Refuse a subject, hook point, text or activation that no job has.
+
+    Raises:
+        ConfigError: names those there are.
+    """
+    for name in GROUNDS:
+        wanted, there = getattr(choices, name), sorted({getattr(row, name) for row in rows})
+        if wanted is not None and there and wanted not in there:
+            raise ConfigError(
+                f"--{name}: no job is of {wanted!r}",
+                hint=f"{_plural(name).capitalize()}: {', '.join(map(repr, there))}.",
+            )
+
+
 def _unless(value: str, default: str) -> str | None:
     return None if value == default else value
 

@@ -147,6 +147,23 @@ def length(basis: Basis, n_latents: int, k: int) -> Interval | None:
     return expected(min(fits, key=lambda one: one[:2])[2], n_latents, k) if fits else None
 
 
+def remarks_on_k(basis: Basis, ks: Sequence[int]) -> list[str]:
+    """Return what to know of each k that no job was fitted at, and of one that L(N,K) does not hold for."""
+    known = sorted({k for fit in basis.losses for k in ks_of(fit)})
+    counted = sorted({k for fit in basis.lengths for k in ks_of(fit)})
+    lines = []
+    for k in dict.fromkeys(ks):
+        if k not in known:
+            near = min(counted, key=lambda other: (abs(math.log(other / k)), other), default=None)
+            tokens = f", and its tokens are those of k = {near}" if near is not None else ""
+            lines.append(f"k = {k} was not fitted ({', '.join(map(str, known))} were): its fvu is by L(N,K){tokens}.")
+        if basis.d_model is not None and k > basis.d_model / 4:
+            lines.append(
+                f"k = {k} is above d_model / 4 = {basis.d_model / 4:g}: L(N,K) holds for k well below d_model."
+            )
+    return lines
+
+
 def stretch(rows: Sequence[Measured], *, epsilon: float = 0.01) -> Interval:
     """Return how many times their tokens to convergence the converged jobs were trained for, until the rule ended them.
 

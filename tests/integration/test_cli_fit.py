@@ -211,3 +211,36 @@ def test_a_narrow_terminal(engine: Engine, capsys: Capture, monkeypatch: pytest.
     tables = [line for line in capsys.readouterr().out.splitlines() if "OBSERVED" in line]
     assert tables
     assert all(len(line) <= 60 for line in tables)
+
+
+def test_off_by_is_a_share_of_what_was_predicted(engine: Engine, capsys: Capture) -> None:
+    for n, factor in zip(SIZES[:4], (1.5, 1.0, 1.0, 1.5), strict=True):
+        _job(engine, n=n, points=tuple(factor * 0.2 * (1 + 40 * 2 ** (-at / 4)) for at in range(33)))
+    assert _fit("s", "-l", "ln", "-o", "json") == 0
+    [found] = json.loads(capsys.readouterr().out)["items"]
+    one = found["residuals"][0]
+    assert _fit("s", "-l", "ln") == 0
+    said = capsys.readouterr().out
+    assert f"{one['observed'] / one['predicted'] - 1:+.2%}" in said
+    assert f"{math.exp(found['holdout_error']) - 1:.2%} off at the largest n (job " in said
+
+
+@pytest.mark.parametrize("option", ["--subject", "--hook", "--data", "--activation"])
+def test_what_no_job_is_of_is_named_with_what_there_is(engine: Engine, capsys: Capture, option: str) -> None:
+    _grid(engine)
+    assert _fit("s", "-l", "ln", option, "nowhere") == 2
+    said = capsys.readouterr()
+    assert f"{option}: no job is of 'nowhere'" in said.err
+    assert "orch enqueue" not in said.err
+    assert said.out == ""
+
+
+def test_one_size_is_no_law_of_compute(engine: Engine, capsys: Capture) -> None:
+    _job(engine, n=256)
+    assert _fit("s", "-l", "lc") == 5
+    said = capsys.readouterr().err
+    assert "of 2 sizes or more; it has" in said
+    assert "bins, of n = 256" in said
+    assert "sae.n_latents=" in said
+    _job(engine, n=1024)
+    assert _fit("s", "-l", "lc") == 0

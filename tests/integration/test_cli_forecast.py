@@ -62,7 +62,7 @@ def test_a_forecast_for_a_person(known: Engine, capsys: Capture) -> None:
     assert [tuple(line.split()[:2]) for line in lines] == [("4096", "4"), ("8192", "4"), ("4096", "8"), ("8192", "8")]
     assert lines[0].endswith("2×")
     assert re.search(r"0\.\d{4} \(0\.\d{4}–0\.\d{4}\)", lines[0])
-    assert "as measured at n = 2048 (job 5, 10), scaled by FLOPs" in said.err
+    assert "as measured at n = 2048 (jobs 5, 10), scaled by FLOPs" in said.err
     assert "form" in said.err
 
 

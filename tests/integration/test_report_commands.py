@@ -134,7 +134,7 @@ def test_mixed_subjects_have_a_law_each(engine: Engine, capsys: Capture) -> None
     ("arguments", "code", "says"),
     [
         (["report", "nothing"], 3, "there is no sweep 'nothing'"),
-        (["plot", "nothing"], 3, "Newest sweeps: laws"),
+        (["plot", "nothing"], 3, "there is no sweep 'nothing'"),
         (["plot", "laws", "--figure", "lcc"], 2, "Did you mean 'lc'?"),
         (["plot", "laws"], 5, "there is nothing to draw of laws: none of its jobs has a curve yet"),
         (["plot", "laws", "--figure", "ln"], 5, "there is nothing to draw of laws: L(N)"),
@@ -179,3 +179,16 @@ def test_passwords_do_not_reach_the_page(engine: Engine, capsys: Capture) -> Non
 )
 def test_names_of_files(names: list[str], file: str) -> None:
     assert file_name(names) == file
+
+
+@pytest.mark.parametrize("arguments", [["plot", "laws", "--folder"], ["report", "laws", "-o"]])
+def test_a_place_that_cannot_be_is_told_with_what_to_do(
+    engine: Engine, capsys: Capture, tmp_path: Path, arguments: list[str]
+) -> None:
+    enqueue(engine)
+    train(engine, 2)
+    (tmp_path / "file").write_text("")
+    assert run([*arguments, str(tmp_path / "file" / "below")]) == 1
+    said = capsys.readouterr()
+    assert "Not a directory" in said.err or "File exists" in said.err
+    assert "Name a file or folder that is there" in said.err
