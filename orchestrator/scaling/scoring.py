@@ -98,8 +98,8 @@ def holdout_error(form: Form, sample: Sample) -> float | None:
 def profile(found: Estimate, sample: Sample) -> tuple[float, float] | None:
     """Return the 90% profile interval of the irreducible term, at the geometric mean of the second variable.
 
-    The floors at which the best fit that has them is not refuted: Q(e) ≤ Q·(1 + t²/ν), Huber's Q, Student's t.
-    None where the form has no floor.
+    The floors at which the best fit that has them is not refuted: Q(e) ≤ Q·(1 + t²/ν), Huber's Q, Student's t; and none
+    above the lowest loss that was reached. None where the form has no floor.
     """
     if not found.form.floor:
         return None
@@ -108,7 +108,7 @@ def profile(found: Estimate, sample: Sample) -> tuple[float, float] | None:
     centre = float(np.mean(np.log(sample.z))) if "z" in found.form.floor else 0.0
     best = _at(found.theta, found.form, centre)
     lowest = float(np.log(_LEAST_SHARE) + sample.logs.min())
-    top = float(sample.logs.max())
+    top = max(best, float(sample.logs.min()))
     least = float(_profiled(found, sample, centre, np.array([best]))[0])
     limit = least * bound + 1e-24
     high = _edge(found, sample, centre, limit, np.linspace(best, top, _GRID))

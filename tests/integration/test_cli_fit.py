@@ -239,8 +239,10 @@ def test_one_size_is_no_law_of_compute(engine: Engine, capsys: Capture) -> None:
     _job(engine, n=256)
     assert _fit("s", "-l", "lc") == 5
     said = capsys.readouterr().err
-    assert "of 2 sizes or more; it has" in said
-    assert "bins, of n = 256" in said
+    assert "of 3 sizes or more" in said
+    assert "bins of n = 256" in said
     assert "sae.n_latents=" in said
     _job(engine, n=1024)
+    assert _fit("s", "-l", "lc") == 5
+    _job(engine, n=4096)
     assert _fit("s", "-l", "lc") == 0

@@ -167,3 +167,15 @@ def test_rates_by_factors_of_two_leave_their_exponent_open() -> None:
     assert q.value == pytest.approx(-0.5, abs=1e-4)
     least_squares = np.log(2) / np.sqrt(12) / np.sqrt(6 * np.var(np.log([64, 128, 256, 512, 1024, 2048])))
     assert 1 < (q.high - q.low) / (2 * 1.645 * least_squares) < 1.6
+
+
+def test_no_floor_is_above_what_was_reached() -> None:
+    """Noise this large refutes hardly any floor; a loss that was reached does."""
+    for seed in range(5):
+        losses = [row.fvu or 0.0 for row in line([2**i for i in range(6, 12)], b=-0.5, e=0.2, noise=0.1, seed=seed)]
+        places = [(float(2 ** (6 + i)), loss) for i, loss in enumerate(losses)]
+        sample = Sample("", "", tuple(Observation((0,), n, 1.0, 8, "m", loss, (n, 1.0)) for n, loss in places))
+        best = estimate(form_of("ln", "+e"), sample)
+        found = profile(best, sample)
+        assert found is not None
+        assert 0 <= found[0] <= found[1] <= max(float(np.exp(best.theta[-1])), min(losses)) * (1 + 1e-9)
