@@ -4,19 +4,10 @@ import math
 from collections.abc import Sequence
 from datetime import UTC, datetime
 
-NONE = "–"
+from orchestrator.scaling.numerals import NONE as NONE
+from orchestrator.scaling.numerals import count as count
+
 _BLOCKS = "▁▂▃▄▅▆▇█"
-
-
-def count(value: float | None) -> str:
-    """Write a large number with three digits: 412k, 1.05M."""
-    if value is None or not math.isfinite(value):
-        return NONE
-    for unit, size in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
-        if abs(value) >= size * 0.9995:
-            scaled = value / size
-            return f"{scaled:.{max(0, 2 - int(math.log10(abs(scaled) + 1e-9)))}f}{unit}"
-    return f"{value:.0f}"
 
 
 def size(n_bytes: float) -> str:
