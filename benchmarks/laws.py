@@ -17,7 +17,7 @@ from benchmarks.clock import table
 from orchestrator.curve import Point
 from orchestrator.scaling.eligibility import Choices
 from orchestrator.scaling.findings import Fit, LawName, Measured
-from orchestrator.scaling.fitting import LAWS, attempts, fit
+from orchestrator.scaling.fitting import LAWS, fit, fit_laws
 from tests.measured_rows import EQUATION_3, N_OF_G1, line, measured, point, surface
 
 SIZES, KS, SEEDS = [2**e for e in range(9, 19)], (8, 16, 32, 64, 128), 10
@@ -35,7 +35,7 @@ def main() -> None:
     print(f"{len(rows)} jobs, {refits} refits, {os.cpu_count()} cores, numpy {np.__version__}\n")
     found = [_timed(law, rows, refits) for law in LAWS if law not in ("lr", "ls")]
     start = time.perf_counter()
-    done = attempts(LAWS, rows, Choices(), n_bootstrap=refits, seed=0)
+    done = fit_laws(LAWS, rows, Choices(), n_bootstrap=refits, seed=0)
     whole = {"law": "all of orch fit", "fits": len(done.fits), "seconds": time.perf_counter() - start}
     found.append(
         whole | {"form": "", "refits": sum(one.n_bootstrap for one in done.fits), "exponent": "", "planted": ""}

@@ -41,8 +41,7 @@ def basis(engine: Engine, sweeps: Sequence[str], *, device: str | None = None, r
     check_one_kind(rows)
     losses, told = _losses(engine, sweeps, rows)
     lengths, missing = _tried(engine, sweeps, rows, "tn")
-    found, no_rates = _tried(engine, sweeps, rows, "lr") if rates else ([], [])
-    del no_rates  # learning rates have other sources
+    found = _tried(engine, sweeps, rows, "lr")[0] if rates else []  # rates have other sources too: none is missing
     base = max((row for row in rows if row.n_latents), key=lambda row: (row.outcome == "converged", row.n_latents or 0))
     asked = configs(engine, [row.job_id for row in rows])
     place = device or device_of(rows)

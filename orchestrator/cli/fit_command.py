@@ -9,7 +9,7 @@ from orchestrator.cli.selection import database, output_option
 from orchestrator.cli.services import ship
 
 if TYPE_CHECKING:
-    from orchestrator.scaling.fitting import Attempt
+    from orchestrator.scaling.fitting import Fitted
 
 _LAWS = "ln, lc, lnk, tn, lr or ls"
 
@@ -46,7 +46,7 @@ def fit(
     """
     from orchestrator import ledger, results
     from orchestrator.scaling.eligibility import check_chosen, choose
-    from orchestrator.scaling.fitting import LAWS, attempts, law_named
+    from orchestrator.scaling.fitting import LAWS, fit_laws, law_named
 
     choices = choose(
         epsilon=epsilon, loss=loss, flops=flops, subject=subject, hook=hook, data=data, activation=activation
@@ -55,7 +55,7 @@ def fit(
     with database() as (_, engine):
         rows = results.measured(engine, sweeps, curves="lc" in wanted)
         check_chosen(rows, choices)
-        done = attempts(wanted, rows, choices, n_bootstrap=bootstrap, seed=seed)
+        done = fit_laws(wanted, rows, choices, n_bootstrap=bootstrap, seed=seed)
         if not done.fits:
             raise done.refused[0].error
         ids = ledger.store(engine, done.fits) if store else []
@@ -64,7 +64,7 @@ def fit(
         ship(sweeps)
 
 
-def _print(done: "Attempt", ids: list[int], output: str | None, *, is_asked: bool) -> None:
+def _print(done: "Fitted", ids: list[int], output: str | None, *, is_asked: bool) -> None:
     from orchestrator.cli.fit_tables import fit_lines, fit_record
     from orchestrator.scaling.laws import TITLES
 

@@ -34,7 +34,7 @@ class Refusal(NamedTuple):
     error: FitError
 
 
-class Attempt(NamedTuple):
+class Fitted(NamedTuple):
     """What came of a law: a fit per group, and why other groups have none."""
 
     fits: tuple[Fit, ...]
@@ -64,14 +64,14 @@ def fit(
     Raises:
         FitError: too few jobs, naming the missing (n, k, lr) and the command that supplies them; or a mixture.
     """
-    done = attempt(law, rows, choices or Choices(epsilon=epsilon), n_bootstrap=n_bootstrap, seed=seed)
+    done = fit_groups(law, rows, choices or Choices(epsilon=epsilon), n_bootstrap=n_bootstrap, seed=seed)
     if not done.fits:
         raise done.refused[0].error
     told = tuple(f"Not fitted: {one.error.message}" for one in done.refused)
     return [replace(one, notes=one.notes + told) for one in done.fits]
 
 
-def attempt(law: LawName, rows: Sequence[Measured], choices: Choices, *, n_bootstrap: int, seed: int) -> Attempt:
+def fit_groups(law: LawName, rows: Sequence[Measured], choices: Choices, *, n_bootstrap: int, seed: int) -> Fitted:
     """Fit a law wherever the jobs allow it.
 
     Raises:
@@ -94,7 +94,7 @@ def attempt(law: LawName, rows: Sequence[Measured], choices: Choices, *, n_boots
         fits.append(replace(found, sweeps=sweeps, options=options))
     if not fits and not refused:
         refused.append(Refusal(law, "", shortage(law, None, rows, excluded=excluded)))
-    return Attempt(tuple(fits), tuple(refused))
+    return Fitted(tuple(fits), tuple(refused))
 
 
 def ended(rows: Sequence[Measured]) -> int:
@@ -102,20 +102,20 @@ def ended(rows: Sequence[Measured]) -> int:
     return sum(row.state in _ENDED for row in rows)
 
 
-def attempts(
+def fit_laws(
     laws: Sequence[LawName], rows: Sequence[Measured], choices: Choices, *, n_bootstrap: int, seed: int
-) -> Attempt:
+) -> Fitted:
     """Fit several laws; a mixture that one of them cannot bear is a refusal of that law."""
     fits, refused = list[Fit](), list[Refusal]()
     for law in laws:
         try:
-            done = attempt(law, rows, choices, n_bootstrap=n_bootstrap, seed=seed)
+            done = fit_groups(law, rows, choices, n_bootstrap=n_bootstrap, seed=seed)
         except FitError as error:
             refused.append(Refusal(law, "", error))
         else:
             fits += done.fits
             refused += done.refused
-    return Attempt(tuple(fits), tuple(refused))
+    return Fitted(tuple(fits), tuple(refused))
 
 
 def law_named(name: str) -> LawName:

@@ -10,7 +10,7 @@ from orchestrator.errors import ConfigError, FitError
 from orchestrator.scaling.eligibility import Choices, choose, sort_out
 from orchestrator.scaling.envelope import END
 from orchestrator.scaling.findings import LawName, Measured
-from orchestrator.scaling.fitting import LAWS, attempts, fit, law_named
+from orchestrator.scaling.fitting import LAWS, fit, fit_laws, law_named
 from orchestrator.scaling.prediction import band, predict
 from orchestrator.scaling.samples import Sample
 from orchestrator.scaling.sampling import samples
@@ -278,7 +278,7 @@ def test_some_groups_are_fitted_and_the_others_told() -> None:
     [found] = fit("ln", rows, n_bootstrap=100)
     assert found.group == "k=8"
     assert any(note.startswith("Not fitted: L(N) (k=16) needs") for note in found.notes)
-    done = attempts(["ln", "lr"], rows, Choices(), n_bootstrap=100, seed=0)
+    done = fit_laws(["ln", "lr"], rows, Choices(), n_bootstrap=100, seed=0)
     assert [(one.law, one.group) for one in done.refused] == [("ln", "k=16"), ("lr", "k=8"), ("lr", "k=16")]
 
 
