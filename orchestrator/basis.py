@@ -9,7 +9,7 @@ from orchestrator import ledger
 from orchestrator.config import JobConfig, field_paths
 from orchestrator.errors import ConfigError, FitError
 from orchestrator.results.measurements import measured
-from orchestrator.results.origins import configs, last_ended
+from orchestrator.results.requests import configs, last_ended
 from orchestrator.scaling.findings import Fit, LawName, Measured, StoredFit
 from orchestrator.scaling.fitting import ended, fit
 from orchestrator.scaling.forecast import Basis

@@ -136,7 +136,7 @@ def write(
     from dataclasses import replace
 
     from orchestrator.errors import ConfigError
-    from orchestrator.results.origins import stored_sweep
+    from orchestrator.results.requests import stored_sweep
     from orchestrator.sweep.written import sweep_text
 
     if output == "json" or not configs:

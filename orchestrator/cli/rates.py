@@ -111,7 +111,7 @@ def _enqueue(settings: "Settings", engine: "Engine", name: str, configs: "Sequen
     """Add configs to a sweep; what it holds already, by another search at the same time, is not added again."""
     from orchestrator import queue
     from orchestrator.dispatch import wake
-    from orchestrator.results.origins import stored_sweep
+    from orchestrator.results.requests import stored_sweep
 
     if configs:
         added = queue.enqueue(engine, replace(stored_sweep(engine, name), configs=tuple(configs)))
@@ -120,7 +120,7 @@ def _enqueue(settings: "Settings", engine: "Engine", name: str, configs: "Sequen
 
 def _configs(engine: "Engine", wanted: "Sequence[Rate]", rows: "Sequence[Measured]") -> "list[JobConfig]":
     """Return the configs of rates: all else as in a job of the same size, else as in one of the nearest."""
-    from orchestrator.results.origins import configs
+    from orchestrator.results.requests import configs
     from orchestrator.scaling.forecast import sized
 
     found = []

@@ -16,7 +16,7 @@ from orchestrator.errors import FitError
 from orchestrator.report.contents import Contents, Missing, Origin, SweepText
 from orchestrator.results.lookup import sweep_ids
 from orchestrator.results.measurements import measured
-from orchestrator.results.origins import last_ended
+from orchestrator.results.requests import last_ended
 from orchestrator.scaling.eligibility import GROUNDS, Choices
 from orchestrator.scaling.findings import Fit, LawName, Measured, StoredFit
 from orchestrator.scaling.fitting import fit
