@@ -14,6 +14,7 @@ from orchestrator.database import models as m
 from orchestrator.database.engine import reading
 from orchestrator.results.lookup import sweep_ids
 from orchestrator.scaling.findings import Measured
+from orchestrator.synthetic import is_synthetic
 
 _Counts = dict[int, dict[float, tuple[float | None, float | None]]]
 """By job and epsilon: tokens, and what they are known to exceed."""
@@ -115,7 +116,7 @@ def _measured(row: Row[Any], config: dict[str, Any], known: _Tables) -> Measured
     return Measured(
         job_id=row.id, sweep=row.sweep, config_id=row.config_id, state=row.state, outcome=row.outcome,
         reason=row.reason, subject=_subject(config["subject"]), subject_size=subject.get("parameters_run"),
-        hook=hook or _hook(config["subject"]), data=_data(config["data"]),
+        hook=hook or _hook(config["subject"]), data=_data(config),
         activation=config["sae"]["activation"], d_model=row.d_model, n_latents=row.n_latents, k=row.k, lr=lr,
         lr_is_auto=config["optimizer"]["lr"] == "auto", seed=row.seed,
         batch_tokens=config["training"]["batch_tokens"], max_tokens=row.max_tokens, tokens_seen=tokens,
@@ -147,10 +148,9 @@ def _hook(config: dict[str, Any]) -> str:
 
 
 def _data(config: dict[str, Any]) -> str:
-    parts = [
-        config["source"],
-        config["name"],
-        config["revision"],
-        None if config["split"] == "train" else config["split"],
-    ]
+    """Return the text that is read; empty where vectors are drawn and none is."""
+    if is_synthetic(config["subject"]["model"]):
+        return ""
+    data = config["data"]
+    parts = (data["source"], data["name"], data["revision"], None if data["split"] == "train" else data["split"])
     return " ".join(str(part) for part in parts if part)

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from orchestrator import results
 from orchestrator.config import JobConfig, parse
 from tests.small_world import ROOT, World, small_world, trainers
 from worker.tracking import Tracking
@@ -67,6 +68,7 @@ def test_from_a_sweep_file_to_mlflow(tmp_path: Path) -> None:
 
 
 def check_results(world: World) -> None:
+    assert [row.data for row in results.measured(world.engine, ["planted"])] == ["", ""], "there is no text"
     for job, other in ((1, 2), (2, 1)):
         assert world.job(job).state == "succeeded", world.said()
         assert world.job(job).d_model == 32
