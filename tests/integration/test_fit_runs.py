@@ -17,7 +17,6 @@ from orchestrator.database.schema import open_database
 from orchestrator.report import collect
 from orchestrator.settings import Settings
 from tests.integration.test_report_commands import enqueue, train
-from worker.runs import Runs
 from worker.tracking import sync
 
 # MLflow uses what its own libraries call old, and leaves connections to the garbage collector.
@@ -27,14 +26,6 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::FutureWarning"),
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
 ]
-
-
-@pytest.fixture(scope="module")
-def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return an MLflow store with nothing in it: making its 65 tables takes seconds."""
-    home = tmp_path_factory.mktemp("store")
-    Runs(Settings(home=home))
-    return home / "mlflow.db"
 
 
 @pytest.fixture

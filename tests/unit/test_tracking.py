@@ -16,7 +16,6 @@ from orchestrator.curve import Point
 from orchestrator.database.schema import open_database
 from orchestrator.errors import NotFound
 from orchestrator.settings import Settings
-from worker.runs import Runs
 from worker.tracking import Tracking, sync
 
 # MLflow uses what its own libraries call old, and leaves connections to the garbage collector.
@@ -28,14 +27,6 @@ pytestmark = [
 ]
 TOKENS = (1024, 2048, 4096)
 FACTS = {"n_latents": 64, "d_model": 32, "lr": 1e-3, "git_commit": "a" * 40, "subject": {"class": "GPT2LMHeadModel"}}
-
-
-@pytest.fixture(scope="module")
-def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return an MLflow store with nothing in it: making its 65 tables takes seconds."""
-    home = tmp_path_factory.mktemp("store")
-    Runs(Settings(home=home))
-    return home / "mlflow.db"
 
 
 @pytest.fixture
