@@ -5,9 +5,10 @@ import math
 from collections.abc import Collection
 from dataclasses import asdict, dataclass, fields
 from difflib import get_close_matches
-from typing import NamedTuple, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
-from pydantic import BaseModel, ValidationInfo
+if TYPE_CHECKING:
+    from pydantic import BaseModel, ValidationInfo
 
 PREFIX = "synthetic:"
 FORMAT = 1
@@ -57,7 +58,7 @@ class Planted:
 
 
 Synthetic = Gaussian | Planted
-_Part = TypeVar("_Part", bound=BaseModel)
+_Part = TypeVar("_Part", bound="BaseModel")
 KINDS: dict[str, type[Synthetic]] = {"gaussian": Gaussian, "planted": Planted}
 
 
@@ -114,7 +115,7 @@ def canonical(model: str) -> str:
     return spelled(parse(model)) if is_synthetic(model) else model
 
 
-def check_place(subject: BaseModel, model: str) -> None:
+def check_place(subject: "BaseModel", model: str) -> None:
     """Refuse a hook point, or anything else of a language model, beside a synthetic one.
 
     Raises:
@@ -123,7 +124,7 @@ def check_place(subject: BaseModel, model: str) -> None:
     _check_unused(subject, "subject", model, heeded="model")
 
 
-def check_text(data: _Part, info: ValidationInfo) -> _Part:
+def check_text(data: _Part, info: "ValidationInfo") -> _Part:
     """Return the data of a config, unless they name a text and its subject is synthetic.
 
     Raises:
@@ -139,7 +140,7 @@ def fingerprint(found: Synthetic) -> str:
     return hashlib.sha256(f"{FORMAT} {spelled(found)}".encode()).hexdigest()
 
 
-def _check_unused(part: BaseModel, name: str, model: str, *, heeded: str) -> None:
+def _check_unused(part: "BaseModel", name: str, model: str, *, heeded: str) -> None:
     if is_synthetic(model) and (given := part.model_dump(exclude={heeded}, exclude_defaults=True)):
         key, why = min(given), "which reads no text" if name == "data" else "which is no language model"
         raise ValueError(f"{name}.{key} means nothing to {model}, {why}: leave {key} out")
