@@ -135,7 +135,7 @@ class Fit:
     seed_sigma: float | None
     """Standard deviation of ln(loss) between seeds at one (n, k); None where no two seeds are there."""
     draws: tuple[tuple[float, ...], ...]
-    """Bootstrap refits, thinned to a few hundred, in the order of `coefficients`: for bands and forecasts."""
+    """Bootstrap refits of `drawn_form`, thinned to a few hundred, in the order of its coefficients."""
     n_bootstrap: int
     notes: tuple[str, ...] = field(default=())
     """What a reader must know, in sentences."""
@@ -143,6 +143,9 @@ class Fit:
     """epsilon, seed of the bootstrap and what else was asked for."""
     medians: dict[str, float] = field(default_factory=dict)
     """Of the bootstrap, by coefficient; one far from its value says that the interval leans."""
+    drawn_form: str = ""
+    """What bands, forecasts and plans take for true: one term more than the chosen form has, where the jobs bear it,
+    for the choice may be wrong. Empty: the chosen one."""
 
     @property
     def jobs(self) -> tuple[int, ...]:

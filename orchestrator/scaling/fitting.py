@@ -49,6 +49,19 @@ class _Tried(NamedTuple):
     at: int
     """Of the chosen one."""
 
+    @property
+    def chosen(self) -> Estimate:
+        """Return the form that is believed."""
+        return self.estimates[self.at]
+
+    @property
+    def wider(self) -> Estimate:
+        """Return the form with one term more, which may be the true one; the chosen one where the jobs bear no more.
+
+        Not the widest: with two terms too many, a law at a k that was never trained may be anything.
+        """
+        return self.estimates[min(self.at + 1, len(self.estimates) - 1)]
+
 
 def fit(
     law: LawName,
@@ -146,12 +159,13 @@ def _is_open(law: LawName, sample: Sample) -> bool:
 
 
 def _compose(law: LawName, sample: Sample, tried: _Tried, *, n_bootstrap: int, seed: int) -> Fit:
-    found, form = tried.estimates[tried.at], tried.estimates[tried.at].form
+    found, form, wider = tried.chosen, tried.chosen.form, tried.wider.form
     irreducible = profile(found, sample)
     refits = refit(found, sample, n_refits=n_bootstrap, seed=seed)
     drawn = coefficients(form, refits.theta)
+    more = drawn if wider is form else _redrawn(tried.wider, sample, n_refits=n_bootstrap, seed=seed)
     _, there = sample.without_largest()
-    notes = remarks(law, sample, tried.estimates, tried.at, irreducible=irreducible)
+    notes = remarks(law, sample, tried.estimates, tried.at, irreducible=irreducible, wider=more)
     return Fit(
         law=law, sweeps=(), group=sample.group, subject=sample.subject, form=form.name, equation=form.equation,
         coefficients=_intervals(form.names, coefficients(form, found.theta), drawn), scores=tuple(tried.scores),
@@ -159,16 +173,23 @@ def _compose(law: LawName, sample: Sample, tried: _Tried, *, n_bootstrap: int, s
         holdout_error=tried.scores[tried.at].holdout_error,
         holdout_jobs=tuple(dict.fromkeys(job for one in there.observations for job in one.jobs)),
         seed_sigma=seed_sigma(sample),
-        draws=_thinned(drawn), n_bootstrap=len(refits.theta),
-        notes=(*notes, *_doubt(tried.scores, form.name)),
+        draws=_thinned(more), drawn_form=wider.name, n_bootstrap=len(refits.theta),
+        notes=(*notes, *_doubt(tried)),
         options={"seed": seed, "refits that did not converge": refits.failed},
         medians=dict(zip(form.names, np.median(drawn, axis=0).tolist(), strict=True)) if len(drawn) else {},
     )  # fmt: skip
 
 
-def _doubt(scores: Sequence[Score], form: str) -> list[str]:
-    open_to = " and ".join(rivals(scores, form))
-    return [f"AICc does not rule out {open_to}: the intervals take the form {form} for true."] if open_to else []
+def _redrawn(found: Estimate, sample: Sample, *, n_refits: int, seed: int) -> Array:
+    return coefficients(found.form, refit(found, sample, n_refits=n_refits, seed=seed).theta)
+
+
+def _doubt(tried: _Tried) -> list[str]:
+    form = tried.chosen.form.name
+    if not (open_to := " and ".join(rivals(tried.scores, form))):
+        return []
+    but = "" if tried.wider is tried.chosen else "; forecasts do not"
+    return [f"AICc does not rule out {open_to}: the coefficients' intervals take the form {form} for true{but}."]
 
 
 def _intervals(names: Sequence[str], values: Array, drawn: Array) -> dict[str, Interval]:

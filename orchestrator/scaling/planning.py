@@ -138,13 +138,13 @@ def _doubts(basis: Basis) -> Iterator[_Doubt]:
 
 
 def _doubt(fit: Fit, places: list[tuple[int, int]]) -> _Doubt:
-    form = form_of(fit.law, fit.form)
+    form = form_of(fit.law, fit.drawn_form or fit.form)
     exponent = "b" if fit.law == "ln" else "gamma"
     far = max(places)
     points = [far, *places]
     at = design(form, np.array([n for n, _ in points], float), np.array([k for _, k in points], float))
     rows = np.asarray(fit.draws, dtype=float)
-    told = np.column_stack([rows[:, list(fit.coefficients).index(exponent)], log_values(parameters(form, rows), at)[0]])
+    told = np.column_stack([rows[:, form.names.index(exponent)], log_values(parameters(form, rows), at)[0]])
     low, high = np.quantile(told, _OUTLIERS, axis=0)
     covariance = np.atleast_2d(np.cov(np.clip(told, low, high), rowvar=False))
     start = np.maximum(np.diag(covariance)[:2].copy(), 1e-18)
@@ -197,8 +197,11 @@ def _promise(doubt: _Doubt) -> str:
 
 
 def _rivals(fit: Fit) -> str:
-    """Say which other forms the jobs do not rule out: the plan takes the chosen one for true."""
+    """Say which other forms the jobs do not rule out, and in which the plan reckons."""
     open_to = rivals(fit.scores, fit.form)
     if not open_to:
         return ""
-    return f"; taking the form {fit.form} for true, where {' and '.join(open_to)} may be: larger sizes tell them apart"
+    form = fit.drawn_form or fit.form
+    return (
+        f"; reckoned in the form {form}: AICc does not rule out {' and '.join(open_to)}, larger sizes tell them apart"
+    )

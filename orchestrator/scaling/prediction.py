@@ -33,15 +33,18 @@ def band(fit: Fit, xs: Sequence[float], k: int | None = None, *, subject_size: f
     second = _second(fit, k, subject_size)
     if not all(x > 0 and np.isfinite(x) for x in xs) or not second > 0:
         raise ConfigError(f"{fit.law} is a law of positive sizes", hint="Give sizes above 0.")
-    values = np.exp(_logs(fit, [tuple(one.value for one in fit.coefficients.values())], xs, second))[0]
+    values = np.exp(_logs(fit, fit.form, [tuple(one.value for one in fit.coefficients.values())], xs, second))[0]
     if not fit.draws:
         return [Interval(float(value), float(value), float(value)) for value in values]
-    low, high = np.quantile(np.exp(_logs(fit, fit.draws, xs, second)), [LOW, HIGH], axis=0)
-    return [Interval(*map(float, found)) for found in zip(values, low, high, strict=True)]
+    drawn = np.exp(_logs(fit, fit.drawn_form or fit.form, fit.draws, xs, second))
+    # The draws may have a term that the chosen form lacks: its value is within the interval all the same.
+    low, high = np.quantile(drawn, [LOW, HIGH], axis=0)
+    ends = np.minimum(low, values), np.maximum(high, values)
+    return [Interval(*map(float, found)) for found in zip(values, *ends, strict=True)]
 
 
-def _logs(fit: Fit, rows: Sequence[Sequence[float]], xs: Sequence[float], second: float) -> Array:
-    form = form_of(fit.law, fit.form)
+def _logs(fit: Fit, name: str, rows: Sequence[Sequence[float]], xs: Sequence[float], second: float) -> Array:
+    form = form_of(fit.law, name)
     points = design(form, np.asarray(xs, dtype=float), np.full(len(xs), float(second)))
     return log_values(parameters(form, np.asarray(rows, dtype=float)), points)[0]
 

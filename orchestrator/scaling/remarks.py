@@ -7,17 +7,19 @@ import numpy as np
 
 from orchestrator.scaling.estimate import Estimate
 from orchestrator.scaling.findings import LawName
-from orchestrator.scaling.laws import coefficients
+from orchestrator.scaling.laws import Array, coefficients
+from orchestrator.scaling.prediction import HIGH, LOW
 from orchestrator.scaling.samples import Sample
 
 _EXPONENTS: dict[LawName, str] = {"ln": "b", "lc": "alpha", "lnk": "gamma", "ls": "gamma"}
 
 
 def remarks(
-    law: LawName, sample: Sample, tried: Sequence[Estimate], at: int, *, irreducible: tuple[float, float] | None
-) -> tuple[str, ...]:
-    """Return what must be said beside the numbers."""
-    found = [*sample.notes, *_other_form(law, tried, at), *_slopes(law, sample, tried[at])]
+    law: LawName, sample: Sample, tried: Sequence[Estimate], at: int, *, irreducible: tuple[float, float] | None,
+    wider: Array,
+) -> tuple[str, ...]:  # fmt: skip
+    """Return what must be said beside the numbers; `wider` are refits of the form after the chosen one, if there is."""
+    found = [*sample.notes, *_other_form(law, tried, at, wider), *_slopes(law, sample, tried[at])]
     if any(not one.converged for one in tried):
         names = ", ".join(one.form.name for one in tried if not one.converged)
         found.append(f"The fit of the form {names} has not converged to the last digit.")
@@ -47,7 +49,7 @@ def seed_sigma(sample: Sample) -> float | None:
     return math.sqrt(sum(float(np.var(values)) * len(values) for values in groups) / surplus)
 
 
-def _other_form(law: LawName, tried: Sequence[Estimate], at: int) -> list[str]:
+def _other_form(law: LawName, tried: Sequence[Estimate], at: int, wider: Array) -> list[str]:
     """Say what the exponent would have been in the other forms: it means nothing without its form."""
     name = _EXPONENTS.get(law)
     if name is None:
@@ -55,9 +57,12 @@ def _other_form(law: LawName, tried: Sequence[Estimate], at: int) -> list[str]:
     told = []
     for number, one in enumerate(tried):
         if number != at:
-            value = dict(zip(one.form.names, coefficients(one.form, one.theta).tolist(), strict=True))[name]
+            place = one.form.names.index(name)
+            value = f"{coefficients(one.form, one.theta)[place]:.3f}"
+            if number == at + 1 and len(wider):
+                value += " ({:.3f} to {:.3f})".format(*np.quantile(wider[:, place], [LOW, HIGH]))
             form = {"pure": "Without an irreducible term", "+e": "With one irreducible term e"}
-            told.append(f"{form.get(one.form.name, f'In the form {one.form.name}')} {name} would be {value:.3f}.")
+            told.append(f"{form.get(one.form.name, f'In the form {one.form.name}')} {name} would be {value}.")
     return told
 
 

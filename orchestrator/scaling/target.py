@@ -9,6 +9,7 @@ from orchestrator.errors import ConfigError, FitError
 from orchestrator.scaling.candidates import candidate
 from orchestrator.scaling.findings import Fit, Interval
 from orchestrator.scaling.forecast import Basis, expected, extrapolation, ks_of, loss_fit
+from orchestrator.scaling.laws import form_of
 from orchestrator.scaling.planning import Choice
 
 FARTHEST = 1024.0
@@ -59,7 +60,6 @@ def _tidy(n_latents: int) -> int:
 def floor(fit: Fit, k: int) -> Interval | None:
     """Return the irreducible fvu of a fit at a k, with the interval of its draws; None where its form has none."""
     values = {name: one.value for name, one in fit.coefficients.items()}
-    names = list(fit.coefficients)
     if fit.form == "pure":
         return None
     if "e" in values:
@@ -69,6 +69,7 @@ def floor(fit: Fit, k: int) -> Interval | None:
         return math.exp(zeta + eta * math.log(k))
 
     value = at(values["zeta"], values.get("eta", 0.0))
+    names = form_of(fit.law, fit.drawn_form or fit.form).names
     drawn = [dict(zip(names, draw, strict=True)) for draw in fit.draws]
     floors = [at(draw["zeta"], draw.get("eta", 0.0)) for draw in drawn] or [value]
     low, high = np.quantile(floors, [0.05, 0.95])

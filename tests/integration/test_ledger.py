@@ -9,6 +9,8 @@ from sqlalchemy import Engine
 
 from orchestrator import ledger, queue, results
 from orchestrator.config import Sweep, parse
+from orchestrator.database.engine import transaction
+from orchestrator.database.models import FitRow
 from orchestrator.errors import NotFound
 from orchestrator.scaling.findings import Excluded, Fit, Interval, Residual, Score
 from tests.queue_words import claim, enqueue, point, result
@@ -19,7 +21,7 @@ FIT = Fit(
     scores=(Score("pure", 2, None, 0.02, None), Score("+e", 3, -57.8, 0.001, 0.004)), irreducible=(0.187, 0.21),
     residuals=(Residual((1, 2), 64.0, 8, "m", 0.5, 0.501, -0.002), Residual((3,), 128.0, 8, "m", 0.4, 0.4, 0.0, True)),
     excluded=(Excluded(4, "it diverged"),), holdout_error=0.004, holdout_jobs=(3,), seed_sigma=None,
-    draws=((-0.16, 0.4, 0.2), (-0.161, 0.41, 0.19)), n_bootstrap=2000, notes=("a note",),
+    draws=((-0.16, 0.4, 0.2), (-0.161, 0.41, 0.19)), n_bootstrap=2000, notes=("a note",), drawn_form="+e",
     options={"epsilon": 0.01, "seed": 0, "loss": "fvu", "nothing": None},
 )  # fmt: skip
 
@@ -34,6 +36,15 @@ def test_a_fit_comes_back_as_it_was(engine: Engine) -> None:
     assert found.version
     assert found.commit is None or len(found.commit) >= 40
     assert found.created_at > 1.7e9
+
+
+def test_a_fit_of_an_earlier_version_says_not_what_was_drawn(engine: Engine) -> None:
+    [fit_id] = ledger.store(engine, [FIT])
+    with transaction(engine) as session:
+        row = session.get_one(FitRow, fit_id)
+        row.payload = {name: value for name, value in row.payload.items() if name != "drawn_form"}
+    [found] = ledger.newest(engine, sweep="s")
+    assert found.fit == replace(FIT, drawn_form="")
 
 
 def test_a_newer_fit_supersedes_and_overwrites_nothing(engine: Engine) -> None:

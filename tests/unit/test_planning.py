@@ -125,10 +125,10 @@ def test_a_form_that_is_not_ruled_out_is_told() -> None:
     known = line()
     scores = tuple(Score(form, 2, aicc, 0.05, None) for form, aicc in (("pure", -20.0), ("+e", -17.0)))
     _, (told,) = shrink(basis(replace(known, scores=scores)), Allowance(1e6, "seconds"))
-    assert told.endswith("taking the form pure for true, where +e may be: larger sizes tell them apart")
+    assert told.endswith("reckoned in the form pure: AICc does not rule out +e, larger sizes tell them apart")
     sure = replace(known, scores=(scores[0], replace(scores[1], aicc=-10.0)))
     _, (told,) = shrink(basis(sure), Allowance(1e6, "seconds"))
-    assert "may be" not in told
+    assert "rule out" not in told
 
 
 def test_jobs_that_wait_count_as_done() -> None:
@@ -209,6 +209,25 @@ def test_what_cannot_be_reached() -> None:
             reach(basis(), target)
     with pytest.raises(FitError, match="no fit speaks of k = 64"):
         reach(basis(), 0.2, [64])
+
+
+def test_the_form_that_was_drawn_may_have_a_term_more() -> None:
+    """Its exponent and its losses are what a plan shrinks, and its floor's interval what a target is told."""
+    known = line()
+    drawn = tuple((a, 1.2 * b, 0.01) for a, b in known.draws)
+    wide = replace(known, draws=drawn, drawn_form="+e")
+    _, (narrow,) = shrink(basis(known), Allowance(1e6, "seconds"))
+    choices, (told,) = shrink(basis(wide), Allowance(1e6, "seconds"))
+    assert choices
+    assert told != narrow
+    names = {"alpha": 0.5, "beta_k": -0.1, "beta_n": -0.3, "gamma": -0.01, "zeta": -2.0}
+    surface = fit("lnk", "+e", names, [[*names.values()]] * 50, residuals=())
+    more = replace(surface, draws=tuple((*names.values(), eta) for eta in (-0.1, 0.1)), drawn_form="+e(k)")
+    assert floor(surface, 16) == pytest.approx((math.exp(-2.0),) * 3)
+    base = floor(more, 16)
+    assert base is not None
+    assert base.low < base.value < base.high
+    assert base.value == pytest.approx(math.exp(-2.0))
 
 
 def test_the_floor_of_a_surface() -> None:

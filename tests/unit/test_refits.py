@@ -9,6 +9,7 @@ from orchestrator.scaling.estimate import estimate
 from orchestrator.scaling.findings import Fit
 from orchestrator.scaling.fitting import fit
 from orchestrator.scaling.laws import form_of
+from orchestrator.scaling.prediction import predict
 from orchestrator.scaling.samples import Observation, Sample
 from orchestrator.scaling.scoring import allowed, chosen, profile, score
 from tests.measured_rows import N_OF_G1, grid, line, measured, surface
@@ -153,8 +154,39 @@ def test_a_form_that_is_not_ruled_out_is_told() -> None:
             for noise, seed in ((0.01, 4), (0.01, 9), (0.0003, 0))]  # fmt: skip
     told = [[note for note in one.notes if note.startswith("AICc does not rule out")] for one in fits]
     assert [one.form for one in fits] == ["pure", "pure", "+e"]
-    assert told[0] == told[1] == ["AICc does not rule out +e: the intervals take the form pure for true."]
+    sentence = "AICc does not rule out +e: the coefficients' intervals take the form pure for true; forecasts do not."
+    assert told[0] == told[1] == [sentence]
     assert told[2] == []
+
+
+def test_a_forecast_allows_for_the_term_that_was_not_chosen() -> None:
+    """Six sizes with errors of 1% do not tell that there is a floor: a forecast beyond them holds the truth anyway."""
+    far = 4 * max(N_OF_G1)
+    truth = float(line([far])[0].fvu or 0)
+    fits = [fit("ln", line(N_OF_G1, noise=0.01, seed=seed), n_bootstrap=200)[0] for seed in range(40)]
+    assert sum(one.form == "pure" for one in fits) >= 10
+    told = [predict(one, x=far) for one in fits]
+    assert all(one.low <= one.value <= one.high for one in told)
+    assert sum(one.low <= truth <= one.high for one in told) >= 32
+
+
+def test_the_other_forms_exponent_has_its_interval() -> None:
+    [found] = fit("ln", line(N_OF_G1, noise=0.01, seed=4), n_bootstrap=400)
+    assert (found.form, found.drawn_form) == ("pure", "+e")
+    [told] = [note for note in found.notes if note.startswith("With one irreducible term e b would be")]
+    low, high = map(float, told.partition("(")[2].rstrip(").").split(" to "))
+    assert low < -0.163 < high < -0.08
+
+
+def test_one_term_more_and_not_two() -> None:
+    """With two too many, a law at a k that nobody trained may be anything."""
+    random = np.random.default_rng(0)
+    rows = [measured(n, k, float(n**-0.12 * k**-0.2 * np.exp(0.01 * random.normal())))
+            for n in (64, 128, 256, 512, 1024, 2048) for k in (4, 8, 16, 32)]  # fmt: skip
+    [found] = fit("lnk", rows, n_bootstrap=400)
+    assert ([one.form for one in found.scores], found.form, found.drawn_form) == (["pure", "+e", "+e(k)"], "pure", "+e")
+    far = predict(found, x=8192, k=64)
+    assert far.high < 1.5 * far.value
 
 
 def test_rates_by_factors_of_two_leave_their_exponent_open() -> None:
