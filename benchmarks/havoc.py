@@ -21,6 +21,9 @@ from orchestrator.settings import Settings
 
 WEIGHTS = {"kill worker": 6, "kill trainer": 6, "freeze worker": 3, "freeze trainer": 1, "stop worker": 1, "cancel": 2}
 OUTAGE_WEIGHTS = {"kill redis": 0.5, "kill postgres": 0.5}
+LEFT = 2
+"""So many workers are not taken away at once, who have looked on for long enough to judge the leases of the others:
+with fewer, what was lost waits for a free worker, which says nothing about the queue."""
 KILLS = ("kill worker", "kill trainer", "kill redis", "kill postgres")
 
 
@@ -130,10 +133,10 @@ class Havoc:
             time.sleep(0.02)
 
     def _victim(self) -> Hand | None:
-        """Return a worker that may be taken away, at work if possible; one that can judge the others' leases stays."""
+        """Return a worker that may be taken away, at work if possible; LEFT others stay."""
         up = [hand for hand in self._crew.hands if hand.is_up]
         judges = self._crew.judges(1.2 * self._settings.lease_seconds, since=self._probe.answers_since)
-        able = [hand for hand in up if any(judge is not hand for judge in judges)]
+        able = [hand for hand in up if sum(judge is not hand for judge in judges) >= LEFT]
         busy = [hand for hand in able if hand.trainer]
         return self._random.choice(busy or able) if able else None
 
