@@ -1,7 +1,7 @@
 """The columns in which jobs are shown."""
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -27,15 +27,16 @@ _JOBS_NAMED = 6
 
 
 def job_columns(
-    *, drawn: bool, wide: bool = False, one_sweep: bool = False, curve: "Callable[[JobRow], str] | None" = None
+    rows: "Sequence[JobRow]", *, drawn: bool, wide: bool = False, curve: "Callable[[JobRow], str] | None" = None
 ) -> "list[Column[JobRow]]":
-    """Return the columns for jobs; `drawn` ones have marks and bars, `curve` adds a sparkline."""
+    """Return the columns for these jobs; `drawn` ones have marks and bars, `curve` adds a sparkline."""
     columns: list[Column[JobRow]] = [
         Column("ID", lambda row: str(row.id), right=True),
         Column("SWEEP", lambda row: row.sweep, weight=5),
         Column("STATE", lambda row: state_cell(row, drawn=drawn)),
         Column("N", lambda row: str(row.n_latents or "auto"), right=True),
         Column("K", lambda row: str(row.k), right=True),
+        Column("SWEPT", swept_cell, weight=6),
         Column("PROGRESS", lambda row: progress_cell(row, 12 if drawn else 0), right=True, weight=8),
         Column("TOK/S", lambda row: count(row.tokens_per_second), right=True, weight=4),
         Column("ETA", lambda row: duration(remaining(row)), right=True, weight=5),
@@ -46,8 +47,9 @@ def job_columns(
         Column("WORKER", lambda row: row.worker or NONE, weight=1),
         Column("REASON", why, weight=2),
     ]
-    hidden = {"SWEEP"} if one_sweep and not wide else set()
+    hidden = {"SWEEP"} if len({row.sweep for row in rows}) <= 1 and not wide else set()
     hidden |= set() if curve else {"CURVE"}
+    hidden |= set() if any(row.swept for row in rows) else {"SWEPT"}
     return [column for column in columns if column.title not in hidden] + (_wide_columns() if wide else [])
 
 
@@ -76,6 +78,16 @@ def state_cell(row: "JobRow", *, drawn: bool) -> str:
     asked = f">{row.desired}" if row.state == "running" and row.desired != "run" else ""
     mark = f"{MARKS[row.state]} " if drawn else ""
     return click.style(f"{mark}{row.state}{asked}", fg=COLOURS[row.state], bold=row.state == "running")
+
+
+def swept_cell(row: "JobRow") -> str:
+    """Return what else than n and k sets a job apart from the others of its sweep, by the keys' last parts."""
+    parts = (f"{key.rpartition('.')[2]}={_value(value)}" for key, value in row.swept.items())
+    return " ".join(parts) or NONE
+
+
+def _value(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def progress_cell(row: "JobRow", width: int) -> str:

@@ -58,8 +58,7 @@ def picture(snapshot: Snapshot, *, size: os.terminal_size, title: str, clock: st
     """Return the lines of the picture, no more than fit."""
     width, height = size
     rows = foremost(snapshot.rows, max(1, height - _CHROME))
-    one_sweep = len({row.sweep for row in snapshot.rows}) <= 1
-    columns = job_columns(drawn=True, one_sweep=one_sweep, curve=lambda row: _curve(row, snapshot))
+    columns = job_columns(snapshot.rows, drawn=True, curve=lambda row: _curve(row, snapshot))
     lines = table(rows, columns, width=width)
     if len(rows) < len(snapshot.rows):
         lines.append(click.style(f"… {len(snapshot.rows) - len(rows)} more", dim=True))

@@ -46,9 +46,9 @@ def status(
 ) -> None:  # fmt: skip
     """Show jobs and how far they are; `orch ls` is the same, `orch ps` shows what runs.
 
-    PROGRESS is the share of the token budget. ETA is the time until its own curve will have met the job's stop rule,
-    and the time to the end of the budget as long as the curve is too short to say.
-    T(1%) is the number of tokens to convergence. -o json prints everything there is.
+    SWEPT is what sets the jobs shown apart besides N and K. PROGRESS is the share of the token budget. ETA is the time
+    until its own curve will have met the job's stop rule, and the time to the end of the budget as long as the curve
+    is too short to say. T(1%) is the number of tokens to convergence. -o json prints everything there is.
     """
     if watch is not None and output in {"csv", "name"}:
         raise click.UsageError(
@@ -85,7 +85,7 @@ def _read(
 def _print_table(settings: "Settings", engine: "Engine", rows: "list[JobRow]", *, wide: bool) -> None:
     from orchestrator import results
 
-    columns = job_columns(drawn=terminal.is_live(), wide=wide, one_sweep=len({row.sweep for row in rows}) == 1)
+    columns = job_columns(rows, drawn=terminal.is_live(), wide=wide)
     if rows:
         for line in table(rows, columns, width=None if wide else terminal.width()):
             terminal.echo(line)

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from orchestrator.results import JobRow, RosterRow
 
-_SHOWN = {"ID", "SWEEP", "N", "K", "PROGRESS", "TOK/S", "ETA", "FVU", "WORKER"}
+_SHOWN = {"ID", "SWEEP", "N", "K", "SWEPT", "PROGRESS", "TOK/S", "ETA", "FVU", "WORKER"}
 _CHROME = 7
 """Lines that are neither worker nor job: headline, two headers, three gaps, the footer."""
 
@@ -101,8 +101,7 @@ def scene_lines(scene: Scene, *, width: int | None, drawn: bool, rate: float | N
     gap = 2 if width is None else width - visible(head) - len(now)
     lines = [head + " " * gap + click.style(now, dim=True) if gap > 1 else cut(head, width), ""]
     lines += table(scene.workers, worker_columns(), width=width) if scene.workers else ["no worker is there"]
-    one_sweep = len({row.sweep for row in scene.running}) <= 1
-    columns = [column for column in job_columns(drawn=drawn, one_sweep=one_sweep) if column.title in _SHOWN]
+    columns = [column for column in job_columns(scene.running, drawn=drawn) if column.title in _SHOWN]
     return [*lines, "", *(table(scene.running, columns, width=width) if scene.running else ["nothing runs"])]
 
 

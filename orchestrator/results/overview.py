@@ -10,6 +10,7 @@ from orchestrator.database import models as m
 from orchestrator.database.engine import db_now, reading
 from orchestrator.results.arrivals import expected_tokens
 from orchestrator.results.attendance import gathering
+from orchestrator.results.differences import differences
 from orchestrator.results.shapes import JobRow
 
 EPSILON = 0.01
@@ -57,7 +58,8 @@ def jobs(
         house = _house(session)
         rows = _rows(session, _query().where(*wanted), ids, limit)
         ends = expected_tokens(session, [row.id for row in rows if row.state == "running"])
-        return [_job(row, house, ends.get(row.id)) for row in rows]
+        swept = differences(session, {row.id: row.sweep_id for row in rows})
+        return [_job(row, house, ends.get(row.id), swept.get(row.id, {})) for row in rows]
 
 
 def _rows(session: Session, query: Select[Any], ids: Collection[int] | None, limit: int | None) -> list[Row[Any]]:
@@ -112,7 +114,7 @@ def _nobody(session: Session, now: float) -> str:
     return "" if there == "open" or session.scalar(held) is not None else "NoWorker"
 
 
-def _job(row: Row[Any], house: _House, expected: int | None) -> JobRow:
+def _job(row: Row[Any], house: _House, expected: int | None, swept: dict[str, Any]) -> JobRow:
     sweep = house.sweeps[row.sweep_id]
     # A lease says 0 until its trainer has loaded: the stored curve knows better then.
     seen = (row.result_tokens, row.lease_tokens or None, row.point_tokens, 0)
@@ -126,7 +128,7 @@ def _job(row: Row[Any], house: _House, expected: int | None) -> JobRow:
         started_at=row.started_at, finished_at=row.finished_at, age=house.now - row.created_at, worker=row.worker,
         lease_left=None if row.expires_at is None else row.expires_at - house.now, reason=_reason(row, house),
         config_id=row.config_id, mlflow_run_id=row.mlflow_run_id, artifact_uri=row.artifact_uri, labels=sweep.labels,
-        expected_tokens=expected,
+        expected_tokens=expected, swept=swept,
     )  # fmt: skip
 
 

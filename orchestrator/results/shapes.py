@@ -1,6 +1,6 @@
 """The rows the read side hands out. Times are epoch seconds by the database's clock, spans are seconds."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 
@@ -59,6 +59,8 @@ class JobRow:
     labels: dict[str, str]
     expected_tokens: int | None = None
     """Where its own curve says that it will stop, of a running job that stops on a plateau; max_tokens at most."""
+    swept: dict[str, Any] = field(default_factory=dict)
+    """The dotted keys, but n_latents and k, that set its config apart from the others asked for of its sweep."""
 
 
 @dataclass(frozen=True, slots=True)

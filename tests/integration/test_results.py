@@ -6,9 +6,11 @@ import pytest
 from sqlalchemy import Engine
 
 from orchestrator import queue, results
-from orchestrator.cli.columns import remaining
+from orchestrator.cli.columns import job_columns, remaining, swept_cell
+from orchestrator.cli.figures import NONE
 from orchestrator.config import Limits, Sweep, parse
 from orchestrator.errors import NotFound
+from orchestrator.results.differences import MOST
 from orchestrator.results.overview import span
 from tests.queue_words import attempt, claim, enqueue, fail, lose, point, ref, result, run_out, sweep
 
@@ -194,6 +196,26 @@ def test_odd_names_and_labels(engine: Engine) -> None:
     queue.enqueue(engine, Sweep(name, sweep(1).configs, {"ключ": "✓"}, Limits(), "τ"))
     assert results.find(engine, [name]) == [1]
     assert results.jobs(engine)[0].labels == {"ключ": "✓"}
+
+
+def test_what_sets_jobs_of_a_sweep_apart(engine: Engine) -> None:
+    places = [{"layer": 3, "site": "resid_post"}, {"layer": 3, "site": "mlp_post"}, {"layer": 4, "site": "mlp_post"}]
+    configs = tuple(parse({"subject": place, "sae": {"n_latents": 64 + at}}) for at, place in enumerate(places))
+    queue.enqueue(engine, Sweep("places", configs))
+    queue.enqueue(engine, Sweep("alone", (parse({"subject": {"layer": 5}}),)))
+    named = [{f"subject.{key}": value for key, value in place.items()} for place in places]
+    rows = results.jobs(engine)
+    assert [row.swept for row in rows] == [*named, {}], "not n, which has a column, and not what another sweep has"
+    assert [swept_cell(row) for row in rows[1:]] == ["layer=3 site=mlp_post", "layer=4 site=mlp_post", NONE]
+    assert [row.swept for row in results.jobs(engine, ids=[1, 2])] == [{"subject.site": p["site"]} for p in places[:2]]
+    titles = [{column.title for column in job_columns(shown, drawn=False)} for shown in (rows[:3], rows[3:])]
+    assert ["SWEPT" in found for found in titles] == [True, False]
+
+
+def test_of_too_many_jobs_no_config_is_read(engine: Engine) -> None:
+    queue.enqueue(engine, sweep(MOST + 1))
+    assert {bool(row.swept) for row in results.jobs(engine)} == {False}
+    assert results.jobs(engine, limit=2)[0].swept
 
 
 def test_many_jobs_are_listed_quickly(sqlite_settings: object) -> None:
