@@ -32,11 +32,13 @@ class _Best(NamedTuple):
 
 def sample(rows: Sequence[Measured], excluded: Sequence[Excluded], flops: Flops, *, name: str, k: int) -> Sample:
     """Return the frontier of one k: in each bin the lowest loss, where it is below all that cost less."""
-    front = [_observation(found) for found in _frontier(rows, flops)]
+    best = _frontier(rows, flops)
+    front = [_observation(found) for found in best]
     on_it = {job for one in front for job in one.jobs}
     inner, outer = _within(front)
     off = tuple(Excluded(row.job_id, "off the envelope: others cost less") for row in rows if row.job_id not in on_it)
-    whole = Sample(name, rows[0].subject, inner, (*excluded, *off), outer, (_unit(flops), *_ends(front, outer)), k)
+    notes = (_unit(flops), *_ends(front, outer), *_ill_ended(best))
+    whole = Sample(name, rows[0].subject, inner, (*excluded, *off), outer, notes, k)
     return _without_off_trend(whole)
 
 
@@ -90,6 +92,13 @@ def _ends(front: list[Observation], outer: tuple[Observation, ...]) -> tuple[str
     if outer:
         return (f"{len(outer)} points at the ends of the envelope, where it is one job's curve alone, are not fitted.",)
     return ("At its ends the envelope is one job's curve: sizes are too few to say where it ends.",) if front else ()
+
+
+def _ill_ended(front: Sequence[_Best]) -> tuple[str, ...]:
+    """Say which jobs on the envelope came to no good end: what their curves had reached by then counts."""
+    ends = {found.row.job_id: found.row.outcome or found.row.state for found in front}
+    ill = [f"{job} ({end})" for job, end in sorted(ends.items()) if end not in ("converged", "max_tokens")]
+    return (f"On the envelope as far as their curves go: jobs {', '.join(ill)}.",) if ill else ()
 
 
 def _without_off_trend(whole: Sample) -> Sample:
