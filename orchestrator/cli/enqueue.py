@@ -33,7 +33,7 @@ def enqueue(
     ctx: click.Context, *, file: Path, overrides: tuple[str, ...], name: str | None, priority: int, needed: bool,
     dry_run: bool, and_wait: bool, output: str | None,
 ) -> None:  # fmt: skip
-    """Put the jobs of a sweep file into the queue.
+    """Put the jobs of a sweep file into the queue; FILE may be - for standard input.
 
     KEY=VALUE overrides the file: sae.k=16,32 varies a key, 'optimizer.lr=log(1e-4,1e-3,3)' takes a range, ~KEY takes a
     key out. What the sweep of that name holds already is skipped, so enqueueing twice adds nothing.

@@ -16,7 +16,7 @@ from orchestrator.sweep.assignments import Assignment, Assignments, assignments_
 from orchestrator.sweep.expression import Expression, compile_expression
 from orchestrator.sweep.overrides import apply
 from orchestrator.sweep.points import Axis, describe, read_axes
-from orchestrator.sweep.yaml_source import Node, parse_text, read_text
+from orchestrator.sweep.yaml_source import STANDARD_INPUT, Node, parse_text, read_text
 
 MAX_POINTS = 200_000
 MAX_LIMIT = 10**9
@@ -189,7 +189,7 @@ def _labels(node: Node | None) -> dict[str, str]:
 
 def _name(node: Node | None, path: Path) -> str:
     if node is None or node.value is None:
-        stem = re.sub(r"[^A-Za-z0-9._-]+", "-", path.stem).lstrip("-.")[:64]
+        stem = re.sub(r"[^A-Za-z0-9._-]+", "-", "stdin" if path == STANDARD_INPUT else path.stem).lstrip("-.")[:64]
         return check_name(stem, f"{path}: it has no name, and its file name makes none")
     if not isinstance(node.value, str):
         raise ConfigError(f"{node.place}: the name must be text (got {node.plain()!r})", hint='Put it in quotes: "..."')

@@ -11,6 +11,7 @@ from orchestrator.errors import ConfigError
 
 MAX_NODES = 200_000  # aliases of aliases can make a short file endless
 MAX_NUMERAL = 400
+STANDARD_INPUT = Path("-")
 
 _TAG = "tag:yaml.org,2002:"
 _CONVERT: dict[str, Callable[[str], Any]] = {
@@ -63,13 +64,13 @@ _Loader.add_implicit_resolver(
 
 
 def read_text(path: Path) -> str:
-    """Return the text of a file.
+    """Return the text of a file; of standard input, where the path is `-`.
 
     Raises:
         ConfigError: no such file, a folder, not readable, or not text.
     """
     try:
-        return path.read_bytes().decode("utf-8-sig")
+        return _bytes(path).decode("utf-8-sig")
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such file", hint="Check the path; it is read relative to this folder.") from None
     except IsADirectoryError:
@@ -79,6 +80,13 @@ def read_text(path: Path) -> str:
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise ConfigError(f"{path}: {reason}", hint="Give the path of a readable YAML file.") from None
+
+
+def _bytes(path: Path) -> bytes:
+    if path != STANDARD_INPUT:
+        return path.read_bytes()
+    with open(0, "rb", closefd=False) as stdin:  # not sys.stdin, which is None where there is none
+        return stdin.read()
 
 
 def parse_text(text: str, source: str, *, lines: bool = True) -> Node:

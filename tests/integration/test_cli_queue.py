@@ -1,13 +1,15 @@
 """The commands about jobs, in one process, on a real database; a worker is played by the queue's own verbs."""
 
 import json
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from sqlalchemy import Engine
 
-from orchestrator import queue
+from orchestrator import queue, results
 from orchestrator.cli.main import run
 from orchestrator.curve import Point
 from orchestrator.database.schema import open_database
@@ -42,6 +44,22 @@ def queued(engine: Engine, file: Path, capsys: Capture) -> Engine:
     assert run(["enqueue", str(file)]) == 0
     capsys.readouterr()
     return engine
+
+
+def _piped(text: str, *arguments: str) -> tuple[int, str, str]:
+    command = [sys.executable, "-m", "orchestrator", "enqueue", "-", *arguments]
+    done = subprocess.run(command, input=text, capture_output=True, text=True, check=False)
+    return done.returncode, done.stdout, done.stderr
+
+
+def test_a_sweep_from_standard_input(engine: Engine) -> None:
+    status, said, _ = _piped(SWEEP, "sae.k=4")
+    assert (status, said.splitlines()[-1].partition(" · ")[0]) == (0, "small: added 2, already there 0")
+    assert [row.k for row in results.jobs(engine, sweep="small")] == [4, 4]
+    assert _piped("overrides: {sae.k: 8}", "-o", "name")[:2] == (0, "3\n")
+    assert [one.name for one in results.sweeps(engine)] == ["small", "stdin"], "for want of a file's name"
+    status, _, told = _piped("overrides: {sae.kk: 8}")
+    assert (status, told.splitlines()[0]) == (2, "Error: -:1:13: unknown key 'sae.kk'; did you mean 'sae.k'?")
 
 
 def _claim(engine: Engine) -> queue.Lease:
