@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from orchestrator.errors import OrchError, StorageError
 from orchestrator.settings import Settings, load, mask
-from worker.voice import Remark, Voice
+from worker.voice import Libraries, Remark, Voice
 
 if TYPE_CHECKING:
     from worker.tasks import Supervisor
@@ -89,6 +89,7 @@ def _work(settings: Settings, asked: argparse.Namespace) -> int:
     engine = open_database(settings)
     me = this_worker(asked.name, pid=os.getpid(), device=device)
     say = Voice(asked.label, worker=me.name, form=settings.log_format)
+    Libraries(say).install()
     tracking = Tracking(engine, settings, say=say)
     supervisor = Supervisor(settings, engine, worker=me, threads=threads, say=say, changed=tracking.changed)
     _stop_on_signals(supervisor)

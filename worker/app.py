@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from celery import Celery
-from celery.signals import worker_ready
+from celery.signals import setup_logging, worker_ready
 from celery.worker import state
 
 from orchestrator.dispatch import QUEUE_NAME, TASK_NAME, celery_settings
@@ -40,6 +40,7 @@ def listening(
         say(f"wake-ups come from {mask(settings.broker_url)}")
 
     worker_ready.connect(ready, weak=False)
+    setup_logging.connect(_leave_logging, weak=False)
     _listeners.append(ring)
     state.should_stop = state.should_terminate = None
     thread = threading.Thread(target=_serve, args=(name,), name="celery", daemon=True)
@@ -51,6 +52,10 @@ def listening(
         thread.join(JOIN_SECONDS)
         _listeners.remove(ring)
         worker_ready.disconnect(ready)
+
+
+def _leave_logging(**_: object) -> None:
+    """Keep Celery, which sees this receiver, from putting handlers of its own in place of the worker's."""
 
 
 def _serve(name: str) -> None:

@@ -47,8 +47,10 @@ class Runs:
             os.environ.setdefault(name, value)
         from mlflow import MlflowClient
 
-        for logger in ("mlflow", "alembic"):
-            logging.getLogger(logger).setLevel(logging.WARNING)
+        for name in ("mlflow", "alembic"):
+            logger = logging.getLogger(name)
+            logger.setLevel(logging.WARNING)
+            logger.handlers, logger.propagate = [], True  # a worker says it in its own voice
         self._artifacts = None if settings.tracking.startswith("http") else settings.home / "mlartifacts"
         self._seen: set[str] = set()
         with _first_use(settings):

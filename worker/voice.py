@@ -1,8 +1,10 @@
 """What a worker says: a line for a person, or, with `log_format = "json"`, an object for a program."""
 
 import json
+import logging
 import sys
 import time
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Literal, Self
 
@@ -52,3 +54,26 @@ class Voice:
             "message": remark.message.strip(),
         }
         return json.dumps(said, ensure_ascii=False)
+
+
+class Libraries(logging.Handler):
+    """Says in a worker's voice what Celery, MLflow and others log from warnings up, and Python's own warnings."""
+
+    def __init__(self, say: Callable[[str], None]) -> None:
+        super().__init__(logging.WARNING)
+        self.setFormatter(logging.Formatter())
+        self._say = say
+
+    def install(self) -> None:
+        """Become the one handler of this process."""
+        logging.basicConfig(handlers=[self], level=logging.WARNING, force=True)
+        logging.captureWarnings(True)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Say one record; its traceback stays with it."""
+        level: Level = "error" if record.levelno >= logging.ERROR else "warning"
+        prefix = f"{record.name.partition('.')[0]}: "
+        try:
+            self._say(Remark(self.format(record).strip(), prefix=prefix, level=level, logger=record.name))
+        except (OSError, TypeError, ValueError):  # nobody reads, or the record is none: logging's own way out
+            self.handleError(record)

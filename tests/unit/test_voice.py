@@ -1,13 +1,16 @@
 """What a worker says, for people and for programs."""
 
 import json
+import logging
 import re
+import warnings
+from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from worker.voice import Remark, Voice
+from worker.voice import Libraries, Remark, Voice
 
 Capture = pytest.CaptureFixture[str]
 
@@ -61,3 +64,43 @@ def test_an_attempt_says_who_it_is() -> None:
     assert first.about == {"job": 7, "attempt": 2, "token": "01234567"}
     assert (first.message, first.level, second.level) == ("shutdown: writing a checkpoint", "info", "warning")
     assert second == "job 7 attempt 2: the lease is lost"
+
+
+@pytest.fixture
+def libraries() -> Iterator[None]:
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    Libraries(Voice("", worker="w", form="json")).install()
+    yield
+    logging.captureWarnings(False)
+    root.handlers[:] = handlers
+    root.setLevel(level)
+
+
+@pytest.mark.usefixtures("libraries")
+def test_libraries_speak_in_the_same_voice(capsys: Capture) -> None:
+    logging.getLogger("celery.worker.consumer").warning("no broker at %s", "redis://h")
+    assert said(capsys) | {"time": ""} == {
+        "time": "", "level": "warning", "worker": "w", "logger": "celery.worker.consumer",
+        "message": "no broker at redis://h",
+    }  # fmt: skip
+    logging.getLogger("mlflow").info("nobody needs to know")
+    assert capsys.readouterr().err == ""
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        warnings.warn("old", UserWarning, stacklevel=1)
+    assert said(capsys)["logger"] == "py.warnings"
+    try:
+        raise OSError("broken")
+    except OSError:
+        logging.getLogger("mlflow.store").exception("it failed")
+    found = said(capsys)
+    assert (found["level"], found["message"].splitlines()[0]) == ("error", "it failed")
+    assert found["message"].endswith("OSError: broken")
+
+
+def test_a_record_that_is_none_ends_nothing(capsys: Capture) -> None:
+    Libraries(Voice(form="json")).handle(
+        logging.makeLogRecord({"name": "x", "levelno": logging.WARNING, "msg": "%d", "args": ("a",)})
+    )
+    assert "Logging error" in capsys.readouterr().err
