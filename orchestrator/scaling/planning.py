@@ -1,5 +1,7 @@
 """Which jobs to run next: within a budget, those that shrink the doubt about a law most for their cost."""
 
+import math
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -35,7 +37,9 @@ class Choice(NamedTuple):
 class _Doubt:
     """The covariance, over bootstrap draws, of what one wants to know and of what a job at each size would tell.
 
-    Observing a job at a size with noise σ conditions all of it: C − c cᵀ / (C_jj + σ²), c the column of that size.
+    Observing a job at a size with error variance v conditions all of it: C − c cᵀ / (C_jj + v), c the column of that
+    size. Jobs of one size err together, by τ, and each for itself, by σ: of m of them the mean has the variance
+    τ² + σ²/m, so one more brings no more precision than 1/(τ² + σ²/(m + 1)) − 1/(τ² + σ²/m).
     """
 
     fit: Fit
@@ -47,20 +51,39 @@ class _Doubt:
     """(2 + n_places, 2 + n_places): the exponent, ln fvu at the far size, then ln fvu at each place."""
     start: Array
     """Variances of the first two, at the start."""
-    noise: float
-    """Standard deviation of ln fvu of one job around the law."""
+    between: float
+    """τ², of ln fvu."""
+    within: float
+    """σ²."""
+    there: Counter[tuple[int, int]]
+    """Jobs at each place, those that were chosen among them."""
+
+    @property
+    def noise(self) -> float:
+        """Return the standard deviation of ln fvu of one job around the law."""
+        return math.sqrt(self.between + self.within)
 
     def gains(self, place: tuple[int, int]) -> Array:
         """Return the parts of the two variances at the start that a job at a place would remove, (2,)."""
         at = 2 + self.places.index(place)
-        removed: Array = self.covariance[:2, at] ** 2 / (self.covariance[at, at] + self.noise**2)
+        removed: Array = self.covariance[:2, at] ** 2 / (self.covariance[at, at] + self._error(place))
         return removed / self.start
 
     def observe(self, place: tuple[int, int]) -> None:
         """Take a job at a place as done."""
         column = self.covariance[:, 2 + self.places.index(place)].copy()
-        variance = column[2 + self.places.index(place)] + self.noise**2
+        variance = column[2 + self.places.index(place)] + self._error(place)
         self.covariance -= np.outer(column, column) / variance
+        self.there[place] += 1
+
+    def _error(self, place: tuple[int, int]) -> float:
+        """Return the error variance with which one more job at a place counts."""
+        m = self.there[place]
+        after = self.between + self.within / (m + 1)
+        if m == 0:
+            return after
+        before = self.between + self.within / m
+        return before * after / (before - after) if before > after else math.inf
 
     def left(self) -> Array:
         """Return what is left of the two standard deviations, as parts of those at the start, (2,)."""
@@ -146,9 +169,17 @@ def _doubt(fit: Fit, places: list[tuple[int, int]]) -> _Doubt:
     rows = np.asarray(fit.draws, dtype=float)
     told = np.column_stack([rows[:, form.names.index(exponent)], log_values(parameters(form, rows), at)[0]])
     low, high = np.quantile(told, _OUTLIERS, axis=0)
+    there = Counter((round(one.x), one.k or 0) for one in fit.residuals for _ in one.jobs if not one.censored)
     covariance = np.atleast_2d(np.cov(np.clip(told, low, high), rowvar=False))
     start = np.maximum(np.diag(covariance)[:2].copy(), 1e-18)
-    return _Doubt(fit, exponent, far[0], places, covariance, start, noise(fit))
+    return _Doubt(fit, exponent, far[0], places, covariance, start, *_errors(fit), there)
+
+
+def _errors(fit: Fit) -> tuple[float, float]:
+    """Return τ² and σ²; half of what jobs err by each, where no two seeds are there to tell."""
+    whole = noise(fit) ** 2
+    within = whole / 2 if fit.seed_sigma is None else min(whole, fit.seed_sigma**2)
+    return whole - within, within
 
 
 def _offer(basis: Basis, doubt: _Doubt, place: tuple[int, int], budget: Allowance) -> _Offer | None:

@@ -93,22 +93,37 @@ def line(sigma: float = 0.05, n_draws: int = 2000) -> Fit:
     return fit("ln", "pure", {"a": 1.0, "b": -0.3}, draws.tolist(), points, group="k=8")
 
 
-def _information(x: NDArray[np.float64]) -> NDArray[np.float64]:
+def _information(x: NDArray[np.float64], weights: NDArray[np.float64] | float = 1.0) -> NDArray[np.float64]:
     design = np.stack([np.ones_like(x), x], axis=1)
-    found: NDArray[np.float64] = design.T @ design
+    found: NDArray[np.float64] = (design.T * weights) @ design
     return found
 
 
-def test_what_shrinks_is_what_least_squares_says() -> None:
-    """The variance of the slope of a line through four points, and through the fifth that is chosen."""
-    known = line(n_draws=40_000)
+@pytest.mark.parametrize(("between", "n_latents"), [(0.0, 256), (0.03, 256), (0.05, 4096)])
+def test_what_shrinks_is_what_least_squares_says(between: float, n_latents: int) -> None:
+    """The variance of the slope of a line through four points and one job more: another seed, or a fifth point."""
+    within = 0.05**2 - between**2
+    known = replace(line(n_draws=40_000), seed_sigma=math.sqrt(within))
     assert noise(known) == pytest.approx(0.05)
     (choice, *_), _ = shrink(basis(known), Allowance(1e6, "seconds"))
-    x = np.log(np.array(NS, dtype=float))
-    before = np.linalg.inv(_information(x))[1, 1]
-    after = np.linalg.inv(_information(np.append(x, math.log(choice.job.n_latents))))[1, 1]
+    assert choice.job.n_latents == n_latents
+    x = np.log(np.array(sorted({*NS, n_latents}), dtype=float))
+    errors = np.full(len(x), between**2 + within)
+    before = np.linalg.inv(_information(x[:4]))[1, 1] * 0.05**2
+    if n_latents in NS:
+        errors[NS.index(n_latents)] = between**2 + within / 2
+    after = np.linalg.inv(_information(x, weights=1 / errors))[1, 1]
     told = int(choice.why.partition("variance of b −")[2].partition("%")[0]) / 100
     assert told == pytest.approx(1 - after / before, abs=0.02)
+
+
+def test_seeds_where_sizes_err_rather_than_seeds_bring_nothing() -> None:
+    """Six seeds of a size whose loss is off the law are as far off as one."""
+    alike = replace(line(), seed_sigma=0.0)
+    choices, _ = shrink(basis(alike), Allowance(1e6, "seconds"))
+    assert not [one for one in choices if one.job.n_latents in NS]
+    apart, _ = shrink(basis(replace(line(), seed_sigma=0.05)), Allowance(1e6, "seconds"))
+    assert [one for one in apart if one.job.n_latents in NS]
 
 
 def test_new_sizes_and_seeds_where_one_job_tells_little() -> None:
