@@ -1,7 +1,6 @@
 """`orch plan`: the jobs to run next, as a sweep file ready to enqueue."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -9,17 +8,14 @@ import click
 from orchestrator.cli import terminal
 from orchestrator.cli.figures import NONE, count, duration, plural, scientific
 from orchestrator.cli.forecast_command import whole_numbers
+from orchestrator.cli.plan_file import MARK, write
 from orchestrator.cli.selection import database
 from orchestrator.cli.tables import Column, table
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine
 
-    from orchestrator.config import JobConfig
     from orchestrator.scaling.planning import Choice
-
-MARK = "Written by: orch plan"
-"""How a sweep file begins that may be written again."""
 
 
 @click.command()
@@ -122,34 +118,3 @@ def choice_record(choice: "Choice") -> dict[str, Any]:
         "seed": job.seed, "max_tokens": job.max_tokens, "flops_executed": job.flops, "seconds": job.seconds,
         "why": choice.why, "config_id": job.config.config_id, "config": job.config.model_dump(mode="json"),
     }  # fmt: skip
-
-
-def write(
-    engine: "Engine", name: str, configs: "Sequence[JobConfig]", *, remarks: Sequence[str] = (), head: Sequence[str],
-    output: str | None,
-) -> None:  # fmt: skip
-    """Write configs as a sweep file that adds to a sweep, or say how to.
-
-    Raises:
-        ConfigError: a file of that name is there, and no plan.
-    """
-    from dataclasses import replace
-
-    from orchestrator.errors import ConfigError
-    from orchestrator.results.requests import stored_sweep
-    from orchestrator.sweep.written import sweep_text
-
-    if output == "json" or not configs:
-        return
-    if output is None:
-        terminal.note("\nTo have it as a sweep file: the same, with -o FILE. Then: orch enqueue FILE")
-        return
-    sweep = replace(stored_sweep(engine, name), configs=tuple(configs))
-    if output == "-":
-        terminal.echo(sweep_text(sweep, head=[*head, "To run it: orch enqueue FILE"], remarks=remarks).rstrip("\n"))
-        return
-    file = Path(output)
-    if file.exists() and not file.read_text("utf-8", errors="replace").startswith(f"# {MARK}"):
-        raise ConfigError(f"{file} is there already, and no plan", hint="Name another file, or remove that one.")
-    file.write_text(sweep_text(sweep, head=[*head, f"To run it: orch enqueue {file}"], remarks=remarks), "utf-8")
-    terminal.note(f"\nNext:  orch enqueue {output}")

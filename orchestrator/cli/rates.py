@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from orchestrator.cli import terminal
 from orchestrator.cli.figures import NONE, plural, ratio
+from orchestrator.cli.plan_file import write
 from orchestrator.cli.tables import Column, table
 from orchestrator.errors import NotFound, StateError
 
@@ -140,8 +141,6 @@ def _distance(row: "Measured", rate: "Rate") -> float:
 
 
 def _offer(engine: "Engine", asked: Asked, step: "Step", rows: "Sequence[Measured]", output: str | None) -> None:
-    from orchestrator.cli.plan_command import write
-
     if output != "json":
         for job_id in step.cancel:
             terminal.note(f"Job {job_id} cannot catch up any more: orch cancel {job_id}")
