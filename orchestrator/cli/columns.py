@@ -24,6 +24,7 @@ MARKS = {"queued": "○", "running": "●", "paused": "‖", "succeeded": "✓",
 WORKER_COLOURS = {"at work": "cyan", "idle": "white", "draining": "yellow", "stopping": "yellow", "lost": "red"}
 _LEASE_LOW = 30
 _JOBS_NAMED = 6
+_LONG = 10_000
 
 
 def job_columns(
@@ -87,6 +88,8 @@ def swept_cell(row: "JobRow") -> str:
 
 
 def _value(value: Any) -> str:
+    if isinstance(value, int) and value >= _LONG:
+        return count(value)
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
