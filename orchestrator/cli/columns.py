@@ -1,5 +1,6 @@
 """The columns in which jobs are shown."""
 
+import json
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -90,7 +91,9 @@ def swept_cell(row: "JobRow") -> str:
 def _value(value: Any) -> str:
     if isinstance(value, int) and value >= _LONG:
         return count(value)
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    if isinstance(value, float):
+        return f"{value:g}"
+    return value if isinstance(value, str) else json.dumps(value)  # null and true, as a sweep file has them
 
 
 def progress_cell(row: "JobRow", width: int) -> str:

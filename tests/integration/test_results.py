@@ -210,7 +210,7 @@ def test_what_sets_jobs_of_a_sweep_apart(engine: Engine) -> None:
     assert [swept_cell(row) for row in rows[1:]] == ["layer=3 site=mlp_post", "layer=4 site=mlp_post", NONE]
     assert [row.swept for row in results.jobs(engine, ids=[1, 2])] == [{"subject.site": p["site"]} for p in places[:2]]
     values = {"training.max_tokens": 4_256_768, "optimizer.lr": 0.00250, "optimizer.ema": None, "sae.normalize": "none"}
-    assert swept_cell(replace(rows[0], swept=values)) == "max_tokens=4.26M lr=0.0025 ema=None normalize=none"
+    assert swept_cell(replace(rows[0], swept=values)) == "max_tokens=4.26M lr=0.0025 ema=null normalize=none"
     titles = [{column.title for column in job_columns(shown, drawn=False)} for shown in (rows[:3], rows[3:])]
     assert ["SWEPT" in found for found in titles] == [True, False]
 
