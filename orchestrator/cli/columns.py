@@ -1,7 +1,8 @@
 """The columns in which jobs are shown."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from itertools import takewhile
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -26,19 +27,21 @@ WORKER_COLOURS = {"at work": "cyan", "idle": "white", "draining": "yellow", "sto
 _LEASE_LOW = 30
 _JOBS_NAMED = 6
 _LONG = 10_000
+_LONG_BEGINNING = 8
 
 
 def job_columns(
     rows: "Sequence[JobRow]", *, drawn: bool, wide: bool = False, curve: "Callable[[JobRow], str] | None" = None
 ) -> "list[Column[JobRow]]":
     """Return the columns for these jobs; `drawn` ones have marks and bars, `curve` adds a sparkline."""
+    beginnings = {} if wide else _beginnings(rows)
     columns: list[Column[JobRow]] = [
         Column("ID", lambda row: str(row.id), right=True),
         Column("SWEEP", lambda row: row.sweep, weight=5),
         Column("STATE", lambda row: state_cell(row, drawn=drawn)),
         Column("N", lambda row: str(row.n_latents or "auto"), right=True),
         Column("K", lambda row: str(row.k), right=True),
-        Column("SWEPT", swept_cell, weight=6),
+        Column("SWEPT", lambda row: swept_cell(row, beginnings), weight=6),
         Column("PROGRESS", lambda row: progress_cell(row, 12 if drawn else 0), right=True, weight=8),
         Column("TOK/S", lambda row: count(row.tokens_per_second), right=True, weight=4),
         Column("ETA", lambda row: duration(remaining(row)), right=True, weight=5),
@@ -82,18 +85,38 @@ def state_cell(row: "JobRow", *, drawn: bool) -> str:
     return click.style(f"{mark}{row.state}{asked}", fg=COLOURS[row.state], bold=row.state == "running")
 
 
-def swept_cell(row: "JobRow") -> str:
+def swept_cell(row: "JobRow", beginnings: Mapping[str, int]) -> str:
     """Return what else than n and k sets a job apart from the others of its sweep, by the keys' last parts."""
-    parts = (f"{key.rpartition('.')[2]}={_value(value)}" for key, value in row.swept.items())
+    parts = (
+        f"{key.rpartition('.')[2]}={_value(value, leave_out=beginnings.get(key, 0))}"
+        for key, value in row.swept.items()
+    )
     return " ".join(parts) or NONE
 
 
-def _value(value: Any) -> str:
+def _beginnings(rows: "Sequence[JobRow]") -> dict[str, int]:
+    """Return, by key, how long a beginning all its texts have in common, up to a mark that parts words."""
+    texts: dict[str, list[str]] = {}
+    for row in rows:
+        for key, value in row.swept.items():
+            texts.setdefault(key, []).append(value if isinstance(value, str) else "")
+    shared = {key: _common(min(found), max(found)) for key, found in texts.items()}  # what these share, all do
+    lengths = {key: 1 + max(text.rfind(mark) for mark in "/:?&") for key, text in shared.items()}
+    return {key: length for key, length in lengths.items() if length >= _LONG_BEGINNING}
+
+
+def _common(one: str, other: str) -> str:
+    return "".join(a for a, _ in takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False)))
+
+
+def _value(value: Any, *, leave_out: int) -> str:
     if isinstance(value, int) and value >= _LONG:
         return count(value)
     if isinstance(value, float):
         return f"{value:g}"
-    return value if isinstance(value, str) else json.dumps(value)  # null and true, as a sweep file has them
+    if isinstance(value, str):
+        return f"…{value[leave_out:]}" if leave_out else value
+    return json.dumps(value)  # null and true, as a sweep file has them
 
 
 def progress_cell(row: "JobRow", width: int) -> str:

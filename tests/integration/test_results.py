@@ -207,12 +207,24 @@ def test_what_sets_jobs_of_a_sweep_apart(engine: Engine) -> None:
     named = [{f"subject.{key}": value for key, value in place.items()} for place in places]
     rows = results.jobs(engine)
     assert [row.swept for row in rows] == [*named, {}], "not n, which has a column, and not what another sweep has"
-    assert [swept_cell(row) for row in rows[1:]] == ["layer=3 site=mlp_post", "layer=4 site=mlp_post", NONE]
+    assert [swept_cell(row, {}) for row in rows[1:]] == ["layer=3 site=mlp_post", "layer=4 site=mlp_post", NONE]
     assert [row.swept for row in results.jobs(engine, ids=[1, 2])] == [{"subject.site": p["site"]} for p in places[:2]]
     values = {"training.max_tokens": 4_256_768, "optimizer.lr": 0.00250, "optimizer.ema": None, "sae.normalize": "none"}
-    assert swept_cell(replace(rows[0], swept=values)) == "max_tokens=4.26M lr=0.0025 ema=null normalize=none"
+    assert swept_cell(replace(rows[0], swept=values), {}) == "max_tokens=4.26M lr=0.0025 ema=null normalize=none"
     titles = [{column.title for column in job_columns(shown, drawn=False)} for shown in (rows[:3], rows[3:])]
     assert ["SWEPT" in found for found in titles] == [True, False]
+
+
+def test_what_all_begin_with_is_left_out_unless_there_is_room(engine: Engine) -> None:
+    words = [f"synthetic:planted?d_model=64&exponent={at}" for at in (0.8, 1.5)]
+    queue.enqueue(engine, Sweep("planted", tuple(parse({"subject": {"model": word}}) for word in words)))
+    rows = results.jobs(engine)
+    for wide in (False, True):
+        [cell] = [one.cell for one in job_columns(rows, drawn=False, wide=wide) if one.title == "SWEPT"]
+        told = ["model=…exponent=0.8&noise=0.01&seed=0", "model=…exponent=1.5&noise=0.01&seed=0"]
+        assert [cell(row) for row in rows] == (
+            [f"model={row.swept['subject.model']}" for row in rows] if wide else told
+        )
 
 
 def test_of_too_many_jobs_no_config_is_read(engine: Engine) -> None:
