@@ -1,7 +1,7 @@
 # Targets: runtime (the default of compose.yaml), gpu, test. TORCH_INDEX chooses the torch build: .../whl/cpu or .../whl/cu130.
 ARG PYTHON_IMAGE=python:3.11.14-slim-bookworm
 
-# The packages alone: a change of code installs nothing anew, and moves no gigabytes.
+# The packages alone: a change of code installs none of them anew, and moves no gigabytes.
 FROM ${PYTHON_IMAGE} AS packages
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
 ENV PATH=/venv/bin:$PATH PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1

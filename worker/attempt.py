@@ -77,6 +77,7 @@ class Attempt:
                 self._status = self._status._replace(tokens_seen=point.tokens_seen, fvu=point.fvu)
                 self.lease.write(lambda engine, lease: queue.record(engine, lease, [point]))
             case Saved(uri, tokens_seen, sha256):
+                self._status = self._status._replace(tokens_seen=max(tokens_seen, self._status.tokens_seen))
                 ref = queue.CheckpointRef(uri=uri, tokens_seen=tokens_seen, sha256=sha256)
                 self.lease.write(lambda engine, lease: self._acknowledge(engine, lease, ref))
             case Ended():

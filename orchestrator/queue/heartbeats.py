@@ -91,6 +91,9 @@ def checkpointed(engine: Engine, lease: Lease, ref: CheckpointRef) -> None:
         hold(session, lease)
         where = {"job_id": lease.job_id, "attempt": lease.attempt, "tokens_seen": ref.tokens_seen}
         _upsert(session, CheckpointRow, [where | {"uri": ref.uri, "sha256": ref.sha256, "created_at": db_now()}])
+        # The last one of an attempt comes after its last heartbeat, and the attempt ends where the lease says.
+        behind = update(LeaseRow).where(held_by(lease), LeaseRow.tokens_seen < ref.tokens_seen)
+        session.execute(behind.values(tokens_seen=ref.tokens_seen, progress_at=db_now()))
         session.execute(update(Job).where(Job.id == lease.job_id, Job.lost_in_row > 0).values(lost_in_row=0))
         log_event(session, "checkpoint", lease, tokens_seen=ref.tokens_seen)
 

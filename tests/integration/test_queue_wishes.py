@@ -176,6 +176,16 @@ def test_three_losses_without_a_checkpoint_are_poison(engine: Engine) -> None:
     assert claim(engine).lease.job_id == 2
 
 
+@pytest.mark.parametrize(("beat", "checkpoint", "end"), [(12, 20, 20), (20, 12, 20)])
+def test_an_attempt_ends_where_its_last_checkpoint_is(engine: Engine, beat: int, checkpoint: int, end: int) -> None:
+    enqueue(engine)
+    lease = claim(engine).lease
+    queue.heartbeat(engine, lease, lease_seconds=60, tokens_seen=beat)
+    queue.checkpointed(engine, lease, ref(checkpoint))
+    lose(engine, 1)
+    assert attempt(engine, 1, 1).tokens_end == end
+
+
 def test_a_new_checkpoint_breaks_the_row_of_losses(engine: Engine) -> None:
     enqueue(engine)
     for tokens in range(5):
