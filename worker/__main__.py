@@ -130,6 +130,8 @@ def _sync(settings: Settings, sweep: str, *, jobs: bool) -> int:
     from orchestrator.database.schema import open_database
     from worker.tracking import sync
 
+    say = Voice(form=settings.log_format)
+    Libraries(say).install()
     engine = open_database(settings)
     try:
         done = sync(engine, settings, sweep, jobs=jobs)
@@ -138,9 +140,7 @@ def _sync(settings: Settings, sweep: str, *, jobs: bool) -> int:
         raise StorageError(
             f"MLflow at {mask(settings.tracking)} does not answer: {mask(first)[:200]}", hint="Is it up? orch doctor"
         ) from None
-    Voice(form=settings.log_format)(
-        f"MLflow at {mask(settings.tracking)}: {done} {'jobs' if jobs else 'fits'} of {sweep} are up to date"
-    )
+    say(f"MLflow at {mask(settings.tracking)}: {done} {'jobs' if jobs else 'fits'} of {sweep} are up to date")
     return 0
 
 

@@ -47,7 +47,7 @@ class Runs:
             os.environ.setdefault(name, value)
         from mlflow import MlflowClient
 
-        for name in ("mlflow", "alembic"):
+        for name in ("mlflow", "alembic", "sqlalchemy.engine", "huey"):
             logger = logging.getLogger(name)
             logger.setLevel(logging.WARNING)
             logger.handlers, logger.propagate = [], True  # a worker says it in its own voice

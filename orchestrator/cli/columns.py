@@ -26,7 +26,6 @@ MARKS = {"queued": "○", "running": "●", "paused": "‖", "succeeded": "✓",
 WORKER_COLOURS = {"at work": "cyan", "idle": "white", "draining": "yellow", "stopping": "yellow", "lost": "red"}
 _LEASE_LOW = 30
 _JOBS_NAMED = 6
-_LONG = 10_000
 _LONG_BEGINNING = 8
 
 
@@ -87,8 +86,10 @@ def state_cell(row: "JobRow", *, drawn: bool) -> str:
 
 def swept_cell(row: "JobRow", beginnings: Mapping[str, int]) -> str:
     """Return what else than n and k sets a job apart from the others of its sweep, by the keys' last parts."""
+    short = {key: key.rpartition(".")[2] for key in row.swept}
+    names = [*short.values()]
     parts = (
-        f"{key.rpartition('.')[2]}={_value(value, leave_out=beginnings.get(key, 0))}"
+        f"{short[key] if names.count(short[key]) == 1 else key}={_value(value, leave_out=beginnings.get(key, 0))}"
         for key, value in row.swept.items()
     )
     return " ".join(parts) or NONE
@@ -110,8 +111,8 @@ def _common(one: str, other: str) -> str:
 
 
 def _value(value: Any, *, leave_out: int) -> str:
-    if isinstance(value, int) and value >= _LONG:
-        return count(value)
+    if isinstance(value, int) and not isinstance(value, bool):
+        return f"{value:_}"
     if isinstance(value, float):
         return f"{value:g}"
     if isinstance(value, str):

@@ -105,13 +105,15 @@ def _beyond(row: "Forecast") -> str:
 
 def _remarks(found: "Sequence[Forecast]") -> list[str]:
     forms = dict.fromkeys(
-        f"k = {row.k} by {row.law}, form {row.form}, around which one job errs by {row.noise:.1%}" for row in found
+        f"k = {row.k} by {row.law}, form {row.form}{'' if row.taken == row.form else f' (interval: {row.taken})'},"
+        f" around which one job errs by {row.noise:.1%}"
+        for row in found
     )
     speeds = {row.speed.n_latents: row.speed for row in found if row.speed}
     lines = [f"FVU: {'; '.join(forms)}."]
     if doubted := {row.form: row.rivals for row in found if row.rivals}:
         told = "; ".join(f"{' and '.join(others)} beside {form}" for form, others in doubted.items())
-        lines.append(f"AICc does not rule out {told}: FVU's intervals know nothing of that, BEYOND above all.")
+        lines.append(f"AICc does not rule out {told}: FVU's intervals do not allow for that, BEYOND above all.")
     if any(row.extrapolation != 1 for row in found):
         lines.append("BEYOND the sizes that were fitted, intervals hold only if the law's form does.")
     for n_latents, one in sorted(speeds.items()):
@@ -135,5 +137,5 @@ def forecast_record(row: "Forecast") -> dict[str, Any]:
     measured = None if pace is None else pace._asdict() | {"flops_per_second": pace.flops_per_second._asdict()}
     return {
         "n_latents": row.n_latents, "k": row.k, **intervals, "extrapolation": row.extrapolation, "law": row.law,
-        "form": row.form, "noise": row.noise, "rivals": list(row.rivals), "speed": measured,
+        "form": row.form, "drawn_form": row.taken, "noise": row.noise, "rivals": list(row.rivals), "speed": measured,
     }  # fmt: skip

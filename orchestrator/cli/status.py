@@ -46,9 +46,10 @@ def status(
 ) -> None:  # fmt: skip
     """Show jobs and how far they are; `orch ls` is the same, `orch ps` shows what runs.
 
-    SWEPT is what sets the jobs shown apart besides N and K. PROGRESS is the share of the token budget. ETA is the time
-    until its own curve will have met the job's stop rule, and the time to the end of the budget as long as the curve
-    is too short to say. T(1%) is the number of tokens to convergence. -o json prints everything there is.
+    SWEPT is what sets the jobs shown apart besides N and K, if they are no more than 1,000. PROGRESS is the share of
+    the token budget. ETA is the time until its own curve will have met the job's stop rule, and the time to the end of
+    the budget as long as the curve is too short to say. T(1%) is the number of tokens to convergence. -o json prints
+    everything there is.
     """
     if watch is not None and output in {"csv", "name"}:
         raise click.UsageError(

@@ -28,7 +28,7 @@ def differences(session: Session, sweeps: Mapping[int, int]) -> dict[int, dict[s
     texts: dict[tuple[int, str], set[str]] = defaultdict(set)
     for job_id, config in configs.items():
         for key, value in config.items():
-            texts[sweeps[job_id], key].add(json.dumps(value))
+            texts[sweeps[job_id], key].add(value if isinstance(value, str) else json.dumps(value))
     varied = {at for at, found in texts.items() if len(found) > 1 and at[1] not in TOLD}
     return {
         job_id: {key: value for key, value in config.items() if (sweeps[job_id], key) in varied}

@@ -10,9 +10,12 @@ from typing import NamedTuple
 import numpy as np
 
 from orchestrator.scaling.estimate import Estimate, data_of, freedom
-from orchestrator.scaling.laws import Array, Numbers, log_values
+from orchestrator.scaling.laws import Array, Flags, Form, Numbers, exponents, log_values
 from orchestrator.scaling.robust import minimise, slopes
 from orchestrator.scaling.samples import Sample
+
+STEEPEST = 3.0
+"""Eightfold for every doubling: no law is steeper. A fit that is spends its power terms on the smallest size alone."""
 
 
 class Refits(NamedTuple):
@@ -21,7 +24,7 @@ class Refits(NamedTuple):
     theta: Array
     """(n_refits, size)."""
     failed: int
-    """Refits that did not converge, left out."""
+    """Refits that did not converge, or ran away; left out."""
 
 
 class _Errors(NamedTuple):
@@ -47,7 +50,15 @@ def refit(found: Estimate, sample: Sample, *, n_refits: int, seed: int) -> Refit
     observed = np.where(sample.censored, sample.logs, fitted + drawn)
     solution = minimise(data._replace(observed=observed), np.repeat(found.theta[None], n_refits, axis=0))
     kept = solution.converged & np.isfinite(solution.theta).all(axis=1)
+    kept &= ~is_runaway(found.form, solution.theta, sample)
     return Refits(solution.theta[kept], int((~kept).sum()))
+
+
+def is_runaway(form: Form, theta: Array, sample: Sample) -> Flags:
+    """Say which fits, (n_fits, size), have an exponent in x that no law has, beside a floor that makes up for it."""
+    if not form.floor:
+        return np.zeros(len(theta), dtype=bool)
+    return np.asarray((np.abs(exponents(form, theta, sample.z)) > STEEPEST).any(axis=1))
 
 
 def _drawn(found: Estimate, sample: Sample, n_refits: int, random: np.random.Generator) -> Array:

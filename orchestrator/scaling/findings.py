@@ -148,6 +148,11 @@ class Fit:
     for the choice may be wrong. Empty: the chosen one."""
 
     @property
+    def taken(self) -> str:
+        """Return the form that bands, forecasts and plans take for true."""
+        return self.drawn_form or self.form
+
+    @property
     def jobs(self) -> tuple[int, ...]:
         """Return the ids of the jobs it was fitted to."""
         return tuple(sorted({job for residual in self.residuals for job in residual.jobs}))

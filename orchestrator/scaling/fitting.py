@@ -8,7 +8,7 @@ from typing import NamedTuple, get_args
 import numpy as np
 
 from orchestrator.errors import ConfigError, FitError
-from orchestrator.scaling.bootstrap import refit
+from orchestrator.scaling.bootstrap import is_runaway, refit
 from orchestrator.scaling.eligibility import Choices, sort_out
 from orchestrator.scaling.estimate import Estimate, data_of, estimate
 from orchestrator.scaling.findings import Fit, Interval, LawName, Measured, Residual, Score
@@ -22,6 +22,7 @@ from orchestrator.scaling.shortage import shortage
 
 LAWS: tuple[LawName, ...] = get_args(LawName)
 KEPT_DRAWS = 400
+_LEAST_TO_TILT = 3
 _ENDED = ("succeeded", "failed", "cancelled")
 N_BOOTSTRAP = 2000
 
@@ -44,6 +45,7 @@ class Fitted(NamedTuple):
 class _Tried(NamedTuple):
     """The forms of one sample."""
 
+    sample: Sample
     estimates: list[Estimate]
     scores: list[Score]
     at: int
@@ -58,9 +60,12 @@ class _Tried(NamedTuple):
     def wider(self) -> Estimate:
         """Return the form with one term more, which may be the true one; the chosen one where the jobs bear no more.
 
-        Not the widest: with two terms too many, a law at a k that was never trained may be anything.
+        Not the widest, and no floor that tilts with k where two k alone are there: at a k that was never trained such a
+        law may be anything. And none that spends its power terms on the smallest size alone.
         """
-        return self.estimates[min(self.at + 1, len(self.estimates) - 1)]
+        more = self.estimates[min(self.at + 1, len(self.estimates) - 1)]
+        tilts = "z" in more.form.floor and len({one.z for one in self.sample.observations}) < _LEAST_TO_TILT
+        return self.chosen if tilts or is_runaway(more.form, more.theta[None], self.sample)[0] else more
 
 
 def fit(
@@ -100,7 +105,7 @@ def fit_groups(law: LawName, rows: Sequence[Measured], choices: Choices, *, n_bo
             continue
         estimates = [estimate(form, sample) for form in forms]
         scores = [score(one, sample) for one in estimates]
-        tried = _Tried(estimates, scores, chosen(scores))
+        tried = _Tried(sample, estimates, scores, chosen(scores))
         found = _compose(law, sample, tried, n_bootstrap=n_bootstrap, seed=seed)
         options = dict(found.options) | {"epsilon": choices.epsilon, "loss": choices.loss, "flops": choices.flops}
         options |= {"jobs ended": ended(rows)}
@@ -165,7 +170,9 @@ def _compose(law: LawName, sample: Sample, tried: _Tried, *, n_bootstrap: int, s
     drawn = coefficients(form, refits.theta)
     more = drawn if wider is form else _redrawn(tried.wider, sample, n_refits=n_bootstrap, seed=seed)
     _, there = sample.without_largest()
-    notes = remarks(law, sample, tried.estimates, tried.at, irreducible=irreducible, wider=more)
+    notes = remarks(
+        law, sample, tried.estimates, tried.at, irreducible=irreducible, wider=None if more is drawn else more
+    )
     return Fit(
         law=law, sweeps=(), group=sample.group, subject=sample.subject, form=form.name, equation=form.equation,
         coefficients=_intervals(form.names, coefficients(form, found.theta), drawn), scores=tuple(tried.scores),
@@ -185,11 +192,11 @@ def _redrawn(found: Estimate, sample: Sample, *, n_refits: int, seed: int) -> Ar
 
 
 def _doubt(tried: _Tried) -> list[str]:
-    form = tried.chosen.form.name
-    if not (open_to := " and ".join(rivals(tried.scores, form))):
-        return []
-    but = "" if tried.wider is tried.chosen else "; forecasts do not"
-    return [f"AICc does not rule out {open_to}: the coefficients' intervals take the form {form} for true{but}."]
+    form, taken = tried.chosen.form.name, tried.wider.form.name
+    open_to = " and ".join(rivals(tried.scores, form))
+    told = [f"AICc does not rule out {open_to}: the coefficients' intervals take the form {form} for true."]
+    drawn = [f"Bands and forecasts are drawn in the form {taken}, of which {form} is a special case."]
+    return (told if open_to else []) + (drawn if taken != form else [])
 
 
 def _intervals(names: Sequence[str], values: Array, drawn: Array) -> dict[str, Interval]:

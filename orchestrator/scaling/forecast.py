@@ -9,6 +9,7 @@ from orchestrator.config import JobConfig
 from orchestrator.cost import Cost, estimate
 from orchestrator.errors import ConfigError, FitError
 from orchestrator.scaling.findings import Fit, Interval, Measured
+from orchestrator.scaling.laws import FORMS
 from orchestrator.scaling.prediction import predict
 from orchestrator.scaling.scoring import rivals
 from orchestrator.scaling.speed import Speed, speed, spread, subject_flops
@@ -68,8 +69,10 @@ class Forecast(NamedTuple):
     speed: Speed | None
     noise: float
     """Standard deviation of ln fvu of one job around the law."""
+    taken: str
+    """The form by which fvu's interval is drawn."""
     rivals: tuple[str, ...] = ()
-    """Forms that are not ruled out: by them fvu would be another, beyond its interval."""
+    """Forms with more terms than that which are not ruled out: fvu's interval does not allow for them."""
 
 
 def forecast(basis: Basis, sizes: Sequence[tuple[int, int]]) -> list[Forecast]:
@@ -95,7 +98,7 @@ def _one(basis: Basis, n_latents: int, k: int) -> Forecast:
         flops_dense=_interval([one.flops_dense for one in costs]), flops_executed=executed,
         seconds=over(executed, pace.flops_per_second) if executed and pace else None,
         extrapolation=extrapolation(fit, n_latents), law=fit.law, form=fit.form, speed=pace, noise=noise(fit),
-        rivals=tuple(rivals(fit.scores, fit.form)),
+        taken=fit.taken, rivals=_wider_rivals(fit),
     )  # fmt: skip
 
 
@@ -131,9 +134,14 @@ def loss_fit(fits: Sequence[Fit], k: int) -> Fit:
 
 
 def expected(fit: Fit, n_latents: float, k: int) -> Interval:
-    """Return what a fit says at a size, in an interval that holds it: skewed draws may all lie to one side."""
-    found = predict(fit, x=n_latents, k=k)
-    return Interval(found.value, min(found.low, found.value), max(found.high, found.value))
+    """Return what a fit says at a size."""
+    return predict(fit, x=n_latents, k=k)
+
+
+def _wider_rivals(fit: Fit) -> tuple[str, ...]:
+    """Return the forms that are not ruled out and have terms which the draws lack."""
+    names = [form.name for form in FORMS[fit.law]]
+    return tuple(name for name in rivals(fit.scores, fit.form) if names.index(name) > names.index(fit.taken))
 
 
 def ks_of(fit: Fit) -> set[int]:

@@ -109,6 +109,12 @@ def design(form: Form, x: Array, z: Array) -> Design:
     return Design(stacked(form.power), stacked(form.floor))
 
 
+def exponents(form: Form, theta: Array, z: Array) -> Array:
+    """Return the exponent in x that fits, (n_fits, size), have at each z, (n_points,): (n_fits, n_points)."""
+    columns = {"1": np.zeros_like(z), "z": np.zeros_like(z), "x": np.ones_like(z), "xz": np.log(z)}
+    return np.asarray(theta[:, : len(form.power)] @ np.stack([columns[term] for term in form.power]))
+
+
 def log_values(theta: Array, points: Design) -> tuple[Array, Array]:
     """Return ln of the law and the share of the floor in it, for parameters of shape (n_fits, size).
 

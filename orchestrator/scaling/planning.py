@@ -161,7 +161,7 @@ def _doubts(basis: Basis) -> Iterator[_Doubt]:
 
 
 def _doubt(fit: Fit, places: list[tuple[int, int]]) -> _Doubt:
-    form = form_of(fit.law, fit.drawn_form or fit.form)
+    form = form_of(fit.law, fit.taken)
     exponent = "b" if fit.law == "ln" else "gamma"
     far = max(places)
     points = [far, *places]
@@ -218,21 +218,14 @@ def _why(offer: _Offer) -> str:
 def _promise(doubt: _Doubt) -> str:
     """Say how much smaller the errors should become; a new interval also tells what the old one did not know."""
     exponent, far = doubt.left()
-    held = f" ({doubt.fit.group})" if doubt.fit.group else ""
-    interval = doubt.fit.coefficients[doubt.exponent]
+    fit = doubt.fit
+    held = f" ({fit.group})" if fit.group else ""
+    interval = fit.coefficients[doubt.exponent]
+    reckoned = "" if fit.taken == fit.form else f", reckoned in the form {fit.taken},"
+    open_to = " and ".join(rivals(fit.scores, fit.form))
+    doubted = f"; AICc does not rule out {open_to}: larger sizes tell them apart" if open_to else ""
     return (
-        f"{'L(N)' if doubt.fit.law == 'ln' else 'L(N,K)'}{held}: {doubt.exponent} = {interval.value:.4f}"
-        f" ({interval.low:.4f} to {interval.high:.4f}); its error should fall to {exponent:.0%},"
-        f" that of fvu at n={doubt.far} to {far:.0%}{_rivals(doubt.fit)}"
-    )
-
-
-def _rivals(fit: Fit) -> str:
-    """Say which other forms the jobs do not rule out, and in which the plan reckons."""
-    open_to = rivals(fit.scores, fit.form)
-    if not open_to:
-        return ""
-    form = fit.drawn_form or fit.form
-    return (
-        f"; reckoned in the form {form}: AICc does not rule out {' and '.join(open_to)}, larger sizes tell them apart"
+        f"{'L(N)' if fit.law == 'ln' else 'L(N,K)'}{held}: {doubt.exponent} = {interval.value:.4f}"
+        f" ({interval.low:.4f} to {interval.high:.4f}) by the form {fit.form}; its error{reckoned} should fall to"
+        f" {exponent:.0%}, that of fvu at n={doubt.far} to {far:.0%}{doubted}"
     )

@@ -36,7 +36,7 @@ def band(fit: Fit, xs: Sequence[float], k: int | None = None, *, subject_size: f
     values = np.exp(_logs(fit, fit.form, [tuple(one.value for one in fit.coefficients.values())], xs, second))[0]
     if not fit.draws:
         return [Interval(float(value), float(value), float(value)) for value in values]
-    drawn = np.exp(_logs(fit, fit.drawn_form or fit.form, fit.draws, xs, second))
+    drawn = np.exp(_logs(fit, fit.taken, fit.draws, xs, second))
     # The draws may have a term that the chosen form lacks: its value is within the interval all the same.
     low, high = np.quantile(drawn, [LOW, HIGH], axis=0)
     ends = np.minimum(low, values), np.maximum(high, values)

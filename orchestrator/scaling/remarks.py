@@ -16,9 +16,9 @@ _EXPONENTS: dict[LawName, str] = {"ln": "b", "lc": "alpha", "lnk": "gamma", "ls"
 
 def remarks(
     law: LawName, sample: Sample, tried: Sequence[Estimate], at: int, *, irreducible: tuple[float, float] | None,
-    wider: Array,
+    wider: Array | None,
 ) -> tuple[str, ...]:  # fmt: skip
-    """Return what must be said beside the numbers; `wider` are refits of the form after the chosen one, if there is."""
+    """Return what must be said beside the numbers; `wider` are refits of the form after the chosen one."""
     found = [*sample.notes, *_other_form(law, tried, at, wider), *_slopes(law, sample, tried[at])]
     if any(not one.converged for one in tried):
         names = ", ".join(one.form.name for one in tried if not one.converged)
@@ -49,7 +49,7 @@ def seed_sigma(sample: Sample) -> float | None:
     return math.sqrt(sum(float(np.var(values)) * len(values) for values in groups) / surplus)
 
 
-def _other_form(law: LawName, tried: Sequence[Estimate], at: int, wider: Array) -> list[str]:
+def _other_form(law: LawName, tried: Sequence[Estimate], at: int, wider: Array | None) -> list[str]:
     """Say what the exponent would have been in the other forms: it means nothing without its form."""
     name = _EXPONENTS.get(law)
     if name is None:
@@ -59,7 +59,7 @@ def _other_form(law: LawName, tried: Sequence[Estimate], at: int, wider: Array) 
         if number != at:
             place = one.form.names.index(name)
             value = f"{coefficients(one.form, one.theta)[place]:.3f}"
-            if number == at + 1 and len(wider):
+            if number == at + 1 and wider is not None and len(wider):
                 value += " ({:.3f} to {:.3f})".format(*np.quantile(wider[:, place], [LOW, HIGH]))
             form = {"pure": "Without an irreducible term", "+e": "With one irreducible term e"}
             told.append(f"{form.get(one.form.name, f'In the form {one.form.name}')} {name} would be {value}.")

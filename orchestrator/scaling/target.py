@@ -69,7 +69,7 @@ def floor(fit: Fit, k: int) -> Interval | None:
         return math.exp(zeta + eta * math.log(k))
 
     value = at(values["zeta"], values.get("eta", 0.0))
-    names = form_of(fit.law, fit.drawn_form or fit.form).names
+    names = form_of(fit.law, fit.taken).names
     drawn = [dict(zip(names, draw, strict=True)) for draw in fit.draws]
     floors = [at(draw["zeta"], draw.get("eta", 0.0)) for draw in drawn] or [value]
     low, high = np.quantile(floors, [0.05, 0.95])
@@ -102,7 +102,7 @@ def _why(fit: Fit, n_latents: int, k: int, fvu: float) -> str:
     where = f", {beyond:.3g}× beyond the largest size fitted" if beyond > 1 else ""
     return (
         f"the smallest expected to reach fvu {fvu:g}: {told.value:.4f} ({told.low:.4f} to {told.high:.4f}) by the form"
-        f" {fit.form}{where}"
+        f" {fit.form}{'' if fit.taken == fit.form else f', the interval by {fit.taken}'}{where}"
     )
 
 

@@ -209,8 +209,10 @@ def test_what_sets_jobs_of_a_sweep_apart(engine: Engine) -> None:
     assert [row.swept for row in rows] == [*named, {}], "not n, which has a column, and not what another sweep has"
     assert [swept_cell(row, {}) for row in rows[1:]] == ["layer=3 site=mlp_post", "layer=4 site=mlp_post", NONE]
     assert [row.swept for row in results.jobs(engine, ids=[1, 2])] == [{"subject.site": p["site"]} for p in places[:2]]
-    values = {"training.max_tokens": 4_256_768, "optimizer.lr": 0.00250, "optimizer.ema": None, "sae.normalize": "none"}
-    assert swept_cell(replace(rows[0], swept=values), {}) == "max_tokens=4.26M lr=0.0025 ema=null normalize=none"
+    values = {"training.max_tokens": 4_256_768, "optimizer.lr": 0.00250, "optimizer.ema": None, "sae.tied": True}
+    assert swept_cell(replace(rows[0], swept=values), {}) == "max_tokens=4_256_768 lr=0.0025 ema=null tied=true"
+    seeds = {"training.seed": 1, "data.seed": 2, "subject.layer": 3}
+    assert swept_cell(replace(rows[0], swept=seeds), {}) == "training.seed=1 data.seed=2 layer=3"
     titles = [{column.title for column in job_columns(shown, drawn=False)} for shown in (rows[:3], rows[3:])]
     assert ["SWEPT" in found for found in titles] == [True, False]
 

@@ -56,13 +56,21 @@ def test_every_figure_of_one_size() -> None:
     assert (found.speed.device, found.speed.n_latents, found.speed.jobs) == ("cpu", 2048, (4,))
 
 
-def test_a_form_that_is_not_ruled_out_is_told() -> None:
-    def rivals(pure: float) -> tuple[str, ...]:
-        scores = (Score("pure", 2, pure, 0.01, None), Score("+e", 3, -40.0, 0.01, None))
-        return forecast(basis(replace(power_law(), scores=scores)), [(4096, 8)])[0].rivals
+def test_a_form_that_the_interval_does_not_allow_for_is_told() -> None:
+    """One with a term more than the draws have; one with fewer is a special case of theirs."""
 
-    assert power_law().form == "+e"
-    assert (rivals(-35.0), rivals(-30.0)) == (("pure",), ())
+    def told(fit: Fit, *, rival: float) -> tuple[str, tuple[str, ...]]:
+        scores = tuple(Score(form, 2, -40.0 if form == fit.form else rival, 0.01, None) for form in ("pure", "+e"))
+        found = forecast(basis(replace(fit, scores=scores)), [(4096, 8)])[0]
+        return found.taken, found.rivals
+
+    plain = replace(power_law(), form="pure", coefficients={"a": Interval(1, 1, 1), "b": Interval(-0.3, -0.3, -0.3)})
+    narrow = replace(plain, draws=((1.0, -0.3), (1.1, -0.31)))
+    wide = replace(plain, drawn_form="+e")
+    assert told(narrow, rival=-35.0) == ("pure", ("+e",))
+    assert told(narrow, rival=-30.0) == ("pure", ())
+    assert told(wide, rival=-35.0) == ("+e", ())
+    assert told(power_law(), rival=-35.0) == ("+e", ())
 
 
 @settings(deadline=None)

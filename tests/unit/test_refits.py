@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from orchestrator.errors import FitError
-from orchestrator.scaling.bootstrap import _drawn, _errors, refit
+from orchestrator.scaling.bootstrap import _drawn, _errors, is_runaway, refit
 from orchestrator.scaling.estimate import estimate
 from orchestrator.scaling.findings import Fit
 from orchestrator.scaling.fitting import fit
@@ -154,9 +154,11 @@ def test_a_form_that_is_not_ruled_out_is_told() -> None:
             for noise, seed in ((0.01, 4), (0.01, 9), (0.0003, 0))]  # fmt: skip
     told = [[note for note in one.notes if note.startswith("AICc does not rule out")] for one in fits]
     assert [one.form for one in fits] == ["pure", "pure", "+e"]
-    sentence = "AICc does not rule out +e: the coefficients' intervals take the form pure for true; forecasts do not."
+    sentence = "AICc does not rule out +e: the coefficients' intervals take the form pure for true."
     assert told[0] == told[1] == [sentence]
     assert told[2] == []
+    drawn = "Bands and forecasts are drawn in the form +e, of which pure is a special case."
+    assert [drawn in one.notes for one in fits] == [True, True, False]
 
 
 def test_a_forecast_allows_for_the_term_that_was_not_chosen() -> None:
@@ -185,8 +187,40 @@ def test_one_term_more_and_not_two() -> None:
             for n in (64, 128, 256, 512, 1024, 2048) for k in (4, 8, 16, 32)]  # fmt: skip
     [found] = fit("lnk", rows, n_bootstrap=400)
     assert ([one.form for one in found.scores], found.form, found.drawn_form) == (["pure", "+e", "+e(k)"], "pure", "+e")
+    assert "Bands and forecasts are drawn in the form +e, of which pure is a special case." in found.notes
     far = predict(found, x=8192, k=64)
     assert far.high < 1.5 * far.value
+
+
+@pytest.mark.parametrize(("ks", "drawn"), [((8, 16), "+e"), ((4, 8, 16), "+e(k)")])
+def test_two_k_do_not_tell_how_a_floor_tilts(ks: tuple[int, ...], drawn: str) -> None:
+    random = np.random.default_rng(0)
+    rows = [measured(n, k, float((1.2 * n**-0.25 * k**-0.15 + 0.1) * np.exp(0.003 * random.normal())))
+            for n in (64, 128, 256, 512, 1024, 2048) for k in ks]  # fmt: skip
+    [found] = fit("lnk", rows, n_bootstrap=400)
+    assert (found.form, found.drawn_form) == ("+e", drawn)
+    assert predict(found, x=8192, k=64).high < 0.3
+
+
+def test_a_term_that_only_the_smallest_size_would_have_is_not_drawn() -> None:
+    """Errors of 6%: the form with e fits best as a step, n^-40 above a floor, which says 1e11 of a smaller size."""
+    rows = line((64, 128, 256, 512, 1024, 2048), noise=0.06, seed=6)
+    [found] = fit("ln", rows, n_bootstrap=400)
+    assert ([one.form for one in found.scores], found.form, found.drawn_form) == (["pure", "+e"], "pure", "pure")
+    assert predict(found, x=64).high < 1.5
+    assert not [note for note in found.notes if " to " in note and "would be" in note], (
+        "of no refits there is no interval"
+    )
+
+
+def test_refits_that_run_away_are_left_out() -> None:
+    sample = _sample(between=0.0, within=0.0, n_cells=3, seeds=1)
+    theta = np.array([[1.0, -0.2, -2.0], [1.0, -40.0, -2.0], [1.0, 3.1, -2.0]])
+    assert is_runaway(form_of("ln", "+e"), theta, sample).tolist() == [False, True, True]
+    assert not is_runaway(PURE, theta[:, :2], sample).any(), "without a floor such an exponent misses its points"
+    tilted = Sample("", "", tuple(one._replace(z=2.0**20) for one in sample.observations))
+    theta = np.array([[1.0, 0.0, -0.2, -0.1, -2.0], [1.0, 0.0, -0.2, -0.3, -2.0]])
+    assert is_runaway(form_of("lnk", "+e"), theta, tilted).tolist() == [False, True], "by gamma, at a large k"
 
 
 def test_rates_by_factors_of_two_leave_their_exponent_open() -> None:
