@@ -36,9 +36,5 @@ def differences(session: Session, sweeps: Mapping[int, int]) -> dict[int, dict[s
     }
 
 
-def _flat(config: dict[str, Any]) -> dict[str, Any]:
-    return {
-        f"{part}.{key}": value
-        for part, values in config.items()
-        for key, value in (values.items() if isinstance(values, dict) else [("", values)])
-    }
+def _flat(config: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    return {f"{part}.{key}": value for part, values in config.items() for key, value in values.items()}

@@ -24,7 +24,7 @@ class Refits(NamedTuple):
     theta: Array
     """(n_refits, size)."""
     failed: int
-    """Refits that did not converge, or ran away; left out."""
+    """Refits that did not converge, left out."""
 
 
 class _Errors(NamedTuple):
@@ -50,7 +50,6 @@ def refit(found: Estimate, sample: Sample, *, n_refits: int, seed: int) -> Refit
     observed = np.where(sample.censored, sample.logs, fitted + drawn)
     solution = minimise(data._replace(observed=observed), np.repeat(found.theta[None], n_refits, axis=0))
     kept = solution.converged & np.isfinite(solution.theta).all(axis=1)
-    kept &= ~is_runaway(found.form, solution.theta, sample)
     return Refits(solution.theta[kept], int((~kept).sum()))
 
 

@@ -164,15 +164,14 @@ def _is_open(law: LawName, sample: Sample) -> bool:
 
 
 def _compose(law: LawName, sample: Sample, tried: _Tried, *, n_bootstrap: int, seed: int) -> Fit:
-    found, form, wider = tried.chosen, tried.chosen.form, tried.wider.form
+    found, form = tried.chosen, tried.chosen.form
     irreducible = profile(found, sample)
     refits = refit(found, sample, n_refits=n_bootstrap, seed=seed)
     drawn = coefficients(form, refits.theta)
-    more = drawn if wider is form else _redrawn(tried.wider, sample, n_refits=n_bootstrap, seed=seed)
+    wider = _wider_draws(tried, n_refits=n_bootstrap, seed=seed)
+    taken, draws = (form, drawn) if wider is None else (tried.wider.form, wider)
     _, there = sample.without_largest()
-    notes = remarks(
-        law, sample, tried.estimates, tried.at, irreducible=irreducible, wider=None if more is drawn else more
-    )
+    notes = remarks(law, sample, tried.estimates, tried.at, irreducible=irreducible, wider=wider)
     return Fit(
         law=law, sweeps=(), group=sample.group, subject=sample.subject, form=form.name, equation=form.equation,
         coefficients=_intervals(form.names, coefficients(form, found.theta), drawn), scores=tuple(tried.scores),
@@ -180,19 +179,25 @@ def _compose(law: LawName, sample: Sample, tried: _Tried, *, n_bootstrap: int, s
         holdout_error=tried.scores[tried.at].holdout_error,
         holdout_jobs=tuple(dict.fromkeys(job for one in there.observations for job in one.jobs)),
         seed_sigma=seed_sigma(sample),
-        draws=_thinned(more), drawn_form=wider.name, n_bootstrap=len(refits.theta),
-        notes=(*notes, *_doubt(tried)),
+        draws=_thinned(draws), drawn_form=taken.name, n_bootstrap=len(refits.theta),
+        notes=(*notes, *_doubt(tried, taken.name)),
         options={"seed": seed, "refits that did not converge": refits.failed},
         medians=dict(zip(form.names, np.median(drawn, axis=0).tolist(), strict=True)) if len(drawn) else {},
     )  # fmt: skip
 
 
-def _redrawn(found: Estimate, sample: Sample, *, n_refits: int, seed: int) -> Array:
-    return coefficients(found.form, refit(found, sample, n_refits=n_refits, seed=seed).theta)
+def _wider_draws(tried: _Tried, *, n_refits: int, seed: int) -> Array | None:
+    """Return coefficients of refits of the wider form; None where there is none, or more than half of them ran away."""
+    found = tried.wider
+    if found is tried.chosen:
+        return None
+    theta = refit(found, tried.sample, n_refits=n_refits, seed=seed).theta
+    kept = theta[~is_runaway(found.form, theta, tried.sample)]
+    return coefficients(found.form, kept) if 2 * len(kept) > n_refits else None
 
 
-def _doubt(tried: _Tried) -> list[str]:
-    form, taken = tried.chosen.form.name, tried.wider.form.name
+def _doubt(tried: _Tried, taken: str) -> list[str]:
+    form = tried.chosen.form.name
     open_to = " and ".join(rivals(tried.scores, form))
     told = [f"AICc does not rule out {open_to}: the coefficients' intervals take the form {form} for true."]
     drawn = [f"Bands and forecasts are drawn in the form {taken}, of which {form} is a special case."]

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 from orchestrator.errors import FitError
-from orchestrator.scaling.bootstrap import _drawn, _errors, is_runaway, refit
-from orchestrator.scaling.estimate import estimate
+from orchestrator.scaling import fitting
+from orchestrator.scaling.bootstrap import STEEPEST, Refits, _drawn, _errors, is_runaway, refit
+from orchestrator.scaling.estimate import Estimate, estimate
 from orchestrator.scaling.findings import Fit
 from orchestrator.scaling.fitting import fit
 from orchestrator.scaling.laws import form_of
@@ -213,7 +214,33 @@ def test_a_term_that_only_the_smallest_size_would_have_is_not_drawn() -> None:
     )
 
 
-def test_refits_that_run_away_are_left_out() -> None:
+def test_a_chosen_form_that_is_a_step_keeps_its_refits() -> None:
+    """Its interval is as wide as it is unsettled: of no refits it would have no width at all."""
+    losses = (0.9, 0.3, 0.301, 0.299, 0.3, 0.3005, 0.2995, 0.3)
+    [found] = fit("ln", [measured(64 * 2**at, fvu=loss) for at, loss in enumerate(losses)], n_bootstrap=200)
+    assert (found.form, found.drawn_form) == ("+e", "+e")
+    assert found.coefficients["b"].value < -STEEPEST
+    assert found.n_bootstrap > 100
+    assert found.coefficients["b"].low < found.coefficients["b"].high
+
+
+@pytest.mark.parametrize(("n_astray", "drawn_form", "n_draws"), [(90, "+e", 110), (100, "pure", 200)])
+def test_refits_that_run_away_are_not_drawn(
+    monkeypatch: pytest.MonkeyPatch, n_astray: int, drawn_form: str, n_draws: int
+) -> None:
+    def some_astray(found: Estimate, sample: Sample, *, n_refits: int, seed: int) -> Refits:
+        theta = refit(found, sample, n_refits=n_refits, seed=seed).theta.copy()
+        if found.form.floor:
+            theta[:, 1] = np.where(np.arange(len(theta)) < n_astray, -40.0, -0.2)
+        return Refits(theta, 0)
+
+    monkeypatch.setattr(fitting, "refit", some_astray)
+    [found] = fit("ln", line(N_OF_G1, noise=0.01, seed=4), n_bootstrap=200)
+    assert (found.form, found.drawn_form, len(found.draws)) == ("pure", drawn_form, n_draws)
+    assert len(found.draws[0]) == (3 if drawn_form == "+e" else 2)
+
+
+def test_what_is_a_runaway() -> None:
     sample = _sample(between=0.0, within=0.0, n_cells=3, seeds=1)
     theta = np.array([[1.0, -0.2, -2.0], [1.0, -40.0, -2.0], [1.0, 3.1, -2.0]])
     assert is_runaway(form_of("ln", "+e"), theta, sample).tolist() == [False, True, True]
