@@ -23,13 +23,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from orchestrator.config import JobConfig, parse
-from worker.activations import shared_stream
-from worker.passes import CPU_TOKENS, attention
-from worker.store import Store
-from worker.subject import Subject, load
-from worker.tokens import TokenFile
-from worker.weights import SHIPPED_FOLDER, quiet
+from orchestrator.config.job import JobConfig
+from orchestrator.config.validation import parse
+from worker.activations.cached_forward import Store
+from worker.activations.forward import CPU_TOKENS, attention
+from worker.activations.stream import shared_stream
+from worker.data.token_file import TokenFile
+from worker.subject.model import Subject, load
+from worker.subject.model_files import SHIPPED_FOLDER, quiet
 
 CONTEXT = 128
 

@@ -13,12 +13,12 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.clock import table
-from orchestrator.curve import Point
-from orchestrator.scaling.eligibility import Choices
-from orchestrator.scaling.findings import Fit, LawName, Measured
-from orchestrator.scaling.fitting import LAWS, fit, fit_laws
-from tests.measured_rows import EQUATION_3, N_OF_G1, line, measured, point, surface
+from benchmarks.interleaved_timing import table
+from orchestrator.curves.point import Point
+from orchestrator.scaling.fit.eligible_jobs import FitOptions
+from orchestrator.scaling.fit.fitting import LAWS, fit, fit_laws
+from orchestrator.scaling.types import Fit, JobMeasurement, LawName
+from tests.job_measurements import EQUATION_3, N_OF_G1, line, measured, point, surface
 
 SIZES, KS, SEEDS = [2**e for e in range(9, 19)], (8, 16, 32, 64, 128), 10
 NAMES: dict[LawName, str] = {"ln": "b", "lc": "alpha", "lnk": "gamma", "tn": "p", "lr": "q", "ls": "gamma"}
@@ -35,7 +35,7 @@ def main() -> None:
     print(f"{len(rows)} jobs, {refits} refits, {os.cpu_count()} cores, numpy {np.__version__}\n")
     found = [_timed(law, rows, refits) for law in LAWS if law not in ("lr", "ls")]
     start = time.perf_counter()
-    done = fit_laws(LAWS, rows, Choices(), n_bootstrap=refits, seed=0)
+    done = fit_laws(LAWS, rows, FitOptions(), n_bootstrap=refits, seed=0)
     whole = {"law": "all of orch fit", "fits": len(done.fits), "seconds": time.perf_counter() - start}
     found.append(
         whole | {"form": "", "refits": sum(one.n_bootstrap for one in done.fits), "exponent": "", "planted": ""}
@@ -46,12 +46,12 @@ def main() -> None:
         _coverage(200)
 
 
-def _jobs() -> list[Measured]:
+def _jobs() -> list[JobMeasurement]:
     random = np.random.default_rng(0)
     return [_job(n, k, seed, random) for n in SIZES for k in KS for seed in range(SEEDS)]
 
 
-def _job(n: int, k: int, seed: int, random: np.random.Generator) -> Measured:
+def _job(n: int, k: int, seed: int, random: np.random.Generator) -> JobMeasurement:
     fvu = surface(n, k) * float(np.exp(0.01 * random.normal()))
     tokens = 2e4 * n**0.6
     points = tuple(_point(n, fvu, tokens, share) for share in np.geomspace(1 / 64, 2, 29))
@@ -62,7 +62,7 @@ def _point(n: int, fvu: float, tokens: float, share: float) -> Point:
     return point(int(tokens * share), fvu * (1 + 0.01 / share), 12.0 * n * 768 * tokens * share)
 
 
-def _timed(law: LawName, rows: list[Measured], refits: int) -> dict[str, Any]:
+def _timed(law: LawName, rows: list[JobMeasurement], refits: int) -> dict[str, Any]:
     start = time.perf_counter()
     fits = fit(law, rows, n_bootstrap=refits)
     seconds = time.perf_counter() - start

@@ -12,10 +12,10 @@ import sys
 import time
 from pathlib import Path
 
-from orchestrator.config import JobConfig
-from orchestrator.curve import Point
-from worker.line import Line
-from worker.protocol import Assignment, Ended, Exit, Left, Measured, Saved, Started
+from orchestrator.config.job import JobConfig
+from orchestrator.curves.point import Point
+from worker.protocol import Assignment, CurvePointMessage, Ended, Exit, Left, Saved, Started
+from worker.trainer.channel import SupervisorChannel
 
 STEP_SECONDS = "ORCH_SOAK_STEP_SECONDS"
 POINT_STEPS = 4
@@ -59,7 +59,7 @@ def expected(config: JobConfig) -> list[tuple[int, float]]:
 class Member:
     """One job of an order."""
 
-    def __init__(self, job: Assignment, line: Line) -> None:
+    def __init__(self, job: Assignment, line: SupervisorChannel) -> None:
         self.job_id, self._artifacts, self._line = job.job_id, Path(job.artifacts), line
         self._walk = next((walk for saved in job.resume if (walk := _resumed(job.config, saved))), Walk(job.config))
         line.send(Started(self._walk.tokens_seen, SIZES), job.job_id)
@@ -71,7 +71,7 @@ class Member:
     def step(self) -> bool:
         """Take a step; say whether the job is done, and its result sent."""
         if not self._walk.is_done and (point := self._walk.step()):
-            self._line.send(Measured(point), self.job_id)
+            self._line.send(CurvePointMessage(point), self.job_id)
         self._line.alive(self.tokens_seen, self.job_id)
         if self._walk.is_done:
             self._end()
@@ -121,7 +121,7 @@ def _resumed(config: JobConfig, saved: Saved) -> Walk | None:
 
 def main() -> int:
     """Carry out one order; return the exit status."""
-    line = Line()
+    line = SupervisorChannel()
     order = line.order()
     pause = float(os.environ.get(STEP_SECONDS, "0"))
     members = [Member(job, line) for job in order.jobs]

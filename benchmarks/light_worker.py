@@ -7,7 +7,8 @@ import sys
 from typing import Any
 
 from worker import __main__ as worker
-from worker import process, tracking
+from worker.supervisor import trainer_process
+from worker.tracking import shipper
 
 
 def _no_store(*_: Any) -> None:
@@ -15,6 +16,6 @@ def _no_store(*_: Any) -> None:
 
 
 if __name__ == "__main__":
-    process.COMMAND = (sys.executable, "-P", "-m", "benchmarks.light_trainer")
-    tracking.Projection = _no_store  # type: ignore[assignment,attr-defined]
+    trainer_process.COMMAND = (sys.executable, "-P", "-m", "benchmarks.light_trainer")
+    shipper.Projection = _no_store  # type: ignore[assignment,attr-defined]
     sys.exit(worker.main())

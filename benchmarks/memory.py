@@ -27,7 +27,7 @@ def main() -> None:
     if chosen.row:
         print(json.dumps(measure(*map(int, chosen.row.split(",")))))
         return
-    from benchmarks.clock import table
+    from benchmarks.interleaved_timing import table
 
     rows = [_apart(row) for row in (ROWS[:2] if chosen.short else ROWS)]
     print(table(rows))
@@ -38,9 +38,8 @@ def measure(d_model: int, n_latents: int, k: int, batch_tokens: int) -> dict[str
     """Return the peak of this process over three steps, less what it held before there was a trainee."""
     import torch
 
-    from orchestrator.config import parse
-    from worker.sae.step import take
-    from worker.sae.trainee import Trainee
+    from orchestrator.config.validation import parse
+    from worker.sae.train_state import TrainState, train_step
 
     training = {"batch_tokens": batch_tokens, "shuffle_tokens": batch_tokens, "max_tokens": 2**41}
     config = parse({"sae": {"n_latents": n_latents, "k": k}, "training": training})
@@ -48,10 +47,10 @@ def measure(d_model: int, n_latents: int, k: int, batch_tokens: int) -> dict[str
     _load_code()
     torch.mm(x, torch.zeros(d_model, n_latents))  # nor are the libraries' own buffers the step's
     before = _status("VmRSS")
-    trainee = Trainee.fresh(config, x)
+    trainee = TrainState.fresh(config, x)
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew: initialisation is not a step
     for _ in range(3):
-        take(trainee, x, config)
+        train_step(trainee, x, config)
     peak = _status("VmHWM") - before
     state = STATE_BYTES * sum(value.numel() for value in trainee.model.parameters())
     matrix = 4 * batch_tokens * n_latents
@@ -66,13 +65,12 @@ def _load_code() -> None:
     """Take a tiny step: the pages of the program itself are not the step's."""
     import torch
 
-    from orchestrator.config import parse
-    from worker.sae.step import take
-    from worker.sae.trainee import Trainee
+    from orchestrator.config.validation import parse
+    from worker.sae.train_state import TrainState, train_step
 
     x = torch.nn.functional.normalize(torch.randn(64, 16))
     config = parse({"sae": {"n_latents": 8192, "k": 8}, "training": {"batch_tokens": 64, "shuffle_tokens": 64}})
-    take(Trainee.fresh(config, x), x, config)
+    train_step(TrainState.fresh(config, x), x, config)
 
 
 def _apart(row: tuple[int, ...]) -> dict[str, Any]:

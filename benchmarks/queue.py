@@ -27,10 +27,10 @@ from typing import Any
 from sqlalchemy import Engine
 
 from benchmarks import outages
-from benchmarks.clock import table
-from benchmarks.filled import finished_jobs
+from benchmarks.filled_database import finished_jobs
+from benchmarks.interleaved_timing import table
 from orchestrator import queue, results
-from orchestrator.cli.status import _read
+from orchestrator.cli.commands.status import _read
 from orchestrator.database.engine import connect
 from orchestrator.database.schema import upgrade
 from orchestrator.settings import Settings

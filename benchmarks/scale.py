@@ -13,7 +13,7 @@ os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
 import torch
 
-from benchmarks.clock import table
+from benchmarks.interleaved_timing import table
 from benchmarks.step import Case, Shape, measure
 
 MIDDLE = Shape(256, 4096, 32, 1024)

@@ -19,13 +19,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from orchestrator.config import JobConfig, parse
-from worker.activations import heldout, sample, stream
-from worker.sae.trainee import Trainee
-from worker.subject import Subject, load
-from worker.tokens import TokenFile
-from worker.training import Progress, train
-from worker.weights import SHIPPED_FOLDER, quiet
+from orchestrator.config.job import JobConfig
+from orchestrator.config.validation import parse
+from worker.activations.stream import heldout, sample, stream
+from worker.data.token_file import TokenFile
+from worker.sae.train_state import TrainState
+from worker.subject.model import Subject, load
+from worker.subject.model_files import SHIPPED_FOLDER, quiet
+from worker.trainer.train import Progress, train
 
 D_MODEL, LAYER, CONTEXT, VOCABULARY = 768, 6, 128, 512
 SIZES = ((256, 8), (256, 16), (512, 8), (512, 16), (512, 32), (1024, 8), (1024, 16), (1024, 32))
@@ -68,8 +69,8 @@ def measure(folder: Path, *, n_jobs: int, rounds: int, window_tokens: int) -> tu
     tokens = random_text(folder / "text.u16", n_contexts=4 * window_tokens // CONTEXT)
     held, found = heldout(subject, tokens, configs[0]), sample(subject, tokens, configs[0], 4096)
 
-    def fresh() -> list[Trainee]:
-        made = [Trainee.fresh(config, found) for config in configs]
+    def fresh() -> list[TrainState]:
+        made = [TrainState.fresh(config, found) for config in configs]
         for trainee in made:
             trainee.untrained_fvu = 1.0  # else the first step would measure it
         return made
@@ -90,7 +91,7 @@ def measure(folder: Path, *, n_jobs: int, rounds: int, window_tokens: int) -> tu
 
 
 def together(
-    batches: Iterator[Tensor], trainees: Sequence[Trainee], configs: Sequence[JobConfig], *, held: Tensor
+    batches: Iterator[Tensor], trainees: Sequence[TrainState], configs: Sequence[JobConfig], *, held: Tensor
 ) -> Iterator[list[Progress]]:
     """Train all on each batch, as the trainer does: a generator each, advanced by one step per shared batch."""
     given: list[Tensor] = []

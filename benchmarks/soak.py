@@ -2,8 +2,8 @@
 
 The workers are `python -m worker`; a light trainer stands in for the real one (`--real` takes that), with checkpoints,
 resumes and a curve that shows every step that was lost or taken twice. Killed workers are replaced. In the end a
-separate program, `benchmarks.checker`, reads the database and the checkpoints. Prints a table and a line of JSON; exit
-status 1 if anything was lost, doubled or bent, or a bound does not hold.
+separate program, `benchmarks.invariants`, reads the database and the checkpoints. Prints a table and a line of JSON;
+exit status 1 if anything was lost, doubled or changed, or a bound does not hold.
 """
 
 import argparse
@@ -21,19 +21,21 @@ from typing import Any, NamedTuple
 
 from sqlalchemy import Engine, select
 
-from benchmarks import aftermath, outages
-from benchmarks.clock import table
-from benchmarks.hands import Crew
-from benchmarks.havoc import KILLS, Havoc
+from benchmarks import outages, soak_summary
+from benchmarks.fault_injection import KILLS, Havoc
+from benchmarks.interleaved_timing import table
 from benchmarks.light_trainer import STEP_SECONDS
 from benchmarks.outages import Outage, Probe, Server
+from benchmarks.worker_processes import Crew
 from orchestrator import dispatch, queue, results
-from orchestrator.config import JobConfig, Limits, Sweep, parse
+from orchestrator.config.job import JobConfig
+from orchestrator.config.validation import parse
 from orchestrator.database.engine import connect, reading
 from orchestrator.database.models import Job
 from orchestrator.database.schema import upgrade
 from orchestrator.errors import StorageError
 from orchestrator.settings import Settings, load
+from orchestrator.sweep.sweep import Limits, Sweep
 
 STEPS, STEP_TOKENS, SHARING = 48, 64, 3
 MARGIN_SECONDS = 5.0
@@ -128,7 +130,7 @@ def _soak(asked: argparse.Namespace, site: Site, backend: str) -> bool:
     for line in wrong[:20]:
         print(f"WRONG: {line}")
     print(json.dumps(figures | {"wrong": wrong, "seed": asked.seed}), flush=True)
-    checked = subprocess.run([sys.executable, "-m", "benchmarks.checker", site.settings.database], check=False)
+    checked = subprocess.run([sys.executable, "-m", "benchmarks.invariants", site.settings.database], check=False)
     return bool(wrong) or checked.returncode != 0
 
 
@@ -218,10 +220,10 @@ def _drain(site: Site, crew: Crew, feed: _Feed) -> bool:
 def _judge(
     asked: argparse.Namespace, site: Site, havoc: Havoc, feed: _Feed, away: Sequence[Outage]
 ) -> tuple[dict[str, Any], list[str]]:
-    lost, doubled = aftermath.lost(site.engine, feed.jobs), aftermath.doubled(site.engine)
-    bent = [] if asked.real else aftermath.bent(site.engine)
+    lost, doubled = soak_summary.lost(site.engine, feed.jobs), soak_summary.doubled(site.engine)
+    bent = [] if asked.real else soak_summary.bent(site.engine)
     settings = site.settings
-    found = aftermath.failovers(site.engine, havoc.kills, away, lease_seconds=settings.lease_seconds)
+    found = soak_summary.failovers(site.engine, havoc.kills, away, lease_seconds=settings.lease_seconds)
     bound = settings.lease_seconds + settings.grace_seconds + MARGIN_SECONDS
     cancel_bound = settings.heartbeat_seconds + settings.grace_seconds + MARGIN_SECONDS
     slow = [f"a failover took {s:.1f} s, above {bound:g}" for s in found.plain if s > bound]
@@ -229,7 +231,7 @@ def _judge(
     figures = {
         "jobs": len(feed.jobs),
         "database away": len(away),
-        "attempts": aftermath.attempts(site.engine),
+        "attempts": soak_summary.attempts(site.engine),
         "kills": havoc.killed,
         **{name: havoc.done[name] for name in (*KILLS, "freeze worker", "freeze trainer", "stop worker", "cancel")},
         "lost": len(lost),

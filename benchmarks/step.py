@@ -20,12 +20,12 @@ os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # as in the trainer's proces
 
 import torch
 
-from benchmarks.clock import interleaved, table
+from benchmarks.interleaved_timing import interleaved, table
 from benchmarks.peers import Peers
-from orchestrator.config import JobConfig, parse
-from worker.sae.step import Step, take
-from worker.sae.tiles import select
-from worker.sae.trainee import Trainee
+from orchestrator.config.job import JobConfig
+from orchestrator.config.validation import parse
+from worker.sae.tiled_encode import select
+from worker.sae.train_state import Step, TrainState, train_step
 
 
 class Shape(NamedTuple):
@@ -64,7 +64,7 @@ def main() -> None:
 def measure(case: Case, *, rounds: int, beside: bool) -> dict[str, Any]:
     """Return a row: what a step takes, as a multiple of the bare product and against each peer."""
     shape, x = case.shape, _batch(case.shape)
-    works: dict[str, Callable[[], object]] = {"product": _product(case, x), "step": _step(case, x, take)}
+    works: dict[str, Callable[[], object]] = {"product": _product(case, x), "step": _step(case, x, train_step)}
     names = ("sparsify", "dictionary_learning", "SAELens")
     if beside:
         works["plain"] = _step(case, x, _plain)
@@ -89,7 +89,7 @@ def _latents_off(case: Case, x: torch.Tensor) -> float | None:
     """Return the share of the selected latents that full precision would not have selected (target: below 1e-3)."""
     if case.dtype == "float32":
         return None
-    model = Trainee.fresh(_config(case), x).model
+    model = TrainState.fresh(_config(case), x).model
     encoder, k = (model.W_enc, model.b_enc), case.shape.k
     exact = select(x, model.b_pre, encoder, k=k).top_indices.sort(1).values
     rounded = select(x, model.b_pre, encoder, k=k, dtype=model.product_dtype).top_indices
@@ -111,7 +111,7 @@ def _product(case: Case, x: torch.Tensor) -> Callable[[], object]:
 
 def _step(case: Case, x: torch.Tensor, step: Step) -> Callable[[], object]:
     config = _config(case)
-    trainee = Trainee.fresh(config, x)
+    trainee = TrainState.fresh(config, x)
     n_dead = int(case.dead_share * case.shape.n_latents)
     asleep = trainee.model.W_enc.detach()[:n_dead] * 1e-3  # too weak to be selected, half of them positive
 
@@ -131,7 +131,7 @@ def _step(case: Case, x: torch.Tensor, step: Step) -> Callable[[], object]:
     return run
 
 
-def _plain(trainee: Trainee, batch: torch.Tensor, config: JobConfig) -> None:
+def _plain(trainee: TrainState, batch: torch.Tensor, config: JobConfig) -> None:
     """Take the step under autograd: `step.take`, but for the way to the gradients."""
     _, _, is_active = trainee.by_autograd(batch, config)
     trainee.optimizer.step()

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
-from worker.standard_library import is_held_out, standard_library_files
+from worker.data.standard_library import is_held_out, standard_library_files
 
 VOCABULARY = 4096
 CONTEXT = 128

@@ -30,8 +30,8 @@ def _own_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return an MLflow store with nothing in it: making its 65 tables takes seconds."""
     from orchestrator.settings import Settings
-    from worker.runs import Runs
+    from worker.tracking.mlflow_client import MlflowClient
 
     home = tmp_path_factory.mktemp("store")
-    Runs(Settings(home=home))
+    MlflowClient(Settings(home=home))
     return home / "mlflow.db"

@@ -6,8 +6,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from worker.sae.choice import triton_operations
-from worker.sae.silence import count_silence
+from worker.sae.compiled.autotune import triton_operations
+from worker.sae.dead_latents import count_silence
 
 CLOSE = {torch.float32: 1e-5, torch.float16: 5e-3, torch.bfloat16: 3e-2}
 """Largest error of a product, relative to the largest value, by the dtype it is stored in."""
@@ -99,7 +99,7 @@ def check_product(
     size: Size, *, device: str = "cpu", dtype: torch.dtype = torch.float32, wide: bool = True
 ) -> tuple[Tensor, Tensor]:
     """The encoder's product and its maxima."""
-    from worker.sae.kernels import blockmax
+    from worker.sae.compiled.kernels import blockmax
 
     x, W, b = encoder_of(size, device, dtype)
     pre_acts, maxima = blockmax.encode(x, W, b, wide=wide)
@@ -115,7 +115,7 @@ def encoder_of(size: Size, device: str, dtype: torch.dtype) -> tuple[Tensor, Ten
 
 def check_encode(size: Size, *, device: str = "cpu", dtype: torch.dtype = torch.float32, wide: bool = True) -> None:
     """The product, and that the selection from it is the stable sort's, bit for bit."""
-    from worker.sae.kernels import blockmax
+    from worker.sae.compiled.kernels import blockmax
 
     pre_acts, maxima = check_product(size, device=device, dtype=dtype, wide=wide)
     x, W, b = encoder_of(size, device, dtype)
@@ -125,7 +125,7 @@ def check_encode(size: Size, *, device: str = "cpu", dtype: torch.dtype = torch.
 
 
 def check_select(values: Tensor, k: int) -> None:
-    from worker.sae.kernels import blockmax
+    from worker.sae.compiled.kernels import blockmax
 
     assert_selected(blockmax.select(values, block_maxima(values), k=k), values, k)
 

@@ -5,10 +5,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, get_args
 
-from orchestrator.curve import Point
+from orchestrator.curves.point import Point
 from orchestrator.errors import FitError
-from orchestrator.scaling.findings import Fit, LawName, Measured, StoredFit
-from orchestrator.scaling.fitting import fit
+from orchestrator.scaling.fit.fitting import fit
+from orchestrator.scaling.types import Fit, JobMeasurement, LawName, StoredFit
 
 SIZES, KS = (64, 128, 256, 512, 1024), (4, 8, 16)
 D_MODEL, BATCH = 128, 256
@@ -21,7 +21,7 @@ def loss(n: int, k: int) -> float:
     return (power + 0.05) * (1 + 0.004 * math.sin(37.0 * n + k))
 
 
-def job(job_id: int, n: int = 128, k: int = 4, **values: Any) -> Measured:
+def job(job_id: int, n: int = 128, k: int = 4, **values: Any) -> JobMeasurement:
     """Return one job that has converged; any field may be given."""
     limit, tokens = loss(n, k), 3_000.0 * n**0.6
     start: dict[str, Any] = {
@@ -34,7 +34,7 @@ def job(job_id: int, n: int = 128, k: int = 4, **values: Any) -> Measured:
         "tokens_lower_bound": dict.fromkeys(EPSILONS), "wall_seconds": 12.5, "device": "cpu", "threads": 1,
         "curve": curve(n, limit, tokens),
     }  # fmt: skip
-    return Measured(**start | values)
+    return JobMeasurement(**start | values)
 
 
 def curve(n: int, limit: float, tokens: float) -> tuple[Point, ...]:
@@ -48,12 +48,12 @@ def curve(n: int, limit: float, tokens: float) -> tuple[Point, ...]:
     )  # fmt: skip
 
 
-def grid(sizes: Sequence[int] = SIZES, ks: Sequence[int] = KS, **values: Any) -> list[Measured]:
+def grid(sizes: Sequence[int] = SIZES, ks: Sequence[int] = KS, **values: Any) -> list[JobMeasurement]:
     """Return a job for each n and k."""
     return [job(at, n, k, **values) for at, (k, n) in enumerate(((k, n) for k in ks for n in sizes), 1)]
 
 
-def censored(row: Measured, bound: float) -> Measured:
+def censored(row: JobMeasurement, bound: float) -> JobMeasurement:
     """Return a job that was stopped before it converged."""
     counts: dict[str, Any] = {
         "tokens_to_convergence": dict.fromkeys(EPSILONS),
@@ -62,7 +62,7 @@ def censored(row: Measured, bound: float) -> Measured:
     return replace(row, outcome="max_tokens", **counts)
 
 
-def fits(rows: Sequence[Measured], *laws: LawName) -> list[Fit]:
+def fits(rows: Sequence[JobMeasurement], *laws: LawName) -> list[Fit]:
     """Fit what can be fitted, with few refits."""
     found: list[Fit] = []
     for law in laws or get_args(LawName):

@@ -13,10 +13,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from orchestrator.config import JobConfig, parse
-from worker.sae.sharded_trainee import ShardedTrainee
-from worker.sae.trainee import Trainee
-from worker.training import train
+from orchestrator.config.job import JobConfig
+from orchestrator.config.validation import parse
+from worker.sae.sharded.train_state import ShardedTrainState
+from worker.sae.train_state import TrainState
+from worker.trainer.train import train
 
 N_PROCESSES = 3
 BATCH, DEAD_AFTER = 24, 1000
@@ -69,10 +70,10 @@ def config_of(case: Case) -> JobConfig:
     )
 
 
-def trainee_of(case: Case) -> Trainee:
+def trainee_of(case: Case) -> TrainState:
     """Return a whole trainee with made-up parameters, one step before latents are counted as dead."""
     draw = torch.Generator().manual_seed(case.n * 1000 + case.d)
-    trainee = Trainee(config_of(case), case.d)
+    trainee = TrainState(config_of(case), case.d)
     for name, value in trainee.model.named_parameters():
         made = torch.randn(value.shape, generator=draw)
         if case.ties:
@@ -113,7 +114,7 @@ def long_data(case: Case, n_tokens: int = N_STEPS * BATCH, seed: int = 0) -> Ten
     return functional.normalize(torch.randn(n_tokens, case.d, generator=torch.Generator().manual_seed(seed)), dim=1)
 
 
-def run(trainee: Trainee, config: JobConfig, case: Case, *, steps: slice = slice(None)) -> Trainee:
+def run(trainee: TrainState, config: JobConfig, case: Case, *, steps: slice = slice(None)) -> TrainState:
     """Train on some of the batches."""
     batches = long_data(case).split(BATCH)[steps]  # type: ignore[no-untyped-call]
     for _ in train(trainee, batches, config=config, heldout=long_data(case, 200, seed=1)):
@@ -122,10 +123,10 @@ def run(trainee: Trainee, config: JobConfig, case: Case, *, steps: slice = slice
 
 
 def _one_step(case: Case, shards: "Shards") -> dict[str, Any]:
-    from worker.sae.step import take
+    from worker.sae.train_state import train_step
 
     config, whole, x = config_of(case), trainee_of(case), batch_of(case)
-    trainee = ShardedTrainee.deal(whole if shards.rank == 0 else None, config, shard=shards(case), device="cpu")
+    trainee = ShardedTrainState.deal(whole if shards.rank == 0 else None, config, shard=shards(case), device="cpu")
     encoded = trainee.model.encode(x, k=trainee.model.k_widest)
     decoded = trainee.model.decode(encoded.top_acts, encoded.top_indices)
     total, aux, was_active = trainee.differentiate(x, config)
@@ -133,7 +134,7 @@ def _one_step(case: Case, shards: "Shards") -> dict[str, Any]:
     alike = torch.cat([trainee.model.b_pre.grad.flatten(), total.view(1), aux.view(1)])  # type: ignore[union-attr]
     trainee.tokens_since_fired.copy_(whole.tokens_since_fired[trainee.shard.rows])
     trainee.model.zero_grad()
-    take(trainee, x, config)
+    train_step(trainee, x, config)
     return {
         "encoded": tuple(encoded[1:]), "decoded": decoded, "total": total, "aux": aux, "was_active": was_active,
         "gradients": gradients, "alike": trainee.shard.gather(alike), "after": trainee.tensors(),
@@ -146,11 +147,11 @@ def _many_steps(name: str, shards: "Shards") -> dict[str, Any]:
     case, half = LONG[name], N_STEPS // 2
     config = long_config(case)
 
-    def fresh() -> Trainee:
-        return Trainee.fresh(config, long_data(case, 256, seed=2))
+    def fresh() -> TrainState:
+        return TrainState.fresh(config, long_data(case, 256, seed=2))
 
-    def deal(whole: Trainee) -> ShardedTrainee:
-        return ShardedTrainee.deal(whole if shards.rank == 0 else None, config, shard=shards(case), device="cpu")
+    def deal(whole: TrainState) -> ShardedTrainState:
+        return ShardedTrainState.deal(whole if shards.rank == 0 else None, config, shard=shards(case), device="cpu")
 
     whole_way = run(deal(fresh()), config, case)
     first = run(deal(fresh()), config, case, steps=slice(half))
@@ -172,13 +173,13 @@ class Shards:
         self._groups = {size: dist.new_group(list(range(size))) for size in range(2, N_PROCESSES + 1)}
 
     def __call__(self, case: Case) -> Any:
-        from worker.sae.shard import Shard
+        from worker.sae.sharded.shard import Shard
 
         return Shard(case.n, self.rank, case.size, self._groups[case.size])
 
 
 def main(store: Path, rank: int, folder: Path) -> None:
-    from worker.joint import join
+    from worker.trainer.distributed import join
 
     torch.set_num_threads(1)
     join(store, rank=rank, size=N_PROCESSES, device="cpu")
@@ -196,7 +197,7 @@ def main(store: Path, rank: int, folder: Path) -> None:
 if __name__ == "__main__":
     from jaxtyping import install_import_hook
 
-    with install_import_hook(["worker.sae", "worker.training"], "beartype.beartype"):
+    with install_import_hook(["worker.sae", "worker.trainer.train"], "beartype.beartype"):
         main(Path(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]))
     sys.stdout.flush()
     os._exit(0)

@@ -15,11 +15,13 @@ import psutil
 from sqlalchemy import Engine, select
 
 from orchestrator import queue
-from orchestrator.config import JobConfig, Limits, Sweep, parse
+from orchestrator.config.job import JobConfig
+from orchestrator.config.validation import parse
 from orchestrator.database.engine import reading
 from orchestrator.database.models import Attempt, CheckpointRow, CurvePoint, Job, ResultRow, Table
 from orchestrator.database.schema import open_database
 from orchestrator.settings import Settings, load
+from orchestrator.sweep.sweep import Limits, Sweep
 
 Row = TypeVar("Row", bound=Table)
 ROOT = Path(__file__).parents[1]

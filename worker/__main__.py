@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 from orchestrator.errors import OrchError, StorageError
 from orchestrator.settings import Settings, load, mask
-from worker.voice import Libraries, Remark, Voice
+from worker.supervisor.log import Libraries, LogLine, WorkerLog
 
 if TYPE_CHECKING:
-    from worker.tasks import Supervisor
+    from worker.supervisor.supervisor import Supervisor
 
 DRAIN_SECONDS, STOPPED_DRAIN_SECONDS = 60.0, 5.0
 """For how long the end of a worker waits for MLflow: when the queue is empty, and when it is told to stop."""
@@ -36,12 +36,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         settings = load()
         if settings.log_format == "json":
-            complain = Voice(worker=asked.name or "", form="json")
+            complain = WorkerLog(worker=asked.name or "", form="json")
         if asked.verb == "sync":
             return _sync(settings, asked.sweep, jobs=not asked.fits)
         return _work_on_all(settings, asked, arguments) if asked.devices is not None else _work(settings, asked)
     except OrchError as error:
-        complain(Remark(str(error), level="error"))
+        complain(LogLine(str(error), level="error"))
         return error.exit_code
     except KeyboardInterrupt:
         return 130
@@ -53,8 +53,8 @@ def _complain(text: str) -> None:
 
 def _work_on_all(settings: Settings, asked: argparse.Namespace, arguments: Sequence[str] | None) -> int:
     from orchestrator.database.schema import open_database
-    from worker.device import check, expand
-    from worker.fleet import Fleet
+    from worker.devices import check, expand
+    from worker.supervisor.fleet import Fleet
 
     devices = expand(asked.devices)
     check(*devices)
@@ -65,16 +65,16 @@ def _work_on_all(settings: Settings, asked: argparse.Namespace, arguments: Seque
     rest = own.parse_known_args(arguments)[1]  # every worker gets the other flags as they are
     threads = asked.threads or max(1, _cores() // len(devices))
     name = asked.name or f"{socket.gethostname()}-{os.getpid()}"
-    return Fleet(devices, Voice(worker=name, form=settings.log_format)).run(name=name, threads=threads, flags=rest)
+    return Fleet(devices, WorkerLog(worker=name, form=settings.log_format)).run(name=name, threads=threads, flags=rest)
 
 
 def _work(settings: Settings, asked: argparse.Namespace) -> int:
     from orchestrator.database.schema import make_folder, open_database
-    from worker import slot
-    from worker.device import check
-    from worker.fleet import end_with_fleet
-    from worker.tasks import Supervisor, this_worker
-    from worker.tracking import Tracking
+    from worker.devices import check
+    from worker.supervisor import gpu_lock
+    from worker.supervisor.fleet import end_with_fleet
+    from worker.supervisor.supervisor import Supervisor, this_worker
+    from worker.tracking.shipper import Tracking
 
     threads = asked.threads or _cores()
     if asked.label:
@@ -88,12 +88,12 @@ def _work(settings: Settings, asked: argparse.Namespace) -> int:
     make_folder(settings.home)
     engine = open_database(settings)
     me = this_worker(asked.name, pid=os.getpid(), device=device)
-    say = Voice(asked.label, worker=me.name, form=settings.log_format)
+    say = WorkerLog(asked.label, worker=me.name, form=settings.log_format)
     Libraries(say).install()
     tracking = Tracking(engine, settings, say=say)
     supervisor = Supervisor(settings, engine, worker=me, threads=threads, say=say, changed=tracking.changed)
     _stop_on_signals(supervisor)
-    mine = slot.held(slot.names(device, os.environ), slot.folder())
+    mine = gpu_lock.held(gpu_lock.names(device, os.environ), gpu_lock.folder())
     with mine, _doorbell(settings, supervisor.ring, me.name, say):
         say(f"worker {me.name} on {device}, {threads} threads, database {mask(settings.database)}")
         stopped = supervisor.run(until_empty=asked.until_empty)
@@ -119,7 +119,7 @@ def _stop_on_signals(supervisor: "Supervisor") -> None:
 def _doorbell(settings: Settings, ring: Any, name: str, say: Callable[[str], None]) -> Any:
     if not settings.broker_url:
         return nullcontext()
-    from worker.app import listening
+    from worker.supervisor.celery_app import listening
 
     return listening(settings, ring, name=name, say=say)
 
@@ -128,9 +128,9 @@ def _sync(settings: Settings, sweep: str, *, jobs: bool) -> int:
     from mlflow.exceptions import MlflowException
 
     from orchestrator.database.schema import open_database
-    from worker.tracking import sync
+    from worker.tracking.shipper import sync
 
-    say = Voice(form=settings.log_format)
+    say = WorkerLog(form=settings.log_format)
     Libraries(say).install()
     engine = open_database(settings)
     try:

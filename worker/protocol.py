@@ -5,8 +5,9 @@ from dataclasses import asdict, dataclass
 from enum import IntEnum
 from typing import Any, NamedTuple
 
-from orchestrator.config import JobConfig, parse
-from orchestrator.curve import Point
+from orchestrator.config.job import JobConfig
+from orchestrator.config.validation import parse
+from orchestrator.curves.point import Point
 from orchestrator.errors import ConfigError, OutOfMemory, SubjectError
 
 
@@ -80,7 +81,7 @@ class Order:
 
 
 @dataclass(frozen=True)
-class Leave:
+class DropJob:
     """A wish: go on without a job."""
 
     job_id: int
@@ -92,7 +93,7 @@ class Leave:
         return _line(asdict(self))
 
     @classmethod
-    def from_json(cls, line: bytes) -> "Leave":
+    def from_json(cls, line: bytes) -> "DropJob":
         """Read a wish."""
         return cls(**json.loads(line))
 
@@ -116,7 +117,7 @@ class Alive:
 
 
 @dataclass(frozen=True)
-class Measured:
+class CurvePointMessage:
     """One point of the curve."""
 
     point: Point
@@ -175,7 +176,7 @@ class Failure:
         return cls(type(error).__name__, getattr(error, "message", "") or str(error) or repr(error), hint, code)
 
 
-Message = Started | Alive | Measured | Saved | Cached | Ended | Left | Failure
+Message = Started | Alive | CurvePointMessage | Saved | Cached | Ended | Left | Failure
 
 
 class Said(NamedTuple):
@@ -191,7 +192,7 @@ _LOWER = "Lower training.batch_tokens, training.shuffle_tokens, sae.n_latents or
 _KINDS: dict[str, type[Message]] = {
     "started": Started,
     "alive": Alive,
-    "progress": Measured,
+    "progress": CurvePointMessage,
     "checkpoint": Saved,
     "cache": Cached,
     "result": Ended,
@@ -203,7 +204,7 @@ _KINDS: dict[str, type[Message]] = {
 def encode(message: Message, job_id: int | None = None) -> bytes:
     """Return a message as one JSON line; floats keep every bit."""
     kind = next(name for name, cls in _KINDS.items() if isinstance(message, cls))
-    values = message.point._asdict() if isinstance(message, Measured) else asdict(message)
+    values = message.point._asdict() if isinstance(message, CurvePointMessage) else asdict(message)
     return _line({"type": kind, "job": job_id} | values)
 
 
@@ -212,7 +213,7 @@ def decode(line: bytes) -> Said | None:
     try:
         values = json.loads(line)
         cls, job_id = _KINDS[values.pop("type")], values.pop("job")
-        return Said(Measured(Point(**values)) if cls is Measured else cls(**values), job_id)
+        return Said(CurvePointMessage(Point(**values)) if cls is CurvePointMessage else cls(**values), job_id)
     except (ValueError, KeyError, TypeError, AttributeError):
         return None
 
@@ -226,7 +227,7 @@ def describe(message: Message) -> str:
             return f"training from {tokens_seen:,} tokens on {where}: {sizes}"
         case Alive(tokens_seen, rate, phase):
             return f"{phase}: {tokens_seen:,} tokens, {rate:,.0f}/s"
-        case Measured(point):
+        case CurvePointMessage(point):
             return (
                 f"{point.tokens_seen:>13,} tokens  fvu {point.fvu:.4f}  l0 {point.l0:.1f}  dead {point.dead_share:.1%}"
             )

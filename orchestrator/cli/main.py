@@ -16,15 +16,15 @@ from orchestrator.errors import OrchError
 SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
     "Start here": {
         "demo": ("demo", "Train the quickstart sweep and watch it."),
-        "init": ("place", "Write orch.toml and make the database."),
+        "init": ("setup", "Write orch.toml and make the database."),
         "doctor": ("doctor", "Check that everything orch needs is in order."),
     },
     "Queue": {
         "enqueue": ("enqueue", "Put the jobs of a sweep file into the queue."),
-        "cancel": ("steer", "Cancel jobs: waiting ones at once, running ones at their next heartbeat."),
-        "pause": ("steer", "Pause jobs; running ones write a checkpoint first."),
-        "resume": ("steer", "Let paused jobs go on."),
-        "retry": ("steer", "Queue failed or cancelled jobs again."),
+        "cancel": ("job_control", "Cancel jobs: waiting ones at once, running ones at their next heartbeat."),
+        "pause": ("job_control", "Pause jobs; running ones write a checkpoint first."),
+        "resume": ("job_control", "Let paused jobs go on."),
+        "retry": ("job_control", "Queue failed or cancelled jobs again."),
         "queue": ("queue_commands", "Show figures of the whole queue; pause and resume it."),
     },
     "Look": {
@@ -50,9 +50,9 @@ SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
     },
     "Place": {
         "gc": ("gc", "Remove what nobody needs any more."),
-        "config": ("place", "Show settings and the config schema; check sweep files."),
+        "config": ("setup", "Show settings and the config schema; check sweep files."),
         "db": ("database_commands", "Create, upgrade and check the database schema; back it up."),
-        "completion": ("place", "Print the completion script of a shell."),
+        "completion": ("setup", "Print the completion script of a shell."),
     },
 }
 ALIASES = {"ls": ["status"], "ps": ["status", "--state", "running"]}
@@ -74,7 +74,7 @@ class Lazy(click.Group):
         found = next((section[cmd_name] for section in SECTIONS.values() if cmd_name in section), None)
         if found is None:
             return None
-        module = importlib.import_module(f"orchestrator.cli.{found[0]}")
+        module = importlib.import_module(f"orchestrator.cli.commands.{found[0]}")
         command: click.Command = getattr(module, cmd_name)
         accept_globals(command)
         return command

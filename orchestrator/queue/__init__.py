@@ -1,12 +1,13 @@
 """The only author of a job's state. Each verb is one short transaction, and every write of a worker is fenced."""
 
 from orchestrator.queue.claims import claim, claim_companion, waiting
-from orchestrator.queue.endings import fail, finish, release
+from orchestrator.queue.control import cancel, pause, pause_sweep, resume, resume_sweep, retry
 from orchestrator.queue.expiry import release_expired
-from orchestrator.queue.gate import is_done, pause_queue, resume_queue
 from orchestrator.queue.heartbeats import begin, checkpointed, heartbeat, record, set_mlflow
-from orchestrator.queue.intake import enqueue
-from orchestrator.queue.terms import (
+from orchestrator.queue.outcomes import fail, finish, release
+from orchestrator.queue.queue_pause import is_done, pause_queue, resume_queue
+from orchestrator.queue.submission import enqueue
+from orchestrator.queue.types import (
     Change,
     CheckpointRef,
     Claim,
@@ -18,7 +19,6 @@ from orchestrator.queue.terms import (
     State,
     Worker,
 )
-from orchestrator.queue.wishes import cancel, pause, pause_sweep, resume, resume_sweep, retry
 
 __all__ = [
     "Change",

@@ -12,13 +12,13 @@ from sqlalchemy.orm import Session
 
 from orchestrator.database.engine import db_now, reading, transaction
 from orchestrator.database.models import Attempt, CheckpointRow, Job, LeaseRow, SweepRow
-from orchestrator.queue.endings import fail
-from orchestrator.queue.fence import log_event
-from orchestrator.queue.gate import enter, is_open, read_in_order
-from orchestrator.queue.terms import CheckpointRef, Claim, Lease, Worker
+from orchestrator.queue.fencing import log_event
+from orchestrator.queue.outcomes import fail
+from orchestrator.queue.queue_pause import enter, is_open, read_in_order
+from orchestrator.queue.types import CheckpointRef, Claim, Lease, Worker
 
 if TYPE_CHECKING:
-    from orchestrator.config import JobConfig
+    from orchestrator.config.job import JobConfig
 
 Query = Select[*tuple[Any, ...]]
 _MOST_PASSED_OVER = 32
@@ -123,7 +123,7 @@ def waiting(engine: Engine, *, limit: int) -> list[int]:
 
 
 def _read(stored: str) -> "JobConfig":
-    from orchestrator.config import JobConfig
+    from orchestrator.config.job import JobConfig
 
     return JobConfig.model_validate_json(stored)
 

@@ -5,8 +5,8 @@ from sqlalchemy.orm import Session
 
 from orchestrator.database.engine import db_now, reading, transaction
 from orchestrator.database.models import Job, LeaseRow
-from orchestrator.queue.fence import MAX_LOST_IN_ROW, backoff, close_attempt, log_event, move
-from orchestrator.queue.terms import Lease, State
+from orchestrator.queue.fencing import MAX_LOST_IN_ROW, backoff, close_attempt, log_event, move
+from orchestrator.queue.types import Lease, State
 
 
 def release_expired(engine: Engine, *, grace_seconds: float, backoff_seconds: float = 30.0) -> list[int]:

@@ -6,11 +6,11 @@ from typing import Any, cast
 from sqlalchemy import Engine, case, delete, select, update
 from sqlalchemy.orm import Session
 
-from orchestrator.curve import Point
+from orchestrator.curves.point import Point
 from orchestrator.database.engine import db_now, transaction
 from orchestrator.database.models import Attempt, CheckpointRow, CurvePoint, Job, LeaseRow, SweepRow, Table
-from orchestrator.queue.fence import dialect_insert, held_by, hold, log_event, lost
-from orchestrator.queue.terms import CheckpointRef, Desired, Lease
+from orchestrator.queue.fencing import dialect_insert, held_by, hold, log_event, lost
+from orchestrator.queue.types import CheckpointRef, Desired, Lease
 
 
 def heartbeat(

@@ -8,18 +8,18 @@ from typing import Any, get_args
 
 from sqlalchemy import Engine, select
 
-from orchestrator import ledger
-from orchestrator.basis import is_current
 from orchestrator.database import models as m
 from orchestrator.database.engine import db_now, reading
 from orchestrator.errors import FitError
-from orchestrator.report.contents import Contents, Missing, Origin, SweepText
-from orchestrator.results.lookup import sweep_ids
-from orchestrator.results.measurements import measured
-from orchestrator.results.requests import last_ended
-from orchestrator.scaling.eligibility import GROUNDS, Choices
-from orchestrator.scaling.findings import Fit, LawName, Measured, StoredFit
-from orchestrator.scaling.fitting import fit
+from orchestrator.fits import store
+from orchestrator.fits.forecast_inputs import is_current
+from orchestrator.report.page_data import Contents, Missing, Origin, SweepText
+from orchestrator.results.fit_rows import measured
+from orchestrator.results.selectors import sweep_ids
+from orchestrator.results.stored_configs import last_ended
+from orchestrator.scaling.fit.eligible_jobs import GROUNDS, FitOptions
+from orchestrator.scaling.fit.fitting import fit
+from orchestrator.scaling.types import Fit, JobMeasurement, LawName, StoredFit
 from orchestrator.settings import mask
 
 LAWS: tuple[LawName, ...] = get_args(LawName)
@@ -46,7 +46,7 @@ def collect(engine: Engine, sweeps: Sequence[str], *, database: str = "", laws: 
     )  # fmt: skip
 
 
-def _without_passwords(row: Measured) -> Measured:
+def _without_passwords(row: JobMeasurement) -> JobMeasurement:
     return replace(row, subject=mask(row.subject), data=mask(row.data), reason=row.reason and mask(row.reason))
 
 
@@ -57,7 +57,7 @@ def _masked(stored: StoredFit) -> StoredFit:
 
 
 def renew(
-    engine: Engine, sweeps: Sequence[str], rows: Sequence[Measured], *, laws: Sequence[LawName] = LAWS
+    engine: Engine, sweeps: Sequence[str], rows: Sequence[JobMeasurement], *, laws: Sequence[LawName] = LAWS
 ) -> dict[LawName, Missing]:
     """Fit and store each law that has no fit since the last job ended; return why some laws cannot be fitted."""
     last = last_ended(engine, sweeps)
@@ -67,13 +67,13 @@ def renew(
         if law not in fresh:
             found, why = fit_everywhere(law, rows)
             if found:
-                ledger.store(engine, [replace(one, sweeps=tuple(sorted(sweeps))) for one in found])
+                store.store(engine, [replace(one, sweeps=tuple(sorted(sweeps))) for one in found])
             elif why is not None:
                 missing[law] = why
     return missing
 
 
-def fit_everywhere(law: LawName, rows: Sequence[Measured]) -> tuple[list[Fit], Missing | None]:
+def fit_everywhere(law: LawName, rows: Sequence[JobMeasurement]) -> tuple[list[Fit], Missing | None]:
     """Fit a law to each subject, hook point, text and activation there is; return the fits, and why one is lacking."""
     found: list[Fit] = []
     reasons: list[Missing] = []
@@ -85,17 +85,17 @@ def fit_everywhere(law: LawName, rows: Sequence[Measured]) -> tuple[list[Fit], M
     return found, next(iter(reasons), None)
 
 
-def _choices(law: LawName, rows: Sequence[Measured]) -> list[Choices]:
+def _choices(law: LawName, rows: Sequence[JobMeasurement]) -> list[FitOptions]:
     """Return a choice per mixture of grounds that jobs differ in; L_s(N) compares subjects, so these stay together."""
     grounds = [name for name in GROUNDS if law != "ls" or name not in ("subject", "hook")]
     varied = [name for name in grounds if len({getattr(row, name) for row in rows}) > 1]
     mixtures = dict.fromkeys(tuple(getattr(row, name) for name in varied) for row in rows)
-    return [Choices(**dict(zip(varied, mixture, strict=True))) for mixture in mixtures]
+    return [FitOptions(**dict(zip(varied, mixture, strict=True))) for mixture in mixtures]
 
 
 def fits_of(engine: Engine, sweeps: Sequence[str]) -> list[StoredFit]:
     """Return the newest fits of exactly these sweeps, in the order of the laws."""
-    found = [one for one in ledger.newest(engine, sweep=sweeps[0]) if set(one.fit.sweeps) == set(sweeps)]
+    found = [one for one in store.newest(engine, sweep=sweeps[0]) if set(one.fit.sweeps) == set(sweeps)]
     return sorted(found, key=lambda one: (LAWS.index(one.fit.law), one.fit.subject, _numbers(one.fit.group)))
 
 
@@ -120,7 +120,7 @@ def _sweep(row: Any) -> SweepText:
     return SweepText(row.name, row.labels, "\n".join(map(mask, row.text.splitlines())), row.created_at)
 
 
-def _origins(engine: Engine, rows: Sequence[Measured]) -> dict[int, Origin]:
+def _origins(engine: Engine, rows: Sequence[JobMeasurement]) -> dict[int, Origin]:
     sweeps = select(m.SweepRow.id).where(m.SweepRow.name.in_({row.sweep for row in rows}))
     jobs = select(m.Job.id, m.Job.config, m.Job.mlflow_run_id, m.Job.attempt).where(m.Job.sweep_id.in_(sweeps))
     told = (
@@ -135,7 +135,7 @@ def _origins(engine: Engine, rows: Sequence[Measured]) -> dict[int, Origin]:
     return {row.job_id: _origin(stored[row.job_id], facts.get(row.job_id, {}), row) for row in rows}
 
 
-def _origin(stored: Any, facts: dict[str, Any], row: Measured) -> Origin:
+def _origin(stored: Any, facts: dict[str, Any], row: JobMeasurement) -> Origin:
     last = row.curve[-1] if row.curve else None
     return Origin(
         config=json.loads(stored.config),

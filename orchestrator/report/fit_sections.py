@@ -3,12 +3,12 @@
 import math
 from collections.abc import Iterable
 
-from orchestrator.report.contents import Contents
-from orchestrator.report.markup import Head, Html, element, grid, job_links, join
-from orchestrator.report.sentences import finding
-from orchestrator.scaling.findings import Excluded, Fit, Residual, Score, StoredFit
-from orchestrator.scaling.law_figures import LAW_TITLES, spelled
-from orchestrator.scaling.numerals import NONE, digits, named, scientific, share, whole
+from orchestrator.formatting import NONE, digits, named, scientific, share, whole
+from orchestrator.report.findings_text import finding
+from orchestrator.report.html import Head, Html, element, grid, job_links, join
+from orchestrator.report.page_data import Contents
+from orchestrator.scaling.plots.law_plots import LAW_TITLES, spelled
+from orchestrator.scaling.types import Excluded, Fit, Residual, Score, StoredFit
 
 
 def fit_sections(contents: Contents) -> list[Html]:

@@ -5,14 +5,14 @@ import hashlib
 from collections.abc import Sequence
 from importlib import resources
 
-from orchestrator.report.contents import Contents
+from orchestrator.report.findings_text import findings
 from orchestrator.report.fit_sections import fit_sections
-from orchestrator.report.job_grid import job_grid
-from orchestrator.report.markup import Html, element
+from orchestrator.report.html import Html, element
+from orchestrator.report.job_table import job_grid
+from orchestrator.report.page_data import Contents
 from orchestrator.report.provenance import moment, provenance
-from orchestrator.report.sentences import findings
-from orchestrator.scaling.canvas import Drawing
-from orchestrator.scaling.vectors import JOINS, css, svg
+from orchestrator.scaling.plots.canvas import Drawing
+from orchestrator.scaling.plots.svg import JOINS, css, svg
 
 _SORT = """for (const head of document.querySelectorAll("table.jobs th")) head.onclick = () => {
   const body = head.closest("table").tBodies[0];

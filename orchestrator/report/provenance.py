@@ -5,9 +5,9 @@ from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
-from orchestrator.report.contents import Contents, SweepText
-from orchestrator.report.markup import Head, Html, element, grid, job_links
-from orchestrator.scaling.numerals import named
+from orchestrator.formatting import named
+from orchestrator.report.html import Head, Html, element, grid, job_links
+from orchestrator.report.page_data import Contents, SweepText
 from orchestrator.settings import mask
 
 _SHOWN_ALREADY = {"sae.n_latents", "sae.k", "optimizer.lr", "training.seed"}

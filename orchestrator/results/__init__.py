@@ -1,11 +1,11 @@
 """The read side: flat rows of jobs, sweeps, workers, curves and histories."""
 
-from orchestrator.results.attendance import last_clock_step, roster
-from orchestrator.results.history import attempts, checkpoints, config, convergence, curve, events
-from orchestrator.results.lookup import existing, find
-from orchestrator.results.measurements import measured
-from orchestrator.results.overview import jobs
-from orchestrator.results.shapes import (
+from orchestrator.results.fit_rows import measured
+from orchestrator.results.job_history import attempts, checkpoints, config, convergence, curve, events
+from orchestrator.results.job_rows import jobs
+from orchestrator.results.queue_position import QueuePosition, standing
+from orchestrator.results.queue_stats import counts, paused_since, stats, sweeps, workers
+from orchestrator.results.rows import (
     AttemptRow,
     CheckpointRow,
     ConvergenceRow,
@@ -16,9 +16,8 @@ from orchestrator.results.shapes import (
     SweepRow,
     WorkerRow,
 )
-from orchestrator.results.sharing import Standing, standing
-from orchestrator.results.statistics import stats
-from orchestrator.results.totals import counts, paused_since, sweeps, workers
+from orchestrator.results.selectors import existing, find
+from orchestrator.results.worker_rows import last_clock_step, roster
 
 __all__ = [
     "AttemptRow",
@@ -26,9 +25,9 @@ __all__ = [
     "ConvergenceRow",
     "EventRow",
     "JobRow",
+    "QueuePosition",
     "QueueStats",
     "RosterRow",
-    "Standing",
     "SweepRow",
     "WorkerRow",
     "attempts",

@@ -4,7 +4,8 @@ import glob
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from orchestrator.config import JobConfig, field_paths, near_key
+from orchestrator.config.job import JobConfig
+from orchestrator.config.validation import field_paths, near_key
 from orchestrator.errors import ConfigError
 from orchestrator.sweep.yaml_source import Node, parse_text, read_text
 

@@ -10,12 +10,14 @@ from typing import Any, NamedTuple
 
 from pydantic import ValidationError
 
-from orchestrator.config import SCHEMA_HINT, JobConfig, Limits, Sweep, explain, near_key
+from orchestrator.config.job import JobConfig
+from orchestrator.config.validation import SCHEMA_HINT, explain, near_key
 from orchestrator.errors import ConfigError
 from orchestrator.sweep.assignments import Assignment, Assignments, assignments_of, entries
 from orchestrator.sweep.expression import Expression, compile_expression
 from orchestrator.sweep.overrides import apply
 from orchestrator.sweep.points import Axis, describe, read_axes
+from orchestrator.sweep.sweep import Limits, Sweep
 from orchestrator.sweep.yaml_source import STANDARD_INPUT, Node, parse_text, read_text
 
 MAX_POINTS = 200_000

@@ -5,7 +5,7 @@ import operator
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, NamedTuple, NoReturn
 
-from orchestrator.config import near_key
+from orchestrator.config.validation import near_key
 from orchestrator.errors import ConfigError
 
 MAX_LENGTH = 1000

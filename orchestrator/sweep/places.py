@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from pathlib import Path
 
-from orchestrator.config import JobConfig
+from orchestrator.config.job import JobConfig
 from orchestrator.errors import ConfigError
 
 _SUFFIXES = (".txt", ".jsonl", ".parquet")

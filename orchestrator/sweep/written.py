@@ -4,8 +4,9 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from orchestrator.config import JobConfig, Limits, Sweep
+from orchestrator.config.job import JobConfig
 from orchestrator.sweep.assignments import VERSION
+from orchestrator.sweep.sweep import Limits, Sweep
 
 _ALWAYS = ("subject.model", "data.source")
 _WIDTH = 118

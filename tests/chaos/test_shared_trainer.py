@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 
 from orchestrator import queue
-from orchestrator.config import JobConfig, parse
-from orchestrator.curve import Point
+from orchestrator.config.job import JobConfig
+from orchestrator.config.validation import parse
+from orchestrator.curves.point import Point
 from tests.small_world import World, is_gone, small_config, small_world, trainers
 
 Curve = list[tuple[float, ...]]

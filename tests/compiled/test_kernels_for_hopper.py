@@ -47,7 +47,7 @@ def _wide_loads(ptx: str) -> int:
 
 
 def test_rows_are_read_sixteen_bytes_at_a_time(tmp_path: Path) -> None:
-    from worker.sae.kernels import adam, bags, segments
+    from worker.sae.compiled.kernels import adam, bags, segments
 
     decode = {"BLOCK_K": 4, "BLOCK_D": 512, "HAS_BIAS": True, "HAS_X": True}
     ptx = _ptx(bags.decode_kernel, [FLOAT, LONG, *[FLOAT] * 5], decode, tmp_path, num_warps=4)
@@ -66,7 +66,7 @@ def test_rows_are_read_sixteen_bytes_at_a_time(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("wide", [True, False])
 def test_the_encoder_multiplies_on_the_tensor_cores(tmp_path: Path, wide: bool) -> None:
-    from worker.sae.kernels.blockmax import encode_kernel
+    from worker.sae.compiled.kernels.blockmax import encode_kernel
 
     tile = TILE | {"BLOCK_N": 256 if wide else 128, "BLOCK_K": 64, "PRECISION": "tf32"}
     pointers = [BF16, BF16, FLOAT, BF16, INT]
@@ -77,7 +77,7 @@ def test_the_encoder_multiplies_on_the_tensor_cores(tmp_path: Path, wide: bool) 
 
 
 def test_float32_is_multiplied_exactly(tmp_path: Path) -> None:
-    from worker.sae.kernels.blockmax import encode_kernel
+    from worker.sae.compiled.kernels.blockmax import encode_kernel
 
     tile = TILE | {"BLOCK_N": 128, "BLOCK_K": 32, "PRECISION": "ieee"}
     ptx = _ptx(encode_kernel, [FLOAT] * 4 + [INT], tile, tmp_path, num_warps=8, num_stages=3)
@@ -86,7 +86,7 @@ def test_float32_is_multiplied_exactly(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("of_blocks", [True, False])
 def test_selection_and_counters_compile(tmp_path: Path, of_blocks: bool) -> None:
-    from worker.sae.kernels import blockmax, counters
+    from worker.sae.compiled.kernels import blockmax, counters
 
     select = {"BLOCK": 64, "SIZE": 2048, "OF_BLOCKS": of_blocks}
     _ptx(blockmax.select_kernel, [INT, BF16, INT, INT if of_blocks else LONG, BF16], select, tmp_path, num_warps=4)

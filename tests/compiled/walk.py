@@ -9,10 +9,10 @@ import sys
 
 import torch
 
-from orchestrator.config import JobConfig, parse
-from worker.sae.compiled import CompiledStep
-from worker.sae.step import take
-from worker.sae.trainee import Trainee
+from orchestrator.config.job import JobConfig
+from orchestrator.config.validation import parse
+from worker.sae.compiled.compiled_step import CompiledStep
+from worker.sae.train_state import TrainState, train_step
 
 D_MODEL, BATCH, N_STEPS = 15, 32, 40
 
@@ -23,7 +23,7 @@ def many() -> None:
     failed = []
     for n_latents in range(90, 100):
         config = _config({"n_latents": n_latents})
-        trainee = Trainee.fresh(config, x)
+        trainee = TrainState.fresh(config, x)
         step = CompiledStep(config, trainee, say=print, backend="eager")
         for batch in torch.split(x[: 8 * BATCH], BATCH):
             step(trainee, batch, config)
@@ -39,7 +39,7 @@ def main() -> None:
         return
     config = _config(json.loads(sys.argv[1]))
     x = torch.randn(N_STEPS * BATCH, D_MODEL, generator=torch.Generator().manual_seed(0))
-    plain = Trainee.fresh(config, x)
+    plain = TrainState.fresh(config, x)
     with torch.no_grad():
         plain.model.b_enc[:30] -= 10.0  # they do not fire
     compiled = copy.deepcopy(plain)
@@ -49,7 +49,7 @@ def main() -> None:
     untouched = torch.equal(compiled.model.W_enc, plain.model.W_enc) and compiled.tokens_seen == 0
     for batch in torch.split(x, BATCH):
         step(compiled, batch, config)
-        take(plain, batch, config)
+        train_step(plain, batch, config)
     pairs = zip(compiled.tensors().items(), plain.tensors().values(), strict=True)
     apart = {name: float((one.double() - other.double()).abs().max()) for (name, one), other in pairs}
     print(

@@ -12,8 +12,8 @@ from orchestrator import queue, results
 from orchestrator.database import engine as database
 from tests.conformance.planted import Edit, edited
 from tests.conformance.promises import broken_promises
-from tests.queue_words import attempt, claim, enqueue, fail, leases, result, run_out, state
-from tests.roster_words import report
+from tests.queue_shorthand import attempt, claim, enqueue, fail, leases, result, run_out, state
+from tests.worker_shorthand import report
 
 HOURS = (-2, 2)
 

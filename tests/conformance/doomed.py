@@ -12,7 +12,7 @@ from orchestrator import queue
 from orchestrator.database.engine import connect
 from orchestrator.queue import Lease
 from tests.conformance.fault_port import FATES, at_commits
-from tests.queue_words import WORKER, enqueue, point, result
+from tests.queue_shorthand import WORKER, enqueue, point, result
 
 Verb = Callable[[Engine, Lease], object]
 ROOT = Path(__file__).parents[2]

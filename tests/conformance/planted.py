@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from sqlalchemy import Engine
 
 from orchestrator.database import engine as database
-from orchestrator.queue import claims, endings, expiry, fence, heartbeats, wishes
+from orchestrator.queue import claims, control, expiry, fencing, heartbeats, outcomes
 
 
 class Edit(NamedTuple):
@@ -21,13 +21,13 @@ class Edit(NamedTuple):
 
 
 NO_FENCE = Edit(
-    fence.held_by,
+    fencing.held_by,
     "LeaseRow.job_id == lease.job_id, LeaseRow.attempt == lease.attempt, LeaseRow.token == lease.token",
     "LeaseRow.job_id == lease.job_id,",
 )
-STATE_ONLY = Edit(fence.move, "Job.attempt == lease.attempt, ", "")
-ID_ONLY = Edit(fence.move, 'Job.attempt == lease.attempt, Job.state == "running"', "")
-WITHOUT_A_LEASE = Edit(fence.close_attempt, "if seen is None:\n        return None", "seen = seen or 0")
+STATE_ONLY = Edit(fencing.move, "Job.attempt == lease.attempt, ", "")
+ID_ONLY = Edit(fencing.move, 'Job.attempt == lease.attempt, Job.state == "running"', "")
+WITHOUT_A_LEASE = Edit(fencing.close_attempt, "if seen is None:\n        return None", "seen = seen or 0")
 ANY_STATE = Edit(claims._eligible, 'Job.state == "queued", ', "")
 NO_COMPARE = Edit(claims._taking, ', Job.state == "queued"', "")
 SECOND_TRANSACTION = "    with transaction(engine) as session:\n        _store(session, lease, result, analysis)"
@@ -46,18 +46,18 @@ PLANTED: dict[str, tuple[Edit, ...]] = {
     "companion from another place": (
         Edit(claims._first_alike, 'cursor, 0) == bindparam("its_cursor")', 'cursor, 0) >= 0 * bindparam("its_cursor")'),
     ),
-    "finish not idempotent": (Edit(endings.finish, "_finished_before(session, lease)", "False"),),
+    "finish not idempotent": (Edit(outcomes.finish, "_finished_before(session, lease)", "False"),),
     "finish in two transactions": (
-        Edit(endings.finish, "        _store(session, lease, result, analysis)", SECOND_TRANSACTION),
+        Edit(outcomes.finish, "        _store(session, lease, result, analysis)", SECOND_TRANSACTION),
     ),
     "cancel wins over finish": (
-        Edit(endings.finish, '"succeeded", reason', '"cancelled" if wanted == "cancel" else "succeeded", reason'),
+        Edit(outcomes.finish, '"succeeded", reason', '"cancelled" if wanted == "cancel" else "succeeded", reason'),
     ),
-    "ending counted twice": (Edit(endings._state_after, "if ended != outcome:", "if True:"),),
-    "failure forgets the wish": (Edit(endings._landing, 'desired == "cancel"', "False"),),
+    "ending counted twice": (Edit(outcomes._state_after, "if ended != outcome:", "if True:"),),
+    "failure forgets the wish": (Edit(outcomes._landing, 'desired == "cancel"', "False"),),
     "lease outlives its attempt": (
         Edit(
-            fence.close_attempt,
+            fencing.close_attempt,
             "delete(LeaseRow).where(held_by(lease)).returning(LeaseRow.tokens_seen)",
             "select(LeaseRow.tokens_seen).where(held_by(lease))",
         ),
@@ -70,10 +70,10 @@ PLANTED: dict[str, tuple[Edit, ...]] = {
         Edit(expiry._expire, "db_now() - grace_seconds", "db_now()"),
     ),
     "cancel does not wait for the worker": (
-        Edit(wishes.cancel, 'if state == "running":', 'if state == "running" and False:'),
+        Edit(control.cancel, 'if state == "running":', 'if state == "running" and False:'),
     ),
     "retry beside its replacement": (
-        Edit(wishes._apply, "        _leave_replaced(session, found)", "        pass"),
+        Edit(control._apply, "        _leave_replaced(session, found)", "        pass"),
     ),
     "two-step reaper": (
         Edit(

@@ -18,15 +18,16 @@ from hypothesis.stateful import (
 from sqlalchemy import Engine, delete, select, update
 
 from orchestrator import queue
-from orchestrator.config import Limits, Sweep, parse
+from orchestrator.config.validation import parse
 from orchestrator.database.engine import db_now, reading, transaction
 from orchestrator.database.models import CheckpointRow, CurvePoint, Job, LeaseRow, SweepRow, Table
 from orchestrator.errors import StateError, StorageError
 from orchestrator.queue import Claim, Lease, LeaseLost
+from orchestrator.sweep.sweep import Limits, Sweep
 from tests.conformance.fault_port import FATES, at_commits, loses_its_answer
 from tests.conformance.model import BACKOFF_SECONDS, GRACE_SECONDS, LEASE_SECONDS, MAX_FAILURES, Expected, Model
 from tests.conformance.promises import broken_promises
-from tests.queue_words import WORKER, point, ref, result
+from tests.queue_shorthand import WORKER, point, ref, result
 
 PARTS: list[dict[str, Any]] = [{"training": {"seed": n}, "data": {"seed": n // 3}} for n in range(4)]
 CONFIGS = tuple(parse({"sae": {"n_latents": 64}} | part) for part in PARTS)

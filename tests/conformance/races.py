@@ -15,7 +15,7 @@ from orchestrator.database.models import LeaseRow
 from orchestrator.errors import StateError
 from tests.conformance.fault_port import PATIENCE_SECONDS, another, at_once, frozen_at_commit
 from tests.conformance.promises import broken_promises
-from tests.queue_words import (
+from tests.queue_shorthand import (
     WORKER,
     claim,
     enqueue,

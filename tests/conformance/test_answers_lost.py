@@ -17,8 +17,8 @@ from orchestrator.settings import Settings
 from tests.conformance.doomed import VERBS, Verb
 from tests.conformance.fault_port import Fate, at_commits, at_once, fails, goes_well, loses_its_answer
 from tests.conformance.promises import broken_promises
-from tests.queue_words import WORKER, attempt, claim, enqueue, job, leases, point, run_out, state
-from worker.lease import HeldLease, Status
+from tests.queue_shorthand import WORKER, attempt, claim, enqueue, job, leases, point, run_out, state
+from worker.supervisor.lease import HeldLease, Status
 
 FATES = pytest.mark.parametrize("fate", [fails, loses_its_answer])
 

@@ -10,15 +10,16 @@ from typing import Any
 import pytest
 from sqlalchemy import Connection, Engine
 
-from orchestrator import dispatch, garbage, queue, results
+from orchestrator import dispatch, queue, results
 from orchestrator.cli.main import run
 from orchestrator.database.schema import HEAD, current, migration_config, open_database, upgrade
 from orchestrator.errors import StorageError
 from orchestrator.queue import LeaseLost
 from orchestrator.settings import Settings
+from orchestrator.storage import garbage
 from tests.conformance.fault_port import another, at_commits, at_once
 from tests.conformance.promises import broken_promises
-from tests.queue_words import attempt, claim, enqueue, events, job, lose, point, ref, result, run_out, state, sweep
+from tests.queue_shorthand import attempt, claim, enqueue, events, job, lose, point, ref, result, run_out, state, sweep
 
 SWEEP = "{version: 1, name: s, overrides: {subject.layer: 3}, sweep: [{grid: {sae.n_latents: [64, 128]}}]}"
 

@@ -6,7 +6,7 @@ from sqlalchemy import Engine, event
 
 from orchestrator import queue
 from tests.conformance import clocks
-from tests.queue_words import claim, enqueue
+from tests.queue_shorthand import claim, enqueue
 
 
 def test_f17_a_workers_clock_two_hours_off(engine: Engine) -> None:

@@ -11,7 +11,7 @@ from orchestrator.database.models import ConvergenceRow, ResultRow, Table
 from orchestrator.queue import Lease
 from tests.conformance.doomed import dies
 from tests.conformance.promises import broken_promises
-from tests.queue_words import (
+from tests.queue_shorthand import (
     attempt,
     claim,
     enqueue,

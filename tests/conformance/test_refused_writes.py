@@ -13,8 +13,8 @@ from orchestrator.database.engine import connect
 from orchestrator.settings import Settings
 from tests.conformance.promises import broken_promises
 from tests.full_disk import files_of_at_most
-from tests.queue_words import claim, enqueue, point, result, state
-from worker.lease import HeldLease, Status
+from tests.queue_shorthand import claim, enqueue, point, result, state
+from worker.supervisor.lease import HeldLease, Status
 
 SWEEP = """
 version: 1

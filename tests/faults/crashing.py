@@ -20,7 +20,7 @@ from sqlalchemy.orm import Session
 
 from orchestrator import queue
 from worker import __main__ as program
-from worker import process, slot
+from worker.supervisor import gpu_lock, trainer_process
 
 VERBS = ("claim", "begin", "heartbeat", "record", "checkpointed", "finish", "release", "fail")
 POINTS = tuple(f"{when}_{verb}_commit" for verb in VERBS for when in ("before", "after"))
@@ -59,9 +59,9 @@ if __name__ == "__main__":
     if place := os.environ.get("ORCH_CRASH_AT"):
         crash_at(place, signal.Signals[os.environ.get("ORCH_CRASH_SIGNAL", "SIGKILL")])
     if trainer := os.environ.get("ORCH_TRAINER"):
-        process.COMMAND = (sys.executable, "-P", "-m", trainer)
+        trainer_process.COMMAND = (sys.executable, "-P", "-m", trainer)
     if gpu := os.environ.get("ORCH_GPU"):
-        slot.names = lambda *_: [gpu]
+        gpu_lock.names = lambda *_: [gpu]
     if counter := os.environ.get("ORCH_OOM_KILLS"):
-        vars(process)["oom_kills"] = partial(oom_kills, Path(counter))
+        vars(trainer_process)["oom_kills"] = partial(oom_kills, Path(counter))
     sys.exit(program.main())

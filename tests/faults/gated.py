@@ -5,7 +5,8 @@ import sys
 import time
 from pathlib import Path
 
-from worker import checkpoint, trainer
+from worker.trainer import __main__ as trainer
+from worker.trainer import checkpoint
 
 
 def wait_at_the_gate(path: Path) -> None:

@@ -11,16 +11,16 @@ import sys
 import time
 from pathlib import Path
 
-from orchestrator.curve import Point
-from worker.line import Line
-from worker.protocol import Assignment, Ended, Exit, Measured, Saved, Started
+from orchestrator.curves.point import Point
+from worker.protocol import Assignment, CurvePointMessage, Ended, Exit, Saved, Started
+from worker.trainer.channel import SupervisorChannel
 
 TOKENS = 1024
 POISON, GREEDY = 13, 14
 
 
 def main() -> Exit:
-    line = Line()
+    line = SupervisorChannel()
     order = line.order()
     (job,) = order.jobs
     line.training_from({job.job_id: 0})
@@ -33,7 +33,7 @@ def main() -> Exit:
         time.sleep(float(os.environ.get("ORCH_STEP_SECONDS", "0.05")))
         while step == end and hold.is_file() and not line.must_yield:
             time.sleep(0.02)
-        line.send(Measured(Point(step * TOKENS, *[1 / step] * (len(Point._fields) - 1))), job.job_id)
+        line.send(CurvePointMessage(Point(step * TOKENS, *[1 / step] * (len(Point._fields) - 1))), job.job_id)
         line.alive(step * TOKENS, job.job_id)
         if line.must_yield:
             time.sleep(float(os.environ.get("ORCH_YIELD_SECONDS", "0")))
@@ -54,7 +54,7 @@ def misbehave(seed: int) -> None:
         taken.append(bytearray(os.urandom(1 << 20)) * 8)
 
 
-def save(line: Line, job: Assignment, tokens: int) -> None:
+def save(line: SupervisorChannel, job: Assignment, tokens: int) -> None:
     folder = Path(job.artifacts, str(tokens))
     folder.mkdir(parents=True, exist_ok=True)
     line.send(Saved(str(folder), tokens, "ab"), job.job_id)

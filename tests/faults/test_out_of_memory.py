@@ -9,7 +9,7 @@ import pytest
 
 from tests.faults.conftest import MakeWorld
 from tests.small_world import World, small_config, trainers
-from worker.cgroup import oom_kills
+from worker.supervisor.trainer_process import oom_kills
 
 QUICK = {"module": "tests.faults.crashing", "ORCH_TRAINER": "tests.faults.quick"}
 LIMIT = 512 << 20

@@ -8,7 +8,7 @@ import pytest
 
 from orchestrator.errors import StateError, StorageError
 from tests.small_world import ROOT, World
-from worker import slot
+from worker.supervisor import gpu_lock
 
 HOLD = "import sys; from pathlib import Path; from worker import slot\n"
 HOLD += "with slot.held(['GPU-1', '2'], Path(sys.argv[1])): print('held', flush=True); sys.stdin.read()"
@@ -21,11 +21,11 @@ def test_f29_a_slot_is_held_until_its_process_ends(tmp_path: Path) -> None:
         assert holder.stdout.readline() == "held\n"
         for name in ("GPU-1", "2"):
             with pytest.raises(StateError, match=f"GPU {name[-1]} is held by worker of pid {holder.pid}"):
-                slot.held(["0", name], tmp_path).__enter__()
-        with slot.held(["0"], tmp_path):
+                gpu_lock.held(["0", name], tmp_path).__enter__()
+        with gpu_lock.held(["0"], tmp_path):
             pass
         holder.kill()
-    with slot.held(["GPU-1", "2"], tmp_path):
+    with gpu_lock.held(["GPU-1", "2"], tmp_path):
         pass
 
 
@@ -41,18 +41,18 @@ def test_f29_the_second_worker_of_a_gpu_ends_with_4(world: World, tmp_path: Path
 
 
 def test_a_gpu_has_one_name_however_it_is_chosen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert all(slot.names(device, {"CUDA_VISIBLE_DEVICES": "0"}) == [] for device in ("cpu", "cpu+cpu", "auto"))
+    assert all(gpu_lock.names(device, {"CUDA_VISIBLE_DEVICES": "0"}) == [] for device in ("cpu", "cpu+cpu", "auto"))
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert slot.names("cuda:1", {"CUDA_VISIBLE_DEVICES": "3,5"}) == ["5"], "nothing tells its UUID"
+    assert gpu_lock.names("cuda:1", {"CUDA_VISIBLE_DEVICES": "3,5"}) == ["5"], "nothing tells its UUID"
     tool = tmp_path / "nvidia-smi"
     tool.write_text('#!/bin/sh\n[ "$1" = -i ] && echo "GPU-${2#GPU-}"\n')
     tool.chmod(0o755)
-    assert slot.names("cuda:1", {}) == ["GPU-1"]
-    assert slot.names("cuda", {}) == ["GPU-0"]
-    assert slot.names("cuda:0+cuda:1", {"CUDA_VISIBLE_DEVICES": "3,GPU-5"}) == ["GPU-3", "GPU-5"]
+    assert gpu_lock.names("cuda:1", {}) == ["GPU-1"]
+    assert gpu_lock.names("cuda", {}) == ["GPU-0"]
+    assert gpu_lock.names("cuda:0+cuda:1", {"CUDA_VISIBLE_DEVICES": "3,GPU-5"}) == ["GPU-3", "GPU-5"]
 
 
 def test_a_folder_that_cannot_be_made_is_told(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(StorageError, match="file"):
-        slot.held(["0"], tmp_path / "file").__enter__()
+        gpu_lock.held(["0"], tmp_path / "file").__enter__()

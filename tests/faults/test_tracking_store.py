@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.curve import Point
+from orchestrator.curves.point import Point
 from tests import servers
 from tests.faults.conftest import MakeWorld
 from tests.faults.proxy import proxy
@@ -29,7 +29,7 @@ FIRST_USE = """
 import sys
 import mlflow
 from orchestrator.settings import load
-from worker.runs import Runs
+from worker.tracking.mlflow_client import Runs
 print("ready", flush=True)
 sys.stdin.readline()
 runs = Runs(load())

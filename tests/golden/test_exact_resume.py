@@ -7,11 +7,12 @@ from typing import Any
 import pytest
 import torch
 
-from orchestrator.config import JobConfig, parse
-from orchestrator.curve import Point
-from worker import checkpoint
-from worker.sae.trainee import Trainee
-from worker.training import evaluation_grid, train
+from orchestrator.config.job import JobConfig
+from orchestrator.config.validation import parse
+from orchestrator.curves.point import Point
+from worker.sae.train_state import TrainState
+from worker.trainer import checkpoint
+from worker.trainer.train import evaluation_grid, train
 
 BATCH, N_STEPS, D_MODEL = 64, 120, 16
 
@@ -34,7 +35,7 @@ def _batches() -> list[torch.Tensor]:
     return list(torch.split(x / x.norm(dim=1, keepdim=True), BATCH))
 
 
-def _run(trainee: Trainee, config: JobConfig, *, n_steps: int | None = None) -> Trainee:
+def _run(trainee: TrainState, config: JobConfig, *, n_steps: int | None = None) -> TrainState:
     batches = _batches()
     rest = batches[trainee.tokens_seen // BATCH :]
     for _ in islice(train(trainee, rest, config=config, heldout=torch.cat(batches[:4])), n_steps):
@@ -51,12 +52,12 @@ def test_resumed_equals_uninterrupted(tmp_path: Path, activation: str) -> None:
     torch.set_num_threads(1)
     config = _config(activation=activation)
     sample = torch.cat(_batches()[:8])
-    whole = _run(Trainee.fresh(config, sample), config)
+    whole = _run(TrainState.fresh(config, sample), config)
     assert whole.aux_tokens > 0, "AuxK must take part"
     grid = evaluation_grid(config)
     stops = [1, 8, 9, 37, 64, 119]  # before the first point, at one, between two, right before the end
     assert {8 * BATCH in grid, 9 * BATCH in grid, 37 * BATCH in grid} == {True, False}
-    trainee = Trainee.fresh(config, sample)
+    trainee = TrainState.fresh(config, sample)
     for before, stop in zip([0, *stops], stops, strict=False):
         _run(trainee, config, n_steps=stop - before)
         assert trainee.tokens_seen == stop * BATCH
@@ -76,5 +77,5 @@ def test_resumed_equals_uninterrupted(tmp_path: Path, activation: str) -> None:
 def test_a_seed_repeats_itself() -> None:
     torch.set_num_threads(1)
     config, sample = _config(), torch.cat(_batches()[:8])
-    first, second = (_run(Trainee.fresh(config, sample), config, n_steps=20) for _ in range(2))
+    first, second = (_run(TrainState.fresh(config, sample), config, n_steps=20) for _ in range(2))
     assert _but_for_the_clock(first.curve) == _but_for_the_clock(second.curve)

@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from orchestrator.config import JobConfig, parse
-from worker.sae.step import Step, take
-from worker.sae.trainee import Trainee
-from worker.training import train
+from orchestrator.config.job import JobConfig
+from orchestrator.config.validation import parse
+from worker.sae.train_state import Step, TrainState, train_step
+from worker.trainer.train import train
 
 D_MODEL, BATCH, N_STEPS = 32, 256, 600
 
@@ -27,7 +27,7 @@ def _data() -> Tensor:
     return (torch.rand(which.shape, generator=generator).unsqueeze(2) * directions[which]).sum(1)
 
 
-def _by_autograd(trainee: Trainee, batch: Tensor, config: JobConfig) -> None:
+def _by_autograd(trainee: TrainState, batch: Tensor, config: JobConfig) -> None:
     """Take a step as `take` does, but for the way to the gradients."""
     _, _, is_active = trainee.by_autograd(batch, config)
     trainee.optimizer.step()
@@ -38,7 +38,7 @@ def _by_autograd(trainee: Trainee, batch: Tensor, config: JobConfig) -> None:
 
 def _fvu(config: JobConfig, x: Tensor, step: Step) -> float:
     torch.set_num_threads(1)
-    trainee = Trainee.fresh(config, x[: 8 * BATCH])
+    trainee = TrainState.fresh(config, x[: 8 * BATCH])
     batches = torch.split(x[16 * BATCH :], BATCH)
     for _ in train(trainee, batches, config=config, heldout=x[8 * BATCH : 16 * BATCH], step=step):
         pass
@@ -52,6 +52,6 @@ def test_after_equal_tokens_fvu_is_within_half_a_percent_of_the_plain_path(activ
     x = _data()
     plain = _fvu(_config(activation=activation), x, _by_autograd)
     assert plain < 0.2
-    assert _fvu(_config(activation=activation), x, take) == pytest.approx(plain, rel=0.005)
+    assert _fvu(_config(activation=activation), x, train_step) == pytest.approx(plain, rel=0.005)
     rounded = _config(activation=activation, encode_dtype="bfloat16")
-    assert _fvu(rounded, x, take) == pytest.approx(plain, rel=0.005)
+    assert _fvu(rounded, x, train_step) == pytest.approx(plain, rel=0.005)

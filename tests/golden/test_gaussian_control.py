@@ -6,10 +6,11 @@ import pytest
 import torch
 from torch.nn import functional
 
-from orchestrator.config import JobConfig, parse
-from worker.sae.trainee import Trainee
-from worker.synthesis import Synthesis
-from worker.training import train
+from orchestrator.config.job import JobConfig
+from orchestrator.config.validation import parse
+from worker.activations.synthetic_source import SyntheticActivations
+from worker.sae.train_state import TrainState
+from worker.trainer.train import train
 
 D_MODEL, K, SIZES, BATCH, BUDGET = 64, 4, (128, 512), 512, 262_144
 UNTRAINED = {128: 0.750, 512: 0.667}
@@ -44,10 +45,10 @@ def test_trained_on_gaussian_noise_the_loss_falls_little_and_slowly_with_size() 
     torch.set_num_threads(1)
     trained: dict[int, float] = {}
     for n in SIZES:
-        config, source = _config(n), Synthesis(_config(n).subject.model)
+        config, source = _config(n), SyntheticActivations(_config(n).subject.model)
         heldout = source.heldout(config)
         assert _random_directions(n, heldout) == pytest.approx(UNTRAINED[n], abs=0.004)
-        trainee = Trainee.fresh(config, source.sample(config, 16_384))
+        trainee = TrainState.fresh(config, source.sample(config, 16_384))
         batches = (batch for (batch,) in source.stream([config], start_tokens=0))
         for _ in train(trainee, islice(batches, BUDGET // BATCH), config=config, heldout=heldout):
             pass

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from orchestrator.config import parse
-from worker.sae.trainee import Trainee
-from worker.training import train
+from orchestrator.config.validation import parse
+from worker.sae.train_state import TrainState
+from worker.trainer.train import train
 
 D_MODEL, N_FEATURES, N_ACTIVE, N_LATENTS, BATCH, N_STEPS = 48, 80, 4, 160, 512, 1000
 
@@ -43,7 +43,7 @@ def test_the_planted_dictionary_is_recovered() -> None:
         while True:
             yield _draw(BATCH, planted, generator)
 
-    trainee = Trainee.fresh(config, _draw(8192, planted, generator))
+    trainee = TrainState.fresh(config, _draw(8192, planted, generator))
     for _ in train(trainee, batches(), config=config, heldout=_draw(4096, planted, generator)):
         pass
     model = trainee.averaged()

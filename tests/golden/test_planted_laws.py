@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from orchestrator.scaling.findings import Fit
-from orchestrator.scaling.fitting import fit
-from orchestrator.scaling.prediction import predict
-from tests.measured_rows import EQUATION_3, N_OF_G1, grid, line, measured, surface
+from orchestrator.scaling.fit.fitting import fit
+from orchestrator.scaling.fit.predict import predict
+from orchestrator.scaling.types import Fit
+from tests.job_measurements import EQUATION_3, N_OF_G1, grid, line, measured, surface
 
 REPETITIONS = 200
 TRUTH = {"a": 0.4, "b": -0.163, "e": 0.199}

@@ -9,12 +9,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from orchestrator.config import JobConfig, parse
-from orchestrator.curve import Point
-from worker import activations, subject, tokens
-from worker.sae.trainee import Trainee
-from worker.standard_library import is_held_out, standard_library_files
-from worker.training import train
+from orchestrator.config.job import JobConfig
+from orchestrator.config.validation import parse
+from orchestrator.curves.point import Point
+from worker.activations import stream
+from worker.data import token_file
+from worker.data.standard_library import is_held_out, standard_library_files
+from worker.sae.train_state import TrainState
+from worker.subject import model
+from worker.trainer.train import train
 
 BIGRAM_LOSS = 4.62
 """Nats per token of a Witten-Bell bigram on the held-out documents: examples/subject/README.md."""
@@ -38,23 +41,23 @@ def _config(n_latents: int, k: int) -> JobConfig:
 
 
 @pytest.fixture(scope="module")
-def shipped() -> subject.Subject:
+def shipped() -> model.Subject:
     torch.set_num_threads(1)
-    return subject.load(_config(64, 4).subject)
+    return model.load(_config(64, 4).subject)
 
 
 @pytest.fixture(scope="module")
-def curves(shipped: subject.Subject, tmp_path_factory: pytest.TempPathFactory) -> Curves:
+def curves(shipped: model.Subject, tmp_path_factory: pytest.TempPathFactory) -> Curves:
     """Train four autoencoders on one stream of activations."""
     config = _config(64, 4)
-    packed = tokens.pack(config.data, shipped.tokenizer, tmp_path_factory.mktemp("tokens"))
+    packed = token_file.pack(config.data, shipped.tokenizer, tmp_path_factory.mktemp("tokens"))
     n_batches = TRAINING["max_tokens"] // TRAINING["batch_tokens"]
-    batches = list(islice(activations.stream(shipped, packed, config), n_batches))
-    sample = activations.sample(shipped, packed, config, 8192)
-    heldout = activations.heldout(shipped, packed, config)
+    batches = list(islice(stream.stream(shipped, packed, config), n_batches))
+    sample = stream.sample(shipped, packed, config, 8192)
+    heldout = stream.heldout(shipped, packed, config)
     found: Curves = {}
     for n_latents, k in ((64, 4), (64, 8), (256, 4), (256, 8)):
-        trainee = Trainee.fresh(_config(n_latents, k), sample)
+        trainee = TrainState.fresh(_config(n_latents, k), sample)
         for _ in train(trainee, batches, config=_config(n_latents, k), heldout=heldout):
             pass
         assert trainee.untrained_fvu is not None
@@ -62,7 +65,7 @@ def curves(shipped: subject.Subject, tmp_path_factory: pytest.TempPathFactory) -
     return found
 
 
-def test_it_predicts_source_it_never_saw_far_better_than_a_bigram(shipped: subject.Subject) -> None:
+def test_it_predicts_source_it_never_saw_far_better_than_a_bigram(shipped: model.Subject) -> None:
     texts = [text for path, text in standard_library_files() if is_held_out(path)]
     with torch.inference_mode():
         losses = [_loss(shipped, ids) for ids in islice(_windows(shipped, texts), 40)]
@@ -70,15 +73,15 @@ def test_it_predicts_source_it_never_saw_far_better_than_a_bigram(shipped: subje
     assert sum(losses) / len(losses) < BIGRAM_LOSS - 1
 
 
-def _windows(shipped: subject.Subject, texts: list[str]) -> Iterator[Tensor]:
+def _windows(shipped: model.Subject, texts: list[str]) -> Iterator[Tensor]:
     """Yield the first window of 128 tokens of each document that is long enough, then the next of each."""
     ids = [shipped.tokenizer(text[:20_000], return_tensors="pt").input_ids[0] for text in texts]
     for start in range(0, 4096, 128):
         yield from (i[start : start + 128].unsqueeze(0) for i in ids if len(i) >= start + 128)
 
 
-def _loss(shipped: subject.Subject, ids: Tensor) -> float:
-    logits = subject.run_patched(shipped, ids, lambda found: found)
+def _loss(shipped: model.Subject, ids: Tensor) -> float:
+    logits = model.run_patched(shipped, ids, lambda found: found)
     return float(functional.cross_entropy(logits[0, :-1].float(), ids[0, 1:]))
 
 

@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch.nn import functional
 
-from orchestrator.config import parse
-from worker.sae.trainee import Trainee
-from worker.training import train
+from orchestrator.config.validation import parse
+from worker.sae.train_state import TrainState
+from worker.trainer.train import train
 
 # fvu of the averaged weights and share of dead latents; made by this test on a CPU, float32, one thread.
 STORED: dict[str, list[tuple[int, float, float]]] = {
@@ -35,7 +35,7 @@ def test_the_curve_is_the_stored_one(activation: str) -> None:
     planted = functional.normalize(torch.randn(64, 32, generator=generator), dim=1)
     codes = torch.rand(40_960, 64, generator=generator)
     x = functional.normalize(codes * (codes > 0.94) @ planted + 0.02, dim=1)
-    trainee = Trainee.fresh(config, x[:4096])
+    trainee = TrainState.fresh(config, x[:4096])
     for _ in train(trainee, list(x[8192:].split(256)), config=config, heldout=x[4096:8192]):  # type: ignore[no-untyped-call]
         pass
     found = [(point.tokens_seen, point.fvu, point.dead_share) for point in trainee.curve[::4]]

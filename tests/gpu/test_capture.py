@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.unit.tiny_stream import BATCH, WINDOW, Parts, change, make_parts
-from worker.activations import heldout, stream
-from worker.contexts import Contexts
-from worker.passes import Passes, tokens_per_pass
-from worker.store import Store
-from worker.subject import load
-from worker.windows import Ahead, Filled, Windows, ready
+from tests.unit.worker.activations.tiny_stream import BATCH, WINDOW, Parts, change, make_parts
+from worker.activations.cached_forward import Store
+from worker.activations.forward import ForwardBatches, tokens_per_pass
+from worker.activations.heldout_split import Contexts
+from worker.activations.shuffle import PrefetchBuffer, ShuffleBuffer, SyncBuffer, ready
+from worker.activations.stream import heldout, stream
+from worker.subject.model import load
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 
@@ -26,17 +26,17 @@ def parts(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
 @pytest.fixture(autouse=True)
 def _small_passes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("worker.passes._CUDA_TOKENS", (64, 64))
+    monkeypatch.setattr("worker.activations.forward._CUDA_TOKENS", (64, 64))
 
 
-def windows(parts: Parts) -> Windows:
+def windows(parts: Parts) -> ShuffleBuffer:
     contexts = Contexts.of(parts.tokens, parts.config)
-    return Windows(Passes([parts.subject], parts.tokens), contexts, n_vectors=WINDOW)
+    return ShuffleBuffer(ForwardBatches([parts.subject], parts.tokens), contexts, n_vectors=WINDOW)
 
 
 def test_running_ahead_changes_no_number(parts: Parts) -> None:
-    ahead, plain = ready(windows(parts), seed=1), Filled(windows(parts), 1)
-    assert isinstance(ahead, Ahead)
+    ahead, plain = ready(windows(parts), seed=1), SyncBuffer(windows(parts), 1)
+    assert isinstance(ahead, PrefetchBuffer)
     heavy = torch.randn(2048, 2048, device="cuda")
     for window in range(2, 12):
         found = ahead.take(window)[0]
@@ -72,6 +72,8 @@ def test_a_pass_fits_the_memory(parts: Parts, monkeypatch: pytest.MonkeyPatch) -
     assert n_tokens & (n_tokens - 1) == 0
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
-    Passes([parts.subject], replace(parts.tokens))(torch.arange(n_tokens // 16).numpy() % parts.tokens.n_contexts)
+    ForwardBatches([parts.subject], replace(parts.tokens))(
+        torch.arange(n_tokens // 16).numpy() % parts.tokens.n_contexts
+    )
     peak = torch.cuda.max_memory_allocated() - before
     assert peak < torch.cuda.get_device_properties(0).total_memory / 16

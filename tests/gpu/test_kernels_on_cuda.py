@@ -7,9 +7,9 @@ import torch
 
 from tests import kernel_checks as checks
 from tests.kernel_checks import Size
-from worker.sae import choice
-from worker.sae.operations import PLAIN, Operations
-from worker.sae.trials import TRIALS, Shape
+from worker.sae.compiled import autotune
+from worker.sae.compiled.autotune_cases import TRIALS, Shape
+from worker.sae.compiled.operations import PLAIN, Operations
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
@@ -79,7 +79,7 @@ def test_traced_and_replayed_as_a_graph_it_is_the_same() -> None:
         checks.drawn(500, 96, device="cuda"),
         checks.drawn(500, device="cuda"),
     )
-    ours = choice.triton_operations()
+    ours = autotune.triton_operations()
     wanted = _step(ours, *given)
     traced = torch.compile(_step, fullgraph=True, dynamic=False)(ours, *given)
     graph = torch.cuda.CUDAGraph()
@@ -97,7 +97,7 @@ def test_no_kernel_makes_the_host_wait() -> None:
         checks.drawn(500, 96, device="cuda"),
         checks.drawn(500, device="cuda"),
     )
-    ours = choice.triton_operations()
+    ours = autotune.triton_operations()
     _step(ours, *given)
     torch.cuda.set_sync_debug_mode("error")
     try:
@@ -108,8 +108,8 @@ def test_no_kernel_makes_the_host_wait() -> None:
 
 def test_a_choice_is_made_and_remembered(tmp_path: Path) -> None:
     shape = Shape("cuda", n_tokens=512, d_model=256, n_latents=4096, k=16, dtype=torch.bfloat16)
-    first = {part: choice.winner(part, shape, folder=tmp_path) for part in TRIALS}
+    first = {part: autotune.winner(part, shape, folder=tmp_path) for part in TRIALS}
     # None failed or disagreed with plain torch.
     assert all(ms > 0 for one in first.values() for ms in one.milliseconds.values()), first
-    assert {part: choice.winner(part, shape, folder=tmp_path) for part in TRIALS} == first
-    assert choice.operations(shape, folder=tmp_path)._fields == PLAIN._fields
+    assert {part: autotune.winner(part, shape, folder=tmp_path) for part in TRIALS} == first
+    assert autotune.operations(shape, folder=tmp_path)._fields == PLAIN._fields

@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator import caches, shelf
-from orchestrator.config import JobConfig, parse
+from orchestrator.config.job import JobConfig
+from orchestrator.config.validation import parse
+from orchestrator.storage import activation_caches, cache_rows
 from tests.small_world import World, make_subject, small_config, small_world
 
 pytestmark = [
@@ -21,7 +22,7 @@ def cached(config: JobConfig, **sae: int) -> JobConfig:
 
 def shards(world: World) -> dict[str, int]:
     """Return when each shard was written."""
-    found = shelf.folder(world.settings.home).glob("*/*.bin")
+    found = activation_caches.folder(world.settings.home).glob("*/*.bin")
     return {path.name: path.stat().st_mtime_ns for path in found}
 
 
@@ -43,11 +44,11 @@ def test_a_sweep_trained_twice_captures_once(tmp_path: Path) -> None:
         assert [point[:-1] for point in first[0]] == [point[:-1] for point in live]
         written = shards(world)
         assert written
-        (row,) = caches.known(world.engine)
-        kept = shelf.kept(shelf.folder(world.settings.home))[0]
+        (row,) = cache_rows.known(world.engine)
+        kept = activation_caches.kept(activation_caches.folder(world.settings.home))[0]
         assert (row.key, row.shards, row.complete, row.uri) == (kept.key, len(written), True, str(kept.path))
         assert train(world, cached(config), cached(config, k=2), name="second") == first
         assert shards(world) == written
-        (again,) = caches.known(world.engine)
+        (again,) = cache_rows.known(world.engine)
         assert again.last_used_at > row.last_used_at
-        assert not shelf.in_use(kept.path)
+        assert not activation_caches.in_use(kept.path)

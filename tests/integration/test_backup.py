@@ -17,7 +17,7 @@ from orchestrator.database.engine import connect
 from orchestrator.database.schema import open_database
 from orchestrator.settings import Settings
 from tests import servers
-from tests.queue_words import enqueue
+from tests.queue_shorthand import enqueue
 
 Capture = pytest.CaptureFixture[str]
 FAKE = """#!/bin/sh

@@ -9,13 +9,15 @@ from typing import Any
 import pytest
 from sqlalchemy import Engine
 
-from orchestrator import ledger, queue
+from orchestrator import queue
 from orchestrator.cli.main import run
-from orchestrator.config import Sweep, parse
+from orchestrator.config.validation import parse
 from orchestrator.database.schema import open_database
+from orchestrator.fits import store
 from orchestrator.settings import Settings
-from tests.queue_words import claim, enqueue, fail, point, result
-from tests.roster_words import let_commands_reach
+from orchestrator.sweep.sweep import Sweep
+from tests.queue_shorthand import claim, enqueue, fail, point, result
+from tests.worker_shorthand import let_commands_reach
 
 Capture = pytest.CaptureFixture[str]
 SIZES = (64, 128, 256, 512, 1024, 2048)
@@ -24,7 +26,9 @@ SIZES = (64, 128, 256, 512, 1024, 2048)
 @pytest.fixture
 def engine(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Iterator[Engine]:
     let_commands_reach(settings, monkeypatch)
-    monkeypatch.setattr("orchestrator.cli.fit_command.ship", lambda _: None)  # seconds each; it has its own tests
+    monkeypatch.setattr(
+        "orchestrator.cli.commands.fit_command.ship", lambda _: None
+    )  # seconds each; it has its own tests
     engine = open_database(settings)
     yield engine
     engine.dispose()
@@ -78,7 +82,7 @@ def test_every_law_the_jobs_allow(engine: Engine, capsys: Capture) -> None:
         assert words in said.out
     assert "Not fitted: lr*(N) (k=8) needs 3 sizes or more" in said.err
     assert "Not fitted: L_s(N) (k=8) needs converged jobs of 2 subjects" in said.err
-    assert {one.fit.law for one in ledger.newest(engine, sweep="s")} == {"ln", "lc", "lnk", "tn"}
+    assert {one.fit.law for one in store.newest(engine, sweep="s")} == {"ln", "lc", "lnk", "tn"}
 
 
 def test_one_law_as_json(engine: Engine, capsys: Capture) -> None:
@@ -91,7 +95,7 @@ def test_one_law_as_json(engine: Engine, capsys: Capture) -> None:
     assert found["coefficients"]["b"]["value"] == pytest.approx(-0.3, abs=0.02)
     assert set(found["coefficients"]["e"]) == {"value", "low", "high", "median"}
     assert found["holdout_jobs"] == jobs[-1:]
-    assert found["id"] == ledger.newest(engine, sweep="s")[0].id
+    assert found["id"] == store.newest(engine, sweep="s")[0].id
     assert [one["form"] for one in found["scores"]] == ["pure", "+e"]
     assert "draws" not in found
 
@@ -100,18 +104,18 @@ def test_a_fit_supersedes_the_last(engine: Engine, capsys: Capture) -> None:
     _grid(engine)
     for _ in range(2):
         assert _fit("s", "-l", "ln", "-l", "tn") == 0
-    assert len(ledger.newest(engine, sweep="s")) == 2
-    assert len(ledger.history(engine, sweep="s")) == 4
+    assert len(store.newest(engine, sweep="s")) == 2
+    assert len(store.history(engine, sweep="s")) == 4
     assert _fit("s", "-l", "ln", "--no-store") == 0
     assert "not stored" in capsys.readouterr().out
-    assert len(ledger.history(engine, sweep="s")) == 4
+    assert len(store.history(engine, sweep="s")) == 4
 
 
 def test_options_reach_the_fit(engine: Engine, capsys: Capture) -> None:
     _grid(engine)
     assert _fit("s", "-l", "ln", "--loss", "l_inf", "--seed", "7") == 0
     assert "k=8, loss=l_inf" in capsys.readouterr().out
-    [kept] = ledger.newest(engine, sweep="s")
+    [kept] = store.newest(engine, sweep="s")
     assert (kept.fit.options["seed"], kept.fit.options["loss"]) == (7, "l_inf")
     assert _fit("s", "-l", "lc", "--flops", "executed") == 0
     assert "FLOPs the SAE executed" in capsys.readouterr().out
@@ -201,7 +205,7 @@ def test_several_sweeps_are_fitted_together(engine: Engine, capsys: Capture) -> 
         _job(engine, n=n, name="s" if at % 2 else "t")
     assert _fit("t", "s", "-l", "ln") == 0
     assert "(s, t)" in capsys.readouterr().out
-    assert ledger.newest(engine, sweep="t")[0].fit.sweeps == ("s", "t")
+    assert store.newest(engine, sweep="t")[0].fit.sweeps == ("s", "t")
 
 
 def test_a_narrow_terminal(engine: Engine, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,20 +10,22 @@ from typing import Any
 import pytest
 from sqlalchemy import Engine, update
 
-from orchestrator import ledger, queue, results
-from orchestrator.basis import basis
-from orchestrator.cli import rates
+from orchestrator import queue, results
+from orchestrator.cli.commands import lr_search_follow
 from orchestrator.cli.main import run
-from orchestrator.config import Sweep, parse
+from orchestrator.config.validation import parse
 from orchestrator.database.engine import transaction
 from orchestrator.database.models import Job
 from orchestrator.database.schema import open_database
-from orchestrator.results.measurements import measured
-from orchestrator.scaling.fitting import fit
+from orchestrator.fits import store
+from orchestrator.fits.forecast_inputs import basis
+from orchestrator.results.fit_rows import measured
+from orchestrator.scaling.fit.fitting import fit
 from orchestrator.settings import Settings
 from orchestrator.sweep import expand
-from tests.law_words import SIZES, config, finish, finished_sweep, law
-from tests.roster_words import items
+from orchestrator.sweep.sweep import Sweep
+from tests.law_database import SIZES, config, finish, finished_sweep, law
+from tests.worker_shorthand import items
 
 Capture = pytest.CaptureFixture[str]
 
@@ -68,7 +70,7 @@ def test_a_forecast_for_a_person(known: Engine, capsys: Capture) -> None:
 
 def test_a_stored_fit_is_used_until_a_job_ends_after_it(known: Engine) -> None:
     rows = measured(known, ["law"])
-    ledger.store(known, fit("ln", rows, n_bootstrap=50))
+    store.store(known, fit("ln", rows, n_bootstrap=50))
     first = basis(known, ["law"]).basis
     assert all(one.n_bootstrap <= 50 for one in first.losses if one.law == "ln")
     queue.enqueue(known, Sweep("law", (config(4096),)))
@@ -83,7 +85,7 @@ def test_a_job_that_ends_while_a_fit_is_made_is_not_forgotten(known: Engine) -> 
     rows = measured(known, ["law"])
     queue.enqueue(known, Sweep("law", (config(4096),)))
     job_id = finish(known)
-    ledger.store(known, fit("ln", rows, n_bootstrap=50))
+    store.store(known, fit("ln", rows, n_bootstrap=50))
     assert any(job_id in one.jobs for one in basis(known, ["law"]).basis.losses if one.law == "ln")
 
 
@@ -213,19 +215,19 @@ class Player(threading.Thread):
         value = 1e-3 if lr == "auto" else float(lr)
         facts = {"d_model": 64, "n_latents": claimed.config.sae.n_latents, "k": 8, "lr": value, "device": "cpu"}
         queue.begin(self.engine, claimed.lease, facts, 0)
-        from tests.law_words import points
+        from tests.law_database import points
 
         loss = 0.2 * (1 + 0.2 * abs(value / 2e-3 - 1))
         known = points([(8192 * 2**at, loss * (1 + 0.5**at)) for at in range(12)], 256, 8)
         queue.record(self.engine, claimed.lease, known)
-        outcome: queue.terms.Outcome = "diverged" if value >= 8e-3 else "converged"
+        outcome: queue.types.Outcome = "diverged" if value >= 8e-3 else "converged"
         ended = queue.Result(outcome, known[-1].tokens_seen, 1.2, "file", 1.0, 1e9, 1e9, 1e9)
         queue.finish(self.engine, claimed.lease, ended)
 
 
 @pytest.fixture
 def player(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> Iterator[Player]:
-    monkeypatch.setattr(rates, "POLL_SECONDS", 0.02)
+    monkeypatch.setattr(lr_search_follow, "POLL_SECONDS", 0.02)
     player = Player(engine)
     player.start()
     yield player
@@ -248,8 +250,10 @@ def test_a_search_is_followed_to_its_end_and_again(engine: Engine, capsys: Captu
 
 def test_two_searches_at_once_enqueue_once(engine: Engine, player: Player, sqlite_settings: Settings) -> None:
     queue.enqueue(engine, Sweep("s", (config(256, lr=None), config(512, lr=None))))
-    asked = rates.Asked(("s",), (), ())
-    others = [threading.Thread(target=rates._follow, args=(sqlite_settings, engine, asked)) for _ in range(3)]
+    asked = lr_search_follow.Asked(("s",), (), ())
+    others = [
+        threading.Thread(target=lr_search_follow._follow, args=(sqlite_settings, engine, asked)) for _ in range(3)
+    ]
     for other in others:
         other.start()
     for other in others:
@@ -260,7 +264,7 @@ def test_two_searches_at_once_enqueue_once(engine: Engine, player: Player, sqlit
 
 
 def test_what_cannot_catch_up_is_cancelled(engine: Engine, monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
-    from tests.law_words import points
+    from tests.law_database import points
 
     queue.enqueue(engine, Sweep("s", tuple(config(256, lr=lr) for lr in (1e-3, 5e-4))))
     finish(engine)
@@ -282,7 +286,7 @@ def test_what_cannot_catch_up_is_cancelled(engine: Engine, monkeypatch: pytest.M
         if next(looks) == 2:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr("orchestrator.cli.rates.time.sleep", sleep)
+    monkeypatch.setattr("orchestrator.cli.commands.lr_search_follow.time.sleep", sleep)
     assert run(["plan", "s", "--lr", "--follow"]) == 130, "Ctrl-C"
     assert capsys.readouterr().err.count("job 2  cannot catch up: asked to stop") == 1
     assert results.jobs(engine, ids=[2])[0].desired == "cancel"

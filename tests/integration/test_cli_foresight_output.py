@@ -10,8 +10,8 @@ from orchestrator.cli.main import run
 from orchestrator.database.schema import open_database
 from orchestrator.settings import Settings
 from orchestrator.sweep import expand
-from tests.law_words import finished_sweep
-from tests.roster_words import let_commands_reach
+from tests.law_database import finished_sweep
+from tests.worker_shorthand import let_commands_reach
 
 Capture = pytest.CaptureFixture[str]
 

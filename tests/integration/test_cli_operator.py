@@ -11,11 +11,11 @@ from orchestrator.cli.main import run
 from orchestrator.database.engine import db_now, transaction
 from orchestrator.database.models import LeaseRow, WorkerRow
 from orchestrator.database.schema import open_database
-from orchestrator.queue import roster
+from orchestrator.queue import workers as roster
 from orchestrator.settings import Settings
 from tests.integration.test_cli_terminal import terminal
-from tests.queue_words import claim, enqueue
-from tests.roster_words import items, let_commands_reach, report, silence
+from tests.queue_shorthand import claim, enqueue
+from tests.worker_shorthand import items, let_commands_reach, report, silence
 
 Capture = pytest.CaptureFixture[str]
 HOUR = 3600.0

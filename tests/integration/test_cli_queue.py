@@ -11,7 +11,7 @@ from sqlalchemy import Engine
 
 from orchestrator import queue, results
 from orchestrator.cli.main import run
-from orchestrator.curve import Point
+from orchestrator.curves.point import Point
 from orchestrator.database.schema import open_database
 from orchestrator.settings import Settings
 

@@ -16,7 +16,7 @@ from orchestrator import queue
 from orchestrator.dispatch import MAX_MESSAGES, QUEUE_NAME, TASK_NAME, Reconciled, celery_settings, reconcile, wake
 from orchestrator.errors import ConfigError
 from orchestrator.settings import Settings
-from tests.queue_words import claim, enqueue, run_out
+from tests.queue_shorthand import claim, enqueue, run_out
 
 KEY = f"orch:{QUEUE_NAME}"
 

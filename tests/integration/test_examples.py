@@ -9,7 +9,7 @@ import click
 import pytest
 
 from orchestrator.cli.main import cli, run
-from orchestrator.config import field_paths
+from orchestrator.config.validation import field_paths
 from tests.small_world import ROOT
 
 EXAMPLES = sorted((ROOT / "examples").glob("*.yaml"))

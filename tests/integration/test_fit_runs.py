@@ -10,14 +10,14 @@ from typing import Any
 import pytest
 from sqlalchemy import Engine
 
-from orchestrator import ledger
-from orchestrator.cli import services
+from orchestrator.cli.commands import services
 from orchestrator.cli.main import run
 from orchestrator.database.schema import open_database
+from orchestrator.fits import store
 from orchestrator.report import collect
 from orchestrator.settings import Settings
 from tests.integration.test_report_commands import enqueue, train
-from worker.tracking import sync
+from worker.tracking.shipper import sync
 
 # MLflow uses what its own libraries call old, and leaves connections to the garbage collector.
 pytestmark = [
@@ -80,7 +80,7 @@ def test_a_fit_is_a_run_with_all_of_it(engine: Engine, place: Settings) -> None:
         assert shown_run.data.params["form"] == fit.form
         figures = {f"figures/{name}.{ending}" for name in (fit.law, "residuals") for ending in ("svg", "png")}
         assert artifacts(place, shown_run) == figures | {"fit/fit.json"}
-    named = {one.mlflow_run_id for one in ledger.newest(engine, sweep="laws")}
+    named = {one.mlflow_run_id for one in store.newest(engine, sweep="laws")}
     assert named == {run.info.run_id for run in runs.values()}
     (payload,) = (place.home / "mlartifacts").rglob(f"{runs[1].info.run_id}/**/fit.json")
     assert json.loads(payload.read_text())["law"] == stored[1].fit.law
@@ -109,7 +109,7 @@ def test_a_superseded_fit_stays_and_says_by_which(engine: Engine, place: Setting
     train(engine, 4)
     (found,) = collect(engine, ["laws"], laws=("ln",)).fits
     sync(engine, place, "laws", jobs=False)
-    (newer,) = ledger.store(engine, [found.fit])
+    (newer,) = store.store(engine, [found.fit])
     sync(engine, place, "laws", jobs=False)
     runs = shown(place)
     assert set(runs) == {found.id, newer}

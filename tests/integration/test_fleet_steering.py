@@ -7,8 +7,8 @@ import pytest
 
 from orchestrator import results
 from orchestrator.cli.main import run
-from tests.roster_words import silence
 from tests.small_world import make_subject, small_config, small_world
+from tests.worker_shorthand import silence
 
 
 def test_real_workers_are_seen_drained_and_stopped(

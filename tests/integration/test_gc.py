@@ -11,12 +11,13 @@ from typing import Any
 import pytest
 from sqlalchemy import Engine, func, select, update
 
-from orchestrator import caches, garbage, queue, shelf
+from orchestrator import queue
 from orchestrator.cli.main import run
 from orchestrator.database.engine import db_now, reading, transaction
 from orchestrator.database.models import CheckpointRow, Job
 from orchestrator.settings import Settings
-from tests.queue_words import claim, enqueue, result
+from orchestrator.storage import activation_caches, cache_rows, garbage
+from tests.queue_shorthand import claim, enqueue, result
 
 DAY = 86_400.0
 WEEK = 7 * DAY
@@ -48,8 +49,8 @@ def begun(engine: Engine, tokens_id: str = "a" * 64) -> queue.Lease:
 
 
 def cache(settings: Settings, key: str, n_bytes: int = 1000, *, old: float = 0.0) -> Path:
-    path = shelf.folder(settings.home) / key
-    os.close(shelf.hold(path))
+    path = activation_caches.folder(settings.home) / key
+    os.close(activation_caches.hold(path))
     put(path / "aa.bin", n_bytes)
     age(path / "lock", old)
     return path
@@ -122,12 +123,12 @@ def test_caches_go_by_age_by_quota_and_when_told(settings: Settings, engine: Eng
     assert found(engine, settings, all_caches=True) == {old, idle, fresh}
     row = {"subject": "s", "hook": "h", "tokens_id": "t", "bytes": 1000, "shards": 1, "complete": False}
     for path in (old, used):
-        caches.remember(engine, key=path.name, uri=str(path), **row)
+        cache_rows.remember(engine, key=path.name, uri=str(path), **row)
     gone = garbage.remove(engine, garbage.find(engine, settings, older_than=WEEK, all_caches=True))
     os.close(descriptor)
     assert {item.path for item in gone} == {old, idle, fresh}
-    assert [path.name for path in shelf.folder(settings.home).iterdir()] == ["k4"]
-    assert [one.key for one in caches.known(engine)] == ["k4"]
+    assert [path.name for path in activation_caches.folder(settings.home).iterdir()] == ["k4"]
+    assert [one.key for one in cache_rows.known(engine)] == ["k4"]
 
 
 @pytest.mark.parametrize(("place", "name"), [(Path, "is_dir"), (os, "open"), (os, "utime")])
@@ -145,18 +146,18 @@ def test_a_folder_removed_while_it_is_taken_is_made_again(
     path.mkdir()
     with monkeypatch.context() as patched:
         patched.setattr(place, name, late)
-        descriptor = shelf.hold(path)
+        descriptor = activation_caches.hold(path)
     assert not removals
-    assert shelf.in_use(path)
+    assert activation_caches.in_use(path)
     os.close(descriptor)
 
 
 def test_a_note_of_a_cache_is_kept_up(engine: Engine) -> None:
     row = {"key": "k", "uri": "u", "subject": "s", "hook": "h", "tokens_id": "t"}
-    caches.remember(engine, **row, bytes=1, shards=1, complete=False)
-    first = caches.known(engine)[0]
-    caches.remember(engine, **row, bytes=2, shards=2, complete=True)
-    (second,) = caches.known(engine)
+    cache_rows.remember(engine, **row, bytes=1, shards=1, complete=False)
+    first = cache_rows.known(engine)[0]
+    cache_rows.remember(engine, **row, bytes=2, shards=2, complete=True)
+    (second,) = cache_rows.known(engine)
     assert (second.bytes, second.shards, second.complete) == (2, 2, True)
     assert second.created_at == first.created_at
     assert second.last_used_at >= first.last_used_at

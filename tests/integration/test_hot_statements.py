@@ -8,12 +8,12 @@ from typing import Any, NamedTuple
 import pytest
 from sqlalchemy import Connection, Engine, event
 
-from benchmarks.filled import finished_jobs
+from benchmarks.filled_database import finished_jobs
 from orchestrator import dispatch, queue, results
-from orchestrator.cli.status import _read
+from orchestrator.cli.commands.status import _read
 from orchestrator.settings import Settings
-from tests.queue_words import WORKER, claim, enqueue, point, ref, result, run_out
-from worker.tasks import Supervisor
+from tests.queue_shorthand import WORKER, claim, enqueue, point, ref, result, run_out
+from worker.supervisor.supervisor import Supervisor
 
 FINISHED, QUEUED = 20_000, 300
 GROWING = {"jobs", "attempts", "results", "curve_points", "checkpoints", "events", "convergence"}

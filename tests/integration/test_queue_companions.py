@@ -7,11 +7,13 @@ import pytest
 from sqlalchemy import Engine, update
 
 from orchestrator import queue
-from orchestrator.config import JobConfig, Limits, Sweep, parse
+from orchestrator.config.job import JobConfig
+from orchestrator.config.validation import parse
 from orchestrator.database.engine import transaction
 from orchestrator.database.models import Job
 from orchestrator.queue import Claim
-from tests.queue_words import WORKER, attempt, claim, enqueue, events, fail, job, leases, lose, ref, state
+from orchestrator.sweep.sweep import Limits, Sweep
+from tests.queue_shorthand import WORKER, attempt, claim, enqueue, events, fail, job, leases, lose, ref, state
 
 
 def companion(engine: Engine, leader: Claim, token: str = "", **how: Any) -> Claim | None:

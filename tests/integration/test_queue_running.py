@@ -9,19 +9,7 @@ from sqlalchemy import Engine, select
 from orchestrator import queue, results
 from orchestrator.database.engine import reading
 from orchestrator.queue import Lease, LeaseLost
-from tests.queue_words import (
-    attempt,
-    claim,
-    enqueue,
-    fail,
-    job,
-    leases,
-    lose,
-    point,
-    ref,
-    result,
-    state,
-)
+from tests.queue_shorthand import attempt, claim, enqueue, fail, job, leases, lose, point, ref, result, state
 
 Write = Callable[[Engine, Lease], object]
 

@@ -12,9 +12,9 @@ from orchestrator.database.engine import db_now, transaction
 from orchestrator.database.models import Attempt, LeaseRow
 from orchestrator.database.schema import open_database
 from orchestrator.settings import Settings
-from tests.queue_words import claim, enqueue, fail, lose, ref, result
-from tests.roster_words import items, let_commands_reach, report
-from tests.unit.test_metrics import parse
+from tests.queue_shorthand import claim, enqueue, fail, lose, ref, result
+from tests.unit.orchestrator.cli.commands.test_metrics import parse
+from tests.worker_shorthand import items, let_commands_reach, report
 
 Capture = pytest.CaptureFixture[str]
 HOUR = 3600.0

@@ -7,7 +7,7 @@ import pytest
 
 from tests import planted_laws as planted
 from tests.browser import Browser
-from tests.unit.test_report_page import contents, page_of
+from tests.unit.orchestrator.report.test_page import contents, page_of
 
 MEASURE = """<script>
 const boxes = [...document.querySelectorAll("svg")].map(svg =>

@@ -6,16 +6,18 @@ from pathlib import Path
 import pytest
 from sqlalchemy import Engine
 
-from orchestrator import ledger, queue, results
+from orchestrator import queue, results
+from orchestrator.cli.commands.report_commands import file_name
 from orchestrator.cli.main import run
-from orchestrator.cli.report_commands import file_name
-from orchestrator.config import Sweep, parse
+from orchestrator.config.validation import parse
 from orchestrator.database.schema import open_database
+from orchestrator.fits import store
 from orchestrator.report import collect
 from orchestrator.settings import Settings
+from orchestrator.sweep.sweep import Sweep
 from tests import planted_laws as planted
-from tests.queue_words import claim, result
-from tests.roster_words import items, let_commands_reach
+from tests.queue_shorthand import claim, result
+from tests.worker_shorthand import items, let_commands_reach
 
 Capture = pytest.CaptureFixture[str]
 SIZES, KS = (64, 128, 256, 512), (4, 8)
@@ -68,11 +70,11 @@ def test_the_page_of_a_sweep(engine: Engine, settings: Settings, capsys: Capture
     assert "<script>alert" not in text
     for said in ("L(N) at k = 4", "L(N) at k = 8", "L(N,K)", "T(N) at k = 8", 'id="job-8"', "a" * 40, "name: laws"):
         assert said in text
-    before = ledger.history(engine, sweep="laws")
+    before = store.history(engine, sweep="laws")
     assert {one.fit.law for one in before} >= {"ln", "lc", "lnk", "tn"}
     assert run(["report", "laws", "-o", "-"]) == 0
     assert capsys.readouterr().out.startswith("<!doctype html>")
-    assert ledger.history(engine, sweep="laws") == before, "nothing has ended since: the stored fits are used"
+    assert store.history(engine, sweep="laws") == before, "nothing has ended since: the stored fits are used"
 
 
 def test_fits_are_renewed_when_more_jobs_have_ended(engine: Engine, tmp_path: Path) -> None:
@@ -85,7 +87,7 @@ def test_fits_are_renewed_when_more_jobs_have_ended(engine: Engine, tmp_path: Pa
     second = collect(engine, ["laws"])
     assert [fit.jobs for fit in second.laws if fit.law == "ln"] == [(1, 2, 3, 4), (5, 6, 7, 8)]
     assert "lnk" not in second.missing
-    old = next(one for one in ledger.history(engine, sweep="laws") if one.id == first.fits[0].id)
+    old = next(one for one in store.history(engine, sweep="laws") if one.id == first.fits[0].id)
     assert old.superseded_by is not None, "superseded, not overwritten"
     last = results.curve(engine, 1)[-1]
     assert second.origins[1].flops == (last.flops_dense, last.flops_executed)
@@ -112,7 +114,7 @@ def test_two_sweeps_are_one_picture(engine: Engine, capsys: Capture, tmp_path: P
     assert run(["plot", "one", "two", "--figure", "ln", "--folder", str(tmp_path), "-o", "json"]) == 0
     (row,) = items(capsys)
     assert row["jobs"] == list(range(1, 9))
-    assert {one.fit.sweeps for one in ledger.newest(engine, sweep="one")} == {("one", "two")}
+    assert {one.fit.sweeps for one in store.newest(engine, sweep="one")} == {("one", "two")}
 
 
 def test_mixed_subjects_have_a_law_each(engine: Engine, capsys: Capture) -> None:

@@ -7,13 +7,14 @@ import pytest
 from sqlalchemy import Engine
 
 from orchestrator import queue, results
-from orchestrator.cli.columns import job_columns, remaining, swept_cell
-from orchestrator.cli.figures import NONE
-from orchestrator.config import Limits, Sweep, parse
+from orchestrator.cli.display.columns import job_columns, remaining, swept_cell
+from orchestrator.config.validation import parse
 from orchestrator.errors import NotFound
-from orchestrator.results.differences import MOST
-from orchestrator.results.overview import span
-from tests.queue_words import attempt, claim, enqueue, fail, lose, point, ref, result, run_out, sweep
+from orchestrator.formatting import NONE
+from orchestrator.results.job_rows import span
+from orchestrator.results.varied_keys import MOST
+from orchestrator.sweep.sweep import Limits, Sweep
+from tests.queue_shorthand import attempt, claim, enqueue, fail, lose, point, ref, result, run_out, sweep
 
 
 def test_an_empty_database(engine: Engine) -> None:

@@ -12,13 +12,13 @@ import pytest
 from sqlalchemy import Engine, event, inspect, select, text, update
 
 from orchestrator import queue, results
-from orchestrator.config import Sweep
 from orchestrator.database.engine import connect, db_now, reading, transaction
 from orchestrator.database.models import Job, Table, declare_partial_indexes
 from orchestrator.database.schema import HEAD, VERSION_TABLE, current, migration_config, open_database, upgrade
 from orchestrator.errors import ConfigError, StorageError
 from orchestrator.settings import Settings
-from tests.queue_words import enqueue, sweep
+from orchestrator.sweep.sweep import Sweep
+from tests.queue_shorthand import enqueue, sweep
 
 TABLES = {
     "sweeps", "jobs", "attempts", "leases", "curve_points", "results", "convergence", "checkpoints", "events",
@@ -140,7 +140,7 @@ def test_opening_is_quick_and_loads_no_alembic(sqlite_settings: Settings) -> Non
         "from orchestrator.database.schema import open_database; import orchestrator.results, orchestrator.dispatch;"
         "import orchestrator.queue; s = Settings(home=Path(sys.argv[1])); open_database(s).dispose();"
         "start = time.process_time(); open_database(s).dispose(); assert time.process_time() - start < 0.05;"
-        "names = ('alembic', 'torch', 'celery', 'mlflow', 'numpy', 'orchestrator.config', 'psycopg');"
+        "names = ('alembic', 'torch', 'celery', 'mlflow', 'numpy', 'orchestrator.config.job', 'psycopg');"
         "heavy = [name for name in names if name in sys.modules];"
         "assert not heavy, heavy"
     )

@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from orchestrator.config import parse
-from orchestrator.curve import Point
+from orchestrator.config.validation import parse
+from orchestrator.curves.point import Point
 from orchestrator.errors import ConfigError
 from tests.sharded_cases import (
     CASES,
@@ -27,12 +27,11 @@ from tests.sharded_cases import (
     run,
     trainee_of,
 )
+from worker.sae.dead_latents import count_silence
 from worker.sae.loss import losses, narrowed
-from worker.sae.shard import Shard
-from worker.sae.sharded_trainee import ShardedTrainee
-from worker.sae.silence import count_silence
-from worker.sae.step import take
-from worker.sae.trainee import Trainee
+from worker.sae.sharded.shard import Shard
+from worker.sae.sharded.train_state import ShardedTrainState
+from worker.sae.train_state import TrainState, train_step
 
 ROOT = Path(__file__).parents[2]
 EXACT = [case for case in CASES if case.encode_dtype == "float32"]
@@ -61,7 +60,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]
     return results
 
 
-def reference(case: Case) -> tuple[Trainee, dict[str, Any]]:
+def reference(case: Case) -> tuple[TrainState, dict[str, Any]]:
     """Return what the plain path finds for a case, by autograd."""
     config, trainee, x = config_of(case), trainee_of(case), batch_of(case)
     model = trainee.model
@@ -112,7 +111,7 @@ def test_what_all_hold_is_alike_to_the_bit(case: Case, found: dict[str, dict[str
 @pytest.mark.parametrize("case", [c for c in EXACT if not c.ties], ids=lambda case: case.name)
 def test_a_step_leaves_the_plain_state(case: Case, found: dict[str, dict[str, Any]]) -> None:
     trainee, config, x = trainee_of(case), config_of(case), batch_of(case)
-    take(trainee, x, config)
+    train_step(trainee, x, config)
     after = found[case.name]["after"]
     assert list(after) == list(trainee.tensors())
     assert torch.equal(after["tokens_since_fired"], trainee.tokens_since_fired)
@@ -135,7 +134,7 @@ def test_rounded_encoder_finds_what_the_plain_one_finds(found: dict[str, dict[st
 @pytest.mark.parametrize("name", LONG)
 def test_fifty_steps_give_the_same_curve_and_weights(name: str, found: dict[str, dict[str, Any]]) -> None:
     case, config = LONG[name], long_config(LONG[name])
-    alone = run(Trainee.fresh(config, long_data(case, 256, seed=2)), config, case)
+    alone = run(TrainState.fresh(config, long_data(case, 256, seed=2)), config, case)
     assert alone.aux_tokens > 10 * config.training.batch_tokens
     check_curve(found[name]["curve"], alone.curve)
     for key, wanted in alone.tensors().items():
@@ -146,10 +145,10 @@ def test_fifty_steps_give_the_same_curve_and_weights(name: str, found: dict[str,
 @pytest.mark.parametrize("name", LONG)
 def test_begun_on_several_ended_on_one_and_the_reverse(name: str, found: dict[str, dict[str, Any]]) -> None:
     case, config = LONG[name], long_config(LONG[name])
-    alone = run(Trainee.fresh(config, long_data(case, 256, seed=2)), config, case)
+    alone = run(TrainState.fresh(config, long_data(case, 256, seed=2)), config, case)
     tensors, values = found[name]["half"]
     assert values["tokens_seen"] == config.training.max_tokens // 2
-    taken_up = Trainee.restored(config, tensors, values, device="cpu")
+    taken_up = TrainState.restored(config, tensors, values, device="cpu")
     check_curve(run(taken_up, config, case, steps=slice(N_STEPS // 2, None)).curve, alone.curve)
     check_curve(found[name]["second"], alone.curve)
 
@@ -167,14 +166,14 @@ def test_one_process_speaks_with_nobody() -> None:
     case = Case(37, 11, 5, 1, dead="some")
     config, x = config_of(case), batch_of(case)
     alone, plain = trainee_of(case), trainee_of(case)
-    ours = ShardedTrainee.deal(alone, config, shard=Shard(case.n), device="cpu")
+    ours = ShardedTrainState.deal(alone, config, shard=Shard(case.n), device="cpu")
     for trainee in (ours, plain):
-        take(trainee, x, config)
+        train_step(trainee, x, config)
     for name, wanted in plain.tensors().items():
         torch.testing.assert_close(ours.tensors()[name], wanted, rtol=2e-4, atol=2e-5)
     back = ours.whole()
     assert back.values() == ours.values()
-    assert type(back) is Trainee
+    assert type(back) is TrainState
 
 
 BROKEN_OFF = """
@@ -201,7 +200,7 @@ def test_a_step_that_fails_on_the_first_device_alone_is_no_endless_wait() -> Non
 def test_other_activations_are_refused(activation: str) -> None:
     config = parse({"sae": {"activation": activation, "n_latents": 16, "k": 2}})
     with pytest.raises(ConfigError, match=activation) as caught:
-        ShardedTrainee(config, 8, shard=Shard(16, 0, 2))
+        ShardedTrainState(config, 8, shard=Shard(16, 0, 2))
     assert "one device" in caught.value.hint
 
 

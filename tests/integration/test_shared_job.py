@@ -7,7 +7,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from orchestrator.config import parse
+from orchestrator.config.validation import parse
 from orchestrator.database.models import Attempt
 from tests.small_world import World, make_subject, small_config, small_world, trainers
 
@@ -55,7 +55,7 @@ def test_begun_on_two_processes_ended_on_one_the_curve_is_that_of_one(subject: P
 
 
 def check_final(folder: Path) -> None:
-    from worker.checkpoint import load_final
+    from worker.trainer.checkpoint import load_final
 
     model, about = load_final(str(folder))
     assert model.n_latents == about["n_latents"] == 65
@@ -69,7 +69,7 @@ def test_a_killed_partner_costs_one_attempt(subject: Path, tmp_path: Path, monke
         worker = work(world, "cpu+cpu")
         world.wait(lambda: world.is_in_training(job, 1))
         (trainer,) = trainers(worker)
-        (partner,) = [p for p in trainer.children() if "worker.partners" in " ".join(p.cmdline())]
+        (partner,) = [p for p in trainer.children() if "worker.trainer.rank_processes" in " ".join(p.cmdline())]
         partner.kill()
         world.wait(lambda: world.attempts(job)[0][0] is not None)
         psutil.wait_procs([trainer], timeout=10)

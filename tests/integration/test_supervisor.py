@@ -9,16 +9,16 @@ from pathlib import Path
 import pytest
 
 from orchestrator import dispatch, queue
-from orchestrator.config import JobConfig
+from orchestrator.config.job import JobConfig
 from orchestrator.database.models import LeaseRow
 from orchestrator.errors import StorageError
-from tests.company import Scripted
+from tests.scripted_trainers import Scripted
 from tests.small_world import World, small_world
 
 START = """
 import os, sys, time
-from orchestrator.curve import Point
-from worker.line import Line
+from orchestrator.curves.point import Point
+from worker.trainer.channel import Line
 from worker.protocol import *
 line = Line()
 order = line.order()

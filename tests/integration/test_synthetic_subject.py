@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 
 from orchestrator import results
-from orchestrator.config import JobConfig, parse
+from orchestrator.config.job import JobConfig
+from orchestrator.config.validation import parse
 from tests.small_world import ROOT, World, small_world, trainers
-from worker.tracking import Tracking
+from worker.tracking.shipper import Tracking
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),

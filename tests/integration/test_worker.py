@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 from sqlalchemy import select
 
-from orchestrator.curve import Point
+from orchestrator.curves.point import Point
 from orchestrator.database.models import CurvePoint
 from orchestrator.settings import Settings
 from tests.small_world import CONTEXT, WIDTH, World, make_subject, small_config, small_world
-from worker.tasks import Supervisor, this_worker
-from worker.tracking import Tracking
+from worker.supervisor.supervisor import Supervisor, this_worker
+from worker.tracking.shipper import Tracking
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
@@ -68,7 +68,7 @@ def check_curve(world: World, job: int, max_tokens: int) -> None:
 
 
 def check_artifacts(folder: Path, n_latents: int | None) -> None:
-    from worker.checkpoint import load_final
+    from worker.trainer.checkpoint import load_final
 
     model, about = load_final(str(folder))
     assert tuple(model.W_dec.shape) == (n_latents, WIDTH)
@@ -113,7 +113,7 @@ def check_tracking(settings: Settings, jobs: list[int]) -> None:
 def test_what_no_retry_can_mend_fails_at_once(
     subject: Path, tmp_path: Path, change: dict[str, dict[str, str]], says: str
 ) -> None:
-    from orchestrator.config import parse
+    from orchestrator.config.validation import parse
 
     values = small_config(subject).model_dump(mode="json", exclude_unset=True)
     for part, fields in change.items():

@@ -10,7 +10,7 @@ import psutil
 import pytest
 from sqlalchemy import inspect, make_url
 
-from orchestrator.cli import place
+from orchestrator.cli.commands import setup
 from orchestrator.database.engine import connect
 from tests import servers
 
@@ -54,6 +54,6 @@ def test_the_pages_of_mlflow_are_not_reached_from_outside(
 
 
 def test_the_settings_that_are_written_name_loopback_and_no_password() -> None:
-    hosts = [make_url(line.split('"')[1]) for line in place._SERVICE.splitlines() if "_url = " in line]
+    hosts = [make_url(line.split('"')[1]) for line in setup._SERVICE.splitlines() if "_url = " in line]
     assert {(url.host, url.password) for url in hosts} == {("127.0.0.1", None)}
     assert len(hosts) == 3

@@ -13,16 +13,17 @@ import pytest
 import torch
 from celery import Celery
 
-from orchestrator.config import JobConfig, SubjectConfig, parse
+from orchestrator.config.job import JobConfig, SubjectConfig
+from orchestrator.config.validation import parse
 from orchestrator.dispatch import QUEUE_NAME, TASK_NAME, celery_settings, wake
 from orchestrator.errors import CheckpointError, OrchError
 from orchestrator.settings import Settings
 from tests.security.conftest import Bomb
 from tests.small_world import World, small_config, small_world
-from worker import checkpoint
-from worker.sae.trainee import Trainee
-from worker.subject import load, width
-from worker.weights import load_tokenizer
+from worker.sae.train_state import TrainState
+from worker.subject.model import load, width
+from worker.subject.model_files import load_tokenizer
+from worker.trainer import checkpoint
 
 ROOT = Path(__file__).parents[2]
 SOURCES = sorted(
@@ -91,7 +92,7 @@ def _config() -> JobConfig:
 def test_a_checkpoint_made_of_something_else_is_refused_and_not_run(
     name: str, kind: str, bomb: Bomb, tmp_path: Path
 ) -> None:
-    trainee = Trainee.fresh(_config(), torch.randn(64, 8, generator=torch.Generator().manual_seed(0)))
+    trainee = TrainState.fresh(_config(), torch.randn(64, 8, generator=torch.Generator().manual_seed(0)))
     folder = Path(checkpoint.save(tmp_path / "job", trainee, _config(), facts={}).uri)
     checkpoint.load(str(folder), _config())
     _forge(folder / name, kind, bomb)

@@ -10,14 +10,15 @@ from pathlib import Path
 import pytest
 from sqlalchemy import Engine, select, update
 
-from orchestrator import garbage, queue
+from orchestrator import queue
 from orchestrator.database.engine import transaction
 from orchestrator.database.models import CheckpointRow
 from orchestrator.database.schema import make_folder, open_database
 from orchestrator.settings import Settings
-from tests.queue_words import claim, enqueue, point, result
+from orchestrator.storage import garbage
+from tests.queue_shorthand import claim, enqueue, point, result
 from tests.small_world import small_config, small_world
-from worker.tracking import sync
+from worker.tracking.shipper import sync
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from sqlalchemy import make_url, select
 from orchestrator.database.models import Table
 from orchestrator.settings import Settings
 from tests.small_world import World, small_config, small_world, trainers
-from worker.tracking import sync
+from worker.tracking.shipper import sync
 
 MARK = "hush5f3a"
 AWAY = {

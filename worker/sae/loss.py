@@ -7,7 +7,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn import functional
 
-from orchestrator.config import SaeConfig
+from orchestrator.config.job import SaeConfig
 from worker.sae.jumprelu import is_above
 from worker.sae.model import Encoded, SparseAutoencoder
 from worker.sae.sparse import selected_pre_acts, sparse_decode

@@ -7,7 +7,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
-from orchestrator.config import Dtype, SaeConfig
+from orchestrator.config.job import Dtype, SaeConfig
 from worker.sae.jumprelu import jump_relu
 from worker.sae.sparse import selected_pre_acts, sparse_decode
 from worker.sae.topk import batch_top_k, rescored_top_k, top_k

@@ -5,7 +5,7 @@ from typing import NamedTuple
 from jaxtyping import Float
 from torch import Tensor
 
-from orchestrator.config import Normalize
+from orchestrator.config.job import Normalize
 
 _SMALLEST_NORM = 1e-8
 """A vector without any variation stays at the origin instead of becoming NaN."""

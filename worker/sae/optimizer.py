@@ -1,6 +1,5 @@
 """Adam and what surrounds it: projection, clipping, unit decoder rows, average of the weights, learning rate."""
 
-import math
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -9,73 +8,12 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.optim.adam import adam
 
-from orchestrator.config import JobConfig, OptimizerConfig
+from orchestrator.config.job import OptimizerConfig
 from worker.sae.model import SparseAutoencoder
-
-
-class _Measured(NamedTuple):
-    """Where the best learning rate was measured, and its exponents around that place."""
-
-    factor: float = 4.9
-    d_model: int = 128
-    d_model_exponent: float = -0.04
-    batch_tokens: int = 1024
-    batch_exponent: float = 0.56
-    max_tokens: int = 2**21
-    max_exponent: float = -0.45
-
-
-_MEASURED = _Measured()
-_LARGEST_LR = 0.02
-"""Above it latents died in every sweep that was looked at."""
 
 _PART_ELEMENTS = 2**19
 """Of each of the five tensors in one visit: 10 MB in all. On two cores with 32 MB of cache the step over 2 × 12.6 M
 parameters took 26 ms in such parts, 37 ms one operation after another, and Adam alone 13 ms."""
-
-
-def paper_lr(n_latents: int) -> float:
-    """Return 2e-4 / √(n_latents / 2^14). Source: Gao et al. 2024, figure 3: GPT-2 small, batches of 2^17 tokens."""
-    return 2e-4 / math.sqrt(n_latents / 2**14)
-
-
-def auto_factor(d_model: int, *, batch_tokens: int, max_tokens: int) -> float:
-    """Return c of `lr: auto`: c = 4.9 · (d_model / 128)^−0.04 · (batch_tokens / 1024)^0.56 · (max_tokens / 2^21)^−0.45.
-
-    Measured with examples/learning-rate.yaml (n = 512, k = 8; six rates a factor of two apart, the best by a parabola
-    in log lr). Best lr: 0.0038, 0.0084, 0.018 at batches of 256, 1,024, 4,096 tokens, the last beyond the largest rate
-    tried, 0.016; 0.0084 at both d_model 128 and 512 (another site), 0.0091 at 64 (a small Llama, by overrides); 0.0084
-    at a budget of 2^19 tokens, 0.0055 at 2^21 (three rates, by overrides). One seed each. The exponent of max_tokens is
-    not fitted: it lies between the −0.3 of those two and the −0.53 at which the paper's own setting gives its c = 1.
-    """
-    at = _MEASURED
-    width: float = (d_model / at.d_model) ** at.d_model_exponent
-    batch: float = (batch_tokens / at.batch_tokens) ** at.batch_exponent
-    budget: float = (max_tokens / at.max_tokens) ** at.max_exponent
-    return at.factor * width * batch * budget
-
-
-def auto_lr(config: JobConfig, d_model: int) -> float:
-    """Return c · 2e-4 / √(n_latents / 2^14), 0.02 at most."""
-    training = config.training
-    factor = auto_factor(d_model, batch_tokens=training.batch_tokens, max_tokens=training.max_tokens)
-    return min(_LARGEST_LR, factor * paper_lr(config.sae.latents(d_model)))
-
-
-def base_lr(config: JobConfig, d_model: int) -> float:
-    """Return the learning rate before warm-up and decay: the config's, or auto."""
-    return auto_lr(config, d_model) if config.optimizer.lr == "auto" else config.optimizer.lr
-
-
-def lr_factor(config: JobConfig, tokens_seen: int) -> float:
-    """Return what the learning rate is multiplied by in the step that starts at `tokens_seen`; never 0."""
-    optimizer, training = config.optimizer, config.training
-    factor = 1.0
-    if optimizer.warmup_tokens:
-        factor = min(factor, (tokens_seen + training.batch_tokens) / optimizer.warmup_tokens)
-    if optimizer.decay_tokens:
-        factor = min(factor, (training.max_tokens - tokens_seen) / optimizer.decay_tokens)
-    return factor
 
 
 class _Part(NamedTuple):

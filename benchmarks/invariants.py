@@ -1,0 +1,209 @@
+"""Whether a queue that has come to its end kept its promises: it reads the database and the checkpoints, nothing else.
+
+    python -m benchmarks.invariants DATABASE_URL
+
+It shares no code with the queue: plain SQL, and the sums of files. Prints what it looked at and every promise that is
+broken; exit status 1 if there is one.
+"""
+
+import argparse
+import hashlib
+import json
+import sys
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from sqlalchemy import create_engine, text
+
+OVER = ("succeeded", "failed", "cancelled")
+RESULTS = ("converged", "max_tokens", "diverged")
+KEPT = 2
+"""The newest checkpoints of an attempt that must be on disk; older ones may be gone."""
+_QUERIES = {
+    "jobs": "SELECT id, sweep_id, state, attempt FROM jobs ORDER BY id",
+    "attempts": "SELECT job_id, attempt, token, started_at, ended_at, outcome, tokens_start FROM attempts"
+    " ORDER BY job_id, attempt",
+    "leases": "SELECT job_id, attempt, token FROM leases",
+    "results": "SELECT job_id, attempt, token, outcome, tokens_seen, artifact_uri FROM results",
+    "points": "SELECT job_id, attempt, tokens_seen FROM curve_points ORDER BY job_id, attempt, tokens_seen",
+    "checkpoints": "SELECT job_id, attempt, tokens_seen, uri, sha256 FROM checkpoints"
+    " ORDER BY job_id, attempt, tokens_seen DESC",
+    "events": "SELECT job_id, sweep_id, at, kind, data FROM events ORDER BY id",
+}
+
+
+class Books(NamedTuple):
+    """All that the database says."""
+
+    jobs: dict[int, Any]
+    attempts: dict[int, list[Any]]
+    leases: dict[int, list[Any]]
+    results: dict[int, list[Any]]
+    points: dict[int, list[Any]]
+    checkpoints: dict[int, list[Any]]
+    events: dict[int, list[Any]]
+    enqueued: dict[int, int]
+    """Jobs that were put in, by sweep."""
+
+
+def read(url: str) -> Books:
+    """Read a database."""
+    engine = create_engine(url)
+    with engine.connect() as connection:
+        rows = {name: connection.execute(text(query)).all() for name, query in _QUERIES.items()}
+    engine.dispose()
+    by_job: dict[str, dict[int, list[Any]]] = {name: defaultdict(list) for name in rows}
+    for name in rows:
+        for row in rows[name] if name != "jobs" else ():
+            by_job[name][row.job_id].append(row)
+    enqueued: Counter[int] = Counter()
+    for row in rows["events"]:
+        if row.kind == "sweep_enqueued":
+            data = json.loads(row.data) if isinstance(row.data, str) else row.data
+            enqueued[row.sweep_id] += data["added"]
+    own = {name: found for name, found in by_job.items() if name != "jobs"}
+    return Books(**own, jobs={row.id: row for row in rows["jobs"]}, enqueued=enqueued)
+
+
+def violations(books: Books) -> Iterator[str]:
+    """Yield every broken promise."""
+    yield from _jobs_in_are_jobs_out(books)
+    for check in (_is_over, _one_result, _attempts_in_order, _no_lease, _curve_grows, _cancelled_stays, _on_disk):
+        for job in books.jobs.values():
+            yield from (f"job {job.id}: {told}" for told in check(books, job))
+    for name in ("attempts", "leases", "results", "points", "checkpoints"):
+        for job_id in getattr(books, name):
+            if job_id not in books.jobs:
+                yield f"job {job_id}: {name} without a job"
+
+
+def _jobs_in_are_jobs_out(books: Books) -> Iterator[str]:
+    held = Counter(job.sweep_id for job in books.jobs.values())
+    for sweep_id in sorted(held.keys() | books.enqueued.keys()):
+        if held[sweep_id] != books.enqueued[sweep_id]:
+            yield f"sweep {sweep_id}: {books.enqueued[sweep_id]} jobs in, {held[sweep_id]} there"
+
+
+def _is_over(books: Books, job: Any) -> Iterator[str]:
+    if job.state not in OVER:
+        yield f"is {job.state}, not over"
+    entered = sum(event.kind == "enqueued" for event in books.events[job.id])
+    if entered != 1:
+        yield f"entered the queue {entered} times"
+
+
+def _one_result(books: Books, job: Any) -> Iterator[str]:
+    found, attempts = books.results[job.id], {row.attempt: row for row in books.attempts[job.id]}
+    ends = [row for row in attempts.values() if row.outcome in RESULTS]
+    told = sum(event.kind == "succeeded" for event in books.events[job.id])
+    wanted = int(job.state == "succeeded")
+    for what, count in (("results", len(found)), ("attempts with a result", len(ends)), ("successes told", told)):
+        if count != wanted:
+            yield f"is {job.state} with {count} {what}"
+    for result in found:
+        if result.attempt != job.attempt:
+            yield f"has the result of attempt {result.attempt}, its last is {job.attempt}"
+        by = attempts.get(result.attempt)
+        if by is None or (by.token, by.outcome) != (result.token, result.outcome):
+            yield f"attempt {result.attempt} did not make its result"
+
+
+def _attempts_in_order(books: Books, job: Any) -> Iterator[str]:
+    rows = books.attempts[job.id]
+    if [row.attempt for row in rows] != [*range(1, job.attempt + 1)]:
+        yield f"has attempts {[row.attempt for row in rows]}, says it had {job.attempt}"
+    for row in rows:
+        if row.ended_at is None or row.ended_at < row.started_at:
+            yield f"attempt {row.attempt} has no end after its start"
+    for before, after in pairwise(rows):
+        if before.ended_at is not None and after.started_at < before.ended_at:
+            yield f"attempt {after.attempt} began before attempt {before.attempt} had ended"
+    if len({row.token for row in rows}) != len(rows):
+        yield "two attempts share a token"
+
+
+def _no_lease(books: Books, job: Any) -> Iterator[str]:
+    for lease in books.leases[job.id]:
+        yield f"a lease of attempt {lease.attempt} is left, it is {job.state}"
+
+
+def _curve_grows(books: Books, job: Any) -> Iterator[str]:
+    points = books.points[job.id]
+    for before, after in pairwise(points):
+        if after.tokens_seen <= before.tokens_seen:
+            yield f"the curve goes back from {before.tokens_seen} to {after.tokens_seen} tokens"
+    begun = {row.attempt: row.tokens_start for row in books.attempts[job.id] if row.tokens_start is not None}
+    for point in points:
+        later = [start for attempt, start in begun.items() if attempt > point.attempt]
+        if later and point.tokens_seen > min(later):
+            yield f"a point of attempt {point.attempt} at {point.tokens_seen} is beyond where its successor began"
+        if point.attempt not in begun or point.tokens_seen <= begun[point.attempt]:
+            yield f"attempt {point.attempt} has a point at {point.tokens_seen}, before it began"
+    for result in books.results[job.id]:
+        if points and points[-1].tokens_seen > result.tokens_seen:
+            yield f"the curve goes on after the result at {result.tokens_seen} tokens"
+
+
+def _cancelled_stays(books: Books, job: Any) -> Iterator[str]:
+    asked: float | None = None
+    moments = [(event.at, event.kind) for event in books.events[job.id]]
+    for at, kind in sorted([*moments, *((row.started_at, "began") for row in books.attempts[job.id])]):
+        if kind in ("cancel", "cancel_asked"):
+            asked = at
+        elif kind in ("retry", "resume"):
+            asked = None
+        elif kind == "began" and asked is not None and at > asked:
+            yield "an attempt began after its cancel was asked"
+
+
+def _on_disk(books: Books, job: Any) -> Iterator[str]:
+    kept: Counter[int] = Counter()
+    for row in books.checkpoints[job.id]:
+        kept[row.attempt] += 1
+        if (kept[row.attempt] <= KEPT or Path(row.uri).exists()) and (wrong := broken(Path(row.uri), row.sha256)):
+            yield f"checkpoint at {row.tokens_seen} tokens: {wrong}"
+    for result in books.results[job.id]:
+        if result.artifact_uri is None and result.outcome != "diverged":
+            yield "has no final artifact"
+        elif result.artifact_uri is not None and (wrong := broken(Path(result.artifact_uri))):
+            yield f"final artifact: {wrong}"
+
+
+def broken(folder: Path, sha256: str | None = None) -> str | None:
+    """Return what is wrong with a folder and its manifest; None if nothing is."""
+    try:
+        manifest = (folder / "manifest.json").read_bytes()
+        sums = json.loads(manifest)["sha256"]
+        other = [name for name, wanted in sums.items() if _sha256((folder / name).read_bytes()) != wanted]
+    except (OSError, ValueError, KeyError) as error:
+        return f"{folder} is not whole ({type(error).__name__}: {error})"
+    if other or not sums:
+        return f"{folder}: {', '.join(other) or 'no file'} is not what the manifest says"
+    if sha256 not in (None, _sha256(manifest)):
+        return f"{folder}: its manifest is not the one that was recorded"
+    return None
+
+
+def main() -> int:
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("database", help="its URL")
+    books = read(options.parse_args().database)
+    found = [*violations(books)]
+    looked = {name: len(rows) for name, rows in books._asdict().items() if name == "jobs"}
+    several = ("attempts", "results", "points", "checkpoints", "events")
+    looked |= {name: sum(len(rows) for rows in getattr(books, name).values()) for name in several}
+    for told in found:
+        print(f"BROKEN: {told}")
+    print(f"checker: {', '.join(f'{count:,} {name}' for name, count in looked.items())}; {len(found)} promises broken")
+    return int(bool(found))
+
+
+def _sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

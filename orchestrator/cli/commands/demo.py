@@ -1,0 +1,146 @@
+"""`orch demo`: the quickstart sweep from file to results, with workers of its own, while one watches."""
+
+import os
+import signal
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from orchestrator.cli import terminal
+from orchestrator.cli.commands.demo_workers import DemoWorkers
+from orchestrator.cli.commands.report_commands import gather, law_lines, report_path, write
+from orchestrator.cli.display.demo_view import ProgressView, spectator
+from orchestrator.cli.display.formats import plural
+from orchestrator.cli.display.results_table import result_lines, where_lines
+from orchestrator.cli.python_process import EXAMPLES
+from orchestrator.cli.selection import TERMINAL, database
+from orchestrator.errors import OrchError, StateError, StorageError, TrainingError
+
+if TYPE_CHECKING:
+    from sqlalchemy import Engine
+
+    from orchestrator.results import JobRow
+    from orchestrator.settings import Settings
+
+QUICKSTART = EXAMPLES / "quickstart.yaml"
+MOST_WORKERS = 2
+LOOK_SECONDS = 0.5
+FLUSH_SECONDS = 90.0
+"""For how long workers may bring MLflow up to date after the last job."""
+STOP_MARGIN = 15.0
+
+
+@click.command()
+@click.option("--sweep", "file", type=click.Path(path_type=Path), default=QUICKSTART, help="Another sweep file.")
+@click.option("--workers", type=click.IntRange(1), help=f"Worker processes; by default {MOST_WORKERS}, or fewer cores.")
+def demo(*, file: Path, workers: int | None) -> None:
+    """Train the quickstart sweep and watch it.
+
+    Queues SAEs of a small language model that ships with orch, starts workers, shows how they get on, and prints
+    what came out and where it lies. Ctrl-C loses nothing: run it again, and it goes on from the last checkpoints.
+    """
+    from orchestrator import results
+
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.default_int_handler)
+    with database() as (settings, engine):
+        name = _enqueue(engine, file)
+        left = _unfinished(engine, name)
+        if left and results.paused_since(engine) is not None:
+            raise StateError("the queue is paused: no worker would claim anything", hint="orch queue resume")
+        if left:
+            workers = workers or min(MOST_WORKERS, _cores(), len(left))
+            # Each takes its part of the jobs, so that none takes all and another stands idle.
+            jobs = min(settings.jobs_per_trainer, -(-len(left) // workers))
+            _train(settings, engine, name, workers=workers, jobs=jobs)
+        else:
+            terminal.note(f"{name}: every job has ended already; nothing is left to train.\n")
+        _conclude(settings, engine, name)
+
+
+def _enqueue(engine: "Engine", file: Path) -> str:
+    from orchestrator import queue
+    from orchestrator.sweep import expand
+
+    sweep = expand(file)
+    found = queue.enqueue(engine, sweep)
+    terminal.note(f"{file.name}: {len(sweep.configs)} jobs, {found.added} new, {found.skipped} there already.")
+    return sweep.name
+
+
+def latest(engine: "Engine", name: str) -> "list[JobRow]":
+    """Return the newest job of each config: what failed or was cancelled may have been enqueued again."""
+    from orchestrator import results
+
+    rows = {row.config_id: row for row in sorted(results.jobs(engine, sweep=name), key=lambda row: row.id)}
+    return sorted(rows.values(), key=lambda row: row.id)
+
+
+def _unfinished(engine: "Engine", name: str) -> "list[JobRow]":
+    return [row for row in latest(engine, name) if row.state not in (*TERMINAL, "paused")]
+
+
+def _train(settings: "Settings", engine: "Engine", name: str, *, workers: int, jobs: int) -> None:
+    threads = max(1, _cores() // workers)
+    cast = f"{plural(workers, 'worker')} with {plural(threads, 'thread')} each"
+    terminal.note(f"Starting {cast}; their logs are in {settings.home / 'logs'}\n")
+    grace = settings.terminate_seconds + STOP_MARGIN
+    crew = DemoWorkers(settings.home / "logs", size=workers, threads=threads, jobs=jobs, grace_seconds=grace)
+    try:
+        with crew:
+            with spectator(engine, title=name) as view:
+                _watch(engine, name, crew, view)
+            crew.wait(FLUSH_SECONDS)
+    except KeyboardInterrupt:
+        terminal.note("Stopped; what was trained is in the checkpoints. To go on: orch demo (or: orch worker)")
+        raise
+
+
+def _watch(engine: "Engine", name: str, crew: DemoWorkers, view: ProgressView) -> None:
+    while True:
+        at_work = crew.is_at_work  # asked first: what they did before they ended is then in the database
+        try:
+            rows = latest(engine, name)
+        except StorageError as error:
+            view.show([], remark=f"{error.message} · looking again")
+            rows = []
+        else:
+            view.show(rows, remark=_remark(crew))
+            if all(row.state in (*TERMINAL, "paused") for row in rows):
+                return
+        if not at_work:
+            left = sum(row.state not in TERMINAL for row in rows)
+            raise TrainingError(f"the workers ended and left {left} jobs undone", hint=crew.last_words())
+        time.sleep(LOOK_SECONDS)
+
+
+def _remark(crew: DemoWorkers) -> str:
+    dead = crew.dead()
+    return f"{dead[0].name} ended badly, see {dead[0].log}" if dead else ""
+
+
+def _conclude(settings: "Settings", engine: "Engine", name: str) -> None:
+    rows = latest(engine, name)
+    for line in result_lines(rows, width=terminal.width()):
+        terminal.echo(line)
+    terminal.echo()
+    contents = gather(settings, engine, [name])
+    report = report_path(settings, [name])
+    write(contents, report)
+    for line in (*law_lines(contents), "", *where_lines(settings, engine, name, report=report)):
+        terminal.echo(line)
+    for row in rows:
+        if row.state == "paused":
+            terminal.warn(f"job {row.id} is paused.", f"It goes on with: orch resume {row.id}")
+    failed = [row for row in rows if row.state == "failed"]
+    if failed:
+        first = failed[0]
+        raise OrchError(
+            f"{len(failed)} of {len(rows)} jobs failed; job {first.id}: {first.reason}", hint=f"orch explain {first.id}"
+        )
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,0 +1,128 @@
+"""`orch enqueue`: a sweep file goes into the queue."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from orchestrator.cli import terminal
+from orchestrator.cli.selection import database, output_option
+
+if TYPE_CHECKING:
+    from sqlalchemy import Engine
+
+    from orchestrator.cli.display.sweep_table import PlannedJob
+    from orchestrator.settings import Settings
+    from orchestrator.sweep.sweep import Sweep
+
+
+@click.command()
+@click.argument("file", type=click.Path(path_type=Path))
+@click.argument("overrides", metavar="[KEY=VALUE]...", nargs=-1)
+@click.option("-n", "--name", help="Name of the sweep, instead of the file's.")
+@click.option("-p", "--priority", type=click.IntRange(-(2**31), 2**31 - 1), default=0, show_default=True,
+              help="Higher ones run first.")  # fmt: skip
+@click.option("--needed/--allow-duplicate", default=True,
+              help="Add what the sweep does not hold yet (the default), or all of it once more.")  # fmt: skip
+@click.option("--dry-run", is_flag=True, help="Show what would be added, and what it costs; write nothing.")
+@click.option("--wait", "and_wait", is_flag=True, help="Then wait for the jobs, as `orch wait` does.")
+@output_option("name", "json")
+@click.pass_context
+def enqueue(
+    ctx: click.Context, *, file: Path, overrides: tuple[str, ...], name: str | None, priority: int, needed: bool,
+    dry_run: bool, and_wait: bool, output: str | None,
+) -> None:  # fmt: skip
+    """Put the jobs of a sweep file into the queue; FILE may be - for standard input.
+
+    KEY=VALUE overrides the file: sae.k=16,32 varies a key, 'optimizer.lr=log(1e-4,1e-3,3)' takes a range, ~KEY takes a
+    key out. What the sweep of that name holds already is skipped, so enqueueing twice adds nothing.
+    """
+    sweep = _read(file, overrides, name)
+    if dry_run:
+        jobs = _preview(sweep, needed=needed)
+        _print(sweep, jobs, output, dry_run=True)
+        return
+    with database() as (settings, engine):
+        jobs = _add(engine, sweep, priority=priority, needed=needed)
+        _print(sweep, jobs, output)
+        _wake(settings, jobs)
+        if and_wait:
+            from orchestrator.cli.commands.wait import wait_for
+
+            ctx.exit(wait_for(engine, _ids(engine, sweep, jobs)))
+    if not output and any(job.is_new for job in jobs):
+        terminal.note("\nNext:  orch worker         trains them\n       orch status -w      shows how far they are")
+
+
+def _read(file: Path, overrides: tuple[str, ...], name: str | None) -> "Sweep":
+    from orchestrator.settings import load
+    from orchestrator.sweep import check_name, check_places, expand
+
+    sweep = expand(file, overrides)
+    if load().embedded:  # in the service mode the files are on the workers' machines
+        check_places(sweep.configs)
+    return replace(sweep, name=check_name(name, "--name")) if name else sweep
+
+
+def _preview(sweep: "Sweep", *, needed: bool) -> "list[PlannedJob]":
+    from orchestrator import results
+    from orchestrator.cli.display.sweep_table import plan
+    from orchestrator.database import schema
+    from orchestrator.settings import load
+
+    there: set[str] = set()
+    if needed and not (load().embedded and schema.current(load()) is None):  # a dry run makes no database
+        with database() as (_, engine):
+            there = results.existing(engine, sweep.name)
+    new = [config.config_id not in there for config in sweep.configs]
+    return plan(sweep.configs, job_ids=[None] * len(new), new=new)
+
+
+def _add(engine: "Engine", sweep: "Sweep", *, priority: int, needed: bool) -> "list[PlannedJob]":
+    from orchestrator import queue
+    from orchestrator.cli.display.sweep_table import plan
+
+    added = queue.enqueue(engine, sweep, allow_duplicate=not needed, priority=priority)
+    return plan(sweep.configs, job_ids=added.job_ids, new=[job_id is not None for job_id in added.job_ids])
+
+
+def _print(sweep: "Sweep", jobs: "list[PlannedJob]", output: str | None, *, dry_run: bool = False) -> None:
+    from orchestrator.cli.display.sweep_table import plan_lines, plan_record, total_line
+
+    new = sum(job.is_new for job in jobs)
+    if output == "json":
+        items = terminal.envelope("enqueue", map(plan_record, jobs))
+        terminal.echo_json(items | {"sweep": sweep.name, "added": 0 if dry_run else new, "skipped": len(jobs) - new})
+    elif output == "name":
+        for job in jobs:
+            if job.is_new:
+                terminal.echo(job.config.config_id if dry_run else str(job.job_id))
+    else:
+        for line in plan_lines(jobs, width=terminal.width()):
+            terminal.echo(line)
+        added = "would add" if dry_run else "added"
+        cost = f" · {total_line(jobs)}" if new else ""
+        terminal.echo(f"\n{sweep.name}: {added} {new}, already there {len(jobs) - new}{cost}")
+
+
+def _wake(settings: "Settings", jobs: "list[PlannedJob]") -> None:
+    from orchestrator.dispatch import wake
+
+    if not wake(settings, [job.job_id for job in jobs if job.job_id is not None]):
+        seconds = f"{settings.poll:g}"
+        terminal.warn(
+            "the broker does not answer, so no worker was woken.",
+            f"The jobs are queued all the same: workers look every {seconds} s. To see what is wrong: orch doctor",
+        )
+
+
+def _ids(engine: "Engine", sweep: "Sweep", jobs: "list[PlannedJob]") -> list[int]:
+    """Return the ids of the jobs of this file, also of those that were there before."""
+    from orchestrator import results
+
+    wanted = {job.config.config_id for job in jobs if not job.is_new}
+    there = [row for row in results.jobs(engine, sweep=sweep.name) if row.config_id in wanted] if wanted else []
+    return [job.job_id for job in jobs if job.job_id is not None] + [
+        row.id for row in there if row.state not in {"failed", "cancelled"}
+    ]

@@ -1,0 +1,125 @@
+"""`orch explain`: why a job is where it is, what it needs, and with whom it can share."""
+
+from typing import TYPE_CHECKING
+
+import click
+
+from orchestrator.cli import terminal
+from orchestrator.cli.display.columns import state_cell, why
+from orchestrator.cli.display.formats import duration, plural, size
+from orchestrator.cli.selection import database, job_argument, job_rows
+
+if TYPE_CHECKING:
+    from sqlalchemy import Engine
+
+    from orchestrator.results import JobRow
+    from orchestrator.settings import Settings
+
+_MEANINGS = {
+    "Priority": "The workers are busy, or other jobs are before it: of higher priority, or older.",
+    "Backoff": "Its last attempt failed; it is tried again when the time in brackets is over.",
+    "Paused": "It is paused. It goes on with: orch resume {id}",
+    "QueuePaused": "The whole queue is paused: no worker claims. It goes on with: orch queue resume",
+    "SweepPaused": "Its sweep is paused. It goes on with: orch resume {sweep}",
+    "SweepCap": "As many jobs of its sweep run as limits.max_parallel allows.",
+    "NoWorker": "No worker is at work. Start one with: orch worker",
+    "WorkersLeaving": "Every worker that is there drains or stops: it claims no more. Start one with: orch worker",
+}
+_HOLDERS = {
+    "draining": "Its worker drains: it finishes this job, claims no more, and ends.",
+    "stopping": "Its worker was asked to stop: it writes a checkpoint, and another worker goes on from there.",
+    "lost": "Its worker was last heard of {silent} ago; when the lease runs out too, the job goes on elsewhere.",
+}
+_ENDINGS = {
+    "converged": "Three evaluations in a row gained less than stop.epsilon since half the tokens.",
+    "max_tokens": "It used its whole token budget before it converged.",
+    "diverged": "Its loss was no longer finite, or rose far above its best. That is a result: orch show {id} --curve",
+}
+
+
+@click.command()
+@job_argument()
+def explain(*, job: int) -> None:
+    """Say why a job is, or is not, running, and what to do about it."""
+    with database() as (settings, engine):
+        row = job_rows(engine, [str(job)])[0]
+        terminal.echo(
+            f"job {row.id} of {row.sweep}: {state_cell(row, drawn=False)}" + (f" ({why(row)})" if why(row) else "")
+        )
+        for line in [*_explanation(engine, row), *_sharing(settings, engine, row)]:
+            terminal.echo(line)
+
+
+def _explanation(engine: "Engine", row: "JobRow") -> list[str]:
+    from orchestrator import results
+
+    names = {"id": row.id, "sweep": row.sweep}
+    if row.state == "succeeded":
+        return [_ENDINGS.get(row.outcome or "", "").format(**names)]
+    if row.state == "running":
+        asked = {"cancel": "It was asked to cancel", "pause": "It was asked to pause"}.get(row.desired, "")
+        beat = f"{asked}, and does so at its next heartbeat." if asked else "It runs."
+        left = f" {_lease(row.lease_left)}" if row.lease_left is not None else ""
+        others = _companions(engine, row)
+        with_whom = f" Its trainer began with job{'s' * (len(others) > 1)} {', '.join(others)} too." if others else ""
+        there = f"{beat} Attempt {row.attempt}, on {row.worker or 'a worker'}.{left}{with_whom}"
+        return [there, *_of_its_worker(engine, row)]
+    if row.state in {"failed", "cancelled"}:
+        tried = [a for a in results.attempts(engine, row.id) if a.error]
+        last = [f"Attempt {tried[-1].attempt}: {tried[-1].error}", f"Its log: orch logs {row.id}"] if tried else []
+        return [*last, f"To try again: orch retry {row.id}"]
+    lines = [_MEANINGS.get((row.reason or "").partition("(")[0], "It waits for a worker.").format(**names)]
+    standing = results.standing(engine, row.id)
+    if row.state == "queued" and standing.before:
+        lines.append(f"{plural(standing.before, 'queued job')} may run before it; the first is job {standing.first}.")
+    return lines
+
+
+def _lease(left: float) -> str:
+    if left >= 0:
+        return f"Its lease is renewed in time: {duration(left)} are left."
+    return f"Its lease ran out {duration(-left)} ago: it goes back to the queue as soon as a worker looks."
+
+
+def _of_its_worker(engine: "Engine", row: "JobRow") -> list[str]:
+    """Say what is about to happen to a running job because of its worker."""
+    from orchestrator import results
+
+    holders = [worker for worker in results.roster(engine) if row.id in worker.jobs]
+    return [
+        _HOLDERS[worker.state].format(silent=duration(worker.silent)) for worker in holders if worker.state in _HOLDERS
+    ]
+
+
+def _companions(engine: "Engine", row: "JobRow") -> list[str]:
+    from orchestrator import results
+
+    last = [attempt.facts or {} for attempt in results.attempts(engine, row.id)][-1:]
+    return [str(job) for facts in last for job in facts.get("shared_with", [])]
+
+
+def _sharing(settings: "Settings", engine: "Engine", row: "JobRow") -> list[str]:
+    """Say what a job that may still run needs, and with whom it can share a trainer."""
+    from orchestrator import results
+    from orchestrator.config.validation import parse
+    from orchestrator.estimates.memory import Room, state_bytes, trainer_bytes
+
+    if row.state not in {"queued", "paused"}:
+        return []
+    config, room = parse(results.config(engine, row.id)), Room(settings, settings.device)
+    alone, own = trainer_bytes([config], kind=room.kind), state_bytes(config)
+    there = "" if room.bytes is None else f" of the {size(room.bytes)} there are"
+    needs = f"Memory: about {size(alone)} in a trainer of its own, {size(own)} of it its own state"
+    if room.bytes is not None and alone > room.bytes:
+        lines = [f"{needs}: more than the {size(room.bytes)} there are. It is tried, alone."]
+    else:
+        fit = plural(room.fits(config), "such job")
+        lines = [f"{needs}; one trainer takes {fit}{there} (at most {settings.jobs_per_trainer})."]
+    standing = results.standing(engine, row.id)
+    if standing.is_alone:
+        return [*lines, "It is trained alone: it failed or lost its worker before, or an older orch queued it."]
+    at_work = f", and {standing.mates_running} that run" if standing.mates_running else ""
+    return [
+        *lines,
+        f"Its stream of activations is read by {plural(standing.mates_queued, 'other queued job')}{at_work}.",
+    ]

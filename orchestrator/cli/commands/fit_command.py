@@ -1,0 +1,88 @@
+"""`orch fit`: scaling laws from the jobs in the database."""
+
+from typing import TYPE_CHECKING
+
+import click
+
+from orchestrator.cli import terminal
+from orchestrator.cli.commands.services import ship
+from orchestrator.cli.selection import database, output_option
+
+if TYPE_CHECKING:
+    from orchestrator.scaling.fit.fitting import Fitted
+
+_LAWS = "ln, lc, lnk, tn, lr or ls"
+
+
+@click.command()
+@click.argument("sweeps", metavar="SWEEP...", nargs=-1, required=True)
+@click.option("-l", "--law", "laws", metavar="LAW", multiple=True,
+              help=f"{_LAWS}; may be given several times. Without it: every law the jobs allow.")  # fmt: skip
+@click.option("--epsilon", type=float, default=0.01, show_default=True,
+              help="Of tokens to convergence: 0.002, 0.005, 0.01 or 0.02.")  # fmt: skip
+@click.option("--loss", type=click.Choice(["fvu", "l_inf"]), default="fvu", show_default=True,
+              help="A job's last held-out fvu, or the limit of its curve's tail.")  # fmt: skip
+@click.option("--flops", type=click.Choice(["dense", "executed", "subject+executed"]), default="dense",
+              show_default=True, help="What the axis of L(C) counts.")  # fmt: skip
+@click.option("--subject", help="Only jobs of this subject.")
+@click.option("--hook", help="Only jobs read at this hook point.")
+@click.option("--data", help="Only jobs of this text.")
+@click.option("--activation", help="Only SAEs of this activation.")
+@click.option("--bootstrap", type=click.IntRange(100, 100_000), default=2000, show_default=True,
+              help="Refits behind the intervals.")  # fmt: skip
+@click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True, help="Of the bootstrap.")
+@click.option("--store/--no-store", default=True, help="Keep the fits in the database (the default), or only print.")
+@output_option("json")
+def fit(
+    *, sweeps: tuple[str, ...], laws: tuple[str, ...], epsilon: float, loss: str, flops: str, subject: str | None,
+    hook: str | None, data: str | None, activation: str | None, bootstrap: int, seed: int, store: bool,
+    output: str | None,
+) -> None:  # fmt: skip
+    """Fit scaling laws to the jobs of sweeps, and keep the fits.
+
+    ln is L(N), the loss at convergence by latents; lc is L(C), by FLOPs, on the envelope of all curves; lnk is L(N,K);
+    tn is T(N), tokens to convergence; lr is lr*(N), the largest learning rate that converges; ls is L(N) across
+    subjects. A fit supersedes the older one of the same law, sweeps, k and subject, and overwrites none.
+    """
+    from orchestrator import results
+    from orchestrator.fits import store as ledger
+    from orchestrator.scaling.fit.eligible_jobs import check_chosen, choose
+    from orchestrator.scaling.fit.fitting import LAWS, fit_laws, law_named
+
+    choices = choose(
+        epsilon=epsilon, loss=loss, flops=flops, subject=subject, hook=hook, data=data, activation=activation
+    )
+    wanted = list(dict.fromkeys(law_named(name) for name in laws)) or list(LAWS)
+    with database() as (_, engine):
+        rows = results.measured(engine, sweeps, curves="lc" in wanted)
+        check_chosen(rows, choices)
+        done = fit_laws(wanted, rows, choices, n_bootstrap=bootstrap, seed=seed)
+        if not done.fits:
+            raise done.refused[0].error
+        ids = ledger.store(engine, done.fits) if store else []
+    _print(done, ids, output, is_asked=bool(laws))
+    if ids:
+        ship(sweeps)
+
+
+def _print(done: "Fitted", ids: list[int], output: str | None, *, is_asked: bool) -> None:
+    from orchestrator.cli.display.fit_tables import fit_lines, fit_record
+    from orchestrator.scaling.forms import TITLES
+
+    numbers: list[int | None] = [*ids] or [None] * len(done.fits)
+    if output == "json":
+        items = [fit_record(one, number) for one, number in zip(done.fits, numbers, strict=True)]
+        refused = [{"law": one.law, "group": one.group, "why": one.error.message} for one in done.refused]
+        terminal.echo_json(terminal.envelope("fit", items) | {"refused": refused})
+        return
+    for at, (one, number) in enumerate(zip(done.fits, numbers, strict=True)):
+        if at:
+            terminal.echo()
+        for line in fit_lines(one, number, width=terminal.width()):
+            terminal.echo(line)
+    for refusal in done.refused:
+        name = f"{TITLES[refusal.law]}{f', {refusal.group}' if refusal.group else ''}"
+        if is_asked:
+            terminal.warn(f"{name} was not fitted: {refusal.error.message}", refusal.error.hint)
+        else:
+            terminal.note(f"Not fitted: {refusal.error.message}")

@@ -1,0 +1,166 @@
+"""`orch show`: everything about one job."""
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from orchestrator.cli import terminal
+from orchestrator.cli.display.columns import progress_cell, state_cell, why
+from orchestrator.cli.display.formats import clock, duration, ratio, scientific, share, sparkline
+from orchestrator.cli.display.records import csv_text, record
+from orchestrator.cli.display.tables import Column, table
+from orchestrator.cli.selection import database, job_argument, job_rows, output_option
+from orchestrator.formatting import NONE, count
+
+if TYPE_CHECKING:
+    from sqlalchemy import Engine
+
+    from orchestrator.results import JobRow
+    from orchestrator.settings import Settings
+
+
+@click.command()
+@job_argument()
+@click.option("--attempts", "part", flag_value="attempts", help="Its attempts: who, how long, how they ended.")
+@click.option("--events", "part", flag_value="events", help="All that happened to it.")
+@click.option("--config", "part", flag_value="config", help="Its config, as JSON.")
+@click.option("--checkpoints", "part", flag_value="checkpoints", help="Its checkpoints.")
+@click.option("--curve", "part", flag_value="curve", help="Its loss curve.")
+@output_option("json", "csv")
+def show(*, job: int, part: str | None, output: str | None) -> None:
+    """Show everything about one job."""
+    from orchestrator import results
+
+    with database() as (settings, engine):
+        row = job_rows(engine, [str(job)])[0]
+        if part == "config":
+            terminal.echo(json.dumps(results.config(engine, job), indent=2, ensure_ascii=False))
+            return
+        if part is None:
+            _print_summary(settings, engine, row, output)
+            return
+        rows: Sequence[Any] = getattr(results, part)(engine, job)
+    if output:
+        _print_records(part, rows, output)
+    elif not rows:
+        terminal.note(f"Job {job} has no {'points of a curve' if part == 'curve' else part} yet.")
+    else:
+        for line in table(rows, _COLUMNS[part], width=terminal.width()):
+            terminal.echo(line)
+
+
+def _print_summary(settings: "Settings", engine: "Engine", row: "JobRow", output: str | None) -> None:
+    from orchestrator import results
+
+    if output == "csv":
+        terminal.echo(csv_text([record(row)]))
+        return
+    counts = [record(found) for found in results.convergence(engine, row.id)]
+    if output == "json":
+        terminal.echo_json(terminal.envelope("show", [record(row) | {"convergence": counts}]))
+        return
+    curve = sparkline([point.fvu for point in results.curve(engine, row.id)], 32)
+    title = f"job {row.id}  {row.sweep}  {state_cell(row, drawn=terminal.is_live())}"
+    terminal.echo(click.style(title, bold=True) + (f"  {why(row)}" if why(row) else ""))
+    for name, value in [*_facts(row), ("curve", curve), *_counts(counts), *_places(settings, row)]:
+        if value and value != NONE:
+            terminal.echo(f"  {click.style(f'{name:<14}', dim=True)}{value}")
+    terminal.note(
+        f"\nMore: orch show {row.id} --attempts | --events | --config | --checkpoints | --curve, orch logs {row.id}"
+    )
+
+
+def _facts(row: "JobRow") -> list[tuple[str, str]]:
+    speed = f", {count(row.tokens_per_second)} tokens/s" if row.tokens_per_second else ""
+    gain = f" (untrained {ratio(row.untrained_fvu)})" if row.untrained_fvu is not None else ""
+    return [
+        ("SAE", f"n_latents {row.n_latents or 'auto'}, k {row.k}, d_model {row.d_model or NONE}"),
+        ("training", f"lr {'auto' if row.lr is None else f'{row.lr:g}'}, seed {row.seed}, priority {row.priority}"),
+        ("progress", f"{progress_cell(row, 24)}  {count(row.tokens_seen)} of {count(row.max_tokens)} tokens{speed}"),
+        ("fvu", f"{ratio(row.fvu)}{gain}"),
+        ("dead latents", share(row.dead_share)),
+        ("l0", NONE if row.l0 is None else f"{row.l0:.2f}"),
+        ("L∞", ratio(row.l_inf)),
+        ("attempt", f"{row.attempt}, {row.failures} failed, {row.preemptions} preempted" if row.attempt else NONE),
+        ("worker", f"{row.worker}, lease {duration(row.lease_left)}" if row.worker and row.lease_left else NONE),
+        ("created", clock(row.created_at)),
+        ("started", clock(row.started_at)),
+        ("finished", clock(row.finished_at)),
+    ]
+
+
+def _counts(counts: list[dict[str, Any]]) -> list[tuple[str, str]]:
+    return [
+        (
+            f"T({100 * c['epsilon']:g}%)",
+            f"{count(c['tokens'])} tokens" if c["tokens"] else f"> {count(c['lower_bound'])} tokens",
+        )
+        for c in counts
+        if c["tokens"] or c["lower_bound"]
+    ]
+
+
+def _places(settings: "Settings", row: "JobRow") -> list[tuple[str, str]]:
+    log = Path(settings.home, "logs", str(row.id), f"{row.attempt}.log")
+    return [
+        ("config", row.config_id),
+        ("MLflow run", row.mlflow_run_id or ""),
+        ("SAE at", row.artifact_uri or ""),
+        ("log", str(log) if log.exists() else ""),
+    ]
+
+
+def _print_records(part: str, rows: Sequence[Any], output: str) -> None:
+    records = [record(row) for row in rows]
+    if output == "csv":
+        terminal.echo(csv_text(records))
+    else:
+        terminal.echo_json(terminal.envelope(part, records))
+
+
+def _column(title: str, cell: Callable[[Any], str], *, left: bool = False) -> Column[Any]:
+    return Column(title, cell, right=not left)
+
+
+_COLUMNS: dict[str, list[Column[Any]]] = {
+    "attempts": [
+        _column("ATT", lambda a: str(a.attempt)),
+        _column("WORKER", lambda a: a.worker, left=True),
+        _column("DEVICE", lambda a: a.device, left=True),
+        _column("STARTED", lambda a: clock(a.started_at), left=True),
+        _column("TIME", lambda a: duration(a.ended_at - a.started_at) if a.ended_at else "running"),
+        _column("FROM", lambda a: count(a.tokens_start)),
+        _column("TO", lambda a: count(a.tokens_end)),
+        _column("EXIT", lambda a: NONE if a.exit_code is None else str(a.exit_code)),
+        _column("OUTCOME", lambda a: a.outcome or NONE, left=True),
+        _column("ERROR", lambda a: (a.error or "").partition("\n")[0], left=True),
+    ],
+    "events": [
+        _column("AT", lambda e: clock(e.at), left=True),
+        _column("ATT", lambda e: str(e.attempt or "")),
+        _column("EVENT", lambda e: e.kind, left=True),
+        _column("", lambda e: " ".join(f"{k}={v}" for k, v in (e.data or {}).items() if v is not None), left=True),
+    ],
+    "checkpoints": [
+        _column("ATT", lambda c: str(c.attempt)),
+        _column("TOKENS", lambda c: count(c.tokens_seen)),
+        _column("AT", lambda c: clock(c.created_at), left=True),
+        _column("SHA256", lambda c: c.sha256[:12], left=True),
+        _column("URI", lambda c: c.uri, left=True),
+    ],
+    "curve": [
+        _column("TOKENS", lambda p: count(p.tokens_seen)),
+        _column("FVU", lambda p: ratio(p.fvu)),
+        _column("FVU RAW", lambda p: ratio(p.fvu_raw)),
+        _column("LOSS", lambda p: ratio(p.loss)),
+        _column("AUX", lambda p: ratio(p.aux_loss)),
+        _column("DEAD", lambda p: share(p.dead_share)),
+        _column("L0", lambda p: f"{p.l0:.1f}"),
+        _column("GRAD", lambda p: f"{p.grad_norm:.3g}"),
+        _column("TIME", lambda p: duration(p.wall_seconds)),
+        _column("FLOPS", lambda p: scientific(p.flops_dense)),
+    ],
+}

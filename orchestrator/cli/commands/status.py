@@ -1,0 +1,171 @@
+"""`orch status`: jobs and how far they are, once or again and again."""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from orchestrator.cli import terminal
+from orchestrator.cli.display.columns import job_columns, why
+from orchestrator.cli.display.formats import clock, plural, ratio
+from orchestrator.cli.display.live_canvas import MIN_SECONDS, Canvas
+from orchestrator.cli.display.queue_view import FOREMOST, Curves, Snapshot, foremost, picture, state_counts
+from orchestrator.cli.display.records import csv_text, record
+from orchestrator.cli.display.tables import table
+from orchestrator.cli.selection import TERMINAL, database, output_option, selectors, states_option
+from orchestrator.errors import StorageError
+from orchestrator.formatting import count
+
+if TYPE_CHECKING:
+    from sqlalchemy import Engine
+
+    from orchestrator.results import JobRow
+    from orchestrator.settings import Settings
+
+Read = Callable[[], "list[JobRow]"]
+
+
+@click.command()
+@selectors(required=False)
+@states_option()
+@click.option(
+    "--limit",
+    type=click.IntRange(1),
+    default=50,
+    show_default=True,
+    help="Show so many jobs: first what runs, last what is done.",
+)
+@click.option("--all", "everything", is_flag=True, help="Show every job.")
+@click.option("-w", "--watch", type=click.FloatRange(min=0), is_flag=False, flag_value=1.0, metavar="[SEC]",
+              help="Look again and again until Ctrl-C; to a program, print what changes.")  # fmt: skip
+@output_option("wide", "json", "name", "csv")
+def status(
+    *, selectors: tuple[str, ...], states: tuple[str, ...] | None, limit: int, everything: bool, watch: float | None,
+    output: str | None,
+) -> None:  # fmt: skip
+    """Show jobs and how far they are; `orch ls` is the same, `orch ps` shows what runs.
+
+    SWEPT is what sets the jobs shown apart besides N and K, if they are no more than 1,000. PROGRESS is the share of
+    the token budget. ETA is the time until its own curve will have met the job's stop rule, and the time to the end of
+    the budget as long as the curve is too short to say. T(1%) is the number of tokens to convergence. -o json prints
+    everything there is.
+    """
+    if watch is not None and output in {"csv", "name"}:
+        raise click.UsageError(
+            f"-o {output} has no end to wait for with --watch; use -o json, which prints a line per change."
+        )
+    with database() as (settings, engine):
+
+        def read() -> "list[JobRow]":
+            return _read(engine, selectors, states, limit=None if everything else limit)
+
+        if watch is not None:
+            _watch(engine, read, seconds=max(MIN_SECONDS, watch), output=output)
+        elif output in {"json", "csv", "name"}:
+            _print_records(read(), output or "")
+        else:
+            _print_table(settings, engine, read(), wide=output == "wide")
+
+
+def _read(
+    engine: "Engine", selectors: tuple[str, ...], states: tuple[str, ...] | None, *, limit: int | None
+) -> "list[JobRow]":
+    from orchestrator import results
+
+    ids = results.find(engine, selectors) if selectors else None
+    if limit is None or sum(results.counts(engine).values()) <= limit:
+        return results.jobs(engine, ids=ids, states=states)
+    rows: list[JobRow] = []
+    for state in FOREMOST:  # among many, what runs or failed before what waits, and that before what is done
+        if len(rows) < limit and (states is None or state in states):
+            rows += results.jobs(engine, ids=ids, states=[state], limit=limit - len(rows))
+    return sorted(rows, key=lambda row: row.id)
+
+
+def _print_table(settings: "Settings", engine: "Engine", rows: "list[JobRow]", *, wide: bool) -> None:
+    from orchestrator import results
+
+    columns = job_columns(rows, drawn=terminal.is_live(), wide=wide)
+    if rows:
+        for line in table(rows, columns, width=None if wide else terminal.width()):
+            terminal.echo(line)
+        terminal.echo()
+    counts = results.counts(engine)
+    total = sum(counts.values())
+    if not total:
+        terminal.note("The queue is empty. Put something in with: orch enqueue FILE, or try: orch demo")
+        return
+    shown = "" if len(rows) == total else f"{len(rows)} of {total} jobs shown · "
+    at_work = plural(len({worker.worker for worker in results.workers(engine)}), "worker")
+    woken = "woken by the broker" if settings.broker_url else "polling"
+    terminal.note(f"{shown}{'  '.join(state_counts(counts))}  ·  {at_work} at work, {woken}")
+    if results.paused_since(engine) is not None:
+        terminal.note("The queue is paused: nothing more starts. To open it: orch queue resume")
+
+
+def _print_records(rows: "list[JobRow]", output: str) -> None:
+    if output == "name":
+        for row in rows:
+            terminal.echo(str(row.id))
+    elif output == "csv":
+        terminal.echo(csv_text([record(row) for row in rows]))
+    else:
+        terminal.echo_json(terminal.envelope("status", map(record, rows)))
+
+
+def _watch(engine: "Engine", read: Read, *, seconds: float, output: str | None) -> None:
+    if output == "json":
+        for changed in _changes(read, seconds):
+            terminal.echo_json(terminal.envelope("status", map(record, changed)), lines=True)
+    elif not terminal.is_live():
+        for changed in _changes(read, seconds):
+            for row in changed:
+                terminal.echo(change_line(row))
+    else:
+        _draw(engine, read, seconds)
+
+
+def _draw(engine: "Engine", read: Read, seconds: float) -> None:
+    from orchestrator import results
+
+    curves, last = Curves(engine), Snapshot(())
+    with Canvas() as canvas:
+        while True:
+            try:
+                rows = read()
+                names = [str(worker.worker) for worker in results.workers(engine)]
+                last = Snapshot(rows, names, curves.of(foremost(rows, 60)))
+            except StorageError as error:
+                if not last.rows:
+                    raise
+                last = replace(last, remark=f"{error.message} · looking again")
+            title = last.rows[0].sweep if len({row.sweep for row in last.rows}) == 1 else "orch"
+            canvas.draw(picture(last, size=canvas.size, title=title, clock=clock(time.time())))
+            time.sleep(seconds)
+
+
+def _changes(read: Read, seconds: float) -> "Iterator[Sequence[JobRow]]":
+    seen: dict[int, tuple[Any, ...]] = {}
+    while True:
+        marks = {row.id: (_mark(row), row) for row in read()}
+        changed = [row for job_id, (mark, row) in marks.items() if seen.get(job_id) != mark]
+        if changed:
+            yield changed
+        seen |= {job_id: mark for job_id, (mark, _) in marks.items()}
+        time.sleep(seconds)
+
+
+def _mark(row: "JobRow") -> tuple[Any, ...]:
+    return row.state, row.desired, row.attempt, row.fvu, None if row.state == "running" else row.outcome
+
+
+def change_line(row: "JobRow") -> str:
+    """Return one job on one line, for those who read a log."""
+    said = [f"{clock(time.time())}  job {row.id} {row.state}", f"n={row.n_latents or 'auto'} k={row.k}"]
+    if row.fvu is not None:
+        said.append(f"{count(row.tokens_seen)} of {count(row.max_tokens)} tokens  fvu {ratio(row.fvu)}")
+    if row.state in TERMINAL and why(row):
+        said.append(why(row))
+    return "  ".join(said)

@@ -1,0 +1,93 @@
+"""`orch wait`: until jobs have ended; the exit code says how."""
+
+import re
+import time
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+import click
+
+from orchestrator.cli import terminal
+from orchestrator.cli.display.columns import COLOURS, why
+from orchestrator.cli.display.formats import ratio
+from orchestrator.cli.selection import TERMINAL, database, selectors
+
+if TYPE_CHECKING:
+    from sqlalchemy import Engine
+
+    from orchestrator.results import JobRow
+
+POLL_SECONDS = 0.5
+TIMED_OUT, FAILED, CANCELLED = 6, 7, 8
+_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
+
+
+def seconds(ctx: click.Context, param: click.Parameter, value: str | None) -> float | None:
+    """Read a time span: 90, 90s, 10m, 2h or 1d."""
+    if value is None:
+        return None
+    found = re.fullmatch(r"(\d+(?:\.\d*)?)([smhd]?)", value)
+    if not found:
+        raise click.BadParameter(f"{value!r} is no time span: write 90, 90s, 10m, 2h or 1d.", ctx=ctx, param=param)
+    return float(found[1]) * _UNITS[found[2] or "s"]
+
+
+@click.command()
+@selectors(required=True)
+@click.option(
+    "--timeout", metavar="TIME", callback=seconds, help="Give up after that long (exit code 6); for example 90s, 10m."
+)
+@click.option("--any", "first", is_flag=True, help="Wait for the first of them only.")
+@click.pass_context
+def wait(ctx: click.Context, *, selectors: tuple[str, ...], timeout: float | None, first: bool) -> None:
+    """Wait until jobs have ended; the exit code says how.
+
+    0: all succeeded (diverged is a result too); 7: one failed; 8: one was cancelled; 6: the time-out came first.
+    """
+    from orchestrator import results
+
+    with database() as (_, engine):
+        ids = results.find(engine, selectors)
+        ctx.exit(wait_for(engine, ids, timeout=timeout, first=first))
+
+
+def wait_for(engine: "Engine", ids: Sequence[int], *, timeout: float | None = None, first: bool = False) -> int:
+    """Wait for jobs, print each as it ends, and return the exit code."""
+    deadline = None if timeout is None else time.monotonic() + timeout
+    ended: dict[int, str] = {}
+    while len(ended) < (min(1, len(ids)) if first else len(ids)):
+        for row in _ended(engine, [job_id for job_id in ids if job_id not in ended]):
+            ended[row.id] = row.state
+            terminal.echo(_line(row))
+            if first:
+                break
+        else:
+            if len(ended) < len(ids) and not _pause(deadline):
+                left = len(ids) - len(ended)
+                terminal.complain(f"Error: {left} of {len(ids)} jobs had not ended in time", "orch status shows them")
+                return TIMED_OUT
+    return _code(list(ended.values()))
+
+
+def _ended(engine: "Engine", ids: list[int]) -> "list[JobRow]":
+    from orchestrator import results
+
+    return results.jobs(engine, ids=ids, states=TERMINAL)
+
+
+def _pause(deadline: float | None, *, now: Callable[[], float] = time.monotonic) -> bool:
+    left = POLL_SECONDS if deadline is None else deadline - now()
+    if left <= 0:
+        return False
+    time.sleep(min(POLL_SECONDS, left))
+    return True
+
+
+def _code(states: list[str]) -> int:
+    return FAILED if "failed" in states else CANCELLED if "cancelled" in states else 0
+
+
+def _line(row: "JobRow") -> str:
+    said = f"  fvu {ratio(row.fvu)}" if row.fvu is not None else ""
+    more = f"  {why(row)}" if why(row) else ""
+    return f"job {row.id} {click.style(row.state, fg=COLOURS[row.state])}{said}{more}"

@@ -1,0 +1,1 @@
+"""How the command line shows things: tables, live views, numbers as text."""

@@ -1,0 +1,187 @@
+"""The columns in which jobs are shown."""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from itertools import takewhile
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from orchestrator.cli.display.formats import bar, clock, duration, ratio, share
+from orchestrator.cli.display.tables import Column
+from orchestrator.cli.selection import TERMINAL
+from orchestrator.formatting import NONE, count
+
+if TYPE_CHECKING:
+    from orchestrator.results import JobRow, RosterRow
+
+COLOURS = {
+    "queued": "white",
+    "running": "cyan",
+    "paused": "yellow",
+    "succeeded": "green",
+    "failed": "red",
+    "cancelled": "bright_black",
+}
+MARKS = {"queued": "○", "running": "●", "paused": "‖", "succeeded": "✓", "failed": "✗", "cancelled": "–"}
+WORKER_COLOURS = {"at work": "cyan", "idle": "white", "draining": "yellow", "stopping": "yellow", "lost": "red"}
+_LEASE_LOW = 30
+_JOBS_NAMED = 6
+_LONG_BEGINNING = 8
+
+
+def job_columns(
+    rows: "Sequence[JobRow]", *, drawn: bool, wide: bool = False, curve: "Callable[[JobRow], str] | None" = None
+) -> "list[Column[JobRow]]":
+    """Return the columns for these jobs; `drawn` ones have marks and bars, `curve` adds a sparkline."""
+    beginnings = {} if wide else _beginnings(rows)
+    columns: list[Column[JobRow]] = [
+        Column("ID", lambda row: str(row.id), right=True),
+        Column("SWEEP", lambda row: row.sweep, weight=5),
+        Column("STATE", lambda row: state_cell(row, drawn=drawn)),
+        Column("N", lambda row: str(row.n_latents or "auto"), right=True),
+        Column("K", lambda row: str(row.k), right=True),
+        Column("SWEPT", lambda row: swept_cell(row, beginnings), weight=6),
+        Column("PROGRESS", lambda row: progress_cell(row, 12 if drawn else 0), right=True, weight=8),
+        Column("TOK/S", lambda row: count(row.tokens_per_second), right=True, weight=4),
+        Column("ETA", lambda row: duration(remaining(row)), right=True, weight=5),
+        Column("FVU", lambda row: ratio(row.fvu), right=True),
+        Column("CURVE", curve or (lambda row: ""), weight=6),
+        Column("DEAD", lambda row: share(row.dead_share), right=True, weight=3),
+        Column("T(1%)", convergence_cell, right=True, weight=7),
+        Column("WORKER", lambda row: row.worker or NONE, weight=1),
+        Column("REASON", why, weight=2),
+    ]
+    hidden = {"SWEEP"} if len({row.sweep for row in rows}) <= 1 and not wide else set()
+    hidden |= set() if curve else {"CURVE"}
+    hidden |= set() if any(row.swept for row in rows) else {"SWEPT"}
+    return [column for column in columns if column.title not in hidden] + (_wide_columns() if wide else [])
+
+
+def worker_columns() -> "list[Column[RosterRow]]":
+    """Return the columns for workers."""
+    return [
+        Column("WORKER", lambda row: row.name),
+        Column("HOST", lambda row: row.host, weight=3),
+        Column("DEVICE", lambda row: row.device, weight=6),
+        Column("JOBS", _jobs_cell, weight=7),
+        Column("TOK/S", lambda row: count(row.tokens_per_second), right=True, weight=4),
+        Column("BEAT", lambda row: duration(row.silent), right=True, weight=5),
+        Column("VERSION", lambda row: row.version, weight=2),
+        Column("STATE", lambda row: click.style(row.state, fg=WORKER_COLOURS.get(row.state, "bright_black"))),
+    ]
+
+
+def _jobs_cell(row: "RosterRow") -> str:
+    named = ",".join(str(job) for job in row.jobs[:_JOBS_NAMED])
+    more = len(row.jobs) - _JOBS_NAMED
+    return (f"{named} +{more}" if more > 0 else named) or NONE
+
+
+def state_cell(row: "JobRow", *, drawn: bool) -> str:
+    """Return the state; running>cancel when something else is asked for."""
+    asked = f">{row.desired}" if row.state == "running" and row.desired != "run" else ""
+    mark = f"{MARKS[row.state]} " if drawn else ""
+    return click.style(f"{mark}{row.state}{asked}", fg=COLOURS[row.state], bold=row.state == "running")
+
+
+def swept_cell(row: "JobRow", beginnings: Mapping[str, int]) -> str:
+    """Return what else than n and k sets a job apart from the others of its sweep, by the keys' last parts."""
+    short = {key: key.rpartition(".")[2] for key in row.swept}
+    names = [*short.values()]
+    parts = (
+        f"{short[key] if names.count(short[key]) == 1 else key}={_value(value, leave_out=beginnings.get(key, 0))}"
+        for key, value in row.swept.items()
+    )
+    return " ".join(parts) or NONE
+
+
+def _beginnings(rows: "Sequence[JobRow]") -> dict[str, int]:
+    """Return, by key, how long a beginning all its texts have in common, up to a mark that parts words."""
+    texts: dict[str, list[str]] = {}
+    for row in rows:
+        for key, value in row.swept.items():
+            texts.setdefault(key, []).append(value if isinstance(value, str) else "")
+    shared = {key: _common(min(found), max(found)) for key, found in texts.items()}  # what these share, all do
+    lengths = {key: 1 + max(text.rfind(mark) for mark in "/:?&") for key, text in shared.items()}
+    return {key: length for key, length in lengths.items() if length >= _LONG_BEGINNING}
+
+
+def _common(one: str, other: str) -> str:
+    return "".join(a for a, _ in takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False)))
+
+
+def _value(value: Any, *, leave_out: int) -> str:
+    if isinstance(value, int) and not isinstance(value, bool):
+        return f"{value:_}"
+    if isinstance(value, float):
+        return f"{value:g}"
+    if isinstance(value, str):
+        return f"…{value[leave_out:]}" if leave_out else value
+    return json.dumps(value)  # null and true, as a sweep file has them
+
+
+def progress_cell(row: "JobRow", width: int) -> str:
+    """Return the share of the budget used, with a bar of `width` cells before it."""
+    part = fraction(row)
+    done, left = bar(part, width)
+    drawn = click.style(done, fg=COLOURS[row.state]) + click.style(left, fg="bright_black") + " " if width else ""
+    return drawn + (f"{int(part * 100):3}%" if width else f"{int(part * 100)}%")
+
+
+def fraction(row: "JobRow") -> float:
+    """Return how much of its budget a job has used."""
+    return min(1.0, (row.tokens_seen or 0) / row.max_tokens)
+
+
+def remaining(row: "JobRow") -> float | None:
+    """Return the seconds to where its curve says it will stop; while that says nothing, to the end of the budget."""
+    if row.state != "running" or not row.tokens_per_second:
+        return None
+    end = row.max_tokens if row.expected_tokens is None else row.expected_tokens
+    return max(0, end - (row.tokens_seen or 0)) / row.tokens_per_second
+
+
+def why(row: "JobRow") -> str:
+    """Return why a job is not running, or what came out of it."""
+    return row.outcome or row.reason or ""
+
+
+def convergence_cell(row: "JobRow") -> str:
+    """Return the tokens to convergence; of a job stopped before, what they are known to exceed."""
+    if row.tokens_to_convergence is None and row.tokens_lower_bound is not None:
+        return f">{count(row.tokens_lower_bound)}"
+    return count(row.tokens_to_convergence)
+
+
+def done_share(rows: "Sequence[JobRow]") -> float:
+    """Return how much of the work of many jobs is done: a job that has ended counts whole."""
+    parts = [1.0 if row.state in TERMINAL else fraction(row) for row in rows]
+    return sum(parts) / len(parts) if parts else 0.0
+
+
+def _wide_columns() -> "list[Column[JobRow]]":
+    return [
+        Column("PRI", lambda row: str(row.priority), right=True),
+        Column("ATT", lambda row: str(row.attempt), right=True),
+        Column("FAIL", lambda row: str(row.failures), right=True),
+        Column("PREEMPT", lambda row: str(row.preemptions), right=True),
+        Column("LEASE", _lease, right=True),
+        Column("AGE", lambda row: duration(row.age), right=True),
+        Column("CREATED", lambda row: clock(row.created_at)),
+        Column("D_MODEL", lambda row: str(row.d_model or NONE), right=True),
+        Column("LR", lambda row: "auto" if row.lr is None else f"{row.lr:g}", right=True),
+        Column("SEED", lambda row: str(row.seed), right=True),
+        Column("L0", lambda row: NONE if row.l0 is None else f"{row.l0:.1f}", right=True),
+        Column("L∞", lambda row: ratio(row.l_inf), right=True),
+        Column("UNTRAINED", lambda row: ratio(row.untrained_fvu), right=True),
+        Column("CONFIG", lambda row: row.config_id[:10]),
+        Column("MLFLOW", lambda row: row.mlflow_run_id or NONE),
+        Column("LABELS", lambda row: ",".join(f"{key}={value}" for key, value in row.labels.items()) or NONE),
+    ]
+
+
+def _lease(row: "JobRow") -> str:
+    text = duration(row.lease_left)
+    low = row.lease_left is not None and row.lease_left < _LEASE_LOW
+    return click.style(text, fg="red") if low else text

@@ -1,0 +1,106 @@
+"""One picture of a queue: an overall bar, the jobs that fit, and who works."""
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import click
+
+from orchestrator.cli.display.columns import COLOURS, MARKS, done_share, job_columns
+from orchestrator.cli.display.formats import bar, sparkline
+from orchestrator.cli.display.tables import cut, table, visible
+
+if TYPE_CHECKING:
+    from sqlalchemy import Engine
+
+    from orchestrator.results import JobRow
+
+SPARK_WIDTH = 12
+FOREMOST = ("running", "failed", "paused", "queued", "succeeded", "cancelled")
+"""States by how much a person wants to see them."""
+_CHROME = 6
+"""Lines of a picture that are no job: two above and below, the table's header, the prompt."""
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """What was read from the database at one moment."""
+
+    rows: "Sequence[JobRow]"
+    workers: Sequence[str] = ()
+    curves: Mapping[int, str] = field(default_factory=dict)
+    """Sparklines by job."""
+    remark: str = ""
+
+
+class Curves:
+    """Sparklines of jobs, each read again only after a new point."""
+
+    def __init__(self, engine: "Engine") -> None:
+        """Read from this database."""
+        self._engine = engine
+        self._drawn: dict[int, tuple[tuple[object, ...], str]] = {}
+
+    def of(self, rows: "Sequence[JobRow]") -> dict[int, str]:
+        """Return the sparkline of every job that has a curve."""
+        from orchestrator import results
+
+        for row in rows:
+            mark = (row.state, row.attempt, row.fvu)
+            if row.fvu is not None and self._drawn.get(row.id, ((), ""))[0] != mark:
+                values = [point.fvu for point in results.curve(self._engine, row.id)]
+                self._drawn[row.id] = (mark, sparkline(values, SPARK_WIDTH))
+        return {row.id: self._drawn[row.id][1] for row in rows if row.id in self._drawn}
+
+
+def picture(snapshot: Snapshot, *, size: os.terminal_size, title: str, clock: str) -> list[str]:
+    """Return the lines of the picture, no more than fit."""
+    width, height = size
+    rows = foremost(snapshot.rows, max(1, height - _CHROME))
+    columns = job_columns(snapshot.rows, drawn=True, curve=lambda row: _curve(row, snapshot))
+    lines = table(rows, columns, width=width)
+    if len(rows) < len(snapshot.rows):
+        lines.append(click.style(f"… {len(snapshot.rows) - len(rows)} more", dim=True))
+    return [headline(snapshot, title=title, width=width, clock=clock), "", *lines, "", _footer(snapshot, width)]
+
+
+def headline(snapshot: Snapshot, *, title: str, width: int, clock: str) -> str:
+    """Return the line above: title, overall bar, how many jobs are in which state, the time."""
+    part = done_share(snapshot.rows)
+    done, left = bar(part, max(8, min(32, width // 4)))
+    drawn = click.style(done, fg="green" if part == 1 else "cyan") + click.style(left, fg="bright_black")
+    counts = "  ".join(state_counts(count_states(snapshot.rows)))
+    line = f"{click.style(title, bold=True)}  {drawn} {int(part * 100)}%  {counts}"
+    space = width - visible(line) - len(clock)
+    return line + " " * space + click.style(clock, dim=True) if clock and space > 1 else cut(line, width)
+
+
+def count_states(rows: "Sequence[JobRow]") -> dict[str, int]:
+    """Count jobs by state."""
+    return {state: sum(row.state == state for row in rows) for state in FOREMOST}
+
+
+def state_counts(counts: Mapping[str, int]) -> list[str]:
+    """Return the states that occur, each with its mark and count."""
+    return [
+        click.style(f"{MARKS[state]} {counts[state]} {state}", fg=COLOURS[state])
+        for state in FOREMOST
+        if counts.get(state)
+    ]
+
+
+def foremost(rows: "Sequence[JobRow]", room: int) -> "list[JobRow]":
+    """Return the jobs most worth seeing, in order of their ids: what runs, failed or waits before what is done."""
+    chosen = sorted(rows, key=lambda row: (FOREMOST.index(row.state), -row.id if row.state in FOREMOST[4:] else row.id))
+    return sorted(chosen[:room], key=lambda row: row.id)
+
+
+def _curve(row: "JobRow", snapshot: Snapshot) -> str:
+    return click.style(snapshot.curves.get(row.id, ""), fg=COLOURS[row.state])
+
+
+def _footer(snapshot: Snapshot, width: int) -> str:
+    names = sorted(set(snapshot.workers))
+    work = f"workers: {', '.join(names)}" if names else "no worker is at work"
+    return cut(click.style(snapshot.remark, fg="yellow") if snapshot.remark else click.style(work, dim=True), width)

@@ -1,0 +1,67 @@
+"""What a sweep came to: a table of results, and where everything lies."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import click
+
+from orchestrator.cli.display.columns import COLOURS, convergence_cell
+from orchestrator.cli.display.formats import ratio, share
+from orchestrator.cli.display.tables import Column, table
+from orchestrator.formatting import NONE, count
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from sqlalchemy import Engine
+
+    from orchestrator.results import JobRow
+    from orchestrator.settings import Settings
+
+UI = "http://127.0.0.1:5000"
+_OUTCOMES = {"converged": "green", "max_tokens": "yellow", "diverged": "red"}
+
+
+def result_lines(rows: "Sequence[JobRow]", *, width: int | None) -> list[str]:
+    """Return the table of results, one line per job."""
+    columns: list[Column[JobRow]] = [
+        Column("JOB", lambda row: str(row.id), right=True),
+        Column("N", lambda row: str(row.n_latents or "auto"), right=True),
+        Column("K", lambda row: str(row.k), right=True),
+        Column("FVU", lambda row: click.style(ratio(row.fvu), bold=True), right=True),
+        Column("UNTRAINED", lambda row: ratio(row.untrained_fvu), right=True),
+        Column("DEAD", lambda row: share(row.dead_share), right=True),
+        Column("TOKENS", lambda row: count(row.tokens_seen), right=True, weight=5),
+        Column("T(1%)", convergence_cell, right=True),
+        Column("OUTCOME", _outcome),
+        Column("MLFLOW RUN", lambda row: (row.mlflow_run_id or NONE)[:8], weight=4),
+    ]
+    return table(rows, columns, width=width)
+
+
+def where_lines(settings: "Settings", engine: "Engine", sweep: str, *, report: "Path") -> list[str]:
+    """Return where everything lies and the command that shows it."""
+    from orchestrator import results
+    from orchestrator.settings import mask
+
+    found = next((row for row in results.sweeps(engine) if row.name == sweep), None)
+    experiment = found.mlflow_experiment_id if found else None
+    server = settings.tracking if settings.tracking.startswith(("http://", "https://")) else UI
+    page = f"{mask(server).rstrip('/')}/#/experiments/{experiment}" if experiment else "orch tracking sync fills it"
+    facts = (
+        ("report", str(report), "figures, fits, jobs: open it in a browser"),
+        ("database", mask(settings.database).removeprefix("sqlite:///"), "orch status, orch show JOB --curve"),
+        ("SAEs", str(settings.artifacts_folder), "orch show JOB names its files"),
+        ("MLflow", page, "orch ui opens it" if server == UI else ""),
+        ("logs", str(settings.home / "logs"), "orch logs JOB"),
+    )
+    longest = max(len(place) for _, place, _ in facts)
+    return [
+        f"{click.style(f'{name:<9}', bold=True)} {place:<{longest}}   {click.style(hint, dim=True)}".rstrip()
+        for name, place, hint in facts
+    ]
+
+
+def _outcome(row: "JobRow") -> str:
+    text = row.outcome or row.state
+    return click.style(text, fg=_OUTCOMES.get(text, COLOURS[row.state]))

@@ -1,0 +1,102 @@
+"""The points of a sweep as a table: only the keys that vary, what each costs, and what is already there."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from orchestrator.cli.display.formats import scientific
+from orchestrator.cli.display.tables import Column, table
+from orchestrator.formatting import count
+
+if TYPE_CHECKING:
+    from orchestrator.config.job import JobConfig
+    from orchestrator.estimates.flops import Cost
+
+ROWS_SHOWN = 40
+
+
+@dataclass(frozen=True)
+class PlannedJob:
+    """One point of a sweep, with what becomes of it."""
+
+    config: "JobConfig"
+    cost: "Cost"
+    job_id: int | None
+    """Its id in the queue; None in a dry run, and where the sweep holds the config already."""
+    is_new: bool
+
+
+def plan(configs: "Sequence[JobConfig]", *, job_ids: Sequence[int | None], new: Sequence[bool]) -> list[PlannedJob]:
+    """Join each config with its cost and its fate."""
+    from orchestrator.estimates.flops import estimate, hook_width
+
+    widths = {subject: hook_width(subject) for subject in {config.subject for config in configs}}
+    return [
+        PlannedJob(config, estimate(config, widths[config.subject]), job_id, is_new)
+        for config, job_id, is_new in zip(configs, job_ids, new, strict=True)
+    ]
+
+
+def plan_lines(jobs: Sequence[PlannedJob], *, width: int | None) -> list[str]:
+    """Return the table, its middle left out where it is long."""
+    values = [_flat(job.config) for job in jobs]
+    varied = [key for key in values[0] if len({str(point[key]) for point in values}) > 1]
+    lasts = [key.rpartition(".")[2] for key in varied]
+    titles = {key: last if lasts.count(last) == 1 else key for key, last in zip(varied, lasts, strict=True)}
+
+    def varying(key: str) -> "Column[tuple[PlannedJob, dict[str, Any]]]":
+        return Column(titles[key], lambda row: _value(row[1][key]), right=True)
+
+    columns: list[Column[tuple[PlannedJob, dict[str, Any]]]] = [
+        Column("JOB", lambda row: _fate(row[0]), right=True),
+        *map(varying, varied),
+        Column("TOKENS", lambda row: count(row[0].cost.tokens), right=True, weight=5),
+        Column("FLOPS", lambda row: scientific(row[0].cost.flops_dense), right=True, weight=4),
+        Column("CONFIG", lambda row: row[0].config.config_id[:10], weight=3),
+    ]
+    head, *lines = table(list(zip(jobs, values, strict=True)), columns, width=width)
+    if len(lines) > ROWS_SHOWN and width is not None:
+        left_out = click.style(f"… {len(lines) - ROWS_SHOWN} more …", dim=True)
+        lines = [*lines[: ROWS_SHOWN // 2], left_out, *lines[-ROWS_SHOWN // 2 :]]
+    return [head, *lines]
+
+
+def total_line(jobs: Sequence[PlannedJob]) -> str:
+    """Return what the new jobs cost at most."""
+    fresh = [job.cost for job in jobs if job.is_new]
+    flops = [cost.flops_dense for cost in fresh]
+    known = [value for value in flops if value is not None]
+    said = f", {scientific(sum(known))} FLOPs" if known and len(known) == len(flops) else ""
+    return f"at most {count(sum(cost.tokens for cost in fresh))} training tokens{said}"
+
+
+def plan_record(job: PlannedJob) -> dict[str, Any]:
+    """Return one point for a program."""
+    return {
+        "id": job.job_id,
+        "config_id": job.config.config_id,
+        "is_new": job.is_new,
+        "tokens": job.cost.tokens,
+        "flops_dense": job.cost.flops_dense,
+        "flops_executed": job.cost.flops_executed,
+        "config": job.config.model_dump(mode="json"),
+    }
+
+
+def _fate(job: PlannedJob) -> str:
+    if job.job_id is not None:
+        return str(job.job_id)
+    return click.style("new", fg="green") if job.is_new else click.style("there", dim=True)
+
+
+def _flat(config: "JobConfig") -> dict[str, Any]:
+    parts = config.model_dump(mode="json")
+    return {f"{part}.{key}": value for part, inner in parts.items() for key, value in inner.items()}
+
+
+def _value(value: Any) -> str:
+    if value is None:
+        return "null"
+    return f"{value:g}" if isinstance(value, float) else str(value)

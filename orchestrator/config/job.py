@@ -1,0 +1,228 @@
+"""WHAT is trained: one frozen, validated, hashable JobConfig per sparse autoencoder."""
+
+import hashlib
+import json
+import math
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+from orchestrator.config import synthetic
+from orchestrator.errors import ConfigError
+
+Site = Literal["resid_post", "resid_mid", "attn_delta", "mlp_delta", "mlp_post"]
+Activation = Literal["topk", "multi_topk", "batchtopk", "relu", "jumprelu"]
+Normalize = Literal["unit", "layer_norm", "none"]
+Dtype = Literal["float32", "bfloat16", "float16"]
+
+SHIPPED_SUBJECT = "shipped:stdlib-gpt2"
+STANDARD_LIBRARY = "python:stdlib"
+
+
+def _whole(value: Any) -> Any:
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _storable(text: str) -> str:
+    if "\0" in text:
+        raise ValueError("a NUL character cannot be stored")
+    return text
+
+
+_MOST = 2**53  # beyond it a float such as 200e6 would no longer name one integer
+PositiveInt = Annotated[int, Field(gt=0, le=_MOST, strict=True), BeforeValidator(_whole)]
+NaturalInt = Annotated[int, Field(ge=0, le=_MOST, strict=True), BeforeValidator(_whole)]
+PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False, strict=True)]
+Coefficient = Annotated[float, Field(ge=0, allow_inf_nan=False, strict=True)]
+Share = Annotated[float, Field(ge=0, lt=1, strict=True)]
+Text = Annotated[str, Field(min_length=1), AfterValidator(_storable)]
+
+
+class Part(BaseModel):
+    """A frozen part of a config; unknown keys are refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class SubjectConfig(Part):
+    """The language model whose activations are read, and where in it."""
+
+    model: Annotated[Text, AfterValidator(synthetic.canonical)] = SHIPPED_SUBJECT
+    """Model id, a folder, the model that ships with this project, or a distribution: synthetic:gaussian?d_model=64."""
+    revision: Text | None = None
+    """Branch, tag or commit of a model id."""
+    dtype: Dtype = "float32"
+    """Precision of the forward pass."""
+    hook: Text | None = None
+    """Module whose output is read, by its name in the model; instead of layer and site."""
+    layer: NaturalInt | None = None
+    """Block, counted from 0; without hook and layer: the block at three quarters of the depth."""
+    site: Site = "resid_post"
+    """What is read at that block."""
+    trust_remote_code: bool = False
+    """Run code that comes with the model. Never implied."""
+
+    @model_validator(mode="after")
+    def _one_place(self) -> Self:
+        if self.hook is not None and self.layer is not None:
+            raise ValueError("hook and layer both name a place: give one of them")
+        synthetic.check_place(self, self.model)
+        return self
+
+
+class DataConfig(Part):
+    """The text the subject reads."""
+
+    source: Text = STANDARD_LIBRARY
+    """A data set id, a path or glob of .txt, .jsonl or .parquet files, or python:stdlib, Python's own source."""
+    name: Text | None = None
+    """Configuration of a data set id."""
+    revision: Text | None = None
+    """Branch, tag or commit of a data set id."""
+    split: Text = "train"
+    """Split of a data set id."""
+    text_column: Text = "text"
+    """Column or JSON key that holds the text."""
+    context_length: PositiveInt = 128
+    """Tokens per context."""
+    prepend_bos: bool = False
+    """Start every context with the tokenizer's BOS token."""
+    special_tokens: Literal["mask", "train"] = "mask"
+    """Leave special-token positions out of training and metrics, or keep them in."""
+    max_tokens: PositiveInt | None = None
+    """Pack no more than this many tokens."""
+    seed: NaturalInt = 0
+    """Order of the contexts and of the activations in a window: jobs of one seed can share one stream."""
+    activations: Literal["stream", "cache"] = "stream"
+    """Capture activations as training goes, or keep them on disk for the next job."""
+
+
+class SaeConfig(Part):
+    """The sparse autoencoder."""
+
+    activation: Activation = "topk"
+    """What keeps the latents sparse."""
+    n_latents: PositiveInt | None = None
+    """Number of latents; without it, expansion × d_model."""
+    expansion: PositiveInt | None = None
+    """Latents per dimension of the activations; 8 if neither is given."""
+    k: PositiveInt = 32
+    """Latents kept per token."""
+    k_aux: PositiveInt | None = None
+    """Dead latents in AuxK; by default the largest power of two ≤ d_model / 2."""
+    aux_coef: Coefficient = 1 / 32
+    """Weight α of AuxK in the loss; 0 turns it off."""
+    sparsity_coef: PositiveFloat = 1e-3
+    """Weight λ of the L1 penalty (relu) or of the L0 penalty (jumprelu)."""
+    normalize: Normalize = "unit"
+    """How each activation vector is normalised."""
+
+    @model_validator(mode="after")
+    def _sizes(self) -> Self:
+        if self.n_latents is not None and self.expansion is not None:
+            raise ValueError("n_latents and expansion both set the size: give one of them")
+        if self.n_latents is not None and self.k > self.n_latents:
+            raise ValueError(f"k = {self.k} is above n_latents = {self.n_latents}: keep at most every latent")
+        return self
+
+    def latents(self, d_model: int) -> int:
+        """Return the number of latents at a given width.
+
+        Raises:
+            ConfigError: k is above it.
+        """
+        n_latents = self.n_latents or (self.expansion or 8) * d_model
+        if self.k > n_latents:
+            raise ConfigError(
+                f"sae.k = {self.k} is above the {n_latents} latents of {self.expansion or 8} × d_model {d_model}",
+                hint="Keep at most every latent: lower sae.k, or raise sae.expansion or sae.n_latents.",
+            )
+        return n_latents
+
+    def aux_latents(self, d_model: int) -> int:
+        """Return k_aux: as given, else the largest power of two ≤ d_model / 2."""
+        return self.k_aux or 2 ** max(0, int(math.log2(max(1, d_model // 2))))
+
+
+class OptimizerConfig(Part):
+    """Adam, and what surrounds it."""
+
+    lr: PositiveFloat | Literal["auto"] = "auto"
+    """Learning rate; auto scales with n_latents, d_model and batch_tokens."""
+    betas: tuple[Share, Share] = (0.9, 0.999)
+    eps: PositiveFloat = 6.25e-10
+    warmup_tokens: NaturalInt = 0
+    """Linear warm-up of the learning rate."""
+    decay_tokens: NaturalInt = 0
+    """Linear decay to zero over the last tokens of the budget."""
+    clip_norm: PositiveFloat | None = None
+    """Global norm the gradient is clipped to."""
+    ema: Share = 0.999
+    """Coefficient of the weights' moving average, per step."""
+
+
+class TrainingConfig(Part):
+    """The budget and the order of the data. Every length is in tokens."""
+
+    batch_tokens: PositiveInt = 2048
+    """Tokens per optimiser step."""
+    max_tokens: PositiveInt = 20_000_000
+    """The budget; a job that reaches it unconverged is censored."""
+    dead_after_tokens: PositiveInt = 10_000_000
+    """A latent silent for this many training tokens is dead."""
+    shuffle_tokens: PositiveInt = 65_536
+    """Window in which activations are shuffled."""
+    heldout_tokens: PositiveInt = 16_384
+    """The last tokens of the text: never trained on, every metric is measured there."""
+    first_point_tokens: PositiveInt = 8_192
+    """First point of the curve; then four per doubling."""
+    seed: NaturalInt = 0
+    """Initial weights."""
+    encode_dtype: Dtype = "float32"
+    """Precision of the encoder's product; what it selects is computed again in float32, and parameters stay float32."""
+
+    @model_validator(mode="after")
+    def _whole_batches(self) -> Self:
+        if self.shuffle_tokens % self.batch_tokens:
+            raise ValueError(
+                f"shuffle_tokens = {self.shuffle_tokens} is not a whole number of batches of {self.batch_tokens} tokens"
+            )
+        if self.max_tokens < self.batch_tokens:
+            raise ValueError(f"max_tokens = {self.max_tokens} is less than one batch of {self.batch_tokens} tokens")
+        return self
+
+
+class StopConfig(Part):
+    """When a job has converged."""
+
+    rule: Literal["plateau", "max_tokens"] = "plateau"
+    """plateau: three evaluations in a row below epsilon; max_tokens: train the whole budget."""
+    epsilon: PositiveFloat = 0.005
+    """Relative fall of the loss against the loss at half the tokens."""
+
+
+class JobConfig(Part):
+    """Everything that decides what a job trains; its canonical JSON is its identity."""
+
+    subject: SubjectConfig = SubjectConfig()
+    data: Annotated[DataConfig, AfterValidator(synthetic.check_text)] = DataConfig()
+    sae: SaeConfig = SaeConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    training: TrainingConfig = TrainingConfig()
+    stop: StopConfig = StopConfig()
+
+    def canonical_json(self) -> str:
+        """Return the one JSON text of this config: every field, sorted keys, no spaces."""
+        return json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+
+    @property
+    def config_id(self) -> str:
+        """Return the sha256 of the canonical JSON, in hex."""
+        return hashlib.sha256(self.canonical_json().encode()).hexdigest()
+
+    @property
+    def stream_key(self) -> str:
+        """Return the sha256 of what decides the stream of activations, but for the place they are read at."""
+        parts: Any = {"subject": True, "data": True, "training": {"batch_tokens", "shuffle_tokens", "heldout_tokens"}}
+        values = self.model_dump(mode="json", include=parts, exclude={"subject": {"hook", "layer", "site"}})
+        return hashlib.sha256(json.dumps(values, sort_keys=True, ensure_ascii=False).encode()).hexdigest()

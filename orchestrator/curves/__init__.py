@@ -1,0 +1,1 @@
+"""Loss curves: points, convergence, divergence, expected stop. Pure; start at `convergence`."""

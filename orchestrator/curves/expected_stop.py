@@ -1,0 +1,71 @@
+"""When the plateau rule will stop a job that still trains, by its own curve. Pure, and quick enough for every look."""
+
+import math
+from collections.abc import Sequence
+from functools import lru_cache
+
+from orchestrator.curves.convergence import IN_A_ROW, fall
+from orchestrator.curves.point import evaluation_grid
+
+Points = tuple[tuple[int, float], ...]
+
+_TAIL = 4.0
+"""The fit reads the last two doublings, as the fit of L∞ does."""
+_LEAST_POINTS = 5
+_EXPONENTS = tuple(0.05 * 80 ** (i / 15) for i in range(16))
+"""The b that are tried, from 0.05 to 4 ..."""
+_FINER = tuple(80 ** (i / 75) for i in (-4, -3, -2, -1, 1, 2, 3, 4))
+"""... and then these multiples of the best of them."""
+
+
+@lru_cache(maxsize=4096)
+def stop_tokens(
+    points: Points, *, epsilon: float, first_point_tokens: int, batch_tokens: int, max_tokens: int
+) -> int | None:
+    """Return where three evaluations in a row will have fallen by less than `epsilon`: tokens_seen, at most the budget.
+
+    `points` are (tokens_seen, fvu). The curve goes on as L∞ + a · t^(−b), fitted to its last two doublings, and is
+    judged where the trainer will judge it. None with fewer than five points there, or where one is not finite.
+    Source: numerics 6.
+    """
+    tail = _tail(points)
+    if tail is None:
+        return None
+    l_inf, a, b = tail
+    seen, last = points[-1][0], points[-1][0]
+    grid = evaluation_grid(first_point_tokens=first_point_tokens, batch_tokens=batch_tokens, max_tokens=max_tokens)
+    ahead = [(t, l_inf + a * (t / last) ** -b) for t in grid if t > seen]
+    whole = [*points, *ahead]
+    quiet = 0
+    for index in range(max(0, len(points) - IN_A_ROW), len(whole)):
+        quiet = quiet + 1 if abs(fall(whole, index)) < epsilon else 0
+        if quiet >= IN_A_ROW and index >= len(points) - 1:
+            return min(whole[index][0], max_tokens)
+    return max_tokens
+
+
+def _tail(points: Sequence[tuple[int, float]]) -> tuple[float, float, float] | None:
+    """Return L∞ ≥ 0, a ≥ 0, b of the least relative squares; a is the height at the last point, t counted in it."""
+    if not points:
+        return None
+    last = points[-1][0]
+    tail = [(t / last, loss) for t, loss in points if t > 0 and t * _TAIL >= last]
+    if len(tail) < _LEAST_POINTS or not all(math.isfinite(loss) and loss > 0 for _, loss in tail):
+        return None
+    coarse = min(_line(tail, b) for b in _EXPONENTS)
+    return min(coarse, *(_line(tail, coarse[3] * factor) for factor in _FINER))[1:]
+
+
+def _line(tail: Sequence[tuple[float, float]], b: float) -> tuple[float, float, float, float]:
+    """Return the misfit of the best L∞ and a at a given b, and the three of them."""
+    rows = [(1 / loss, u**-b / loss) for u, loss in tail]
+    one, power = sum(v for v, _ in rows), sum(w for _, w in rows)
+    s11, s12, s22 = sum(v * v for v, _ in rows), sum(v * w for v, w in rows), sum(w * w for _, w in rows)
+    determinant = s11 * s22 - s12 * s12
+    l_inf = (one * s22 - power * s12) / determinant if determinant > 0 else -1.0
+    a = (power * s11 - one * s12) / determinant if determinant > 0 else -1.0
+    if l_inf < 0:
+        l_inf, a = 0.0, power / s22
+    elif a < 0:
+        l_inf, a = one / s11, 0.0
+    return sum((l_inf * v + a * w - 1) ** 2 for v, w in rows), l_inf, a, b

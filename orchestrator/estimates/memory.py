@@ -1,0 +1,193 @@
+"""How much memory the jobs of one trainer need, and how much there is (pure, but for asking disk and device)."""
+
+import json
+import os
+import subprocess
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+
+from orchestrator.config import synthetic
+from orchestrator.config.job import SHIPPED_SUBJECT, JobConfig, SubjectConfig
+from orchestrator.estimates.flops import SHIPPED_FOLDER, known_width
+from orchestrator.settings import Settings
+
+_FLOAT = 4
+_STATE_COPIES = 5
+"""Weights, gradients, Adam's two moments and the averaged weights."""
+_PASS_TOKENS, _PASS_WIDTHS = {"cpu": 4096, "cuda": 32_768}, 20
+"""Tokens of one forward pass, and what the widest block holds of each: queries, keys, values, the MLP's inner layer."""
+_TILES, _TILES_BY_HAND = 3, 1
+"""Matrices of tokens × n_latents that an evaluation, or a step under autograd or in a graph, was seen to hold at once;
+and the most that a step with gradients by hand holds."""
+_EVALUATED_TOKENS = 2048
+_SAMPLE_TOKENS, _SAMPLE_COPIES = 16_384, 3
+_PROGRAM = {"cpu": 550 << 20, "cuda": 800 << 20}
+"""torch and transformers themselves; on a GPU its context and the libraries' work space."""
+_UNKNOWN_WIDTH, _UNKNOWN_SUBJECT = 4096, 32 << 30
+"""What is assumed of a model that is not on this disk: a large one, 8 billion parameters in float32."""
+_USABLE = 0.9
+_BLIND_JOBS = 2
+"""Jobs of one trainer where nothing tells how much memory its device has."""
+_INNER = 4
+"""Width of the MLP's inner layer, in widths of the model."""
+_GROUP_FILES = (
+    ("memory.max", "memory.current"),
+    ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
+)
+"""A control group's limit and use in bytes, where a container sees its own: version 2, version 1."""
+_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "float64": 8}
+
+
+class Room:
+    """What one trainer may use of its device."""
+
+    def __init__(self, settings: Settings, device: str, *, threads: int | None = None) -> None:
+        """Remember whom to ask; nobody is asked before it matters. `threads` says how much of the CPU is its part."""
+        self._settings, self._device, self._threads = settings, device, threads
+
+    def ask(self) -> None:
+        """Ask now how much there is, which may take seconds; all other answers are at once then."""
+        _ = self.bytes, self.kind
+
+    @cached_property
+    def kind(self) -> str:
+        """Return cuda or cpu."""
+        return "cpu" if self._device.startswith("cpu") or self._free_on_gpu is None else "cuda"
+
+    @cached_property
+    def bytes(self) -> int | None:
+        """Return how much there is for the trainer; None where nothing tells."""
+        if self._settings.memory_bytes is not None:
+            return self._settings.memory_bytes
+        if self._device.startswith("cuda") or self.kind == "cuda":
+            return self._free_on_gpu and int(_USABLE * self._free_on_gpu)
+        cores = os.cpu_count() or 1
+        return int(_USABLE * _free_in_memory() * min(1.0, (self._threads or cores) / cores))
+
+    def holds(self, configs: Sequence[JobConfig]) -> bool:
+        """Say whether one trainer can train all of them together; one alone always may try."""
+        if len(configs) <= 1:
+            return True
+        if self.bytes is None:
+            return len(configs) <= _BLIND_JOBS
+        return trainer_bytes(configs, kind=self.kind) <= self.bytes
+
+    def fits(self, config: JobConfig) -> int:
+        """Return how many jobs like this one a trainer would take."""
+        most = self._settings.jobs_per_trainer
+        return next((n for n in range(most, 1, -1) if self.holds([config] * n)), 1)
+
+    @cached_property
+    def _free_on_gpu(self) -> int | None:
+        index = self._device.partition("+")[0].partition(":")[2]
+        return None if self._device.startswith("cpu") else _free_on_gpu(int(index or 0))
+
+
+def trainer_bytes(configs: Sequence[JobConfig], *, kind: str = "cpu") -> int:
+    """Return the most memory that training some jobs together takes.
+
+    The subject, one forward pass of it, a window of activations for each hook point, a held-out set for each place,
+    the state of every job; and of what each needs only for a while, one after another, the largest.
+    """
+    places = {(hook_key(config.subject), config.sae.normalize): config for config in configs}
+    hooks = {hook: config for (hook, _), config in places.items()}
+    first = configs[0]
+    windows = sum(_window(config, kind) for config in hooks.values())
+    heldout = sum(config.training.heldout_tokens * _width(config) * _FLOAT for config in places.values())
+    one_pass = _PASS_TOKENS[kind] * _PASS_WIDTHS * max(map(_width, configs)) * _FLOAT
+    lasting = _PROGRAM[kind] + _subject_bytes(first.subject) + windows + heldout + sum(map(state_bytes, configs))
+    return lasting + max(one_pass, *(_passing_bytes(config, kind) for config in configs))
+
+
+def state_bytes(config: JobConfig) -> int:
+    """Return what a job holds from its start to its end: 5 · 4 · (2·n·D + n + D)."""
+    return _STATE_COPIES * _weights(config)
+
+
+def hook_key(subject: SubjectConfig) -> tuple[str, ...]:
+    """Return what tells two hook points apart before the model is loaded."""
+    return (subject.hook or "", str(subject.layer), subject.site)
+
+
+def _passing_bytes(config: JobConfig, kind: str) -> int:
+    """Return what a job needs at times: a step's pre-activations; averaged weights and those of an evaluation."""
+    n, d, batch = config.sae.latents(_width(config)), _width(config), config.training.batch_tokens
+    by_hand = kind == "cpu" and config.sae.activation in ("topk", "multi_topk")
+    step = batch * ((_TILES_BY_HAND if by_hand else _TILES) * n + 4 * d) * _FLOAT
+    evaluation = _weights(config) + _EVALUATED_TOKENS * (_TILES * n + 3 * d) * _FLOAT
+    start = _SAMPLE_COPIES * _SAMPLE_TOKENS * d * _FLOAT
+    return max(step, evaluation, start)
+
+
+def _weights(config: JobConfig) -> int:
+    d = _width(config)
+    n = config.sae.latents(d)
+    return (2 * n * d + n + d) * _FLOAT
+
+
+def _window(config: JobConfig, kind: str) -> int:
+    # On a GPU the next window is captured while one is trained on.
+    buffers = 2 if kind == "cuda" else 1
+    return buffers * config.training.shuffle_tokens * _width(config) * _BYTES[config.subject.dtype]
+
+
+def _width(config: JobConfig) -> int:
+    subject = config.subject
+    inner = subject.site == "mlp_post" or subject.hook is not None
+    return (known_width(str(_folder(subject))) or _UNKNOWN_WIDTH) * (_INNER if inner else 1)
+
+
+def _subject_bytes(subject: SubjectConfig) -> int:
+    if synthetic.is_synthetic(subject.model):
+        return synthetic.parse(subject.model).n_parameters * _FLOAT
+    folder = _folder(subject)
+    try:
+        sizes = [file.stat().st_size for file in folder.glob("*.safetensors")]
+    except OSError:  # the hub's cache has links, and what they point to may be gone
+        sizes = []
+    if not sizes:
+        return _UNKNOWN_SUBJECT
+    try:
+        found = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        stored = str(found.get("dtype") or found.get("torch_dtype") or "float32")
+    except (OSError, ValueError, AttributeError):
+        stored = "float32"
+    return sum(sizes) * _BYTES[subject.dtype] // _BYTES.get(stored, 4)
+
+
+def _folder(subject: SubjectConfig) -> Path:
+    """Return where a model's files are, or would be: here, in a folder, or in the newest copy the hub's cache has."""
+    if subject.model == SHIPPED_SUBJECT:
+        return SHIPPED_FOLDER
+    home = os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "huggingface")
+    cache = Path(os.environ.get("HF_HUB_CACHE") or Path(home, "hub"))
+    copies = (cache / f"models--{subject.model.replace('/', '--')}" / "snapshots").glob("*/config.json")
+    newest = max(copies, key=lambda file: file.lstat().st_mtime, default=None)
+    return newest.parent if newest and not Path(subject.model).is_dir() else Path(subject.model)
+
+
+def _free_in_memory(groups: Path = Path("/sys/fs/cgroup")) -> int:
+    import psutil
+
+    free = int(psutil.virtual_memory().available)
+    for limit, used in _GROUP_FILES:  # a container may have less than its machine
+        try:
+            left = int((groups / limit).read_text()) - int((groups / used).read_text())
+        except (OSError, ValueError):
+            continue
+        free = min(free, max(0, left))
+    return free
+
+
+def _free_on_gpu(index: int) -> int | None:
+    # An index counts what we ourselves may see, by number or by UUID; nvidia-smi counts what the machine has.
+    ours = os.environ.get("CUDA_VISIBLE_DEVICES")
+    names = [word.strip() for word in (ours or "").split(",") if word.strip()]
+    try:
+        name = str(index) if ours is None else names[index]
+        command = ["nvidia-smi", "-i", name, "--query-gpu=memory.free", "--format=csv,noheader,nounits"]
+        said = subprocess.run(command, capture_output=True, text=True, check=True, timeout=20).stdout
+        return int(said.split()[0]) << 20
+    except (OSError, subprocess.SubprocessError, ValueError, IndexError):
+        return None

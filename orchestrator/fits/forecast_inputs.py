@@ -1,0 +1,126 @@
+"""What a forecast or a plan stands on, from the database: jobs, their fits (stored ones, else made now), a config."""
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from sqlalchemy import Engine
+
+from orchestrator.config.job import JobConfig
+from orchestrator.config.validation import field_paths
+from orchestrator.errors import ConfigError, FitError
+from orchestrator.fits import store
+from orchestrator.results.fit_rows import measured
+from orchestrator.results.stored_configs import configs, last_ended
+from orchestrator.scaling.fit.fitting import ended, fit
+from orchestrator.scaling.plan.forecast import Basis
+from orchestrator.scaling.plan.throughput import device_of
+from orchestrator.scaling.types import Fit, JobMeasurement, LawName, StoredFit
+
+_GROUNDS = {"subject": "subjects", "hook": "hook points", "data": "texts", "activation": "activations"}
+_OF_THE_LAWS = ("sae.n_latents", "sae.expansion", "sae.k", "optimizer.lr", "training.seed", "training.max_tokens")
+
+
+class ForecastInputs(NamedTuple):
+    """A basis, and where it is from."""
+
+    basis: Basis
+    notes: tuple[str, ...]
+    """Sentences for the person."""
+
+
+def basis(engine: Engine, sweeps: Sequence[str], *, device: str | None = None, rates: bool = False) -> ForecastInputs:
+    """Return what is known of sweeps: stored fits no job is newer than, and fits made now where there are none.
+
+    `rates` asks for lr*(N) too.
+
+    Raises:
+        NotFound: one of the names is no sweep.
+        ConfigError: jobs of several subjects, hook points or texts; no job ended on the device asked for.
+        FitError: too few jobs for any law of fvu.
+    """
+    rows = measured(engine, sweeps)
+    check_one_kind(rows)
+    losses, told = _losses(engine, sweeps, rows)
+    lengths, missing = _tried(engine, sweeps, rows, "tn")
+    found = _tried(engine, sweeps, rows, "lr")[0] if rates else []  # rates have other sources too: none is missing
+    base = max((row for row in rows if row.n_latents), key=lambda row: (row.outcome == "converged", row.n_latents or 0))
+    asked = configs(engine, [row.job_id for row in rows])
+    place = device or device_of(rows)
+    if device is not None and all(row.device != device for row in rows):
+        there = sorted({row.device for row in rows if row.device})
+        raise ConfigError(f"no job of these sweeps ran on {device!r}", hint=f"Devices: {', '.join(there) or 'none'}.")
+    standing = Basis(tuple(rows), asked[base.job_id], tuple(losses), tuple(lengths), tuple(found), place)
+    return ForecastInputs(standing, (*told, *missing, *_other_keys(asked, base.job_id)))
+
+
+def check_one_kind(rows: Sequence[JobMeasurement]) -> None:
+    """Refuse jobs that no law can be common to.
+
+    Raises:
+        ConfigError: names what differs, and where.
+    """
+    for name, what in _GROUNDS.items():
+        found: dict[tuple[bool, str], JobMeasurement] = {}
+        for row in rows:  # a job that no attempt has told of names its hook point as its config does
+            found.setdefault((row.d_model is not None, getattr(row, name)), row)
+        for is_told in (True, False):
+            kinds = {value: row for (told, value), row in found.items() if told == is_told}
+            if len(kinds) > 1:
+                listed = "; ".join(f"{value} (job {row.job_id} of {row.sweep})" for value, row in kinds.items())
+                raise ConfigError(
+                    f"these jobs are of several {what}: {listed}",
+                    hint="A law holds for one of them: name sweeps of one alone, or give each a sweep of its own.",
+                )
+
+
+def _other_keys(asked: Mapping[int, JobConfig], base: int) -> list[str]:
+    """Say which keys the jobs vary that no law knows of."""
+    values = [config.model_dump(mode="json") for config in asked.values()]
+    keys = [key.partition(".") for key in field_paths() if key not in _OF_THE_LAWS]
+    varied = [f"{part}.{leaf}" for part, _, leaf in keys if len({str(one[part][leaf]) for one in values}) > 1]
+    if not varied:
+        return []
+    return [f"These jobs vary {', '.join(varied)} too, which no law knows of; a new job has that of job {base}."]
+
+
+def _losses(engine: Engine, sweeps: Sequence[str], rows: Sequence[JobMeasurement]) -> tuple[list[Fit], list[str]]:
+    """Return the fits of fvu, and what could not be fitted; one of L(N) and L(N,K) is enough."""
+    found: list[Fit] = []
+    errors: list[FitError] = []
+    laws: tuple[LawName, ...] = ("ln", "lnk")
+    for law in laws:
+        try:
+            found += _fits(engine, sweeps, rows, law)
+        except FitError as error:
+            errors.append(error)
+    if not found:
+        raise errors[0]
+    return found, [] if found[0].law == "ln" else [errors[0].message]
+
+
+def _tried(
+    engine: Engine, sweeps: Sequence[str], rows: Sequence[JobMeasurement], law: LawName
+) -> tuple[list[Fit], list[str]]:
+    try:
+        return _fits(engine, sweeps, rows, law), []
+    except FitError as error:
+        return [], [error.message]
+
+
+def _fits(engine: Engine, sweeps: Sequence[str], rows: Sequence[JobMeasurement], law: LawName) -> list[Fit]:
+    """Return the stored fits of a law, if no job has ended since they were made; else fits made now."""
+    names = tuple(sorted(set(sweeps)))
+    stored = [one for one in store.newest(engine, sweep=names[0], law=law) if one.fit.sweeps == names]
+    last = last_ended(engine, sweeps)
+    plain = [one.fit for one in stored if is_current(one, rows, last) and _is_plain(one.fit)]
+    return plain or fit(law, rows)
+
+
+def is_current(stored: StoredFit, rows: Sequence[JobMeasurement], last: float | None) -> bool:
+    """Say whether no job has ended since a fit was made, nor while it was."""
+    return stored.created_at >= (last or 0.0) and stored.fit.options.get("jobs ended") == ended(rows)
+
+
+def _is_plain(found: Fit) -> bool:
+    """Say whether a fit was made with the usual choices, of which its group would tell otherwise."""
+    return found.group == "" or (found.group.startswith("k=") and "," not in found.group)

@@ -1,0 +1,119 @@
+"""Fits as they are kept: each stays; a newer one of the same law, sweeps, group and subject supersedes it."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+from sqlalchemy import Engine, insert, select, text, update
+from sqlalchemy.orm import Session
+
+from orchestrator.database.engine import db_now, reading, transaction
+from orchestrator.database.models import FitRow
+from orchestrator.errors import NotFound
+from orchestrator.formatting import Interval
+from orchestrator.scaling.types import Excluded, Fit, LawName, Residual, Score, StoredFit
+from orchestrator.versions import git_commit, versions
+
+_LOCK = 0x6F726368_66
+"""Whoever stores fits holds this advisory lock until the commit, so that one of two at once is the newer."""
+
+
+def store(engine: Engine, fits: Sequence[Fit]) -> list[int]:
+    """Keep fits, each with the version and commit that made it, and return their ids.
+
+    Raises:
+        StorageError: the database did not answer; nothing was stored.
+    """
+    origin = {"version": versions().get("orch", "unknown"), "commit": git_commit()}
+    with transaction(engine) as session:
+        if session.get_bind().dialect.name == "postgresql":  # SQLite has one writer at a time anyway
+            session.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _LOCK})
+        return [_stored(session, fit, origin) for fit in fits]
+
+
+def newest(engine: Engine, *, sweep: str, law: LawName | None = None) -> list[StoredFit]:
+    """Return the fits to jobs of a sweep that no newer one supersedes, by law and group.
+
+    Raises:
+        StorageError: the database did not answer.
+    """
+    found = _read(engine, sweep, law, superseded=False)
+    return sorted(found, key=lambda one: (one.fit.law, one.fit.sweeps, len(one.fit.group), one.fit.group))
+
+
+def history(engine: Engine, *, sweep: str, law: LawName | None = None) -> list[StoredFit]:
+    """Return every fit to jobs of a sweep, the newest first.
+
+    Raises:
+        StorageError: the database did not answer.
+    """
+    return _read(engine, sweep, law, superseded=True)
+
+
+def shipped(engine: Engine, fit_id: int, *, mlflow_run_id: str) -> None:
+    """Note in which MLflow run a fit is shown.
+
+    Raises:
+        NotFound: there is no such fit.
+        StorageError: the database did not answer.
+    """
+    with transaction(engine) as session:
+        mine = update(FitRow).where(FitRow.id == fit_id).values(mlflow_run_id=mlflow_run_id)
+        if session.scalar(mine.returning(FitRow.id)) is None:
+            raise NotFound(f"there is no fit {fit_id}")
+
+
+def _stored(session: Session, fit: Fit, origin: dict[str, Any]) -> int:
+    key = {"law": fit.law, "sweeps": _names(fit.sweeps), "group": fit.group, "subject": fit.subject}
+    new = insert(FitRow).values(**key, **origin, created_at=db_now(), payload=_payload(fit)).returning(FitRow.id)
+    fit_id = int(session.execute(new).scalar_one())
+    same = [getattr(FitRow, name) == value for name, value in key.items()]
+    old = update(FitRow).where(*same, FitRow.superseded_by.is_(None), FitRow.id != fit_id)
+    session.execute(old.values(superseded_by=fit_id))
+    return fit_id
+
+
+def _read(engine: Engine, sweep: str, law: LawName | None, *, superseded: bool) -> list[StoredFit]:
+    query = select(FitRow).order_by(FitRow.id.desc())
+    query = query if superseded else query.where(FitRow.superseded_by.is_(None))
+    query = query if law is None else query.where(FitRow.law == law)
+    named = query.where(FitRow.sweeps.contains(json.dumps(sweep), autoescape=True))
+    with reading(engine) as session:
+        return [_fit(row) for row in session.scalars(named) if sweep in json.loads(row.sweeps)]
+
+
+def _names(sweeps: Sequence[str]) -> str:
+    return json.dumps(sorted(set(sweeps)))
+
+
+def _payload(fit: Fit) -> dict[str, Any]:
+    values = asdict(fit)
+    # By name, for whoever reads the database without us; pairs, because JSON may forget the order of names.
+    values["coefficients"] = [{"name": name} | one._asdict() for name, one in fit.coefficients.items()]
+    return values
+
+
+def _fit(row: FitRow) -> StoredFit:
+    return StoredFit(
+        id=row.id, created_at=row.created_at, superseded_by=row.superseded_by, version=row.version, commit=row.commit,
+        mlflow_run_id=row.mlflow_run_id, fit=_unpacked(row.payload),
+    )  # fmt: skip
+
+
+def _unpacked(values: dict[str, Any]) -> Fit:
+    coefficients = {one["name"]: Interval(one["value"], one["low"], one["high"]) for one in values["coefficients"]}
+    between = values["irreducible"]
+    return Fit(
+        **values | {
+            "sweeps": tuple(values["sweeps"]),
+            "coefficients": coefficients,
+            "scores": tuple(Score(**one) for one in values["scores"]),
+            "irreducible": None if between is None else (between[0], between[1]),
+            "residuals": tuple(Residual(**one | {"jobs": tuple(one["jobs"])}) for one in values["residuals"]),
+            "excluded": tuple(Excluded(**one) for one in values["excluded"]),
+            "holdout_jobs": tuple(values["holdout_jobs"]),
+            "draws": tuple(tuple(draw) for draw in values["draws"]),
+            "notes": tuple(values["notes"]),
+        }
+    )  # fmt: skip

@@ -1,0 +1,144 @@
+"""How an attempt ends: with a result, a failure, or the job handed back. Each is one fenced transaction."""
+
+from typing import NamedTuple, cast
+
+from sqlalchemy import Engine, insert, select
+from sqlalchemy.orm import Session
+
+from orchestrator.database.engine import db_now, reading, transaction
+from orchestrator.database.models import Attempt, ConvergenceRow, CurvePoint, Job, ResultRow, SweepRow
+from orchestrator.queue.fencing import MAX_PREEMPTIONS, backoff, close_attempt, log_event, lost, move
+from orchestrator.queue.types import Lease, Result, State
+
+
+class _Analysis(NamedTuple):
+    last: CurvePoint | None
+    l_inf: float | None
+    l_inf_se: float | None
+    counts: list[dict[str, float | None]]
+
+
+def finish(engine: Engine, lease: Lease, result: Result) -> None:
+    """Store the result, its convergence counts and the state `succeeded`, together. Finishing twice is once.
+
+    A job that diverged has a result too: it succeeded in telling so.
+
+    Raises:
+        LeaseLost: this worker has been given up; nothing was stored.
+    """
+    # Only the holder of the lease writes the curve, and the fence below proves it is still this one: what is analysed
+    # before the transaction is what the transaction finds, and no lock is held while the fit runs.
+    analysis = _analyse(engine, lease.job_id, result.outcome)
+    with transaction(engine) as session:
+        if close_attempt(session, lease, outcome=result.outcome, exit_code=0) is None:
+            if _finished_before(session, lease):
+                return
+            raise lost(lease)
+        wanted = session.scalar(select(Job.desired).where(Job.id == lease.job_id))
+        move(session, lease, "succeeded", reason=None, lost_in_row=0)
+        _store(session, lease, result, analysis)
+        log_event(session, "succeeded", lease, outcome=result.outcome)
+        if wanted != "run":
+            log_event(session, f"{wanted}_too_late", lease)
+
+
+def fail(
+    engine: Engine,
+    lease: Lease,
+    *,
+    error: str,
+    exit_code: int | None,
+    outcome: str,
+    retry: bool,
+    reason: str = "",
+    backoff_seconds: float = 30.0,
+) -> State:
+    """Close a failed attempt; the job is queued again after a pause, or given up. Return its state.
+
+    Raises:
+        LeaseLost: this worker has been given up.
+    """
+    with transaction(engine) as session:
+        if close_attempt(session, lease, outcome=outcome, exit_code=exit_code, error=_storable(error)) is None:
+            return _state_after(session, lease, outcome)
+        desired, failures, _, allowed = _budget(session, lease)
+        failures += 1
+        state = _landing(desired, "queued" if retry and failures < allowed else "failed")
+        told = _storable(reason) or (_storable(error).strip().splitlines() or [outcome])[0]
+        why = f"{told} ({failures} of {allowed} failures)" if retry else told
+        pause = backoff(failures - 1, backoff_seconds) if state == "queued" else 0.0
+        move(session, lease, state, failures=failures, reason=why, not_before=db_now() + pause)
+        log_event(session, state, lease, outcome=outcome, reason=why)
+    return state
+
+
+def release(engine: Engine, lease: Lease, *, outcome: str = "preempted", reason: str = "") -> State:
+    """Hand a checkpointed job back; it is queued at once, or paused or cancelled as was asked. Return its state.
+
+    Raises:
+        LeaseLost: this worker has been given up.
+    """
+    with transaction(engine) as session:
+        if close_attempt(session, lease, outcome=outcome, exit_code=None) is None:
+            return _state_after(session, lease, outcome)
+        desired, _, preemptions, _ = _budget(session, lease)
+        state = _landing(desired, "queued")
+        preemptions += state == "queued"
+        if state == "queued" and preemptions >= MAX_PREEMPTIONS:
+            state, reason = "failed", f"preempted {preemptions} times"
+        move(session, lease, state, preemptions=preemptions, reason=reason or None, not_before=db_now())
+        log_event(session, state, lease, outcome=outcome)
+    return state
+
+
+def _storable(text: str) -> str:
+    """Replace what a database refuses in a text: a dying process may say anything."""
+    return text.encode(errors="replace").decode().replace("\0", "?")
+
+
+def _landing(desired: str, otherwise: State) -> State:
+    if desired == "cancel":
+        return "cancelled"
+    return "paused" if desired == "pause" and otherwise == "queued" else otherwise
+
+
+def _budget(session: Session, lease: Lease) -> tuple[str, int, int, int]:
+    columns = select(Job.desired, Job.failures, Job.preemptions, SweepRow.max_failures)
+    query = columns.join(SweepRow, SweepRow.id == Job.sweep_id).where(Job.id == lease.job_id)
+    return session.execute(query.with_for_update(of=Job)).one()
+
+
+def _state_after(session: Session, lease: Lease, outcome: str) -> State:
+    """Answer a call whose first commit went through: the attempt was closed by this token with this outcome."""
+    mine = (Attempt.job_id == lease.job_id, Attempt.attempt == lease.attempt, Attempt.token == lease.token)
+    ended = session.scalar(select(Attempt.outcome).where(*mine, Attempt.ended_at.is_not(None)))
+    if ended != outcome:
+        raise lost(lease)
+    return cast(State, session.scalar(select(Job.state).where(Job.id == lease.job_id)))
+
+
+def _finished_before(session: Session, lease: Lease) -> bool:
+    mine = (ResultRow.attempt == lease.attempt, ResultRow.token == lease.token)
+    return session.scalar(select(ResultRow.job_id).where(ResultRow.job_id == lease.job_id, *mine)) is not None
+
+
+def _analyse(engine: Engine, job_id: int, outcome: str) -> _Analysis:
+    from orchestrator.curves.convergence import EPSILONS, tail_fit, tokens_to_convergence
+
+    with reading(engine) as session:
+        query = select(CurvePoint).where(CurvePoint.job_id == job_id).order_by(CurvePoint.tokens_seen)
+        points = session.scalars(query).all()
+        session.expunge_all()
+    curve = [(point.tokens_seen, float("nan") if point.fvu is None else point.fvu) for point in points]
+    tail = None if outcome == "diverged" else tail_fit(curve)  # a loss that went away tends to nothing
+    counts = [tokens_to_convergence(curve, epsilon=epsilon, tail=tail) for epsilon in EPSILONS]
+    rows = [{"epsilon": c.epsilon, "tokens": c.tokens, "lower_bound": c.lower_bound} for c in counts]
+    return _Analysis(points[-1] if points else None, tail and tail.l_inf, tail and tail.l_inf_se, rows)
+
+
+def _store(session: Session, lease: Lease, result: Result, analysis: _Analysis) -> None:
+    measured = {n: getattr(analysis.last, n, None) for n in ("fvu", "fvu_raw", "dead_share", "l0")}
+    row = vars(result) | measured | {"l_inf": analysis.l_inf, "l_inf_se": analysis.l_inf_se}
+    session.execute(insert(ResultRow).values(job_id=lease.job_id, attempt=lease.attempt, token=lease.token, **row))
+    if analysis.counts:
+        session.execute(insert(ConvergenceRow), [{"job_id": lease.job_id} | count for count in analysis.counts])

@@ -1,0 +1,111 @@
+"""The queue's words: what a worker holds, what it is given, and what it hands back."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+from orchestrator.errors import StateError
+
+if TYPE_CHECKING:
+    from orchestrator.config.job import JobConfig
+
+State = Literal["queued", "running", "paused", "succeeded", "failed", "cancelled"]
+Desired = Literal["run", "pause", "cancel"]
+Outcome = Literal["converged", "max_tokens", "diverged"]
+
+
+class LeaseLost(StateError):
+    """The worker has been given up: it stops quietly and writes nothing more for the job."""
+
+
+@dataclass(frozen=True)
+class Worker:
+    """Who claims."""
+
+    name: str
+    host: str
+    pid: int
+    device: str
+
+
+@dataclass(frozen=True)
+class Lease:
+    """The right to write for a job; all three must match."""
+
+    job_id: int
+    attempt: int
+    token: str
+
+
+@dataclass(frozen=True)
+class CheckpointRef:
+    """Where a checkpoint lies."""
+
+    uri: str
+    tokens_seen: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Claim:
+    """One job to train, with all a trainer needs to know."""
+
+    lease: Lease
+    config: "JobConfig"
+    sweep_id: int
+    sweep: str
+    checkpoints: tuple[CheckpointRef, ...]
+    """Newest first."""
+    mlflow_run_id: str | None
+    mlflow_experiment_id: str | None
+    stream_key: str | None = None
+    """Jobs of this key may share its trainer; None: it is trained alone."""
+
+    @property
+    def cursor(self) -> int:
+        """Return the tokens it goes on from, if its newest checkpoint can be read."""
+        return self.checkpoints[0].tokens_seen if self.checkpoints else 0
+
+
+@dataclass(frozen=True)
+class Enqueued:
+    """What became of each config of a sweep."""
+
+    sweep_id: int
+    job_ids: tuple[int | None, ...]
+    """By the config's position; None = the sweep holds it already."""
+
+    @property
+    def added(self) -> int:
+        """Return the number of new jobs."""
+        return len(self.job_ids) - self.skipped
+
+    @property
+    def skipped(self) -> int:
+        """Return the number of configs that were there already."""
+        return self.job_ids.count(None)
+
+
+@dataclass(frozen=True)
+class Result:
+    """What training came to; fvu, dead share and l0 are those of the last stored curve point."""
+
+    outcome: Outcome
+    tokens_seen: int
+    untrained_fvu: float
+    """fvu of the untrained, tied initialisation on the same held-out set."""
+    artifact_uri: str | None
+    """Where the final SAE lies; None when the job diverged before there was one."""
+    wall_seconds: float
+    flops_dense: float
+    flops_executed: float
+    flops_subject: float
+
+
+class Change(NamedTuple):
+    """What a person's wish did to one job."""
+
+    job_id: int
+    state: State
+    """Its state now."""
+    effect: str
+    """In words: `cancelled`, `asked to stop`, `already succeeded`."""

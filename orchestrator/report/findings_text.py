@@ -1,0 +1,112 @@
+"""The headline findings in sentences, each with a link to the fit or the jobs it rests on."""
+
+import math
+from collections import Counter
+
+from orchestrator.formatting import digits, interval, named, share
+from orchestrator.report.html import Html, element, job_links, join
+from orchestrator.report.page_data import Contents
+from orchestrator.scaling.plots.law_plots import LAW_TITLES, spelled
+from orchestrator.scaling.types import Fit, JobMeasurement, LawName, StoredFit
+
+FORMS = {"pure": "a pure power law", "+e": "a power law and an irreducible term e"}
+EXPONENTS: dict[LawName, tuple[str, str]] = {
+    "ln": ("b", "fvu falls with dictionary size as n^b"),
+    "lc": ("alpha", "fvu at the best spent compute falls as C^(−α)"),
+    "lnk": ("gamma", "k and n act together through γ·ln k·ln n"),
+    "tn": ("p", "tokens to convergence grow as n^p"),
+    "lr": ("q", "the largest learning rate that converges goes as n^q (expected −1/2)"),
+    "ls": ("gamma", "the size s of the subject and n act together through γ·ln s·ln n"),
+}
+"""The coefficient a law is known by, and what it is."""
+_MANY = 2
+_STALE = "; others have ended since, and this fit does not know of them."
+
+
+def findings(contents: Contents) -> list[Html]:
+    """Return the findings, the sweep's state first, then a sentence per fit, then what could not be fitted."""
+    said = [_jobs(contents), *_best(contents), *_troubles(contents)]
+    if len(contents.subjects) > 1:
+        names = ", ".join(contents.subjects)
+        said.append(join([f"The jobs are of {len(contents.subjects)} subjects: {names}."]))
+    for law in dict.fromkeys(stored.fit.law for stored in contents.fits):
+        said += _of_law(contents, [stored for stored in contents.fits if stored.fit.law == law])
+    names = ", ".join(LAW_TITLES[law].partition(":")[0] for law in contents.missing)
+    return said + ([join([f"Not fitted: {names}. ", element("a", "Why", href="#not-fitted"), "."])] if names else [])
+
+
+def _of_law(contents: Contents, fits: list[StoredFit]) -> list[Html]:
+    """Return a sentence per fit of a law; one for all of them where they are many."""
+    several = len(contents.subjects) > 1
+    if len(fits) <= _MANY:
+        return [finding(stored, several=several, stale=stored.id in contents.stale) for stored in fits]
+    name, words = EXPONENTS[fits[0].fit.law]
+    head = element("strong", f"{LAW_TITLES[fits[0].fit.law].partition(':')[0]}: ")
+    parts = [_in_short(stored, name, several=several, stale=stored.id in contents.stale) for stored in fits]
+    return [join([head, f"{words}. ", element("ul", *(element("li", part) for part in parts))])]
+
+
+def _in_short(stored: StoredFit, name: str, *, several: bool, stale: bool) -> Html:
+    fit = stored.fit
+    where = f"{_group(fit).removeprefix(' at ')}{f' of {fit.subject}' if several else ''}: "
+    missed = "" if fit.holdout_error is None else f", {share(math.expm1(fit.holdout_error))} off at the largest n"
+    jobs = element("a", named(len(fit.jobs), "job"), href=f"#fit-{stored.id}")
+    value = f"{spelled(name)} = {interval(fit.coefficients[name])}, form {fit.form}{missed}; "
+    return join([where, value, jobs, _STALE if stale else "."])
+
+
+def finding(stored: StoredFit, *, several: bool = False, stale: bool = False) -> Html:
+    """Return what a fit says: exponent with interval, form, irreducible term, holdout."""
+    fit = stored.fit
+    name, words = EXPONENTS[fit.law]
+    subject = f" of {fit.subject}" if several else ""
+    head = element("strong", f"{LAW_TITLES[fit.law].partition(':')[0]}{_group(fit)}{subject}: ")
+    exponent = f"{words}, {spelled(name)} = {interval(fit.coefficients[name])}, "
+    form = f"in the form of {FORMS.get(fit.form, 'a power law ' + fit.form)}. "
+    jobs = element("a", named(len(fit.jobs), "job"), href=f"#fit-{stored.id}")
+    return join([head, exponent, form, *_more(fit), "Fitted to ", jobs, _STALE if stale else "."])
+
+
+def _more(fit: Fit) -> list[str]:
+    said = []
+    if fit.irreducible is not None and all(map(math.isfinite, fit.irreducible)):
+        low, high = fit.irreducible
+        said.append(f"The irreducible term lies between {digits(low)} and {digits(high)} (90% profile). ")
+    if fit.holdout_error is not None and math.isfinite(fit.holdout_error):
+        missed = share(math.expm1(fit.holdout_error))
+        said.append(f"Fitted without the largest n, it misses what was measured there by {missed}. ")
+    censored = sum(residual.censored for residual in fit.residuals)
+    said += [f"{named(censored, 'count')} censored. "] if censored else []
+    return said
+
+
+def _group(fit: Fit) -> str:
+    return f" at {fit.group.replace('=', ' = ')}" if fit.group else ""
+
+
+def _jobs(contents: Contents) -> Html:
+    words = {"max_tokens": "out of budget before convergence"}
+    tally = Counter(row.outcome or row.state for row in contents.rows)
+    parts = ", ".join(f"{number} {words.get(how, how)}" for how, number in tally.most_common())
+    nothing = "" if any(row.outcome for row in contents.rows) else " No job has ended yet: there is nothing to fit."
+    return join([f"{named(len(contents.rows), 'job')}: {parts or 'none'}.{nothing}"])
+
+
+def _troubles(contents: Contents) -> list[Html]:
+    """Return what is wrong with jobs that have ended, so that nobody wonders why no law has them."""
+    ended = [row for row in contents.rows if row.outcome]
+    bare = [row.job_id for row in ended if not row.curve]
+    broken = [row.job_id for row in ended if row.fvu is not None and not math.isfinite(row.fvu)]
+    pairs = (("No curve is stored of", bare), ("The last loss is no number of", broken))
+    return [join([f"{words} {named(len(jobs), 'job')}: ", job_links(jobs), "."]) for words, jobs in pairs if jobs]
+
+
+def _best(contents: Contents) -> list[Html]:
+    def loss(row: JobMeasurement) -> float:
+        return row.fvu if row.outcome and row.fvu is not None and math.isfinite(row.fvu) else math.inf
+
+    best = min(contents.rows, key=loss, default=None)
+    if best is None or math.isinf(loss(best)):
+        return []
+    said = f"The lowest fvu is {digits(best.fvu, 4)}, at n = {best.n_latents}, k = {best.k}: job "
+    return [join([said, job_links([best.job_id]), "."])]

@@ -1,0 +1,156 @@
+"""What the laws are fitted to: every job of some sweeps with its result, its counts and its curve."""
+
+import json
+import math
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from sqlalchemy import Engine, Row, Select, func, select
+from sqlalchemy.orm import Session
+
+from orchestrator.config.synthetic import is_synthetic
+from orchestrator.curves.point import Point
+from orchestrator.database import models as m
+from orchestrator.database.engine import reading
+from orchestrator.results.selectors import sweep_ids
+from orchestrator.scaling.types import JobMeasurement
+
+_Counts = dict[int, dict[float, tuple[float | None, float | None]]]
+"""By job and epsilon: tokens, and what they are known to exceed."""
+
+
+class _Tables(NamedTuple):
+    """What is known beside a job's own row, by job."""
+
+    facts: dict[int, dict[str, Any]]
+    counts: _Counts
+    curves: dict[int, list[Point]]
+    last: dict[int, Any]
+    sites: dict[tuple[str, str], str]
+    """Names of the hook points that attempts have told, by what their configs ask for."""
+
+
+def measured(engine: Engine, sweeps: Sequence[str], *, curves: bool = True) -> list[JobMeasurement]:
+    """Return the jobs of sweeps by id; without `curves` their curves stay empty, which spares most of the reading.
+
+    Raises:
+        NotFound: one of the names is no sweep; the message names what is near.
+        StorageError: the database did not answer.
+    """
+    with reading(engine) as session:
+        mine = m.Job.sweep_id.in_(sweep_ids(session, sweeps))
+        ids = select(m.Job.id).where(mine)
+        rows = [(row, json.loads(row.config)) for row in session.execute(_query().where(mine))]
+        facts = _facts(session, ids)
+        points = _curves(session, ids) if curves else {}
+        known = _Tables(facts, _counts(session, ids), points, _last(session, ids), _sites(rows, facts))
+        return [_measured(row, config, known) for row, config in rows]
+
+
+def _query() -> Select[Any]:
+    job, result = m.Job, m.ResultRow
+    names = ("id", "config_id", "config", "state", "reason", "d_model", "n_latents", "k", "lr", "seed", "max_tokens")
+    results = ("outcome", "untrained_fvu", "l_inf", "l_inf_se", "wall_seconds")
+    return (
+        select(
+            *(getattr(job, name) for name in names), *(getattr(result, name) for name in results),
+            m.SweepRow.name.label("sweep"), result.tokens_seen.label("result_tokens"), m.Attempt.device,
+        )
+        .join(m.SweepRow, m.SweepRow.id == job.sweep_id)
+        .outerjoin(result, result.job_id == job.id)
+        .outerjoin(m.Attempt, (m.Attempt.job_id == job.id) & (m.Attempt.attempt == job.attempt))
+        .order_by(job.id)
+    )  # fmt: skip
+
+
+def _facts(session: Session, ids: Select[Any]) -> dict[int, dict[str, Any]]:
+    """Return what the newest attempt that told anything has settled."""
+    told = select(m.Attempt.job_id, m.Attempt.facts).where(m.Attempt.job_id.in_(ids)).order_by(m.Attempt.attempt)
+    return {job_id: facts for job_id, facts in session.execute(told) if facts}
+
+
+def _sites(
+    rows: Sequence[tuple[Row[Any], dict[str, Any]]], facts: dict[int, dict[str, Any]]
+) -> dict[tuple[str, str], str]:
+    told = ((_asked(config), facts.get(row.id, {}).get("subject", {}).get("site")) for row, config in rows)
+    return {asked: site for asked, site in told if site}
+
+
+def _asked(config: dict[str, Any]) -> tuple[str, str]:
+    return _subject(config["subject"]), _hook(config["subject"])
+
+
+def _counts(session: Session, ids: Select[Any]) -> _Counts:
+    found: _Counts = defaultdict(dict)
+    for row in session.scalars(select(m.ConvergenceRow).where(m.ConvergenceRow.job_id.in_(ids))):
+        found[row.job_id][row.epsilon] = row.tokens, row.lower_bound
+    return found
+
+
+def _curves(session: Session, ids: Select[Any]) -> dict[int, list[Point]]:
+    columns = [getattr(m.CurvePoint, name) for name in Point._fields]
+    query = select(m.CurvePoint.job_id, *columns).where(m.CurvePoint.job_id.in_(ids))
+    found: dict[int, list[Point]] = defaultdict(list)
+    for job_id, *values in session.execute(query.order_by(m.CurvePoint.job_id, m.CurvePoint.tokens_seen)):
+        found[job_id].append(Point._make(math.nan if value is None else value for value in values))
+    return found
+
+
+def _last(session: Session, ids: Select[Any]) -> dict[int, Any]:
+    """Return the last point of each curve."""
+    newest = select(m.CurvePoint.job_id, func.max(m.CurvePoint.tokens_seen).label("tokens"))
+    ends = newest.where(m.CurvePoint.job_id.in_(ids)).group_by(m.CurvePoint.job_id).subquery()
+    at = (m.CurvePoint.job_id == ends.c.job_id) & (m.CurvePoint.tokens_seen == ends.c.tokens)
+    point = m.CurvePoint
+    query = select(point.job_id, point.tokens_seen, point.fvu, point.dead_share, point.wall_seconds).join(ends, at)
+    found: dict[int, Any] = {row.job_id: row for row in session.execute(query)}
+    return found
+
+
+def _measured(row: Row[Any], config: dict[str, Any], known: _Tables) -> JobMeasurement:
+    facts = known.facts.get(row.id, {})
+    subject, last, counts = facts.get("subject", {}), known.last.get(row.id), known.counts.get(row.id, {})
+    tokens = row.result_tokens if row.result_tokens is not None else getattr(last, "tokens_seen", 0)
+    lr, hook = facts.get("lr", row.lr), subject.get("site") or known.sites.get(_asked(config))
+    return JobMeasurement(
+        job_id=row.id, sweep=row.sweep, config_id=row.config_id, state=row.state, outcome=row.outcome,
+        reason=row.reason, subject=_subject(config["subject"]), subject_size=subject.get("parameters_run"),
+        hook=hook or _hook(config["subject"]), data=_data(config),
+        activation=config["sae"]["activation"], d_model=row.d_model, n_latents=row.n_latents, k=row.k, lr=lr,
+        lr_is_auto=config["optimizer"]["lr"] == "auto", seed=row.seed,
+        batch_tokens=config["training"]["batch_tokens"], max_tokens=row.max_tokens, tokens_seen=tokens,
+        fvu=_number(last, "fvu"), untrained_fvu=row.untrained_fvu, dead_share=getattr(last, "dead_share", None),
+        l_inf=row.l_inf, l_inf_se=row.l_inf_se, tokens_to_convergence={e: one[0] for e, one in counts.items()},
+        tokens_lower_bound={e: one[1] for e, one in counts.items()},
+        wall_seconds=row.wall_seconds if row.wall_seconds is not None else getattr(last, "wall_seconds", None),
+        device=facts.get("device", row.device), threads=facts.get("threads"),
+        curve=tuple(known.curves.get(row.id, ())),
+    )  # fmt: skip
+
+
+def _number(last: Any, name: str) -> float | None:
+    """Return a value of the last point: nan where it was not finite, None where there is no point."""
+    if last is None:
+        return None
+    value = getattr(last, name)
+    return math.nan if value is None else float(value)
+
+
+def _subject(config: dict[str, Any]) -> str:
+    return str(config["model"]) + (f"@{config['revision']}" if config["revision"] else "")
+
+
+def _hook(config: dict[str, Any]) -> str:
+    if config["hook"]:
+        return str(config["hook"])
+    return f"layer {'auto' if config['layer'] is None else config['layer']}, {config['site']}"
+
+
+def _data(config: dict[str, Any]) -> str:
+    """Return the text that is read; empty where vectors are drawn and none is."""
+    if is_synthetic(config["subject"]["model"]):
+        return ""
+    data = config["data"]
+    parts = (data["source"], data["name"], data["revision"], None if data["split"] == "train" else data["split"])
+    return " ".join(str(part) for part in parts if part)

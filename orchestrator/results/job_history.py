@@ -1,0 +1,69 @@
+"""All that is stored about one job: its curve, attempts, events, checkpoints, counts and config."""
+
+import json
+import math
+from typing import Any
+
+from sqlalchemy import Engine, select
+
+from orchestrator.curves.point import Point
+from orchestrator.database import models as m
+from orchestrator.database.engine import reading
+from orchestrator.errors import NotFound
+from orchestrator.results.rows import AttemptRow, CheckpointRow, ConvergenceRow, EventRow
+
+
+def curve(engine: Engine, job_id: int) -> list[Point]:
+    """Return a job's curve by tokens; what was not finite is nan."""
+    columns = [getattr(m.CurvePoint, name) for name in Point._fields]
+    query = select(*columns).where(m.CurvePoint.job_id == job_id).order_by(m.CurvePoint.tokens_seen)
+    with reading(engine) as session:
+        rows = session.execute(query).all()
+    return [Point._make(math.nan if value is None else value for value in row) for row in rows]
+
+
+def attempts(engine: Engine, job_id: int) -> list[AttemptRow]:
+    """Return a job's attempts, first to last."""
+    columns = [getattr(m.Attempt, name) for name in AttemptRow.__slots__]
+    query = select(*columns).where(m.Attempt.job_id == job_id).order_by(m.Attempt.attempt)
+    with reading(engine) as session:
+        return [AttemptRow(*row) for row in session.execute(query)]
+
+
+def events(engine: Engine, job_id: int) -> list[EventRow]:
+    """Return what happened to a job, in order."""
+    columns = [getattr(m.Event, name) for name in EventRow.__slots__]
+    query = select(*columns).where(m.Event.job_id == job_id).order_by(m.Event.id)
+    with reading(engine) as session:
+        return [EventRow(*row) for row in session.execute(query)]
+
+
+def checkpoints(engine: Engine, job_id: int) -> list[CheckpointRow]:
+    """Return a job's checkpoints, newest first."""
+    columns = [getattr(m.CheckpointRow, name) for name in CheckpointRow.__slots__]
+    newest = (m.CheckpointRow.tokens_seen.desc(), m.CheckpointRow.attempt.desc())
+    query = select(*columns).where(m.CheckpointRow.job_id == job_id).order_by(*newest)
+    with reading(engine) as session:
+        return [CheckpointRow(*row) for row in session.execute(query)]
+
+
+def convergence(engine: Engine, job_id: int) -> list[ConvergenceRow]:
+    """Return a job's tokens_to_convergence, by epsilon."""
+    columns = [getattr(m.ConvergenceRow, name) for name in ConvergenceRow.__slots__]
+    query = select(*columns).where(m.ConvergenceRow.job_id == job_id).order_by(m.ConvergenceRow.epsilon)
+    with reading(engine) as session:
+        return [ConvergenceRow(*row) for row in session.execute(query)]
+
+
+def config(engine: Engine, job_id: int) -> dict[str, Any]:
+    """Return a job's stored config.
+
+    Raises:
+        NotFound: there is no such job.
+    """
+    with reading(engine) as session:
+        text = session.scalar(select(m.Job.config).where(m.Job.id == job_id))
+    if text is None:
+        raise NotFound(f"there is no job {job_id}", hint="orch status lists them")
+    stored: dict[str, Any] = json.loads(text)
+    return stored

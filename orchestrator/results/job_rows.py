@@ -1,0 +1,163 @@
+"""Jobs as a person sees them: one query, flat rows, and why each job is not running."""
+
+from collections.abc import Collection
+from typing import Any, NamedTuple
+
+from sqlalchemy import ColumnElement, Engine, Row, Select, func, select
+from sqlalchemy.orm import Session
+
+from orchestrator.database import models as m
+from orchestrator.database.engine import db_now, reading
+from orchestrator.results.eta import expected_tokens
+from orchestrator.results.rows import JobRow
+from orchestrator.results.varied_keys import differences
+from orchestrator.results.worker_rows import gathering
+
+EPSILON = 0.01
+_IDS_PER_QUERY = 10_000
+
+
+class _QueueContext(NamedTuple):
+    """What decides for all jobs why they wait."""
+
+    now: float
+    sweeps: dict[int, Row[Any]]
+    running: dict[int, int]
+    """Running jobs by sweep."""
+    paused: bool
+    """Whether the whole queue is."""
+    nobody: str
+    """Why no worker would take a job; empty when one would, sooner or later."""
+
+
+def jobs(
+    engine: Engine,
+    *,
+    sweep: str | None = None,
+    states: Collection[str] | None = None,
+    ids: Collection[int] | None = None,
+    limit: int | None = None,
+) -> list[JobRow]:
+    """Return jobs by id, those that fit every condition given; with `limit` the first so many.
+
+    The first are those with the lowest ids; among jobs of given states, and no given ids, those that run first.
+
+    Raises:
+        StorageError: the database did not answer.
+    """
+    wanted: list[ColumnElement[bool]] = []
+    if sweep is not None:
+        wanted.append(m.Job.sweep_id.in_(select(m.SweepRow.id).where(m.SweepRow.name == sweep)))
+    if states is not None:
+        wanted.append(m.Job.state.in_(states))
+        if limit is not None and ids is None:
+            # In the claim's order, which its index has: by id, all jobs of the state would be sorted for a few of them.
+            foremost = select(m.Job.id).where(*wanted).order_by(m.Job.priority.desc(), m.Job.id).limit(limit)
+            wanted = [m.Job.id.in_(foremost)]
+    with reading(engine) as session:
+        house = _house(session)
+        rows = _rows(session, _query().where(*wanted), ids, limit)
+        ends = expected_tokens(session, [row.id for row in rows if row.state == "running"])
+        swept = differences(session, {row.id: row.sweep_id for row in rows})
+        return [_job(row, house, ends.get(row.id), swept.get(row.id, {})) for row in rows]
+
+
+def _rows(session: Session, query: Select[Any], ids: Collection[int] | None, limit: int | None) -> list[Row[Any]]:
+    if ids is None:
+        return list(session.execute(query.limit(limit)))
+    wanted = sorted(set(ids))
+    parts = (wanted[start : start + _IDS_PER_QUERY] for start in range(0, len(wanted), _IDS_PER_QUERY))
+    rows = [row for part in parts for row in session.execute(query.where(m.Job.id.in_(part)))]
+    return rows[:limit]
+
+
+def _query() -> Select[Any]:
+    job, point = m.Job, m.CurvePoint
+    newest = select(func.max(m.CurvePoint.tokens_seen)).where(m.CurvePoint.job_id == job.id).correlate(job)
+    own = ("id", "state", "desired", "priority", "attempt", "failures", "preemptions", "n_latents", "k", "lr", "seed")
+    more = ("d_model", "max_tokens", "created_at", "finished_at", "config_id", "mlflow_run_id")
+    return (
+        select(
+            *(getattr(job, name) for name in own + more),
+            job.sweep_id, job.not_before, job.reason.label("stored_reason"),
+            m.LeaseRow.tokens_seen.label("lease_tokens"), m.LeaseRow.tokens_per_second, m.LeaseRow.expires_at,
+            point.tokens_seen.label("point_tokens"), point.fvu, point.dead_share, point.l0, point.wall_seconds,
+            m.ResultRow.tokens_seen.label("result_tokens"), m.ResultRow.outcome, m.ResultRow.l_inf,
+            m.ResultRow.untrained_fvu, m.ResultRow.artifact_uri,
+            m.ConvergenceRow.tokens, m.ConvergenceRow.lower_bound,
+            m.Attempt.worker, m.Attempt.started_at,
+        )
+        .outerjoin(m.Attempt, (m.Attempt.job_id == job.id) & (m.Attempt.attempt == job.attempt))
+        .outerjoin(m.LeaseRow, m.LeaseRow.job_id == job.id)
+        .outerjoin(point, (point.job_id == job.id) & (point.tokens_seen == newest.scalar_subquery()))
+        .outerjoin(m.ResultRow, m.ResultRow.job_id == job.id)
+        .outerjoin(m.ConvergenceRow, (m.ConvergenceRow.job_id == job.id) & (m.ConvergenceRow.epsilon == EPSILON))
+        .order_by(job.id)
+    )  # fmt: skip
+
+
+def _house(session: Session) -> _QueueContext:
+    now = session.execute(select(db_now())).scalar_one()
+    running = select(m.Job.sweep_id, func.count()).where(m.Job.state == "running").group_by(m.Job.sweep_id)
+    paused = session.scalar(select(m.QueuePause.id)) is not None
+    columns = (m.SweepRow.id, m.SweepRow.name, m.SweepRow.labels, m.SweepRow.paused, m.SweepRow.max_parallel)
+    sweeps = {row.id: row for row in session.execute(select(*columns))}
+    return _QueueContext(
+        now, sweeps, {row[0]: row[1] for row in session.execute(running)}, paused, _nobody(session, now)
+    )
+
+
+def _nobody(session: Session, now: float) -> str:
+    there = gathering(session)
+    if there == "leaving":
+        return "WorkersLeaving"
+    # A worker of an earlier version is in no roster, but its leases tell of it.
+    held = select(m.LeaseRow.job_id).where(m.LeaseRow.expires_at >= now).limit(1)
+    return "" if there == "open" or session.scalar(held) is not None else "NoWorker"
+
+
+def _job(row: Row[Any], house: _QueueContext, expected: int | None, swept: dict[str, Any]) -> JobRow:
+    sweep = house.sweeps[row.sweep_id]
+    # A lease says 0 until its trainer has loaded: the stored curve knows better then.
+    seen = (row.result_tokens, row.lease_tokens or None, row.point_tokens, 0)
+    return JobRow(
+        id=row.id, sweep=sweep.name, state=row.state, desired=row.desired, priority=row.priority, attempt=row.attempt,
+        failures=row.failures, preemptions=row.preemptions, n_latents=row.n_latents, k=row.k, lr=row.lr, seed=row.seed,
+        d_model=row.d_model, max_tokens=row.max_tokens, tokens_seen=next(n for n in seen if n is not None),
+        tokens_per_second=row.tokens_per_second, fvu=row.fvu, dead_share=row.dead_share, l0=row.l0,
+        outcome=row.outcome, tokens_to_convergence=row.tokens, tokens_lower_bound=row.lower_bound, l_inf=row.l_inf,
+        untrained_fvu=row.untrained_fvu, wall_seconds=row.wall_seconds, created_at=row.created_at,
+        started_at=row.started_at, finished_at=row.finished_at, age=house.now - row.created_at, worker=row.worker,
+        lease_left=None if row.expires_at is None else row.expires_at - house.now, reason=_reason(row, house),
+        config_id=row.config_id, mlflow_run_id=row.mlflow_run_id, artifact_uri=row.artifact_uri, labels=sweep.labels,
+        expected_tokens=expected, swept=swept,
+    )  # fmt: skip
+
+
+def _reason(row: Row[Any], house: _QueueContext) -> str | None:
+    stored: str | None = row.stored_reason
+    if row.state == "running":
+        return {"cancel": "Cancelling", "pause": "Pausing"}.get(row.desired)
+    if row.state == "paused":
+        return "Paused"
+    if row.state != "queued":
+        return stored
+    sweep, at_work = house.sweeps[row.sweep_id], house.running.get(row.sweep_id, 0)
+    if house.paused:
+        return "QueuePaused"
+    if sweep.paused:
+        return "SweepPaused"
+    if row.not_before > house.now:
+        return f"Backoff({span(row.not_before - house.now)})" + (f": {stored}" if stored else "")
+    if sweep.max_parallel is not None and at_work >= sweep.max_parallel:
+        return f"SweepCap({at_work}/{sweep.max_parallel})"
+    return house.nobody or "Priority"
+
+
+def span(seconds: float) -> str:
+    """Return a span of time in its largest fitting unit, such as `4m`."""
+    whole = max(1, round(seconds))
+    for size, unit in ((86_400, "d"), (3_600, "h"), (60, "m")):
+        if whole >= size:
+            return f"{whole / size:.0f}{unit}"
+    return f"{whole}s"

@@ -1,0 +1,139 @@
+"""Figures of the whole queue: what waits, what runs, and what the attempts that ended came to."""
+
+from typing import Any
+
+from sqlalchemy import ColumnElement, Engine, case, func, select
+from sqlalchemy.orm import Session
+
+from orchestrator.database import models as m
+from orchestrator.database.engine import db_now, reading
+from orchestrator.results.rows import QueueStats, SweepRow, WorkerRow
+
+HOUR = 3600.0
+KINDS = ("results", "failures", "preemptions", "lost", "other")
+_KIND_OF = {
+    "converged": "results", "max_tokens": "results", "diverged": "results",
+    "preempted": "preemptions", "lost": "lost", "paused": "other", "cancelled": "other",
+}  # fmt: skip
+"""Every other outcome of an attempt is a failure."""
+
+
+def stats(engine: Engine) -> QueueStats:
+    """Return the figures of the whole queue.
+
+    Raises:
+        StorageError: the database did not answer.
+    """
+    with reading(engine) as session:
+        counts = _count(session, _by(m.Job.state))
+        ended, hour = _ended(session), _ended(session, m.Attempt.ended_at > db_now() - HOUR)
+        leases = m.LeaseRow
+        holds = session.execute(
+            select(
+                func.sum(leases.tokens_per_second).filter(leases.expires_at >= db_now()),
+                func.min(leases.expires_at) - db_now(),
+            )
+        ).one()
+        return QueueStats(
+            jobs={state: counts.get(state, 0) for state in m.STATES},
+            paused_at=session.scalar(select(m.QueuePause.since)),
+            oldest_queued_age=_oldest(session),
+            running=_running(session),
+            tokens_per_second=holds[0] or 0.0,
+            lease_slack=holds[1],
+            tokens_trained=ended.pop("tokens") + _in_training(session),
+            attempts=ended,
+            last_hour=hour,
+        )
+
+
+def _by(column: Any) -> Any:
+    return select(column, func.count()).group_by(column)
+
+
+def _count(session: Session, query: Any) -> dict[str, int]:
+    return {row[0]: row[1] for row in session.execute(query)}
+
+
+def _oldest(session: Session) -> float | None:
+    first = select(func.min(m.Job.id)).where(m.Job.state == "queued").scalar_subquery()
+    return session.scalar(select(db_now() - m.Job.created_at).where(m.Job.id == first))
+
+
+def _running(session: Session) -> dict[str, int]:
+    mine = (m.Attempt.job_id == m.LeaseRow.job_id) & (m.Attempt.attempt == m.LeaseRow.attempt)
+    query = _by(m.Attempt.device).select_from(m.LeaseRow).join(m.Attempt, mine).order_by(m.Attempt.device)
+    return _count(session, query)
+
+
+def _ended(session: Session, *which: ColumnElement[bool]) -> dict[str, int]:
+    """Return the attempts that ended by kind, and the tokens they trained; an index has all of it."""
+    attempt = m.Attempt
+    trained = func.sum(attempt.tokens_end - attempt.tokens_start)
+    query = select(attempt.outcome, func.count(), trained).where(attempt.ended_at.is_not(None), *which)
+    found = dict.fromkeys((*KINDS, "tokens"), 0)
+    for outcome, number, tokens in session.execute(query.group_by(attempt.outcome)):
+        found[_KIND_OF.get(outcome or "", "failures")] += number
+        found["tokens"] += int(tokens or 0)
+    return found
+
+
+def _in_training(session: Session) -> int:
+    """Return the tokens that the running attempts have trained so far."""
+    lease, attempt = m.LeaseRow, m.Attempt
+    mine = (attempt.job_id == lease.job_id) & (attempt.attempt == lease.attempt)
+    begun = case((attempt.tokens_start.is_(None), 0), else_=lease.tokens_seen - attempt.tokens_start)
+    return int(session.scalar(select(func.sum(begun)).select_from(lease).join(attempt, mine)) or 0)
+
+
+def counts(engine: Engine, *, sweep: str | None = None) -> dict[str, int]:
+    """Return the number of jobs in every state, of one sweep or of all."""
+    query = select(m.Job.state, func.count()).group_by(m.Job.state)
+    if sweep is not None:
+        query = query.join(m.SweepRow, m.SweepRow.id == m.Job.sweep_id).where(m.SweepRow.name == sweep)
+    with reading(engine) as session:
+        found = {row[0]: row[1] for row in session.execute(query)}
+    return {state: found.get(state, 0) for state in m.STATES}
+
+
+def paused_since(engine: Engine) -> float | None:
+    """Return since when the whole queue is paused; None when it is open."""
+    with reading(engine) as session:
+        return session.scalar(select(m.QueuePause.since))
+
+
+def sweeps(engine: Engine) -> list[SweepRow]:
+    """Return every sweep with its jobs by state, oldest first."""
+    grouped = select(m.Job.sweep_id, m.Job.state, func.count()).group_by(m.Job.sweep_id, m.Job.state)
+    columns = [getattr(m.SweepRow, name) for name in SweepRow.__slots__ if name != "counts"]
+    with reading(engine) as session:
+        rows = session.execute(select(*columns).order_by(m.SweepRow.id)).all()
+        tally: dict[int, dict[str, int]] = {row.id: dict.fromkeys(m.STATES, 0) for row in rows}
+        for sweep_id, state, number in session.execute(grouped):
+            tally.setdefault(sweep_id, {})[state] = number
+    return [SweepRow(**row._mapping, counts=tally[row.id]) for row in rows]
+
+
+def workers(engine: Engine) -> list[WorkerRow]:
+    """Return the workers that hold a lease, by name."""
+    job, lease, attempt = m.Job, m.LeaseRow, m.Attempt
+    who = (
+        attempt.worker,
+        attempt.host,
+        attempt.pid,
+        attempt.device,
+        lease.job_id,
+        lease.attempt,
+        m.SweepRow.name.label("sweep"),
+    )
+    how = (attempt.started_at, lease.tokens_seen, lease.tokens_per_second)
+    ages = ((lease.expires_at - db_now()).label("lease_left"), (db_now() - lease.progress_at).label("progress_age"))
+    query = (
+        select(*who, *how, *ages)
+        .join(job, job.id == lease.job_id)
+        .join(m.SweepRow, m.SweepRow.id == job.sweep_id)
+        .join(attempt, (attempt.job_id == lease.job_id) & (attempt.attempt == lease.attempt))
+        .order_by(attempt.worker, lease.job_id)
+    )
+    with reading(engine) as session:
+        return [WorkerRow(**row._mapping) for row in session.execute(query)]

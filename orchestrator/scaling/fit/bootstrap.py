@@ -1,0 +1,101 @@
+"""Refits of a form to losses that might as well have been observed: how far its coefficients may be off.
+
+The jobs stay where they are; what is drawn anew is their errors, cell by cell (a cell is one n and k): the mean error
+of a cell, of the others' errors, and within it those between seeds. Six cells leave three coefficients three degrees of
+freedom: each refit therefore has a spread of its own, σ̂·√(ν/χ²_ν), which widens the intervals as Student's t does.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from orchestrator.scaling.fit.estimate import Estimate, data_of, freedom
+from orchestrator.scaling.fit.huber import minimise, slopes
+from orchestrator.scaling.fit.sample import Sample
+from orchestrator.scaling.forms import Array, Flags, Form, Numbers, exponents, log_values
+
+STEEPEST = 3.0
+"""Eightfold for every doubling: no law is steeper. A fit that is spends its power terms on the smallest size alone."""
+
+
+class Refits(NamedTuple):
+    """The parameters of every refit that converged."""
+
+    theta: Array
+    """(n_refits, size)."""
+    failed: int
+    """Refits that did not converge, left out."""
+
+
+class _Errors(NamedTuple):
+    """Where the errors of refits are drawn from."""
+
+    between: Array
+    """Standardised mean errors of the cells, of unit variance."""
+    sizes: Array
+    """Standard deviation of each cell's mean error, (n_cells,)."""
+    within: Array
+    """Errors of seeds around their cell, centred."""
+
+
+def refit(found: Estimate, sample: Sample, *, n_refits: int, seed: int) -> Refits:
+    """Fit the form again to n_refits samples drawn from what it left over."""
+    random = np.random.default_rng(seed)
+    data = data_of(found.form, sample, delta=found.delta)
+    drawn = _drawn(found, sample, n_refits, random)
+    if sample.steps.any():  # where in its step the truth lies, nobody has seen: no residual tells of it
+        drawn = drawn + sample.steps * random.uniform(-0.5, 0.5, size=drawn.shape)
+    fitted = log_values(found.theta[None], data.points)[0]
+    # A bound is known exactly: only what was measured can come out differently.
+    observed = np.where(sample.censored, sample.logs, fitted + drawn)
+    solution = minimise(data._replace(observed=observed), np.repeat(found.theta[None], n_refits, axis=0))
+    kept = solution.converged & np.isfinite(solution.theta).all(axis=1)
+    return Refits(solution.theta[kept], int((~kept).sum()))
+
+
+def is_runaway(form: Form, theta: Array, sample: Sample) -> Flags:
+    """Say which fits, (n_fits, size), have an exponent in x that no law has, beside a floor that makes up for it."""
+    if not form.floor:
+        return np.zeros(len(theta), dtype=bool)
+    return np.asarray((np.abs(exponents(form, theta, sample.z)) > STEEPEST).any(axis=1))
+
+
+def _drawn(found: Estimate, sample: Sample, n_refits: int, random: np.random.Generator) -> Array:
+    """Return errors, (n_refits, n_points)."""
+    errors = _errors(found, sample)
+    cells, free = sample.cells, freedom(found.form, sample)
+    picked = errors.between[random.integers(len(errors.between), size=(n_refits, len(errors.sizes)))]
+    drawn = (picked * errors.sizes)[:, cells]
+    if len(errors.within):
+        drawn = drawn + errors.within[random.integers(len(errors.within), size=drawn.shape)]
+    widened = np.sqrt(free / random.chisquare(free, size=(n_refits, 1)))
+    return np.asarray(drawn * np.minimum(widened, 10.0))
+
+
+def _errors(found: Estimate, sample: Sample) -> _Errors:
+    cells, known = sample.cells, ~sample.censored
+    left = found.residuals
+    counts = np.bincount(cells[known], minlength=cells.max() + 1)
+    means = np.bincount(cells[known], left[known], minlength=cells.max() + 1) / np.maximum(counts, 1)
+    within = (left - means[cells])[known & (counts[cells] > 1)]
+    surplus = int((counts[counts > 1] - 1).sum())
+    inside = float(np.sum(within**2) / surplus) if surplus else 0.0
+    has = counts > 0
+    raw = means[has] / np.sqrt(np.maximum(1.0 - _leverage(found, sample, cells)[has], 0.1))
+    raw -= raw.mean()
+    variance = float(np.sum(means[has] ** 2)) / freedom(found.form, sample)
+    beyond = max(0.0, variance - inside * float(np.mean(1.0 / counts[has]))) if surplus else variance
+    unit = raw / max(float(np.sqrt(np.mean(raw**2))), 1e-300)
+    # The draws within a cell bring their share of the mean's error with them: between cells the rest is drawn.
+    return _Errors(unit, np.full(len(counts), np.sqrt(beyond)), _inflated(within, surplus))
+
+
+def _inflated(within: Array, surplus: int) -> Array:
+    return within * np.sqrt(len(within) / surplus) if surplus else within
+
+
+def _leverage(found: Estimate, sample: Sample, cells: Numbers) -> Array:
+    """Return each cell's leverage, below 1: how far its own mean pulls the fit."""
+    points = data_of(found.form, sample).points
+    q = np.linalg.qr(slopes(found.theta, points) + 1e-12)[0]
+    return np.asarray(np.minimum(np.bincount(cells, np.sum(q**2, axis=1)), 1.0))

@@ -1,0 +1,133 @@
+"""L(C): the lower envelope of all curves, one point per bin of ln C, and whether the smallest n is off its trend."""
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import NamedTuple
+
+import numpy as np
+
+from orchestrator.scaling.fit.eligible_jobs import Flops
+from orchestrator.scaling.fit.estimate import data_of, estimate
+from orchestrator.scaling.fit.huber import residuals
+from orchestrator.scaling.fit.model_selection import allowed, chosen, score
+from orchestrator.scaling.fit.sample import Observation, Sample
+from orchestrator.scaling.types import Excluded, JobMeasurement
+
+PER_DECADE = 8
+"""Bins of C."""
+END = "an end of the envelope, not fitted"
+OFF_TREND = "off-trend: the smallest n, not fitted"
+_LEAST = 4
+_LEAST_PASSES = 2
+_SIGMAS = 3.0
+
+
+class _Best(NamedTuple):
+    fvu: float
+    flops: float
+    row: JobMeasurement
+
+
+def sample(rows: Sequence[JobMeasurement], excluded: Sequence[Excluded], flops: Flops, *, name: str, k: int) -> Sample:
+    """Return the frontier of one k: in each bin the lowest loss, where it is below all that cost less."""
+    best = _frontier(rows, flops)
+    front = [_observation(found) for found in best]
+    on_it = {job for one in front for job in one.jobs}
+    inner, outer = _within(front)
+    off = tuple(Excluded(row.job_id, "off the envelope: others cost less") for row in rows if row.job_id not in on_it)
+    notes = (_unit(flops), *_ends(front, outer), *_ill_ended(best))
+    whole = Sample(name, rows[0].subject, inner, (*excluded, *off), outer, notes, k)
+    return _without_off_trend(whole)
+
+
+def cost(point_flops: tuple[float, float, float], flops: Flops) -> float:
+    """Return what a point of a curve had cost, of (dense, executed, subject) FLOPs."""
+    dense, executed, subject = point_flops
+    return {"dense": dense, "executed": executed, "subject+executed": subject + executed}[flops]
+
+
+def _frontier(rows: Sequence[JobMeasurement], flops: Flops) -> list[_Best]:
+    bins: dict[int, _Best] = {}
+    for row in rows:
+        for point in row.curve:
+            spent = cost((point.flops_dense, point.flops_executed, point.flops_subject), flops)
+            if not (math.isfinite(point.fvu) and 0 < point.fvu < 1 and math.isfinite(spent) and spent > 0):
+                continue
+            number = math.floor(PER_DECADE * math.log10(spent))
+            if number not in bins or point.fvu < bins[number].fvu:
+                bins[number] = _Best(point.fvu, spent, row)
+    front: list[_Best] = []
+    for _, found in sorted(bins.items()):
+        if not front or found.fvu < front[-1].fvu:
+            front.append(found)
+    return front
+
+
+def _observation(found: _Best) -> Observation:
+    row, n = found.row, float(found.row.n_latents or 0)
+    return Observation((row.job_id,), found.flops, 1.0, row.k, row.subject, found.fvu, (n, 1.0))
+
+
+def _within(front: list[Observation]) -> tuple[tuple[Observation, ...], tuple[Observation, ...]]:
+    """Part the frontier from its ends, where it is one curve: no smaller, or no larger, n was there to be cheaper.
+
+    From size to size the frontier passes on at costs of a certain ratio, the geometric mean of those between the
+    inner sizes; so far it is trusted beyond the first and the last time it passes on.
+    """
+    entries: dict[float, float] = {}
+    for one in front:
+        entries.setdefault(one.cell[0], one.x)
+    passed = sorted(entries.values())[1:]
+    if len(passed) < _LEAST_PASSES:
+        return tuple(front), ()
+    ratio = (passed[-1] / passed[0]) ** (1 / (len(passed) - 1))
+    low, high = passed[0] / ratio, passed[-1] * ratio
+    outer = tuple(one._replace(flagged=END) for one in front if not low <= one.x <= high)
+    return tuple(one for one in front if low <= one.x <= high), outer
+
+
+def _ends(front: list[Observation], outer: tuple[Observation, ...]) -> tuple[str, ...]:
+    if outer:
+        return (f"{len(outer)} points at the ends of the envelope, where it is one job's curve alone, are not fitted.",)
+    return ("At its ends the envelope is one job's curve: sizes are too few to say where it ends.",) if front else ()
+
+
+def _ill_ended(front: Sequence[_Best]) -> tuple[str, ...]:
+    """Say which jobs on the envelope came to no good end: what their curves had reached by then counts."""
+    ends = {found.row.job_id: found.row.outcome or found.row.state for found in front}
+    ill = [f"{job} ({end})" for job, end in sorted(ends.items()) if end not in ("converged", "max_tokens")]
+    return (f"On the envelope as far as their curves go: jobs {', '.join(ill)}.",) if ill else ()
+
+
+def _without_off_trend(whole: Sample) -> Sample:
+    """Take the smallest n's points out of the fit where they miss the trend of the others by three sigmas."""
+    sizes = Counter(one.cell for one in whole.observations)
+    smallest = min(sizes, default=None)
+    rest = tuple(one for one in whole.observations if one.cell != smallest)
+    if smallest is None or len(rest) < max(_LEAST, sizes[smallest]) or len(sizes) < 3:
+        return whole
+    tried = [estimate(form, whole.of(rest)) for form in allowed("lc", whole.of(rest))]
+    if not tried:
+        return whole
+    trend = tried[chosen([score(one, whole.of(rest)) for one in tried])]
+    doubted = tuple(one for one in whole.observations if one.cell == smallest)
+    missed = residuals(data_of(trend.form, whole.of(doubted)), trend.theta[None])[0]
+    spread = max(trend.sigma, float(np.sqrt(np.mean(trend.residuals**2))))
+    if abs(float(np.mean(missed))) <= _SIGMAS * spread:
+        return whole
+    told = (
+        f"The smallest n, {smallest[0]:g}, is off the trend of the others by {float(np.mean(missed)):+.1%}: left out."
+    )
+    shown = tuple(one._replace(flagged=OFF_TREND) for one in doubted)
+    return replace(whole, observations=rest, shown=(*shown, *whole.shown), notes=(*whole.notes, told))
+
+
+def _unit(flops: Flops) -> str:
+    counted = {
+        "dense": "dense FLOPs of the SAE, 12·n·D a token and what AuxK adds",
+        "executed": "FLOPs the SAE executed",
+        "subject+executed": "FLOPs the SAE executed and those of the subject's forward pass",
+    }[flops]
+    return f"C counts {counted}."

@@ -1,0 +1,97 @@
+"""One form fitted to one sample: many starts, Huber's loss at a width taken from the residuals themselves."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from orchestrator.scaling.fit.huber import Data, minimise, residuals
+from orchestrator.scaling.fit.sample import Sample
+from orchestrator.scaling.forms import Array, Design, Form, design
+
+HUBER = 1.345
+"""Width of Huber's loss in standard deviations: 95% efficient where errors are normal."""
+_SHARES = (1e-3, 0.1, 0.3, 0.5, 0.7, 0.85, 0.95, 0.99)
+"""Starts: the floor as a share of the smallest loss; the power terms follow by least squares (variable projection)."""
+_TILTS = (0.0, -0.2)
+_ROUNDS = 3
+"""With an outlier the width would go on narrowing, for nothing: the estimates hardly move any more."""
+_LEAST_SIGMA = 1e-9
+
+
+class Estimate(NamedTuple):
+    """A form at its best."""
+
+    form: Form
+    theta: Array
+    """(size,)."""
+    sigma: float
+    """Standard deviation of the log residuals, from their median, degrees of freedom respected."""
+    residuals: Array
+    """ln(observed / predicted); 0 where a bound is kept. (n_points,)."""
+    converged: bool
+
+    @property
+    def delta(self) -> float:
+        """Return the width of Huber's loss."""
+        return HUBER * self.sigma
+
+
+def data_of(form: Form, sample: Sample, *, delta: float = np.inf) -> Data:
+    """Return a sample as the regression takes it."""
+    return Data(design(form, sample.x, sample.z), sample.logs, sample.censored, delta)
+
+
+def estimate(form: Form, sample: Sample) -> Estimate:
+    """Fit a form: least squares from every start, then Huber from the best few, its width renewed three times."""
+    data = data_of(form, sample)
+    found = minimise(data, starts(form, sample), most_steps=40)  # a start that leads nowhere need not end
+    best = found.theta[np.argsort(found.objective)[:3]]
+    known = ~sample.censored
+    n_places = len(set(sample.places[known]))
+    for _ in range(_ROUNDS):
+        sigma = spread(residuals(data, best[:1])[0][known], n_places=n_places, n_coefficients=form.size)
+        found = minimise(data._replace(delta=HUBER * sigma), best)
+        order = np.argsort(found.objective)
+        best = found.theta[order]
+    left = residuals(data, best[:1])[0]
+    return Estimate(form, best[0], sigma, left, bool(found.converged[order[0]]))
+
+
+def freedom(form: Form, sample: Sample) -> int:
+    """Return the degrees of freedom that the residuals have: of cells, for those of one cell err together."""
+    known = {one.cell for one in sample.observations if not one.censored}
+    return max(1, len(known) - form.size)
+
+
+def spread(left: Array, *, n_places: int, n_coefficients: int) -> float:
+    """Return the standard deviation of residuals from the median of their sizes, degrees of freedom respected.
+
+    Seeds at one place err together: it is the places that leave the coefficients some freedom.
+    """
+    if not len(left):
+        return _LEAST_SIGMA
+    inflation = np.sqrt(n_places / max(1, n_places - n_coefficients))
+    return max(_LEAST_SIGMA, 1.4826 * float(np.median(np.abs(left))) * float(inflation))
+
+
+def starts(form: Form, sample: Sample) -> Array:
+    """Return starting points, (n_starts, size)."""
+    logs, points = sample.logs, design(form, sample.x, sample.z)
+    if not form.floor:
+        return np.asarray(np.linalg.lstsq(points.power, logs, rcond=None)[0][None], dtype=np.float64)
+    lowest = float(logs.min())
+    found = []
+    for share in _SHARES:
+        for tilt in _TILTS if len(form.floor) > 1 else (0.0,):
+            floor = np.array([lowest + np.log(share), tilt][: len(form.floor)])
+            found.append(np.concatenate([projected(points, logs, floor), floor]))
+    return np.array(found)
+
+
+def projected(points: Design, logs: Array, floor: Array) -> Array:
+    """Return the power terms that fit best above a given floor."""
+    left = np.exp(logs) - np.exp(points.floor @ floor)
+    usable = left > 1e-3 * np.exp(logs)
+    weights = np.where(usable, left / np.exp(logs), 0.0)  # ln(loss − e) errs the more, the less is left of the loss
+    target = np.log(np.where(usable, left, 1.0))
+    return np.asarray(np.linalg.lstsq(points.power * weights[:, None], target * weights, rcond=None)[0])

@@ -1,0 +1,231 @@
+"""A law fitted to jobs: the forms it can take, the one AICc chooses, its bootstrap, and what a reader must know."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from difflib import get_close_matches
+from typing import NamedTuple, get_args
+
+import numpy as np
+
+from orchestrator.errors import ConfigError, FitError
+from orchestrator.formatting import Interval
+from orchestrator.scaling.fit.bootstrap import is_runaway, refit
+from orchestrator.scaling.fit.build_samples import samples
+from orchestrator.scaling.fit.eligible_jobs import FitOptions, sort_out
+from orchestrator.scaling.fit.estimate import Estimate, data_of, estimate
+from orchestrator.scaling.fit.missing_jobs import shortage
+from orchestrator.scaling.fit.model_selection import allowed, chosen, profile, rivals, score
+from orchestrator.scaling.fit.notes import remarks, seed_sigma
+from orchestrator.scaling.fit.predict import HIGH, LOW
+from orchestrator.scaling.fit.sample import Observation, Sample
+from orchestrator.scaling.forms import TITLES, Array, coefficients, log_values
+from orchestrator.scaling.types import Fit, JobMeasurement, LawName, Residual, Score
+
+LAWS: tuple[LawName, ...] = get_args(LawName)
+KEPT_DRAWS = 400
+_LEAST_TO_TILT = 3
+_ENDED = ("succeeded", "failed", "cancelled")
+N_BOOTSTRAP = 2000
+
+
+class Refusal(NamedTuple):
+    """Why a law, or one group of it, has no fit."""
+
+    law: LawName
+    group: str
+    error: FitError
+
+
+class Fitted(NamedTuple):
+    """What came of a law: a fit per group, and why other groups have none."""
+
+    fits: tuple[Fit, ...]
+    refused: tuple[Refusal, ...]
+
+
+class _Tried(NamedTuple):
+    """The forms of one sample."""
+
+    sample: Sample
+    estimates: list[Estimate]
+    scores: list[Score]
+    at: int
+    """Of the chosen one."""
+
+    @property
+    def chosen(self) -> Estimate:
+        """Return the form that is believed."""
+        return self.estimates[self.at]
+
+    @property
+    def wider(self) -> Estimate:
+        """Return the form with one term more, which may be the true one; the chosen one where the jobs bear no more.
+
+        Not the widest, and no floor that tilts with k where two k alone are there: at a k that was never trained such a
+        law may be anything. And none that spends its power terms on the smallest size alone.
+        """
+        more = self.estimates[min(self.at + 1, len(self.estimates) - 1)]
+        tilts = "z" in more.form.floor and len({one.z for one in self.sample.observations}) < _LEAST_TO_TILT
+        return self.chosen if tilts or is_runaway(more.form, more.theta[None], self.sample)[0] else more
+
+
+def fit(
+    law: LawName,
+    rows: Sequence[JobMeasurement],
+    *,
+    epsilon: float = 0.01,
+    n_bootstrap: int = N_BOOTSTRAP,
+    seed: int = 0,
+    choices: FitOptions | None = None,
+) -> list[Fit]:
+    """Fit a law to jobs: one Fit per fixed k where the law is per k. `choices` says what to fit; it brings its epsilon.
+
+    Raises:
+        FitError: too few jobs, naming the missing (n, k, lr) and the command that supplies them; or a mixture.
+    """
+    done = fit_groups(law, rows, choices or FitOptions(epsilon=epsilon), n_bootstrap=n_bootstrap, seed=seed)
+    if not done.fits:
+        raise done.refused[0].error
+    told = tuple(f"Not fitted: {one.error.message}" for one in done.refused)
+    return [replace(one, notes=one.notes + told) for one in done.fits]
+
+
+def fit_groups(
+    law: LawName, rows: Sequence[JobMeasurement], choices: FitOptions, *, n_bootstrap: int, seed: int
+) -> Fitted:
+    """Fit a law wherever the jobs allow it.
+
+    Raises:
+        FitError: jobs of several subjects, hook points, texts or activations, and none of them chosen.
+    """
+    fits, refused = list[Fit](), list[Refusal]()
+    sweeps = tuple(sorted({row.sweep for row in rows}))
+    kept, excluded = sort_out(law, rows, choices)
+    for sample in samples(law, kept, excluded, choices):
+        forms = allowed(law, sample)
+        if not forms or not _is_open(law, sample):
+            refused.append(Refusal(law, sample.group, shortage(law, sample, rows)))
+            continue
+        estimates = [estimate(form, sample) for form in forms]
+        scores = [score(one, sample) for one in estimates]
+        tried = _Tried(sample, estimates, scores, chosen(scores))
+        found = _compose(law, sample, tried, n_bootstrap=n_bootstrap, seed=seed)
+        options = dict(found.options) | {"epsilon": choices.epsilon, "loss": choices.loss, "flops": choices.flops}
+        options |= {"jobs ended": ended(rows)}
+        fits.append(replace(found, sweeps=sweeps, options=options))
+    if not fits and not refused:
+        refused.append(Refusal(law, "", shortage(law, None, rows, excluded=excluded)))
+    return Fitted(tuple(fits), tuple(refused))
+
+
+def ended(rows: Sequence[JobMeasurement]) -> int:
+    """Return how many jobs have ended: whoever keeps a fit can tell by it whether one ended while it was made."""
+    return sum(row.state in _ENDED for row in rows)
+
+
+def fit_laws(
+    laws: Sequence[LawName], rows: Sequence[JobMeasurement], choices: FitOptions, *, n_bootstrap: int, seed: int
+) -> Fitted:
+    """Fit several laws; a mixture that one of them cannot bear is a refusal of that law."""
+    fits, refused = list[Fit](), list[Refusal]()
+    for law in laws:
+        try:
+            done = fit_groups(law, rows, choices, n_bootstrap=n_bootstrap, seed=seed)
+        except FitError as error:
+            refused.append(Refusal(law, "", error))
+        else:
+            fits += done.fits
+            refused += done.refused
+    return Fitted(tuple(fits), tuple(refused))
+
+
+def law_named(name: str) -> LawName:
+    """Return a law by the name a person types.
+
+    Raises:
+        ConfigError: there is no such law; the message names the laws.
+    """
+    found = next((law for law in LAWS if law == name.strip().lower()), None)
+    if found is None:
+        near = get_close_matches(name.lower(), LAWS, n=1)
+        meant = f"; did you mean {near[0]!r}?" if near else ""
+        known = ", ".join(f"{law} = {TITLES[law]}" for law in LAWS)
+        raise ConfigError(f"there is no law {name!r}{meant}", hint=f"The laws: {known}.")
+    return found
+
+
+def _is_open(law: LawName, sample: Sample) -> bool:
+    """Say whether the observations bear any form; L_s(N) wants several sizes of each subject, L(C) several in all."""
+    if law == "lc":  # of fewer, the envelope is their own curves: how they fall with tokens, not L(C)
+        return len({one.cell for one in (*sample.observations, *sample.shown)}) >= 3
+    if law != "ls":
+        return True
+    sizes: dict[str, set[float]] = {}
+    for one in sample.observations:
+        sizes.setdefault(one.subject, set()).add(one.x)
+    return len(sizes) > 1 and min(map(len, sizes.values())) >= 3
+
+
+def _compose(law: LawName, sample: Sample, tried: _Tried, *, n_bootstrap: int, seed: int) -> Fit:
+    found, form = tried.chosen, tried.chosen.form
+    irreducible = profile(found, sample)
+    refits = refit(found, sample, n_refits=n_bootstrap, seed=seed)
+    drawn = coefficients(form, refits.theta)
+    wider = _wider_draws(tried, n_refits=n_bootstrap, seed=seed)
+    taken, draws = (form, drawn) if wider is None else (tried.wider.form, wider)
+    _, there = sample.without_largest()
+    notes = remarks(law, sample, tried.estimates, tried.at, irreducible=irreducible, wider=wider)
+    return Fit(
+        law=law, sweeps=(), group=sample.group, subject=sample.subject, form=form.name, equation=form.equation,
+        coefficients=_intervals(form.names, coefficients(form, found.theta), drawn), scores=tuple(tried.scores),
+        irreducible=irreducible, residuals=_residuals(found, sample), excluded=sample.excluded,
+        holdout_error=tried.scores[tried.at].holdout_error,
+        holdout_jobs=tuple(dict.fromkeys(job for one in there.observations for job in one.jobs)),
+        seed_sigma=seed_sigma(sample),
+        draws=_thinned(draws), drawn_form=taken.name, n_bootstrap=len(refits.theta),
+        notes=(*notes, *_doubt(tried, taken.name)),
+        options={"seed": seed, "refits that did not converge": refits.failed},
+        medians=dict(zip(form.names, np.median(drawn, axis=0).tolist(), strict=True)) if len(drawn) else {},
+    )  # fmt: skip
+
+
+def _wider_draws(tried: _Tried, *, n_refits: int, seed: int) -> Array | None:
+    """Return coefficients of refits of the wider form; None where there is none, or more than half of them ran away."""
+    found = tried.wider
+    if found is tried.chosen:
+        return None
+    theta = refit(found, tried.sample, n_refits=n_refits, seed=seed).theta
+    kept = theta[~is_runaway(found.form, theta, tried.sample)]
+    return coefficients(found.form, kept) if 2 * len(kept) > n_refits else None
+
+
+def _doubt(tried: _Tried, taken: str) -> list[str]:
+    form = tried.chosen.form.name
+    open_to = " and ".join(rivals(tried.scores, form))
+    told = [f"AICc does not rule out {open_to}: the coefficients' intervals take the form {form} for true."]
+    drawn = [f"Bands and forecasts are drawn in the form {taken}, of which {form} is a special case."]
+    return (told if open_to else []) + (drawn if taken != form else [])
+
+
+def _intervals(names: Sequence[str], values: Array, drawn: Array) -> dict[str, Interval]:
+    low, high = np.quantile(drawn, [LOW, HIGH], axis=0) if len(drawn) else (values, values)
+    triples = zip(values.tolist(), low.tolist(), high.tolist(), strict=True)
+    return {name: Interval(*found) for name, found in zip(names, triples, strict=True)}
+
+
+def _thinned(drawn: Array) -> tuple[tuple[float, ...], ...]:
+    """Return a few hundred of the draws; they are independent, so the first are as good as any."""
+    return tuple(tuple(map(float, row)) for row in drawn[:KEPT_DRAWS].tolist())
+
+
+def _residuals(found: Estimate, sample: Sample) -> tuple[Residual, ...]:
+    listed: list[Observation] = [*sample.observations, *sample.shown]
+    if not listed:
+        return ()
+    data = data_of(found.form, sample.of(listed))
+    predicted = log_values(found.theta[None], data.points)[0][0]
+    return tuple(
+        Residual(one.jobs, one.x, one.k, one.subject, one.value, float(np.exp(log)), float(np.log(one.value) - log),
+                 one.censored, one.flagged)
+        for one, log in zip(listed, predicted, strict=True)
+    )  # fmt: skip

@@ -1,0 +1,1 @@
+"""From fitted laws to forecasts and to the jobs to run next."""

@@ -1,0 +1,203 @@
+"""Ink and pens: matplotlib figures without global state, whose points name their jobs.
+
+Colours are Okabe and Ito's, each with a marker and a line style of its own, so that none is told by its colour alone.
+"""
+
+import math
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Literal
+
+from orchestrator.formatting import tick
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from itertools import chain, count
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+Direction = Literal["x", "y"]
+_STEPS = ((1.0,), (1.0, 3.0), (1.0, 2.0, 5.0), (1.0, 1.5, 2.0, 3.0, 5.0, 7.0))
+_FEWEST, _MOST = 3, 7
+
+
+def logarithmic(
+    axes: "Axes", direction: Direction, label: str, *, values: Iterable[float] = (), pad: float = 0.06,
+    write: Callable[[float], str] = tick,
+) -> None:  # fmt: skip
+    """Give an axis a log scale over `values` (and all that is drawn, without any), with round ticks.
+
+    `pad`: share of the span that is left free at both ends.
+    """
+    getattr(axes, f"set_{direction}scale")("log")
+    getattr(axes, f"set_{direction}label")(label)
+    known = [value for value in values if value > 0 and math.isfinite(value)]
+    if known:
+        low, high = math.log(min(known)), math.log(max(known))
+        free = max(pad * (high - low), 0.12 if high - low < 0.05 else 0.0)
+        getattr(axes, f"set_{direction}lim")(math.exp(low - free), math.exp(high + free))
+    _ticks(axes, direction, round_ticks(*getattr(axes, f"get_{direction}lim")()), write)
+
+
+def at_sizes(axes: "Axes", sizes: Iterable[int], *, label: str = "n_latents n", most: int = _MOST) -> None:
+    """Give the x axis a log scale with a tick at each size, as far as they fit."""
+    known = sorted(set(sizes))
+    logarithmic(axes, "x", label, values=known)
+    if known:
+        every = -(-len(known) // most)
+        _ticks(axes, "x", [float(size) for size in known[::-1][::every]], tick)
+
+
+def linear(axes: "Axes", direction: Direction, label: str, write: Callable[[float], str]) -> None:
+    """Give an axis plain ticks with numbers in words of one's own."""
+    from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+    getattr(axes, f"set_{direction}label")(label)
+    axis = getattr(axes, f"{direction}axis")
+    axis.set_major_locator(MaxNLocator(5))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: write(value)))
+
+
+def round_ticks(low: float, high: float) -> list[float]:
+    """Return three to seven round numbers between two, for a log scale."""
+    decades = range(math.floor(math.log10(low)) - 1, math.ceil(math.log10(high)) + 1)
+    for steps in _STEPS:
+        found = [step * 10.0**power for power in decades for step in steps if low <= step * 10.0**power <= high]
+        if len(found) >= _FEWEST:
+            return found[:: -(-len(found) // _MOST)]
+    span = 10.0 ** math.floor(math.log10(high - low)) if high > low else low
+    step = next(part * span for part in (1.0, 0.5, 0.25, 0.2, 0.1) if (high - low) / (part * span) >= _FEWEST)
+    return [at * step for at in range(math.ceil(low / step), math.floor(high / step) + 1)]
+
+
+def _ticks(axes: "Axes", direction: Direction, places: list[float], write: Callable[[float], str]) -> None:
+    from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator
+
+    axis = getattr(axes, f"{direction}axis")
+    axis.set_major_locator(FixedLocator(places))
+    axis.set_major_formatter(FixedFormatter([write(round(place, 12)) for place in places]))
+    axis.set_minor_locator(NullLocator())
+
+
+INK, FAINT, GRID, PAPER = "#1c2024", "#63696f", "#d9dde1", "#fdfdfe"
+PENS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
+_MARKERS, _LINES = "osD^vPX", ("-", "--", "-.", ":", (0, (6, 2, 1, 2, 1, 2)))
+
+
+class Pen(NamedTuple):
+    """How one series is drawn: never by its colour alone."""
+
+    colour: str
+    marker: str
+    line: Any
+    hollow: bool = False
+    """Whether a point is a ring."""
+
+
+class Drawing(NamedTuple):
+    """A figure with what is to be said below it."""
+
+    name: str
+    title: str
+    caption: str
+    figure: "Figure"
+    hints: dict[str, str]
+    """What a reader sees on pointing at a part of it, by the part's id."""
+    jobs: tuple[int, ...]
+    """Every job that is drawn."""
+
+
+class Sheet:
+    """One figure in the making."""
+
+    def __init__(self, name: str, *, panels: int = 1, wide: bool = False, columns: int = 4) -> None:
+        """Lay out so many panels, at most `columns` of them in a row."""
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+
+        self.name, self._hints, self._jobs = name, dict[str, str](), set[int]()
+        self.columns = min(panels, columns)
+        n_rows = -(-panels // self.columns)
+        size = (11.5 if wide or panels > 1 else 5.6, 3.9 if n_rows == 1 else 3.3 * n_rows)
+        self.figure = Figure(figsize=size, layout="constrained")
+        FigureCanvasAgg(self.figure)
+        laid: list[Axes] = list(self.figure.subplots(n_rows, self.columns, squeeze=False).flat)
+        self.panels = laid[:panels]
+        for spare in laid[panels:]:
+            spare.remove()
+
+    def point(self, at: tuple[float, float], pen: Pen, *, jobs: Sequence[int], hint: str, panel: int = 0,
+              hollow: bool = False) -> None:  # fmt: skip
+        """Draw one point that says which jobs it stands for, and leads to the first."""
+        face = PAPER if hollow or pen.hollow else pen.colour
+        (artist,) = self.panels[panel].plot(
+            [at[0]], [at[1]], marker=pen.marker, color=pen.colour, markerfacecolor=face, markeredgecolor=pen.colour,
+            markersize=6.5, linestyle="", zorder=4,
+        )  # fmt: skip
+        self.mark(artist, "point", jobs=jobs, hint=hint)
+
+    def mark(self, artist: Any, kind: str, *, jobs: Sequence[int], hint: str) -> None:
+        """Give a part of the figure an id, a hint and a link to the row of its first job."""
+        first = f"{kind}-{'-'.join(map(str, jobs[:4])) or 'none'}"
+        tries = chain([first], (f"{first}-{at}" for at in count(2)))
+        own = next(name for name in tries if name not in self._hints)
+        artist.set_gid(own)
+        if jobs:
+            artist.set_url(f"#job-{jobs[0]}")
+        self._hints[own] = hint
+        self._jobs.update(jobs)
+
+    def legend(self, entries: Sequence[tuple[str, Pen]], *, panel: int | None = 0) -> None:
+        """Name the pens in a panel, or with none beside them all."""
+        from matplotlib.lines import Line2D
+
+        if entries:
+            handles = [
+                Line2D(
+                    [], [], color=pen.colour, marker=pen.marker or "none", linestyle=pen.line, markersize=5.5,
+                    markerfacecolor=PAPER if pen.hollow else pen.colour,
+                )
+                for _, pen in entries
+            ]  # fmt: skip
+            names = [name for name, _ in entries]
+            if panel is None:
+                self.figure.legend(handles, names, framealpha=0.0, loc="outside right upper")
+            else:
+                self.panels[panel].legend(handles, names, framealpha=0.0, ncols=1 + (len(entries) > 7))
+
+    def done(self, title: str, caption: str) -> Drawing:
+        """Return what was drawn."""
+        return Drawing(self.name, title, caption, self.figure, dict(self._hints), tuple(sorted(self._jobs)))
+
+
+def pen(index: int) -> Pen:
+    """Return the pen of a series; colours come again after six, with another marker and line."""
+    return Pen(PENS[index % len(PENS)], _MARKERS[index % len(_MARKERS)], _LINES[index % len(_LINES)])
+
+
+def pens(keys: Iterable[Any]) -> dict[Any, Pen]:
+    """Return a pen for each of some keys, in their order."""
+    return {key: pen(at) for at, key in enumerate(dict.fromkeys(keys))}
+
+
+def styled(name: str) -> AbstractContextManager[None]:
+    """Return a context in which matplotlib draws and writes in our style; outside it nothing is changed."""
+    from matplotlib import rc_context
+
+    return rc_context(
+        {
+            "svg.fonttype": "none", "svg.hashsalt": name, "font.family": "sans-serif",
+            "font.sans-serif": ["DejaVu Sans"], "font.size": 10, "text.color": INK,
+            "axes.labelcolor": INK, "axes.edgecolor": FAINT, "axes.titlesize": 10.5,
+            "axes.labelsize": 10.5, "xtick.color": FAINT, "ytick.color": FAINT, "xtick.labelcolor": INK,
+            "ytick.labelcolor": INK, "grid.color": GRID, "grid.linewidth": 0.7, "axes.grid": True,
+            "axes.axisbelow": True,
+            "axes.spines.top": False, "axes.spines.right": False, "legend.fontsize": 9.5,
+            "axes.facecolor": "none", "text.parse_math": False,
+        }
+    )  # fmt: skip

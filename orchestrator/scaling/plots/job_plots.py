@@ -1,0 +1,239 @@
+"""What was measured, job by job: curves, L(C)'s envelope, fvu against the learning rate, dead latents."""
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from typing import TypeAlias
+
+from orchestrator.curves.point import Point
+from orchestrator.formatting import count, digits, named, power_tick, share, tick
+from orchestrator.scaling.plots.canvas import FAINT, INK, Drawing, Pen, Sheet, at_sizes, linear, logarithmic, pens
+from orchestrator.scaling.plots.law_plots import LAW_TITLES, draw_law, draw_residual, series_name, spelled
+from orchestrator.scaling.types import Fit, JobMeasurement
+
+Rows: TypeAlias = Sequence[JobMeasurement]
+Fits: TypeAlias = Sequence[Fit]
+MOST_PANELS, COLUMNS = 9, 3
+EPSILON = 0.01
+_BROKEN = 1.0
+"""An fvu above this is worse than the mean; such points would squeeze all others."""
+
+
+def curves(rows: Rows, fits: Fits) -> Drawing | None:
+    """Draw fvu over tokens, a line per job; a ring where it came within 1% of its limit."""
+    drawn = [row for row in rows if _usable(row.curve)]
+    if not drawn:
+        return None
+    groups = _panels(drawn)
+    sheet = Sheet("curves", panels=len(groups), wide=True, columns=COLUMNS)
+    colours = pens(sorted({row.n_latents or 0 for row in drawn}))
+    for panel, (name, members) in enumerate(groups.items()):
+        for row in members:
+            _draw_curve(sheet, row, colours[row.n_latents or 0], panel=panel)
+        _curve_axes(sheet, members, panel, name, drawn)
+    sheet.legend([(f"n = {tick(n)}", colours[n]._replace(marker="")) for n in colours], panel=None)
+    return sheet.done(
+        "Curves: fvu against training tokens",
+        f"Held-out fvu of {named(len(drawn), 'job')} with averaged weights. Ring: within 1% of the limit of the curve.",
+    )
+
+
+def _draw_curve(sheet: Sheet, row: JobMeasurement, pen: Pen, *, panel: int) -> None:
+    points = _usable(row.curve)
+    axes = sheet.panels[panel]
+    places = [(point.tokens_seen, point.fvu) for point in points]
+    (line,) = axes.plot(*zip(*places, strict=True), color=pen.colour, linestyle=pen.line, linewidth=1.3, zorder=3)
+    sheet.mark(
+        line, "curve", jobs=(row.job_id,), hint=f"{_named(row)}: fvu {digits(row.fvu, 4)}, {row.outcome or row.state}"
+    )
+    tokens = row.tokens_to_convergence.get(EPSILON)
+    if tokens:
+        hint = f"job {row.job_id}: within 1% after {count(tokens)} tokens"
+        ring = Pen(pen.colour, "o", "", hollow=True)
+        sheet.point((tokens, _at(places, tokens)), ring, jobs=(row.job_id,), hint=hint, panel=panel)
+
+
+def _curve_axes(sheet: Sheet, members: Rows, panel: int, name: str, everything: Rows) -> None:
+    losses = [point.fvu for row in everything for point in _usable(row.curve)]
+    tokens = [point.tokens_seen for row in members for point in _usable(row.curve)]
+    logarithmic(sheet.panels[panel], "x", "training tokens", values=tokens)
+    logarithmic(sheet.panels[panel], "y", "" if panel % sheet.columns else "fvu (held out)", values=losses)
+    sheet.panels[panel].set_title(name, loc="left")
+
+
+def compute(rows: Rows, fits: Fits) -> Drawing | None:
+    """Draw L(C): every curve over the compute it took, the envelope's points, and the law with its band."""
+    drawn = [fit for fit in fits if fit.law == "lc" and fit.residuals]
+    if not drawn:
+        return None
+    sheet = Sheet("lc")
+    axes = sheet.panels[0]
+    flops = flops_of(drawn[0])
+    several = len({fit.subject for fit in drawn}) > 1
+    names = {id(fit): series_name(fit.residuals[0], fit, several=several) for fit in drawn}
+    colours = pens(names.values())
+    for row in rows:
+        places = [(flops(point), point.fvu) for point in _usable(row.curve) if flops(point) > 0]
+        if places:
+            (line,) = axes.plot(*zip(*places, strict=True), color=FAINT, linewidth=0.8, alpha=0.6, zorder=2)
+            sheet.mark(line, "curve", jobs=(row.job_id,), hint=_named(row))
+    for fit in drawn:
+        mine = colours[names[id(fit)]]
+        draw_law(sheet, fit, mine, sizes=[point.x for point in fit.residuals], k=fit.residuals[0].k)
+        for point in fit.residuals:
+            draw_residual(sheet, point, mine)
+    envelope = [point for fit in drawn for point in fit.residuals]
+    lowest, highest = min(point.observed for point in envelope), max(point.observed for point in envelope)
+    logarithmic(
+        axes,
+        "x",
+        f"training compute C ({drawn[0].options.get('flops') or 'dense'} FLOPs)",
+        values=[point.x for point in envelope],
+        pad=0.1,
+        write=power_tick,
+    )
+    logarithmic(axes, "y", "fvu (held out)", values=[lowest, highest], pad=0.15)
+    sheet.legend([("curve of a job", Pen(FAINT, "", "-")), *colours.items()])
+    said = "Grey: every stored curve. Points: the lower envelope of all of them, in equal steps of log C."
+    return sheet.done(
+        LAW_TITLES["lc"], f"{spelled(drawn[0].equation)} ({drawn[0].form}). {said} Band: 90% of the refits."
+    )
+
+
+def flops_of(fit: Fit) -> Callable[[Point], float]:
+    """Return how the compute of a point was counted when L(C) was fitted."""
+    counted = str(fit.options.get("flops") or "dense").split("+")
+    return lambda point: sum(getattr(point, f"flops_{part}") for part in counted)
+
+
+def rates(rows: Rows, fits: Fits) -> Drawing | None:
+    """Draw fvu against lr, a line per n, the tokens to convergence written at each point (the paper's Figure 3)."""
+    known = [row for row in rows if row.lr and row.n_latents and (_is_loss(row.fvu) or row.outcome == "diverged")]
+    groups = _panels(_searched(known))
+    if not any(_is_loss(row.fvu) for members in groups.values() for row in members):
+        return None
+    drawn = [row for members in groups.values() for row in members]
+    sheet = Sheet("lr", panels=len(groups), wide=len(drawn) > 12, columns=COLUMNS)
+    colours = pens(sorted({row.n_latents or 0 for row in drawn}))
+    for panel, (name, members) in enumerate(groups.items()):
+        axes = sheet.panels[panel]
+        for n, mine in colours.items():
+            _draw_rates(sheet, [row for row in members if row.n_latents == n], mine, panel=panel)
+        logarithmic(axes, "x", "learning rate lr", values=[row.lr or 0 for row in members], pad=0.14)
+        losses = [row.fvu for row in drawn if row.fvu is not None and _is_loss(row.fvu)]
+        logarithmic(axes, "y", "" if panel % sheet.columns else "fvu (held out)", values=losses, pad=0.2)
+        axes.set_title(name, loc="left")
+    sheet.legend([(f"n = {tick(n)}", colours[n]) for n in colours], panel=None)
+    said = "At each point: tokens to within 1% of the limit; > where training ended before. Hollow: not converged."
+    more = " Crosses at the top: diverged." if any(row.outcome == "diverged" for row in drawn) else ""
+    return sheet.done("Learning rates: fvu against lr", said + more)
+
+
+def _searched(rows: Rows) -> list[JobMeasurement]:
+    """Return the jobs of those k at which several rates were tried; all jobs where there is no such k."""
+    tried: dict[tuple[str, int, int | None], set[float | None]] = {}
+    for row in rows:
+        tried.setdefault((row.subject, row.k, row.n_latents), set()).add(row.lr)
+    several = {(subject, k) for (subject, k, _), lrs in tried.items() if len(lrs) > 1}
+    return [row for row in rows if not several or (row.subject, row.k) in several]
+
+
+def _draw_rates(sheet: Sheet, members: Rows, pen: Pen, *, panel: int) -> None:
+    axes = sheet.panels[panel]
+    ordered = sorted((row for row in members if _is_loss(row.fvu)), key=lambda row: (row.seed, row.lr or 0))
+    for seed in {row.seed for row in ordered}:
+        line = [(row.lr or 0.0, row.fvu or 0.0) for row in ordered if row.seed == seed]
+        axes.plot(*zip(*line, strict=True), color=pen.colour, linestyle=pen.line, linewidth=1.2, zorder=2)
+    for row in ordered:
+        text, place = tokens_to_convergence(row), (row.lr or 0.0, row.fvu or 0.0)
+        hint = f"{_named(row)}, lr {digits(row.lr)}: fvu {digits(row.fvu, 4)}, T(1%) {text}, {row.outcome or row.state}"
+        sheet.point(place, pen, jobs=(row.job_id,), hint=hint, panel=panel, hollow=row.outcome != "converged")
+    for lr in {row.lr for row in ordered}:  # seeds of one rate lie upon each other: one label for all of them
+        same = [row for row in ordered if row.lr == lr]
+        text, place = ", ".join(map(tokens_to_convergence, same)), (lr or 0.0, max(row.fvu or 0.0 for row in same))
+        axes.annotate(
+            text, place, xytext=(0, 6), textcoords="offset points", ha="center", fontsize=9, color=INK, zorder=5
+        )
+    for row in members:
+        if row.outcome == "diverged" and not _is_loss(row.fvu):
+            top = axes.get_xaxis_transform()
+            (cross,) = axes.plot([row.lr or 0], [0.96], marker="x", color=pen.colour, linestyle="", transform=top)
+            sheet.mark(cross, "diverged", jobs=(row.job_id,), hint=f"{_named(row)}, lr {digits(row.lr)}: diverged")
+
+
+def tokens_to_convergence(row: JobMeasurement, epsilon: float = EPSILON) -> str:
+    """Return the count to convergence; of a job that was stopped before, what it is known to exceed."""
+    tokens, bound = row.tokens_to_convergence.get(epsilon), row.tokens_lower_bound.get(epsilon)
+    return f">{count(bound)}" if tokens is None and bound is not None else count(tokens)
+
+
+def dead(rows: Rows, fits: Fits) -> Drawing | None:
+    """Draw the share of dead latents at the end against n."""
+    drawn = [row for row in rows if row.dead_share is not None and math.isfinite(row.dead_share) and row.n_latents]
+    if not drawn:
+        return None
+    sheet = Sheet("dead")
+    several = len({row.subject for row in drawn}) > 1
+    colours = pens(_group(row, several=several) for row in sorted(drawn, key=_order))
+    for row in drawn:
+        hint = f"{_named(row)}: {share(row.dead_share)} dead"
+        place = (row.n_latents or 0, 100 * (row.dead_share or 0))
+        mine = colours[_group(row, several=several)]
+        sheet.point(place, mine, jobs=(row.job_id,), hint=hint, hollow=row.outcome != "converged")
+    for name, mine in colours.items():
+        line = sorted(
+            (r.n_latents or 0, 100 * (r.dead_share or 0)) for r in drawn if _group(r, several=several) == name
+        )
+        sheet.panels[0].plot(*zip(*_means(line), strict=True), color=mine.colour, linestyle=mine.line, linewidth=1.2)
+    at_sizes(sheet.panels[0], [row.n_latents or 0 for row in drawn])
+    linear(sheet.panels[0], "y", "dead latents (%)", lambda value: f"{value:g}")
+    sheet.panels[0].set_ylim(bottom=min(-0.5, sheet.panels[0].get_ylim()[0]))
+    sheet.legend(list(colours.items()))
+    return sheet.done(
+        "Dead latents",
+        "Share of latents silent for `dead_after_tokens` at the end. Lines: means. Hollow: not converged.",
+    )
+
+
+def _means(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Return the mean height at each place."""
+    places = sorted({x for x, _ in points})
+    return [(x, sum(h := [y for at, y in points if at == x]) / len(h)) for x in places]
+
+
+def _panels(rows: Rows) -> dict[str, list[JobMeasurement]]:
+    """Return the jobs of each k (and subject), at most nine panels; more than that share one."""
+    several = len({row.subject for row in rows}) > 1
+    names = list(dict.fromkeys(_group(row, several=several) for row in sorted(rows, key=_order)))
+    if len(names) > MOST_PANELS:
+        return {f"all of {names[0]} to {names[-1]}": list(rows)}
+    return {name: [row for row in rows if _group(row, several=several) == name] for name in names}
+
+
+def _group(row: JobMeasurement, *, several: bool) -> str:
+    return f"{row.subject}, k = {row.k}" if several else f"k = {row.k}"
+
+
+def _order(row: JobMeasurement) -> tuple[str, int]:
+    return row.subject, row.k
+
+
+def _named(row: JobMeasurement) -> str:
+    return f"job {row.job_id} (n = {row.n_latents or 'auto'}, k = {row.k}, seed {row.seed})"
+
+
+def _is_loss(value: float | None) -> bool:
+    return value is not None and math.isfinite(value) and 0 < value <= _BROKEN
+
+
+def _usable(curve: Iterable[Point]) -> list[Point]:
+    return [point for point in curve if point.tokens_seen > 0 and _is_loss(point.fvu)]
+
+
+def _at(places: Sequence[tuple[float, float]], tokens: float) -> float:
+    """Return the loss of a curve at some tokens, straight between its points in log tokens."""
+    before = max((place for place in places if place[0] <= tokens), default=places[0])
+    after = min((place for place in places if place[0] >= tokens), default=places[-1])
+    if after[0] <= before[0]:
+        return before[1]
+    part = math.log(tokens / before[0]) / math.log(after[0] / before[0])
+    return before[1] + part * (after[1] - before[1])

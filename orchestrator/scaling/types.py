@@ -1,0 +1,166 @@
+"""What the laws are fitted to, and what a fit is. Losses are fvu, lengths tokens, times seconds, logs natural."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from orchestrator.curves.point import Point
+from orchestrator.formatting import Interval
+
+LawName = Literal["ln", "lc", "lnk", "tn", "lr", "ls"]
+"""L(N), L(C), L(N,K), T(N), lr*(N), L_s(N): numerics 7."""
+
+
+@dataclass(frozen=True, slots=True)
+class JobMeasurement:
+    """One job with all that a law may ask of it."""
+
+    job_id: int
+    sweep: str
+    config_id: str
+    state: str
+    outcome: str | None
+    """converged, max_tokens or diverged; None: it has not ended."""
+    reason: str | None
+    """Why it failed, where it did."""
+    subject: str
+    """The language model, with its revision where one is named."""
+    subject_size: int | None
+    """Parameters of it that run up to the hook point; None where no attempt has told."""
+    hook: str
+    """Where it is read: the module that an attempt has told, of this job or one like it; else layer and site."""
+    data: str
+    activation: str
+    d_model: int | None
+    n_latents: int | None
+    k: int
+    lr: float | None
+    """As resolved: also what `auto` came to; None where no attempt has told."""
+    lr_is_auto: bool
+    seed: int
+    batch_tokens: int
+    max_tokens: int
+    tokens_seen: int
+    fvu: float | None
+    """The last of the curve."""
+    untrained_fvu: float | None
+    dead_share: float | None
+    l_inf: float | None
+    l_inf_se: float | None
+    tokens_to_convergence: dict[float, float | None]
+    """By epsilon; None = censored."""
+    tokens_lower_bound: dict[float, float | None]
+    """By epsilon: what a censored count is known to exceed."""
+    wall_seconds: float | None
+    device: str | None
+    threads: int | None
+    curve: tuple[Point, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """One form that was tried, and how well it did."""
+
+    form: str
+    """pure, +e, +e(k), or for L_s(N) +e(s)."""
+    n_coefficients: int
+    aicc: float | None
+    """None where the points are too few for it."""
+    rms: float | None
+    """Root mean square of its log residuals."""
+    holdout_error: float | None
+    """|ln(predicted / observed)| at the largest n, fitted without it; the mean over k."""
+
+
+@dataclass(frozen=True, slots=True)
+class Residual:
+    """One point the law was fitted to (or, censored, bounded by), and what the law says of it."""
+
+    jobs: tuple[int, ...]
+    """The jobs it was made of."""
+    x: float
+    """What the law's axis counts: latents, or FLOPs for L(C)."""
+    k: int | None
+    subject: str
+    observed: float
+    predicted: float
+    log_residual: float
+    """ln(observed / predicted)."""
+    censored: bool = False
+    """The truth is above `observed`."""
+    flagged: str = ""
+    """Why a reader should doubt it, such as off-trend; empty: nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Excluded:
+    """A job the law was not fitted to."""
+
+    job_id: int
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Fit:
+    """A law fitted to jobs, as it is stored."""
+
+    law: LawName
+    sweeps: tuple[str, ...]
+    group: str
+    """What was held fixed, such as `k=8`; empty: nothing."""
+    subject: str
+    form: str
+    """The form AICc chose: always to be said beside an exponent."""
+    equation: str
+    """Such as `fvu = exp(a + b·ln n) + e`."""
+    coefficients: dict[str, Interval]
+    """By the names of numerics 7: a, b, e; A, alpha, e; alpha, beta_k (for L_s(N) beta_s), beta_n, gamma, zeta,
+    eta; A, p; A, q."""
+    scores: tuple[Score, ...]
+    """Every form that was tried."""
+    irreducible: tuple[float, float] | None
+    """The 90% profile interval of the irreducible term, at the geometric mean of k where it depends on k; None where
+    the form has none."""
+    residuals: tuple[Residual, ...]
+    excluded: tuple[Excluded, ...]
+    holdout_error: float | None
+    """|ln(predicted / observed)| at the largest n of the chosen form fitted without it; None where too few are left."""
+    holdout_jobs: tuple[int, ...]
+    seed_sigma: float | None
+    """Standard deviation of ln(loss) between seeds at one (n, k); None where no two seeds are there."""
+    draws: tuple[tuple[float, ...], ...]
+    """Bootstrap refits of `drawn_form`, thinned to a few hundred, in the order of its coefficients."""
+    n_bootstrap: int
+    notes: tuple[str, ...] = field(default=())
+    """What a reader must know, in sentences."""
+    options: dict[str, float | int | str | None] = field(default_factory=dict)
+    """epsilon, seed of the bootstrap and what else was asked for."""
+    medians: dict[str, float] = field(default_factory=dict)
+    """Of the bootstrap, by coefficient; one far from its value says that the interval leans."""
+    drawn_form: str = ""
+    """What bands, forecasts and plans take for true: one term more than the chosen form has, where the jobs bear it,
+    for the choice may be wrong. Empty: the chosen one."""
+
+    @property
+    def taken(self) -> str:
+        """Return the form that bands, forecasts and plans take for true."""
+        return self.drawn_form or self.form
+
+    @property
+    def jobs(self) -> tuple[int, ...]:
+        """Return the ids of the jobs it was fitted to."""
+        return tuple(sorted({job for residual in self.residuals for job in residual.jobs}))
+
+
+@dataclass(frozen=True, slots=True)
+class StoredFit:
+    """A fit with its place in the database."""
+
+    id: int
+    created_at: float
+    superseded_by: int | None
+    """The newer fit of the same law, sweeps, group and subject; None: this is the newest."""
+    version: str
+    """Of orch."""
+    commit: str | None
+    mlflow_run_id: str | None
+    fit: Fit

@@ -1,0 +1,138 @@
+"""Huber regression, many fits at once: against finite differences, scipy, and itself one at a time."""
+
+import numpy as np
+import pytest
+from scipy.optimize import least_squares
+
+from orchestrator.scaling.fit.estimate import data_of, estimate, freedom, spread, starts
+from orchestrator.scaling.fit.huber import Data, _state, minimise, residuals, slopes
+from orchestrator.scaling.fit.sample import Observation, Sample
+from orchestrator.scaling.forms import FORMS, Form, coefficients, form_of, log_values, parameters
+from tests.job_measurements import K_OF_G1, N_OF_G1, surface
+
+EVERY_FORM = [(law, form) for law, forms in FORMS.items() for form in forms]
+
+
+def _sample(noise: float, *, n: int = 12, seed: int = 0, e: float = 0.199) -> Sample:
+    random = np.random.default_rng(seed)
+    sizes = np.geomspace(64, 2**20, n).round()
+    values = (np.exp(0.4 - 0.163 * np.log(sizes)) + e) * np.exp(noise * random.normal(size=n))
+    return Sample(
+        "",
+        "",
+        tuple(
+            Observation((i,), x, 1.0, 8, "m", v, (x, 1.0)) for i, (x, v) in enumerate(zip(sizes, values, strict=True))
+        ),
+    )
+
+
+def _surface() -> Sample:
+    return Sample(
+        "", "", tuple(Observation((0,), n, k, k, "m", surface(n, k), (n, k)) for n in N_OF_G1 for k in K_OF_G1)
+    )
+
+
+@pytest.mark.parametrize(("law", "form"), EVERY_FORM, ids=lambda one: one if isinstance(one, str) else one.name)
+def test_gradient_and_hessian_are_those_of_the_objective(law: str, form: Form) -> None:
+    random = np.random.default_rng(1)
+    sample = _surface()
+    theta = starts(form, sample)[-1] + 0.01 * random.normal(size=form.size)
+    data = data_of(form, sample)
+    data = data._replace(observed=data.observed[None] + 0.02 * random.normal(size=data.observed.shape), delta=1e9)
+
+    def objective(at: np.ndarray) -> float:
+        return float(_state(data, at[None]).objective[0])
+
+    def gradient(at: np.ndarray) -> np.ndarray:
+        return np.asarray(_state(data, at[None]).gradient[0])
+
+    steps = 1e-5 * np.eye(form.size)
+    state = _state(data, theta[None])
+    numeric = [(objective(theta + step) - objective(theta - step)) / 2e-5 for step in steps]
+    np.testing.assert_allclose(state.gradient[0], numeric, rtol=1e-5, atol=1e-7)
+    bent = [(gradient(theta + step) - gradient(theta - step)) / 2e-5 for step in steps]
+    np.testing.assert_allclose(state.hessian[0], bent, rtol=1e-4, atol=1e-5)
+
+
+def test_the_minimum_is_scipys() -> None:
+    sample, form = _sample(0.02), form_of("ln", "+e")
+    found = estimate(form, sample)
+    data = data_of(form, sample, delta=found.delta)
+
+    def misfit(theta: np.ndarray) -> np.ndarray:
+        return np.asarray(residuals(data, theta[None])[0])
+
+    there = least_squares(
+        misfit, found.theta + 0.01, loss="huber", f_scale=found.delta, xtol=1e-15, ftol=1e-15, gtol=1e-15
+    )
+    mine = float(minimise(data, found.theta[None]).objective[0])
+    assert found.converged
+    assert mine <= there.cost * (1 + 1e-9)
+    np.testing.assert_allclose(found.theta, there.x, rtol=1e-4)
+
+
+def test_many_fits_at_once_are_each_its_own() -> None:
+    sample, form = _sample(0.02), form_of("ln", "+e")
+    data = data_of(form, sample, delta=0.01)
+    random = np.random.default_rng(0)
+    observed = data.observed + 0.02 * random.normal(size=(40, len(data.observed)))
+    start = np.repeat(starts(form, sample)[3][None], 40, axis=0)
+    together = minimise(data._replace(observed=observed), start)
+    for at in (0, 7, 39):
+        alone = minimise(data._replace(observed=observed[at : at + 1]), start[:1])
+        np.testing.assert_allclose(together.theta[at], alone.theta[0], rtol=1e-6, atol=1e-9)
+    assert together.converged.all()
+
+
+def test_a_bound_that_is_kept_costs_nothing() -> None:
+    form = form_of("tn", "pure")
+    sample = _sample(0.0, e=0.0)
+    data = data_of(form, sample)
+    theta = estimate(form, sample).theta[None]
+    low, high = data.observed - 1.0, data.observed + 1.0
+    every = np.ones(len(low), dtype=bool)
+    assert (residuals(data._replace(observed=low, censored=every), theta) == 0).all()
+    assert (residuals(data._replace(observed=high, censored=every), theta) > 0.9).all()
+    free = Data(data.points, low[None], every, np.inf)
+    assert _state(free, theta).objective[0] == 0
+
+
+def test_what_is_held_stays() -> None:
+    sample, form = _surface(), form_of("lnk", "+e(k)")
+    theta = estimate(form, sample).theta
+    middle = float(np.mean(np.log(sample.z)))
+    start = theta + np.array([0, 0, 0, 0, 0.1, 0])
+    moved = minimise(data_of(form, sample), start[None], held=True).theta[0]
+    assert moved[4] + moved[5] * middle == pytest.approx(start[4] + start[5] * middle, abs=1e-9)
+    assert not np.allclose(moved[:4], theta[:4])
+
+
+@pytest.mark.parametrize(("law", "form"), EVERY_FORM, ids=lambda one: one if isinstance(one, str) else one.name)
+def test_coefficients_and_parameters_are_inverse(law: str, form: Form) -> None:
+    theta = np.linspace(-1.0, 0.5, form.size)
+    np.testing.assert_allclose(parameters(form, coefficients(form, theta)), theta)
+
+
+def test_slopes_are_derivatives() -> None:
+    sample, form = _surface(), form_of("lnk", "+e(k)")
+    theta = estimate(form, sample).theta
+    points = data_of(form, sample).points
+    for at, step in enumerate(1e-6 * np.eye(form.size)):
+        numeric = (log_values((theta + step)[None], points)[0] - log_values((theta - step)[None], points)[0])[0] / 2e-6
+        np.testing.assert_allclose(slopes(theta, points)[:, at], numeric, rtol=1e-5, atol=1e-8)
+
+
+def test_a_floor_of_nothing_gives_a_law_of_power() -> None:
+    form = form_of("ln", "+e")
+    theta = parameters(form, np.array([0.4, -0.2, 0.0]))
+    points = data_of(form, _sample(0.0)).points
+    np.testing.assert_allclose(log_values(theta[None], points)[0][0], 0.4 - 0.2 * np.log(_sample(0.0).x))
+
+
+def test_the_spread_respects_degrees_of_freedom() -> None:
+    random = np.random.default_rng(0)
+    found = [spread(random.normal(size=1001) * 0.02, n_places=1001, n_coefficients=1) for _ in range(20)]
+    assert np.mean(found) == pytest.approx(0.02, rel=0.02)
+    assert spread(np.ones(6), n_places=6, n_coefficients=3) == pytest.approx(1.4826 * np.sqrt(2))
+    assert spread(np.ones(30), n_places=6, n_coefficients=3) == pytest.approx(1.4826 * np.sqrt(2))
+    assert freedom(form_of("ln", "+e"), _sample(0.0, n=6)) == 3

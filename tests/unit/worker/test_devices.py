@@ -1,0 +1,83 @@
+"""Words for devices, and what a trainer is let see of them."""
+
+import pytest
+
+from orchestrator.config.validation import parse
+from orchestrator.errors import ConfigError
+from worker.devices import check, count_gpus, expand, seen, visible
+from worker.trainer.accelerator import check_precision, choose
+
+
+@pytest.mark.parametrize(
+    ("words", "names"),
+    [
+        ("0", ["cuda:0"]),
+        ("0,1", ["cuda:0", "cuda:1"]),
+        ("cuda:3, 1", ["cuda:3", "cuda:1"]),
+        ("cpu,cpu", ["cpu", "cpu"]),
+        ("0+1,2", ["cuda:0+cuda:1", "cuda:2"]),
+        ("cpu+cpu", ["cpu+cpu"]),
+        ("0,cpu", ["cuda:0", "cpu"]),
+    ],
+)
+def test_words_name_devices(words: str, names: list[str]) -> None:
+    assert expand(words) == names
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        ("x", "'x' is no device"),
+        ("", "'' is no device"),
+        ("0,", "'' is no device"),
+        ("-1", "'-1' is no device"),
+        ("0,0", "0 is there twice"),
+        ("0+1,1", "1 is there twice"),
+        ("0,cuda:0", "0 is there twice"),
+        ("0+cpu", "not both"),
+    ],
+)
+def test_wrong_words_are_usage_errors(words: str, says: str) -> None:
+    with pytest.raises(ConfigError, match=says) as caught:
+        expand(words)
+    assert caught.value.exit_code == 2
+    assert "0+1" in caught.value.hint
+
+
+@pytest.mark.parametrize("name", ["tpu", "cuda:x", "cpu+cuda:0", "cuda:0+cuda:0", "cuda+cuda", ""])
+def test_what_is_no_device_is_refused(name: str) -> None:
+    with pytest.raises(ConfigError, match="is none"):
+        check(name)
+
+
+def test_a_gpu_beyond_the_last_is_refused() -> None:
+    n_gpus = count_gpus()
+    with pytest.raises(ConfigError, match=f"cuda:{n_gpus}: torch sees no such GPU"):
+        check("cpu", "cpu+cpu", f"cuda:{n_gpus}")
+    check("auto", "cpu", "cpu+cpu", *(f"cuda:{index}" for index in range(n_gpus)))
+
+
+def test_a_trainer_sees_its_own_gpus_alone() -> None:
+    assert visible("cuda:2", {}) == {"CUDA_VISIBLE_DEVICES": "2"}
+    assert visible("cuda:1+cuda:3", {}) == {"CUDA_VISIBLE_DEVICES": "1,3"}
+    # What a scheduler has chosen for us is counted from 0, whatever it is called.
+    assert visible("cuda:1", {"CUDA_VISIBLE_DEVICES": "GPU-a,GPU-b"}) == {"CUDA_VISIBLE_DEVICES": "GPU-b"}
+    for name in ("auto", "cpu", "cpu+cpu", "cuda"):
+        assert visible(name, {"CUDA_VISIBLE_DEVICES": "5"}) == {}
+
+
+def test_a_trainer_without_a_gpu_takes_the_cpu() -> None:
+    assert seen("cpu+cpu") == ["cpu", "cpu"]
+    assert seen("cuda:2+cuda:5") == ["cuda:0", "cuda:1"]
+    assert seen("cuda:3") == ["cuda:0"]
+    assert seen("cuda") == ["cuda"]
+    assert choose("cpu+cpu") == choose("cpu") == "cpu"
+
+
+def test_a_gpu_without_bfloat16_is_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    half = parse({"training": {"encode_dtype": "bfloat16"}})
+    monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda: False)
+    check_precision(half, "cpu")
+    check_precision(parse({}), "cuda:0")
+    with pytest.raises(ConfigError, match=r"training\.encode_dtype = bfloat16: this GPU has none"):
+        check_precision(half, "cuda:0")

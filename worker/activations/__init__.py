@@ -1,0 +1,1 @@
+"""Tokens to batches of activations: capture, held-out split, shuffle, cache. Start at `stream`."""

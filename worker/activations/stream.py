@@ -1,0 +1,171 @@
+"""Contexts -> activations -> shuffled batches: one stream, a pure function of its config and a position."""
+
+from collections.abc import Iterator, Sequence
+from itertools import count
+
+import torch
+from torch import Tensor
+
+from orchestrator.config.job import JobConfig, Normalize
+from orchestrator.errors import ConfigError, SubjectError
+from worker.activations.cached_forward import Store
+from worker.activations.forward import ForwardBatches
+from worker.activations.heldout_split import Contexts
+from worker.activations.shuffle import ShuffleBuffer, ready
+from worker.data.token_file import TokenFile
+from worker.sae.normalize import normalize
+from worker.subject.model import Subject
+
+_SHARED = ("batch_tokens", "shuffle_tokens", "heldout_tokens")
+
+
+def stream(
+    subject: Subject,
+    tokens: TokenFile,
+    config: JobConfig,
+    *,
+    start_tokens: int = 0,
+    device: torch.device | str | None = None,
+    store: Store | None = None,
+) -> Iterator[Tensor]:
+    """Yield batches without end, from a position on: `shared_stream` of one hook point.
+
+    Shapes:
+        (batch_tokens, d_model), float32, normalised
+    Raises:
+        ConfigError, SubjectError: as `shared_stream`.
+    """
+    several = [subject], tokens, [config]
+    for (batch,) in shared_stream(*several, start_tokens=start_tokens, device=device, store=store):
+        yield batch
+
+
+def shared_stream(
+    subjects: Sequence[Subject],
+    tokens: TokenFile,
+    configs: Sequence[JobConfig],
+    *,
+    start_tokens: int = 0,
+    device: torch.device | str | None = None,
+    store: Store | None = None,
+) -> Iterator[tuple[Tensor, ...]]:
+    """Yield, without end, one batch for each (subject, config) pair: the same tokens in the same order for all.
+
+    `subjects` are views of ONE loaded model (`subject.at`), subjects[i] with configs[i]. One forward pass, stopped
+    behind the deepest hook point, serves all, and pairs of one hook point and `sae.normalize` are given the SAME
+    tensor: do not write to it. Each batch is, bit for bit on a CPU, what `stream` of that pair alone yields. Where a
+    config says `data.activations: cache`, what is captured is kept in `store`; without one it is not kept.
+
+    Window w holds vectors [w·shuffle_tokens, (w+1)·shuffle_tokens) of the seeded order of contexts, permuted by a
+    generator seeded by (data.seed, w). Starting inside a window captures that window again.
+
+    Shapes:
+        one (batch_tokens, d_model) for each pair, float32, normalised
+    Raises:
+        ConfigError: the text and the model do not fit the config, or the configs each other.
+        SubjectError: an activation is not finite; names its position.
+    Source: numerics 1.
+    """
+    config = agreed(configs)
+    size, window_tokens = config.training.batch_tokens, config.training.shuffle_tokens
+    assert start_tokens % size == 0, "a job stands at whole batches"
+    contexts, passes = _contexts(subjects, tokens, config), _passes(subjects, tokens, configs, store)
+    windows = ShuffleBuffer(passes, contexts, n_vectors=window_tokens)
+    pairs = [(passes.hooks.index(s.hook), c.sae.normalize) for s, c in zip(subjects, configs, strict=True)]
+    filled = ready(windows, seed=config.data.seed)
+    first, offset = divmod(start_tokens, window_tokens)
+    for window in count(first):
+        values = filled.take(window)
+        for at in range(offset if window == first else 0, window_tokens, size):
+            filled.go_on(batches=window_tokens // size)
+            made = {(i, kind): normalized(values[i][at : at + size], kind, device) for i, kind in set(pairs)}
+            yield tuple(made[pair] for pair in pairs)
+
+
+def heldout(subject: Subject, tokens: TokenFile, config: JobConfig, *, store: Store | None = None) -> Tensor:
+    """Return the fixed set every metric is measured on: the end of the text, in its own order.
+
+    Shapes:
+        (n_tokens, d_model), float32, normalised
+    """
+    contexts, passes = _contexts([subject], tokens, config), _passes([subject], tokens, [config], store)
+    passes.prepare(contexts.heldout)
+    parts: list[Tensor] = []
+    for first in range(0, contexts.n_heldout, passes.size):
+        chosen = contexts.heldout[first : first + passes.size]
+        found = passes(chosen)[0]
+        trained = torch.from_numpy(contexts.is_trained(tokens.contexts(chosen))).to(found.device)
+        passes.check(found, trained, chosen, subject=subject)
+        parts.append(normalized(found[trained], config.sae.normalize))
+    return torch.cat(parts)
+
+
+def sample(subject: Subject, tokens: TokenFile, config: JobConfig, n: int, *, store: Store | None = None) -> Tensor:
+    """Return the first n vectors of the training part, for what is measured once; the stream is not moved.
+
+    Shapes:
+        (min(n, vectors of an epoch), d_model), float32, normalised
+    """
+    contexts = _contexts([subject], tokens, config)
+    passes = _passes([subject], tokens, [config], store)
+    windows = ShuffleBuffer(passes, contexts, n_vectors=min(n, contexts.n_vectors))
+    return normalized(ready(windows).take(0)[0], config.sae.normalize)
+
+
+def captured_per_vector(tokens: TokenFile, config: JobConfig) -> float:
+    """Return the tokens the subject reads for one trained vector: above 1 where special tokens are left out."""
+    contexts = Contexts.of(tokens, config)
+    return contexts.n_training * tokens.context_length / contexts.n_vectors
+
+
+def _passes(
+    subjects: Sequence[Subject], tokens: TokenFile, configs: Sequence[JobConfig], store: Store | None
+) -> ForwardBatches:
+    if store is not None and any(config.data.activations == "cache" for config in configs):
+        return store.passes(subjects, tokens)
+    return ForwardBatches(subjects, tokens)
+
+
+def normalized(raw: Tensor, kind: Normalize, device: torch.device | str | None = None) -> Tensor:
+    """Return raw activations normalised, in float32, free for use under autograd, and a copy of their own."""
+    # The copy is made outside inference mode, autograd refuses tensors born inside it; and never a view of a window,
+    # which is written again while its last batches may still be held.
+    values = raw.to(torch.float32, copy=kind == "none" or raw.is_inference())
+    vectors = normalize(values, kind).vectors
+    return vectors if device is None else vectors.to(device)
+
+
+def _contexts(subjects: Sequence[Subject], tokens: TokenFile, config: JobConfig) -> Contexts:
+    subject = subjects[0]
+    if subject.max_context is not None and tokens.context_length > subject.max_context:
+        raise ConfigError(
+            f"data.context_length = {tokens.context_length}: the model reads {subject.max_context} at most",
+            hint=f"Set data.context_length to {subject.max_context} or less.",
+        )
+    if tokens.largest_id >= subject.vocabulary:
+        raise SubjectError(
+            f"the tokenizer gives id {tokens.largest_id}, and {config.subject.model} knows {subject.vocabulary} tokens",
+            hint="Check the folder: tokenizer and weights are of two different models.",
+        )
+    return Contexts.of(tokens, config)
+
+
+def agreed(configs: Sequence[JobConfig]) -> JobConfig:
+    """Return the first of some configs, when all of them read the same tokens in the same order.
+
+    Raises:
+        ConfigError: they do not; names the first key that differs.
+    """
+    first = configs[0]
+    for other in configs[1:]:
+        differing = [f"data.{name}" for name in type(first.data).model_fields if name != "activations"]
+        differing += [f"training.{name}" for name in _SHARED]
+        for path in differing:
+            part, name = path.split(".")
+            mine, theirs = getattr(getattr(first, part), name), getattr(getattr(other, part), name)
+            if mine != theirs:
+                raise ConfigError(
+                    f"{path} is {mine!r} for one job and {theirs!r} for another: they cannot share a stream",
+                    hint="Jobs share a stream only where data and batches are the same.",
+                )
+    return first

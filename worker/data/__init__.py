@@ -1,0 +1,1 @@
+"""Text to tokens: documents in, one packed token file out."""

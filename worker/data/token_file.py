@@ -1,0 +1,228 @@
+"""Text -> one packed token file: memory-mapped, named by its content, written once, resumed when its writer dies."""
+
+import fcntl
+import hashlib
+import json
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from orchestrator.config.job import DataConfig
+from orchestrator.errors import ConfigError, SubjectError
+from worker.data.documents import Piece, Source, open_source
+from worker.data.progress import ticker
+
+FORMAT = 1
+BATCH_CHARACTERS = 1 << 20
+SAVE_SECONDS = 2.0
+Heard = Callable[[int], None]
+"""Takes the tokens packed so far; called often, also while another process packs."""
+
+
+@dataclass(frozen=True)
+class TokenFile:
+    """A packed token file, cut into contexts of one length."""
+
+    path: Path
+    id: str
+    """sha256 over tokenizer, text and limit: the same id holds the same tokens."""
+    n_tokens: int
+    largest_id: int
+    context_length: int
+    """Tokens per context, the BOS put before it included."""
+    special_ids: tuple[int, ...]
+    bos_id: int | None = None
+    """Token put before every context; None = contexts follow each other without one."""
+
+    @property
+    def stride(self) -> int:
+        """Return the tokens of the file that a context takes."""
+        return self.context_length - (self.bos_id is not None)
+
+    @property
+    def n_contexts(self) -> int:
+        """Return the number of whole contexts."""
+        return self.n_tokens // self.stride
+
+    def read(self) -> NDArray[Any]:
+        """Return the tokens of all whole contexts, memory-mapped: (n_contexts, stride)."""
+        kind = np.uint16 if self.path.suffix == ".u16" else np.uint32
+        used = self.n_contexts * self.stride
+        return np.memmap(self.path, dtype=kind, mode="r", shape=(self.n_tokens,))[:used].reshape(-1, self.stride)
+
+    def contexts(self, indices: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return the token ids of some contexts: (n, context_length)."""
+        found = self.read()[indices].astype(np.int64)
+        return found if self.bos_id is None else np.insert(found, 0, self.bos_id, axis=1)
+
+
+@dataclass
+class _Done:
+    pieces: int = 0
+    tokens: int = 0
+    largest_id: int = 0
+
+
+def pack(config: DataConfig, tokenizer: Any, folder: Path, on_progress: Heard | None = None) -> TokenFile:
+    """Return the packed token file of a config, and write it first where it is not there yet.
+
+    Raises:
+        ConfigError: there is no such text, or no BOS token to prepend.
+        SubjectError: the text cannot be read, or is empty.
+    """
+    if config.prepend_bos and tokenizer.bos_token_id is None:
+        raise ConfigError("data.prepend_bos: this tokenizer has no BOS token", hint="Set data.prepend_bos: false.")
+    if config.context_length <= config.prepend_bos:
+        raise ConfigError("data.context_length: 1 leaves no room for text after the BOS token", hint="Raise it.")
+    source = open_source(config)
+    identity = {
+        "format": FORMAT,
+        "tokenizer": _fingerprint(tokenizer),
+        "end": _end_of_document(tokenizer),
+        "source": source.identity,
+        "max_tokens": config.max_tokens,
+    }
+    name = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+    path = folder / f"{name[:16]}.{'u16' if _largest(tokenizer) < 1 << 16 else 'u32'}"
+    facts = _facts(path)
+    if facts is None:
+        folder.mkdir(parents=True, exist_ok=True)
+        with _alone(path.with_suffix(".lock"), on_progress):
+            facts = _facts(path) or _write(path, source, tokenizer, config=config, heard=on_progress)
+    return TokenFile(
+        path=path,
+        id=name,
+        n_tokens=facts["tokens"],
+        largest_id=facts["largest_id"],
+        context_length=config.context_length,
+        special_ids=tuple(sorted(set(tokenizer.all_special_ids))),
+        bos_id=tokenizer.bos_token_id if config.prepend_bos else None,
+    )
+
+
+def _write(path: Path, source: Source, tokenizer: Any, *, config: DataConfig, heard: Heard | None) -> dict[str, Any]:
+    partial, state = path.with_suffix(".partial"), path.with_suffix(".state")
+    kind = np.uint16 if path.suffix == ".u16" else np.uint32
+    partial.touch()
+    done = _resume(partial, state, kind().itemsize)
+    saved = time.monotonic()
+    with partial.open("r+b") as file, ticker(f"packing {config.source}", config.max_tokens, heard) as tick:
+        file.truncate(done.tokens * kind().itemsize)
+        file.seek(0, os.SEEK_END)
+        for batch in _batches(islice(source.pieces(), done.pieces, None)):
+            if config.max_tokens is not None and done.tokens >= config.max_tokens:
+                break
+            ids = _encode(tokenizer, batch)[: None if config.max_tokens is None else config.max_tokens - done.tokens]
+            file.write(ids.astype(kind).tobytes())
+            done.pieces += len(batch)
+            done.tokens += len(ids)
+            done.largest_id = max(done.largest_id, int(ids.max(initial=0)))
+            tick(done.tokens)
+            if time.monotonic() - saved > SAVE_SECONDS:
+                _sync(file.fileno(), file.flush)
+                _save(state, done)
+                saved = time.monotonic()
+        _sync(file.fileno(), file.flush)
+    if not done.tokens:
+        partial.unlink()
+        raise SubjectError(f"data.source: {config.source} holds no text", hint="Give files that are not empty.")
+    partial.rename(path)
+    facts = asdict(done) | {"source": source.identity}
+    _save(path.with_suffix(".json"), facts)
+    state.unlink(missing_ok=True)
+    return facts
+
+
+def _encode(tokenizer: Any, batch: list[Piece]) -> NDArray[np.int64]:
+    found = tokenizer(
+        [piece.text for piece in batch], add_special_tokens=False, return_attention_mask=False, verbose=False
+    )["input_ids"]
+    end = _end_of_document(tokenizer)
+    after = [] if end is None else [end]
+    parts = [ids + after if piece.ends else ids for piece, ids in zip(batch, found, strict=True)]
+    return np.fromiter((i for part in parts for i in part), dtype=np.int64, count=sum(map(len, parts)))
+
+
+def _batches(pieces: Iterable[Piece]) -> Iterator[list[Piece]]:
+    batch: list[Piece] = []
+    size = 0
+    for piece in pieces:
+        batch.append(piece)
+        size += len(piece.text)
+        if size >= BATCH_CHARACTERS:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
+def _end_of_document(tokenizer: Any) -> int | None:
+    # A model that was never given an EOS still knows a new document by its BOS.
+    end = tokenizer.bos_token_id if tokenizer.eos_token_id is None else tokenizer.eos_token_id
+    return None if end is None else int(end)
+
+
+def _fingerprint(tokenizer: Any) -> str:
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is not None:
+        parts = json.loads(backend.to_str())
+        # Calls leave these two behind; they do not decide the tokens of a call that sets neither.
+        known = {key: value for key, value in parts.items() if key not in {"truncation", "padding"}}
+    else:
+        known = {"class": type(tokenizer).__name__, "vocabulary": tokenizer.get_vocab()}
+    return hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()
+
+
+def _largest(tokenizer: Any) -> int:
+    return max(tokenizer.get_vocab().values(), default=0)
+
+
+def _facts(path: Path) -> dict[str, Any] | None:
+    """Read what is known of a finished token file; None where it is not there whole."""
+    try:
+        facts: dict[str, Any] = json.loads(path.with_suffix(".json").read_text())
+        whole = path.stat().st_size == facts["tokens"] * (2 if path.suffix == ".u16" else 4)
+    except (OSError, ValueError, KeyError):
+        return None
+    return facts if whole else None
+
+
+def _resume(partial: Path, state: Path, itemsize: int) -> _Done:
+    try:
+        done = _Done(**json.loads(state.read_text()))
+    except (OSError, ValueError, TypeError):
+        return _Done()
+    return done if partial.stat().st_size >= done.tokens * itemsize else _Done()
+
+
+def _save(path: Path, values: _Done | dict[str, Any]) -> None:
+    beside = path.with_suffix(path.suffix + ".new")
+    beside.write_text(json.dumps(asdict(values) if isinstance(values, _Done) else values))
+    beside.replace(path)
+
+
+def _sync(descriptor: int, flush: Callable[[], None]) -> None:
+    flush()
+    os.fsync(descriptor)
+
+
+@contextmanager
+def _alone(path: Path, heard: Heard | None) -> Iterator[None]:
+    """Let one process in at a time; the lock goes with its process, however that ends."""
+    with path.open("w") as file, ticker("waiting for another process that packs this text", None, heard) as tick:
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                tick(0)
+                time.sleep(0.2)
+        yield

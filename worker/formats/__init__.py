@@ -1,0 +1,1 @@
+"""Trained autoencoders as files: our own format first."""

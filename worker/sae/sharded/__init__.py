@@ -1,0 +1,1 @@
+"""One autoencoder divided over several devices, by latents."""

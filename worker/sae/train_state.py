@@ -1,0 +1,194 @@
+"""Everything that one training changes, so that it can be put away and taken up again bit for bit."""
+
+import copy
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, TypeVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from orchestrator.config.job import JobConfig
+from orchestrator.curves.point import Point
+from orchestrator.errors import TrainingError
+from worker.sae import manual_gradients
+from worker.sae.dead_latents import count_silence, silent
+from worker.sae.init import initialise
+from worker.sae.learning_rate import base_lr, lr_factor
+from worker.sae.loss import losses, narrowed
+from worker.sae.model import SparseAutoencoder
+from worker.sae.optimizer import Optimizer
+from worker.sae.tiled_encode import select
+
+_T = TypeVar("_T", bound="TrainState")
+
+
+class TrainState:
+    """A sparse autoencoder in training: model, optimiser, counters, curve. Nothing random is drawn after the start."""
+
+    _optimizer: ClassVar[type[Optimizer]] = Optimizer
+
+    def __init__(self, config: JobConfig, d_model: int, *, device: torch.device | str = "cpu") -> None:
+        """Allocate; `fresh` and `restored` fill it."""
+        self.model = self._model(config, d_model).to(device)
+        self.optimizer = self._optimizer(self.model, config.optimizer, lr=base_lr(config, d_model))
+        self._gradients: manual_gradients.Weights | None = None
+        self.mu: Float[Tensor, " d_model"] = torch.zeros(d_model, device=device)
+        """Mean of the sample."""
+        self.variance = math.nan
+        """v: mean ‖x − μ‖² of the sample; the loss is in units of it."""
+        self.tokens_since_fired = torch.zeros(self.model.n_latents, dtype=torch.int64, device=device)
+        self.sums: Float[Tensor, " 3"] = torch.zeros(3, dtype=torch.float64, device=device)
+        """Loss, AuxK loss and gradient norm, summed over the steps since the last point."""
+        self.steps_since_point = 0
+        self.tokens_seen = 0
+        self.aux_tokens = 0
+        """Tokens trained on while AuxK was active."""
+        self.wall_seconds = 0.0
+        self.flops_subject = 0.0
+        """What the subject did for it: its share of every capture. Like its share of the time, the caller's to add."""
+        self.untrained_fvu: float | None = None
+        """fvu of the model before its first step; measured by `train`."""
+        self.curve: list[Point] = []
+
+    @classmethod
+    def fresh(cls, config: JobConfig, sample: Float[Tensor, "n_tokens d_model"]) -> "TrainState":
+        """Start from a sample of NORMALISED activations, on its device.
+
+        Raises:
+            TrainingError: the sample is empty, not finite, or does not vary.
+        """
+        trainee = cls(config, sample.shape[1], device=sample.device)
+        trainee.mu = sample.mean(0)
+        trainee.variance = float((sample - trainee.mu).square().sum(1, dtype=torch.float64).mean())
+        if not (math.isfinite(trainee.variance) and trainee.variance > 0):
+            raise TrainingError(
+                f"the {len(sample)} sampled activations have variance {trainee.variance}: there is nothing to learn",
+                hint="check the hook point, and the subject's dtype (float16 can overflow)",
+            )
+        initialise(trainee.model, sample, seed=config.training.seed)
+        return trainee
+
+    def differentiate(
+        self, batch: Float[Tensor, "batch_tokens d_model"], config: JobConfig
+    ) -> tuple[Float[Tensor, ""], Float[Tensor, ""], bool]:
+        """Leave a gradient in every parameter; return the loss, AuxK's, and whether AuxK was active."""
+        by_hand = self.model.activation in ("topk", "multi_topk")
+        return self._by_hand(batch, config) if by_hand else self.by_autograd(batch, config)
+
+    def _by_hand(self, batch: Tensor, config: JobConfig) -> tuple[Tensor, Tensor, bool]:
+        model, weights = self.model, manual_gradients.Weights.of(self.model)
+        terms = manual_gradients.LossTerms.of(model, config.sae, variance=self.variance)
+        encoder, limit = (weights.W_enc, weights.b_enc), config.training.dead_after_tokens
+        # Dead after this batch are those that do not fire in it: AuxK will ask for their pre-activations.
+        n_tokens = len(batch)
+        at_risk = silent(self.tokens_since_fired + n_tokens, self.tokens_seen + n_tokens, limit)
+        watched = None if at_risk is None or not terms.aux_coef else manual_gradients.listed(at_risk, terms.k_aux)
+        selected = select(batch, weights.b_pre, encoder, k=model.k_widest, dtype=model.product_dtype, watched=watched)
+        dead = self.count(*selected.narrowed(model.k), limit)
+        found = manual_gradients.forward(weights, batch, selected, terms=terms, dead=dead)
+        self._gradients = self._gradients or weights.like()
+        manual_gradients.backward(weights, selected, found, terms=terms, out=self._gradients)
+        for parameter, gradient in zip(weights, self._gradients, strict=True):
+            parameter.grad = gradient
+        return found.total, found.aux, dead is not None
+
+    def by_autograd(self, batch: Tensor, config: JobConfig) -> tuple[Tensor, Tensor, bool]:
+        """Do the same the plain way: the reference for topk and multi_topk, all there is for other activations."""
+        model = self.model
+        encoded = model.encode(batch, k=model.k_widest)
+        model.follow_threshold(encoded)
+        narrow = narrowed(encoded, model.k)
+        dead = self.count(narrow.top_acts.detach(), narrow.top_indices, config.training.dead_after_tokens)
+        found = losses(model, batch, encoded, config=config.sae, variance=self.variance, dead=dead)
+        found.total.backward()  # type: ignore[no-untyped-call]
+        return found.total.detach(), found.aux.detach(), dead is not None
+
+    def count(self, top_acts: Tensor, top_indices: Tensor | None, dead_after_tokens: int) -> Tensor | None:
+        """Count the silence of every latent over a batch; return which are dead, None if none is."""
+        self.tokens_since_fired = count_silence(top_acts, top_indices, self.tokens_since_fired)
+        return silent(self.tokens_since_fired, self.tokens_seen + len(top_acts), dead_after_tokens)
+
+    def averaged(self) -> SparseAutoencoder:
+        """Return a copy of the model with the averaged weights, for evaluation."""
+        model = copy.deepcopy(self.model).eval().requires_grad_(False)
+        model.load_state_dict(self.optimizer.averaged(), strict=False)
+        return model
+
+    def facts(self) -> dict[str, Any]:
+        """Return what the config left open and this training settled."""
+        model = self.model
+        return {
+            "d_model": model.d_model,
+            "n_latents": model.n_latents,
+            "k": model.k,
+            "k_aux": model.k_aux,
+            "lr": self.optimizer.lr,
+            "variance": self.variance,
+        }
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return every tensor of the state, by name."""
+        parts = {f"model.{name}": value for name, value in self.model.state_dict().items()}
+        own = {"mu": self.mu, "sums": self.sums, "tokens_since_fired": self.tokens_since_fired}
+        return {**parts, **own, **self.optimizer.tensors()}
+
+    def values(self) -> dict[str, Any]:
+        """Return the rest of the state, as JSON can hold it; floats keep every bit."""
+        return {
+            **{name: getattr(self, name) for name in _VALUES},
+            "lr": self.optimizer.lr,
+            "n_steps": self.optimizer.n_steps,
+            "curve": [list(point) for point in self.curve],
+        }
+
+    @classmethod
+    def restored(
+        cls, config: JobConfig, tensors: Mapping[str, Tensor], values: Mapping[str, Any], *, device: torch.device | str
+    ) -> "TrainState":
+        """Rebuild what `tensors` and `values` describe.
+
+        Raises:
+            KeyError: a part of the state is missing.
+        """
+        return cls(config, len(tensors["mu"]), device=device)._filled(tensors, values)
+
+    def whole(self) -> "TrainState":
+        """Return the trainee with every latent in one place: itself, unless its latents are divided among devices."""
+        return self
+
+    def _model(self, config: JobConfig, d_model: int) -> SparseAutoencoder:
+        return SparseAutoencoder(config.sae, d_model, dtype=config.training.encode_dtype)
+
+    def _filled(self: _T, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> _T:
+        weights = {name.removeprefix("model."): value for name, value in tensors.items() if name.startswith("model.")}
+        self.model.load_state_dict(weights)
+        for name in ("mu", "sums", "tokens_since_fired"):
+            # copy_ into memory torch allocated: a tensor mapped from a file may be aligned otherwise, and a matrix
+            # product may round otherwise.
+            getattr(self, name).copy_(tensors[name])
+        for name in _VALUES:
+            setattr(self, name, values[name])
+        self.optimizer.lr = values["lr"]
+        self.optimizer.restore(dict(tensors), n_steps=values["n_steps"])
+        self.curve = [Point(*point) for point in values["curve"]]
+        return self
+
+
+_VALUES = (
+    "variance", "steps_since_point", "tokens_seen", "aux_tokens", "wall_seconds", "flops_subject", "untrained_fvu",
+)  # fmt: skip
+
+Step = Callable[[TrainState, Tensor, JobConfig], None]
+"""What takes a trainee one batch further."""
+
+
+def train_step(trainee: TrainState, batch: Float[Tensor, "batch_tokens d_model"], config: JobConfig) -> None:
+    """Take one training step: losses and gradients, optimiser, counters."""
+    total, aux, aux_is_active = trainee.differentiate(batch, config)
+    norm = trainee.optimizer.step(factor=lr_factor(config, trainee.tokens_seen))
+    trainee.sums += torch.stack([total, aux, norm])
+    trainee.steps_since_point += 1
+    trainee.tokens_seen += len(batch)
+    trainee.aux_tokens += len(batch) if aux_is_active and config.sae.aux_coef > 0 else 0

@@ -1,0 +1,1 @@
+"""The language model: its files, its hook points, its activations."""

@@ -1,0 +1,240 @@
+"""The subject: a language model, loaded, read at one hook point and patched there."""
+
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from orchestrator.config.job import SubjectConfig
+from orchestrator.errors import ConfigError, SubjectError
+from worker.subject.hook_points import HookPoint, block_names, check_site, find_hook, hooked
+from worker.subject.model_files import describe, fingerprint, load_model, load_tokenizer, locate, quiet
+
+_PROBE_TOKENS = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class Subject:
+    """A language model with the place its activations are read at."""
+
+    config: SubjectConfig
+    """What it was loaded by."""
+    model: Any
+    """The transformers model, in evaluation mode, without gradients."""
+    tokenizer: Any
+    hook: HookPoint
+    d_model: int
+    """Width at the hook point."""
+    dtype: torch.dtype
+    """Precision of what is read at the hook point."""
+    n_layers: int
+    """Blocks of the model."""
+    parameters_run: int
+    """Parameters that work on every token up to the hook point; embedding tables are looked up, and left out."""
+    fingerprint: str
+    """sha256 of the model's config and weight files."""
+    device: torch.device
+
+    @property
+    def max_context(self) -> int | None:
+        """Return the most tokens the model was built to read at once, where it says so."""
+        value = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+        return int(value) if value else None
+
+    @property
+    def vocabulary(self) -> int:
+        """Return the number of token ids the model knows."""
+        return int(self.model.get_input_embeddings().weight.shape[0])
+
+    def at(self, config: SubjectConfig) -> "Subject":
+        """Return a view of the same loaded model at another hook point: nothing is loaded, weights are shared.
+
+        Raises:
+            ConfigError: the config names another model, revision or precision, or a hook point it has not.
+            SubjectError: this architecture does not add up as the site supposes.
+        """
+        for name in ("model", "revision", "dtype", "trust_remote_code"):
+            mine, theirs = getattr(self.config, name), getattr(config, name)
+            if mine != theirs:
+                raise ConfigError(
+                    f"subject.{name} = {theirs!r}, and the model in memory was loaded with {mine!r}",
+                    hint="Jobs share a stream of activations only where they read the same model.",
+                )
+        if config == self.config:
+            return self
+        return replace(self, config=config, **_look(self.model, config, self.device)._asdict())
+
+
+class _Look(NamedTuple):
+    """What a pass through the model tells of a hook point."""
+
+    hook: HookPoint
+    d_model: int
+    dtype: torch.dtype
+    parameters_run: int
+
+
+class _Stop(Exception):
+    """Ends a forward pass once the hook point has been read."""
+
+
+def load(config: SubjectConfig, device: torch.device | str = "cpu") -> Subject:
+    """Load a model and its tokenizer, and find the hook point.
+
+    Raises:
+        SubjectError: there is no such model, or it cannot be used safely or fully.
+        ConfigError: the hook point is not in the model.
+    """
+    folder = locate(config)
+    model = load_model(folder, config).to(device)
+    return Subject(
+        config=config,
+        model=model,
+        tokenizer=load_tokenizer(folder, config),
+        n_layers=_depth(model),
+        fingerprint=fingerprint(folder),
+        device=torch.device(device),
+        **_look(model, config, torch.device(device))._asdict(),
+    )
+
+
+def read(subjects: Sequence[Subject], input_ids: Tensor) -> list[Tensor]:
+    """Return the activations at the hook points of some views of ONE model, from one forward pass.
+
+    The pass ends where the last of them has been read. What is returned is what the model computed, uncopied:
+    tensors of inference mode in the model's own precision, of which autograd knows nothing.
+
+    Shapes:
+        input_ids (batch, context) -> one (batch, context, d_model) for each subject
+    """
+    assert all(s.model is subjects[0].model for s in subjects), "views of one model"
+    return _read(subjects[0].model, [s.hook for s in subjects], input_ids)
+
+
+def capture(subject: Subject, input_ids: Tensor) -> Tensor:
+    """Return the activations at the hook point; nothing behind it is run.
+
+    Shapes:
+        input_ids (batch, context) -> (batch, context, d_model), float32, free for use under autograd.
+    """
+    # The copy is made outside inference mode: autograd refuses tensors born inside it.
+    return read([subject], input_ids)[0].to(torch.float32, copy=True)
+
+
+def run_patched(subject: Subject, input_ids: Tensor, replace: Callable[[Tensor], Tensor]) -> Tensor:
+    """Run the whole model with the activations at the hook point replaced; return its logits.
+
+    Shapes:
+        input_ids (batch, context) -> (batch, context, vocabulary)
+        `replace` maps (batch, context, d_model) float32 to its like
+    """
+    shape = input_ids.shape
+
+    def see(found: Tensor) -> Tensor | None:
+        old = found.reshape(*shape, -1).float()
+        new = replace(old)
+        return None if new is old else new
+
+    with torch.no_grad(), hooked(subject.model, subject.hook, see):
+        logits: Tensor = subject.model(input_ids=input_ids, use_cache=False).logits
+    return logits
+
+
+def width(config: SubjectConfig) -> int:
+    """Return the width at the hook point from the model's config, without its weights.
+
+    Raises:
+        SubjectError, ConfigError: as `load`.
+    """
+    quiet()
+    from transformers import AutoModelForCausalLM
+
+    described = describe(locate(config, weights=False), config)
+    if config.hook is None and config.site != "mlp_post":
+        return int(described.get_text_config().hidden_size)
+    with torch.device("meta"):
+        maker: Any = AutoModelForCausalLM
+        model = maker.from_config(described, trust_remote_code=config.trust_remote_code)
+    hook = find_hook(model, config)
+    module = model.get_submodule(hook.name)
+    shape = tuple(getattr(module, "weight", torch.empty(0)).shape)
+    if isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D":
+        # Conv1D keeps (in, out), Linear (out, in).
+        return int(shape[(hook.end == "input") == isinstance(module, nn.Linear)])
+    return int(shape[-1]) if len(shape) and shape[-1] else int(described.get_text_config().hidden_size)
+
+
+def _look(model: Any, config: SubjectConfig, device: torch.device) -> _Look:
+    """Find the hook point, and run a few tokens up to it to see what is there."""
+    hook = find_hook(model, config)
+    check = (
+        torch.arange(2 * _PROBE_TOKENS, device=device).view(2, _PROBE_TOKENS)
+        % model.get_input_embeddings().weight.shape[0]
+    )
+    if hook.site not in (None, "resid_post"):
+        check_site(model, hook, check)
+    run: list[nn.Module] = []
+    marks = [m.register_forward_hook(lambda module, *_: run.append(module)) for m in model.modules()]
+    try:
+        found = _read(model, [hook], check)[0]
+    finally:
+        for mark in marks:
+            mark.remove()
+    return _Look(hook, found.shape[-1], found.dtype, _count(run))
+
+
+def _read(model: Any, hooks: Sequence[HookPoint], input_ids: Tensor) -> list[Tensor]:
+    places = list(dict.fromkeys(hooks))
+    seen: dict[HookPoint, Tensor] = {}
+
+    def see(place: HookPoint, found: Tensor) -> None:
+        if place in seen:  # a module that a block runs twice: its first pass counts, as it does when read alone
+            return
+        last = len(seen) == len(places) - 1
+        # What is read on the way is copied: layers behind it may write in place.
+        seen[place] = found if last else found.clone()
+        if last:
+            raise _Stop
+
+    with suppress(_Stop), torch.inference_mode(), ExitStack() as stack:
+        for place in places:
+            stack.enter_context(hooked(model, place, partial(see, place)))
+        model(input_ids=input_ids, use_cache=False)
+    for place in places:
+        if place not in seen:
+            raise SubjectError(
+                f"the model's forward pass never runs {place}", hint="Name another module with subject.hook."
+            )
+    return [_per_token(seen[hook], hook, input_ids) for hook in hooks]
+
+
+def _per_token(found: Tensor, hook: HookPoint, input_ids: Tensor) -> Tensor:
+    tokens = input_ids.shape
+    if (
+        not found.is_floating_point()
+        or found.numel() % tokens.numel()
+        or found.shape[:-1] not in (tokens, (tokens.numel(),))
+    ):
+        raise SubjectError(
+            f"{hook} gives {found.dtype} of shape {tuple(found.shape)} for {tuple(tokens)} tokens",
+            hint="Name a module that gives one vector per token.",
+        )
+    return found.reshape(*tokens, -1)
+
+
+def _depth(model: nn.Module) -> int:
+    try:
+        return len(block_names(model))
+    except ConfigError:
+        return 0
+
+
+def _count(modules: list[nn.Module]) -> int:
+    weights = {
+        id(p): p.numel() for m in modules if not isinstance(m, nn.Embedding) for p in m.parameters(recurse=False)
+    }
+    return sum(weights.values())

@@ -1,0 +1,141 @@
+"""A subject's files: the folder they are in, the weights (safetensors alone), the tokenizer, and their fingerprint."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from orchestrator.config.job import SHIPPED_SUBJECT, SubjectConfig
+from orchestrator.errors import SubjectError
+from worker.subject import hub
+
+SHIPPED_FOLDER = Path(__file__).resolve().parents[2] / "examples" / "subject"
+
+
+def locate(config: SubjectConfig, *, weights: bool = True) -> Path:
+    """Return the folder a model is in: the shipped one, a local one, or the hub's cache.
+
+    Raises:
+        SubjectError: there is none, or its weights are pickles.
+    """
+    if config.model == SHIPPED_SUBJECT:
+        folder = SHIPPED_FOLDER
+        if not (folder / "config.json").is_file():
+            raise SubjectError(
+                f"the model that ships here is not at {folder}", hint="Run from a checkout of the project."
+            )
+    elif Path(config.model).expanduser().is_dir():
+        folder = Path(config.model).expanduser().resolve()
+    elif config.model.startswith((".", "/", "~")) or config.model.count("/") > 1:
+        raise SubjectError(
+            f"there is no model folder {config.model}", hint="Give a folder with config.json, or a model id."
+        )
+    else:
+        folder = hub.snapshot(config.model, config.revision, weights=weights)
+    if not (folder / "config.json").is_file():
+        raise SubjectError(f"{folder} holds no config.json", hint="Give a folder written by save_pretrained.")
+    if weights and not any(folder.glob("*.safetensors")):
+        pickles = sorted(p.name for p in (*folder.glob("*.bin"), *folder.glob("*.pt"), *folder.glob("*.pth")))
+        said = f"only {', '.join(pickles[:3])}, and reading pickles can run code" if pickles else "no weights"
+        raise SubjectError(
+            f"{config.model} holds {said}",
+            hint="Give a model with .safetensors weights: model.save_pretrained writes them.",
+        )
+    return folder
+
+
+def load_model(folder: Path, config: SubjectConfig) -> Any:
+    """Load the weights of a folder, in evaluation mode and without gradients.
+
+    Raises:
+        SubjectError: they cannot be read, or do not fill the model.
+    """
+    quiet()
+    from safetensors import SafetensorError
+    from transformers import AutoModelForCausalLM
+
+    loader: Any = AutoModelForCausalLM
+    try:
+        model, report = loader.from_pretrained(
+            folder,
+            dtype=getattr(torch, config.dtype),
+            trust_remote_code=config.trust_remote_code,
+            use_safetensors=True,
+            local_files_only=True,
+            output_loading_info=True,
+        )
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
+        said = (str(error).strip() or type(error).__name__).splitlines()[0]
+        hint = "Set subject.trust_remote_code if you trust the code that comes with it."
+        raise SubjectError(
+            f"model {config.model} cannot be loaded: {said}",
+            hint=hint
+            if "trust_remote_code" in str(error)
+            else "Check the folder: is it a whole causal language model?",
+        ) from error
+    lacking = sorted(str(key) for part in ("missing_keys", "mismatched_keys") for key in report.get(part, ()))
+    if lacking:
+        raise SubjectError(
+            f"the weights of {config.model} lack {len(lacking)} tensors, {lacking[0]} first",
+            hint="Check the folder: config.json and the weights are of two different models.",
+        )
+    return model.eval().requires_grad_(False)
+
+
+def load_tokenizer(folder: Path, config: SubjectConfig) -> Any:
+    """Load the tokenizer of a folder.
+
+    Raises:
+        SubjectError: there is none.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            folder, trust_remote_code=config.trust_remote_code, local_files_only=True
+        )
+    except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
+        said = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise SubjectError(f"the tokenizer of {config.model} cannot be loaded: {said}", hint=_TOKENIZER_HINT) from error
+    if not len(tokenizer):
+        raise SubjectError(f"{config.model} holds no tokenizer", hint=_TOKENIZER_HINT)
+    return tokenizer
+
+
+def describe(folder: Path, config: SubjectConfig) -> Any:
+    """Load the model config of a folder."""
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(folder, trust_remote_code=config.trust_remote_code, local_files_only=True)
+    except (OSError, ValueError, KeyError) as error:
+        raise SubjectError(f"config of {config.model}: {str(error).strip().splitlines()[0]}") from error
+
+
+def fingerprint(folder: Path) -> str:
+    """Return the sha256 over config.json and the weight files."""
+    files = {p.name: _digest(p) for p in sorted((folder / "config.json", *folder.glob("*.safetensors")))}
+    return hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
+
+
+def _digest(path: Path) -> str:
+    # The hub's cache links to blobs that are named by the sha256 of their content.
+    name = path.resolve().name
+    if path.is_symlink() and len(name) == 64:
+        return name
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def quiet() -> None:
+    """Silence advice meant for people who write training scripts, and bars for loads of a tenth of a second."""
+    from transformers.utils import logging
+
+    transformers_logging: Any = logging
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+
+
+_TOKENIZER_HINT = "Give a folder with tokenizer.json beside the weights."

@@ -1,0 +1,1 @@
+"""Claims, leases and trainer processes; loads no torch. Start at `supervisor`."""

@@ -1,0 +1,190 @@
+"""A trainer as the supervisor sees it: a child in a session of its own that talks in lines and can always be killed."""
+
+import os
+import queue
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import IO, NamedTuple
+
+from worker.devices import visible
+from worker.protocol import DropJob, Exit, Failure, Order, Said, decode
+
+_OWN, _ROOT = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
+
+
+def oom_kills(own: Path = _OWN, root: Path = _ROOT) -> int:
+    """Return how many processes of our control group, v1 or v2, were killed for memory; 0 where nothing tells."""
+    for file in _counters(own, root):
+        found = dict(line.split(" ", 1) for line in _read(file).splitlines() if " " in line).get("oom_kill", "")
+        if found.strip().isdecimal():
+            return int(found)
+    return 0
+
+
+def _counters(own: Path, root: Path) -> list[Path]:
+    """Return where the counter may be: in the group we know by name, or, seen from a container, in the root."""
+    files = []
+    for line in _read(own).splitlines():
+        _, _, rest = line.partition(":")
+        controllers, _, group = rest.partition(":")
+        if "memory" in controllers.split(","):
+            files += [root / "memory" / part / "memory.oom_control" for part in (group.lstrip("/"), "")]
+        elif not controllers:
+            files += [root / part / "memory.events" for part in (group.lstrip("/"), "")]
+    return files
+
+
+def _read(file: Path) -> str:
+    try:
+        return file.read_text()
+    except OSError:
+        return ""
+
+
+_NOT_THE_TRAINERS = ("ORCH_DATABASE_URL", "ORCH_BROKER_URL", "ORCH_TRACKING_URL", "MLFLOW_", "PG")
+"""How the names begin of what a trainer is not told: it opens no database, and may run code that comes with a model."""
+
+COMMAND = (sys.executable, "-P", "-m", "worker.trainer")
+OOM_KILLED = Failure(
+    "OutOfMemory",
+    "the kernel's OOM killer ended the trainer: this host, or this container, has too little memory",
+    "Give it more, or lower jobs_per_trainer or memory.",
+    Exit.OUT_OF_MEMORY,
+)
+
+
+class Ending(NamedTuple):
+    """What an exit status means for the job."""
+
+    outcome: str
+    text: str
+    retry: bool
+
+
+class TrainerProcess:
+    """One trainer. Start it from a thread that outlives it: its death signal follows that thread."""
+
+    def __init__(self, order: Order, *, log: Path, command: Sequence[str] | None = None) -> None:
+        """Start the trainer and hand it its order; what it prints goes to `log`."""
+        log.parent.mkdir(parents=True, exist_ok=True)
+        self.log = log
+        self.oom_killed = False
+        self._oom_kills = oom_kills()
+        self._messages: queue.SimpleQueue[Said | None] = queue.SimpleQueue()
+        with log.open("ab") as errors:
+            self._child = subprocess.Popen(
+                command or COMMAND, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors,
+                start_new_session=True, env=_environment(order),
+            )  # fmt: skip
+        self.pid = self._child.pid
+        self.heard_at = time.monotonic()
+        self.ended = False
+        self._reader = threading.Thread(target=self._read, name=f"trainer-{self.pid}", daemon=True)
+        self._reader.start()
+        self._give(order.to_json())
+
+    def next(self, timeout: float) -> Said | None:
+        """Return the next message; None after `timeout` seconds, or at the end (`ended` is then True)."""
+        if self.ended:
+            return None
+        try:
+            said = self._messages.get(timeout=max(0.0, timeout))
+        except queue.Empty:
+            return None
+        self.ended = said is None
+        self.heard_at = time.monotonic()
+        return said
+
+    @property
+    def silent_seconds(self) -> float:
+        """Return the seconds since the trainer last spoke."""
+        return time.monotonic() - self.heard_at
+
+    def leave(self, job_id: int, *, save: bool) -> None:
+        """Ask the trainer to go on without a job."""
+        self._give(DropJob(job_id, save).to_json())
+
+    def terminate(self) -> None:
+        """Ask the trainer to write a checkpoint and to end."""
+        with suppress(ProcessLookupError):
+            os.kill(self.pid, signal.SIGTERM)
+
+    def dump_stacks(self) -> None:
+        """Ask the trainer to write down where each of its threads is."""
+        if hasattr(signal, "SIGUSR1"):
+            with suppress(ProcessLookupError):
+                os.kill(self.pid, signal.SIGUSR1)
+
+    def kill(self) -> None:
+        """Kill the trainer and whatever it started."""
+        with suppress(ProcessLookupError, PermissionError):
+            os.killpg(self.pid, signal.SIGKILL)
+
+    def close(self) -> int:
+        """Leave nothing of the trainer behind, and return its exit status (negative: the signal that ended it)."""
+        # Its end of the pipe is closed: a moment to leave by itself, so that the status is its own.
+        if self.ended:
+            with suppress(subprocess.TimeoutExpired):
+                self._child.wait(timeout=10)
+        self.kill()
+        code = self._child.wait()
+        self.oom_killed = code == -signal.SIGKILL and oom_kills() > self._oom_kills
+        self._reader.join(timeout=5)
+        for pipe in (self._child.stdin, self._child.stdout):
+            if pipe:
+                with suppress(OSError):
+                    pipe.close()
+        return code
+
+    def _give(self, line: bytes) -> None:
+        # The pipe stays open for the trainer's life: its end of file tells the trainer that the supervisor is gone.
+        pipe = self._child.stdin
+        assert pipe
+        with suppress(BrokenPipeError):
+            pipe.write(line)
+            pipe.flush()
+
+    def _read(self) -> None:
+        lines: IO[bytes] | None = self._child.stdout
+        assert lines
+        with suppress(ValueError):  # closed under our hands
+            for line in lines:
+                if said := decode(line):
+                    self._messages.put(said)
+        self._messages.put(None)
+
+
+def meaning(code: int) -> Ending:
+    """Return what an exit status means for the job, when no result came with it."""
+    if code < 0:
+        name = signal.Signals(-code).name if -code in set(signal.Signals) else str(-code)
+        more = ": perhaps the machine ran out of memory" if -code == signal.SIGKILL else ""
+        return Ending("crashed", f"the trainer was ended by {name}{more}", True)
+    match code:
+        case Exit.YIELDED:
+            return Ending("preempted", "the trainer wrote a checkpoint and yielded", True)
+        case Exit.BAD_CONFIG:
+            return Ending("bad_config", "the config cannot be trained", False)
+        case Exit.OUT_OF_MEMORY:
+            return Ending("out_of_memory", "the device has too little memory for this job", True)
+        case _:
+            return Ending("failed", f"the trainer ended with exit status {code}", True)
+
+
+def _environment(order: Order) -> dict[str, str]:
+    known = {name: value for name, value in os.environ.items() if not name.startswith(_NOT_THE_TRAINERS)}
+    # OpenMP reads its count when torch is imported; our packages are found from whatever folder we were started in.
+    here = str(Path(__file__).parents[2])
+    path = os.pathsep.join(filter(None, [here, os.environ.get("PYTHONPATH")]))
+    counts = {"OMP_NUM_THREADS": str(order.threads), "MKL_NUM_THREADS": str(order.threads)}
+    # Huge pages for torch's large blocks: the decoder's gradient at 16,384 x 768 took 6 instead of 20 ms.
+    memory = {"THP_MEM_ALLOC_ENABLE": "1"}
+    compiled = {"TORCHINDUCTOR_CACHE_DIR": order.compile_folder}
+    own = {"PYTHONPATH": path, "TOKENIZERS_PARALLELISM": "false"}
+    return {**known, **visible(order.device, os.environ), **counts, **memory, **compiled, **own}

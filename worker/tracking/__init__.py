@@ -1,0 +1,1 @@
+"""MLflow, computed from the database. Start at `shipper`."""

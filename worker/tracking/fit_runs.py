@@ -1,0 +1,122 @@
+"""How a fit looks in MLflow: a run in its sweep's experiment, computed from the database alone."""
+
+import hashlib
+import json
+import math
+from dataclasses import asdict
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from sqlalchemy import Engine, select
+
+from orchestrator import queue
+from orchestrator.database.engine import reading
+from orchestrator.database.models import SweepRow
+from orchestrator.fits import store
+from orchestrator.results.fit_rows import measured
+from orchestrator.scaling.plots.all_plots import LAW_OF, draw
+from orchestrator.scaling.plots.svg import png, svg
+from orchestrator.scaling.types import Fit, StoredFit
+from orchestrator.settings import Settings
+from worker.tracking.mlflow_client import Measure, MlflowClient
+
+
+def project_fits(engine: Engine, settings: Settings, sweep: str, *, runs: MlflowClient | None = None) -> int:
+    """Bring MLflow up to date with every fit to jobs of a sweep, the superseded ones too; return their number."""
+    fits = store.history(engine, sweep=sweep)
+    if fits:
+        runs = runs or MlflowClient(settings)
+        for stored in reversed(fits):
+            _project(engine, runs, stored)
+    return len(fits)
+
+
+def _project(engine: Engine, runs: MlflowClient, stored: StoredFit) -> None:
+    experiment = _experiment(engine, runs, stored.fit.sweeps[0])
+    marks = {"orch.kind": "fit", "orch.fit_id": stored.id, "orch.fit_sha256": _digest(stored.fit)}
+    run = runs.find(stored.mlflow_run_id, experiment, marks)
+    if run is None:
+        group = f", {stored.fit.group}" if stored.fit.group else ""
+        tags = {**marks, "orch.law": stored.fit.law, "orch.sweeps": ", ".join(stored.fit.sweeps)}
+        run = runs.create(experiment, f"fit {stored.id}: {stored.fit.law}{group}", tags=tags, at=stored.created_at)
+    if run != stored.mlflow_run_id:
+        store.shipped(engine, stored.id, mlflow_run_id=run)
+    if stored.superseded_by is not None:
+        runs.tag(run, "orch.superseded_by", str(stored.superseded_by))
+    if not runs.is_finished(run):
+        _fill(engine, runs, run, stored)
+        runs.end(run, "FINISHED", at=stored.created_at)
+
+
+def _experiment(engine: Engine, runs: MlflowClient, name: str) -> str:
+    with reading(engine) as session:
+        row = session.scalars(select(SweepRow).filter_by(name=name)).one()
+        known, number = row.mlflow_experiment_id, row.id
+    experiment = runs.experiment(name, known=known, number=number)
+    if experiment != known:
+        queue.set_mlflow(engine, sweep_id=number, mlflow_id=experiment)
+    return experiment
+
+
+def _fill(engine: Engine, runs: MlflowClient, run: str, stored: StoredFit) -> None:
+    fit = stored.fit
+    facts = {"law": fit.law, "form": fit.form, "equation": fit.equation, "group": fit.group, "subject": fit.subject}
+    told = {"sweeps": ", ".join(fit.sweeps), "jobs": ", ".join(map(str, fit.jobs)), "version": stored.version}
+    options = {f"options.{_plain(name)}": value for name, value in fit.options.items()}
+    runs.params(run, facts | told | options | {"n_bootstrap": fit.n_bootstrap, "commit": stored.commit or ""})
+    values = {name: value for name, value in measures(fit).items() if math.isfinite(value)}
+    runs.measures(run, [Measure(name, value, 0, stored.created_at) for name, value in values.items()])
+    with TemporaryDirectory(prefix="orch-") as folder:
+        payload = Path(folder, "fit.json")
+        payload.write_text(_payload(fit), encoding="utf-8")
+        runs.add_file(run, payload, "fit")
+        for file in _figures(engine, fit, Path(folder)):
+            runs.add_file(run, file, "figures")
+
+
+def measures(fit: Fit) -> dict[str, float]:
+    """Return a fit's numbers by names that MLflow takes."""
+    found: dict[str, float] = {}
+    for name, value in fit.coefficients.items():
+        found |= {name: value.value, f"{name}.low": value.low, f"{name}.high": value.high}
+    for score in fit.scores:
+        form = _plain(score.form.replace("+", "with_"))
+        scored = {"aicc": score.aicc, "rms": score.rms, "holdout_error": score.holdout_error}
+        found |= {f"{name}.{form}": value for name, value in scored.items() if value is not None}
+    single = {"holdout_error": fit.holdout_error, "seed_sigma": fit.seed_sigma, "jobs": float(len(fit.jobs))}
+    if fit.irreducible is not None:
+        single |= {"irreducible.low": fit.irreducible[0], "irreducible.high": fit.irreducible[1]}
+    return found | {name: value for name, value in single.items() if value is not None}
+
+
+def _figures(engine: Engine, fit: Fit, folder: Path) -> list[Path]:
+    """Draw the law and its residuals into a folder."""
+    rows = measured(engine, list(fit.sweeps))
+    names = [name for name, law in LAW_OF.items() if law == fit.law]
+    files = []
+    for drawing in filter(None, (draw(name, rows, [fit]) for name in (*names, "residuals"))):
+        for ending, content in (("svg", svg(drawing, inline=False).encode()), ("png", png(drawing))):
+            files.append(folder / f"{drawing.name}.{ending}")
+            files[-1].write_bytes(content)
+    return files
+
+
+def _payload(fit: Fit) -> str:
+    return json.dumps(_finite(asdict(fit)), ensure_ascii=False, indent=1, sort_keys=True)
+
+
+def _digest(fit: Fit) -> str:
+    return hashlib.sha256(_payload(fit).encode()).hexdigest()[:32]
+
+
+def _finite(value: object) -> object:
+    """Return a value as JSON can hold it: what is not finite is null."""
+    if isinstance(value, dict):
+        return {name: _finite(inner) for name, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _plain(name: str) -> str:
+    return "".join(letter if letter.isalnum() or letter in "_-. /" else "_" for letter in name).strip("_")

@@ -1,0 +1,110 @@
+"""All the database knows about one job, read at once; and its curve as a picture."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from sqlalchemy import Engine, select
+
+from orchestrator.database.engine import reading
+from orchestrator.database.models import (
+    TERMINAL,
+    Attempt,
+    CheckpointRow,
+    ConvergenceRow,
+    CurvePoint,
+    Job,
+    ResultRow,
+    SweepRow,
+)
+from orchestrator.settings import mask
+
+MEASURES = (
+    "fvu", "fvu_raw", "loss", "aux_loss", "dead_share", "l0", "grad_norm", "wall_seconds",
+    "flops_dense", "flops_executed", "flops_subject",
+)  # fmt: skip
+_FINAL = ("fvu", "fvu_raw", "untrained_fvu", "dead_share", "l0", "l_inf", "l_inf_se", "tokens_seen", "wall_seconds")
+
+
+class JobRecord(NamedTuple):
+    """One job with everything that hangs on it."""
+
+    job: Job
+    sweep: SweepRow
+    attempts: list[Attempt]
+    points: list[CurvePoint]
+    """In order of tokens_seen."""
+    result: ResultRow | None
+    counts: list[ConvergenceRow]
+    settled_tokens: float
+    """Points up to here stand: a checkpoint lies behind them, or the job has ended."""
+
+    @property
+    def params(self) -> dict[str, str]:
+        """Return the config as flat names and texts."""
+        return {name: mask(str(value)) for name, value in flatten(json.loads(self.job.config)).items()}
+
+    @property
+    def final_values(self) -> dict[str, float]:
+        """Return what the job came to, as numbers."""
+        if self.result is None:
+            return {}
+        values = {f"final_{name}": getattr(self.result, name) for name in _FINAL}
+        values |= {f"tokens_to_convergence_{count.epsilon:g}": count.tokens for count in self.counts}
+        return {name: float(value) for name, value in values.items() if value is not None}
+
+
+def read(engine: Engine, job_id: int) -> JobRecord:
+    """Read a job and what hangs on it.
+
+    Raises:
+        StorageError: the database did not answer.
+    """
+    with reading(engine) as session:
+        job = session.get_one(Job, job_id)
+        portrait = JobRecord(
+            job=job,
+            sweep=session.get_one(SweepRow, job.sweep_id),
+            attempts=[*session.scalars(select(Attempt).filter_by(job_id=job_id).order_by(Attempt.attempt))],
+            points=[*session.scalars(select(CurvePoint).filter_by(job_id=job_id).order_by(CurvePoint.tokens_seen))],
+            result=session.get(ResultRow, job_id),
+            counts=[*session.scalars(select(ConvergenceRow).filter_by(job_id=job_id))],
+            settled_tokens=math.inf if job.state in TERMINAL else max(
+                session.scalars(select(CheckpointRow.tokens_seen).filter_by(job_id=job_id)), default=0
+            ),
+        )  # fmt: skip
+        session.expunge_all()
+    return portrait
+
+
+def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return nested values under dotted names."""
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        flat |= flatten(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
+    return flat
+
+
+def draw_curve(portrait: JobRecord, file: Path) -> None:
+    """Draw fvu over tokens on two log axes, with the asymptote and the counted convergence."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    points = [(point.tokens_seen, point.fvu) for point in portrait.points if point.fvu]
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot(xscale="log", yscale="log", xlabel="training tokens", ylabel="fvu (held out)")
+    axes.plot(*zip(*points, strict=True), marker=".", color="#1f4e79")
+    job, result = portrait.job, portrait.result
+    if result and result.l_inf:
+        axes.axhline(result.l_inf, linestyle=":", color="grey", label=f"L∞ = {result.l_inf:.4g}")
+    for count in portrait.counts:
+        if count.epsilon == 0.01 and count.tokens:
+            axes.axvline(count.tokens, linestyle="--", color="#b5542b", label=f"within 1% at {count.tokens:,.0f}")
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(frameon=False)
+    outcome = f": {result.outcome}" if result else ""
+    axes.set_title(f"{portrait.sweep.name}, job {job.id} (n = {job.n_latents}, k = {job.k}){outcome}", fontsize=10)
+    axes.grid(which="both", alpha=0.25)
+    figure.savefig(file, dpi=120)

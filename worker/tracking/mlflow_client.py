@@ -1,0 +1,162 @@
+"""MLflow's experiments and runs: found by id or tags, else made; filled in batches. Written, hardly read."""
+
+import fcntl
+import logging
+import os
+import socket
+import sqlite3
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import NamedTuple
+from urllib.parse import quote, urlsplit
+from urllib.request import getproxies
+
+from orchestrator.database.schema import make_folder
+from orchestrator.settings import Settings
+
+ENTITIES_PER_CALL = 90
+"""MLflow takes up to 100 params and 1,000 metrics in a call."""
+PARAM_LENGTH = 1000
+_QUIET = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",  # the default blocks a call for four minutes when the server is away
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "3",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # stdout is for data, and the URL may hold a password
+    "GIT_PYTHON_REFRESH": "quiet",
+}
+
+
+class Measure(NamedTuple):
+    """One value of one metric."""
+
+    name: str
+    value: float
+    step: int
+    at: float
+    """Epoch seconds."""
+
+
+class MlflowClient:
+    """One tracking server or store."""
+
+    def __init__(self, settings: Settings) -> None:
+        """Connect; make the schema of a store of our own, once, under a lock."""
+        _look_for(settings.tracking)  # MLflow takes a second to load, and another to notice that nobody answers
+        for name, value in _QUIET.items():
+            os.environ.setdefault(name, value)
+        from mlflow import MlflowClient
+
+        for name in ("mlflow", "alembic", "sqlalchemy.engine", "huey"):
+            logger = logging.getLogger(name)
+            logger.setLevel(logging.WARNING)
+            logger.handlers, logger.propagate = [], True  # a worker says it in its own voice
+        self._artifacts = None if settings.tracking.startswith("http") else settings.home / "mlartifacts"
+        self._seen: set[str] = set()
+        with _first_use(settings):
+            self._client = MlflowClient(settings.tracking)
+
+    def experiment(self, name: str, *, known: str | None, number: int) -> str:
+        """Return the id of the experiment of that name; it is made if it is not there."""
+        if known is not None and known in self._seen:
+            return known
+        found = self._client.get_experiment_by_name(name)
+        if found is not None and found.lifecycle_stage != "active":
+            name = f"{name} ({number})"  # MLflow keeps the name of a deleted experiment
+            found = self._client.get_experiment_by_name(name)
+        place = (self._artifacts / quote(name, "")).as_uri() if self._artifacts else None
+        made = found.experiment_id if found else self._client.create_experiment(name, artifact_location=place)
+        self._seen.add(str(made))
+        return str(made)
+
+    def find(self, known: str | None, experiment: str, tags: Mapping[str, object]) -> str | None:
+        """Return a run by the id we know, or else by its tags."""
+        if known is not None and (known in self._seen or self._exists(known)):
+            self._seen.add(known)
+            return known
+        asked = " and ".join(f"tags.`{name}` = '{value}'" for name, value in tags.items())
+        found = self._client.search_runs([experiment], asked, max_results=1, order_by=["attributes.start_time ASC"])
+        if not found:
+            return None
+        self._seen.add(str(found[0].info.run_id))
+        return str(found[0].info.run_id)
+
+    def create(self, experiment: str, name: str, *, tags: Mapping[str, object], at: float) -> str:
+        """Make a run."""
+        texts = {key: str(value) for key, value in tags.items()}
+        run = self._client.create_run(experiment, start_time=int(at * 1000), tags=texts, run_name=name)
+        self._seen.add(str(run.info.run_id))
+        return str(run.info.run_id)
+
+    def params(self, run: str, values: Mapping[str, object]) -> None:
+        """Write params; the same ones twice are one."""
+        from mlflow.entities import Param
+
+        params = [Param(name, str(value)[:PARAM_LENGTH]) for name, value in values.items()]
+        for start in range(0, len(params), ENTITIES_PER_CALL):
+            self._client.log_batch(run, params=params[start : start + ENTITIES_PER_CALL])
+
+    def measures(self, run: str, values: Sequence[Measure]) -> None:
+        """Write metrics; the same ones twice are one."""
+        from mlflow.entities import Metric
+
+        metrics = [Metric(v.name, v.value, int(v.at * 1000), v.step) for v in values]
+        for start in range(0, len(metrics), ENTITIES_PER_CALL * 10):
+            self._client.log_batch(run, metrics=metrics[start : start + ENTITIES_PER_CALL * 10])
+
+    def end(self, run: str, status: str, *, at: float) -> None:
+        """Close a run with a status and an end time."""
+        self._client.set_terminated(run, status, end_time=int(at * 1000))
+
+    def reopen(self, run: str) -> None:
+        """Say that a run goes on."""
+        self._client.update_run(run, status="RUNNING")
+
+    def tag(self, run: str, name: str, value: str) -> None:
+        """Write a tag; the same one twice is one."""
+        self._client.set_tag(run, name, value)
+
+    def is_finished(self, run: str) -> bool:
+        """Say whether a run has been closed as a good one."""
+        return bool(self._client.get_run(run).info.status == "FINISHED")
+
+    def has_file(self, run: str, folder: str) -> bool:
+        """Say whether a run has artifacts in a folder."""
+        return bool(self._client.list_artifacts(run, folder))
+
+    def add_file(self, run: str, file: Path, folder: str) -> None:
+        """Store a file as an artifact."""
+        self._client.log_artifact(run, str(file), folder)
+
+    def _exists(self, run: str) -> bool:
+        from mlflow.exceptions import MlflowException
+
+        try:
+            return bool(self._client.get_run(run).info.lifecycle_stage == "active")
+        except MlflowException as error:
+            if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+                return False
+            raise
+
+
+def _look_for(uri: str) -> None:
+    """Raise OSError where a server that we would reach directly takes no connections."""
+    place = urlsplit(uri)
+    if place.scheme in ("http", "https") and place.hostname and not getproxies():
+        port = place.port or (443 if place.scheme == "https" else 80)
+        socket.create_connection((place.hostname, port), timeout=3).close()
+
+
+@contextmanager
+def _first_use(settings: Settings) -> Iterator[None]:
+    """Let one process at a time make the schema: six at once were seen to break a fresh SQLite file for good."""
+    if settings.tracking.startswith("http"):
+        yield
+        return
+    make_folder(settings.home, file=None if settings.tracking_url else "mlflow.db")
+    with (settings.home / "mlflow.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+        if settings.tracking.startswith("sqlite:///"):
+            with closing(sqlite3.connect(settings.tracking.removeprefix("sqlite:///"))) as store:
+                store.execute("PRAGMA journal_mode=WAL")

@@ -1,0 +1,107 @@
+"""MLflow beside the training: a thread that projects changed jobs, and gives up quietly when the store is away."""
+
+import queue as channels
+import threading
+import time
+from collections.abc import Callable
+
+from sqlalchemy import Engine, select
+
+from orchestrator.database.engine import reading
+from orchestrator.database.models import Job, SweepRow
+from orchestrator.errors import NotFound
+from orchestrator.settings import Settings, mask
+from worker.tracking.fit_runs import project_fits
+from worker.tracking.job_runs import Projection
+
+SHIP_SECONDS = 2.0
+BREAK_SECONDS, LONGEST_BREAK_SECONDS = 15.0, 300.0
+MOST_CHANGED = 10_000
+
+
+class Tracking:
+    """Projects jobs into MLflow off the supervisor's path. It never raises, and never makes anybody wait."""
+
+    def __init__(self, engine: Engine, settings: Settings, *, say: Callable[[str], None]) -> None:
+        """Start the thread; MLflow itself is loaded there."""
+        self._engine, self._settings, self._say = engine, settings, say
+        self._channel: channels.SimpleQueue[int | None] = channels.SimpleQueue()
+        self._projection: Projection | None = None
+        self._changed: dict[int, None] = {}
+        self._break, self._open_until = 0.0, 0.0
+        self._thread = threading.Thread(target=self._run, name="tracking", daemon=True)
+        self._thread.start()
+
+    def changed(self, job_id: int) -> None:
+        """Say that there is something new about a job."""
+        self._channel.put(job_id)
+
+    def close(self, timeout: float) -> bool:
+        """Ship what is left within so many seconds; say whether that was enough."""
+        self._channel.put(None)
+        self._thread.join(timeout)
+        done = not self._thread.is_alive() and not self._changed
+        if not done:
+            self._say("tracking: MLflow lacks the latest of this worker; bring it up with: orch tracking sync SWEEP")
+        return done
+
+    def _run(self) -> None:
+        going = True
+        while going:
+            going = self._collect()
+            if not going or time.monotonic() >= self._open_until:
+                self._ship()
+
+    def _collect(self) -> bool:
+        """Gather what changed for a moment; False at the end."""
+        ends_at = time.monotonic() + SHIP_SECONDS if self._changed else None
+        while True:
+            try:
+                job_id = self._channel.get(timeout=ends_at and max(0.0, ends_at - time.monotonic()))
+            except channels.Empty:
+                return True
+            if job_id is None:
+                return False
+            ends_at = ends_at or time.monotonic() + SHIP_SECONDS
+            if len(self._changed) < MOST_CHANGED:
+                self._changed[job_id] = None
+
+    def _ship(self) -> None:
+        while self._changed:
+            job_id = next(iter(self._changed))
+            try:
+                self._projection = self._projection or Projection(self._engine, self._settings)
+                self._projection.project(job_id)
+            except Exception as error:  # noqa: BLE001 - a tracking store may fail in any way; training goes on
+                self._trip(error)
+                self._changed[job_id] = self._changed.pop(job_id)  # the others first: it may be this one's run alone
+                self._projection = None
+                return
+            self._break = 0.0
+            del self._changed[job_id]
+
+    def _trip(self, error: Exception) -> None:
+        if not self._break:
+            first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            self._say(f"tracking: MLflow does not take what it is given ({mask(first)[:200]}); training goes on")
+        self._break = min(LONGEST_BREAK_SECONDS, 2 * self._break or BREAK_SECONDS)
+        self._open_until = time.monotonic() + self._break
+
+
+def sync(engine: Engine, settings: Settings, sweep: str, *, jobs: bool = True) -> int:
+    """Rebuild in MLflow what is missing of a sweep, its fits too; return its number of jobs, or without them of fits.
+
+    Raises:
+        NotFound: there is no such sweep.
+    """
+    with reading(engine) as session:
+        if session.scalar(select(SweepRow.id).filter_by(name=sweep)) is None:
+            known = ", ".join(session.scalars(select(SweepRow.name).order_by(SweepRow.id.desc()).limit(5)))
+            raise NotFound(f"there is no sweep {sweep!r}", hint=f"Newest sweeps: {known}" if known else "")
+        ids = [*session.scalars(select(Job.id).join(SweepRow).where(SweepRow.name == sweep).order_by(Job.id))]
+    if jobs:
+        projection = Projection(engine, settings)
+        for job_id in ids:
+            projection.project(job_id)
+    fits = project_fits(engine, settings, sweep)
+    return len(ids) if jobs else fits

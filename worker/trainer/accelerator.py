@@ -1,0 +1,33 @@
+"""What a trainer computes on."""
+
+import torch
+
+from orchestrator.config.job import JobConfig
+from orchestrator.errors import ConfigError, TrainingError
+from worker.devices import NO_GPU_HINT, seen
+
+
+def choose(name: str) -> str:
+    """Return the device that a trainer computes on, the first one of several; auto is the GPU where there is one.
+
+    Raises:
+        TrainingError: a GPU is asked for and torch sees none.
+    """
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    devices = seen(name)
+    if devices[0] != "cpu" and len(devices) > torch.cuda.device_count():
+        raise TrainingError(f"device {name}: torch sees {torch.cuda.device_count()} GPUs", hint=NO_GPU_HINT)
+    return devices[0]
+
+
+def check_precision(config: JobConfig, device: str) -> None:
+    """Refuse bfloat16 on a GPU that has none.
+
+    Raises:
+        ConfigError: names the field.
+    """
+    asked = {"subject.dtype": config.subject.dtype, "training.encode_dtype": config.training.encode_dtype}
+    for field, dtype in asked.items():
+        if dtype == "bfloat16" and device.startswith("cuda") and not torch.cuda.is_bf16_supported():
+            raise ConfigError(f"{field} = bfloat16: this GPU has none", hint=f"Set {field} to float16 or float32.")
