@@ -8,10 +8,10 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from orchestrator.config import synthetic
+from orchestrator.config.activation_functions import Activation
 from orchestrator.errors import ConfigError
 
 Site = Literal["resid_post", "resid_mid", "attn_delta", "mlp_delta", "mlp_post"]
-Activation = Literal["topk", "multi_topk", "batchtopk", "relu", "jumprelu"]
 Normalize = Literal["unit", "layer_norm", "none"]
 Dtype = Literal["float32", "bfloat16", "float16"]
 

@@ -5,12 +5,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 from orchestrator.config import synthetic
+from orchestrator.config.activation_functions import ACTIVATIONS, reconstruction_sizes
 from orchestrator.config.job import SHIPPED_SUBJECT, JobConfig, SaeConfig, SubjectConfig
 
 SHIPPED_FOLDER = Path(__file__).resolve().parents[2] / "examples" / "subject"
 
 _WIDTH_KEYS = ("hidden_size", "n_embd", "d_model")
-_SPARSE = ("topk", "multi_topk")
 
 
 class Cost(NamedTuple):
@@ -64,10 +64,10 @@ def step_flops(sae: SaeConfig, d_model: int) -> int:
     multi_topk decodes both k and 4k latents.
     """
     n_latents = sae.latents(d_model)
-    if sae.activation not in _SPARSE:
+    if not ACTIVATIONS[sae.activation].selects_per_token:
         return dense_flops(n_latents, d_model)
-    wide = min(4 * sae.k, n_latents) if sae.activation == "multi_topk" else 0
-    return executed_flops(n_latents, d_model, sae.k + wide)
+    decoded = sum(k for k, _ in reconstruction_sizes(sae.activation, k=sae.k, n_latents=n_latents))
+    return executed_flops(n_latents, d_model, decoded)
 
 
 def executed_aux_flops(k_aux: int, d_model: int) -> int:

@@ -8,6 +8,7 @@ from functools import cached_property
 from pathlib import Path
 
 from orchestrator.config import synthetic
+from orchestrator.config.activation_functions import ACTIVATIONS
 from orchestrator.config.job import SHIPPED_SUBJECT, JobConfig, SubjectConfig
 from orchestrator.estimates.flops import SHIPPED_FOLDER, known_width
 from orchestrator.settings import Settings
@@ -113,7 +114,7 @@ def hook_key(subject: SubjectConfig) -> tuple[str, ...]:
 def _passing_bytes(config: JobConfig, kind: str) -> int:
     """Return what a job needs at times: a step's pre-activations; averaged weights and those of an evaluation."""
     n, d, batch = config.sae.latents(_width(config)), _width(config), config.training.batch_tokens
-    by_hand = kind == "cpu" and config.sae.activation in ("topk", "multi_topk")
+    by_hand = kind == "cpu" and ACTIVATIONS[config.sae.activation].selects_per_token
     step = batch * ((_TILES_BY_HAND if by_hand else _TILES) * n + 4 * d) * _FLOAT
     evaluation = _weights(config) + _EVALUATED_TOKENS * (_TILES * n + 3 * d) * _FLOAT
     start = _SAMPLE_COPIES * _SAMPLE_TOKENS * d * _FLOAT

@@ -28,16 +28,15 @@ def initialise(model: SparseAutoencoder, sample: Float[Tensor, "n_tokens d_model
     model.b_enc.zero_()
     model.b_pre.copy_(geometric_median(sample))
     rows = sample[:_SCALE_ROWS]
-    if model.activation == "jumprelu":
-        kept = model.encode(rows).pre_acts.flatten().topk(model.k * len(rows)).values
-        model.log_threshold.fill_(kept[-1].clamp_min(1e-6).log())
+    if model.own:
+        model.function.fit(model.encode(rows).pre_acts, model.own, k=model.k)
     wanted = (rows - model.b_pre).norm(dim=1).mean()
     found = (model(rows) - model.b_pre).norm(dim=1).mean()
     scale = (wanted / found).where(found > 0, 1.0)
     model.W_enc.mul_(scale)
-    if model.activation == "jumprelu":
-        model.log_threshold.add_(scale.log())
-    model.follow_threshold(model.encode(rows), memory=0.0)
+    if model.own:
+        model.function.rescale(scale, model.own)
+        model.function.follow(model.encode(rows).top_acts, model.own, memory=0.0)
 
 
 @torch.no_grad()

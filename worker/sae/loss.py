@@ -8,13 +8,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from orchestrator.config.job import SaeConfig
-from worker.sae.jumprelu import is_above
 from worker.sae.model import Encoded, SparseAutoencoder
 from worker.sae.sparse import selected_pre_acts, sparse_decode
 from worker.sae.topk import top_k
-
-WIDE_WEIGHT = 1 / 8
-"""Weight of L(4k) in multi_topk."""
 
 
 class Losses(NamedTuple):
@@ -39,16 +35,17 @@ def losses(
 
     `variance` is v = mean ‖x − μ‖² of the fixed sample; `dead` marks the dead latents, None if there are none.
     """
-    narrow = narrowed(encoded, model.k)
-    reconstruction = model.decode(narrow.top_acts, narrow.top_indices)
-    total = reconstruction_loss(x, reconstruction, variance=variance)
-    if model.activation == "multi_topk":
-        wide = model.decode(encoded.top_acts, encoded.top_indices)
-        total = total + WIDE_WEIGHT * reconstruction_loss(x, wide, variance=variance)
-    total = total + _penalty(model, encoded, weight=config.sparsity_coef)
+    total = x.new_zeros(())
+    reconstructions = []
+    for k, weight in model.reconstructions:
+        code = narrowed(encoded, k)
+        reconstructions.append(model.decode(code.top_acts, code.top_indices))
+        total = total + weight * reconstruction_loss(x, reconstructions[-1], variance=variance)
+    penalty = model.function.penalty(encoded.pre_acts, encoded.top_acts, model.own, model.W_dec)
+    total = total + config.sparsity_coef * penalty
     if dead is None or config.aux_coef == 0:
         return Losses(total, total.new_zeros(()))
-    aux = aux_loss(model, x, encoded.pre_acts, error=(x - reconstruction).detach(), dead=dead)
+    aux = aux_loss(model, x, encoded.pre_acts, error=(x - reconstructions[0]).detach(), dead=dead)
     return Losses(total + config.aux_coef * aux, aux)
 
 
@@ -100,13 +97,3 @@ def aux_share(error: Float[Tensor, "n_tokens d_model"], found: Float[Tensor, "n_
     # A branch on the quotient alone would let 0 · ∞ into the gradient: the divisor is mended first.
     usable = (spread > 0) & missing.isfinite()
     return torch.where(usable, missing / spread.where(usable, 1.0), 0.0)
-
-
-def _penalty(model: SparseAutoencoder, encoded: Encoded, *, weight: float) -> Float[Tensor, ""]:
-    """Return λ · mean over tokens of Σ z · ‖W_dec row‖ (relu) or of L0 (jumprelu); 0 for the others."""
-    per_token: Tensor = encoded.top_acts.new_zeros(1)
-    if model.activation == "relu":
-        per_token = encoded.top_acts @ torch.linalg.vector_norm(model.W_dec, dim=1)
-    elif model.activation == "jumprelu":
-        per_token = is_above(encoded.pre_acts, model.log_threshold.exp()).sum(1)
-    return weight * per_token.mean()

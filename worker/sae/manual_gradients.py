@@ -1,4 +1,4 @@
-"""The losses and all their gradients by hand: what `loss.losses` computes under autograd, for topk and multi_topk.
+"""The losses and all gradients, written by hand: what `loss.losses` gives under autograd where tokens keep k latents.
 
 Floor: the encoder's product, 2·B·D·n operations; the rest is O(B·k·D). Nothing of n_tokens × k × d_model ever exists.
 """
@@ -10,7 +10,6 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from orchestrator.config.job import SaeConfig
-from worker.sae.loss import WIDE_WEIGHT
 from worker.sae.model import SparseAutoencoder
 from worker.sae.sparse import by_latent, sampled_product, sparse_decode, sum_by_latent
 from worker.sae.tiled_encode import Selected
@@ -55,8 +54,7 @@ class LossTerms(NamedTuple):
     @classmethod
     def of(cls, model: SparseAutoencoder, config: SaeConfig, *, variance: float) -> "LossTerms":
         """Return a model's."""
-        wide = ((model.k_widest, WIDE_WEIGHT),) if model.activation == "multi_topk" else ()
-        return cls(((model.k, 1.0), *wide), model.k_aux, config.aux_coef, variance)
+        return cls(model.reconstructions, model.k_aux, config.aux_coef, variance)
 
 
 class Aux(NamedTuple):

@@ -7,15 +7,11 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
+from orchestrator.config.activation_functions import ACTIVATIONS, reconstruction_sizes
 from orchestrator.config.job import Dtype, SaeConfig
-from worker.sae.jumprelu import jump_relu
+from worker.sae.activation_functions import FUNCTIONS
 from worker.sae.sparse import selected_pre_acts, sparse_decode
-from worker.sae.topk import batch_top_k, rescored_top_k, top_k
-
-_THRESHOLD_MEMORY = 0.99
-"""Share of BatchTopK's running threshold that a step keeps."""
-_FIRST_JUMP = 1e-3
-"""θ of JumpReLU before training."""
+from worker.sae.topk import rescored_top_k, top_k
 
 
 class Encoded(NamedTuple):
@@ -32,8 +28,8 @@ class Encoded(NamedTuple):
 class SparseAutoencoder(nn.Module):
     """A sparse autoencoder: z = f((x − b_pre) · W_encᵀ + b_enc), x̂ = z · W_dec + b_pre.
 
-    f keeps the k largest SIGNED pre-activations, then applies ReLU (topk, multi_topk); or is another activation of the
-    config. Row i of W_enc and of W_dec belongs to latent i; the rows of W_dec have unit norm.
+    f keeps the k largest SIGNED pre-activations, then applies ReLU (topk, multi_topk); or is another one of
+    `activation_functions`. Row i of W_enc and of W_dec belongs to latent i; the rows of W_dec have unit norm.
     Source: Gao et al. 2024, Scaling and evaluating sparse autoencoders, section 2.3.
     """
 
@@ -49,11 +45,13 @@ class SparseAutoencoder(nn.Module):
         self.b_enc = nn.Parameter(torch.zeros(n_latents))
         self.W_dec = nn.Parameter(torch.zeros(n_latents, d_model))
         self.b_pre = nn.Parameter(torch.zeros(d_model))
-        if self.activation == "jumprelu":
-            self.log_threshold = nn.Parameter(torch.full((n_latents,), _FIRST_JUMP).log())
-        if self.activation == "batchtopk":
-            self.threshold: Tensor
-            self.register_buffer("threshold", torch.zeros(()))
+        self.function = FUNCTIONS[config.activation]
+        self._own = [*self.function.new_tensors(0)]
+        for name, value in self.function.new_tensors(n_latents).items():
+            if isinstance(value, nn.Parameter):
+                self.register_parameter(name, value)
+            else:
+                self.register_buffer(name, value)
 
     @property
     def n_latents(self) -> int:
@@ -66,20 +64,36 @@ class SparseAutoencoder(nn.Module):
         return self.W_enc.shape[1]
 
     @property
+    def selects_per_token(self) -> bool:
+        """Whether each token keeps its own k latents, listed by index."""
+        return ACTIVATIONS[self.activation].selects_per_token
+
+    @property
+    def reconstructions(self) -> tuple[tuple[int, float], ...]:
+        """(latents decoded per token, weight in the loss) of each reconstruction that training computes; rising."""
+        return reconstruction_sizes(self.activation, k=self.k, n_latents=self.n_latents)
+
+    @property
     def k_widest(self) -> int:
         """The largest number of latents per token that training decodes: 4k for multi_topk, else k."""
-        return min(4 * self.k, self.n_latents) if self.activation == "multi_topk" else self.k
+        return self.reconstructions[-1][0]
+
+    @property
+    def own(self) -> dict[str, Tensor]:
+        """The tensors of the activation function, by name."""
+        return {name: getattr(self, name) for name in self._own}
 
     def encode(self, x: Float[Tensor, "n_tokens d_model"], *, k: int | None = None) -> Encoded:
-        """Find each token's latents; `k` overrides the model's own for topk and multi_topk."""
-        if self.activation in ("topk", "multi_topk"):
+        """Find each token's latents; `k` overrides the model's own where latents are selected per token."""
+        if self.selects_per_token:
             with torch.no_grad():
                 pre_acts = self._pre_acts(x)
                 values, top_indices = self._select(x, pre_acts, k or self.k)
             selected = selected_pre_acts(x, self.b_pre, self.W_enc, self.b_enc, (values, top_indices))
             return Encoded(pre_acts, selected.relu(), top_indices)
         pre_acts = self._pre_acts(x)
-        return Encoded(pre_acts, self._gate(pre_acts), None)
+        acts = self.function.activate(pre_acts, self.own, k=self.k, training=self.training)
+        return Encoded(pre_acts, acts, None)
 
     def decode(
         self, top_acts: Float[Tensor, "n_tokens k"], top_indices: Int[Tensor, "n_tokens k"] | None
@@ -98,14 +112,6 @@ class SparseAutoencoder(nn.Module):
         """Return the share of the latents that are marked."""
         return float(marked.double().mean())
 
-    @torch.no_grad()
-    def follow_threshold(self, encoded: Encoded, *, memory: float = _THRESHOLD_MEMORY) -> None:
-        """Move BatchTopK's evaluation threshold towards this batch's smallest kept value; nothing for the others."""
-        if self.activation == "batchtopk":
-            kept = encoded.top_acts
-            smallest = kept.where(kept > 0, torch.inf).min()
-            self.threshold.lerp_(smallest.where(smallest.isfinite(), self.threshold), 1 - memory)
-
     def _pre_acts(self, x: Float[Tensor, "n_tokens d_model"]) -> Float[Tensor, "n_tokens n_latents"]:
         centred = x - self.b_pre
         if self.product_dtype is None:
@@ -122,11 +128,3 @@ class SparseAutoencoder(nn.Module):
         if self.product_dtype is None:
             return functional.linear(left, right)
         return functional.linear(left.to(self.product_dtype), right.to(self.product_dtype)).float()
-
-    def _gate(self, pre_acts: Float[Tensor, "n_tokens n_latents"]) -> Float[Tensor, "n_tokens n_latents"]:
-        if self.activation == "jumprelu":
-            return jump_relu(pre_acts, self.log_threshold.exp())
-        if self.activation == "batchtopk":
-            kept = batch_top_k(pre_acts, self.k) if self.training else pre_acts >= self.threshold
-            return pre_acts.relu() * kept
-        return pre_acts.relu()

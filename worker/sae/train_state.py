@@ -74,8 +74,7 @@ class TrainState:
         self, batch: Float[Tensor, "batch_tokens d_model"], config: JobConfig
     ) -> tuple[Float[Tensor, ""], Float[Tensor, ""], bool]:
         """Leave a gradient in every parameter; return the loss, AuxK's, and whether AuxK was active."""
-        by_hand = self.model.activation in ("topk", "multi_topk")
-        return self._by_hand(batch, config) if by_hand else self.by_autograd(batch, config)
+        return self._by_hand(batch, config) if self.model.selects_per_token else self.by_autograd(batch, config)
 
     def _by_hand(self, batch: Tensor, config: JobConfig) -> tuple[Tensor, Tensor, bool]:
         model, weights = self.model, manual_gradients.Weights.of(self.model)
@@ -95,10 +94,11 @@ class TrainState:
         return found.total, found.aux, dead is not None
 
     def by_autograd(self, batch: Tensor, config: JobConfig) -> tuple[Tensor, Tensor, bool]:
-        """Do the same the plain way: the reference for topk and multi_topk, all there is for other activations."""
+        """Do the same under autograd: the reference of `_by_hand`, and the only way for the other activations."""
         model = self.model
         encoded = model.encode(batch, k=model.k_widest)
-        model.follow_threshold(encoded)
+        with torch.no_grad():
+            model.function.follow(encoded.top_acts, model.own)
         narrow = narrowed(encoded, model.k)
         dead = self.count(narrow.top_acts.detach(), narrow.top_indices, config.training.dead_after_tokens)
         found = losses(model, batch, encoded, config=config.sae, variance=self.variance, dead=dead)

@@ -7,6 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from orchestrator.config.activation_functions import ACTIVATIONS
 from orchestrator.config.job import JobConfig
 from orchestrator.config.synthetic import is_synthetic
 from orchestrator.errors import CheckpointError, ConfigError, SubjectError
@@ -125,7 +126,7 @@ def _partners(order: Order, line: SupervisorChannel) -> "RankProcesses | None":
 
 def _can_be_divided(config: JobConfig, n_devices: int) -> bool:
     sae = config.sae
-    return sae.activation in ("topk", "multi_topk") and (sae.n_latents is None or sae.n_latents >= n_devices)
+    return ACTIVATIONS[sae.activation].selects_per_token and (sae.n_latents is None or sae.n_latents >= n_devices)
 
 
 def _load(order: Order, device: str) -> "Subject":

@@ -34,7 +34,7 @@ def stepper(
     auto compiles on CUDA alone: on two CPU cores the whole step gained 5% at most, for 20 s of compiling.
     """
     is_cuda, is_whole = trainee.model.W_enc.is_cuda, type(trainee) is TrainState
-    if wanted == "off" or not is_cuda or not is_whole or trainee.model.activation not in ("topk", "multi_topk"):
+    if wanted == "off" or not is_cuda or not is_whole or not trainee.model.selects_per_token:
         return train_step, "plain"
     step = CompiledStep(config, trainee, say=say, folder=folder)
     step.rehearse(trainee)

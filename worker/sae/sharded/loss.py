@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from orchestrator.config.job import SaeConfig
-from worker.sae.loss import WIDE_WEIGHT, Losses, aux_share, reconstruction_loss
+from worker.sae.loss import Losses, aux_share, reconstruction_loss
 from worker.sae.sharded.model import Chosen, Mine, ShardedAutoencoder, select
 from worker.sae.sharded.shard import Shard
 from worker.sae.sparse import selected_pre_acts, sparse_decode
@@ -50,9 +50,9 @@ def sharded_losses(
     """Return what `losses` returns, the same bits on every process; `backward` then leaves complete gradients."""
     reconstruction = model.reconstruct(*code.narrow)
     total = reconstruction_loss(x, reconstruction, variance=variance)
-    if model.activation == "multi_topk":
+    for _, weight in model.reconstructions[1:]:  # a code holds the widest selection beside the first
         wide = model.reconstruct(code.acts, code.mine.indices)
-        total = total + WIDE_WEIGHT * reconstruction_loss(x, wide, variance=variance)
+        total = total + weight * reconstruction_loss(x, wide, variance=variance)
     if silent is None or config.aux_coef == 0:
         return Losses(total, total.new_zeros(()))
     aux = _aux_loss(model, x, code.pre_acts, error=(x - reconstruction).detach(), silent=silent)

@@ -13,13 +13,14 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
-from orchestrator.config.job import Activation, Dtype, SaeConfig
+from orchestrator.config.activation_functions import ACTIVATIONS
+from orchestrator.config.job import Dtype, SaeConfig
 from orchestrator.errors import ConfigError
 from worker.sae.model import Encoded, SparseAutoencoder
 from worker.sae.sharded.shard import Shard
 from worker.sae.sparse import selected_pre_acts, sparse_decode
 
-ACTIVATIONS: tuple[Activation, ...] = ("topk", "multi_topk")
+_DIVISIBLE = " or ".join(name for name, facts in ACTIVATIONS.items() if facts.selects_per_token)
 ROWS = ("W_enc", "b_enc", "W_dec")
 """The parameters that are divided by latents."""
 
@@ -78,10 +79,10 @@ def check_divisible(config: SaeConfig) -> None:
     Raises:
         ConfigError: an activation that needs every latent at once.
     """
-    if config.activation not in ACTIVATIONS:
+    if not ACTIVATIONS[config.activation].selects_per_token:
         raise ConfigError(
             f"sae.activation = {config.activation} cannot be divided among devices",
-            hint="Train it on one device (--devices 0,1 instead of 0+1), or choose topk or multi_topk.",
+            hint=f"Train it on one device (--devices 0,1 instead of 0+1), or choose {_DIVISIBLE}.",
         )
 
 

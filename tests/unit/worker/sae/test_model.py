@@ -85,12 +85,14 @@ def test_batchtopk_evaluates_with_the_threshold_it_learned() -> None:
     encoded = model.encode(x)
     assert int((encoded.top_acts > 0).sum()) == 3 * 400
     smallest = encoded.top_acts[encoded.top_acts > 0].min()
-    model.follow_threshold(encoded, memory=0.0)
+    model.function.follow(encoded.top_acts, model.own, memory=0.0)
     assert model.threshold == smallest
     alone = model.eval().encode(x[:1])  # one token alone gives what it gives among others
     torch.testing.assert_close(alone.top_acts, model.encode(x).top_acts[:1])
     torch.testing.assert_close(model.encode(x).top_acts, encoded.top_acts)
-    model.follow_threshold(model.encode(x[:1] * 0 - 1e9))  # a batch in which nothing fires leaves it finite
+    nothing_fires = model.encode(x[:1] * 0 - 1e9)
+    model.function.follow(nothing_fires.top_acts, model.own)
+    assert isinstance(model.threshold, torch.Tensor)
     assert model.threshold.isfinite()
 
 

@@ -121,7 +121,7 @@ def test_it_dies_with_its_supervisor(tmp_path: Path, keeps_pipe: bool) -> None:
     if not keeps_pipe:
         trainer = trainer.replace(
             "line = SupervisorChannel()",
-            "import worker.trainer.channel; worker.trainer.channel.die_with_parent = lambda: 0\nline = SupervisorChannel()",
+            "import worker.trainer.channel as c; c.die_with_parent = lambda: 0\nline = SupervisorChannel()",
         )
     supervisor = f"""
 import os, sys, time

@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch.nn import functional
 
-from orchestrator.config.job import Activation, JobConfig, SaeConfig
+from orchestrator.config.activation_functions import Activation
+from orchestrator.config.job import JobConfig, SaeConfig
 from orchestrator.config.validation import parse
 from orchestrator.curves.point import Point
 from orchestrator.errors import TrainingError

@@ -1,0 +1,140 @@
+"""The activation functions of an SAE: what each keeps of the pre-activations, what it learns, what it adds to the loss.
+
+`topk` and `multi_topk` select by index (`topk.py`, `SparseAutoencoder.encode`) and need nothing of this but a name in
+`FUNCTIONS`; what a training step may do with a function is said in `orchestrator.config.activation_functions`.
+"""
+
+from collections.abc import Mapping
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from orchestrator.config.activation_functions import Activation
+from worker.sae.jumprelu import is_above, jump_relu
+from worker.sae.topk import batch_top_k
+
+_THRESHOLD_MEMORY = 0.99
+"""Share of BatchTopK's running threshold that a step keeps."""
+_FIRST_THRESHOLD = 1e-3
+"""θ of JumpReLU before it is measured on a sample."""
+_LEAST_THRESHOLD = 1e-6
+
+Tensors = Mapping[str, Tensor]
+"""A function's own tensors, by the names under which the model registers them."""
+
+
+class ActivationFunction:
+    """z = f(a) of pre-activations a: (n_tokens, n_latents) to values ≥ 0 of the same shape.
+
+    The methods here are those of a function without tensors of its own and without a penalty. `fit`, `rescale` and
+    `follow` change the tensors in `own` in place; gradients flow through `activate` and `penalty` alone.
+    """
+
+    def new_tensors(self, n_latents: int) -> dict[str, Tensor]:
+        """Return the function's own tensors: a Parameter is trained, anything else is a buffer."""
+        return {}
+
+    def activate(
+        self, pre_acts: Float[Tensor, "n_tokens n_latents"], own: Tensors, *, k: int, training: bool
+    ) -> Float[Tensor, "n_tokens n_latents"]:
+        """Return f(a)."""
+        return pre_acts.relu()
+
+    def penalty(
+        self,
+        pre_acts: Float[Tensor, "n_tokens n_latents"],
+        acts: Float[Tensor, "n_tokens kept"],
+        own: Tensors,
+        W_dec: Float[Tensor, "n_latents d_model"],
+    ) -> Float[Tensor, ""]:
+        """Return what training adds to the loss, before the weight `sae.sparsity_coef`."""
+        return acts.new_zeros(())
+
+    def fit(self, pre_acts: Float[Tensor, "n_tokens n_latents"], own: Tensors, *, k: int) -> None:
+        """Set the function's tensors so that k latents per token are active on a sample."""
+
+    def rescale(self, scale: Float[Tensor, ""], own: Tensors) -> None:
+        """Follow pre-activations that were multiplied by `scale`."""
+
+    def follow(self, acts: Float[Tensor, "n_tokens kept"], own: Tensors, *, memory: float = _THRESHOLD_MEMORY) -> None:
+        """Learn from a training batch what evaluation needs; `memory` is the share that is kept of what was known."""
+
+
+class Relu(ActivationFunction):
+    """z = max(a, 0), with the penalty mean over tokens of Σ z · ‖W_dec row‖."""
+
+    def penalty(
+        self,
+        pre_acts: Float[Tensor, "n_tokens n_latents"],
+        acts: Float[Tensor, "n_tokens n_latents"],
+        own: Tensors,
+        W_dec: Float[Tensor, "n_latents d_model"],
+    ) -> Float[Tensor, ""]:
+        """Return mean over tokens of Σ z · ‖W_dec row‖."""
+        per_token: Tensor = acts @ torch.linalg.vector_norm(W_dec, dim=1)
+        return per_token.mean()
+
+
+class JumpRelu(ActivationFunction):
+    """z = a · 1[a > θ] with a trained θ per latent, and the penalty L0. Source: Rajamanoharan et al. 2024."""
+
+    def new_tensors(self, n_latents: int) -> dict[str, Tensor]:
+        """Return log θ."""
+        return {"log_threshold": nn.Parameter(torch.full((n_latents,), _FIRST_THRESHOLD).log())}
+
+    def activate(
+        self, pre_acts: Float[Tensor, "n_tokens n_latents"], own: Tensors, *, k: int, training: bool
+    ) -> Float[Tensor, "n_tokens n_latents"]:
+        """Return a · 1[a > θ]."""
+        return jump_relu(pre_acts, own["log_threshold"].exp())
+
+    def penalty(
+        self,
+        pre_acts: Float[Tensor, "n_tokens n_latents"],
+        acts: Float[Tensor, "n_tokens n_latents"],
+        own: Tensors,
+        W_dec: Float[Tensor, "n_latents d_model"],
+    ) -> Float[Tensor, ""]:
+        """Return the mean L0, with a straight-through gradient for θ."""
+        return is_above(pre_acts, own["log_threshold"].exp()).sum(1).mean()
+
+    def fit(self, pre_acts: Float[Tensor, "n_tokens n_latents"], own: Tensors, *, k: int) -> None:
+        """Set one θ for all latents: the smallest of the k · n_tokens largest pre-activations."""
+        kept = pre_acts.flatten().topk(k * len(pre_acts)).values
+        own["log_threshold"].fill_(kept[-1].clamp_min(_LEAST_THRESHOLD).log())
+
+    def rescale(self, scale: Float[Tensor, ""], own: Tensors) -> None:
+        """Multiply θ."""
+        own["log_threshold"].add_(scale.log())
+
+
+class BatchTopK(ActivationFunction):
+    """z keeps the k · n_tokens largest values of a batch; in evaluation those ≥ a threshold learned in training."""
+
+    def new_tensors(self, n_latents: int) -> dict[str, Tensor]:
+        """Return the threshold of evaluation."""
+        return {"threshold": torch.zeros(())}
+
+    def activate(
+        self, pre_acts: Float[Tensor, "n_tokens n_latents"], own: Tensors, *, k: int, training: bool
+    ) -> Float[Tensor, "n_tokens n_latents"]:
+        """Return max(a, 0) where it is kept, else 0."""
+        kept = batch_top_k(pre_acts, k) if training else pre_acts >= own["threshold"]
+        return pre_acts.relu() * kept
+
+    def follow(self, acts: Float[Tensor, "n_tokens kept"], own: Tensors, *, memory: float = _THRESHOLD_MEMORY) -> None:
+        """Move the threshold towards the batch's smallest kept value; a batch that kept none changes nothing."""
+        threshold = own["threshold"]
+        smallest = acts.where(acts > 0, torch.inf).min()
+        threshold.lerp_(smallest.where(smallest.isfinite(), threshold), 1 - memory)
+
+
+FUNCTIONS: dict[Activation, ActivationFunction] = {
+    "topk": ActivationFunction(),
+    "multi_topk": ActivationFunction(),
+    "batchtopk": BatchTopK(),
+    "relu": Relu(),
+    "jumprelu": JumpRelu(),
+}
+"""By the name that `sae.activation` gives it."""
