@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from worker.sae.compiled.autotune import triton_operations
-from worker.sae.dead_latents import count_silence
+from worker.sae.dead_latents import count_tokens_since_fired
 
 CLOSE = {torch.float32: 1e-5, torch.float16: 5e-3, torch.bfloat16: 3e-2}
 """Largest error of a product, relative to the largest value, by the dtype it is stored in."""
@@ -155,11 +155,11 @@ def assert_selected(found: tuple[Tensor, Tensor], pre_acts: Tensor, k: int) -> N
     torch.testing.assert_close(found[0], values[:, :k], rtol=0, atol=0, equal_nan=True)
 
 
-def check_silence(size: Size, *, device: str = "cpu") -> None:
+def check_tokens_since_fired(size: Size, *, device: str = "cpu") -> None:
     indices, acts = indices_of(size, device), drawn(size.n_tokens, size.k, device=device).relu()
     before = torch.arange(size.n_latents, device=device) * 10**9
-    found = triton_operations().count_silence(acts, indices, before)
-    assert torch.equal(found, count_silence(acts, indices, before))
+    found = triton_operations().count_tokens_since_fired(acts, indices, before)
+    assert torch.equal(found, count_tokens_since_fired(acts, indices, before))
 
 
 def check_adam(shape: tuple[int, ...], *, sphere: bool, device: str = "cpu") -> None:
@@ -182,10 +182,10 @@ def check_adam(shape: tuple[int, ...], *, sphere: bool, device: str = "cpu") -> 
         if sphere:
             wanted.data /= wanted.data.norm(dim=1, keepdim=True)
         average.lerp_(wanted.data, 1 - ema)
-        pace = torch.tensor([1e-2 / (1 - betas[0] ** t), math.sqrt(1 - betas[1] ** t), scale], device=device)
+        scalars = torch.tensor([1e-2 / (1 - betas[0] ** t), math.sqrt(1 - betas[1] ** t), scale], device=device)
         assert_near(ours.gradient_squares(state[0], gradient, sphere=sphere), projected.square().sum(), tolerance=1e-4)
         w, m, v, mean = state
-        squares = ours.adam(w, gradient, m, v, mean, pace, betas=list(betas), eps=eps, ema=ema, sphere=sphere)
+        squares = ours.adam(w, gradient, m, v, mean, scalars, betas=list(betas), eps=eps, ema=ema, sphere=sphere)
         assert_near(squares, projected.square().sum(), tolerance=1e-4)
         assert_near(w, wanted.data, tolerance=1e-4)
         assert_near(mean, average, tolerance=1e-4)

@@ -91,4 +91,4 @@ def test_selection_and_counters_compile(tmp_path: Path, of_blocks: bool) -> None
     select = {"BLOCK": 64, "SIZE": 2048, "OF_BLOCKS": of_blocks}
     _ptx(blockmax.select_kernel, [INT, BF16, INT, INT if of_blocks else LONG, BF16], select, tmp_path, num_warps=4)
     _ptx(counters.last_kernel, [FLOAT, LONG, INT], {"SIZE": 1024}, tmp_path)
-    _ptx(counters.silence_kernel, [INT, LONG, LONG], {"SIZE": 1024}, tmp_path)
+    _ptx(counters.since_fired_kernel, [INT, LONG, LONG], {"SIZE": 1024}, tmp_path)

@@ -45,7 +45,7 @@ def main() -> None:
     compiled = copy.deepcopy(plain)
     said: list[str] = []
     step = CompiledStep(config, plain, say=said.append)
-    step.rehearse(compiled)
+    step.compile_first_graph(compiled)
     untouched = torch.equal(compiled.model.W_enc, plain.model.W_enc) and compiled.tokens_seen == 0
     for batch in torch.split(x, BATCH):
         step(compiled, batch, config)

@@ -55,8 +55,8 @@ def test_selection_of_ties_and_of_what_is_not_finite(k: int) -> None:
 
 
 @pytest.mark.parametrize("size", [Size(1, 1, 1, 1), Size(5, 1100, 1, 4), Size(16_384, 4096, 1, 32)])
-def test_silence(size: Size) -> None:
-    checks.check_silence(size, device="cuda")
+def test_tokens_since_fired(size: Size) -> None:
+    checks.check_tokens_since_fired(size, device="cuda")
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,7 @@ from tests.sharded_cases import (
     run,
     trainee_of,
 )
-from worker.sae.dead_latents import count_silence
+from worker.sae.dead_latents import count_tokens_since_fired
 from worker.sae.loss import losses, narrowed
 from worker.sae.sharded.shard import Shard
 from worker.sae.sharded.train_state import ShardedTrainState
@@ -66,7 +66,7 @@ def reference(case: Case) -> tuple[TrainState, dict[str, Any]]:
     model = trainee.model
     encoded = model.encode(x, k=model.k_widest)
     narrow = narrowed(encoded, model.k)
-    since = count_silence(narrow.top_acts, narrow.top_indices, trainee.tokens_since_fired)
+    since = count_tokens_since_fired(narrow.top_acts, narrow.top_indices, trainee.tokens_since_fired)
     silent = since > config.training.dead_after_tokens
     dead = silent if silent.any() else None
     told = losses(model, x, encoded, config=config.sae, variance=trainee.variance, dead=dead)

@@ -1,4 +1,4 @@
-"""For how long each latent has been silent."""
+"""How many tokens ago each latent fired, and which latents are dead."""
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -6,7 +6,7 @@ from torch import Tensor
 
 
 @torch.no_grad()
-def count_silence(
+def count_tokens_since_fired(
     top_acts: Float[Tensor, "n_tokens k"],
     top_indices: Int[Tensor, "n_tokens k"] | None,
     tokens_since_fired: Int[Tensor, " n_latents"],
@@ -23,10 +23,10 @@ def count_silence(
     return torch.where(last > 0, n_tokens - last, tokens_since_fired + n_tokens)
 
 
-def silent(
+def find_dead(
     tokens_since_fired: Int[Tensor, " n_latents"], tokens_seen: int, limit: int
 ) -> Bool[Tensor, " n_latents"] | None:
-    """Return which latents have been silent for more than `limit` tokens, None if none has."""
+    """Return which latents did not fire for more than `limit` tokens; None if none is dead."""
     # Before that many tokens none can have been, and the host need not ask the device.
     if tokens_seen <= limit:
         return None

@@ -46,11 +46,15 @@ class Optimizer:
         )
 
     @torch.no_grad()
-    def step(self, *, factor: float = 1.0) -> Float[Tensor, ""]:
-        """Take one step from the gradients that are there, clear them, and return their norm (projected, unclipped)."""
+    def step(self, *, lr: float | None = None) -> Float[Tensor, ""]:
+        """Take one step from the gradients that are there, clear them, and return their norm (projected, unclipped).
+
+        `lr` is the rate of this step, the optimiser's own by default.
+        """
+        lr = self.lr if lr is None else lr
         norm = None if self.config.clip_norm is None else self._clip(self.config.clip_norm)
         parts = [*self._parts()]
-        norms = [self._visit(part, lr=self.lr * factor, is_projected=norm is not None) for part in parts]
+        norms = [self._visit(part, lr=lr, is_projected=norm is not None) for part in parts]
         self.model.zero_grad()
         self.n_steps += 1
         if norm is None:

@@ -13,7 +13,7 @@ from orchestrator.config.job import JobConfig
 from orchestrator.curves.point import Point
 from orchestrator.errors import TrainingError
 from worker.sae import manual_gradients
-from worker.sae.dead_latents import count_silence, silent
+from worker.sae.dead_latents import count_tokens_since_fired, find_dead
 from worker.sae.init import initialise
 from worker.sae.learning_rate import base_lr, lr_factor
 from worker.sae.loss import losses, narrowed
@@ -59,16 +59,16 @@ class TrainState:
         Raises:
             TrainingError: the sample is empty, not finite, or does not vary.
         """
-        trainee = cls(config, sample.shape[1], device=sample.device)
-        trainee.mu = sample.mean(0)
-        trainee.variance = float((sample - trainee.mu).square().sum(1, dtype=torch.float64).mean())
-        if not (math.isfinite(trainee.variance) and trainee.variance > 0):
+        state = cls(config, sample.shape[1], device=sample.device)
+        state.mu = sample.mean(0)
+        state.variance = float((sample - state.mu).square().sum(1, dtype=torch.float64).mean())
+        if not (math.isfinite(state.variance) and state.variance > 0):
             raise TrainingError(
-                f"the {len(sample)} sampled activations have variance {trainee.variance}: there is nothing to learn",
+                f"the {len(sample)} sampled activations have variance {state.variance}: there is nothing to learn",
                 hint="check the hook point, and the subject's dtype (float16 can overflow)",
             )
-        initialise(trainee.model, sample, seed=config.training.seed)
-        return trainee
+        initialise(state.model, sample, seed=config.training.seed)
+        return state
 
     def differentiate(
         self, batch: Float[Tensor, "batch_tokens d_model"], config: JobConfig
@@ -82,7 +82,7 @@ class TrainState:
         encoder, limit = (weights.W_enc, weights.b_enc), config.training.dead_after_tokens
         # Dead after this batch are those that do not fire in it: AuxK will ask for their pre-activations.
         n_tokens = len(batch)
-        at_risk = silent(self.tokens_since_fired + n_tokens, self.tokens_seen + n_tokens, limit)
+        at_risk = find_dead(self.tokens_since_fired + n_tokens, self.tokens_seen + n_tokens, limit)
         watched = None if at_risk is None or not terms.aux_coef else manual_gradients.listed(at_risk, terms.k_aux)
         selected = select(batch, weights.b_pre, encoder, k=model.k_widest, dtype=model.product_dtype, watched=watched)
         dead = self.count(*selected.narrowed(model.k), limit)
@@ -106,9 +106,20 @@ class TrainState:
         return found.total.detach(), found.aux.detach(), dead is not None
 
     def count(self, top_acts: Tensor, top_indices: Tensor | None, dead_after_tokens: int) -> Tensor | None:
-        """Count the silence of every latent over a batch; return which are dead, None if none is."""
-        self.tokens_since_fired = count_silence(top_acts, top_indices, self.tokens_since_fired)
-        return silent(self.tokens_since_fired, self.tokens_seen + len(top_acts), dead_after_tokens)
+        """Count over a batch the tokens since each latent fired; return which latents are dead, None if none is."""
+        self.tokens_since_fired = count_tokens_since_fired(top_acts, top_indices, self.tokens_since_fired)
+        return find_dead(self.tokens_since_fired, self.tokens_seen + len(top_acts), dead_after_tokens)
+
+    def next_lr(self, config: JobConfig) -> float:
+        """Return the learning rate of the next step, with warm-up and decay."""
+        return self.optimizer.lr * lr_factor(config, self.tokens_seen)
+
+    def count_step(self, sums: Float[Tensor, " 3"], n_tokens: int, *, with_aux: bool) -> None:
+        """Count one step that was taken; `sums` are its loss, AuxK loss and gradient norm."""
+        self.sums += sums
+        self.steps_since_point += 1
+        self.tokens_seen += n_tokens
+        self.aux_tokens += n_tokens if with_aux else 0
 
     def averaged(self) -> SparseAutoencoder:
         """Return a copy of the model with the averaged weights, for evaluation."""
@@ -155,7 +166,7 @@ class TrainState:
         return cls(config, len(tensors["mu"]), device=device)._filled(tensors, values)
 
     def whole(self) -> "TrainState":
-        """Return the trainee with every latent in one place: itself, unless its latents are divided among devices."""
+        """Return the state with every latent in one place: itself, unless its latents are divided among devices."""
         return self
 
     def _model(self, config: JobConfig, d_model: int) -> SparseAutoencoder:
@@ -181,14 +192,11 @@ _VALUES = (
 )  # fmt: skip
 
 Step = Callable[[TrainState, Tensor, JobConfig], None]
-"""What takes a trainee one batch further."""
+"""What takes a state one batch further."""
 
 
-def train_step(trainee: TrainState, batch: Float[Tensor, "batch_tokens d_model"], config: JobConfig) -> None:
+def train_step(state: TrainState, batch: Float[Tensor, "batch_tokens d_model"], config: JobConfig) -> None:
     """Take one training step: losses and gradients, optimiser, counters."""
-    total, aux, aux_is_active = trainee.differentiate(batch, config)
-    norm = trainee.optimizer.step(factor=lr_factor(config, trainee.tokens_seen))
-    trainee.sums += torch.stack([total, aux, norm])
-    trainee.steps_since_point += 1
-    trainee.tokens_seen += len(batch)
-    trainee.aux_tokens += len(batch) if aux_is_active and config.sae.aux_coef > 0 else 0
+    total, aux, aux_is_active = state.differentiate(batch, config)
+    norm = state.optimizer.step(lr=state.next_lr(config))
+    state.count_step(torch.stack([total, aux, norm]), len(batch), with_aux=aux_is_active and config.sae.aux_coef > 0)

@@ -77,7 +77,7 @@ def triton_operations() -> Operations:
         segments.latent_gradients,
         segments.add_latent_gradients,
         segments.sums_by_latent,
-        counters.count_silence,
+        counters.count_tokens_since_fired,
         adam.adam,
         adam.gradient_squares,
     )

@@ -86,13 +86,13 @@ def _optimizer(shape: Shape) -> dict[str, Any]:
     size = (shape.n_latents, shape.d_model)
     w, g, m, v, average = (torch.randn(size, generator=generator, device=shape.device) for _ in range(5))
     w /= torch.linalg.vector_norm(w, dim=1, keepdim=True)
-    pace = torch.tensor([1e-3, 1.0, 0.5], device=shape.device)
-    return {"state": (w, g, m, v.square_(), average), "pace": pace}
+    scalars = torch.tensor([1e-3, 1.0, 0.5], device=shape.device)
+    return {"state": (w, g, m, v.square_(), average), "scalars": scalars}
 
 
 def _adam(operations: Operations, at: dict[str, Any]) -> tuple[Tensor, ...]:
     w, _, m, v, average = at["state"]
-    squares = operations.adam(*at["state"], at["pace"], betas=[0.9, 0.999], eps=6.25e-10, ema=0.999, sphere=True)
+    squares = operations.adam(*at["state"], at["scalars"], betas=[0.9, 0.999], eps=6.25e-10, ema=0.999, sphere=True)
     return w, m, v, average, squares
 
 
@@ -119,10 +119,10 @@ TRIALS = {
         _chosen,
         lambda operations, at: operations.latent_gradients(at["acts"], at["indices"], at["gradient"], at["x"], at["W"]),
     ),
-    "silence": AutotuneCase(
-        ("count_silence",),
+    "since_fired": AutotuneCase(
+        ("count_tokens_since_fired",),
         _chosen,
-        lambda operations, at: (operations.count_silence(at["acts"], at["indices"], at["silent"]),),
+        lambda operations, at: (operations.count_tokens_since_fired(at["acts"], at["indices"], at["silent"]),),
     ),
     "adam": AutotuneCase(("adam", "gradient_squares"), _optimizer, _adam),
 }

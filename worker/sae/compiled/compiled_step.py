@@ -14,8 +14,7 @@ from torch import Tensor
 
 from orchestrator.config.job import JobConfig
 from worker.sae import manual_gradients
-from worker.sae.compiled.step_graph import Graph, Kernels, State, StepScalars, whole_step
-from worker.sae.learning_rate import lr_factor
+from worker.sae.compiled.step_graph import Graph, Kernels, StepScalars, StepTensors, whole_step
 from worker.sae.train_state import Step, TrainState, train_step
 
 _STEPS_BETWEEN_LOOKS = 32
@@ -27,36 +26,36 @@ _FAILURES = (torch._dynamo.exc.TorchDynamoException, torch._dynamo.exc.FailOnRec
 
 
 def stepper(
-    trainee: TrainState, config: JobConfig, *, wanted: str, folder: Path | None, say: Callable[[str], None]
+    state: TrainState, config: JobConfig, *, wanted: str, folder: Path | None, say: Callable[[str], None]
 ) -> tuple[Step, str]:
-    """Return how to take a trainee's steps, and in words which way that is; `wanted` is auto or off.
+    """Return how to take the steps of a training, and in words which way that is; `wanted` is auto or off.
 
     auto compiles on CUDA alone: on two CPU cores the whole step gained 5% at most, for 20 s of compiling.
     """
-    is_cuda, is_whole = trainee.model.W_enc.is_cuda, type(trainee) is TrainState
-    if wanted == "off" or not is_cuda or not is_whole or not trainee.model.selects_per_token:
+    is_cuda, is_whole = state.model.W_enc.is_cuda, type(state) is TrainState
+    if wanted == "off" or not is_cuda or not is_whole or not state.model.selects_per_token:
         return train_step, "plain"
-    step = CompiledStep(config, trainee, say=say, folder=folder)
-    step.rehearse(trainee)
+    step = CompiledStep(config, state, say=say, folder=folder)
+    step.compile_first_graph(state)
     return step, "compiled" if step.failed is None else f"plain; {step.failed}"
 
 
 class CompiledStep:
-    """Takes a trainee's steps through two graphs, with and without AuxK; where compiling fails, through `take`."""
+    """Takes training steps through two graphs, with and without AuxK; through `train_step` where compiling fails."""
 
     def __init__(
         self,
         config: JobConfig,
-        trainee: TrainState,
+        state: TrainState,
         *,
         say: Callable[[str], None],
         folder: Path | None = None,
         backend: str = "inductor",
     ) -> None:
-        """Choose the kernels for a trainee; a graph is compiled when it is first needed."""
+        """Choose the kernels for a training; a graph is compiled when it is first needed."""
         self._config, self._say = config, say
-        self._kernels = Kernels.of(trainee, config.training.batch_tokens, folder=folder)
-        device = trainee.model.W_enc.device
+        self._kernels = Kernels.of(state, config.training.batch_tokens, folder=folder)
+        device = state.model.W_enc.device
         # torch 2.13's C++ backend (not the CUDA one) breaks off, with a KeyError, where it fuses the unit rows' norm
         # with what is written in place.
         options: dict[str, Any] | None = None
@@ -67,47 +66,45 @@ class CompiledStep:
         self.failed: str | None = None
         """Why steps are taken without a graph."""
 
-    def __call__(self, trainee: TrainState, batch: Float[Tensor, "batch_tokens d_model"], config: JobConfig) -> None:
+    def __call__(self, state: TrainState, batch: Float[Tensor, "batch_tokens d_model"], config: JobConfig) -> None:
         """Take one step."""
         if self.failed is None:
             try:
                 with torch._dynamo.config.patch(recompile_limit=_GRAPHS, accumulated_recompile_limit=_GRAPHS):
-                    self._step(trainee, batch)
+                    self._step(state, batch)
                 return
             except _FAILURES as error:  # raised before anything is computed
                 self.failed = f"{type(error).__name__}: {str(error).strip().splitlines()[0][:200]}"
                 self._say(f"torch.compile failed, training goes on without it: {self.failed}")
-        train_step(trainee, batch, config)
+        train_step(state, batch, config)
 
-    def rehearse(self, trainee: TrainState) -> None:
+    def compile_first_graph(self, state: TrainState) -> None:
         """Compile the first graph, on copies: whether that works is known, and its time spent, before training."""
-        rehearsal = copy.deepcopy(trainee)
-        self(rehearsal, trainee.mu.expand(self._config.training.batch_tokens, -1).contiguous(), self._config)
+        copied = copy.deepcopy(state)
+        self(copied, state.mu.expand(self._config.training.batch_tokens, -1).contiguous(), self._config)
         self._may_be_dead, self._look_at = False, 0
 
-    def _step(self, trainee: TrainState, batch: Tensor) -> None:
-        model, optimizer, config = trainee.model, trainee.optimizer, self._config
-        with_aux = config.sae.aux_coef > 0 and self._may_have_dead(trainee, batch)
-        parts, k_aux, aux_coef, _ = manual_gradients.LossTerms.of(model, config.sae, variance=trainee.variance)
+    def _step(self, state: TrainState, batch: Tensor) -> None:
+        model, optimizer, config = state.model, state.optimizer, self._config
+        with_aux = config.sae.aux_coef > 0 and self._may_have_dead(state, batch)
+        parts, k_aux, aux_coef, _ = manual_gradients.LossTerms.of(model, config.sae, variance=state.variance)
         graph = Graph(parts, k_aux, aux_coef, config.optimizer, model.product_dtype, with_aux)
         beta1, beta2 = config.optimizer.betas
-        t, lr = optimizer.n_steps + 1, optimizer.lr * lr_factor(config, trainee.tokens_seen)
+        t, lr = optimizer.n_steps + 1, state.next_lr(config)
         dead_after = config.training.dead_after_tokens
-        pace = StepScalars(lr / (1 - beta1**t), math.sqrt(1 - beta2**t), trainee.variance, dead_after)
-        numbers = torch.tensor(pace, dtype=torch.float64).to(batch.device, non_blocking=True)
-        trainee.sums += self._compiled(State.of(trainee), batch, numbers, graph, self._kernels)
+        scalars = StepScalars(lr / (1 - beta1**t), math.sqrt(1 - beta2**t), state.variance, dead_after)
+        numbers = torch.tensor(scalars, dtype=torch.float64).to(batch.device, non_blocking=True)
+        sums = self._compiled(StepTensors.of(state), batch, numbers, graph, self._kernels)
         optimizer.n_steps += 1
-        trainee.steps_since_point += 1
-        trainee.tokens_seen += len(batch)
-        trainee.aux_tokens += len(batch) if with_aux else 0
+        state.count_step(sums, len(batch), with_aux=with_aux)
 
-    def _may_have_dead(self, trainee: TrainState, batch: Tensor) -> bool:
+    def _may_have_dead(self, state: TrainState, batch: Tensor) -> bool:
         """Say whether a latent may be dead in this step: asked once in a while, for all the steps until then."""
         ahead = _STEPS_BETWEEN_LOOKS * len(batch)
         dead_after = self._config.training.dead_after_tokens
-        if trainee.tokens_seen + len(batch) <= dead_after:
+        if state.tokens_seen + len(batch) <= dead_after:
             return False
-        if trainee.tokens_seen >= self._look_at:
-            self._may_be_dead = bool((trainee.tokens_since_fired + ahead > dead_after).any())
-            self._look_at = trainee.tokens_seen + ahead
+        if state.tokens_seen >= self._look_at:
+            self._may_be_dead = bool((state.tokens_since_fired + ahead > dead_after).any())
+            self._look_at = state.tokens_seen + ahead
         return self._may_be_dead

@@ -1,6 +1,6 @@
 """The parts of a step that exist twice: here in plain torch, and as Triton kernels behind the same signatures.
 
-Tensors in, tensors out, no autograd inside. `choice.operations` says which is to run where.
+Tensors in, tensors out, no autograd inside. `autotune.operations` says which is to run where.
 """
 
 from collections.abc import Callable
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from worker.sae.dead_latents import count_silence
+from worker.sae.dead_latents import count_tokens_since_fired
 from worker.sae.sparse import by_latent, sampled_product, sparse_decode, sum_by_latent
 from worker.sae.topk import top_k
 
@@ -41,10 +41,10 @@ class Operations(NamedTuple):
     """The same, then three tensors that they are added to: AuxK, on the rows of chosen latents alone."""
     sums_by_latent: Callable[..., Three]
     """(top_acts, ∂top_acts, top_indices, ∂x̂, centred, *, n_latents) -> ∂W_dec, ∂W_enc, ∂b_enc (multi_topk)."""
-    count_silence: Callable[[Tensor, Tensor, Tensor], Tensor]
+    count_tokens_since_fired: Callable[[Tensor, Tensor, Tensor], Tensor]
     """(top_acts, top_indices, tokens_since_fired) -> tokens_since_fired after the batch."""
     adam: Callable[..., Tensor]
-    """(weights, gradient, exp_avg, exp_avg_sq, average, pace, *, betas, eps, ema, sphere) -> Σ g²; in place."""
+    """(weights, gradient, exp_avg, exp_avg_sq, average, scalars, *, betas, eps, ema, sphere) -> Σ g²; in place."""
     gradient_squares: Callable[..., Tensor]
     """(weights, gradient, *, sphere) -> the Σ g² that `adam` would return; changes nothing."""
 
@@ -109,12 +109,12 @@ def sums_by_latent(
 def adam(
     weights: Tensor, gradient: Tensor, *state: Tensor, betas: list[float], eps: float, ema: float, sphere: bool
 ) -> Tensor:
-    """Take the step of kernels.adam, one operation after another; `state` is (exp_avg, exp_avg_sq, average, pace)."""
-    exp_avg, exp_avg_sq, average, pace = state
+    """Take the step of kernels.adam by plain operations; `state` is (exp_avg, exp_avg_sq, average, scalars)."""
+    exp_avg, exp_avg_sq, average, scalars = state
     if sphere:
         gradient = gradient - torch.linalg.vecdot(gradient, weights).unsqueeze(1) * weights
     squares = gradient.square().sum()
-    step_size, root, scale = pace
+    step_size, root, scale = scalars
     gradient = gradient * scale
     exp_avg.lerp_(gradient, 1 - betas[0])
     exp_avg_sq.mul_(betas[1]).addcmul_(gradient, gradient, value=1 - betas[1])
@@ -143,7 +143,7 @@ PLAIN = Operations(
     latent_gradients,
     add_latent_gradients,
     sums_by_latent,
-    count_silence,
+    count_tokens_since_fired,
     adam,
     gradient_squares,
 )

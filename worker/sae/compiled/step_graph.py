@@ -21,7 +21,7 @@ from worker.sae.topk import best_of
 from worker.sae.train_state import TrainState
 
 
-class State(NamedTuple):
+class StepTensors(NamedTuple):
     """Everything that a step changes, in place."""
 
     weights: manual_gradients.Weights
@@ -31,19 +31,19 @@ class State(NamedTuple):
     tokens_since_fired: Int[Tensor, " n_latents"]
 
     @classmethod
-    def of(cls, trainee: TrainState) -> "State":
-        """Return views of a trainee's tensors."""
-        optimizer = trainee.optimizer
+    def of(cls, state: TrainState) -> "StepTensors":
+        """Return views of a state's tensors."""
+        optimizer = state.optimizer
         kept = (optimizer.exp_avg, optimizer.exp_avg_sq, optimizer.average)
         exp_avg, exp_avg_sq, average = (
             manual_gradients.Weights(*(of[name] for name in manual_gradients.Weights._fields)) for of in kept
         )
-        weights = manual_gradients.Weights(*(value.detach() for value in manual_gradients.Weights.of(trainee.model)))
-        return cls(weights, exp_avg, exp_avg_sq, average, trainee.tokens_since_fired)
+        weights = manual_gradients.Weights(*(value.detach() for value in manual_gradients.Weights.of(state.model)))
+        return cls(weights, exp_avg, exp_avg_sq, average, state.tokens_since_fired)
 
 
 class Graph(NamedTuple):
-    """What a graph is made for. What differs between jobs of one shape is data: `pace`."""
+    """What a graph is made for. What differs between jobs of one shape is data: `scalars`."""
 
     parts: tuple[tuple[int, float], ...]
     k_aux: int
@@ -60,9 +60,9 @@ class Kernels(NamedTuple):
     aux: Operations
 
     @classmethod
-    def of(cls, trainee: TrainState, n_tokens: int, *, folder: Path | None) -> "Kernels":
-        """Return the fastest for a trainee's device and sizes; what is measured is remembered in `folder`."""
-        model = trainee.model
+    def of(cls, state: TrainState, n_tokens: int, *, folder: Path | None) -> "Kernels":
+        """Return the fastest for a state's device and sizes; what is measured is remembered in `folder`."""
+        model = state.model
         dtype, device = model.product_dtype or torch.float32, model.W_enc.device.type
         shape = Shape(device, n_tokens, model.d_model, model.n_latents, model.k_widest, dtype)
         aux = operations(shape._replace(k=model.k_aux), folder=folder, parts=("decode", "sample", "gradients"))
@@ -82,21 +82,25 @@ class StepScalars(NamedTuple):
 
 @torch.no_grad()
 def whole_step(
-    state: State, x: Float[Tensor, "n_tokens d_model"], pace: Float[Tensor, " 4"], graph: Graph, kernels: Kernels
+    tensors: StepTensors,
+    x: Float[Tensor, "n_tokens d_model"],
+    scalars: Float[Tensor, " 4"],
+    graph: Graph,
+    kernels: Kernels,
 ) -> Float[Tensor, " 3"]:
-    """Take one step in place; return the loss, AuxK's and the gradient's norm. `pace` holds a Pace, in float64."""
-    weights, step = state.weights, kernels.step
+    """Take one step in place; return the loss, AuxK's loss and the gradient's norm. `scalars`: StepScalars as float64."""
+    weights, step = tensors.weights, kernels.step
     selected = _select(weights, x, graph, step)
     narrow = selected.narrowed(graph.parts[0][0])
-    state.tokens_since_fired.copy_(step.count_silence(*narrow, state.tokens_since_fired))
-    numbers = pace.to(x.dtype)
+    tensors.tokens_since_fired.copy_(step.count_tokens_since_fired(*narrow, tensors.tokens_since_fired))
+    numbers = scalars.to(x.dtype)
     total, error, by_reconstruction = _losses(weights, x, selected, graph, variance=numbers[2], step=step)
     gradients = _gradients(weights, selected, by_reconstruction, graph, step)
     aux = torch.zeros_like(total)
     if graph.with_aux:
-        dead = state.tokens_since_fired > pace[3]
+        dead = tensors.tokens_since_fired > scalars[3]
         aux = _add_aux(gradients, weights, selected, error, dead=dead, graph=graph, kernels=kernels.aux)
-    norm = _descend(state, gradients, numbers, graph.optimizer, step)
+    norm = _descend(tensors, gradients, numbers, graph.optimizer, step)
     return torch.stack([total + graph.aux_coef * aux, aux, norm])
 
 
@@ -188,21 +192,25 @@ def _add_aux(
 
 
 def _descend(
-    state: State, gradients: manual_gradients.Weights, numbers: Tensor, config: OptimizerConfig, step: Operations
+    tensors: StepTensors,
+    gradients: manual_gradients.Weights,
+    numbers: Tensor,
+    config: OptimizerConfig,
+    step: Operations,
 ) -> Float[Tensor, ""]:
     """Do what `Optimizer.step` does; return the gradient's norm."""
     spheres = [name == "W_dec" for name in manual_gradients.Weights._fields]
     scale = torch.ones_like(numbers[0])
     if config.clip_norm is not None:
-        parts = zip(state.weights, gradients, spheres, strict=True)
+        parts = zip(tensors.weights, gradients, spheres, strict=True)
         norm = torch.stack([step.gradient_squares(w, g, sphere=sphere) for w, g, sphere in parts]).sum().sqrt()
         scale = (config.clip_norm / (norm + 1e-30)).clamp(max=1.0)
-    pace = torch.stack([numbers[0], numbers[1], scale])
+    scalars = torch.stack([numbers[0], numbers[1], scale])
     how = {"betas": [*config.betas], "eps": config.eps, "ema": config.ema}
     squares = [
-        step.adam(*parts, pace, **how, sphere=sphere)
+        step.adam(*parts, scalars, **how, sphere=sphere)
         for *parts, sphere in zip(
-            state.weights, gradients, state.exp_avg, state.exp_avg_sq, state.average, spheres, strict=True
+            tensors.weights, gradients, tensors.exp_avg, tensors.exp_avg_sq, tensors.average, spheres, strict=True
         )
     ]
     return torch.stack(squares).sum().sqrt()

@@ -1,4 +1,4 @@
-"""A training whose latents are divided among processes: dealt out from a whole trainee, gathered to be saved."""
+"""A training whose latents are divided among processes: dealt out from a whole state, gathered to be saved."""
 
 from collections.abc import Callable
 from typing import Any
@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from orchestrator.config.job import JobConfig
-from worker.sae.dead_latents import count_silence
+from worker.sae.dead_latents import count_tokens_since_fired
 from worker.sae.optimizer import Optimizer
 from worker.sae.sharded.loss import Code, Silent, sharded_losses
 from worker.sae.sharded.model import ROWS, ShardedAutoencoder
@@ -33,7 +33,7 @@ class ShardedOptimizer(Optimizer):
 
 
 class ShardedTrainState(TrainState):
-    """One process's part of a trainee. The first process saves and decides; the others do as it does."""
+    """One process's part of a state. The first process saves and decides; the others do as it does."""
 
     model: ShardedAutoencoder
     _optimizer = ShardedOptimizer
@@ -52,7 +52,7 @@ class ShardedTrainState(TrainState):
     def deal(
         cls, whole: TrainState | None, config: JobConfig, *, shard: Shard, device: torch.device | str
     ) -> "ShardedTrainState":
-        """Take this process's part of the trainee that the first process has; the others give None."""
+        """Take this process's part of the state that the first process has; the others give None."""
         about: Any = None
         tensors: dict[str, Tensor] = {}
         if whole is not None:
@@ -74,7 +74,7 @@ class ShardedTrainState(TrainState):
         """Leave this process's part of the gradient; return the loss, AuxK's, and whether AuxK was active."""
         self.before_step(batch)
         code, dead_after = Code.of(self.model, batch), config.training.dead_after_tokens
-        self.tokens_since_fired = count_silence(*code.narrow, self.tokens_since_fired)
+        self.tokens_since_fired = count_tokens_since_fired(*code.narrow, self.tokens_since_fired)
         silent = None
         # Before that many tokens no latent can be dead, and nobody need be asked.
         if self.tokens_seen + len(batch) > dead_after:
@@ -89,7 +89,7 @@ class ShardedTrainState(TrainState):
         return {name: self._gathered(name, value) for name, value in super().tensors().items()}
 
     def whole(self) -> TrainState:
-        """Return the trainee with every latent in one place, in main memory; for the first process alone."""
+        """Return the state with every latent in one place, in main memory; for the first process alone."""
         return TrainState.restored(self.config, self.tensors(), self.values(), device="cpu")
 
     def _model(self, config: JobConfig, d_model: int) -> ShardedAutoencoder:

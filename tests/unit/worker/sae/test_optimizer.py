@@ -59,7 +59,7 @@ def test_steps_follow_the_formulas(clip: float | None, elements: int, monkeypatc
         rows = weights["W_dec"]
         g["W_dec"] -= (g["W_dec"] * rows).sum(1, keepdim=True) * rows
         norm = torch.sqrt(sum((x.square().sum() for x in g.values()), torch.tensor(0.0)))
-        torch.testing.assert_close(optimizer.step(factor=0.5), norm)
+        torch.testing.assert_close(optimizer.step(lr=optimizer.lr * 0.5), norm)
         for name in weights:
             clipped = g[name] * (min(1.0, clip / float(norm)) if clip else 1.0)
             m[name] = 0.9 * m[name] + 0.1 * clipped

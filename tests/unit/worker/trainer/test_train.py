@@ -13,7 +13,7 @@ from orchestrator.config.validation import parse
 from orchestrator.curves.point import Point
 from orchestrator.errors import TrainingError
 from worker.evaluation.reconstruction import fidelity
-from worker.sae.dead_latents import count_silence
+from worker.sae.dead_latents import count_tokens_since_fired
 from worker.sae.model import SparseAutoencoder
 from worker.sae.train_state import TrainState
 from worker.trainer.train import Progress, evaluation_grid, train
@@ -143,7 +143,7 @@ def test_silence_is_counted_to_the_token_however_the_text_is_cut(cut: int, dense
     since = torch.arange(30)
     for start in range(0, 60, cut):
         part = slice(start, start + cut)
-        since = count_silence(acts[part], None if dense else indices[part], since)
+        since = count_tokens_since_fired(acts[part], None if dense else indices[part], since)
     full = acts if dense else torch.zeros(60, 30).scatter(1, indices, acts)
     for latent in range(30):
         fired = (full[:, latent] > 0).nonzero()

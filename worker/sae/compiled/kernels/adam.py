@@ -14,7 +14,7 @@ _FLAT = 1024
 @triton.jit
 @no_type_check
 def adam_kernel(
-    weights, gradient, exp_avg, exp_avg_sq, average, pace, squares, n_values, width,
+    weights, gradient, exp_avg, exp_avg_sq, average, scalars, squares, n_values, width,
     beta1: tl.constexpr, beta2: tl.constexpr, eps: tl.constexpr, ema: tl.constexpr,
     SPHERE: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
@@ -34,7 +34,7 @@ def adam_kernel(
     if SPHERE:
         g -= tl.sum(g * w, axis=1)[:, None] * w
     tl.store(squares + tl.program_id(0), tl.sum(tl.sum(g * g, axis=1), axis=0))
-    step_size, root, scale = tl.load(pace), tl.load(pace + 1), tl.load(pace + 2)
+    step_size, root, scale = tl.load(scalars), tl.load(scalars + 1), tl.load(scalars + 2)
     g *= scale
     m += (1 - beta1) * (g - m)
     v = beta2 * v + (1 - beta2) * g * g
@@ -72,7 +72,7 @@ def adam(
     exp_avg: Tensor,
     exp_avg_sq: Tensor,
     average: Tensor,
-    pace: Tensor,
+    scalars: Tensor,
     *,
     betas: list[float],
     eps: float,
@@ -82,16 +82,16 @@ def adam(
     """Take one step in place; return Σ g² of the gradient, projected and unscaled. `sphere`: rows (n, D) of unit norm.
 
     g ← scale · (g − ⟨g, w⟩ w); m ← β₁ m + (1 − β₁) g; v ← β₂ v + (1 − β₂) g²; w ← w − s · m / (√v / r + ε);
-    w ← w / ‖w‖; average ← ema · average + (1 − ema) · w; without ⟨g, w⟩ w and w / ‖w‖ if not `sphere`. `pace` is
+    w ← w / ‖w‖; average ← ema · average + (1 − ema) · w; without ⟨g, w⟩ w and w / ‖w‖ if not `sphere`. `scalars` is
     (s, r, scale) = (lr / (1 − β₁^t), √(1 − β₂^t), clip scale), float32 on the device: neither a new step nor a clip
     makes the host wait or compiles anything again.
     Floor: 36 bytes per parameter: w, g, m, v, average read, w, m, v, average written; about 20 operations each.
     """
     blocks, width, sizes = _layout(weights, sphere)
-    squares = pace.new_empty(blocks)
+    squares = scalars.new_empty(blocks)
     if blocks:
         adam_kernel[blocks,](
-            weights, gradient.contiguous(), exp_avg, exp_avg_sq, average, pace, squares,
+            weights, gradient.contiguous(), exp_avg, exp_avg_sq, average, scalars, squares,
             weights.numel(), width, beta1=betas[0], beta2=betas[1], eps=eps, ema=ema, SPHERE=sphere, **sizes,
         )  # fmt: skip
     return squares.sum()
@@ -130,14 +130,14 @@ def _(
     exp_avg: Tensor,
     exp_avg_sq: Tensor,
     average: Tensor,
-    pace: Tensor,
+    scalars: Tensor,
     *,
     betas: list[float],
     eps: float,
     ema: float,
     sphere: bool,
 ) -> Tensor:
-    return pace.new_empty(())
+    return scalars.new_empty(())
 
 
 @gradient_squares.register_fake

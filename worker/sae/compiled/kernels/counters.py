@@ -23,7 +23,7 @@ def last_kernel(acts, indices, last, n_chosen, k, SIZE: tl.constexpr):
 
 @triton.jit
 @no_type_check
-def silence_kernel(last, before, after, n_latents, n_tokens, SIZE: tl.constexpr):
+def since_fired_kernel(last, before, after, n_latents, n_tokens, SIZE: tl.constexpr):
     """Count on from the last token that fired, or from `before` where none did."""
     at = tl.program_id(0) * SIZE + tl.arange(0, SIZE)
     there = at < n_latents
@@ -32,8 +32,8 @@ def silence_kernel(last, before, after, n_latents, n_tokens, SIZE: tl.constexpr)
     tl.store(after + at, tl.where(place > 0, 0 - place, silent) + n_tokens, mask=there)
 
 
-@torch.library.custom_op("orch::count_silence", mutates_args=())
-def count_silence(top_acts: Tensor, top_indices: Tensor, tokens_since_fired: Tensor) -> Tensor:
+@torch.library.custom_op("orch::count_tokens_since_fired", mutates_args=())
+def count_tokens_since_fired(top_acts: Tensor, top_indices: Tensor, tokens_since_fired: Tensor) -> Tensor:
     """Return tokens_since_fired (n_latents,) after this batch, counted to the token.
 
     Floor: reads B·k (act, index) and n counts, writes n counts; the maxima of n int32 stay in L2.
@@ -47,12 +47,12 @@ def count_silence(top_acts: Tensor, top_indices: Tensor, tokens_since_fired: Ten
         chosen = (top_acts.contiguous(), top_indices.contiguous())
         last_kernel[grid](*chosen, last, top_acts.numel(), k, SIZE=_SIZE, enable_fp_fusion=True)
     grid = (triton.cdiv(n_latents, _SIZE),)
-    silence_kernel[grid](
+    since_fired_kernel[grid](
         last, tokens_since_fired.contiguous(), after, n_latents, n_tokens, SIZE=_SIZE, enable_fp_fusion=True
     )
     return after
 
 
-@count_silence.register_fake
+@count_tokens_since_fired.register_fake
 def _(top_acts: Tensor, top_indices: Tensor, tokens_since_fired: Tensor) -> Tensor:
     return torch.empty_like(tokens_since_fired)

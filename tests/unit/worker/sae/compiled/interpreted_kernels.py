@@ -56,8 +56,8 @@ def test_a_selection_too_large_for_one_program() -> None:
 
 
 @pytest.mark.parametrize("size", [Size(1, 1, 1, 1), Size(5, 1100, 1, 4), Size(600, 40, 1, 3)])
-def test_silence(size: Size) -> None:
-    checks.check_silence(size)
+def test_tokens_since_fired(size: Size) -> None:
+    checks.check_tokens_since_fired(size)
 
 
 @pytest.mark.parametrize(
@@ -98,7 +98,7 @@ def test_a_whole_step_traces_without_a_graph_break() -> None:
         by_acts = ours.sampled_product(error, indices, W_dec)
         found = ours.latent_gradients(acts.relu(), indices, error, x, W_dec)
         ours.add_latent_gradients(acts.relu(), indices, error, x, W_dec, *found)
-        silent = ours.count_silence(acts, indices, torch.zeros(len(b), dtype=torch.int64))
+        silent = ours.count_tokens_since_fired(acts, indices, torch.zeros(len(b), dtype=torch.int64))
         zeros = torch.zeros_like(W_dec)
         state = (W_dec.clone(), found[0], zeros, zeros.clone(), zeros.clone(), torch.ones(3))
         norm = ours.adam(*state, betas=[0.9, 0.999], eps=1e-9, ema=0.9, sphere=True)
@@ -133,7 +133,7 @@ def test_each_operation_does_what_it_is_registered_to_do() -> None:
         (ours.latent_gradients, given, {}),
         (ours.add_latent_gradients, (*given, torch.rand(9, 6), torch.rand(9, 6), torch.rand(9)), {}),
         (ours.sums_by_latent, (acts, acts.clone(), indices, x, x.clone()), {"n_latents": 9}),
-        (ours.count_silence, (acts, indices, torch.arange(9)), {}),
+        (ours.count_tokens_since_fired, (acts, indices, torch.arange(9)), {}),
         (ours.adam, (*state, torch.ones(3)), constants),
         (ours.gradient_squares, state[:2], {"sphere": True}),
     ]
