@@ -126,7 +126,7 @@ def _one_step(case: Case, shards: "Shards") -> dict[str, Any]:
     from worker.sae.train_state import train_step
 
     config, whole, x = config_of(case), trainee_of(case), batch_of(case)
-    trainee = ShardedTrainState.deal(whole if shards.rank == 0 else None, config, shard=shards(case), device="cpu")
+    trainee = ShardedTrainState.scatter(whole if shards.rank == 0 else None, config, shard=shards(case), device="cpu")
     encoded = trainee.model.encode(x, k=trainee.model.k_widest)
     decoded = trainee.model.decode(encoded.top_acts, encoded.top_indices)
     total, aux, was_active = trainee.differentiate(x, config)
@@ -150,14 +150,14 @@ def _many_steps(name: str, shards: "Shards") -> dict[str, Any]:
     def fresh() -> TrainState:
         return TrainState.fresh(config, long_data(case, 256, seed=2))
 
-    def deal(whole: TrainState) -> ShardedTrainState:
-        return ShardedTrainState.deal(whole if shards.rank == 0 else None, config, shard=shards(case), device="cpu")
+    def scatter(whole: TrainState) -> ShardedTrainState:
+        return ShardedTrainState.scatter(whole if shards.rank == 0 else None, config, shard=shards(case), device="cpu")
 
-    whole_way = run(deal(fresh()), config, case)
-    first = run(deal(fresh()), config, case, steps=slice(half))
+    whole_way = run(scatter(fresh()), config, case)
+    first = run(scatter(fresh()), config, case, steps=slice(half))
     tensors, values = first.tensors(), first.values()
     alone = run(fresh(), config, case, steps=slice(half))
-    second = run(deal(alone), config, case, steps=slice(half, None))
+    second = run(scatter(alone), config, case, steps=slice(half, None))
     return {
         "curve": whole_way.curve, "tensors": whole_way.tensors(), "half": (tensors, values), "second": second.curve,
     }  # fmt: skip

@@ -166,7 +166,7 @@ def test_one_process_speaks_with_nobody() -> None:
     case = Case(37, 11, 5, 1, dead="some")
     config, x = config_of(case), batch_of(case)
     alone, plain = trainee_of(case), trainee_of(case)
-    ours = ShardedTrainState.deal(alone, config, shard=Shard(case.n), device="cpu")
+    ours = ShardedTrainState.scatter(alone, config, shard=Shard(case.n), device="cpu")
     for trainee in (ours, plain):
         train_step(trainee, x, config)
     for name, wanted in plain.tensors().items():

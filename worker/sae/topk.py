@@ -103,7 +103,8 @@ def keep_top_k_(pre_acts: Float[Tensor, "n_tokens n_latents"], k: int) -> Float[
     tied = (least[:, 0] == least[:, 1]) & (least[:, 1] > 0)
     if tied.any():
         kept = pre_acts[tied]
-        pre_acts[tied] = torch.zeros_like(kept).scatter_(1, (at := top_k(kept, k)), kept.gather(1, at))
+        indices = top_k(kept, k)
+        pre_acts[tied] = torch.zeros_like(kept).scatter_(1, indices, kept.gather(1, indices))
     return pre_acts.masked_fill_(pre_acts < least[:, 1:].clamp_min(0.0), 0.0)
 
 

@@ -20,7 +20,7 @@ from torch import Tensor
 from orchestrator.config.job import JobConfig
 from orchestrator.config.validation import parse
 from worker.sae.sharded.model import check_divisible
-from worker.sae.sharded.shard import Shard, speaking, tell
+from worker.sae.sharded.shard import Shard, broadcast_json, peer_errors
 from worker.sae.sharded.train_state import ShardedTrainState
 from worker.sae.train_state import TrainState
 from worker.trainer.train import train
@@ -63,8 +63,8 @@ class Leader:
         """
         check_divisible(config.sae)
         shard = Shard(whole.model.n_latents, 0, dist.get_world_size())
-        tell([json.loads(config.canonical_json()), [*heldout.shape]])
-        self.trainee = ShardedTrainState.deal(whole, config, shard=shard, device=device)
+        broadcast_json([json.loads(config.canonical_json()), [*heldout.shape]])
+        self.trainee = ShardedTrainState.scatter(whole, config, shard=shard, device=device)
         self.trainee.before_gathering = lambda: _say(_Word.GATHER)
         self.trainee.before_step = _give
         dist.broadcast(heldout.contiguous(), 0)
@@ -75,7 +75,7 @@ class Leader:
         Raises:
             TrainingError: for so many seconds one did not listen; it is in the middle of a step that we broke off.
         """
-        with speaking():
+        with peer_errors():
             said = dist.broadcast(torch.tensor([_Word.END, 0]), 0, async_op=True)
             said.wait(datetime.timedelta(seconds=patience))
         dist.destroy_process_group()
@@ -83,10 +83,10 @@ class Leader:
 
 def follow(device: str) -> None:
     """Be another process of one training, from `Leader` to `Leader.end`."""
-    described, shape = tell(None)
+    described, shape = broadcast_json(None)
     config = parse(described)
     shard = Shard(config.sae.latents(shape[1]), dist.get_rank(), dist.get_world_size())
-    trainee = ShardedTrainState.deal(None, config, shard=shard, device=device)
+    trainee = ShardedTrainState.scatter(None, config, shard=shard, device=device)
     heldout = torch.empty(shape, device=device)
     dist.broadcast(heldout, 0)
     batches = _heard(trainee, shape[1], device)
@@ -114,10 +114,10 @@ def _heard(trainee: ShardedTrainState, d_model: int, device: str) -> Iterator[Te
 
 def _give(batch: Tensor) -> None:
     _say(_Word.BATCH, len(batch))
-    with speaking():
+    with peer_errors():
         dist.broadcast(batch.contiguous(), 0)
 
 
 def _say(word: _Word, number: int = 0) -> None:
-    with speaking():
+    with peer_errors():
         dist.broadcast(torch.tensor([word, number]), 0)

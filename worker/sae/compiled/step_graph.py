@@ -88,7 +88,7 @@ def whole_step(
     graph: Graph,
     kernels: Kernels,
 ) -> Float[Tensor, " 3"]:
-    """Take one step in place; return the loss, AuxK's loss and the gradient's norm. `scalars`: StepScalars as float64."""
+    """Take one step in place; return loss, AuxK loss and gradient norm. `scalars` are StepScalars in float64."""
     weights, step = tensors.weights, kernels.step
     selected = _select(weights, x, graph, step)
     narrow = selected.narrowed(graph.parts[0][0])

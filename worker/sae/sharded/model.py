@@ -25,7 +25,7 @@ ROWS = ("W_enc", "b_enc", "W_dec")
 """The parameters that are divided by latents."""
 
 
-class Chosen(NamedTuple):
+class GlobalSelection(NamedTuple):
     """What a selection among the latents of all processes chose."""
 
     values: Float[Tensor, "n_tokens k"]
@@ -38,16 +38,16 @@ class Chosen(NamedTuple):
     width: int
     """Length that every process's list is filled up to."""
 
-    def mine(self, rank: int, k: int) -> "Mine":
+    def mine(self, rank: int, k: int) -> "OwnSelection":
         """Return what of the k best of all processes is this one's."""
         counts = (self.places[:, :k] // self.width == rank).sum(1, keepdim=True)
         # As wide as the token with the most; one at least, for the kernels. NaN breaks the order, never the bounds.
         width = max(1, min(int(counts.max()), self.listed.shape[1]))
         columns = torch.arange(width, device=counts.device)
-        return Mine(self.listed[:, :width], self.listed_values[:, :width], columns < counts)
+        return OwnSelection(self.listed[:, :width], self.listed_values[:, :width], columns < counts)
 
 
-class Mine(NamedTuple):
+class OwnSelection(NamedTuple):
     """The chosen latents of one process, as its own rows; a token with fewer than the widest has unused places."""
 
     indices: Int[Tensor, "n_tokens own"]
@@ -58,7 +58,7 @@ class Mine(NamedTuple):
 @torch.no_grad()
 def select(
     values: Float[Tensor, "n_tokens own"], listed: Int[Tensor, "n_tokens own"], *, k: int, width: int, shard: Shard
-) -> Chosen:
+) -> GlobalSelection:
     """Choose each token's k largest among all processes' lists, of equal ones the lower latent.
 
     `values` and `listed` (rows of this process) are sorted as `top_k` does; every list is filled up to `width` with −∞.
@@ -70,7 +70,7 @@ def select(
     if not listed.shape[1]:  # no candidate here: one unused place, for the kernels
         listed = listed.new_zeros(len(listed), 1)
         values = values.new_zeros(len(values), 1)
-    return Chosen(table.gather(1, places), places, listed, values, width)
+    return GlobalSelection(table.gather(1, places), places, listed, values, width)
 
 
 def check_divisible(config: SaeConfig) -> None:
@@ -115,14 +115,14 @@ class ShardedAutoencoder(SparseAutoencoder):
         return int(self.shard.gather(marked.sum()).sum()) / self.n_latents
 
     @torch.no_grad()
-    def choose(self, x: Float[Tensor, "n_tokens d_model"], k: int) -> tuple[Tensor, Chosen]:
+    def choose(self, x: Float[Tensor, "n_tokens d_model"], k: int) -> tuple[Tensor, GlobalSelection]:
         """Return this process's pre-activations, and the k best latents of all processes."""
         pre_acts = self._pre_acts(x)
         values, listed = self._select(x, pre_acts, min(k, len(self.W_enc)))
         width = min(k, max(self.shard.sizes))
         return pre_acts, select(values, listed, k=k, width=width, shard=self.shard)
 
-    def acts(self, x: Float[Tensor, "n_tokens d_model"], mine: Mine) -> Float[Tensor, "n_tokens own"]:
+    def acts(self, x: Float[Tensor, "n_tokens d_model"], mine: OwnSelection) -> Float[Tensor, "n_tokens own"]:
         """Return the values of this process's chosen latents after ReLU, differentiable; 0 in unused places."""
         b_pre = self.shard.replicated(self.b_pre)
         selected = selected_pre_acts(x, b_pre, self.W_enc, self.b_enc, (mine.values, mine.indices))

@@ -78,24 +78,24 @@ class Shard:
         if self.size == 1:
             return value.unsqueeze(0)
         found = [torch.empty_like(value) for _ in range(self.size)]
-        with speaking():
+        with peer_errors():
             dist.all_gather(found, value.contiguous(), group=self.group)
         return torch.stack(found)
 
     def send(self, value: Tensor, to: int) -> None:
         """Send a tensor to one process of the group, through main memory."""
-        with speaking():
+        with peer_errors():
             dist.send(value.detach().cpu().contiguous(), group=self.group, group_dst=to)
 
     def receive(self, shape: torch.Size | tuple[int, ...], dtype: torch.dtype, *, source: int) -> Tensor:
         """Receive a tensor, in main memory."""
         found = torch.empty(shape, dtype=dtype)
-        with speaking():
+        with peer_errors():
             dist.recv(found, group=self.group, group_src=source)
         return found
 
 
-def tell(value: Any, *, group: Any = None) -> Any:
+def broadcast_json(value: Any, *, group: Any = None) -> Any:
     """Return on every process of a group what the first one says, which JSON can hold: never a pickle.
 
     Raises:
@@ -103,7 +103,7 @@ def tell(value: Any, *, group: Any = None) -> Any:
     """
     text = torch.tensor([*json.dumps(value).encode()], dtype=torch.uint8)
     size = torch.tensor([len(text)])
-    with speaking():
+    with peer_errors():
         dist.broadcast(size, group=group, group_src=0)
         found = text if dist.get_rank(group) == 0 else torch.empty(int(size), dtype=torch.uint8)
         dist.broadcast(found, group=group, group_src=0)
@@ -111,7 +111,7 @@ def tell(value: Any, *, group: Any = None) -> Any:
 
 
 @contextmanager
-def speaking() -> Iterator[None]:
+def peer_errors() -> Iterator[None]:
     """Say in our own words that another process is gone.
 
     Raises:
@@ -132,7 +132,7 @@ class _Total(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, part: Tensor, shard: Shard) -> Tensor:
         found = part.clone(memory_format=torch.contiguous_format)
-        with speaking():
+        with peer_errors():
             dist.all_reduce(found, group=shard.group)
         return found
 
@@ -150,6 +150,6 @@ class _Replicated(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
         found = gradients[0].clone(memory_format=torch.contiguous_format)
-        with speaking():
+        with peer_errors():
             dist.all_reduce(found, group=ctx.shard.group)
         return found, None

@@ -10,9 +10,9 @@ from torch import Tensor
 from orchestrator.config.job import JobConfig
 from worker.sae.dead_latents import count_tokens_since_fired
 from worker.sae.optimizer import Optimizer
-from worker.sae.sharded.loss import Code, Silent, sharded_losses
+from worker.sae.sharded.loss import Code, DeadLatents, sharded_losses
 from worker.sae.sharded.model import ROWS, ShardedAutoencoder
-from worker.sae.sharded.shard import Shard, tell
+from worker.sae.sharded.shard import Shard, broadcast_json
 from worker.sae.train_state import TrainState
 
 _DIVIDED = (*ROWS, "tokens_since_fired")
@@ -39,7 +39,7 @@ class ShardedTrainState(TrainState):
     _optimizer = ShardedOptimizer
 
     def __init__(self, config: JobConfig, d_model: int, *, shard: Shard, device: torch.device | str = "cpu") -> None:
-        """Allocate; `deal` fills it."""
+        """Allocate; `scatter` fills it."""
         self.config, self.shard = config, shard
         self.before_gathering: Callable[[], None] = lambda: None
         """Called by the first process before the others must send it their parts."""
@@ -49,7 +49,7 @@ class ShardedTrainState(TrainState):
         self.tokens_since_fired = self.tokens_since_fired[shard.rows].clone()
 
     @classmethod
-    def deal(
+    def scatter(
         cls, whole: TrainState | None, config: JobConfig, *, shard: Shard, device: torch.device | str
     ) -> "ShardedTrainState":
         """Take this process's part of the state that the first process has; the others give None."""
@@ -59,9 +59,9 @@ class ShardedTrainState(TrainState):
             tensors = whole.tensors()
             described = [(name, [*value.shape], str(value.dtype)) for name, value in tensors.items()]
             about = whole.values(), described
-        values, described = tell(about, group=shard.group) if shard.size > 1 else about
+        values, described = broadcast_json(about, group=shard.group) if shard.size > 1 else about
         parts = {
-            name: _dealt(
+            name: _scattered(
                 name, tensors.get(name), tuple(shape), getattr(torch, dtype.removeprefix("torch.")), shard=shard
             )
             for name, shape, dtype in described
@@ -75,13 +75,13 @@ class ShardedTrainState(TrainState):
         self.before_step(batch)
         code, dead_after = Code.of(self.model, batch), config.training.dead_after_tokens
         self.tokens_since_fired = count_tokens_since_fired(*code.narrow, self.tokens_since_fired)
-        silent = None
+        dead = None
         # Before that many tokens no latent can be dead, and nobody need be asked.
         if self.tokens_seen + len(batch) > dead_after:
-            silent = Silent.among(self.tokens_since_fired > dead_after, self.shard)
-        found = sharded_losses(self.model, batch, code, config=config.sae, variance=self.variance, silent=silent)
+            dead = DeadLatents.among(self.tokens_since_fired > dead_after, self.shard)
+        found = sharded_losses(self.model, batch, code, config=config.sae, variance=self.variance, dead=dead)
         found.total.backward()  # type: ignore[no-untyped-call]
-        return found.total.detach(), found.aux.detach(), silent is not None
+        return found.total.detach(), found.aux.detach(), dead is not None
 
     def tensors(self) -> dict[str, Tensor]:
         """Return every tensor of the state, whole, in main memory; on the other processes their own parts."""
@@ -108,7 +108,7 @@ class ShardedTrainState(TrainState):
         return whole
 
 
-def _dealt(name: str, whole: Tensor | None, shape: tuple[int, ...], dtype: torch.dtype, *, shard: Shard) -> Tensor:
+def _scattered(name: str, whole: Tensor | None, shape: tuple[int, ...], dtype: torch.dtype, *, shard: Shard) -> Tensor:
     is_divided = _is_divided(name, shape)
     if whole is None:
         own = (shard.sizes[shard.rank], *shape[1:]) if is_divided else shape
