@@ -7,8 +7,9 @@ from sqlalchemy.orm import Session
 
 from orchestrator.database.engine import db_now, reading, transaction
 from orchestrator.database.models import Attempt, ConvergenceRow, CurvePoint, Job, ResultRow, SweepRow
+from orchestrator.job_states import State
 from orchestrator.queue.fencing import MAX_PREEMPTIONS, backoff, close_attempt, log_event, lost, move
-from orchestrator.queue.types import Lease, Result, State
+from orchestrator.queue.types import Lease, Result
 
 
 class _Analysis(NamedTuple):

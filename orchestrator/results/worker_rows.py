@@ -1,4 +1,4 @@
-"""Who works on the queue, by the roster that workers keep and the leases they hold."""
+"""The workers, by the rows they register and the leases they hold."""
 
 from collections import defaultdict
 from typing import Any
@@ -35,15 +35,17 @@ def roster(engine: Engine, *, ended: bool = False) -> list[RosterRow]:
         ]
 
 
-def gathering(session: Session) -> str:
-    """Return what the workers that live are about: open, leaving, or none when there is no worker."""
+def worker_stance(session: Session) -> str:
+    """Return whether a live worker claims jobs: open, leaving when all that live drain or stop, none without any."""
     living = select(m.WorkerRow.desired).where(m.WorkerRow.ended_at.is_(None), ~is_lost()).distinct()
-    wishes = set(session.scalars(living))
-    return "open" if "run" in wishes else "leaving" if wishes else "none"
+    desired = set(session.scalars(living))
+    if "run" in desired:
+        return "open"
+    return "leaving" if desired else "none"
 
 
 def last_clock_step(engine: Engine, *, within: float) -> dict[str, Any] | None:
-    """Return what a worker last saw of a step of the database's clock: `seconds`, and its own name as `worker`.
+    """Return the last step of the database's clock that a worker noticed: `seconds`, and its own name as `worker`.
 
     None: there was none `within` so many seconds.
     """

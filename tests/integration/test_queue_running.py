@@ -61,11 +61,11 @@ def _snapshot(engine: Engine) -> object:
 def test_a_heartbeat_renews_and_answers(engine: Engine) -> None:
     enqueue(engine)
     lease = claim(engine, seconds=5.0).lease
-    assert queue.heartbeat(engine, lease, lease_seconds=100.0, tokens_seen=7, tokens_per_second=3.5, fvu=0.25) == "run"
+    assert queue.heartbeat(engine, lease, lease_seconds=100.0, tokens_seen=7, tokens_per_second=3.5) == "run"
     (worker,) = results.workers(engine)
     assert worker.lease_left > 90
     assert (worker.tokens_seen, worker.tokens_per_second) == (7, 3.5)
-    queue.heartbeat(engine, lease, lease_seconds=100.0, fvu=math.nan)
+    queue.heartbeat(engine, lease, lease_seconds=100.0, tokens_per_second=math.nan)
     assert results.workers(engine)[0].tokens_seen == 7
     queue.pause(engine, [1])
     assert queue.heartbeat(engine, lease, lease_seconds=100.0) == "pause"

@@ -21,7 +21,7 @@ from tests.worker_shorthand import silence
 DAY = 86_400.0
 
 
-def report(engine: Engine, token: str = "life 1", worker: queue.Worker = WORKER) -> workers.Wish:
+def report(engine: Engine, token: str = "life 1", worker: queue.Worker = WORKER) -> workers.Desired:
     return workers.report(engine, worker, token=token, version="1.2", every_seconds=10.0)
 
 
@@ -205,7 +205,7 @@ def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bench]:
         yield Bench(world, monkeypatch)
 
 
-def ask(bench: Bench, wish: workers.Wish) -> None:
+def ask(bench: Bench, wish: workers.Desired) -> None:
     (row,) = results.roster(bench.world.engine)
     workers.ask(bench.world.engine, [row.token], wish)
 
@@ -263,7 +263,7 @@ def test_until_empty_ends_where_all_that_waits_is_paused(bench: Bench) -> None:
 def test_a_roster_out_of_reach_stops_no_worker(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     bench.trainer("point(1024)\n" + END)
 
-    def away(*_: object, **__: object) -> workers.Wish:
+    def away(*_: object, **__: object) -> workers.Desired:
         raise StorageError("away")
 
     monkeypatch.setattr(workers, "report", away)

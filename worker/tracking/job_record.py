@@ -9,7 +9,6 @@ from sqlalchemy import Engine, select
 
 from orchestrator.database.engine import reading
 from orchestrator.database.models import (
-    TERMINAL,
     Attempt,
     CheckpointRow,
     ConvergenceRow,
@@ -18,6 +17,7 @@ from orchestrator.database.models import (
     ResultRow,
     SweepRow,
 )
+from orchestrator.job_states import TERMINAL
 from orchestrator.settings import mask
 
 MEASURES = (

@@ -9,7 +9,8 @@ from urllib.parse import unquote, urlparse
 from sqlalchemy import Engine
 
 from orchestrator import queue
-from orchestrator.database.models import TERMINAL, Attempt, CurvePoint
+from orchestrator.database.models import Attempt, CurvePoint
+from orchestrator.job_states import TERMINAL
 from orchestrator.settings import Settings
 from worker.tracking.job_record import MEASURES, JobRecord, draw_curve, flatten, read
 from worker.tracking.mlflow_client import Measure, MlflowClient

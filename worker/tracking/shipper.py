@@ -1,9 +1,9 @@
 """MLflow beside the training: a thread that projects changed jobs, and gives up quietly when the store is away."""
 
-import queue as channels
 import threading
 import time
 from collections.abc import Callable
+from queue import Empty, SimpleQueue
 
 from sqlalchemy import Engine, select
 
@@ -25,7 +25,7 @@ class Tracking:
     def __init__(self, engine: Engine, settings: Settings, *, say: Callable[[str], None]) -> None:
         """Start the thread; MLflow itself is loaded there."""
         self._engine, self._settings, self._say = engine, settings, say
-        self._channel: channels.SimpleQueue[int | None] = channels.SimpleQueue()
+        self._ids: SimpleQueue[int | None] = SimpleQueue()
         self._projection: Projection | None = None
         self._changed: dict[int, None] = {}
         self._break, self._open_until = 0.0, 0.0
@@ -34,11 +34,11 @@ class Tracking:
 
     def changed(self, job_id: int) -> None:
         """Say that there is something new about a job."""
-        self._channel.put(job_id)
+        self._ids.put(job_id)
 
     def close(self, timeout: float) -> bool:
         """Ship what is left within so many seconds; say whether that was enough."""
-        self._channel.put(None)
+        self._ids.put(None)
         self._thread.join(timeout)
         done = not self._thread.is_alive() and not self._changed
         if not done:
@@ -57,8 +57,8 @@ class Tracking:
         ends_at = time.monotonic() + SHIP_SECONDS if self._changed else None
         while True:
             try:
-                job_id = self._channel.get(timeout=ends_at and max(0.0, ends_at - time.monotonic()))
-            except channels.Empty:
+                job_id = self._ids.get(timeout=ends_at and max(0.0, ends_at - time.monotonic()))
+            except Empty:
                 return True
             if job_id is None:
                 return False

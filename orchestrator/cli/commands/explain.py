@@ -8,6 +8,7 @@ from orchestrator.cli import terminal
 from orchestrator.cli.display.columns import state_cell, why
 from orchestrator.cli.display.formats import duration, plural, size
 from orchestrator.cli.selection import database, job_argument, job_rows
+from orchestrator.job_states import FREED
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine
@@ -64,7 +65,7 @@ def _explanation(engine: "Engine", row: "JobRow") -> list[str]:
         with_whom = f" Its trainer began with job{'s' * (len(others) > 1)} {', '.join(others)} too." if others else ""
         there = f"{beat} Attempt {row.attempt}, on {row.worker or 'a worker'}.{left}{with_whom}"
         return [there, *_of_its_worker(engine, row)]
-    if row.state in {"failed", "cancelled"}:
+    if row.state in FREED:
         tried = [a for a in results.attempts(engine, row.id) if a.error]
         last = [f"Attempt {tried[-1].attempt}: {tried[-1].error}", f"Its log: orch logs {row.id}"] if tried else []
         return [*last, f"To try again: orch retry {row.id}"]
@@ -101,12 +102,12 @@ def _companions(engine: "Engine", row: "JobRow") -> list[str]:
 def _sharing(settings: "Settings", engine: "Engine", row: "JobRow") -> list[str]:
     """Say what a job that may still run needs, and with whom it can share a trainer."""
     from orchestrator import results
-    from orchestrator.config.validation import parse
     from orchestrator.estimates.memory import Room, state_bytes, trainer_bytes
+    from orchestrator.results.stored_configs import configs
 
     if row.state not in {"queued", "paused"}:
         return []
-    config, room = parse(results.config(engine, row.id)), Room(settings, settings.device)
+    config, room = configs(engine, [row.id])[row.id], Room(settings, settings.device)
     alone, own = trainer_bytes([config], kind=room.kind), state_bytes(config)
     there = "" if room.bytes is None else f" of the {size(room.bytes)} there are"
     needs = f"Memory: about {size(alone)} in a trainer of its own, {size(own)} of it its own state"
@@ -118,8 +119,8 @@ def _sharing(settings: "Settings", engine: "Engine", row: "JobRow") -> list[str]
     standing = results.standing(engine, row.id)
     if standing.is_alone:
         return [*lines, "It is trained alone: it failed or lost its worker before, or an older orch queued it."]
-    at_work = f", and {standing.mates_running} that run" if standing.mates_running else ""
+    at_work = f", and {standing.companions_running} that run" if standing.companions_running else ""
     return [
         *lines,
-        f"Its stream of activations is read by {plural(standing.mates_queued, 'other queued job')}{at_work}.",
+        f"Its stream of activations is read by {plural(standing.companions_queued, 'other queued job')}{at_work}.",
     ]

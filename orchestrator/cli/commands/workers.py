@@ -18,7 +18,7 @@ from orchestrator.errors import NotFound, StateError
 if TYPE_CHECKING:
     from sqlalchemy import Engine
 
-    from orchestrator.queue.workers import Wish
+    from orchestrator.queue.workers import Desired
     from orchestrator.results import RosterRow
 
 
@@ -115,7 +115,7 @@ def stop(*, names: tuple[str, ...], everybody: bool, output: str | None) -> None
     _ask("stop", names, everybody=everybody, output=output)
 
 
-def _ask(wish: "Wish", names: tuple[str, ...], *, everybody: bool, output: str | None) -> None:
+def _ask(wish: "Desired", names: tuple[str, ...], *, everybody: bool, output: str | None) -> None:
     if bool(names) == everybody:
         raise click.UsageError("Name workers, or say --all.")
     from orchestrator.queue import workers
@@ -134,7 +134,7 @@ def _ask(wish: "Wish", names: tuple[str, ...], *, everybody: bool, output: str |
         terminal.note("There is no worker.")
 
 
-def _effect(row: "RosterRow", wish: "Wish") -> str:
+def _effect(row: "RosterRow", wish: "Desired") -> str:
     if row.state == "lost":
         return "is lost; it would hear of it if it came back"
     if row.state == "stopping":

@@ -9,8 +9,8 @@ import click
 
 from orchestrator.cli.display.formats import bar, clock, duration, ratio, share
 from orchestrator.cli.display.tables import Column
-from orchestrator.cli.selection import TERMINAL
 from orchestrator.formatting import NONE, count
+from orchestrator.job_states import TERMINAL
 
 if TYPE_CHECKING:
     from orchestrator.results import JobRow, RosterRow
