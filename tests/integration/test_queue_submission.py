@@ -7,6 +7,7 @@ import pytest
 from sqlalchemy import Engine, func, select, text, update
 
 from orchestrator import queue, results
+from orchestrator.config.job import JobConfig
 from orchestrator.database.engine import reading, transaction
 from orchestrator.database.models import Job, SweepRow
 from orchestrator.errors import ConfigError
@@ -214,6 +215,17 @@ def test_a_stored_config_that_is_not_valid_fails_its_job_alone(engine: Engine) -
     assert claim(engine).lease.job_id == 2
     assert state(engine, 1) == "failed"
     assert attempt(engine, 1, 1).outcome == "config"
+
+
+def test_a_claim_carries_the_config_that_was_enqueued_and_its_id(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    enqueued = sweep(1).configs[0]
+    enqueue(engine, 1)
+    monkeypatch.setattr(JobConfig, "model_validate", None)  # it was validated when it came in
+    found = claim(engine).config
+    assert found == enqueued
+    assert found.config_id == job(engine, 1).config_id == enqueued.config_id
 
 
 def test_the_claim_reads_the_queue_by_its_index(engine: Engine) -> None:

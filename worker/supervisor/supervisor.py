@@ -113,9 +113,8 @@ class Supervisor:
         try:
             claim = verb(self._engine, self._worker, token=self._token, lease_seconds=self._settings.lease_seconds)
         except StorageError as error:
-            self._housekeeping.note_outage(
-                error
-            )  # the next call has the same token, and adopts a claim whose answer was lost
+            # The next call has the same token: it adopts a claim whose answer was lost.
+            self._housekeeping.note_outage(error)
             return self._claim(verb, tries=tries - 1) if tries > 1 else None
         self._housekeeping.note_answer()
         if claim is not None:

@@ -55,6 +55,19 @@ def test_an_order_with_a_bad_config_says_so() -> None:
         Order.from_json(json.dumps(values).encode())
 
 
+def test_an_order_carries_the_ids_and_is_not_validated_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    line = ORDER.to_json()
+    monkeypatch.setattr(JobConfig, "model_validate", None)
+    assert [job.config.config_id for job in Order.from_json(line).jobs] == [job.config.config_id for job in JOBS]
+
+
+def test_an_order_of_a_supervisor_from_before_an_upgrade_is_read() -> None:
+    values = json.loads(ORDER.to_json())
+    for job in values["jobs"]:
+        del job["config_id"]
+    assert Order.from_json(json.dumps(values).encode()) == ORDER
+
+
 @pytest.mark.parametrize(
     "message",
     [
