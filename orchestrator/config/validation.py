@@ -72,7 +72,12 @@ def _part(name: str, values: Mapping[str, Any]) -> Part:
 
 def field_paths() -> list[str]:
     """Return every dotted key a config knows, such as `sae.k`."""
-    return [f"{part}.{name}" for part, kind in _PARTS.items() for name in kind.model_fields]
+    return [
+        f"{part}.{name}"
+        for part, info in JobConfig.model_fields.items()
+        if isinstance(info.annotation, type) and issubclass(info.annotation, Part)
+        for name in info.annotation.model_fields
+    ]
 
 
 def near_key(key: str, keys: Collection[str]) -> str | None:

@@ -1,4 +1,4 @@
-"""What the laws are fitted to: every job of some sweeps with its result, its counts and its curve."""
+"""The rows that laws are fitted to: every job of some sweeps with its result, its counts and its curve."""
 
 import json
 import math
@@ -22,14 +22,14 @@ _Counts = dict[int, dict[float, tuple[float | None, float | None]]]
 
 
 class _Tables(NamedTuple):
-    """What is known beside a job's own row, by job."""
+    """What other tables hold, by job."""
 
     facts: dict[int, dict[str, Any]]
     counts: _Counts
     curves: dict[int, list[Point]]
     last: dict[int, Any]
     sites: dict[tuple[str, str], str]
-    """Names of the hook points that attempts have told, by what their configs ask for."""
+    """Names of the hook points that attempts have reported, by what their configs ask for."""
 
 
 def measured(engine: Engine, sweeps: Sequence[str], *, curves: bool = True) -> list[JobMeasurement]:
@@ -66,16 +66,16 @@ def _query() -> Select[Any]:
 
 
 def _facts(session: Session, ids: Select[Any]) -> dict[int, dict[str, Any]]:
-    """Return what the newest attempt that told anything has settled."""
-    told = select(m.Attempt.job_id, m.Attempt.facts).where(m.Attempt.job_id.in_(ids)).order_by(m.Attempt.attempt)
-    return {job_id: facts for job_id, facts in session.execute(told) if facts}
+    """Return the facts of the newest attempt that reported any."""
+    reported = select(m.Attempt.job_id, m.Attempt.facts).where(m.Attempt.job_id.in_(ids)).order_by(m.Attempt.attempt)
+    return {job_id: facts for job_id, facts in session.execute(reported) if facts}
 
 
 def _sites(
     rows: Sequence[tuple[Row[Any], dict[str, Any]]], facts: dict[int, dict[str, Any]]
 ) -> dict[tuple[str, str], str]:
-    told = ((_asked(config), facts.get(row.id, {}).get("subject", {}).get("site")) for row, config in rows)
-    return {asked: site for asked, site in told if site}
+    found = ((_asked(config), facts.get(row.id, {}).get("subject", {}).get("site")) for row, config in rows)
+    return {asked: site for asked, site in found if site}
 
 
 def _asked(config: dict[str, Any]) -> tuple[str, str]:

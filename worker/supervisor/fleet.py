@@ -1,4 +1,4 @@
-"""`orch worker --devices`: one worker process per device, started, watched, told to stop and counted together."""
+"""`orch worker --devices`: a worker process per device, started together, restarted when it dies, stopped together."""
 
 import os
 import signal
@@ -148,7 +148,7 @@ class Fleet:
 
 
 def end_with_fleet() -> None:
-    """Stop like one that was told to when the fleet is gone; for a thread of a worker."""
+    """Send SIGTERM to this process when the fleet's process has ended; for a thread of a worker."""
     while os.read(0, 1 << 10):
         pass
     os.kill(os.getpid(), signal.SIGTERM)

@@ -19,7 +19,7 @@ _OWN, _ROOT = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
 
 
 def oom_kills(own: Path = _OWN, root: Path = _ROOT) -> int:
-    """Return how many processes of our control group, v1 or v2, were killed for memory; 0 where nothing tells."""
+    """Return how many processes of our control group, v1 or v2, were killed for memory; 0 where it is not known."""
     for file in _counters(own, root):
         found = dict(line.split(" ", 1) for line in _read(file).splitlines() if " " in line).get("oom_kill", "")
         if found.strip().isdecimal():
@@ -28,7 +28,7 @@ def oom_kills(own: Path = _OWN, root: Path = _ROOT) -> int:
 
 
 def _counters(own: Path, root: Path) -> list[Path]:
-    """Return where the counter may be: in the group we know by name, or, seen from a container, in the root."""
+    """Return the files that may hold the counter: of the group by its name, or, within a container, of the root."""
     files = []
     for line in _read(own).splitlines():
         _, _, rest = line.partition(":")
@@ -143,7 +143,7 @@ class TrainerProcess:
         return code
 
     def _send(self, line: bytes) -> None:
-        # The pipe stays open for the trainer's life: its end of file tells the trainer that the supervisor is gone.
+        # The pipe stays open as long as the trainer runs: end of file means that the supervisor has ended.
         pipe = self._child.stdin
         assert pipe
         with suppress(BrokenPipeError):
