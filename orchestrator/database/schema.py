@@ -35,7 +35,7 @@ def open_database(settings: Settings) -> Engine:
     try:
         found = _version(engine)
         if found != HEAD:
-            _mend(settings, found)
+            _upgrade_or_refuse(settings, found)
     except BaseException:
         engine.dispose()
         raise
@@ -89,7 +89,7 @@ def migration_config(connection: Connection | None = None) -> Any:
     return config
 
 
-def _mend(settings: Settings, found: str | None) -> None:
+def _upgrade_or_refuse(settings: Settings, found: str | None) -> None:
     if settings.embedded:
         upgrade(settings)
         return

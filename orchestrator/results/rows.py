@@ -21,7 +21,7 @@ class JobRow:
     """None = expansion × d_model, known once the subject has been seen."""
     k: int
     lr: float | None
-    """None = auto."""
+    """What it trains with; None = auto, and no attempt has begun yet."""
     seed: int
     d_model: int | None
     max_tokens: int

@@ -85,7 +85,7 @@ def test_a_point_that_cannot_be_stored_is_the_trouble_of_one(company: Company) -
     assert company.outcomes(job) == ["failed", "converged"]
     assert all(company.outcomes(other) == ["converged"] for other in company.jobs if other != job)
     assert company.trainers == 2
-    assert any(f"job {job}: the supervisor stumbled" in line and "Traceback" in line for line in company.said)
+    assert any(f"job {job}: an error in the supervisor" in line and "Traceback" in line for line in company.said)
 
 
 def test_a_result_that_cannot_be_stored_is_the_trouble_of_one(company: Company) -> None:

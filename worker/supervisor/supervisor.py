@@ -144,7 +144,7 @@ class Supervisor:
             group.run()
         except Exception as error:  # noqa: BLE001 - an error with some jobs must not end the worker
             jobs = ", ".join(str(claim.lease.job_id) for claim in claims)
-            self._say(LogLine(f"job {jobs}: the supervisor stumbled:\n{traceback.format_exc()}", level="error"))
+            self._say(LogLine(f"job {jobs}: an error in the supervisor:\n{traceback.format_exc()}", level="error"))
             (group or TrainerGroup(claims, self._context)).give_up(f"{type(error).__name__}: {error}")
 
     def _tick(self) -> int:

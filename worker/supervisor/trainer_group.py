@@ -133,7 +133,7 @@ class TrainerGroup:
             attempt.say(LogLine(text, level="warning"))
             self._take_from(trainer, attempt)
         except Exception as error:  # noqa: BLE001 - an error with one job must not end its companions
-            attempt.say(LogLine(f"the supervisor stumbled:\n{traceback.format_exc()}", level="error"))
+            attempt.say(LogLine(f"an error in the supervisor:\n{traceback.format_exc()}", level="error"))
             self._take_from(trainer, attempt)
             with suppress(queue.LeaseLost):
                 attempt.give_up(f"{type(error).__name__}: {error}", wait=trainer is None)
