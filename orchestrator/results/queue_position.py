@@ -24,7 +24,7 @@ class QueuePosition(NamedTuple):
     companions_running: int
 
 
-def standing(engine: Engine, job_id: int) -> QueuePosition:
+def position_in_queue(engine: Engine, job_id: int) -> QueuePosition:
     """Return where a job stands.
 
     Raises:

@@ -105,7 +105,7 @@ class WorkerRow:
 
 
 @dataclass(frozen=True, slots=True)
-class RosterRow:
+class RegisteredWorker:
     """One worker process, as it registered itself, with the jobs whose leases it holds."""
 
     token: str

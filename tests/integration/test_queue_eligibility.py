@@ -51,8 +51,8 @@ def test_a_claim_and_people_agree(engine: Engine, way: Obstacle | None) -> None:
         columns = select(may_run_now().label("may"), obstacle().label("obstacle")).where(Job.id == 3)
         third = session.execute(columns).one()
     assert (bool(third.may), third.obstacle) == (way is None, way)
-    standing = results.standing(engine, last)
-    assert (standing.before, standing.first) == ((3, 1) if way is None else (0, None))
+    position = results.position_in_queue(engine, last)
+    assert (position.before, position.first) == ((3, 1) if way is None else (0, None))
     assert (results.jobs(engine, ids=[3])[0].reason or "").replace("NoWorker", "Priority") == REASONS[way]
     if way == "queue paused":
         assert nothing_to_claim(engine)
@@ -77,6 +77,6 @@ def test_a_capped_sweep_and_a_backoff_are_waited_for(engine: Engine) -> None:
 def test_what_has_failed_is_no_companion(engine: Engine) -> None:
     enqueue(engine, 3)
     queue.fail(engine, claim(engine).lease, error="x", exit_code=70, outcome="internal", retry=True)
-    position = results.standing(engine, 2)
+    position = results.position_in_queue(engine, 2)
     assert (position.is_alone, position.companions_queued) == (False, 1)
-    assert results.standing(engine, 1).is_alone
+    assert results.position_in_queue(engine, 1).is_alone

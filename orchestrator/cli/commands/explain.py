@@ -70,9 +70,9 @@ def _explanation(engine: "Engine", row: "JobRow") -> list[str]:
         last = [f"Attempt {tried[-1].attempt}: {tried[-1].error}", f"Its log: orch logs {row.id}"] if tried else []
         return [*last, f"To try again: orch retry {row.id}"]
     lines = [_MEANINGS.get((row.reason or "").partition("(")[0], "It waits for a worker.").format(**names)]
-    standing = results.standing(engine, row.id)
-    if row.state == "queued" and standing.before:
-        lines.append(f"{plural(standing.before, 'queued job')} may run before it; the first is job {standing.first}.")
+    position = results.position_in_queue(engine, row.id)
+    if row.state == "queued" and position.before:
+        lines.append(f"{plural(position.before, 'queued job')} may run before it; the first is job {position.first}.")
     return lines
 
 
@@ -86,7 +86,7 @@ def _of_its_worker(engine: "Engine", row: "JobRow") -> list[str]:
     """Say what is about to happen to a running job because of its worker."""
     from orchestrator import results
 
-    holders = [worker for worker in results.roster(engine) if row.id in worker.jobs]
+    holders = [worker for worker in results.registered_workers(engine) if row.id in worker.jobs]
     return [
         _HOLDERS[worker.state].format(silent=duration(worker.silent)) for worker in holders if worker.state in _HOLDERS
     ]
@@ -116,11 +116,11 @@ def _sharing(settings: "Settings", engine: "Engine", row: "JobRow") -> list[str]
     else:
         fit = plural(room.fits(config), "such job")
         lines = [f"{needs}; one trainer takes {fit}{there} (at most {settings.jobs_per_trainer})."]
-    standing = results.standing(engine, row.id)
-    if standing.is_alone:
+    position = results.position_in_queue(engine, row.id)
+    if position.is_alone:
         return [*lines, "It is trained alone: it failed or lost its worker before, or an older orch queued it."]
-    at_work = f", and {standing.companions_running} that run" if standing.companions_running else ""
+    at_work = f", and {position.companions_running} that run" if position.companions_running else ""
     return [
         *lines,
-        f"Its stream of activations is read by {plural(standing.companions_queued, 'other queued job')}{at_work}.",
+        f"Its stream of activations is read by {plural(position.companions_queued, 'other queued job')}{at_work}.",
     ]
