@@ -163,7 +163,7 @@ class Failure:
     @classmethod
     def of(cls, error: Exception) -> "Failure":
         """Return what an error means, and what to do about it."""
-        code, hint = _judged(error)
+        code, hint = _classified(error)
         return cls(type(error).__name__, getattr(error, "message", "") or str(error) or repr(error), hint, code)
 
 
@@ -235,7 +235,7 @@ def describe(message: Message) -> str:
             return f"{kind}: {text}" + (f" ({hint})" if hint else "")
 
 
-def _judged(error: Exception) -> tuple[Exit, str]:
+def _classified(error: Exception) -> tuple[Exit, str]:
     hint = getattr(error, "hint", "")
     if isinstance(error, ConfigError | SubjectError):
         return Exit.BAD_CONFIG, hint

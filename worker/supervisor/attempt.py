@@ -36,6 +36,9 @@ BACKOFF_SHARE = 1 / 3
 STOPPED_PATIENCE_SECONDS = 10.0
 """For how long a worker that is told to stop waits for a database that is away."""
 
+Stop = Literal["shutdown", "pause", "cancel", "outage", "stalled"]
+_OUTCOME_OF = {"pause": "paused", "cancel": "cancelled"}
+
 
 class SupervisorContext(NamedTuple):
     """What the supervisor gives every attempt."""
@@ -112,25 +115,6 @@ class AttemptOutcome:
 
     def _patience(self) -> bool:
         return not self._context.tick() or self._lease.away_seconds < STOPPED_PATIENCE_SECONDS
-
-
-def _ran_out_before(engine: Engine, job_id: int) -> bool:
-    """Say whether an attempt since the last `orch retry`, which forgives failures, ran out of memory."""
-    ran_out = (AttemptRow.job_id == job_id, AttemptRow.outcome == "out_of_memory")
-    earlier = select(func.count()).select_from(AttemptRow).join(Job, Job.id == AttemptRow.job_id)
-    with reading(engine) as session:
-        return bool(session.scalar(earlier.where(*ran_out, Job.failures > 0)))
-
-
-def _tail(log: Path) -> str:
-    try:
-        return log.read_bytes()[-LOG_TAIL:].decode(errors="replace").strip()
-    except OSError:
-        return ""
-
-
-Stop = Literal["shutdown", "pause", "cancel", "outage", "stalled"]
-_OUTCOMES = {"pause": "paused", "cancel": "cancelled"}
 
 
 class Attempt:
@@ -212,7 +196,7 @@ class Attempt:
 
     def release(self) -> None:
         """Hand the job back: as preempted, or as the pause or the cancel that was asked for."""
-        self.outcome.release(_OUTCOMES.get(self.stop or "", "preempted"))
+        self.outcome.release(_OUTCOME_OF.get(self.stop or "", "preempted"))
 
     def settle(self, code: int, failure: Failure | None, log: Path) -> None:
         """Store how the attempt ended when its trainer did, unless an outcome has been given before."""
@@ -263,3 +247,18 @@ def prune(folder: Path, *, older_than: int) -> None:
             with suppress(OSError):
                 path.rename(partial)
             shutil.rmtree(partial, ignore_errors=True)
+
+
+def _ran_out_before(engine: Engine, job_id: int) -> bool:
+    """Say whether an attempt since the last `orch retry`, which forgives failures, ran out of memory."""
+    ran_out = (AttemptRow.job_id == job_id, AttemptRow.outcome == "out_of_memory")
+    earlier = select(func.count()).select_from(AttemptRow).join(Job, Job.id == AttemptRow.job_id)
+    with reading(engine) as session:
+        return bool(session.scalar(earlier.where(*ran_out, Job.failures > 0)))
+
+
+def _tail(log: Path) -> str:
+    try:
+        return log.read_bytes()[-LOG_TAIL:].decode(errors="replace").strip()
+    except OSError:
+        return ""

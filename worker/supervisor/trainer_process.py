@@ -16,37 +16,6 @@ from worker.devices import visible
 from worker.protocol import DropJob, Exit, Failure, Order, Said, decode
 
 _OWN, _ROOT = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
-
-
-def oom_kills(own: Path = _OWN, root: Path = _ROOT) -> int:
-    """Return how many processes of our control group, v1 or v2, were killed for memory; 0 where it is not known."""
-    for file in _counters(own, root):
-        found = dict(line.split(" ", 1) for line in _read(file).splitlines() if " " in line).get("oom_kill", "")
-        if found.strip().isdecimal():
-            return int(found)
-    return 0
-
-
-def _counters(own: Path, root: Path) -> list[Path]:
-    """Return the files that may hold the counter: of the group by its name, or, within a container, of the root."""
-    files = []
-    for line in _read(own).splitlines():
-        _, _, rest = line.partition(":")
-        controllers, _, group = rest.partition(":")
-        if "memory" in controllers.split(","):
-            files += [root / "memory" / part / "memory.oom_control" for part in (group.lstrip("/"), "")]
-        elif not controllers:
-            files += [root / part / "memory.events" for part in (group.lstrip("/"), "")]
-    return files
-
-
-def _read(file: Path) -> str:
-    try:
-        return file.read_text()
-    except OSError:
-        return ""
-
-
 _WITHHELD = ("ORCH_DATABASE_URL", "ORCH_BROKER_URL", "ORCH_TRACKING_URL", "MLFLOW_", "PG")
 """Prefixes of variables withheld from a trainer: it opens no database, and may run code that comes with a model."""
 
@@ -188,3 +157,32 @@ def _environment(order: Order) -> dict[str, str]:
     compiled = {"TORCHINDUCTOR_CACHE_DIR": order.compile_folder}
     own = {"PYTHONPATH": path, "TOKENIZERS_PARALLELISM": "false"}
     return {**known, **visible(order.device, os.environ), **counts, **memory, **compiled, **own}
+
+
+def oom_kills(own: Path = _OWN, root: Path = _ROOT) -> int:
+    """Return how many processes of our control group, v1 or v2, were killed for memory; 0 where it is not known."""
+    for file in _counters(own, root):
+        found = dict(line.split(" ", 1) for line in _read(file).splitlines() if " " in line).get("oom_kill", "")
+        if found.strip().isdecimal():
+            return int(found)
+    return 0
+
+
+def _counters(own: Path, root: Path) -> list[Path]:
+    """Return the files that may hold the counter: of the group by its name, or, within a container, of the root."""
+    files = []
+    for line in _read(own).splitlines():
+        _, _, rest = line.partition(":")
+        controllers, _, group = rest.partition(":")
+        if "memory" in controllers.split(","):
+            files += [root / "memory" / part / "memory.oom_control" for part in (group.lstrip("/"), "")]
+        elif not controllers:
+            files += [root / part / "memory.events" for part in (group.lstrip("/"), "")]
+    return files
+
+
+def _read(file: Path) -> str:
+    try:
+        return file.read_text()
+    except OSError:
+        return ""
