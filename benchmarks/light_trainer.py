@@ -12,9 +12,10 @@ import sys
 import time
 from pathlib import Path
 
+from orchestrator.checkpoint_ref import CheckpointRef
 from orchestrator.config.job import JobConfig
 from orchestrator.curves.point import Point
-from worker.protocol import Assignment, CurvePointMessage, Ended, Exit, Left, Saved, Started
+from worker.protocol import Assignment, CurvePointMessage, Ended, Exit, Left, Started
 from worker.trainer.channel import SupervisorChannel
 
 STEP_SECONDS = "ORCH_SOAK_STEP_SECONDS"
@@ -90,7 +91,7 @@ class Member:
         uri = self._publish("final").uri
         self._line.send(Ended("max_tokens", self.tokens_seen, 1.0, uri, 1.0, 1.0, 1.0, 1.0), self.job_id)
 
-    def _publish(self, name: str) -> Saved:
+    def _publish(self, name: str) -> CheckpointRef:
         """Write a folder as the real checkpoint does: beside, flushed, with its sums, renamed last."""
         target, partial = self._artifacts / name, self._artifacts / f".{name}.{os.getpid()}.partial"
         state = json.dumps({"tokens_seen": self.tokens_seen, "number": self._walk.number}).encode()
@@ -104,10 +105,10 @@ class Member:
                     out.flush()
                     os.fsync(out.fileno())
             partial.rename(target)
-        return Saved(str(target.absolute()), self.tokens_seen, hashlib.sha256(manifest).hexdigest())
+        return CheckpointRef(str(target.absolute()), self.tokens_seen, hashlib.sha256(manifest).hexdigest())
 
 
-def _resumed(config: JobConfig, saved: Saved) -> Walk | None:
+def _resumed(config: JobConfig, saved: CheckpointRef) -> Walk | None:
     """Read a checkpoint; None if it is not whole."""
     try:
         manifest = (Path(saved.uri) / "manifest.json").read_bytes()

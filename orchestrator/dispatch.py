@@ -19,7 +19,7 @@ _VISIBILITY_SECONDS = 3600
 
 
 class Reconciled(NamedTuple):
-    """What one look put right."""
+    """What one call of `reconcile` did."""
 
     released: list[int]
     """Jobs whose lease had run out."""
@@ -127,6 +127,6 @@ def _sender(settings: Settings) -> "Celery":
 
     app = Celery("orch-sender", set_as_current=False)
     app.conf.update(celery_settings(settings))
-    # A person waits for this one: it gives up after about two seconds.
+    # A command waits for it: it gives up after about two seconds.
     app.conf.broker_transport_options |= {"socket_timeout": 0.5, "socket_connect_timeout": 0.5, "max_retries": 1}
     return app

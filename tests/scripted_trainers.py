@@ -16,17 +16,17 @@ TRAINER = """
 import os, sys, time
 from pathlib import Path
 from orchestrator.curves.point import Point
-from worker.trainer.channel import Line
+from worker.trainer.channel import SupervisorChannel
 from worker.protocol import *
-line = Line()
+line = SupervisorChannel()
 order = line.order()
 jobs = {job.job_id: job for job in order.jobs}
 first, together = min(jobs), len(jobs) > 1
-def point(job_id, tokens): line.send(Measured(Point(tokens, *(1000 / tokens for _ in range(11)))), job_id)
+def point(job_id, tokens): line.send(CurvePointMessage(Point(tokens, *(1000 / tokens for _ in range(11)))), job_id)
 def save(job_id, tokens):
     folder = f"{jobs[job_id].artifacts}/{tokens}"
     Path(folder).mkdir(parents=True, exist_ok=True)
-    line.send(Saved(folder, tokens, "ab"), job_id)
+    line.send(CheckpointRef(folder, tokens, "ab"), job_id)
 def end(job_id):
     point(job_id, 2048)
     line.send(Ended('converged', 2048, 1.5, None, 1.0, 2.0, 3.0, 4.0), job_id)

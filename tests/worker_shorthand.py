@@ -12,7 +12,7 @@ from orchestrator.queue import Worker, workers
 from orchestrator.settings import Settings
 
 
-def report(engine: Engine, name: str, *, device: str = "cpu", elapsed: float | None = None) -> workers.Wish:
+def report(engine: Engine, name: str, *, device: str = "cpu", elapsed: float | None = None) -> workers.Desired:
     """Let a worker say that it lives, so long after it last did; its token is its name."""
     worker = Worker(name=name, host="here", pid=1, device=device)
     return workers.report(engine, worker, token=name, version="0.1", every_seconds=10.0, elapsed=elapsed)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from orchestrator.errors import OrchError, StorageError
 from orchestrator.settings import Settings, load, mask
+from orchestrator.versions import usable_cores
 from worker.supervisor.log import Libraries, LogLine, WorkerLog
 
 if TYPE_CHECKING:
@@ -52,6 +53,7 @@ def _complain(text: str) -> None:
 
 
 def _work_on_all(settings: Settings, asked: argparse.Namespace, arguments: Sequence[str] | None) -> int:
+    """Run one worker process per device."""
     from orchestrator.database.schema import open_database
     from worker.devices import check, expand
     from worker.supervisor.fleet import Fleet
@@ -59,16 +61,22 @@ def _work_on_all(settings: Settings, asked: argparse.Namespace, arguments: Seque
     devices = expand(asked.devices)
     check(*devices)
     open_database(settings).dispose()  # made or refused once, not by every worker at the same time
+    threads = asked.threads or max(1, usable_cores() // len(devices))
+    name = asked.name or f"{socket.gethostname()}-{os.getpid()}"
+    fleet = Fleet(devices, WorkerLog(worker=name, form=settings.log_format))
+    return fleet.run(name=name, threads=threads, flags=_flags_for_each(arguments))
+
+
+def _flags_for_each(arguments: Sequence[str] | None) -> list[str]:
+    """Return the flags that every worker of several gets as they are."""
     own = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     for flag in ("--devices", "--name", "--threads"):
         own.add_argument(flag)
-    rest = own.parse_known_args(arguments)[1]  # every worker gets the other flags as they are
-    threads = asked.threads or max(1, _cores() // len(devices))
-    name = asked.name or f"{socket.gethostname()}-{os.getpid()}"
-    return Fleet(devices, WorkerLog(worker=name, form=settings.log_format)).run(name=name, threads=threads, flags=rest)
+    return own.parse_known_args(arguments)[1]
 
 
 def _work(settings: Settings, asked: argparse.Namespace) -> int:
+    """Run one worker in this process."""
     from orchestrator.database.schema import make_folder, open_database
     from worker.devices import check
     from worker.supervisor import gpu_lock
@@ -76,15 +84,11 @@ def _work(settings: Settings, asked: argparse.Namespace) -> int:
     from worker.supervisor.supervisor import Supervisor, this_worker
     from worker.tracking.shipper import Tracking
 
-    threads = asked.threads or _cores()
     if asked.label:
         threading.Thread(target=end_with_fleet, name="fleet-watch", daemon=True).start()
-    device = asked.device or settings.device
+    device, threads = asked.device or settings.device, asked.threads or usable_cores()
     check(device)
-    if asked.jobs:
-        settings = replace(settings, jobs_per_trainer=asked.jobs)
-    if "+" in device:  # devices that share each job take one at a time
-        settings = replace(settings, jobs_per_trainer=1)
+    settings = _with_jobs_per_trainer(settings, asked.jobs, device)
     make_folder(settings.home)
     engine = open_database(settings)
     me = this_worker(asked.name, pid=os.getpid(), device=device)
@@ -93,14 +97,20 @@ def _work(settings: Settings, asked: argparse.Namespace) -> int:
     tracking = Tracking(engine, settings, say=say)
     supervisor = Supervisor(settings, engine, worker=me, threads=threads, say=say, changed=tracking.changed)
     _stop_on_signals(supervisor)
-    mine = gpu_lock.held(gpu_lock.names(device, os.environ), gpu_lock.folder())
-    with mine, _doorbell(settings, supervisor.ring, me.name, say):
+    gpus = gpu_lock.held(gpu_lock.names(device, os.environ), gpu_lock.folder())
+    with gpus, _wake_ups(settings, supervisor.wake, me.name, say):
         say(f"worker {me.name} on {device}, {threads} threads, database {mask(settings.database)}")
         stopped = supervisor.run(until_empty=asked.until_empty)
     tracking.close(STOPPED_DRAIN_SECONDS if stopped else DRAIN_SECONDS)
     engine.dispose()
     say(f"worker {me.name} ends")
     return INTERRUPTED if stopped and asked.until_empty else 0
+
+
+def _with_jobs_per_trainer(settings: Settings, jobs: int | None, device: str) -> Settings:
+    if "+" in device:  # devices that share each job take one at a time
+        return replace(settings, jobs_per_trainer=1)
+    return replace(settings, jobs_per_trainer=jobs) if jobs else settings
 
 
 def _stop_on_signals(supervisor: "Supervisor") -> None:
@@ -116,12 +126,13 @@ def _stop_on_signals(supervisor: "Supervisor") -> None:
         signal.signal(number, on_signal)
 
 
-def _doorbell(settings: Settings, ring: Any, name: str, say: Callable[[str], None]) -> Any:
+def _wake_ups(settings: Settings, wake: Callable[[], None], name: str, say: Callable[[str], None]) -> Any:
+    """Return a context in which the broker's messages, where there is a broker, call `wake`."""
     if not settings.broker_url:
         return nullcontext()
     from worker.supervisor.celery_app import listening
 
-    return listening(settings, ring, name=name, say=say)
+    return listening(settings, wake, name=name, say=say)
 
 
 def _sync(settings: Settings, sweep: str, *, jobs: bool) -> int:
@@ -166,10 +177,6 @@ def _at_least_one(text: str) -> int:
     if count < 1:
         raise argparse.ArgumentTypeError("at least 1")
     return count
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 if __name__ == "__main__":

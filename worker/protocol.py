@@ -1,12 +1,13 @@
-"""What supervisor and trainer say to each other: an order and wishes down, messages up, each one JSON line."""
+"""The messages of supervisor and trainer, each one JSON line: an order and requests down, reports up."""
 
 import json
 from dataclasses import asdict, dataclass
 from enum import IntEnum
 from typing import Any, NamedTuple
 
-from orchestrator.config.job import JobConfig
-from orchestrator.config.validation import parse
+from orchestrator.checkpoint_ref import CheckpointRef
+from orchestrator.config.job import JobConfig, canonical_text
+from orchestrator.config.validation import read_stored
 from orchestrator.curves.point import Point
 from orchestrator.errors import ConfigError, OutOfMemory, SubjectError
 
@@ -22,15 +23,6 @@ class Exit(IntEnum):
 
 
 @dataclass(frozen=True)
-class Saved:
-    """A checkpoint on disk."""
-
-    uri: str
-    tokens_seen: int
-    sha256: str
-
-
-@dataclass(frozen=True)
 class Assignment:
     """One job of an order: one attempt of it."""
 
@@ -39,13 +31,13 @@ class Assignment:
     config: JobConfig
     artifacts: str
     """Folder of this attempt's checkpoints and final SAE."""
-    resume: tuple[Saved, ...]
+    resume: tuple[CheckpointRef, ...]
     """Checkpoints of earlier attempts, newest first."""
 
 
 @dataclass(frozen=True)
 class Order:
-    """What one trainer shall train, and where: jobs that read one stream of activations."""
+    """What one trainer is to train, and where: jobs that read one stream of activations."""
 
     jobs: tuple[Assignment, ...]
     tokens_folder: str
@@ -66,12 +58,11 @@ class Order:
 
     def to_json(self) -> bytes:
         """Return the order as one line."""
-        jobs = [asdict(job) | {"config": job.config.model_dump(mode="json")} for job in self.jobs]
-        return _line(asdict(self) | {"jobs": jobs})
+        return _line(asdict(self) | {"jobs": [_written(job) for job in self.jobs]})
 
     @classmethod
     def from_json(cls, line: bytes) -> "Order":
-        """Read an order.
+        """Read an order. Its configs were validated when they came in: only one that was changed since is again.
 
         Raises:
             ConfigError: a config is not valid.
@@ -82,25 +73,25 @@ class Order:
 
 @dataclass(frozen=True)
 class DropJob:
-    """A wish: go on without a job."""
+    """A request to go on without a job."""
 
     job_id: int
     save: bool
     """Write a checkpoint of it first."""
 
     def to_json(self) -> bytes:
-        """Return the wish as one line."""
+        """Return the request as one line."""
         return _line(asdict(self))
 
     @classmethod
     def from_json(cls, line: bytes) -> "DropJob":
-        """Read a wish."""
+        """Read a request."""
         return cls(**json.loads(line))
 
 
 @dataclass(frozen=True)
 class Started:
-    """Everything is loaded; training goes on from here."""
+    """Subject, data and checkpoint are loaded; training goes on from here."""
 
     tokens_seen: int
     facts: dict[str, Any]
@@ -109,7 +100,7 @@ class Started:
 
 @dataclass(frozen=True)
 class Alive:
-    """The trainer moved."""
+    """The trainer is at work; sent at least every few seconds."""
 
     tokens_seen: int
     tokens_per_second: float
@@ -154,14 +145,14 @@ class Ended:
 
 @dataclass(frozen=True)
 class Left:
-    """The trainer goes on without the job, as it was told to."""
+    """The trainer goes on without the job, as it was asked to."""
 
     tokens_seen: int
 
 
 @dataclass(frozen=True)
 class Failure:
-    """Why the trainer gives up: all it has, or one job."""
+    """Why the trainer fails: one job, or all of its jobs."""
 
     kind: str
     message: str
@@ -172,19 +163,19 @@ class Failure:
     @classmethod
     def of(cls, error: Exception) -> "Failure":
         """Return what an error means, and what to do about it."""
-        code, hint = _judged(error)
+        code, hint = _classified(error)
         return cls(type(error).__name__, getattr(error, "message", "") or str(error) or repr(error), hint, code)
 
 
-Message = Started | Alive | CurvePointMessage | Saved | Cached | Ended | Left | Failure
+Message = Started | Alive | CurvePointMessage | CheckpointRef | Cached | Ended | Left | Failure
 
 
 class Said(NamedTuple):
-    """A message as it came."""
+    """A message as it was received."""
 
     message: Message
     job_id: int | None
-    """Of which job; None: of all that the trainer has."""
+    """The job it is about; None: all jobs of the trainer."""
 
 
 _OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
@@ -193,7 +184,7 @@ _KINDS: dict[str, type[Message]] = {
     "started": Started,
     "alive": Alive,
     "progress": CurvePointMessage,
-    "checkpoint": Saved,
+    "checkpoint": CheckpointRef,
     "cache": Cached,
     "result": Ended,
     "left": Left,
@@ -231,10 +222,11 @@ def describe(message: Message) -> str:
             return (
                 f"{point.tokens_seen:>13,} tokens  fvu {point.fvu:.4f}  l0 {point.l0:.1f}  dead {point.dead_share:.1%}"
             )
-        case Saved(uri, tokens_seen):
+        case CheckpointRef(uri, tokens_seen):
             return f"checkpoint at {tokens_seen:,} tokens: {uri}"
         case Cached(_, uri, _, hook, _, n_bytes, shards, complete):
-            return f"{n_bytes:,} bytes of {hook}, {shards} shards{', complete' * complete}: {uri}"
+            suffix = ", complete" if complete else ""
+            return f"{n_bytes:,} bytes of {hook}, {shards} shards{suffix}: {uri}"
         case Ended(outcome, tokens_seen):
             return f"{outcome} after {tokens_seen:,} tokens"
         case Left(tokens_seen):
@@ -243,7 +235,7 @@ def describe(message: Message) -> str:
             return f"{kind}: {text}" + (f" ({hint})" if hint else "")
 
 
-def _judged(error: Exception) -> tuple[Exit, str]:
+def _classified(error: Exception) -> tuple[Exit, str]:
     hint = getattr(error, "hint", "")
     if isinstance(error, ConfigError | SubjectError):
         return Exit.BAD_CONFIG, hint
@@ -253,9 +245,17 @@ def _judged(error: Exception) -> tuple[Exit, str]:
     return Exit.INTERNAL, hint
 
 
+def _written(job: Assignment) -> dict[str, Any]:
+    values = {name: getattr(job, name) for name in ("job_id", "attempt", "artifacts")}
+    config = {"config": job.config.model_dump(mode="json"), "config_id": job.config.config_id}
+    return values | config | {"resume": [asdict(ref) for ref in job.resume]}
+
+
 def _assignment(values: dict[str, Any]) -> Assignment:
-    resume = tuple(Saved(**saved) for saved in values["resume"])
-    return Assignment(**values | {"config": parse(values["config"]), "resume": resume})
+    resume = tuple(CheckpointRef(**ref) for ref in values["resume"])
+    # A supervisor that was started before an upgrade sends no id: its config is validated.
+    config = read_stored(canonical_text(values["config"]), values.pop("config_id", ""))
+    return Assignment(**values | {"config": config, "resume": resume})
 
 
 def _line(values: dict[str, Any]) -> bytes:

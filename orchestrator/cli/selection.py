@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from orchestrator.errors import OrchError
+from orchestrator.job_states import STATES
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
@@ -15,8 +16,6 @@ if TYPE_CHECKING:
     from orchestrator.results import JobRow
     from orchestrator.settings import Settings
 
-STATES = ("queued", "running", "paused", "succeeded", "failed", "cancelled")
-TERMINAL = ("succeeded", "failed", "cancelled")
 _Decorated = TypeVar("_Decorated", bound=Callable[..., Any])
 
 

@@ -3,6 +3,8 @@
 import hashlib
 import json
 import math
+from collections.abc import Mapping
+from functools import cached_property
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
@@ -201,6 +203,16 @@ class StopConfig(Part):
     """Relative fall of the loss against the loss at half the tokens."""
 
 
+def canonical_text(values: Mapping[str, Any]) -> str:
+    """Return the one JSON text of a config's values: sorted keys, no spaces."""
+    return json.dumps(values, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+
+
+def text_id(text: str) -> str:
+    """Return the id of a config by its canonical text: the sha256 in hex."""
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
 class JobConfig(Part):
     """Everything that decides what a job trains; its canonical JSON is its identity."""
 
@@ -213,12 +225,18 @@ class JobConfig(Part):
 
     def canonical_json(self) -> str:
         """Return the one JSON text of this config: every field, sorted keys, no spaces."""
-        return json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+        return canonical_text(self.model_dump(mode="json"))
 
-    @property
+    @cached_property
     def config_id(self) -> str:
-        """Return the sha256 of the canonical JSON, in hex."""
-        return hashlib.sha256(self.canonical_json().encode()).hexdigest()
+        """The sha256 of the canonical JSON, in hex; a config read from a store keeps the id it was stored under."""
+        return text_id(self.canonical_json())
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        """Return a copy, which has a config_id of its own."""
+        copy = super().model_copy(update=update, deep=deep)
+        copy.__dict__.pop("config_id", None)
+        return copy
 
     @property
     def stream_key(self) -> str:

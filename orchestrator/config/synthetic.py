@@ -1,4 +1,4 @@
-"""Subjects that are no language model: a word such as `synthetic:gaussian?d_model=64` tells a distribution whole."""
+"""Subjects that are no language model: a name such as `synthetic:gaussian?d_model=64` specifies a distribution."""
 
 import hashlib
 import math
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 PREFIX = "synthetic:"
 FORMAT = 1
-"""Of what a word's vectors are: goes up when the same word would give others."""
+"""Version of how vectors are drawn: goes up when the same name would give other vectors."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,36 +78,36 @@ def is_synthetic(model: str) -> bool:
     return model.startswith(PREFIX)
 
 
-def parse(word: str) -> Synthetic:
-    """Return what a word names; parameters that it leaves out have their defaults.
+def parse(text: str) -> Synthetic:
+    """Return the distribution of a name; parameters that it leaves out have their defaults.
 
     Raises:
         ValueError: says the parameter, its value and what is allowed.
     """
-    name, _, rest = word.removeprefix(PREFIX).partition("?")
+    name, _, rest = text.removeprefix(PREFIX).partition("?")
     if name not in KINDS:
         raise ValueError(f"there is no synthetic subject {name!r}{_meant(name, KINDS)}")
     kind = KINDS[name]
     known = {field.name: field.type for field in fields(kind)}
     given: dict[str, float] = {}
     for part in rest.split("&") if rest else []:
-        key, _, text = part.partition("=")
+        key, _, value = part.partition("=")
         if key not in known:
             raise ValueError(f"{PREFIX}{name} has no parameter {key!r}{_meant(key, known)}")
         if key in given:
             raise ValueError(f"{key} is given twice")
-        given[key] = _number(key, text, whole=known[key] is int)
+        given[key] = _number(key, value, whole=known[key] is int)
     return kind(**given)  # type: ignore[arg-type]  # each is an int where the field is one
 
 
 def spelled(found: Synthetic) -> str:
-    """Return the one word for a distribution: every parameter, in order."""
+    """Return the canonical name of a distribution: every parameter, in order."""
     name = next(name for name, kind in KINDS.items() if isinstance(found, kind))
     return f"{PREFIX}{name}?" + "&".join(f"{key}={value}" for key, value in asdict(found).items())
 
 
 def canonical(model: str) -> str:
-    """Return a synthetic subject's one spelling, so that one distribution has one config_id; else the model as it is.
+    """Return a synthetic subject's canonical name, so that one distribution has one config_id; else the model as it is.
 
     Raises:
         ValueError: as `parse`.
@@ -121,7 +121,7 @@ def check_place(subject: "BaseModel", model: str) -> None:
     Raises:
         ValueError: names the key.
     """
-    _check_unused(subject, "subject", model, heeded="model")
+    _check_unused(subject, "subject", model, used="model")
 
 
 def check_text(data: _Part, info: "ValidationInfo") -> _Part:
@@ -130,18 +130,23 @@ def check_text(data: _Part, info: "ValidationInfo") -> _Part:
     Raises:
         ValueError: names the key.
     """
-    if subject := info.data.get("subject"):
-        _check_unused(data, "data", subject.model, heeded="seed")
+    subject = info.data.get("subject")
+    if subject is not None:
+        _check_unused(data, "data", subject.model, used="seed")
     return data
 
 
 def fingerprint(found: Synthetic) -> str:
-    """Return the sha256 of a distribution's word, and of the way its vectors are made."""
+    """Return the sha256 of a distribution's canonical name and of FORMAT."""
     return hashlib.sha256(f"{FORMAT} {spelled(found)}".encode()).hexdigest()
 
 
-def _check_unused(part: "BaseModel", name: str, model: str, *, heeded: str) -> None:
-    if is_synthetic(model) and (given := part.model_dump(exclude={heeded}, exclude_defaults=True)):
+def _check_unused(part: "BaseModel", name: str, model: str, *, used: str) -> None:
+    """Refuse every field of a part but one, where the subject is synthetic."""
+    if not is_synthetic(model):
+        return
+    given = part.model_dump(exclude={used}, exclude_defaults=True)
+    if given:
         key, why = min(given), "which reads no text" if name == "data" else "which is no language model"
         raise ValueError(f"{name}.{key} means nothing to {model}, {why}: leave {key} out")
 
@@ -153,7 +158,8 @@ def _number(key: str, text: str, *, whole: bool) -> float:
     except ValueError:
         value = math.nan
     if not low <= value <= high:
-        raise ValueError(f"{key} = {text!r}: must be a {'whole ' * whole}number from {low:,} to {high:,}")
+        kind = "whole number" if whole else "number"
+        raise ValueError(f"{key} = {text!r}: must be a {kind} from {low:,} to {high:,}")
     return abs(value)  # −0.0 is spelled 0.0
 
 

@@ -1,19 +1,20 @@
-"""Validate values into a JobConfig, and say in plain words what is wrong with them."""
+"""The two ways to a JobConfig: validate values that come in, or read back what was validated and stored."""
 
-from collections.abc import Collection
+import json
+from collections.abc import Collection, Mapping
 from difflib import get_close_matches
 from typing import Any
 
 from pydantic import ValidationError
 
-from orchestrator.config.job import JobConfig, Part
+from orchestrator.config.job import JobConfig, Part, text_id
 from orchestrator.errors import ConfigError
 
 SCHEMA_HINT = "Every key and what it takes: orch config schema"
 
 
 def parse(values: dict[str, Any]) -> JobConfig:
-    """Validate nested values into a JobConfig.
+    """Validate nested values that come in from outside into a JobConfig.
 
     Raises:
         ConfigError: says field, value and what is allowed.
@@ -23,6 +24,50 @@ def parse(values: dict[str, Any]) -> JobConfig:
     except ValidationError as error:
         path, said = explain(error)
         raise ConfigError(said if path in said else f"{path}: {said}", hint=SCHEMA_HINT) from None
+
+
+def read_stored(text: str, config_id: str) -> JobConfig:
+    """Return a stored config. What was validated when it was stored is not validated again.
+
+    A text whose sha256 is its `config_id` is what a validated config wrote: its values are taken as they are, and a
+    field that a later version added has its default. The config keeps that id, also where the new field would give
+    another. Any other text has been edited since, or holds keys that this version does not know: it is validated like
+    values that come in, and its id is computed anew.
+
+    Raises:
+        ConfigError: not a config of this version; says field, value and what is allowed.
+    """
+    try:
+        values = json.loads(text)
+    except ValueError as error:
+        raise ConfigError(f"not JSON: {error}", hint=SCHEMA_HINT) from None
+    if text_id(text) != config_id or not _has_known_keys(values):
+        return parse(values)
+    parts: dict[str, Any] = {name: _part(name, part) for name, part in values.items()}
+    config = JobConfig.model_construct(**parts)
+    config.__dict__["config_id"] = config_id
+    return config
+
+
+_PARTS: Mapping[str, type[Part]] = {
+    name: info.annotation
+    for name, info in JobConfig.model_fields.items()
+    if isinstance(info.annotation, type) and issubclass(info.annotation, Part)
+}
+_FIELDS = {name: frozenset(kind.model_fields) for name, kind in _PARTS.items()}
+
+
+def _has_known_keys(values: Any) -> bool:
+    """Say whether values are parts that this version knows, with fields that it knows."""
+    return isinstance(values, dict) and all(
+        name in _FIELDS and isinstance(part, dict) and part.keys() <= _FIELDS[name] for name, part in values.items()
+    )
+
+
+def _part(name: str, values: Mapping[str, Any]) -> Part:
+    # JSON has no tuples, and a config no lists.
+    frozen: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
+    return _PARTS[name].model_construct(**frozen)
 
 
 def field_paths() -> list[str]:

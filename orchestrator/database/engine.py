@@ -18,7 +18,7 @@ from orchestrator.errors import ConfigError, StorageError
 from orchestrator.settings import mask
 
 _KEEPALIVE = {"keepalives_idle": 10, "keepalives_interval": 5, "keepalives_count": 3, "tcp_user_timeout": 20_000}
-"""A server that vanished without a word is given up after about 25 s; the last in milliseconds."""
+"""A connection to a server that vanished fails after about 25 s; the last value is in milliseconds."""
 _LIMITS = "-c statement_timeout=10000 -c lock_timeout=2000 -c idle_in_transaction_session_timeout=10000"
 _OPTIONS = {"synchronize_session": False}
 
@@ -77,7 +77,7 @@ def transaction(engine: Engine) -> Iterator[Session]:
         StorageError: the database did not answer or refused, with what to do.
     """
     writer = engine.execution_options(orch_write=True)
-    with _told(engine), Session(writer, execution_options=_OPTIONS) as session, session.begin():
+    with _explaining(engine), Session(writer, execution_options=_OPTIONS) as session, session.begin():
         yield session
 
 
@@ -88,14 +88,14 @@ def reading(engine: Engine) -> Iterator[Session]:
     Raises:
         StorageError: the database did not answer or refused, with what to do.
     """
-    # One picture for all statements of the scope: SQLite gives it by itself.
+    # All statements of the scope see one snapshot: SQLite does so by itself.
     options: dict[str, Any] = {"isolation_level": "REPEATABLE READ"} if engine.name == "postgresql" else {}
-    with _told(engine), Session(engine.execution_options(postgresql_readonly=True, **options)) as session:
+    with _explaining(engine), Session(engine.execution_options(postgresql_readonly=True, **options)) as session:
         yield session
 
 
 @contextmanager
-def _told(engine: Engine) -> Iterator[None]:
+def _explaining(engine: Engine) -> Iterator[None]:
     try:
         yield
     except SQLAlchemyError as error:
@@ -127,7 +127,7 @@ _EXAMPLES = "Such as postgresql+psycopg://user:password@host/orch, or sqlite:///
 
 
 def _prepare_sqlite(connection: sqlite3.Connection, _: object) -> None:
-    connection.isolation_level = None  # we say BEGIN ourselves: the driver would take no lock for a SELECT
+    connection.isolation_level = None  # `_begin_sqlite` sends BEGIN: the driver would take no lock for a SELECT
     for pragma in ("busy_timeout=30000", "journal_mode=WAL", "synchronous=NORMAL", "foreign_keys=ON"):
         connection.execute(f"PRAGMA {pragma}").close()
 

@@ -18,13 +18,8 @@ from sqlalchemy import (
 )
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-STATES = ("queued", "running", "paused", "succeeded", "failed", "cancelled")
-TERMINAL = ("succeeded", "failed", "cancelled")
-FREED = ("failed", "cancelled")
-"""States in which a job no longer holds its config's place in the sweep."""
-
 LIVE = text("state NOT IN ('failed', 'cancelled')")
-"""The condition of the partial index, word for word: only so may a query use it."""
+"""The condition of the partial index (the states that are not FREED), letter for letter: only so may a query use it."""
 
 
 class Finite(TypeDecorator[float]):
@@ -90,6 +85,7 @@ class Job(Table):
     max_tokens: Mapped[int] = mapped_column(BigInteger)
     seed: Mapped[int] = mapped_column(BigInteger)
     lr: Mapped[float | None]
+    """The learning rate asked for; NULL = auto, and attempts.facts has what it came to."""
     priority: Mapped[int]
     state: Mapped[str]
     desired: Mapped[str]
@@ -103,7 +99,7 @@ class Job(Table):
     reason: Mapped[str | None]
     mlflow_run_id: Mapped[str | None]
     stream_key: Mapped[str | None]
-    """What decides the activations it trains on; jobs of one key can share a trainer. NULL = trained alone."""
+    """Identifies the activations it trains on; jobs of one key can share a trainer. NULL = trained alone."""
 
 
 class Attempt(Table):
@@ -130,7 +126,7 @@ class Attempt(Table):
 
 
 class LeaseRow(Table):
-    """Who may write a job's results until when. Narrow and unindexed, for it is written every few seconds."""
+    """Which attempt may write for a job, and until when. Narrow and unindexed: it is written every few seconds."""
 
     __tablename__ = "leases"
     job_id: Mapped[int] = mapped_column(ForeignKey("jobs.id"), primary_key=True, autoincrement=False)
@@ -139,7 +135,9 @@ class LeaseRow(Table):
     expires_at: Mapped[float]
     tokens_seen: Mapped[int] = mapped_column(BigInteger)
     tokens_per_second: Mapped[float | None] = mapped_column(Finite)
-    fvu: Mapped[float | None] = mapped_column(Finite)
+    fvu: Mapped[float | None] = mapped_column(Finite, deferred=True)
+    """Neither written nor read. Workers of schema 0005's versions write it with every point, and stay at work over an
+    upgrade: a migration of a later release drops it."""
     progress_at: Mapped[float]
 
 
@@ -223,7 +221,7 @@ class Event(Table):
 
 
 class ActivationCache(Table):
-    """Activations kept on disk, in one place; the folder decides, this is a note of it."""
+    """A cache of activations on one disk, as last reported; the folder itself is authoritative."""
 
     __tablename__ = "activation_caches"
     key: Mapped[str] = mapped_column(primary_key=True)
@@ -239,7 +237,7 @@ class ActivationCache(Table):
 
 
 class WorkerRow(Table):
-    """One life of a worker process, as it tells itself; what it holds is told by its leases alone."""
+    """One worker process, as it reports itself; which jobs it holds, its leases say."""
 
     __tablename__ = "workers"
     token: Mapped[str] = mapped_column(primary_key=True)
@@ -251,14 +249,14 @@ class WorkerRow(Table):
     started_at: Mapped[float]
     seen_at: Mapped[float]
     every_seconds: Mapped[float]
-    """Between two of its reports; who misses several is lost."""
+    """Between two of its reports; a worker that misses several counts as lost."""
     desired: Mapped[str]
-    """run, drain or stop: what a person wants of it."""
+    """run, drain or stop: the state asked for."""
     ended_at: Mapped[float | None]
 
 
 class QueuePause(Table):
-    """While its one row is there, nobody claims."""
+    """While its one row exists, no job is claimed."""
 
     __tablename__ = "queue_pause"
     __table_args__ = (CheckConstraint("id = 1", name="one_row"),)

@@ -15,7 +15,7 @@ from orchestrator.database.engine import connect, explained
 from orchestrator.errors import StorageError
 from orchestrator.settings import Settings, mask
 
-HEAD = "0005"
+HEAD = "0006"
 """The newest migration; a test compares it with the folder, so that opening need not load Alembic."""
 _NEWER = f"A newer orch made it? This one knows schemas up to {HEAD}: install the newer version."
 VERSION_TABLE = "orch_alembic_version"
@@ -35,7 +35,7 @@ def open_database(settings: Settings) -> Engine:
     try:
         found = _version(engine)
         if found != HEAD:
-            _mend(settings, found)
+            _upgrade_or_refuse(settings, found)
     except BaseException:
         engine.dispose()
         raise
@@ -89,7 +89,7 @@ def migration_config(connection: Connection | None = None) -> Any:
     return config
 
 
-def _mend(settings: Settings, found: str | None) -> None:
+def _upgrade_or_refuse(settings: Settings, found: str | None) -> None:
     if settings.embedded:
         upgrade(settings)
         return

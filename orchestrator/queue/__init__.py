@@ -1,5 +1,10 @@
-"""The only author of a job's state. Each verb is one short transaction, and every write of a worker is fenced."""
+"""The only author of a job's state. Each verb is one short transaction, and every write of a worker is fenced.
 
+Start at `submission`, `claims`, `heartbeats`, `outcomes`, and `control`; `eligibility` says which jobs may run.
+"""
+
+from orchestrator.checkpoint_ref import CheckpointRef
+from orchestrator.job_states import State
 from orchestrator.queue.claims import claim, claim_companion, waiting
 from orchestrator.queue.control import cancel, pause, pause_sweep, resume, resume_sweep, retry
 from orchestrator.queue.expiry import release_expired
@@ -9,14 +14,12 @@ from orchestrator.queue.queue_pause import is_done, pause_queue, resume_queue
 from orchestrator.queue.submission import enqueue
 from orchestrator.queue.types import (
     Change,
-    CheckpointRef,
     Claim,
     Desired,
     Enqueued,
     Lease,
     LeaseLost,
     Result,
-    State,
     Worker,
 )
 

@@ -7,22 +7,25 @@ from collections.abc import Callable, Mapping
 from functools import cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from sqlalchemy import Engine, Row, Select, bindparam, func, insert, select, update
+from sqlalchemy import Engine, Row, Select, bindparam, case, func, insert, select, update
 from sqlalchemy.orm import Session
 
+from orchestrator.checkpoint_ref import CheckpointRef
 from orchestrator.database.engine import db_now, reading, transaction
 from orchestrator.database.models import Attempt, CheckpointRow, Job, LeaseRow, SweepRow
+from orchestrator.errors import ConfigError
+from orchestrator.queue.eligibility import full_sweeps, may_run_now, may_share, queue_order
 from orchestrator.queue.fencing import log_event
 from orchestrator.queue.outcomes import fail
-from orchestrator.queue.queue_pause import enter, is_open, read_in_order
-from orchestrator.queue.types import CheckpointRef, Claim, Lease, Worker
+from orchestrator.queue.queue_pause import enter, read_in_order
+from orchestrator.queue.types import Claim, Lease, Worker
 
 if TYPE_CHECKING:
     from orchestrator.config.job import JobConfig
 
 Query = Select[*tuple[Any, ...]]
 _MOST_PASSED_OVER = 32
-"""Companions that do not fit, before the look for one that does ends."""
+"""After so many companions that do not fit, no further one is tried."""
 
 
 def claim(engine: Engine, worker: Worker, *, token: str, lease_seconds: float) -> Claim | None:
@@ -34,7 +37,7 @@ def claim(engine: Engine, worker: Worker, *, token: str, lease_seconds: float) -
     Raises:
         StorageError: the database did not answer; call again with the same token.
     """
-    return _claim(engine, worker, token, lease_seconds, _anyone())
+    return _claim(engine, worker, token, lease_seconds, _Choice(_first()))
 
 
 def claim_companion(
@@ -48,46 +51,39 @@ def claim_companion(
 ) -> Claim | None:
     """Take the next job that may run in the trainer of `leader`, or None; tokens as in `claim`.
 
-    It reads the same stream from the same place, and has not failed: what may be poison is trained alone. `fits` is
-    asked within the transaction, and must answer at once.
+    It reads the same stream from the same position, and has not failed: a job that may end its trainer is trained
+    alone. `fits` is called within the transaction, and must answer at once.
 
     Raises:
         StorageError: the database did not answer; call again with the same token.
     """
-    return _claim(engine, worker, token, lease_seconds, _companions(leader, fits))
+    place = {"its_stream": leader.stream_key, "its_cursor": leader.cursor}
+    return _claim(engine, worker, token, lease_seconds, _Choice(_first_companion(), place, fits))
 
 
 class _Choice(NamedTuple):
-    """Among which jobs, and what else is asked of the one that is taken."""
+    """Which jobs may be claimed: a query, and a condition on the config that SQL cannot state."""
 
     query: Query
     values: Mapping[str, Any] = {}
-    """Of the query's parameters."""
+    """The query's parameters."""
     fits: Callable[["JobConfig"], bool] | None = None
 
 
 class _Taken(NamedTuple):
-    """A job that is ours."""
+    """A job that this worker holds."""
 
     lease: Lease
     job: Row[Any]
-    """`_columns` of it."""
+    """Its `_columns`."""
     checkpoints: tuple[CheckpointRef, ...]
 
 
 class _Unreadable(NamedTuple):
-    """A claim whose config was stored by another version: no attempt can run it."""
+    """A claimed job whose stored config this version cannot read: no attempt can run it."""
 
     lease: Lease
-    told: str
-
-
-def _anyone() -> _Choice:
-    return _Choice(_first())
-
-
-def _companions(leader: Claim, fits: Callable[["JobConfig"], bool]) -> _Choice:
-    return _Choice(_first_alike(), {"its_stream": leader.stream_key, "its_cursor": leader.cursor}, fits)
+    error: str
 
 
 def _claim(engine: Engine, worker: Worker, token: str, lease_seconds: float, choice: _Choice) -> Claim | None:
@@ -95,7 +91,7 @@ def _claim(engine: Engine, worker: Worker, token: str, lease_seconds: float, cho
         taken = _take(engine, worker, token, lease_seconds, choice)
         if not isinstance(taken, _Unreadable):
             return taken
-        fail(engine, taken.lease, error=taken.told, exit_code=78, outcome="config", retry=False)
+        fail(engine, taken.lease, error=taken.error, exit_code=78, outcome="config", retry=False)
 
 
 def _take(
@@ -106,13 +102,11 @@ def _take(
         if taken is None:
             return None
         lease, job, checkpoints = taken
-    stream_key = None if job.failures or job.lost_in_row else job.stream_key
     try:
-        config = _read(job.config)
-    except ValueError as error:
-        return _Unreadable(lease, f"the stored config is not valid here: {error}")
-    runs = job.mlflow_run_id, job.mlflow_experiment_id
-    return Claim(lease, config, job.sweep_id, job.sweep, checkpoints, *runs, stream_key)
+        config = _read(job)
+    except ConfigError as error:
+        return _Unreadable(lease, f"the stored config is not valid here: {error.message}")
+    return Claim(lease, config, job.sweep, checkpoints, job.stream_key)
 
 
 def waiting(engine: Engine, *, limit: int) -> list[int]:
@@ -122,10 +116,10 @@ def waiting(engine: Engine, *, limit: int) -> list[int]:
         return [*session.scalars(_eligible().with_only_columns(Job.id).limit(limit))]
 
 
-def _read(stored: str) -> "JobConfig":
-    from orchestrator.config.job import JobConfig
+def _read(job: Row[Any]) -> "JobConfig":
+    from orchestrator.config.validation import read_stored
 
-    return JobConfig.model_validate_json(stored)
+    return read_stored(job.config, job.config_id)
 
 
 def _adopted(session: Session, token: str) -> _Taken | None:
@@ -164,7 +158,7 @@ def _pick(session: Session, choice: _Choice) -> Row[Any] | None:
             return None
         if job.max_parallel is not None and job.sweep_id in _capped(session, job.sweep_id) and _is_full(session, job):
             full.append(job.sweep_id)
-        elif choice.fits is None or _suits(job.config, choice.fits):
+        elif choice.fits is None or _is_accepted(job, choice.fits):
             return job
         else:
             passed.append(job.id)
@@ -172,51 +166,40 @@ def _pick(session: Session, choice: _Choice) -> Row[Any] | None:
     return None
 
 
-def _suits(stored: str, fits: Callable[["JobConfig"], bool]) -> bool:
+def _is_accepted(job: Row[Any], fits: Callable[["JobConfig"], bool]) -> bool:
     try:
-        return fits(_read(stored))
-    except ValueError:  # whoever takes it for itself will say so
+        return fits(_read(job))
+    except ConfigError:  # the job fails when it is claimed as a leader
         return False
 
 
 def _columns() -> list[Any]:
     """Return what a claim is made of, beside its lease and its checkpoints."""
-    own = (Job.id, Job.attempt, Job.sweep_id, Job.config, Job.failures, Job.lost_in_row, Job.stream_key)
-    named = (SweepRow.name.label("sweep"), SweepRow.mlflow_experiment_id, SweepRow.max_parallel)
+    own = (Job.id, Job.attempt, Job.sweep_id, Job.config, Job.config_id)
+    stream_key = case((may_share(), Job.stream_key), else_=None).label("stream_key")
+    named = (SweepRow.name.label("sweep"), SweepRow.max_parallel)
     of_sweep = [select(one).where(SweepRow.id == Job.sweep_id).scalar_subquery().label(one.key) for one in named]
-    return [*own, Job.mlflow_run_id, *of_sweep]
+    return [*own, stream_key, *of_sweep]
 
 
 @cache
 def _eligible() -> Query:
-    """Select the jobs that may run now, in the order in which they will.
-
-    Paused and full sweeps are left out as one uncorrelated list, so that the index gives the order and a long
-    queue of a paused sweep costs no look-up per job.
-    """
-    running = select(func.count()).select_from(Job).where(Job.sweep_id == SweepRow.id, Job.state == "running")
-    closed = select(SweepRow.id).where(SweepRow.paused | (SweepRow.max_parallel <= running.scalar_subquery()))
-    return (
-        select(*_columns())
-        .where(Job.state == "queued", Job.desired == "run", Job.not_before <= db_now(), Job.sweep_id.not_in(closed))
-        .where(is_open())
-        .order_by(Job.priority.desc(), Job.id)
-    )
+    """Select the jobs that may run now, in the order in which they will."""
+    return select(*_columns()).where(may_run_now()).order_by(*queue_order())
 
 
 @cache
 def _first() -> Query:
-    """Lock the first job that may run, and pass over those that others are about to take."""
+    """Lock the first job that may run, and skip those that other claims hold locked."""
     return _eligible().with_for_update(skip_locked=True, of=Job).limit(1)
 
 
 @cache
-def _first_alike() -> Query:
-    """Lock the first one that reads `its_stream` from `its_cursor` on."""
+def _first_companion() -> Query:
+    """Lock the first job that may run, may share a trainer, and reads `its_stream` from `its_cursor` on."""
     cursor = select(func.max(CheckpointRow.tokens_seen)).where(CheckpointRow.job_id == Job.id).scalar_subquery()
-    same = Job.stream_key.is_not(None) & (Job.stream_key == bindparam("its_stream"))
-    alike = (same, Job.failures == 0, Job.lost_in_row == 0)
-    return _first().where(*alike, func.coalesce(cursor, 0) == bindparam("its_cursor"))
+    alike = may_share() & (Job.stream_key == bindparam("its_stream"))
+    return _first().where(alike, func.coalesce(cursor, 0) == bindparam("its_cursor"))
 
 
 @cache
@@ -230,7 +213,7 @@ def _held() -> Query:
 
 @cache
 def _taking() -> Any:
-    """Take the job that was looked at, if nothing has happened to it."""
+    """Compare and set: take the job that was read, if its state and attempt are still what they were."""
     same = (Job.id == bindparam("this_job"), Job.attempt == bindparam("last_attempt"), Job.state == "queued")
     return update(Job).where(*same).values(state="running", attempt=Job.attempt + 1, reason=None).returning(Job.attempt)
 
@@ -250,15 +233,13 @@ def _attempting() -> Any:
 
 
 def _capped(session: Session, sweep_id: int) -> list[int]:
-    """Lock the sweep if it has a cap: two claims at once must not both take its last place."""
+    """Lock the sweep if it has a cap: two claims at once must not both take its last slot."""
     lock = select(SweepRow.id).where(SweepRow.id == sweep_id, SweepRow.max_parallel.is_not(None))
     return list(session.scalars(lock.with_for_update(key_share=True)))
 
 
 def _is_full(session: Session, job: Row[Any]) -> bool:
-    running = select(func.count()).select_from(Job).where(Job.sweep_id == job.sweep_id, Job.state == "running")
-    full = select(SweepRow.id).where(SweepRow.id == job.sweep_id, SweepRow.max_parallel <= running.scalar_subquery())
-    return session.scalar(full) is not None
+    return session.scalar(full_sweeps().where(SweepRow.id == job.sweep_id)) is not None
 
 
 @cache

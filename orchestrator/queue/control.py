@@ -1,4 +1,4 @@
-"""What a person asks of jobs and sweeps: cancel, pause, resume, retry."""
+"""Requests about jobs and sweeps: cancel, pause, resume, retry."""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, cast
@@ -7,17 +7,18 @@ from sqlalchemy import Engine, insert, select, update
 from sqlalchemy.orm import Session
 
 from orchestrator.database.engine import db_now, transaction
-from orchestrator.database.models import FREED, LIVE, TERMINAL, Event, Job, SweepRow
+from orchestrator.database.models import LIVE, Event, Job, SweepRow
 from orchestrator.errors import NotFound, StateError
+from orchestrator.job_states import FREED, TERMINAL, State
 from orchestrator.queue.fencing import log_events
-from orchestrator.queue.types import Change, State
+from orchestrator.queue.types import Change
 
-_AT_ONCE = 1000
-"""Jobs per transaction: a wish about a long queue must not hold up those who work."""
+_JOBS_PER_TRANSACTION = 1000
+"""Jobs per transaction: a request about a long queue must not block the workers."""
 
 
 class _Step(NamedTuple):
-    """What a wish does to a job in a given state: new column values (none = nothing happens), and its name."""
+    """What a request does to a job in a given state: new column values (none = no change), and the effect in words."""
 
     values: dict[str, Any]
     effect: str
@@ -25,7 +26,7 @@ class _Step(NamedTuple):
 
 
 def cancel(engine: Engine, job_ids: Sequence[int]) -> list[Change]:
-    """Cancel jobs: what waits at once, what runs at its next heartbeat.
+    """Cancel jobs: those that wait at once, those that run at their next heartbeat.
 
     Raises:
         StateError: the only job named has ended already.
@@ -40,11 +41,11 @@ def cancel(engine: Engine, job_ids: Sequence[int]) -> list[Change]:
             return _Step({}, f"already {state}", state == "cancelled")
         return _Step(ended, "cancelled")
 
-    return _wish(engine, job_ids, step, "cancel")
+    return _request(engine, job_ids, step, "cancel")
 
 
 def pause(engine: Engine, job_ids: Sequence[int]) -> list[Change]:
-    """Pause jobs: what is queued at once, what runs after its next checkpoint.
+    """Pause jobs: those that are queued at once, those that run after their next checkpoint.
 
     Raises:
         StateError: the only job named has ended already, or is being cancelled.
@@ -60,11 +61,11 @@ def pause(engine: Engine, job_ids: Sequence[int]) -> list[Change]:
             return _Step({"state": "paused"}, "paused")
         return _Step({}, f"already {state}", state == "paused")
 
-    return _wish(engine, job_ids, step, "pause")
+    return _request(engine, job_ids, step, "pause")
 
 
 def resume(engine: Engine, job_ids: Sequence[int]) -> list[Change]:
-    """Let paused jobs go on.
+    """Queue paused jobs again.
 
     Raises:
         StateError: the only job named is not paused.
@@ -80,7 +81,7 @@ def resume(engine: Engine, job_ids: Sequence[int]) -> list[Change]:
             return _Step({}, "is being cancelled", allowed=False)
         return _Step({}, f"already {state}", state in {"queued", "running"})
 
-    return _wish(engine, job_ids, step, "resume")
+    return _request(engine, job_ids, step, "resume")
 
 
 def retry(engine: Engine, job_ids: Sequence[int]) -> list[Change]:
@@ -98,11 +99,11 @@ def retry(engine: Engine, job_ids: Sequence[int]) -> list[Change]:
             return _Step(again, "queued")
         return _Step({}, f"already {state}", state == "queued")
 
-    return _wish(engine, job_ids, step, "retry")
+    return _request(engine, job_ids, step, "retry")
 
 
 def pause_sweep(engine: Engine, sweep_id: int) -> None:
-    """Let no further job of a sweep start; what runs goes on."""
+    """Let no further job of a sweep start; its running jobs go on."""
     _set_paused(engine, sweep_id, paused=True)
 
 
@@ -120,10 +121,10 @@ def _set_paused(engine: Engine, sweep_id: int, *, paused: bool) -> None:
         session.execute(insert(Event).values(sweep_id=sweep_id, at=db_now(), kind=kind))
 
 
-def _wish(engine: Engine, job_ids: Sequence[int], step: Callable[[str, str], _Step], verb: str) -> list[Change]:
+def _request(engine: Engine, job_ids: Sequence[int], step: Callable[[str, str], _Step], verb: str) -> list[Change]:
     wanted = sorted(set(job_ids))
     changes: dict[int, Change] = {}
-    for ids in _parts(wanted):
+    for ids in _batches(wanted):
         with transaction(engine) as session:
             changes |= _apply(session, ids, step, verb, alone=len(wanted) == 1)
     return [changes[job_id] for job_id in dict.fromkeys(job_ids)]
@@ -156,14 +157,14 @@ def _said(effect: str) -> str:
 
 
 def _lock_sweeps(session: Session, ids: list[int]) -> None:
-    """Keep an enqueue of the same sweep out, which might add the same config meanwhile."""
+    """Lock the sweeps: an enqueue of one of them might add the same config meanwhile."""
     mine = select(Job.sweep_id).where(Job.id.in_(ids))
     rows = select(SweepRow.id).where(SweepRow.id.in_(mine)).order_by(SweepRow.id)
     session.execute(rows.with_for_update(key_share=True)).all()
 
 
 def _leave_replaced(session: Session, found: dict[int, _Step]) -> None:
-    """Leave out jobs whose config another job of the sweep has taken over since, or takes over in this wish."""
+    """Leave out jobs whose config another job of the sweep holds by now, or comes to hold by this request."""
     columns = select(Job.id, Job.sweep_id, Job.config_id, Job.replica)
     going = [job_id for job_id, step in found.items() if step.values]
     places = session.execute(columns.where(Job.id.in_(going)).order_by(Job.id.desc())).all()
@@ -177,5 +178,5 @@ def _leave_replaced(session: Session, found: dict[int, _Step]) -> None:
             found[row.id] = _Step({}, f"has been enqueued again as job {holder}", allowed=False)
 
 
-def _parts(ids: list[int]) -> Iterator[list[int]]:
-    return (ids[start : start + _AT_ONCE] for start in range(0, len(ids), _AT_ONCE))
+def _batches(ids: list[int]) -> Iterator[list[int]]:
+    return (ids[start : start + _JOBS_PER_TRANSACTION] for start in range(0, len(ids), _JOBS_PER_TRANSACTION))

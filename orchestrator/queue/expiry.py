@@ -1,27 +1,28 @@
-"""Leases that ran out: the job goes back to the queue, to where a person wanted it, or is given up as poison."""
+"""Leases that ran out: the job is queued again, paused or cancelled as was asked, or failed after too many losses."""
 
 from sqlalchemy import Engine, select
 from sqlalchemy.orm import Session
 
 from orchestrator.database.engine import db_now, reading, transaction
 from orchestrator.database.models import Job, LeaseRow
+from orchestrator.job_states import State
 from orchestrator.queue.fencing import MAX_LOST_IN_ROW, backoff, close_attempt, log_event, move
-from orchestrator.queue.types import Lease, State
+from orchestrator.queue.types import Lease
 
 
 def release_expired(engine: Engine, *, grace_seconds: float, backoff_seconds: float = 30.0) -> list[int]:
-    """Take every lease that ran out more than the grace ago from its worker; return the jobs concerned.
+    """Delete every lease that ran out more than the grace ago; return the jobs concerned.
 
     Any process may run this at any time, also several at once.
     """
     expired = select(LeaseRow.job_id).where(LeaseRow.expires_at < db_now() - grace_seconds)
-    with reading(engine) as session:  # most looks find nothing, and must not take the write lock to do so
+    with reading(engine) as session:  # most calls find nothing, and must not take the write lock for that
         due = session.scalars(expired.order_by(LeaseRow.job_id)).all()
     return [job_id for job_id in due if _expire(engine, job_id, grace_seconds, backoff_seconds)]
 
 
 def _expire(engine: Engine, job_id: int, grace_seconds: float, backoff_seconds: float) -> bool:
-    # The whole guard again, on the locked row: the worker may have renewed since it was seen.
+    # The condition again, on the locked row: the worker may have renewed the lease since.
     still = select(LeaseRow.attempt, LeaseRow.token).where(
         LeaseRow.job_id == job_id, LeaseRow.expires_at < db_now() - grace_seconds
     )

@@ -1,4 +1,4 @@
-"""The fence every worker's write passes, and the trail every transition leaves."""
+"""Fencing: every write of a worker is conditional on job, attempt and token; and the events of every transition."""
 
 import importlib
 import random
@@ -10,8 +10,9 @@ from sqlalchemy import ColumnElement, and_, bindparam, delete, insert, select, u
 from sqlalchemy.orm import Session
 
 from orchestrator.database.engine import db_now
-from orchestrator.database.models import TERMINAL, Attempt, Event, Job, LeaseRow, Table
-from orchestrator.queue.types import Lease, LeaseLost, State
+from orchestrator.database.models import Attempt, Event, Job, LeaseRow, Table
+from orchestrator.job_states import TERMINAL, State
+from orchestrator.queue.types import Lease, LeaseLost
 
 MAX_PREEMPTIONS = 50
 MAX_LOST_IN_ROW = 3
@@ -30,16 +31,16 @@ def dialect_insert(session: Session, table: type[Table]) -> Any:
 
 
 def held_by(lease: Lease) -> ColumnElement[bool]:
-    """Return the whole guard on a lease row: job, attempt and token."""
+    """Return the condition that a lease row is this lease's: job, attempt and token."""
     same = (LeaseRow.job_id == lease.job_id, LeaseRow.attempt == lease.attempt, LeaseRow.token == lease.token)
     return and_(*same)
 
 
 def hold(session: Session, lease: Lease) -> LeaseRow:
-    """Lock the lease for the rest of this transaction, so that nobody can expire it under the write.
+    """Lock the lease for the rest of this transaction, so that it cannot expire under the write.
 
     Raises:
-        LeaseLost: it is another's by now.
+        LeaseLost: it has expired, or another attempt holds the job.
     """
     row = session.scalar(select(LeaseRow).where(held_by(lease)).with_for_update())
     if row is None:
@@ -56,7 +57,7 @@ def lost(lease: Lease) -> LeaseLost:
 
 
 def close_attempt(session: Session, lease: Lease, **values: Any) -> int | None:
-    """Take the lease away and close its attempt; return the tokens it had seen, or None if it was not held."""
+    """Delete the lease and close its attempt; return the tokens it had seen, or None if it was not held."""
     seen: int | None = session.scalar(delete(LeaseRow).where(held_by(lease)).returning(LeaseRow.tokens_seen))
     if seen is None:
         return None

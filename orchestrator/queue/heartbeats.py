@@ -1,4 +1,4 @@
-"""While a job runs: renew the lease, write down facts, curve points and checkpoints. Every write is fenced."""
+"""While a job runs: renew the lease, store facts, curve points and checkpoints. Every write is fenced."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
@@ -6,11 +6,12 @@ from typing import Any, cast
 from sqlalchemy import Engine, case, delete, select, update
 from sqlalchemy.orm import Session
 
+from orchestrator.checkpoint_ref import CheckpointRef
 from orchestrator.curves.point import Point
 from orchestrator.database.engine import db_now, transaction
 from orchestrator.database.models import Attempt, CheckpointRow, CurvePoint, Job, LeaseRow, SweepRow, Table
 from orchestrator.queue.fencing import dialect_insert, held_by, hold, log_event, lost
-from orchestrator.queue.types import CheckpointRef, Desired, Lease
+from orchestrator.queue.types import Desired, Lease
 
 
 def heartbeat(
@@ -20,15 +21,14 @@ def heartbeat(
     lease_seconds: float,
     tokens_seen: int | None = None,
     tokens_per_second: float | None = None,
-    fvu: float | None = None,
 ) -> Desired:
-    """Renew a lease and return what the person wants of the job.
+    """Renew a lease and return the desired state of the job.
 
     Raises:
         LeaseLost: this worker has been given up.
     """
     now = db_now()
-    news: dict[str, Any] = {"tokens_per_second": tokens_per_second, "fvu": fvu}
+    news: dict[str, Any] = {"tokens_per_second": tokens_per_second}
     if tokens_seen is not None:
         moved = case((LeaseRow.tokens_seen != tokens_seen, now), else_=LeaseRow.progress_at)
         news |= {"tokens_seen": tokens_seen, "progress_at": moved}
@@ -41,7 +41,10 @@ def heartbeat(
 
 
 def begin(engine: Engine, lease: Lease, facts: Mapping[str, Any], tokens_start: int) -> None:
-    """Record what the trainer resolved, and forget what lies beyond the tokens it starts from.
+    """Record what the trainer resolved, and delete curve points and checkpoints beyond the tokens it starts from.
+
+    Sizes that the config left to the subject go to the job's row. A learning rate does not: what was asked for stays
+    there, and what `auto` came to is a fact of the attempt.
 
     Raises:
         LeaseLost: this worker has been given up.
@@ -51,7 +54,7 @@ def begin(engine: Engine, lease: Lease, facts: Mapping[str, Any], tokens_start: 
         session.execute(update(LeaseRow).where(held_by(lease)).values(tokens_seen=tokens_start, progress_at=db_now()))
         mine = (Attempt.job_id == lease.job_id, Attempt.attempt == lease.attempt)
         session.execute(update(Attempt).where(*mine).values(facts=dict(facts), tokens_start=tokens_start))
-        sizes = {name: facts[name] for name in ("n_latents", "d_model", "lr") if facts.get(name) is not None}
+        sizes = {name: facts[name] for name in ("n_latents", "d_model") if facts.get(name) is not None}
         if sizes:
             session.execute(update(Job).where(Job.id == lease.job_id).values(**sizes))
         points, newer = (
@@ -75,17 +78,17 @@ def record(engine: Engine, lease: Lease, points: Sequence[Point]) -> None:
     last = points[-1]
     with transaction(engine) as session:
         hold(session, lease)
-        news = {"tokens_seen": last.tokens_seen, "fvu": last.fvu, "progress_at": db_now()}
+        news = {"tokens_seen": last.tokens_seen, "progress_at": db_now()}
         session.execute(update(LeaseRow).where(held_by(lease)).values(**news))
         mine = {"job_id": lease.job_id, "attempt": lease.attempt}
         _upsert(session, CurvePoint, [mine | point._asdict() for point in points])
 
 
 def checkpointed(engine: Engine, lease: Lease, ref: CheckpointRef) -> None:
-    """Point to a finished checkpoint; it also ends a row of lost attempts.
+    """Store the pointer to a finished checkpoint; the count of lost attempts in a row starts anew.
 
     Raises:
-        LeaseLost: this worker has been given up; the file is nobody's.
+        LeaseLost: this worker has been given up; nothing points to the file.
     """
     with transaction(engine) as session:
         hold(session, lease)

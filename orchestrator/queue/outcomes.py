@@ -7,8 +7,9 @@ from sqlalchemy.orm import Session
 
 from orchestrator.database.engine import db_now, reading, transaction
 from orchestrator.database.models import Attempt, ConvergenceRow, CurvePoint, Job, ResultRow, SweepRow
+from orchestrator.job_states import State
 from orchestrator.queue.fencing import MAX_PREEMPTIONS, backoff, close_attempt, log_event, lost, move
-from orchestrator.queue.types import Lease, Result, State
+from orchestrator.queue.types import Lease, Result
 
 
 class _Analysis(NamedTuple):
@@ -26,8 +27,8 @@ def finish(engine: Engine, lease: Lease, result: Result) -> None:
     Raises:
         LeaseLost: this worker has been given up; nothing was stored.
     """
-    # Only the holder of the lease writes the curve, and the fence below proves it is still this one: what is analysed
-    # before the transaction is what the transaction finds, and no lock is held while the fit runs.
+    # Only the holder of the lease writes the curve, and `close_attempt` below proves that it is still this one: the
+    # curve analysed before the transaction is the one that the transaction finds, and no lock is held meanwhile.
     analysis = _analyse(engine, lease.job_id, result.outcome)
     with transaction(engine) as session:
         if close_attempt(session, lease, outcome=result.outcome, exit_code=0) is None:
@@ -64,8 +65,8 @@ def fail(
         desired, failures, _, allowed = _budget(session, lease)
         failures += 1
         state = _landing(desired, "queued" if retry and failures < allowed else "failed")
-        told = _storable(reason) or (_storable(error).strip().splitlines() or [outcome])[0]
-        why = f"{told} ({failures} of {allowed} failures)" if retry else told
+        summary = _storable(reason) or (_storable(error).strip().splitlines() or [outcome])[0]
+        why = f"{summary} ({failures} of {allowed} failures)" if retry else summary
         pause = backoff(failures - 1, backoff_seconds) if state == "queued" else 0.0
         move(session, lease, state, failures=failures, reason=why, not_before=db_now() + pause)
         log_event(session, state, lease, outcome=outcome, reason=why)
@@ -83,7 +84,8 @@ def release(engine: Engine, lease: Lease, *, outcome: str = "preempted", reason:
             return _state_after(session, lease, outcome)
         desired, _, preemptions, _ = _budget(session, lease)
         state = _landing(desired, "queued")
-        preemptions += state == "queued"
+        if state == "queued":
+            preemptions += 1
         if state == "queued" and preemptions >= MAX_PREEMPTIONS:
             state, reason = "failed", f"preempted {preemptions} times"
         move(session, lease, state, preemptions=preemptions, reason=reason or None, not_before=db_now())
@@ -92,7 +94,7 @@ def release(engine: Engine, lease: Lease, *, outcome: str = "preempted", reason:
 
 
 def _storable(text: str) -> str:
-    """Replace what a database refuses in a text: a dying process may say anything."""
+    """Replace what a database refuses in a text: the last output of a crashed process may hold any bytes."""
     return text.encode(errors="replace").decode().replace("\0", "?")
 
 

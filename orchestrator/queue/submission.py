@@ -1,4 +1,4 @@
-"""A sweep comes in: one transaction, all or nothing; what is there already is skipped and counted."""
+"""Enqueue a sweep: one transaction, all or nothing; configs that it holds already are skipped and counted."""
 
 from collections import defaultdict
 from typing import TYPE_CHECKING, Any
@@ -26,7 +26,7 @@ def enqueue(engine: Engine, sweep: "Sweep", *, allow_duplicate: bool = False, pr
     """
     ids = [config.config_id for config in sweep.configs]
     with transaction(engine) as session:
-        sweep_id = _claim_name(session, sweep)
+        sweep_id = _upsert_sweep(session, sweep)
         new = _new_positions(session, sweep_id, ids, allow_duplicate=allow_duplicate)
         _respect_cap(session, sweep_id, sweep, len(new))
         rows = [_row(sweep.configs[at]) | {"config_id": ids[at], "replica": replica} for at, replica in new.items()]
@@ -74,7 +74,7 @@ def _insert(
     return {(row.config_id, row.replica): row.id for row in session.execute(added)}
 
 
-def _claim_name(session: Session, sweep: "Sweep") -> int:
+def _upsert_sweep(session: Session, sweep: "Sweep") -> int:
     values = {
         "text": sweep.text,
         "labels": dict(sweep.labels),

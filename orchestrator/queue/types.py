@@ -1,14 +1,15 @@
-"""The queue's words: what a worker holds, what it is given, and what it hands back."""
+"""The queue's types: what a worker holds, what it is given, and what it hands back."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
+from orchestrator.checkpoint_ref import CheckpointRef
 from orchestrator.errors import StateError
+from orchestrator.job_states import State
 
 if TYPE_CHECKING:
     from orchestrator.config.job import JobConfig
 
-State = Literal["queued", "running", "paused", "succeeded", "failed", "cancelled"]
 Desired = Literal["run", "pause", "cancel"]
 Outcome = Literal["converged", "max_tokens", "diverged"]
 
@@ -37,26 +38,15 @@ class Lease:
 
 
 @dataclass(frozen=True)
-class CheckpointRef:
-    """Where a checkpoint lies."""
-
-    uri: str
-    tokens_seen: int
-    sha256: str
-
-
-@dataclass(frozen=True)
 class Claim:
     """One job to train, with all a trainer needs to know."""
 
     lease: Lease
     config: "JobConfig"
-    sweep_id: int
     sweep: str
+    """Its name."""
     checkpoints: tuple[CheckpointRef, ...]
     """Newest first."""
-    mlflow_run_id: str | None
-    mlflow_experiment_id: str | None
     stream_key: str | None = None
     """Jobs of this key may share its trainer; None: it is trained alone."""
 
@@ -102,7 +92,7 @@ class Result:
 
 
 class Change(NamedTuple):
-    """What a person's wish did to one job."""
+    """What a request did to one job."""
 
     job_id: int
     state: State

@@ -3,7 +3,7 @@
 from orchestrator.results.fit_rows import measured
 from orchestrator.results.job_history import attempts, checkpoints, config, convergence, curve, events
 from orchestrator.results.job_rows import jobs
-from orchestrator.results.queue_position import QueuePosition, standing
+from orchestrator.results.queue_position import QueuePosition, position_in_queue
 from orchestrator.results.queue_stats import counts, paused_since, stats, sweeps, workers
 from orchestrator.results.rows import (
     AttemptRow,
@@ -12,12 +12,12 @@ from orchestrator.results.rows import (
     EventRow,
     JobRow,
     QueueStats,
-    RosterRow,
+    RegisteredWorker,
     SweepRow,
     WorkerRow,
 )
 from orchestrator.results.selectors import existing, find
-from orchestrator.results.worker_rows import last_clock_step, roster
+from orchestrator.results.worker_rows import last_clock_step, registered_workers
 
 __all__ = [
     "AttemptRow",
@@ -27,7 +27,7 @@ __all__ = [
     "JobRow",
     "QueuePosition",
     "QueueStats",
-    "RosterRow",
+    "RegisteredWorker",
     "SweepRow",
     "WorkerRow",
     "attempts",
@@ -43,8 +43,8 @@ __all__ = [
     "last_clock_step",
     "measured",
     "paused_since",
-    "roster",
-    "standing",
+    "position_in_queue",
+    "registered_workers",
     "stats",
     "sweeps",
     "workers",

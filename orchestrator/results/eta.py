@@ -12,7 +12,7 @@ from orchestrator.database import models as m
 
 
 def expected_tokens(session: Session, job_ids: Sequence[int]) -> dict[int, int]:
-    """Return tokens_seen at which each job is expected to stop; without one whose curve says nothing yet."""
+    """Return tokens_seen at which each job is expected to stop; without those whose curve is too short to say."""
     if not job_ids:
         return {}
     point = m.CurvePoint

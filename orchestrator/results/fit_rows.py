@@ -1,4 +1,4 @@
-"""What the laws are fitted to: every job of some sweeps with its result, its counts and its curve."""
+"""The rows that laws are fitted to: every job of some sweeps with its result, its counts and its curve."""
 
 import json
 import math
@@ -13,6 +13,7 @@ from orchestrator.config.synthetic import is_synthetic
 from orchestrator.curves.point import Point
 from orchestrator.database import models as m
 from orchestrator.database.engine import reading
+from orchestrator.results.learning_rates import lr_of
 from orchestrator.results.selectors import sweep_ids
 from orchestrator.scaling.types import JobMeasurement
 
@@ -21,14 +22,14 @@ _Counts = dict[int, dict[float, tuple[float | None, float | None]]]
 
 
 class _Tables(NamedTuple):
-    """What is known beside a job's own row, by job."""
+    """What other tables hold, by job."""
 
     facts: dict[int, dict[str, Any]]
     counts: _Counts
     curves: dict[int, list[Point]]
     last: dict[int, Any]
     sites: dict[tuple[str, str], str]
-    """Names of the hook points that attempts have told, by what their configs ask for."""
+    """Names of the hook points that attempts have reported, by what their configs ask for."""
 
 
 def measured(engine: Engine, sweeps: Sequence[str], *, curves: bool = True) -> list[JobMeasurement]:
@@ -65,16 +66,16 @@ def _query() -> Select[Any]:
 
 
 def _facts(session: Session, ids: Select[Any]) -> dict[int, dict[str, Any]]:
-    """Return what the newest attempt that told anything has settled."""
-    told = select(m.Attempt.job_id, m.Attempt.facts).where(m.Attempt.job_id.in_(ids)).order_by(m.Attempt.attempt)
-    return {job_id: facts for job_id, facts in session.execute(told) if facts}
+    """Return the facts of the newest attempt that reported any."""
+    reported = select(m.Attempt.job_id, m.Attempt.facts).where(m.Attempt.job_id.in_(ids)).order_by(m.Attempt.attempt)
+    return {job_id: facts for job_id, facts in session.execute(reported) if facts}
 
 
 def _sites(
     rows: Sequence[tuple[Row[Any], dict[str, Any]]], facts: dict[int, dict[str, Any]]
 ) -> dict[tuple[str, str], str]:
-    told = ((_asked(config), facts.get(row.id, {}).get("subject", {}).get("site")) for row, config in rows)
-    return {asked: site for asked, site in told if site}
+    found = ((_asked(config), facts.get(row.id, {}).get("subject", {}).get("site")) for row, config in rows)
+    return {asked: site for asked, site in found if site}
 
 
 def _asked(config: dict[str, Any]) -> tuple[str, str]:
@@ -112,13 +113,13 @@ def _measured(row: Row[Any], config: dict[str, Any], known: _Tables) -> JobMeasu
     facts = known.facts.get(row.id, {})
     subject, last, counts = facts.get("subject", {}), known.last.get(row.id), known.counts.get(row.id, {})
     tokens = row.result_tokens if row.result_tokens is not None else getattr(last, "tokens_seen", 0)
-    lr, hook = facts.get("lr", row.lr), subject.get("site") or known.sites.get(_asked(config))
+    hook = subject.get("site") or known.sites.get(_asked(config))
     return JobMeasurement(
         job_id=row.id, sweep=row.sweep, config_id=row.config_id, state=row.state, outcome=row.outcome,
         reason=row.reason, subject=_subject(config["subject"]), subject_size=subject.get("parameters_run"),
         hook=hook or _hook(config["subject"]), data=_data(config),
-        activation=config["sae"]["activation"], d_model=row.d_model, n_latents=row.n_latents, k=row.k, lr=lr,
-        lr_is_auto=config["optimizer"]["lr"] == "auto", seed=row.seed,
+        activation=config["sae"]["activation"], d_model=row.d_model, n_latents=row.n_latents, k=row.k,
+        lr=lr_of(row.lr, facts), lr_is_auto=config["optimizer"]["lr"] == "auto", seed=row.seed,
         batch_tokens=config["training"]["batch_tokens"], max_tokens=row.max_tokens, tokens_seen=tokens,
         fvu=_number(last, "fvu"), untrained_fvu=row.untrained_fvu, dead_share=getattr(last, "dead_share", None),
         l_inf=row.l_inf, l_inf_se=row.l_inf_se, tokens_to_convergence={e: one[0] for e, one in counts.items()},

@@ -8,25 +8,25 @@ from sqlalchemy.orm import Session
 
 from orchestrator.database import models as m
 from orchestrator.database.engine import db_now, reading
+from orchestrator.queue.eligibility import obstacle, queue_order
 from orchestrator.results.eta import expected_tokens
+from orchestrator.results.learning_rates import trained_lr
 from orchestrator.results.rows import JobRow
 from orchestrator.results.varied_keys import differences
-from orchestrator.results.worker_rows import gathering
+from orchestrator.results.worker_rows import worker_stance
 
 EPSILON = 0.01
 _IDS_PER_QUERY = 10_000
 
 
 class _QueueContext(NamedTuple):
-    """What decides for all jobs why they wait."""
+    """What is read once for all jobs."""
 
     now: float
     sweeps: dict[int, Row[Any]]
     running: dict[int, int]
     """Running jobs by sweep."""
-    paused: bool
-    """Whether the whole queue is."""
-    nobody: str
+    no_worker: str
     """Why no worker would take a job; empty when one would, sooner or later."""
 
 
@@ -52,14 +52,14 @@ def jobs(
         wanted.append(m.Job.state.in_(states))
         if limit is not None and ids is None:
             # In the claim's order, which its index has: by id, all jobs of the state would be sorted for a few of them.
-            foremost = select(m.Job.id).where(*wanted).order_by(m.Job.priority.desc(), m.Job.id).limit(limit)
-            wanted = [m.Job.id.in_(foremost)]
+            first = select(m.Job.id).where(*wanted).order_by(*queue_order()).limit(limit)
+            wanted = [m.Job.id.in_(first)]
     with reading(engine) as session:
-        house = _house(session)
+        context = _queue_context(session)
         rows = _rows(session, _query().where(*wanted), ids, limit)
         ends = expected_tokens(session, [row.id for row in rows if row.state == "running"])
         swept = differences(session, {row.id: row.sweep_id for row in rows})
-        return [_job(row, house, ends.get(row.id), swept.get(row.id, {})) for row in rows]
+        return [_job(row, context, ends.get(row.id), swept.get(row.id, {})) for row in rows]
 
 
 def _rows(session: Session, query: Select[Any], ids: Collection[int] | None, limit: int | None) -> list[Row[Any]]:
@@ -74,12 +74,13 @@ def _rows(session: Session, query: Select[Any], ids: Collection[int] | None, lim
 def _query() -> Select[Any]:
     job, point = m.Job, m.CurvePoint
     newest = select(func.max(m.CurvePoint.tokens_seen)).where(m.CurvePoint.job_id == job.id).correlate(job)
-    own = ("id", "state", "desired", "priority", "attempt", "failures", "preemptions", "n_latents", "k", "lr", "seed")
+    own = ("id", "state", "desired", "priority", "attempt", "failures", "preemptions", "n_latents", "k", "seed")
     more = ("d_model", "max_tokens", "created_at", "finished_at", "config_id", "mlflow_run_id")
     return (
         select(
             *(getattr(job, name) for name in own + more),
-            job.sweep_id, job.not_before, job.reason.label("stored_reason"),
+            trained_lr().label("lr"), job.sweep_id, job.not_before, job.reason.label("stored_reason"),
+            obstacle().label("obstacle"),
             m.LeaseRow.tokens_seen.label("lease_tokens"), m.LeaseRow.tokens_per_second, m.LeaseRow.expires_at,
             point.tokens_seen.label("point_tokens"), point.fvu, point.dead_share, point.l0, point.wall_seconds,
             m.ResultRow.tokens_seen.label("result_tokens"), m.ResultRow.outcome, m.ResultRow.l_inf,
@@ -96,29 +97,27 @@ def _query() -> Select[Any]:
     )  # fmt: skip
 
 
-def _house(session: Session) -> _QueueContext:
+def _queue_context(session: Session) -> _QueueContext:
     now = session.execute(select(db_now())).scalar_one()
     running = select(m.Job.sweep_id, func.count()).where(m.Job.state == "running").group_by(m.Job.sweep_id)
-    paused = session.scalar(select(m.QueuePause.id)) is not None
     columns = (m.SweepRow.id, m.SweepRow.name, m.SweepRow.labels, m.SweepRow.paused, m.SweepRow.max_parallel)
     sweeps = {row.id: row for row in session.execute(select(*columns))}
-    return _QueueContext(
-        now, sweeps, {row[0]: row[1] for row in session.execute(running)}, paused, _nobody(session, now)
-    )
+    at_work = {row[0]: row[1] for row in session.execute(running)}
+    return _QueueContext(now, sweeps, at_work, _no_worker(session, now))
 
 
-def _nobody(session: Session, now: float) -> str:
-    there = gathering(session)
-    if there == "leaving":
+def _no_worker(session: Session, now: float) -> str:
+    stance = worker_stance(session)
+    if stance == "leaving":
         return "WorkersLeaving"
-    # A worker of an earlier version is in no roster, but its leases tell of it.
+    # A worker of an early version does not register, but its leases show it.
     held = select(m.LeaseRow.job_id).where(m.LeaseRow.expires_at >= now).limit(1)
-    return "" if there == "open" or session.scalar(held) is not None else "NoWorker"
+    return "" if stance == "open" or session.scalar(held) is not None else "NoWorker"
 
 
-def _job(row: Row[Any], house: _QueueContext, expected: int | None, swept: dict[str, Any]) -> JobRow:
-    sweep = house.sweeps[row.sweep_id]
-    # A lease says 0 until its trainer has loaded: the stored curve knows better then.
+def _job(row: Row[Any], context: _QueueContext, expected: int | None, swept: dict[str, Any]) -> JobRow:
+    sweep = context.sweeps[row.sweep_id]
+    # A lease says 0 until its trainer has loaded: until then the stored curve is right.
     seen = (row.result_tokens, row.lease_tokens or None, row.point_tokens, 0)
     return JobRow(
         id=row.id, sweep=sweep.name, state=row.state, desired=row.desired, priority=row.priority, attempt=row.attempt,
@@ -127,31 +126,33 @@ def _job(row: Row[Any], house: _QueueContext, expected: int | None, swept: dict[
         tokens_per_second=row.tokens_per_second, fvu=row.fvu, dead_share=row.dead_share, l0=row.l0,
         outcome=row.outcome, tokens_to_convergence=row.tokens, tokens_lower_bound=row.lower_bound, l_inf=row.l_inf,
         untrained_fvu=row.untrained_fvu, wall_seconds=row.wall_seconds, created_at=row.created_at,
-        started_at=row.started_at, finished_at=row.finished_at, age=house.now - row.created_at, worker=row.worker,
-        lease_left=None if row.expires_at is None else row.expires_at - house.now, reason=_reason(row, house),
+        started_at=row.started_at, finished_at=row.finished_at, age=context.now - row.created_at, worker=row.worker,
+        lease_left=None if row.expires_at is None else row.expires_at - context.now, reason=_reason(row, context),
         config_id=row.config_id, mlflow_run_id=row.mlflow_run_id, artifact_uri=row.artifact_uri, labels=sweep.labels,
         expected_tokens=expected, swept=swept,
     )  # fmt: skip
 
 
-def _reason(row: Row[Any], house: _QueueContext) -> str | None:
+def _reason(row: Row[Any], context: _QueueContext) -> str | None:
+    """Return why a job is not running, in a word of its own; or how a job that ended did."""
     stored: str | None = row.stored_reason
-    if row.state == "running":
+    if row.state == "running" or row.obstacle == "asked":
         return {"cancel": "Cancelling", "pause": "Pausing"}.get(row.desired)
     if row.state == "paused":
         return "Paused"
     if row.state != "queued":
         return stored
-    sweep, at_work = house.sweeps[row.sweep_id], house.running.get(row.sweep_id, 0)
-    if house.paused:
-        return "QueuePaused"
-    if sweep.paused:
-        return "SweepPaused"
-    if row.not_before > house.now:
-        return f"Backoff({span(row.not_before - house.now)})" + (f": {stored}" if stored else "")
-    if sweep.max_parallel is not None and at_work >= sweep.max_parallel:
-        return f"SweepCap({at_work}/{sweep.max_parallel})"
-    return house.nobody or "Priority"
+    match row.obstacle:
+        case "queue paused":
+            return "QueuePaused"
+        case "sweep paused":
+            return "SweepPaused"
+        case "backoff":
+            return f"Backoff({span(row.not_before - context.now)})" + (f": {stored}" if stored else "")
+        case "sweep cap":
+            most = context.sweeps[row.sweep_id].max_parallel
+            return f"SweepCap({context.running.get(row.sweep_id, 0)}/{most})"
+    return context.no_worker or "Priority"
 
 
 def span(seconds: float) -> str:

@@ -7,6 +7,7 @@ from sqlalchemy.orm import Session
 
 from orchestrator.database import models as m
 from orchestrator.database.engine import db_now, reading
+from orchestrator.job_states import STATES
 from orchestrator.results.rows import QueueStats, SweepRow, WorkerRow
 
 HOUR = 3600.0
@@ -35,7 +36,7 @@ def stats(engine: Engine) -> QueueStats:
             )
         ).one()
         return QueueStats(
-            jobs={state: counts.get(state, 0) for state in m.STATES},
+            jobs={state: counts.get(state, 0) for state in STATES},
             paused_at=session.scalar(select(m.QueuePause.since)),
             oldest_queued_age=_oldest(session),
             running=_running(session),
@@ -93,7 +94,7 @@ def counts(engine: Engine, *, sweep: str | None = None) -> dict[str, int]:
         query = query.join(m.SweepRow, m.SweepRow.id == m.Job.sweep_id).where(m.SweepRow.name == sweep)
     with reading(engine) as session:
         found = {row[0]: row[1] for row in session.execute(query)}
-    return {state: found.get(state, 0) for state in m.STATES}
+    return {state: found.get(state, 0) for state in STATES}
 
 
 def paused_since(engine: Engine) -> float | None:
@@ -108,7 +109,7 @@ def sweeps(engine: Engine) -> list[SweepRow]:
     columns = [getattr(m.SweepRow, name) for name in SweepRow.__slots__ if name != "counts"]
     with reading(engine) as session:
         rows = session.execute(select(*columns).order_by(m.SweepRow.id)).all()
-        tally: dict[int, dict[str, int]] = {row.id: dict.fromkeys(m.STATES, 0) for row in rows}
+        tally: dict[int, dict[str, int]] = {row.id: dict.fromkeys(STATES, 0) for row in rows}
         for sweep_id, state, number in session.execute(grouped):
             tally.setdefault(sweep_id, {})[state] = number
     return [SweepRow(**row._mapping, counts=tally[row.id]) for row in rows]

@@ -12,7 +12,7 @@ class JobRow:
     sweep: str
     state: str
     desired: str
-    """run, pause or cancel: what a person asked of it."""
+    """run, pause or cancel: the state asked for."""
     priority: int
     attempt: int
     failures: int
@@ -21,7 +21,7 @@ class JobRow:
     """None = expansion × d_model, known once the subject has been seen."""
     k: int
     lr: float | None
-    """None = auto."""
+    """What it trains with; None = auto, and no attempt has begun yet."""
     seed: int
     d_model: int | None
     max_tokens: int
@@ -50,7 +50,7 @@ class JobRow:
     worker: str | None
     """Of the newest attempt."""
     lease_left: float | None
-    """Of a running job; below 0 = the worker has fallen silent."""
+    """Of a running job; below 0 = the worker no longer renews it."""
     reason: str | None
     """Why it is not running, or why it ended as it did."""
     config_id: str
@@ -105,8 +105,8 @@ class WorkerRow:
 
 
 @dataclass(frozen=True, slots=True)
-class RosterRow:
-    """One life of a worker, as it told itself, with the jobs whose leases it holds."""
+class RegisteredWorker:
+    """One worker process, as it registered itself, with the jobs whose leases it holds."""
 
     token: str
     name: str
@@ -141,7 +141,7 @@ class QueueStats:
     tokens_per_second: float
     """Of all that run now."""
     lease_slack: float | None
-    """Of the lease that runs out first; below 0: its worker has fallen silent."""
+    """Of the lease that runs out first; below 0: its worker no longer renews it."""
     tokens_trained: int
     """By all attempts, what was trained again after a loss included."""
     attempts: dict[str, int]

@@ -1,12 +1,11 @@
 """What sweeps and their jobs were asked for: configs, and the sweep as it was enqueued."""
 
-import json
 from collections.abc import Sequence
 
 from sqlalchemy import Engine, func, select
 
 from orchestrator.config.job import JobConfig
-from orchestrator.config.validation import parse
+from orchestrator.config.validation import read_stored
 from orchestrator.database import models as m
 from orchestrator.database.engine import reading
 from orchestrator.errors import NotFound
@@ -22,11 +21,11 @@ def configs(engine: Engine, job_ids: Sequence[int]) -> dict[int, JobConfig]:
     Raises:
         NotFound: one of them does not exist.
     """
-    query = select(m.Job.id, m.Job.config)
+    query = select(m.Job.id, m.Job.config, m.Job.config_id)
     parts = [job_ids[start : start + _IDS_PER_QUERY] for start in range(0, len(job_ids), _IDS_PER_QUERY)]
     with reading(engine) as session:
         rows = [row for part in parts for row in session.execute(query.where(m.Job.id.in_(part)))]
-    found = {job_id: parse(json.loads(text)) for job_id, text in rows}
+    found = {row.id: read_stored(row.config, row.config_id) for row in rows}
     for job_id in job_ids:
         if job_id not in found:
             raise NotFound(f"there is no job {job_id}", hint="orch status lists them")

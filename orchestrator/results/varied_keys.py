@@ -1,4 +1,4 @@
-"""What a person swept, as far as it tells jobs apart: the keys in which the configs of one sweep differ."""
+"""The keys in which the configs of one sweep differ."""
 
 import json
 from collections import defaultdict

@@ -1,4 +1,4 @@
-"""Who works on the queue, by the roster that workers keep and the leases they hold."""
+"""The workers, by the rows they register and the leases they hold."""
 
 from collections import defaultdict
 from typing import Any
@@ -9,12 +9,12 @@ from sqlalchemy.orm import Session
 from orchestrator.database import models as m
 from orchestrator.database.engine import db_now, reading
 from orchestrator.queue.workers import is_lost
-from orchestrator.results.rows import RosterRow
+from orchestrator.results.rows import RegisteredWorker
 
 LEAVING = {"drain": "draining", "stop": "stopping"}
 
 
-def roster(engine: Engine, *, ended: bool = False) -> list[RosterRow]:
+def registered_workers(engine: Engine, *, ended: bool = False) -> list[RegisteredWorker]:
     """Return the workers by name and start, with `ended` those too that have ended.
 
     Raises:
@@ -35,15 +35,17 @@ def roster(engine: Engine, *, ended: bool = False) -> list[RosterRow]:
         ]
 
 
-def gathering(session: Session) -> str:
-    """Return what the workers that live are about: open, leaving, or none when there is no worker."""
+def worker_stance(session: Session) -> str:
+    """Return whether a live worker claims jobs: open, leaving when all that live drain or stop, none without any."""
     living = select(m.WorkerRow.desired).where(m.WorkerRow.ended_at.is_(None), ~is_lost()).distinct()
-    wishes = set(session.scalars(living))
-    return "open" if "run" in wishes else "leaving" if wishes else "none"
+    desired = set(session.scalars(living))
+    if "run" in desired:
+        return "open"
+    return "leaving" if desired else "none"
 
 
 def last_clock_step(engine: Engine, *, within: float) -> dict[str, Any] | None:
-    """Return what a worker last saw of a step of the database's clock: `seconds`, and its own name as `worker`.
+    """Return the last step of the database's clock that a worker noticed: `seconds`, and its own name as `worker`.
 
     None: there was none `within` so many seconds.
     """
@@ -70,11 +72,11 @@ def _held(session: Session) -> dict[_Who, list[tuple[int, float | None]]]:
     return held
 
 
-def _row(row: m.WorkerRow, lost: bool, silent: float, jobs: list[tuple[int, float | None]]) -> RosterRow:
+def _row(row: m.WorkerRow, lost: bool, silent: float, jobs: list[tuple[int, float | None]]) -> RegisteredWorker:
     rates = [rate for _, rate in jobs if rate is not None]
     at_work = "at work" if jobs else "idle"
     state = "ended" if row.ended_at else "lost" if lost else LEAVING.get(row.desired, at_work)
-    return RosterRow(
+    return RegisteredWorker(
         token=row.token, name=row.name, host=row.host, pid=row.pid, device=row.device, version=row.version,
         state=state, jobs=tuple(job_id for job_id, _ in jobs), tokens_per_second=sum(rates) if rates else None,
         started_at=row.started_at, seen_at=row.seen_at, silent=silent, ended_at=row.ended_at,

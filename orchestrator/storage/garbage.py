@@ -12,7 +12,8 @@ from typing import Literal
 from sqlalchemy import Engine, delete, select
 
 from orchestrator.database.engine import db_now, reading, transaction
-from orchestrator.database.models import TERMINAL, Attempt, CheckpointRow, Job
+from orchestrator.database.models import Attempt, CheckpointRow, Job
+from orchestrator.job_states import TERMINAL
 from orchestrator.settings import Settings
 from orchestrator.storage import activation_caches, cache_rows
 

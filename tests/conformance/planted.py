@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from sqlalchemy import Engine
 
 from orchestrator.database import engine as database
-from orchestrator.queue import claims, control, expiry, fencing, heartbeats, outcomes
+from orchestrator.queue import claims, control, eligibility, expiry, fencing, heartbeats, outcomes
 
 
 class Edit(NamedTuple):
@@ -28,7 +28,7 @@ NO_FENCE = Edit(
 STATE_ONLY = Edit(fencing.move, "Job.attempt == lease.attempt, ", "")
 ID_ONLY = Edit(fencing.move, 'Job.attempt == lease.attempt, Job.state == "running"', "")
 WITHOUT_A_LEASE = Edit(fencing.close_attempt, "if seen is None:\n        return None", "seen = seen or 0")
-ANY_STATE = Edit(claims._eligible, 'Job.state == "queued", ', "")
+ANY_STATE = Edit(eligibility.may_run_now, 'Job.state == "queued", ', "")
 NO_COMPARE = Edit(claims._taking, ', Job.state == "queued"', "")
 SECOND_TRANSACTION = "    with transaction(engine) as session:\n        _store(session, lease, result, analysis)"
 WORKERS_CLOCK = "import time; import sqlalchemy; now = sqlalchemy.literal(time.time())"
@@ -41,10 +41,10 @@ PLANTED: dict[str, tuple[Edit, ...]] = {
     "unfenced checkpoint": (Edit(heartbeats.checkpointed, "        hold(session, lease)\n", ""),),
     "claim without state check": (ANY_STATE, NO_COMPARE),
     "claim not adopted": (Edit(claims._take, "_adopted(session, token) or ", ""),),
-    "claim forgets the backoff": (Edit(claims._eligible, ", Job.not_before <= db_now()", ""),),
-    "poison may share a trainer": (Edit(claims._first_alike, ", Job.failures == 0, Job.lost_in_row == 0", ""),),
+    "claim forgets the backoff": (Edit(eligibility._obstacles, "Job.not_before > db_now()", "Job.not_before < 0"),),
+    "poison may share a trainer": (Edit(eligibility.may_share, ", Job.failures == 0, Job.lost_in_row == 0", ""),),
     "companion from another place": (
-        Edit(claims._first_alike, 'cursor, 0) == bindparam("its_cursor")', 'cursor, 0) >= 0 * bindparam("its_cursor")'),
+        Edit(claims._first_companion, '== bindparam("its_cursor")', '>= 0 * bindparam("its_cursor")'),
     ),
     "finish not idempotent": (Edit(outcomes.finish, "_finished_before(session, lease)", "False"),),
     "finish in two transactions": (
@@ -119,7 +119,7 @@ def edited(edit: Edit, engine: Engine) -> Iterator[None]:
 
 def _put(function: Any, code: Any, engine: Engine) -> None:
     inspect.unwrap(function).__code__ = code
-    for built in vars(claims).values():  # statements are built once, and of one another
+    for built in (*vars(eligibility).values(), *vars(claims).values()):  # statements are built once, and of one another
         if hasattr(built, "cache_clear"):
             built.cache_clear()
     engine.clear_compiled_cache()

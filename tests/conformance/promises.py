@@ -8,8 +8,6 @@ from sqlalchemy import Engine, select
 
 from orchestrator.database.engine import reading
 from orchestrator.database.models import (
-    FREED,
-    TERMINAL,
     Attempt,
     CheckpointRow,
     CurvePoint,
@@ -19,6 +17,7 @@ from orchestrator.database.models import (
     ResultRow,
     SweepRow,
 )
+from orchestrator.job_states import FREED, TERMINAL
 
 
 class Rows(NamedTuple):

@@ -85,7 +85,7 @@ def test_f08_a_worker_over_a_line_that_breaks_at_random(settings: Settings, engi
             lease = HeldLease(engine, _claimed(engine), settings, now=lambda: next(seconds))
             for tokens in range(10, 60, 10):
                 lease.write(lambda engine, mine, tokens=tokens: queue.record(engine, mine, [point(tokens)]))  # type: ignore[misc]
-                lease.beat(Status(tokens))
+                lease.heartbeat(Status(tokens))
             lease.write(VERBS["finish"])
             assert lease.settle(patience=lambda: True, pause=lambda _: None)
     assert [(state(engine, i), job(engine, i).attempt) for i in ids] == [("succeeded", 1)] * 4

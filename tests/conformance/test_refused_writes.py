@@ -137,7 +137,7 @@ def test_f15_a_worker_outlives_a_database_that_may_only_be_read(
     with refusal(settings):
         for tokens in (10, 20):
             lease.write(lambda engine, mine, tokens=tokens: queue.record(engine, mine, [point(tokens)]))  # type: ignore[misc]
-        assert lease.beat(Status(20)) == "run"
+        assert lease.heartbeat(Status(20)) == "run"
         lease.write(lambda engine, mine: queue.finish(engine, mine, result()))
         assert not lease.is_written
         assert results.curve(engine, 1) == []

@@ -11,8 +11,9 @@ import sys
 import time
 from pathlib import Path
 
+from orchestrator.checkpoint_ref import CheckpointRef
 from orchestrator.curves.point import Point
-from worker.protocol import Assignment, CurvePointMessage, Ended, Exit, Saved, Started
+from worker.protocol import Assignment, CurvePointMessage, Ended, Exit, Started
 from worker.trainer.channel import SupervisorChannel
 
 TOKENS = 1024
@@ -57,7 +58,7 @@ def misbehave(seed: int) -> None:
 def save(line: SupervisorChannel, job: Assignment, tokens: int) -> None:
     folder = Path(job.artifacts, str(tokens))
     folder.mkdir(parents=True, exist_ok=True)
-    line.send(Saved(str(folder), tokens, "ab"), job.job_id)
+    line.send(CheckpointRef(str(folder), tokens, "ab"), job.job_id)
 
 
 if __name__ == "__main__":

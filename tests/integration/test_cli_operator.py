@@ -11,7 +11,7 @@ from orchestrator.cli.main import run
 from orchestrator.database.engine import db_now, transaction
 from orchestrator.database.models import LeaseRow, WorkerRow
 from orchestrator.database.schema import open_database
-from orchestrator.queue import workers as roster
+from orchestrator.queue import workers as registry
 from orchestrator.settings import Settings
 from tests.integration.test_cli_terminal import terminal
 from tests.queue_shorthand import claim, enqueue
@@ -38,7 +38,7 @@ def test_the_list_of_workers(engine: Engine, capsys: Capture) -> None:
     lease = claim(engine).lease
     queue.heartbeat(engine, lease, lease_seconds=60, tokens_seen=5, tokens_per_second=1500.0)
     silence(engine, "w2")
-    roster.ask(engine, ["w3"], "drain")
+    registry.ask(engine, ["w3"], "drain")
     assert run(["worker", "list"]) == 0
     head, *lines = capsys.readouterr().out.splitlines()
     assert head.split() == ["WORKER", "HOST", "DEVICE", "JOBS", "TOK/S", "BEAT", "VERSION", "STATE"]
@@ -48,7 +48,7 @@ def test_the_list_of_workers(engine: Engine, capsys: Capture) -> None:
     assert run(["worker", "list", "-o", "json"]) == 0
     first = items(capsys)[0]
     assert (first["name"], first["jobs"], first["state"]) == ("w1", [1], "at work")
-    roster.sign_off(engine, "w3")
+    registry.sign_off(engine, "w3")
     assert run(["worker", "list", "-o", "name"]) == 0
     assert capsys.readouterr().out.split() == ["w1", "w2"]
     assert run(["worker", "list", "--ended", "-o", "name"]) == 0
@@ -58,7 +58,7 @@ def test_the_list_of_workers(engine: Engine, capsys: Capture) -> None:
 def test_asking_workers_to_leave(engine: Engine, capsys: Capture) -> None:
     for name in ("node7-gpu0", "node7-gpu1", "node8-gpu0", "old"):
         report(engine, name)
-    roster.sign_off(engine, "old")
+    registry.sign_off(engine, "old")
     silence(engine, "node8-gpu0")
     assert run(["worker", "drain", "node7-*"]) == 0
     assert capsys.readouterr().out == "node7-gpu0: asked to drain\nnode7-gpu1: asked to drain\n"
@@ -90,7 +90,7 @@ def test_asking_workers_to_leave(engine: Engine, capsys: Capture) -> None:
 def test_who_is_not_there(engine: Engine, capsys: Capture, arguments: list[str], code: int, says: str) -> None:
     report(engine, "node7-gpu0")
     report(engine, "old")
-    roster.sign_off(engine, "old")
+    registry.sign_off(engine, "old")
     assert run(["worker", *arguments]) == code
     assert says in capsys.readouterr().err
     assert report(engine, "node7-gpu0") == "run", "all or nobody"
@@ -127,11 +127,11 @@ def test_explain_knows_the_workers(engine: Engine, capsys: Capture) -> None:
     assert "No worker is at work. Start one with: orch worker" in explained(2)
     report(engine, "w1")
     claim(engine)
-    roster.ask(engine, ["w1"], "drain")
+    registry.ask(engine, ["w1"], "drain")
     assert "(WorkersLeaving)" in explained(2)
     assert "it claims no more. Start one with: orch worker" in explained(2)
     assert "Its worker drains: it finishes this job" in explained(1)
-    roster.ask(engine, ["w1"], "stop")
+    registry.ask(engine, ["w1"], "stop")
     assert "Its worker was asked to stop: it writes a checkpoint" in explained(1)
     silence(engine, "w1")
     assert "Its worker was last heard of 1m" in explained(1)
@@ -186,14 +186,14 @@ def test_the_demo_says_that_the_queue_is_paused(capsys: Capture) -> None:
 def test_gc_forgets_workers_that_are_gone(engine: Engine, capsys: Capture) -> None:
     for name in ("w1", "w2", "w3"):
         report(engine, name)
-    roster.sign_off(engine, "w1")
+    registry.sign_off(engine, "w1")
     with transaction(engine) as session:
         session.execute(update(WorkerRow).where(WorkerRow.name == "w1").values(ended_at=db_now() - 99))
     silence(engine, "w2")
     for arguments in (["--dry-run", "--older-than", "9s"], ["--yes"]):
         assert run(["gc", *arguments]) == 0
-        assert len(results.roster(engine, ended=True)) == 3
+        assert len(results.registered_workers(engine, ended=True)) == 3
     capsys.readouterr()
     assert run(["gc", "--yes", "--older-than", "9s"]) == 0
     assert "2 workers that ended or fell silent long ago forgotten" in capsys.readouterr().err
-    assert [row.name for row in results.roster(engine, ended=True)] == ["w3"]
+    assert [row.name for row in results.registered_workers(engine, ended=True)] == ["w3"]

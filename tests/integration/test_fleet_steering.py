@@ -1,4 +1,4 @@
-"""Real workers in processes: seen in the roster, drained, stopped and killed; what they say is JSON."""
+"""Real workers in processes: seen in the registry, drained, stopped and killed; what they say is JSON."""
 
 import json
 from pathlib import Path
@@ -18,7 +18,7 @@ def test_real_workers_are_seen_drained_and_stopped(
     with small_world(tmp_path / "home", jobs_per_trainer=1, log_format="json") as world:
 
         def members() -> dict[str, tuple[str, int]]:
-            return {row.name: (row.state, len(row.jobs)) for row in results.roster(world.engine)}
+            return {row.name: (row.state, len(row.jobs)) for row in results.registered_workers(world.engine)}
 
         monkeypatch.setenv("ORCH_HOME", str(world.settings.home))
         jobs = world.enqueue(*(small_config(subject, max_tokens=131_072, n_latents=n) for n in (32, 48, 64)))
@@ -40,7 +40,7 @@ def test_real_workers_are_seen_drained_and_stopped(
         world.wait(lambda: members() == {"third": ("idle", 0)})
         third.kill()
         third.wait()
-        (third_life,) = results.roster(world.engine)
+        (third_life,) = results.registered_workers(world.engine)
         silence(world.engine, third_life.token)
         assert members() == {"third": ("lost", 0)}
 

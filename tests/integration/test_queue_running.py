@@ -4,11 +4,13 @@ import math
 from collections.abc import Callable
 
 import pytest
-from sqlalchemy import Engine, select
+from sqlalchemy import Engine, select, text
 
 from orchestrator import queue, results
-from orchestrator.database.engine import reading
+from orchestrator.config.validation import parse
+from orchestrator.database.engine import reading, transaction
 from orchestrator.queue import Lease, LeaseLost
+from orchestrator.sweep.sweep import Sweep
 from tests.queue_shorthand import attempt, claim, enqueue, fail, job, leases, lose, point, ref, result, state
 
 Write = Callable[[Engine, Lease], object]
@@ -61,11 +63,11 @@ def _snapshot(engine: Engine) -> object:
 def test_a_heartbeat_renews_and_answers(engine: Engine) -> None:
     enqueue(engine)
     lease = claim(engine, seconds=5.0).lease
-    assert queue.heartbeat(engine, lease, lease_seconds=100.0, tokens_seen=7, tokens_per_second=3.5, fvu=0.25) == "run"
+    assert queue.heartbeat(engine, lease, lease_seconds=100.0, tokens_seen=7, tokens_per_second=3.5) == "run"
     (worker,) = results.workers(engine)
     assert worker.lease_left > 90
     assert (worker.tokens_seen, worker.tokens_per_second) == (7, 3.5)
-    queue.heartbeat(engine, lease, lease_seconds=100.0, fvu=math.nan)
+    queue.heartbeat(engine, lease, lease_seconds=100.0, tokens_per_second=math.nan)
     assert results.workers(engine)[0].tokens_seen == 7
     queue.pause(engine, [1])
     assert queue.heartbeat(engine, lease, lease_seconds=100.0) == "pause"
@@ -112,6 +114,39 @@ def test_facts_and_a_fresh_start(engine: Engine) -> None:
     assert facts.tokens_start == 20
     assert facts.facts == {"n_latents": 128, "d_model": 16, "odd": None}
     assert results.jobs(engine)[0].tokens_seen == 20
+
+
+@pytest.mark.parametrize("asked", ["auto", 0.25])
+def test_the_rate_asked_for_stays_and_what_auto_came_to_is_the_attempts(engine: Engine, asked: str | float) -> None:
+    config = parse({"sae": {"n_latents": 64}, "optimizer": {"lr": asked}})
+    queue.enqueue(engine, Sweep("rates", (config,)))
+    told = 0.1 if asked == "auto" else 0.25
+
+    def seen() -> tuple[float | None, ...]:
+        return job(engine, 1).lr, results.jobs(engine)[0].lr, results.measured(engine, ["rates"])[0].lr
+
+    before = None if asked == "auto" else 0.25
+    assert seen() == (before, before, before)
+    queue.begin(engine, claim(engine).lease, {"lr": told}, 0)
+    assert seen() == (before, told, told)
+    lose(engine, 1)
+    claim(engine)
+    assert seen() == (before, told, told), "of the newest attempt that has told"
+
+
+def test_an_attempt_needs_no_lease_column_that_is_to_go(engine: Engine) -> None:
+    """A later release drops leases.fvu while workers of this version are at work."""
+    enqueue(engine)
+    with transaction(engine) as session:
+        session.execute(text("ALTER TABLE leases DROP COLUMN fvu"))
+    lease = claim(engine).lease
+    queue.begin(engine, lease, {"lr": 0.1}, 0)
+    queue.heartbeat(engine, lease, lease_seconds=60.0, tokens_seen=5, tokens_per_second=1.0)
+    queue.record(engine, lease, [point(10), point(20)])
+    queue.checkpointed(engine, lease, ref(20))
+    assert len(results.workers(engine)) == 1
+    queue.finish(engine, lease, result())
+    assert results.jobs(engine)[0].state == "succeeded"
 
 
 def test_a_point_written_twice_is_one_point(engine: Engine) -> None:

@@ -7,6 +7,7 @@ import pytest
 from sqlalchemy import Engine, func, select, text, update
 
 from orchestrator import queue, results
+from orchestrator.config.job import JobConfig
 from orchestrator.database.engine import reading, transaction
 from orchestrator.database.models import Job, SweepRow
 from orchestrator.errors import ConfigError
@@ -216,6 +217,17 @@ def test_a_stored_config_that_is_not_valid_fails_its_job_alone(engine: Engine) -
     assert attempt(engine, 1, 1).outcome == "config"
 
 
+def test_a_claim_carries_the_config_that_was_enqueued_and_its_id(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    enqueued = sweep(1).configs[0]
+    enqueue(engine, 1)
+    monkeypatch.setattr(JobConfig, "model_validate", None)  # it was validated when it came in
+    found = claim(engine).config
+    assert found == enqueued
+    assert found.config_id == job(engine, 1).config_id == enqueued.config_id
+
+
 def test_the_claim_reads_the_queue_by_its_index(engine: Engine) -> None:
     from orchestrator.queue.claims import _eligible
 
@@ -238,8 +250,8 @@ def test_mlflow_ids_are_kept(engine: Engine) -> None:
     queue.set_mlflow(engine, job_id=1, mlflow_id="r")
     queue.set_mlflow(engine, job_id=1, attempt=1, mlflow_id="a")
     queue.release(engine, first.lease)
-    got = claim(engine)
-    assert (got.mlflow_experiment_id, got.mlflow_run_id) == ("e", "r")
+    claim(engine)
+    assert job(engine, 1).mlflow_run_id == "r"
     assert attempt(engine, 1, 1).mlflow_run_id == "a"
     with reading(engine) as session:
         assert session.scalar(select(SweepRow.mlflow_experiment_id)) == "e"

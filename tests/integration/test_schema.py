@@ -12,13 +12,14 @@ import pytest
 from sqlalchemy import Engine, event, inspect, select, text, update
 
 from orchestrator import queue, results
+from orchestrator.config.validation import parse
 from orchestrator.database.engine import connect, db_now, reading, transaction
 from orchestrator.database.models import Job, Table, declare_partial_indexes
 from orchestrator.database.schema import HEAD, VERSION_TABLE, current, migration_config, open_database, upgrade
 from orchestrator.errors import ConfigError, StorageError
 from orchestrator.settings import Settings
 from orchestrator.sweep.sweep import Sweep
-from tests.queue_shorthand import enqueue, sweep
+from tests.queue_shorthand import claim, enqueue, sweep
 
 TABLES = {
     "sweeps", "jobs", "attempts", "leases", "curve_points", "results", "convergence", "checkpoints", "events",
@@ -100,6 +101,31 @@ def test_downgrade_leaves_nothing(bare: Settings) -> None:
     with engine.connect() as connection:
         assert inspect(connection).get_table_names() == [VERSION_TABLE]
     engine.dispose()
+
+
+def test_the_rates_that_an_earlier_version_wrote_over_are_asked_for_again(bare: Settings) -> None:
+    from alembic import command
+
+    engine = open_database(bare) if bare.embedded else _upgraded(bare)
+    queue.enqueue(engine, Sweep("s", tuple(parse({"optimizer": {"lr": lr}}) for lr in ("auto", 0.5))))
+    for _ in range(2):
+        lease = claim(engine).lease
+        queue.begin(engine, lease, {"lr": 0.1 if lease.job_id == 1 else 0.5}, 0)
+
+    def migrate(verb: Callable[..., None], revision: str) -> list[float | None]:
+        with engine.execution_options(orch_write=True).begin() as connection:
+            verb(migration_config(connection), revision)
+        with reading(engine) as session:
+            return list(session.scalars(select(Job.lr).order_by(Job.id)))
+
+    assert migrate(command.downgrade, "0005") == [0.1, 0.5]
+    assert migrate(command.upgrade, "head") == [None, 0.5]
+    engine.dispose()
+
+
+def _upgraded(settings: Settings) -> Engine:
+    upgrade(settings)
+    return open_database(settings)
 
 
 @pytest.mark.parametrize(("state", "finished"), [("succeeded", None), ("queued", 1.0)])

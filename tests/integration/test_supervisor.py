@@ -18,14 +18,14 @@ from tests.small_world import World, small_world
 START = """
 import os, sys, time
 from orchestrator.curves.point import Point
-from worker.trainer.channel import Line
+from worker.trainer.channel import SupervisorChannel
 from worker.protocol import *
-line = Line()
+line = SupervisorChannel()
 order = line.order()
 (job,) = order.jobs
 def send(message): line.send(message, job.job_id)
-def point(tokens): send(Measured(Point(tokens, *(1000 / tokens for _ in range(11)))))
-def save(tokens): send(Saved(f"{job.artifacts}/{tokens}", tokens, "ab"))
+def point(tokens): send(CurvePointMessage(Point(tokens, *(1000 / tokens for _ in range(11)))))
+def save(tokens): send(CheckpointRef(f"{job.artifacts}/{tokens}", tokens, "ab"))
 send(Started(job.resume[0].tokens_seen if job.resume else 0, {"n_latents": 8, "d_model": 4}))
 line.training_from({job.job_id: 0})
 """
@@ -213,10 +213,10 @@ def test_a_ring_returns_when_the_queue_is_drained(bench: Bench) -> None:
     states: list[str] = []
 
     def ring() -> None:
-        bench.supervisor.ring()
+        bench.supervisor.wake()
         states.append(bench.world.job(bench.job).state)
         (another,) = bench.world.enqueue(JobConfig(), name="another")
-        bench.supervisor.ring()
+        bench.supervisor.wake()
         states.append(bench.world.job(another).state)
         bench.supervisor.stop()
 

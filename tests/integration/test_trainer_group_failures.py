@@ -14,7 +14,7 @@ from tests.scripted_trainers import GO, Company
 from tests.small_world import small_world
 from worker.supervisor import trainer_group
 from worker.supervisor.attempt import Attempt
-from worker.supervisor.trainer_group import Watch
+from worker.supervisor.trainer_group import TrainerGroup
 from worker.supervisor.trainer_process import TrainerProcess
 
 LET_GO = "train(lambda: True)\n"
@@ -52,19 +52,19 @@ def test_a_log_that_cannot_be_linked_does_not_matter(company: Company, monkeypat
 def test_no_trainer_outlives_an_error_before_the_first_word(company: Company, monkeypatch: pytest.MonkeyPatch) -> None:
     started: list[int] = []
     alive: list[bool] = []
-    introduce, give_up = Attempt.introduce, Attempt.give_up
+    announce, give_up = Attempt.announce, Attempt.give_up
 
     def stumble(attempt: Attempt, pid: int) -> None:
         if not started:
             started.append(pid)
             raise OSError
-        introduce(attempt, pid)
+        announce(attempt, pid)
 
     def look(attempt: Attempt, error: str) -> None:
         alive.append(psutil.pid_exists(started[0]))
         give_up(attempt, error)
 
-    monkeypatch.setattr(Attempt, "introduce", stumble)
+    monkeypatch.setattr(Attempt, "announce", stumble)
     monkeypatch.setattr(Attempt, "give_up", look)
     company.trainer(LET_GO)
     assert company.run() == ["succeeded"] * 4
@@ -85,7 +85,7 @@ def test_a_point_that_cannot_be_stored_is_the_trouble_of_one(company: Company) -
     assert company.outcomes(job) == ["failed", "converged"]
     assert all(company.outcomes(other) == ["converged"] for other in company.jobs if other != job)
     assert company.trainers == 2
-    assert any(f"job {job}: the supervisor stumbled" in line and "Traceback" in line for line in company.said)
+    assert any(f"job {job}: an error in the supervisor" in line and "Traceback" in line for line in company.said)
 
 
 def test_a_result_that_cannot_be_stored_is_the_trouble_of_one(company: Company) -> None:
@@ -110,13 +110,13 @@ def test_a_result_that_waits_is_stored_whatever_was_before_it(company: Company) 
 
 
 def test_a_slow_look_at_the_leases_lets_no_backlog_grow(company: Company, monkeypatch: pytest.MonkeyPatch) -> None:
-    mind = Watch.mind
+    supervise = TrainerGroup.supervise
 
-    def slowly(watch: Watch, child: TrainerProcess) -> None:
+    def slowly(group: TrainerGroup, trainer: TrainerProcess) -> None:
         time.sleep(0.3)
-        mind(watch, child)
+        supervise(group, trainer)
 
-    monkeypatch.setattr(Watch, "mind", slowly)
+    monkeypatch.setattr(TrainerGroup, "supervise", slowly)
     company.trainer("for tokens in range(1, 101): point(first, tokens)\n" + LET_GO)
     began = time.monotonic()
     assert company.run() == ["succeeded"] * 4
@@ -140,18 +140,18 @@ def test_a_database_that_is_away_is_waited_for_once_a_round(tmp_path: Path, monk
     with small_world(tmp_path / "home", lease_seconds=30) as world:
         company = Company(world, monkeypatch)
         company.trainer(GO)
-        mind, heartbeat = Watch.mind, queue.heartbeat
+        supervise, heartbeat = TrainerGroup.supervise, queue.heartbeat
         rounds: list[list[int]] = []
 
-        def count(watch: Watch, child: TrainerProcess) -> None:
+        def count(group: TrainerGroup, trainer: TrainerProcess) -> None:
             rounds.append([])
-            mind(watch, child)
+            supervise(group, trainer)
 
         def away(_: object, lease: queue.Lease, **__: object) -> None:
             rounds[-1].append(lease.job_id)
             raise StorageError("away")
 
-        monkeypatch.setattr(Watch, "mind", count)
+        monkeypatch.setattr(TrainerGroup, "supervise", count)
 
         def mend() -> None:
             company.wait_begun()

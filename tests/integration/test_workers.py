@@ -1,4 +1,4 @@
-"""Workers in the roster, and the queue as a whole paused: on both databases, and what a supervisor makes of it."""
+"""Registered workers, and the queue as a whole paused: on both databases, and what a supervisor makes of it."""
 
 import threading
 from collections.abc import Iterator
@@ -21,7 +21,7 @@ from tests.worker_shorthand import silence
 DAY = 86_400.0
 
 
-def report(engine: Engine, token: str = "life 1", worker: queue.Worker = WORKER) -> workers.Wish:
+def report(engine: Engine, token: str = "life 1", worker: queue.Worker = WORKER) -> workers.Desired:
     return workers.report(engine, worker, token=token, version="1.2", every_seconds=10.0)
 
 
@@ -31,23 +31,23 @@ def end_long_ago(engine: Engine, token: str, seconds: float) -> None:
 
 
 def states(engine: Engine, **how: bool) -> list[tuple[str, str]]:
-    return [(row.token, row.state) for row in results.roster(engine, **how)]
+    return [(row.token, row.state) for row in results.registered_workers(engine, **how)]
 
 
 def test_a_life(engine: Engine) -> None:
     enqueue(engine, 2)
-    assert results.roster(engine) == []
+    assert results.registered_workers(engine) == []
     assert report(engine) == "run"
     assert states(engine) == [("life 1", "idle")]
     lease = claim(engine).lease
     queue.heartbeat(engine, lease, lease_seconds=60, tokens_seen=5, tokens_per_second=100.0)
-    (row,) = results.roster(engine)
+    (row,) = results.registered_workers(engine)
     assert (row.name, row.host, row.pid, row.device, row.version) == ("w1", "here", 1, "cpu", "1.2")
     assert (row.state, row.jobs, row.tokens_per_second) == ("at work", (1,), 100.0)
     silence(engine, "life 1", 20.0)
-    assert 20 <= results.roster(engine)[0].silent < 60
+    assert 20 <= results.registered_workers(engine)[0].silent < 60
     report(engine)
-    assert results.roster(engine)[0].silent < 20
+    assert results.registered_workers(engine)[0].silent < 20
     workers.sign_off(engine, "life 1")
     assert states(engine) == []
     assert states(engine, ended=True) == [("life 1", "ended")]
@@ -99,7 +99,7 @@ def test_the_jobs_of_a_process_id_that_came_again_are_the_last_lifes(engine: Eng
         session.execute(update(WorkerRow).values(started_at=db_now() - DAY))
     report(engine, "after")
     claim(engine)
-    assert [(row.token, row.jobs) for row in results.roster(engine)] == [("before", ()), ("after", (1,))]
+    assert [(row.token, row.jobs) for row in results.registered_workers(engine)] == [("before", ()), ("after", (1,))]
 
 
 def test_why_a_job_waits_when_its_workers_leave(engine: Engine) -> None:
@@ -205,8 +205,8 @@ def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bench]:
         yield Bench(world, monkeypatch)
 
 
-def ask(bench: Bench, wish: workers.Wish) -> None:
-    (row,) = results.roster(bench.world.engine)
+def ask(bench: Bench, wish: workers.Desired) -> None:
+    (row,) = results.registered_workers(bench.world.engine)
     workers.ask(bench.world.engine, [row.token], wish)
 
 
@@ -216,7 +216,7 @@ def test_a_draining_worker_finishes_what_it_runs_and_claims_no_more(bench: Bench
     home = bench.world.settings.home
 
     def drain() -> None:
-        assert [row.state for row in results.roster(bench.world.engine)] == ["at work"]
+        assert [row.state for row in results.registered_workers(bench.world.engine)] == ["at work"]
         ask(bench, "drain")
         bench.world.wait(lambda: any("asked to drain" in line for line in bench.said), 20)
         (home / "tokens.go").touch()
@@ -240,7 +240,7 @@ def test_asked_to_stop_it_releases_like_one_that_got_a_signal(bench: Bench) -> N
     assert bench.run(bench.when(bench.began, lambda: ask(bench, "stop")), until_empty=False) == "queued"
     assert bench.outcomes == ["preempted"]
     assert bench.world.has_checkpoint(bench.job, 1)
-    assert results.roster(bench.world.engine, ended=True)[0].state == "ended"
+    assert results.registered_workers(bench.world.engine, ended=True)[0].state == "ended"
 
 
 def test_a_worker_that_drains_can_still_be_stopped(bench: Bench) -> None:
@@ -260,10 +260,10 @@ def test_until_empty_ends_where_all_that_waits_is_paused(bench: Bench) -> None:
     assert bench.run() == "queued"
 
 
-def test_a_roster_out_of_reach_stops_no_worker(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_registry_out_of_reach_stops_no_worker(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     bench.trainer("point(1024)\n" + END)
 
-    def away(*_: object, **__: object) -> workers.Wish:
+    def away(*_: object, **__: object) -> workers.Desired:
         raise StorageError("away")
 
     monkeypatch.setattr(workers, "report", away)

@@ -1,4 +1,4 @@
-"""The Celery application: the doorbell of the supervisor's loop, nothing more."""
+"""The Celery application: it wakes the supervisor's loop, nothing more."""
 
 import threading
 import warnings
@@ -27,12 +27,12 @@ def wake(job_id: int | None = None) -> None:
 
 @contextmanager
 def listening(
-    settings: Settings, ring: Callable[[], None], *, name: str, say: Callable[[str], None]
+    settings: Settings, wake: Callable[[], None], *, name: str, say: Callable[[str], None]
 ) -> Iterator[threading.Thread]:
-    """Run a Celery worker in a thread of its own, which calls `ring` for every wake-up.
+    """Run a Celery worker in a thread of its own, which calls `wake` for every message.
 
-    `ring` returns when there is nothing left to do: with a concurrency of 1 and no prefetching a busy worker then takes
-    no message off an idle one. The main thread keeps its signals and its loop; the broker may be away all day.
+    `wake` returns when nothing more can be claimed: with a concurrency of 1 and no prefetching a busy worker then takes
+    no message from an idle one. The main thread keeps its signals and its loop; the broker may be away all day.
     """
     app.conf.update(celery_settings(settings))
 
@@ -41,7 +41,7 @@ def listening(
 
     worker_ready.connect(ready, weak=False)
     setup_logging.connect(_leave_logging, weak=False)
-    _listeners.append(ring)
+    _listeners.append(wake)
     state.should_stop = state.should_terminate = None
     thread = threading.Thread(target=_serve, args=(name,), name="celery", daemon=True)
     thread.start()
@@ -50,7 +50,7 @@ def listening(
     finally:
         state.should_stop = 0  # Celery's own word for a warm stop; its signal handlers live in the main thread alone
         thread.join(JOIN_SECONDS)
-        _listeners.remove(ring)
+        _listeners.remove(wake)
         worker_ready.disconnect(ready)
 
 

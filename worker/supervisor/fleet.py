@@ -1,12 +1,12 @@
-"""`orch worker --devices`: one worker process per device, started, watched, told to stop and counted together."""
+"""`orch worker --devices`: a worker process per device, started together, restarted when it dies, stopped together."""
 
 import os
-import queue
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from queue import Empty, SimpleQueue
 from types import FrameType
 from typing import NamedTuple
 
@@ -23,8 +23,8 @@ _FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _ENDED_ON_PURPOSE = (0, ConfigError.exit_code, StateError.exit_code, 130)
 
 
-class Post(NamedTuple):
-    """What one worker is for."""
+class Slot(NamedTuple):
+    """The device of one worker, and its label."""
 
     label: str
     """Before each of its lines, and in its name: gpu0, cpu1, gpu0+gpu1."""
@@ -32,11 +32,11 @@ class Post(NamedTuple):
 
 
 class WorkerProcess:
-    """The worker of one post, over all its lives."""
+    """The worker process of one slot, started again when it dies."""
 
-    def __init__(self, post: Post, command: Sequence[str], say: Callable[[str], None]) -> None:
+    def __init__(self, slot: Slot, command: Sequence[str], say: Callable[[str], None]) -> None:
         """Start it."""
-        self.post, self._command, self._say = post, command, say
+        self.slot, self._command, self._say = slot, command, say
         self._deaths, self._status = 0, 0
         self._start_at = 0.0
         self._child: subprocess.Popen[bytes] | None = None
@@ -48,7 +48,7 @@ class WorkerProcess:
         return self._status if self._status >= 0 else 128 - self._status
 
     def is_over(self, *, stopping: bool) -> bool:
-        """Look after it: start it again if it died and may be; say whether nothing more will come of it."""
+        """Start it again if it died and may be started; say whether it has ended for good."""
         if self._child is not None:
             found = self._child.poll()
             if found is None:
@@ -60,7 +60,7 @@ class WorkerProcess:
             self._start()
         return False
 
-    def tell(self, number: int) -> None:
+    def send(self, number: int) -> None:
         """Forward a signal."""
         if self._child is not None and self._child.poll() is None:
             self._child.send_signal(number)
@@ -95,11 +95,11 @@ class WorkerProcess:
         self._deaths = 1 if lived > CALM_SECONDS else self._deaths + 1
         if self._deaths >= MOST_DEATHS:
             self._start_at = float("inf")
-            self._say(f"worker {self.post.label} {how}, the {self._deaths}th time in a row: it is given up")
+            self._say(f"worker {self.slot.label} {how}, the {self._deaths}th time in a row: it is given up")
             return
         pause = min(LONGEST_PAUSE_SECONDS, FIRST_PAUSE_SECONDS * 2 ** (self._deaths - 1))
         self._start_at = time.monotonic() + pause
-        self._say(f"worker {self.post.label} {how}; it starts again in {pause:g} s")
+        self._say(f"worker {self.slot.label} {how}; it starts again in {pause:g} s")
 
 
 class Fleet:
@@ -107,63 +107,66 @@ class Fleet:
 
     def __init__(self, devices: Sequence[str], say: Callable[[str], None]) -> None:
         """Prepare; `run` starts the workers."""
-        self._posts, self._say = [*_posts(devices)], say
+        self._slots, self._say = [*_slots(devices)], say
         # SimpleQueue.put may be called from a signal handler.
-        self._received: queue.SimpleQueue[int] = queue.SimpleQueue()
+        self._received: SimpleQueue[int] = SimpleQueue()
         self._stopping = False
 
     def run(self, *, name: str, threads: int, flags: Sequence[str] = ()) -> int:
         """Start a worker per device, and return the worst of their exit statuses when all have ended."""
         for number in _FORWARDED:
             signal.signal(number, self._on_signal)
-        self._say(f"{len(self._posts)} workers with {threads} threads each: {', '.join(p.label for p in self._posts)}")
+        self._say(f"{len(self._slots)} workers with {threads} threads each: {', '.join(p.label for p in self._slots)}")
         workers: list[WorkerProcess] = []
         try:
-            for post in self._posts:
-                own = ("--device", post.device, "--label", post.label, "--name", f"{name}-{post.label}")
+            for slot in self._slots:
+                own = ("--device", slot.device, "--label", slot.label, "--name", f"{name}-{slot.label}")
                 command = (sys.executable, "-P", "-m", "worker", *own, "--threads", str(threads), *flags)
-                workers.append(WorkerProcess(post, command, self._say))
-            while not all(self._look_after(workers)):
+                workers.append(WorkerProcess(slot, command, self._say))
+            while not all(self._are_over(workers)):
                 self._forward(workers)
             return max(worker.status for worker in workers)
         finally:
             for worker in workers:
                 worker.kill()
 
-    def _look_after(self, workers: Sequence[WorkerProcess]) -> list[bool]:
+    def _are_over(self, workers: Sequence[WorkerProcess]) -> list[bool]:
         return [worker.is_over(stopping=self._stopping) for worker in workers]
 
     def _forward(self, workers: Sequence[WorkerProcess]) -> None:
         """Wait a moment, and forward each signal that came once to each worker."""
         try:
             number = self._received.get(timeout=TICK_SECONDS)
-        except queue.Empty:
+        except Empty:
             return
         self._stopping = True
         for worker in workers:
-            worker.tell(number)
+            worker.send(number)
 
     def _on_signal(self, number: int, _frame: FrameType | None) -> None:
         self._received.put(number)
 
 
 def end_with_fleet() -> None:
-    """Stop like one that was told to when the fleet is gone; for a thread of a worker."""
+    """Send SIGTERM to this process when the fleet's process has ended; for a thread of a worker."""
     while os.read(0, 1 << 10):
         pass
     os.kill(os.getpid(), signal.SIGTERM)
 
 
-def _posts(devices: Sequence[str]) -> list[Post]:
+def _slots(devices: Sequence[str]) -> list[Slot]:
     """Return a label for every device: CPUs are counted, GPUs have numbers."""
-    posts, n_cpus = [], 0
+    slots, n_cpus = [], 0
     for device in devices:
         words = []
         for part in device.split("+"):
-            n_cpus += part == "cpu"
-            words.append(f"cpu{n_cpus}" if part == "cpu" else part.replace("cuda:", "gpu"))
-        posts.append(Post("+".join(words), device))
-    return posts
+            if part == "cpu":
+                n_cpus += 1
+                words.append(f"cpu{n_cpus}")
+            else:
+                words.append(part.replace("cuda:", "gpu"))
+        slots.append(Slot("+".join(words), device))
+    return slots
 
 
 def _signal_name(number: int) -> str:

@@ -1,6 +1,6 @@
-"""The slot of a GPU: one worker of a user on a host has it, by a lock that ends with the worker's process.
+"""A lock per GPU: one worker of a user on a host holds it, and it is released when the worker's process ends.
 
-A worker has the slots of the GPUs it was given by name. `auto` has none: the workers of `orch demo` share a GPU.
+A worker locks the GPUs that it was given by name. `auto` locks none: the workers of `orch demo` share a GPU.
 """
 
 import fcntl
@@ -18,26 +18,26 @@ _HOLDER = "pid"
 
 
 def folder() -> Path:
-    """Return where the workers of this user meet on this host."""
+    """Return the folder of the locks of this user on this host."""
     return Path(tempfile.gettempdir(), f"orch-{os.getuid()}")
 
 
 def names(device: str, environ: Mapping[str, str]) -> list[str]:
-    """Return the GPUs of a device by UUID, or by number where nothing tells it; none for a CPU and for `auto`."""
+    """Return the GPUs of a device by UUID, or by number where no UUID is known; none for a CPU and for `auto`."""
     own = visible("cuda:0" if device == "cuda" else device, environ).get("CUDA_VISIBLE_DEVICES", "")
     return [_uuid(word) or word for word in own.split(",") if word]
 
 
 @contextmanager
-def held(slots: Sequence[str], folder: Path) -> Iterator[None]:
-    """Have slots for oneself.
+def held(gpus: Sequence[str], folder: Path) -> Iterator[None]:
+    """Hold the locks of GPUs.
 
     Raises:
-        StateError: another worker has one; says which, and who.
+        StateError: another worker holds one; says which GPU, and the worker's process.
         StorageError: the folder cannot be used.
     """
     with ExitStack() as stack:
-        for name in sorted(slots):
+        for name in sorted(gpus):
             _take(stack, name, folder / name.replace("/", "-"))
         yield
 
@@ -45,7 +45,7 @@ def held(slots: Sequence[str], folder: Path) -> Iterator[None]:
 def _take(stack: ExitStack, name: str, place: Path) -> None:
     try:
         place.mkdir(mode=0o700, parents=True, exist_ok=True)
-        # The folder itself is locked: that also keeps those away who clean temporary folders of old files.
+        # The folder itself is locked: a program that cleans temporary folders of old files leaves it then.
         lock = os.open(place, os.O_RDONLY)
         stack.callback(os.close, lock)
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

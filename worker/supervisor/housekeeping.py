@@ -1,4 +1,4 @@
-"""What a worker does from time to time beside its jobs: it says that it lives, and releases what others left behind."""
+"""What a worker does from time to time beside its jobs: it reports that it lives, and releases expired leases."""
 
 import math
 import time
@@ -15,41 +15,12 @@ from orchestrator.settings import Settings
 from orchestrator.versions import versions
 from worker.supervisor.log import LogLine
 
-
-class Presence:
-    """One life of a worker in the roster. Nothing of it stops a worker: the roster is for people."""
-
-    def __init__(self, engine: Engine, worker: Worker, *, every_seconds: float) -> None:
-        """Prepare; the first report registers it."""
-        self._engine, self._worker, self._every = engine, worker, every_seconds
-        self._token, self._version = uuid.uuid4().hex, versions().get("orch", "unknown")
-        self._reported_at: float | None = None
-
-    def report(self) -> workers.Wish:
-        """Say that it lives, and return what a person wants of it.
-
-        Raises:
-            StorageError: the database did not answer.
-        """
-        now = time.monotonic()
-        elapsed = None if self._reported_at is None else now - self._reported_at
-        life = {"token": self._token, "version": self._version}
-        wish = workers.report(self._engine, self._worker, **life, every_seconds=self._every, elapsed=elapsed)
-        self._reported_at = now
-        return wish
-
-    def end(self) -> None:
-        """Note its end, if the database answers."""
-        with suppress(StorageError):
-            workers.sign_off(self._engine, self._token)
-
-
 LEAST_REPORT_SECONDS = 1.0
-"""However often there are rounds: a report is a write, and nobody's job waits for it."""
+"""Between two reports, however short reconcile_seconds is: a report is a write, and no job waits for it."""
 
 
 class Housekeeping:
-    """The rounds of one worker, and whether the database answers it. Nothing here raises StorageError."""
+    """The periodic duties of one worker, and whether the database answers it. Nothing here raises StorageError."""
 
     def __init__(
         self,
@@ -60,57 +31,65 @@ class Housekeeping:
         say: Callable[[str], None],
         changed: Callable[[int], None],
     ) -> None:
-        """Prepare; the first round is due at once."""
-        self._engine, self._settings, self._say, self._changed = engine, settings, say, changed
+        """Prepare; everything is due at once. `changed` is called with the id of each job that was released."""
+        self._engine, self._settings, self._worker, self._say, self._changed = engine, settings, worker, say, changed
+        self._token, self._version = uuid.uuid4().hex, versions().get("orch", "unknown")
         self._report_every = max(settings.reconcile_seconds, LEAST_REPORT_SECONDS)
-        self._presence = Presence(engine, worker, every_seconds=self._report_every)
-        self._wish: workers.Wish = "run"
-        self._away = False
-        self._due_at = self._judge_at = self._report_at = 0.0
-        self._looked_at = -math.inf
+        self._report_at, self._reported_at = 0.0, -math.inf
+        self._desired: workers.Desired = "run"
+        self._is_away = False
+        self._due_at = self._judge_at = 0.0
+        self._called_at = -math.inf
 
-    def make(self) -> workers.Wish:
-        """Make a round if it is time to; return what a person last wanted of this worker."""
-        asleep, self._looked_at = time.monotonic() - self._looked_at, time.monotonic()
-        if asleep > self._settings.lease_seconds / 2:  # just started, stopped, or hung: so may all have been
-            self._judge_at = time.monotonic() + self._settings.lease_seconds
-        if time.monotonic() >= self._due_at:
-            self._due_at = time.monotonic() + self._settings.reconcile_seconds
-            try:
-                self._report()
-                judge = not self._away and time.monotonic() >= self._judge_at
-                done = dispatch.reconcile(self._engine, self._settings, judge=judge)
-            except StorageError as error:
-                self.lost_touch(error)
-            else:
-                self.in_touch()
-                self._tell(done.released)
-        return self._wish
+    def run_if_due(self) -> workers.Desired:
+        """Report and reconcile where it is time to; return the desired state of this worker as last read."""
+        now = time.monotonic()
+        since_last, self._called_at = now - self._called_at, now
+        if since_last > self._settings.lease_seconds / 2:
+            # Just started, suspended, or hung: other workers may have been too, and need time to renew their leases.
+            self._judge_at = now + self._settings.lease_seconds
+        if now >= self._due_at:
+            self._due_at = now + self._settings.reconcile_seconds
+            self._run()
+        return self._desired
 
-    def lost_touch(self, error: StorageError) -> None:
-        """Say that the database does not answer, once."""
-        if not self._away:
+    def note_outage(self, error: StorageError) -> None:
+        """Log that the database does not answer, once."""
+        if not self._is_away:
             self._say(LogLine(f"{error.message}; trying again", level="warning"))
-        self._away = True
+        self._is_away = True
 
-    def in_touch(self) -> None:
-        """After an outage every lease looks expired: wait a whole one before judging anybody."""
-        if self._away:
+    def note_answer(self) -> None:
+        """Note that the database answers. After an outage every lease looks expired: none is judged for a whole one."""
+        if self._is_away:
             self._say("the database answers again")
             self._judge_at = time.monotonic() + self._settings.lease_seconds
-        self._away = False
+        self._is_away = False
 
     def end(self) -> None:
-        """Note that this worker has ended."""
-        self._presence.end()
+        """Note in the registry that this worker has ended, if the database answers."""
+        with suppress(StorageError):
+            workers.sign_off(self._engine, self._token)
 
-    def _report(self) -> None:
-        if time.monotonic() >= self._report_at:
-            self._wish = self._presence.report()
-            self._report_at = time.monotonic() + self._report_every
-
-    def _tell(self, released: list[int]) -> None:
+    def _run(self) -> None:
+        try:
+            if time.monotonic() >= self._report_at:
+                self._report()
+            judge = not self._is_away and time.monotonic() >= self._judge_at
+            released = dispatch.reconcile(self._engine, self._settings, judge=judge).released
+        except StorageError as error:
+            self.note_outage(error)
+            return
+        self.note_answer()
         for job_id in released:
             prefix = f"job {job_id}: "
             self._say(LogLine("its worker fell silent; released", prefix=prefix, level="warning", job=job_id))
             self._changed(job_id)
+
+    def _report(self) -> None:
+        now = time.monotonic()
+        self._desired = workers.report(
+            self._engine, self._worker, token=self._token, version=self._version, every_seconds=self._report_every,
+            elapsed=now - self._reported_at if math.isfinite(self._reported_at) else None,
+        )  # fmt: skip
+        self._reported_at, self._report_at = now, time.monotonic() + self._report_every

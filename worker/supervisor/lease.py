@@ -13,9 +13,9 @@ from orchestrator.settings import Settings
 
 Write = Callable[[Engine, queue.Lease], object]
 
-EMBEDDED_BEAT_SECONDS = 2.0
-SERVICE_BEAT_SECONDS = 5.0
-"""`orch status` shows what the last heartbeat said, and a cancel waits for the next one: these bound the setting."""
+EMBEDDED_HEARTBEAT_SECONDS = 2.0
+SERVICE_HEARTBEAT_SECONDS = 5.0
+"""Upper bounds of the setting: `orch status` shows what the last heartbeat told, and a cancel waits for the next."""
 RETRY_SECONDS = 2.0
 
 
@@ -24,22 +24,21 @@ class Status(NamedTuple):
 
     tokens_seen: int = 0
     tokens_per_second: float | None = None
-    fvu: float | None = None
 
 
 class HeldLease:
-    """One lease while it is ours. Any call may raise LeaseLost: then write nothing more, under no circumstances."""
+    """One lease while this worker holds it. Any call may raise LeaseLost: then nothing more may be written."""
 
     def __init__(
         self, engine: Engine, lease: queue.Lease, settings: Settings, *, now: Callable[[], float] = time.monotonic
     ) -> None:
-        """Hold what was just claimed."""
+        """Take over the lease of a claim that was just made."""
         self.lease = lease
         self.desired: queue.Desired = "run"
         self._engine, self._settings, self._now = engine, settings, now
-        bound = EMBEDDED_BEAT_SECONDS if settings.embedded else SERVICE_BEAT_SECONDS
+        bound = EMBEDDED_HEARTBEAT_SECONDS if settings.embedded else SERVICE_HEARTBEAT_SECONDS
         self._every = min(settings.heartbeat_seconds, bound)
-        self._beat_at = self._try_at = now()
+        self._due_at = self._try_at = now()
         self.refused_at = float("-inf")
         """When the database last did not answer."""
         self._away_since: float | None = None
@@ -73,17 +72,17 @@ class HeldLease:
         """Drop what waits to be written."""
         self._waiting.clear()
 
-    def beat(self, status: Status) -> queue.Desired:
-        """Renew the lease if it is time to, and return what the person wants."""
-        if self._now() < max(self._beat_at, self._try_at):
+    def heartbeat(self, status: Status) -> queue.Desired:
+        """Renew the lease if it is time to, and return the desired state of the job."""
+        if self._now() < max(self._due_at, self._try_at):
             return self.desired
-        self._beat_at = self._now() + self._every
+        self._due_at = self._now() + self._every
         if self._reach(lambda engine, lease: self._renew(engine, lease, status)):
             self.flush()
         return self.desired
 
     def settle(self, *, patience: Callable[[], bool], pause: Callable[[float], object] = time.sleep) -> bool:
-        """Write all that waits; try again while `patience()`. Say whether it is written."""
+        """Write all that waits; try again while `patience()` is true. Say whether it is written."""
         self._try_at = self._now()
         while not self.flush():
             if not patience():

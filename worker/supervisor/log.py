@@ -1,4 +1,4 @@
-"""What a worker says: a line for a person, or, with `log_format = "json"`, an object for a program."""
+"""A worker's log on stderr: lines of text, or, with `log_format = "json"`, one JSON object a line."""
 
 import json
 import logging
@@ -12,7 +12,7 @@ Level = Literal["info", "warning", "error"]
 
 
 class LogLine(str):
-    """A line that also knows its level, its bare message and what it is about; to everybody else it is text."""
+    """A str that also carries its level, its bare message and the fields that it is about."""
 
     level: Level
     message: str
@@ -27,7 +27,7 @@ class LogLine(str):
 
     @classmethod
     def of(cls, text: str) -> "LogLine":
-        """Return a remark, or make one of plain text."""
+        """Return a LogLine as it is, or make one of plain text."""
         return text if isinstance(text, cls) else cls(text)
 
 
@@ -40,24 +40,24 @@ class WorkerLog:
 
     def __call__(self, text: str) -> None:
         """Print one event."""
-        line = self._as_json(text) if self._form == "json" else f"{time.strftime('%H:%M:%S')}  {self._label}{text}"
-        print(line, file=sys.stderr, flush=True)
+        plain = f"{time.strftime('%H:%M:%S')}  {self._label}{text}"
+        print(self._as_json(text) if self._form == "json" else plain, file=sys.stderr, flush=True)
 
     def _as_json(self, text: str) -> str:
-        remark = LogLine.of(text)
+        line = LogLine.of(text)
         at = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
         said = {
             "time": at,
-            "level": remark.level,
+            "level": line.level,
             "worker": self._worker,
-            **remark.about,
-            "message": remark.message.strip(),
+            **line.about,
+            "message": line.message.strip(),
         }
         return json.dumps(said, ensure_ascii=False)
 
 
 class Libraries(logging.Handler):
-    """Says in a worker's voice what Celery, MLflow and others log from warnings up, and Python's own warnings."""
+    """Writes to a worker's log what Celery, MLflow and others log from warnings up, and Python's own warnings."""
 
     def __init__(self, say: Callable[[str], None]) -> None:
         super().__init__(logging.WARNING)
@@ -70,10 +70,10 @@ class Libraries(logging.Handler):
         logging.captureWarnings(True)
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Say one record; its traceback stays with it."""
+        """Write one record, with its traceback."""
         level: Level = "error" if record.levelno >= logging.ERROR else "warning"
         prefix = f"{record.name.partition('.')[0]}: "
         try:
             self._say(LogLine(self.format(record).strip(), prefix=prefix, level=level, logger=record.name))
-        except (OSError, TypeError, ValueError):  # nobody reads, or the record is none: logging's own way out
+        except (OSError, TypeError, ValueError):  # stderr is closed, or the record is malformed
             self.handleError(record)

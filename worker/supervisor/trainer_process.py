@@ -1,7 +1,6 @@
-"""A trainer as the supervisor sees it: a child in a session of its own that talks in lines and can always be killed."""
+"""A trainer process: a child in a session of its own, with JSON lines on its pipes, that can always be killed."""
 
 import os
-import queue
 import signal
 import subprocess
 import sys
@@ -10,45 +9,15 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
+from queue import Empty, SimpleQueue
 from typing import IO, NamedTuple
 
 from worker.devices import visible
 from worker.protocol import DropJob, Exit, Failure, Order, Said, decode
 
 _OWN, _ROOT = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
-
-
-def oom_kills(own: Path = _OWN, root: Path = _ROOT) -> int:
-    """Return how many processes of our control group, v1 or v2, were killed for memory; 0 where nothing tells."""
-    for file in _counters(own, root):
-        found = dict(line.split(" ", 1) for line in _read(file).splitlines() if " " in line).get("oom_kill", "")
-        if found.strip().isdecimal():
-            return int(found)
-    return 0
-
-
-def _counters(own: Path, root: Path) -> list[Path]:
-    """Return where the counter may be: in the group we know by name, or, seen from a container, in the root."""
-    files = []
-    for line in _read(own).splitlines():
-        _, _, rest = line.partition(":")
-        controllers, _, group = rest.partition(":")
-        if "memory" in controllers.split(","):
-            files += [root / "memory" / part / "memory.oom_control" for part in (group.lstrip("/"), "")]
-        elif not controllers:
-            files += [root / part / "memory.events" for part in (group.lstrip("/"), "")]
-    return files
-
-
-def _read(file: Path) -> str:
-    try:
-        return file.read_text()
-    except OSError:
-        return ""
-
-
-_NOT_THE_TRAINERS = ("ORCH_DATABASE_URL", "ORCH_BROKER_URL", "ORCH_TRACKING_URL", "MLFLOW_", "PG")
-"""How the names begin of what a trainer is not told: it opens no database, and may run code that comes with a model."""
+_WITHHELD = ("ORCH_DATABASE_URL", "ORCH_BROKER_URL", "ORCH_TRACKING_URL", "MLFLOW_", "PG")
+"""Prefixes of variables withheld from a trainer: it opens no database, and may run code that comes with a model."""
 
 COMMAND = (sys.executable, "-P", "-m", "worker.trainer")
 OOM_KILLED = Failure(
@@ -68,7 +37,7 @@ class Ending(NamedTuple):
 
 
 class TrainerProcess:
-    """One trainer. Start it from a thread that outlives it: its death signal follows that thread."""
+    """One trainer. The thread that starts it must outlive it: the kernel kills it when that thread ends."""
 
     def __init__(self, order: Order, *, log: Path, command: Sequence[str] | None = None) -> None:
         """Start the trainer and hand it its order; what it prints goes to `log`."""
@@ -76,7 +45,7 @@ class TrainerProcess:
         self.log = log
         self.oom_killed = False
         self._oom_kills = oom_kills()
-        self._messages: queue.SimpleQueue[Said | None] = queue.SimpleQueue()
+        self._messages: SimpleQueue[Said | None] = SimpleQueue()
         with log.open("ab") as errors:
             self._child = subprocess.Popen(
                 command or COMMAND, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors,
@@ -87,7 +56,7 @@ class TrainerProcess:
         self.ended = False
         self._reader = threading.Thread(target=self._read, name=f"trainer-{self.pid}", daemon=True)
         self._reader.start()
-        self._give(order.to_json())
+        self._send(order.to_json())
 
     def next(self, timeout: float) -> Said | None:
         """Return the next message; None after `timeout` seconds, or at the end (`ended` is then True)."""
@@ -95,7 +64,7 @@ class TrainerProcess:
             return None
         try:
             said = self._messages.get(timeout=max(0.0, timeout))
-        except queue.Empty:
+        except Empty:
             return None
         self.ended = said is None
         self.heard_at = time.monotonic()
@@ -106,9 +75,9 @@ class TrainerProcess:
         """Return the seconds since the trainer last spoke."""
         return time.monotonic() - self.heard_at
 
-    def leave(self, job_id: int, *, save: bool) -> None:
-        """Ask the trainer to go on without a job."""
-        self._give(DropJob(job_id, save).to_json())
+    def drop(self, job_id: int, *, save: bool) -> None:
+        """Ask the trainer to go on without a job, with `save` after a checkpoint of it."""
+        self._send(DropJob(job_id, save).to_json())
 
     def terminate(self) -> None:
         """Ask the trainer to write a checkpoint and to end."""
@@ -116,19 +85,19 @@ class TrainerProcess:
             os.kill(self.pid, signal.SIGTERM)
 
     def dump_stacks(self) -> None:
-        """Ask the trainer to write down where each of its threads is."""
+        """Ask the trainer to write the stacks of its threads to its log."""
         if hasattr(signal, "SIGUSR1"):
             with suppress(ProcessLookupError):
                 os.kill(self.pid, signal.SIGUSR1)
 
     def kill(self) -> None:
-        """Kill the trainer and whatever it started."""
+        """Kill the trainer and every process that it started."""
         with suppress(ProcessLookupError, PermissionError):
             os.killpg(self.pid, signal.SIGKILL)
 
     def close(self) -> int:
-        """Leave nothing of the trainer behind, and return its exit status (negative: the signal that ended it)."""
-        # Its end of the pipe is closed: a moment to leave by itself, so that the status is its own.
+        """End the trainer and every process of it; return its exit status (negative: the signal that ended it)."""
+        # It has closed its end of the pipe: give it time to exit by itself, so that the status is its own.
         if self.ended:
             with suppress(subprocess.TimeoutExpired):
                 self._child.wait(timeout=10)
@@ -142,8 +111,8 @@ class TrainerProcess:
                     pipe.close()
         return code
 
-    def _give(self, line: bytes) -> None:
-        # The pipe stays open for the trainer's life: its end of file tells the trainer that the supervisor is gone.
+    def _send(self, line: bytes) -> None:
+        # The pipe stays open as long as the trainer runs: end of file means that the supervisor has ended.
         pipe = self._child.stdin
         assert pipe
         with suppress(BrokenPipeError):
@@ -153,7 +122,7 @@ class TrainerProcess:
     def _read(self) -> None:
         lines: IO[bytes] | None = self._child.stdout
         assert lines
-        with suppress(ValueError):  # closed under our hands
+        with suppress(ValueError):  # `close` may close the pipe meanwhile
             for line in lines:
                 if said := decode(line):
                     self._messages.put(said)
@@ -178,7 +147,7 @@ def meaning(code: int) -> Ending:
 
 
 def _environment(order: Order) -> dict[str, str]:
-    known = {name: value for name, value in os.environ.items() if not name.startswith(_NOT_THE_TRAINERS)}
+    known = {name: value for name, value in os.environ.items() if not name.startswith(_WITHHELD)}
     # OpenMP reads its count when torch is imported; our packages are found from whatever folder we were started in.
     here = str(Path(__file__).parents[2])
     path = os.pathsep.join(filter(None, [here, os.environ.get("PYTHONPATH")]))
@@ -188,3 +157,32 @@ def _environment(order: Order) -> dict[str, str]:
     compiled = {"TORCHINDUCTOR_CACHE_DIR": order.compile_folder}
     own = {"PYTHONPATH": path, "TOKENIZERS_PARALLELISM": "false"}
     return {**known, **visible(order.device, os.environ), **counts, **memory, **compiled, **own}
+
+
+def oom_kills(own: Path = _OWN, root: Path = _ROOT) -> int:
+    """Return how many processes of our control group, v1 or v2, were killed for memory; 0 where it is not known."""
+    for file in _counters(own, root):
+        found = dict(line.split(" ", 1) for line in _read(file).splitlines() if " " in line).get("oom_kill", "")
+        if found.strip().isdecimal():
+            return int(found)
+    return 0
+
+
+def _counters(own: Path, root: Path) -> list[Path]:
+    """Return the files that may hold the counter: of the group by its name, or, within a container, of the root."""
+    files = []
+    for line in _read(own).splitlines():
+        _, _, rest = line.partition(":")
+        controllers, _, group = rest.partition(":")
+        if "memory" in controllers.split(","):
+            files += [root / "memory" / part / "memory.oom_control" for part in (group.lstrip("/"), "")]
+        elif not controllers:
+            files += [root / part / "memory.events" for part in (group.lstrip("/"), "")]
+    return files
+
+
+def _read(file: Path) -> str:
+    try:
+        return file.read_text()
+    except OSError:
+        return ""

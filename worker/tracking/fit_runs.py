@@ -33,11 +33,11 @@ def project_fits(engine: Engine, settings: Settings, sweep: str, *, runs: Mlflow
 
 def _project(engine: Engine, runs: MlflowClient, stored: StoredFit) -> None:
     experiment = _experiment(engine, runs, stored.fit.sweeps[0])
-    marks = {"orch.kind": "fit", "orch.fit_id": stored.id, "orch.fit_sha256": _digest(stored.fit)}
-    run = runs.find(stored.mlflow_run_id, experiment, marks)
+    identity = {"orch.kind": "fit", "orch.fit_id": stored.id, "orch.fit_sha256": _digest(stored.fit)}
+    run = runs.find(stored.mlflow_run_id, experiment, identity)
     if run is None:
         group = f", {stored.fit.group}" if stored.fit.group else ""
-        tags = {**marks, "orch.law": stored.fit.law, "orch.sweeps": ", ".join(stored.fit.sweeps)}
+        tags = {**identity, "orch.law": stored.fit.law, "orch.sweeps": ", ".join(stored.fit.sweeps)}
         run = runs.create(experiment, f"fit {stored.id}: {stored.fit.law}{group}", tags=tags, at=stored.created_at)
     if run != stored.mlflow_run_id:
         store.shipped(engine, stored.id, mlflow_run_id=run)

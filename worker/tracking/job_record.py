@@ -1,4 +1,4 @@
-"""All the database knows about one job, read at once; and its curve as a picture."""
+"""One job with all rows that belong to it, read in one transaction; and a plot of its curve."""
 
 import json
 import math
@@ -9,7 +9,6 @@ from sqlalchemy import Engine, select
 
 from orchestrator.database.engine import reading
 from orchestrator.database.models import (
-    TERMINAL,
     Attempt,
     CheckpointRow,
     ConvergenceRow,
@@ -18,6 +17,7 @@ from orchestrator.database.models import (
     ResultRow,
     SweepRow,
 )
+from orchestrator.job_states import TERMINAL
 from orchestrator.settings import mask
 
 MEASURES = (
@@ -28,7 +28,7 @@ _FINAL = ("fvu", "fvu_raw", "untrained_fvu", "dead_share", "l0", "l_inf", "l_inf
 
 
 class JobRecord(NamedTuple):
-    """One job with everything that hangs on it."""
+    """One job with all rows that belong to it."""
 
     job: Job
     sweep: SweepRow
@@ -38,7 +38,7 @@ class JobRecord(NamedTuple):
     result: ResultRow | None
     counts: list[ConvergenceRow]
     settled_tokens: float
-    """Points up to here stand: a checkpoint lies behind them, or the job has ended."""
+    """Points up to here are final: a checkpoint follows them, or the job has ended."""
 
     @property
     def params(self) -> dict[str, str]:
@@ -56,14 +56,14 @@ class JobRecord(NamedTuple):
 
 
 def read(engine: Engine, job_id: int) -> JobRecord:
-    """Read a job and what hangs on it.
+    """Read a job and all rows that belong to it.
 
     Raises:
         StorageError: the database did not answer.
     """
     with reading(engine) as session:
         job = session.get_one(Job, job_id)
-        portrait = JobRecord(
+        record = JobRecord(
             job=job,
             sweep=session.get_one(SweepRow, job.sweep_id),
             attempts=[*session.scalars(select(Attempt).filter_by(job_id=job_id).order_by(Attempt.attempt))],
@@ -75,7 +75,7 @@ def read(engine: Engine, job_id: int) -> JobRecord:
             ),
         )  # fmt: skip
         session.expunge_all()
-    return portrait
+    return record
 
 
 def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -86,25 +86,25 @@ def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def draw_curve(portrait: JobRecord, file: Path) -> None:
+def draw_curve(record: JobRecord, file: Path) -> None:
     """Draw fvu over tokens on two log axes, with the asymptote and the counted convergence."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    points = [(point.tokens_seen, point.fvu) for point in portrait.points if point.fvu]
+    points = [(point.tokens_seen, point.fvu) for point in record.points if point.fvu]
     figure = Figure(figsize=(6, 4), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot(xscale="log", yscale="log", xlabel="training tokens", ylabel="fvu (held out)")
     axes.plot(*zip(*points, strict=True), marker=".", color="#1f4e79")
-    job, result = portrait.job, portrait.result
+    job, result = record.job, record.result
     if result and result.l_inf:
         axes.axhline(result.l_inf, linestyle=":", color="grey", label=f"L∞ = {result.l_inf:.4g}")
-    for count in portrait.counts:
+    for count in record.counts:
         if count.epsilon == 0.01 and count.tokens:
             axes.axvline(count.tokens, linestyle="--", color="#b5542b", label=f"within 1% at {count.tokens:,.0f}")
     if axes.get_legend_handles_labels()[0]:
         axes.legend(frameon=False)
     outcome = f": {result.outcome}" if result else ""
-    axes.set_title(f"{portrait.sweep.name}, job {job.id} (n = {job.n_latents}, k = {job.k}){outcome}", fontsize=10)
+    axes.set_title(f"{record.sweep.name}, job {job.id} (n = {job.n_latents}, k = {job.k}){outcome}", fontsize=10)
     axes.grid(which="both", alpha=0.25)
     figure.savefig(file, dpi=120)

@@ -42,7 +42,8 @@ class MlflowClient:
 
     def __init__(self, settings: Settings) -> None:
         """Connect; make the schema of a store of our own, once, under a lock."""
-        _look_for(settings.tracking)  # MLflow takes a second to load, and another to notice that nobody answers
+        # First: MLflow takes a second to load, and another to notice that no server answers.
+        _check_reachable(settings.tracking)
         for name, value in _QUIET.items():
             os.environ.setdefault(name, value)
         from mlflow import MlflowClient
@@ -50,7 +51,7 @@ class MlflowClient:
         for name in ("mlflow", "alembic", "sqlalchemy.engine", "huey"):
             logger = logging.getLogger(name)
             logger.setLevel(logging.WARNING)
-            logger.handlers, logger.propagate = [], True  # a worker says it in its own voice
+            logger.handlers, logger.propagate = [], True  # they go through the worker's own log
         self._artifacts = None if settings.tracking.startswith("http") else settings.home / "mlartifacts"
         self._seen: set[str] = set()
         with _first_use(settings):
@@ -139,7 +140,7 @@ class MlflowClient:
             raise
 
 
-def _look_for(uri: str) -> None:
+def _check_reachable(uri: str) -> None:
     """Raise OSError where a server that we would reach directly takes no connections."""
     place = urlsplit(uri)
     if place.scheme in ("http", "https") and place.hostname and not getproxies():

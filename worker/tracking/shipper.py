@@ -1,9 +1,9 @@
-"""MLflow beside the training: a thread that projects changed jobs, and gives up quietly when the store is away."""
+"""MLflow beside the training: a thread that projects changed jobs, and pauses while the store does not answer."""
 
-import queue as channels
 import threading
 import time
 from collections.abc import Callable
+from queue import Empty, SimpleQueue
 
 from sqlalchemy import Engine, select
 
@@ -20,25 +20,25 @@ MOST_CHANGED = 10_000
 
 
 class Tracking:
-    """Projects jobs into MLflow off the supervisor's path. It never raises, and never makes anybody wait."""
+    """Projects jobs into MLflow in a thread of its own. No call of it raises or blocks, but for `close`."""
 
     def __init__(self, engine: Engine, settings: Settings, *, say: Callable[[str], None]) -> None:
         """Start the thread; MLflow itself is loaded there."""
         self._engine, self._settings, self._say = engine, settings, say
-        self._channel: channels.SimpleQueue[int | None] = channels.SimpleQueue()
+        self._ids: SimpleQueue[int | None] = SimpleQueue()
         self._projection: Projection | None = None
         self._changed: dict[int, None] = {}
-        self._break, self._open_until = 0.0, 0.0
+        self._break, self._resume_at = 0.0, 0.0
         self._thread = threading.Thread(target=self._run, name="tracking", daemon=True)
         self._thread.start()
 
     def changed(self, job_id: int) -> None:
-        """Say that there is something new about a job."""
-        self._channel.put(job_id)
+        """Queue a job whose rows have changed."""
+        self._ids.put(job_id)
 
     def close(self, timeout: float) -> bool:
-        """Ship what is left within so many seconds; say whether that was enough."""
-        self._channel.put(None)
+        """Project what is left within so many seconds; say whether all of it was."""
+        self._ids.put(None)
         self._thread.join(timeout)
         done = not self._thread.is_alive() and not self._changed
         if not done:
@@ -49,20 +49,21 @@ class Tracking:
         going = True
         while going:
             going = self._collect()
-            if not going or time.monotonic() >= self._open_until:
+            if not going or time.monotonic() >= self._resume_at:
                 self._ship()
 
     def _collect(self) -> bool:
-        """Gather what changed for a moment; False at the end."""
+        """Collect the ids of changed jobs for SHIP_SECONDS after the first one; return False at the end."""
         ends_at = time.monotonic() + SHIP_SECONDS if self._changed else None
         while True:
             try:
-                job_id = self._channel.get(timeout=ends_at and max(0.0, ends_at - time.monotonic()))
-            except channels.Empty:
+                job_id = self._ids.get(timeout=None if ends_at is None else max(0.0, ends_at - time.monotonic()))
+            except Empty:
                 return True
             if job_id is None:
                 return False
-            ends_at = ends_at or time.monotonic() + SHIP_SECONDS
+            if ends_at is None:
+                ends_at = time.monotonic() + SHIP_SECONDS
             if len(self._changed) < MOST_CHANGED:
                 self._changed[job_id] = None
 
@@ -73,19 +74,20 @@ class Tracking:
                 self._projection = self._projection or Projection(self._engine, self._settings)
                 self._projection.project(job_id)
             except Exception as error:  # noqa: BLE001 - a tracking store may fail in any way; training goes on
-                self._trip(error)
-                self._changed[job_id] = self._changed.pop(job_id)  # the others first: it may be this one's run alone
+                self._pause(error)
+                # To the end of the line: the error may be of this job's run alone.
+                self._changed[job_id] = self._changed.pop(job_id)
                 self._projection = None
                 return
             self._break = 0.0
             del self._changed[job_id]
 
-    def _trip(self, error: Exception) -> None:
+    def _pause(self, error: Exception) -> None:
         if not self._break:
             first = (str(error).strip().splitlines() or [type(error).__name__])[0]
             self._say(f"tracking: MLflow does not take what it is given ({mask(first)[:200]}); training goes on")
         self._break = min(LONGEST_BREAK_SECONDS, 2 * self._break or BREAK_SECONDS)
-        self._open_until = time.monotonic() + self._break
+        self._resume_at = time.monotonic() + self._break
 
 
 def sync(engine: Engine, settings: Settings, sweep: str, *, jobs: bool = True) -> int:

@@ -8,13 +8,14 @@ import os
 import shutil
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from orchestrator.checkpoint_ref import CheckpointRef
 from orchestrator.config.job import JobConfig
 from orchestrator.config.validation import parse
 from orchestrator.errors import CheckpointError, ConfigError, StorageError
@@ -30,17 +31,7 @@ _log = logging.getLogger(__name__)
 _T = TypeVar("_T")
 
 
-class Saved(NamedTuple):
-    """A complete checkpoint."""
-
-    uri: str
-    """Its folder."""
-    tokens_seen: int
-    sha256: str
-    """Of its manifest, which holds the sha256 of every other file."""
-
-
-def save(folder: Path, trainee: TrainState, config: JobConfig, *, facts: Mapping[str, Any]) -> Saved:
+def save(folder: Path, trainee: TrainState, config: JobConfig, *, facts: Mapping[str, Any]) -> CheckpointRef:
     """Write `<folder>/<tokens_seen>/` with all a resumed training needs; `facts` are kept beside it.
 
     Written beside, flushed to the disk, and renamed last. A readable checkpoint of that many tokens is left as it is.
@@ -51,7 +42,7 @@ def save(folder: Path, trainee: TrainState, config: JobConfig, *, facts: Mapping
     target = folder / str(trainee.tokens_seen)
     if target.exists():
         try:
-            return Saved(str(target.absolute()), trainee.tokens_seen, _verified(target, config))
+            return CheckpointRef(str(target.absolute()), trainee.tokens_seen, _verified(target, config))
         except CheckpointError:
             _refusing(target, lambda: shutil.rmtree(target))
 
@@ -60,7 +51,7 @@ def save(folder: Path, trainee: TrainState, config: JobConfig, *, facts: Mapping
         _write_text(place / _TRAINER, json.dumps({"values": trainee.values(), "facts": dict(facts)}))
         _write_text(place / _CONFIG, config.canonical_json())
 
-    return Saved(str(target.absolute()), trainee.tokens_seen, _publish(target, write))
+    return CheckpointRef(str(target.absolute()), trainee.tokens_seen, _publish(target, write))
 
 
 def load(uri: str, config: JobConfig, *, sha256: str | None = None, device: torch.device | str = "cpu") -> TrainState:
@@ -110,7 +101,7 @@ def newest_readable(
     return None
 
 
-def save_final(folder: Path, trainee: TrainState, config: JobConfig, *, facts: Mapping[str, Any]) -> Saved:
+def save_final(folder: Path, trainee: TrainState, config: JobConfig, *, facts: Mapping[str, Any]) -> CheckpointRef:
     """Write `<folder>/final/`: the averaged weights and what is needed to use them.
 
     sae.safetensors holds W_enc, b_enc, W_dec (unit rows), b_pre; config.json the sizes, the kind of normalisation, the
@@ -136,7 +127,7 @@ def save_final(folder: Path, trainee: TrainState, config: JobConfig, *, facts: M
 
     if target.exists():
         _refusing(target, lambda: shutil.rmtree(target))
-    return Saved(str(target.absolute()), trainee.tokens_seen, _publish(target, write))
+    return CheckpointRef(str(target.absolute()), trainee.tokens_seen, _publish(target, write))
 
 
 def load_final(uri: str, *, device: torch.device | str = "cpu") -> tuple[SparseAutoencoder, dict[str, Any]]:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from orchestrator.curves.convergence import has_converged, has_diverged
-from worker.protocol import Assignment, CurvePointMessage, Ended, Left, Saved
+from worker.protocol import Assignment, CurvePointMessage, Ended, Left
 from worker.sae.train_state import Step, TrainState, train_step
 from worker.trainer import checkpoint
 from worker.trainer.channel import SupervisorChannel
@@ -75,7 +75,7 @@ class JobTraining:
     def save(self) -> None:
         """Write a checkpoint."""
         saved = checkpoint.save(Path(self._job.artifacts), self._trainee, self._job.config, facts=self._facts)
-        self._line.send(Saved(*saved), self.job_id)
+        self._line.send(saved, self.job_id)
 
     def leave(self, *, save: bool) -> None:
         """Go, as was wished, with a checkpoint or without."""

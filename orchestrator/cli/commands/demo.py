@@ -1,6 +1,5 @@
 """`orch demo`: the quickstart sweep from file to results, with workers of its own, while one watches."""
 
-import os
 import signal
 import time
 from pathlib import Path
@@ -15,8 +14,10 @@ from orchestrator.cli.display.demo_view import ProgressView, spectator
 from orchestrator.cli.display.formats import plural
 from orchestrator.cli.display.results_table import result_lines, where_lines
 from orchestrator.cli.python_process import EXAMPLES
-from orchestrator.cli.selection import TERMINAL, database
+from orchestrator.cli.selection import database
 from orchestrator.errors import OrchError, StateError, StorageError, TrainingError
+from orchestrator.job_states import TERMINAL
+from orchestrator.versions import usable_cores
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine
@@ -51,7 +52,7 @@ def demo(*, file: Path, workers: int | None) -> None:
         if left and results.paused_since(engine) is not None:
             raise StateError("the queue is paused: no worker would claim anything", hint="orch queue resume")
         if left:
-            workers = workers or min(MOST_WORKERS, _cores(), len(left))
+            workers = workers or min(MOST_WORKERS, usable_cores(), len(left))
             # Each takes its part of the jobs, so that none takes all and another stands idle.
             jobs = min(settings.jobs_per_trainer, -(-len(left) // workers))
             _train(settings, engine, name, workers=workers, jobs=jobs)
@@ -83,7 +84,7 @@ def _unfinished(engine: "Engine", name: str) -> "list[JobRow]":
 
 
 def _train(settings: "Settings", engine: "Engine", name: str, *, workers: int, jobs: int) -> None:
-    threads = max(1, _cores() // workers)
+    threads = max(1, usable_cores() // workers)
     cast = f"{plural(workers, 'worker')} with {plural(threads, 'thread')} each"
     terminal.note(f"Starting {cast}; their logs are in {settings.home / 'logs'}\n")
     grace = settings.terminate_seconds + STOP_MARGIN
@@ -140,7 +141,3 @@ def _conclude(settings: "Settings", engine: "Engine", name: str) -> None:
         raise OrchError(
             f"{len(failed)} of {len(rows)} jobs failed; job {first.id}: {first.reason}", hint=f"orch explain {first.id}"
         )
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -96,7 +96,7 @@ def check_workers(settings: "Settings") -> Finding:
     if not _is_current(settings):
         return _unknown("workers")
     with database() as (_, engine):
-        found = [worker.state for worker in results.roster(engine)]
+        found = [worker.state for worker in results.registered_workers(engine)]
         waiting = results.counts(engine)["queued"]
     there = ", ".join(f"{found.count(state)} {state}" for state in dict.fromkeys(found)) or "none"
     if "lost" in found:

@@ -8,6 +8,7 @@ import click
 
 from orchestrator.cli import terminal
 from orchestrator.cli.selection import database, output_option
+from orchestrator.job_states import FREED
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine
@@ -123,6 +124,4 @@ def _ids(engine: "Engine", sweep: "Sweep", jobs: "list[PlannedJob]") -> list[int
 
     wanted = {job.config.config_id for job in jobs if not job.is_new}
     there = [row for row in results.jobs(engine, sweep=sweep.name) if row.config_id in wanted] if wanted else []
-    return [job.job_id for job in jobs if job.job_id is not None] + [
-        row.id for row in there if row.state not in {"failed", "cancelled"}
-    ]
+    return [job.job_id for job in jobs if job.job_id is not None] + [row.id for row in there if row.state not in FREED]

@@ -8,6 +8,7 @@ from orchestrator.cli import terminal
 from orchestrator.cli.display.columns import state_cell, why
 from orchestrator.cli.display.formats import duration, plural, size
 from orchestrator.cli.selection import database, job_argument, job_rows
+from orchestrator.job_states import FREED
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine
@@ -64,14 +65,14 @@ def _explanation(engine: "Engine", row: "JobRow") -> list[str]:
         with_whom = f" Its trainer began with job{'s' * (len(others) > 1)} {', '.join(others)} too." if others else ""
         there = f"{beat} Attempt {row.attempt}, on {row.worker or 'a worker'}.{left}{with_whom}"
         return [there, *_of_its_worker(engine, row)]
-    if row.state in {"failed", "cancelled"}:
+    if row.state in FREED:
         tried = [a for a in results.attempts(engine, row.id) if a.error]
         last = [f"Attempt {tried[-1].attempt}: {tried[-1].error}", f"Its log: orch logs {row.id}"] if tried else []
         return [*last, f"To try again: orch retry {row.id}"]
     lines = [_MEANINGS.get((row.reason or "").partition("(")[0], "It waits for a worker.").format(**names)]
-    standing = results.standing(engine, row.id)
-    if row.state == "queued" and standing.before:
-        lines.append(f"{plural(standing.before, 'queued job')} may run before it; the first is job {standing.first}.")
+    position = results.position_in_queue(engine, row.id)
+    if row.state == "queued" and position.before:
+        lines.append(f"{plural(position.before, 'queued job')} may run before it; the first is job {position.first}.")
     return lines
 
 
@@ -85,7 +86,7 @@ def _of_its_worker(engine: "Engine", row: "JobRow") -> list[str]:
     """Say what is about to happen to a running job because of its worker."""
     from orchestrator import results
 
-    holders = [worker for worker in results.roster(engine) if row.id in worker.jobs]
+    holders = [worker for worker in results.registered_workers(engine) if row.id in worker.jobs]
     return [
         _HOLDERS[worker.state].format(silent=duration(worker.silent)) for worker in holders if worker.state in _HOLDERS
     ]
@@ -101,12 +102,12 @@ def _companions(engine: "Engine", row: "JobRow") -> list[str]:
 def _sharing(settings: "Settings", engine: "Engine", row: "JobRow") -> list[str]:
     """Say what a job that may still run needs, and with whom it can share a trainer."""
     from orchestrator import results
-    from orchestrator.config.validation import parse
     from orchestrator.estimates.memory import Room, state_bytes, trainer_bytes
+    from orchestrator.results.stored_configs import configs
 
     if row.state not in {"queued", "paused"}:
         return []
-    config, room = parse(results.config(engine, row.id)), Room(settings, settings.device)
+    config, room = configs(engine, [row.id])[row.id], Room(settings, settings.device)
     alone, own = trainer_bytes([config], kind=room.kind), state_bytes(config)
     there = "" if room.bytes is None else f" of the {size(room.bytes)} there are"
     needs = f"Memory: about {size(alone)} in a trainer of its own, {size(own)} of it its own state"
@@ -115,11 +116,11 @@ def _sharing(settings: "Settings", engine: "Engine", row: "JobRow") -> list[str]
     else:
         fit = plural(room.fits(config), "such job")
         lines = [f"{needs}; one trainer takes {fit}{there} (at most {settings.jobs_per_trainer})."]
-    standing = results.standing(engine, row.id)
-    if standing.is_alone:
+    position = results.position_in_queue(engine, row.id)
+    if position.is_alone:
         return [*lines, "It is trained alone: it failed or lost its worker before, or an older orch queued it."]
-    at_work = f", and {standing.mates_running} that run" if standing.mates_running else ""
+    at_work = f", and {position.companions_running} that run" if position.companions_running else ""
     return [
         *lines,
-        f"Its stream of activations is read by {plural(standing.mates_queued, 'other queued job')}{at_work}.",
+        f"Its stream of activations is read by {plural(position.companions_queued, 'other queued job')}{at_work}.",
     ]

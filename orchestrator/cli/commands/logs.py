@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 import click
 
 from orchestrator.cli import terminal
-from orchestrator.cli.selection import TERMINAL, database, job_argument, job_rows
+from orchestrator.cli.selection import database, job_argument, job_rows
 from orchestrator.errors import NotFound
+from orchestrator.job_states import TERMINAL
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine

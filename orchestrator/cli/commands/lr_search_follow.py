@@ -79,7 +79,7 @@ def _follow(settings: "Settings", engine: "Engine", asked: Asked) -> None:
     """Enqueue, watch and cancel until nothing is left to do. All it knows is in the database: end it at any time."""
     from orchestrator import results
 
-    if not results.roster(engine):
+    if not results.registered_workers(engine):
         terminal.note("No worker is at work. Start one with: orch worker")
     told: dict[tuple[int, float | None], str] = {}
     stopped: set[int] = set()

@@ -10,7 +10,7 @@ from orchestrator.cli import terminal
 from orchestrator.cli.selection import database
 
 if TYPE_CHECKING:
-    from orchestrator.results import QueueStats, RosterRow
+    from orchestrator.results import QueueStats, RegisteredWorker
 
 _STATES = ("at work", "idle", "draining", "stopping", "lost")
 
@@ -36,7 +36,7 @@ def metrics() -> None:
     from orchestrator import results
 
     with database() as (_, engine):
-        found, workers = results.stats(engine), results.roster(engine)
+        found, workers = results.stats(engine), results.registered_workers(engine)
     for family in _families(found, workers):
         for line in exposition(family):
             terminal.echo(line)
@@ -51,7 +51,7 @@ def exposition(family: Family) -> Iterator[str]:
         yield f"{family.name}{label} {_number(number)}"
 
 
-def _families(found: "QueueStats", workers: "Sequence[RosterRow]") -> Iterator[Family]:
+def _families(found: "QueueStats", workers: "Sequence[RegisteredWorker]") -> Iterator[Family]:
     def gauge(name: str, text: str, value: float | None) -> Family:
         return Family(name, "gauge", text, {} if value is None else {"": value})
 

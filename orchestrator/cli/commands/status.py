@@ -14,9 +14,10 @@ from orchestrator.cli.display.live_canvas import MIN_SECONDS, Canvas
 from orchestrator.cli.display.queue_view import FOREMOST, Curves, Snapshot, foremost, picture, state_counts
 from orchestrator.cli.display.records import csv_text, record
 from orchestrator.cli.display.tables import table
-from orchestrator.cli.selection import TERMINAL, database, output_option, selectors, states_option
+from orchestrator.cli.selection import database, output_option, selectors, states_option
 from orchestrator.errors import StorageError
 from orchestrator.formatting import count
+from orchestrator.job_states import TERMINAL
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine

@@ -22,7 +22,7 @@ from orchestrator.formatting import count
 if TYPE_CHECKING:
     from sqlalchemy import Engine
 
-    from orchestrator.results import JobRow, RosterRow
+    from orchestrator.results import JobRow, RegisteredWorker
 
 _SHOWN = {"ID", "SWEEP", "N", "K", "SWEPT", "PROGRESS", "TOK/S", "ETA", "FVU", "WORKER"}
 _CHROME = 7
@@ -33,7 +33,7 @@ _CHROME = 7
 class Scene:
     """What was read from the database at one moment."""
 
-    workers: "Sequence[RosterRow]" = ()
+    workers: "Sequence[RegisteredWorker]" = ()
     running: "Sequence[JobRow]" = ()
     counts: Mapping[str, int] | None = None
     is_paused: bool = False
@@ -74,7 +74,7 @@ def _look(engine: "Engine") -> Scene:
     from orchestrator import results
 
     return Scene(
-        workers=results.roster(engine),
+        workers=results.registered_workers(engine),
         running=results.jobs(engine, states=["running"]),
         counts=results.counts(engine),
         is_paused=results.paused_since(engine) is not None,

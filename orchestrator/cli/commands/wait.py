@@ -10,7 +10,8 @@ import click
 from orchestrator.cli import terminal
 from orchestrator.cli.display.columns import COLOURS, why
 from orchestrator.cli.display.formats import ratio
-from orchestrator.cli.selection import TERMINAL, database, selectors
+from orchestrator.cli.selection import database, selectors
+from orchestrator.job_states import TERMINAL
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine

@@ -18,8 +18,8 @@ from orchestrator.errors import NotFound, StateError
 if TYPE_CHECKING:
     from sqlalchemy import Engine
 
-    from orchestrator.queue.workers import Wish
-    from orchestrator.results import RosterRow
+    from orchestrator.queue.workers import Desired
+    from orchestrator.results import RegisteredWorker
 
 
 @click.group(invoke_without_command=True)
@@ -74,7 +74,7 @@ def show_workers(*, ended: bool, output: str | None) -> None:
     from orchestrator import results
 
     with database() as (_, engine):
-        rows = results.roster(engine, ended=ended)
+        rows = results.registered_workers(engine, ended=ended)
     if output == "json":
         terminal.echo_json(terminal.envelope("worker", map(record, rows)))
     elif output == "name":
@@ -115,7 +115,7 @@ def stop(*, names: tuple[str, ...], everybody: bool, output: str | None) -> None
     _ask("stop", names, everybody=everybody, output=output)
 
 
-def _ask(wish: "Wish", names: tuple[str, ...], *, everybody: bool, output: str | None) -> None:
+def _ask(wish: "Desired", names: tuple[str, ...], *, everybody: bool, output: str | None) -> None:
     if bool(names) == everybody:
         raise click.UsageError("Name workers, or say --all.")
     from orchestrator.queue import workers
@@ -134,7 +134,7 @@ def _ask(wish: "Wish", names: tuple[str, ...], *, everybody: bool, output: str |
         terminal.note("There is no worker.")
 
 
-def _effect(row: "RosterRow", wish: "Wish") -> str:
+def _effect(row: "RegisteredWorker", wish: "Desired") -> str:
     if row.state == "lost":
         return "is lost; it would hear of it if it came back"
     if row.state == "stopping":
@@ -143,13 +143,13 @@ def _effect(row: "RosterRow", wish: "Wish") -> str:
     return f"asked to {wish}{runs}"
 
 
-def _chosen(engine: "Engine", names: tuple[str, ...]) -> "list[RosterRow]":
+def _chosen(engine: "Engine", names: tuple[str, ...]) -> "list[RegisteredWorker]":
     """Return the workers of these names, all of them without names."""
     from fnmatch import fnmatchcase
 
     from orchestrator import results
 
-    rows = results.roster(engine, ended=True)
+    rows = results.registered_workers(engine, ended=True)
     living = [row for row in rows if row.state != "ended"]
     for name in names:
         if not any(fnmatchcase(row.name, name) for row in living):

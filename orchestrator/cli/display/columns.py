@@ -9,11 +9,11 @@ import click
 
 from orchestrator.cli.display.formats import bar, clock, duration, ratio, share
 from orchestrator.cli.display.tables import Column
-from orchestrator.cli.selection import TERMINAL
 from orchestrator.formatting import NONE, count
+from orchestrator.job_states import TERMINAL
 
 if TYPE_CHECKING:
-    from orchestrator.results import JobRow, RosterRow
+    from orchestrator.results import JobRow, RegisteredWorker
 
 COLOURS = {
     "queued": "white",
@@ -58,7 +58,7 @@ def job_columns(
     return [column for column in columns if column.title not in hidden] + (_wide_columns() if wide else [])
 
 
-def worker_columns() -> "list[Column[RosterRow]]":
+def worker_columns() -> "list[Column[RegisteredWorker]]":
     """Return the columns for workers."""
     return [
         Column("WORKER", lambda row: row.name),
@@ -72,7 +72,7 @@ def worker_columns() -> "list[Column[RosterRow]]":
     ]
 
 
-def _jobs_cell(row: "RosterRow") -> str:
+def _jobs_cell(row: "RegisteredWorker") -> str:
     named = ",".join(str(job) for job in row.jobs[:_JOBS_NAMED])
     more = len(row.jobs) - _JOBS_NAMED
     return (f"{named} +{more}" if more > 0 else named) or NONE

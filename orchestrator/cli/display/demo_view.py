@@ -10,8 +10,8 @@ from orchestrator.cli.display.columns import done_share, why
 from orchestrator.cli.display.formats import duration, ratio
 from orchestrator.cli.display.live_canvas import Canvas
 from orchestrator.cli.display.queue_view import Curves, Snapshot, count_states, picture
-from orchestrator.cli.selection import TERMINAL
 from orchestrator.formatting import count
+from orchestrator.job_states import TERMINAL
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine

@@ -9,6 +9,7 @@ import numpy as np
 
 from orchestrator.errors import ConfigError, FitError
 from orchestrator.formatting import Interval
+from orchestrator.job_states import TERMINAL
 from orchestrator.scaling.fit.bootstrap import is_runaway, refit
 from orchestrator.scaling.fit.build_samples import samples
 from orchestrator.scaling.fit.eligible_jobs import FitOptions, sort_out
@@ -24,7 +25,6 @@ from orchestrator.scaling.types import Fit, JobMeasurement, LawName, Residual, S
 LAWS: tuple[LawName, ...] = get_args(LawName)
 KEPT_DRAWS = 400
 _LEAST_TO_TILT = 3
-_ENDED = ("succeeded", "failed", "cancelled")
 N_BOOTSTRAP = 2000
 
 
@@ -120,7 +120,7 @@ def fit_groups(
 
 def ended(rows: Sequence[JobMeasurement]) -> int:
     """Return how many jobs have ended: whoever keeps a fit can tell by it whether one ended while it was made."""
-    return sum(row.state in _ENDED for row in rows)
+    return sum(row.state in TERMINAL for row in rows)
 
 
 def fit_laws(

@@ -5,13 +5,13 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from orchestrator.errors import FitError
+from orchestrator.job_states import OPEN
 from orchestrator.scaling.fit.eligible_jobs import is_dead
 from orchestrator.scaling.fit.sample import Sample, by_rate, converges
 from orchestrator.scaling.forms import TITLES
 from orchestrator.scaling.types import Excluded, JobMeasurement, LawName
 
 _SIZES = 3
-_OPEN = ("queued", "running", "paused")
 
 
 class Remedy(NamedTuple):
@@ -46,7 +46,7 @@ def remedies(law: LawName, sample: Sample | None, rows: Sequence[JobMeasurement]
 def commands(law: LawName, rows: Sequence[JobMeasurement], wanted: Sequence[Remedy]) -> list[str]:
     """Return what to do, a line each."""
     lines = []
-    if waiting := [row for row in rows if row.state in _OPEN]:
+    if waiting := [row for row in rows if row.state in OPEN]:
         lines.append(f"{len(waiting)} of them have not ended: orch wait {rows[0].sweep}")
     if failed := [row for row in rows if row.state == "failed"]:
         lines.append(f"Try the failed again: orch retry {' '.join(str(row.job_id) for row in failed[:8])}")
@@ -70,7 +70,7 @@ def _again(n: int, k: int, rows: Sequence[JobMeasurement]) -> Remedy:
     """Return a job like the others; longer, slower or once more where one like it came to nothing."""
     here = [row for row in rows if (row.n_latents, row.k) == (n, k)]
     lr = _lr(n, k, rows)
-    if any(row.state in (*_OPEN, "failed") for row in here):
+    if any(row.state in (*OPEN, "failed") for row in here):
         return Remedy(n, k, lr, is_coming=True)
     if short := [row for row in here if row.outcome == "max_tokens"]:
         return Remedy(n, k, lr, f" training.max_tokens={2 * max(row.max_tokens for row in short)}")

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from orchestrator.errors import ConfigError, FitError
+from orchestrator.job_states import OPEN
 from orchestrator.scaling.fit.model_selection import rivals
 from orchestrator.scaling.forms import Array, design, form_of, log_values, parameters
 from orchestrator.scaling.plan.budget import Allowance
@@ -21,7 +22,6 @@ _LEAST_GAIN = 0.01
 """Of the two variances at the start: below it a job is not worth its cost, however little that is."""
 _MOST_SEEDS = 4
 """At one place, those there already among them: more would only tell how wrong the law is there."""
-_AHEAD = ("queued", "running", "paused")
 _OUTLIERS = (0.025, 0.975)
 """Quantiles the draws are clipped to: one refit that went astray must not steer a plan."""
 
@@ -155,7 +155,7 @@ def _doubts(basis: Basis) -> Iterator[_Doubt]:
         doubt = _doubt(fit, places)
         for row in basis.rows:
             place = (row.n_latents or 0, row.k)
-            if row.state in _AHEAD and place in places:
+            if row.state in OPEN and place in places:
                 doubt.observe(place)
         yield doubt
 
@@ -186,7 +186,7 @@ def _offer(basis: Basis, doubt: _Doubt, place: tuple[int, int], budget: Allowanc
     job = candidate(basis, *place)
     price = job.price(budget.unit)
     there = [row for row in basis.rows if (row.n_latents, row.k) == place]
-    seeds = {row.seed for row in there if row.outcome == "converged" or row.state in _AHEAD}
+    seeds = {row.seed for row in there if row.outcome == "converged" or row.state in OPEN}
     return _Offer(job, doubt, place, price, len(seeds)) if price else None
 
 

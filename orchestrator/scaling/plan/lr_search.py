@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from typing import Literal, NamedTuple
 
+from orchestrator.job_states import FREED
 from orchestrator.scaling.types import JobMeasurement
 
 Fate = Literal["waiting", "converged", "unconverged", "diverged", "given up", "failed"]
@@ -100,7 +101,7 @@ def _one_seed(rows: list[JobMeasurement]) -> list[JobMeasurement]:
     """Return one job per rate of the lowest seed: of several, one that still counts, and the newest of those."""
     lowest = min((row.seed for row in rows), default=0)
     chosen: dict[float | None, JobMeasurement] = {}
-    for row in sorted(rows, key=lambda row: (row.state not in {"failed", "cancelled"}, row.job_id)):
+    for row in sorted(rows, key=lambda row: (row.state not in FREED, row.job_id)):
         if row.seed == lowest:
             chosen[row.lr] = row
     return sorted(chosen.values(), key=lambda row: (row.lr is None, row.lr or 0.0))

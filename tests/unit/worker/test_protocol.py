@@ -6,6 +6,7 @@ import math
 
 import pytest
 
+from orchestrator.checkpoint_ref import CheckpointRef
 from orchestrator.config.job import JobConfig
 from orchestrator.config.validation import parse
 from orchestrator.curves.point import Point
@@ -23,7 +24,6 @@ from worker.protocol import (
     Message,
     Order,
     Said,
-    Saved,
     Started,
     decode,
     describe,
@@ -31,7 +31,7 @@ from worker.protocol import (
 )
 
 JOBS = (
-    Assignment(3, 2, JobConfig(), "/data/artifacts/3/2", (Saved("/data/artifacts/3/1/512", 512, "ab"),)),
+    Assignment(3, 2, JobConfig(), "/data/artifacts/3/2", (CheckpointRef("/data/artifacts/3/1/512", 512, "ab"),)),
     Assignment(4, 1, parse({"sae": {"k": 2}}), "/data/artifacts/4/1", ()),
 )
 ORDER = Order(
@@ -55,6 +55,19 @@ def test_an_order_with_a_bad_config_says_so() -> None:
         Order.from_json(json.dumps(values).encode())
 
 
+def test_an_order_carries_the_ids_and_is_not_validated_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    line = ORDER.to_json()
+    monkeypatch.setattr(JobConfig, "model_validate", None)
+    assert [job.config.config_id for job in Order.from_json(line).jobs] == [job.config.config_id for job in JOBS]
+
+
+def test_an_order_of_a_supervisor_from_before_an_upgrade_is_read() -> None:
+    values = json.loads(ORDER.to_json())
+    for job in values["jobs"]:
+        del job["config_id"]
+    assert Order.from_json(json.dumps(values).encode()) == ORDER
+
+
 @pytest.mark.parametrize(
     "message",
     [
@@ -62,7 +75,7 @@ def test_an_order_with_a_bad_config_says_so() -> None:
         Alive(512, 1234.5),
         Alive(0, 0.0, "packing"),
         CurvePointMessage(POINT),
-        Saved("/a folder/ä", 512, "ab"),
+        CheckpointRef("/a folder/ä", 512, "ab"),
         Ended("converged", 512, 1.5, None, 1.0, 2.0, 3.0, 4.0),
         Cached("k", "/a", "gpt2", "resid_post of h.3", "t", 10**12, 7, True),
         Left(512),

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from worker.supervisor import fleet
-from worker.supervisor.fleet import MOST_DEATHS, Post, WorkerProcess
+from worker.supervisor.fleet import MOST_DEATHS, Slot, WorkerProcess
 
 
 def refuse(*_: object, **__: object) -> Any:
@@ -19,7 +19,7 @@ def test_a_start_that_fails_is_a_death(monkeypatch: pytest.MonkeyPatch) -> None:
     start = subprocess.Popen
     monkeypatch.setattr(fleet, "FIRST_PAUSE_SECONDS", 0.0)
     monkeypatch.setattr(subprocess, "Popen", refuse)
-    worker = WorkerProcess(Post("gpu0", "cuda:0"), ("sleep", "60"), said.append)
+    worker = WorkerProcess(Slot("gpu0", "cuda:0"), ("sleep", "60"), said.append)
     assert not worker.is_over(stopping=False)
     assert said[0] == "worker gpu0 did not start: Resource temporarily unavailable; it starts again in 0 s"
     monkeypatch.setattr(subprocess, "Popen", start)

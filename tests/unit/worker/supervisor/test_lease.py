@@ -92,21 +92,21 @@ def point(tokens: int) -> Point:
 
 def test_a_heartbeat_renews_reports_and_waits_for_its_time(held: HeldLease, engine: Engine, clock: Clock) -> None:
     before = lease_row(engine).expires_at
-    assert held.beat(Status(512, 99.5, 0.25)) == "run"
+    assert held.heartbeat(Status(512, 99.5)) == "run"
     row = lease_row(engine)
     assert row.expires_at > before
-    assert (row.tokens_seen, row.tokens_per_second, row.fvu) == (512, 99.5, 0.25)
-    held.beat(Status(1024))
+    assert (row.tokens_seen, row.tokens_per_second) == (512, 99.5)
+    held.heartbeat(Status(1024))
     assert lease_row(engine).tokens_seen == 512
     clock.now += 2.1
-    held.beat(Status(1024))
+    held.heartbeat(Status(1024))
     assert lease_row(engine).tokens_seen == 1024
 
 
 @pytest.mark.parametrize("wish", ["pause", "cancel"])
 def test_a_heartbeat_brings_the_wish(held: HeldLease, engine: Engine, wish: str) -> None:
     getattr(queue, wish)(engine, [held.lease.job_id])
-    assert held.beat(Status()) == wish
+    assert held.heartbeat(Status()) == wish
     assert held.desired == wish
 
 
@@ -128,7 +128,7 @@ def test_writes_wait_for_the_database_in_order(held: HeldLease, engine: Engine, 
     record(2048)  # the next try is not due yet: all three wait, in order
     assert tokens_stored(engine) == []
     clock.now += RETRY_SECONDS
-    assert held.beat(Status()) == "run"
+    assert held.heartbeat(Status()) == "run"
     assert tokens_stored(engine) == [512, 1024, 2048]
     assert held.away_seconds == 0
 
@@ -136,11 +136,11 @@ def test_writes_wait_for_the_database_in_order(held: HeldLease, engine: Engine, 
 def test_an_outage_of_heartbeats_is_measured_from_its_start(held: HeldLease, clock: Clock, weather: Weather) -> None:
     weather.is_away = True
     for _ in range(5):
-        held.beat(Status())
+        held.heartbeat(Status())
         clock.now += 10
     assert held.away_seconds == 50
     weather.is_away = False
-    assert held.beat(Status()) == "run"
+    assert held.heartbeat(Status()) == "run"
     assert held.away_seconds == 0
 
 
@@ -178,7 +178,7 @@ def test_without_patience_the_end_is_left_to_the_others(held: HeldLease, engine:
 def test_a_lost_lease_is_told_and_nothing_is_written(held: HeldLease, engine: Engine, clock: Clock) -> None:
     queue.release(engine, held.lease)
     with pytest.raises(queue.LeaseLost):
-        held.beat(Status())
+        held.heartbeat(Status())
     with pytest.raises(queue.LeaseLost):
         held.write(lambda e, lease: queue.record(e, lease, [point(512)]))
     assert tokens_stored(engine) == []

@@ -121,7 +121,7 @@ def test_it_dies_with_its_supervisor(tmp_path: Path, keeps_pipe: bool) -> None:
     if not keeps_pipe:
         trainer = trainer.replace(
             "line = SupervisorChannel()",
-            "import worker.trainer.channel as c; c.die_with_parent = lambda: 0\nline = SupervisorChannel()",
+            "import worker.trainer.channel as channel; channel.die_with_parent = lambda: 0\nline = SupervisorChannel()",
         )
     supervisor = f"""
 import os, sys, time
@@ -153,12 +153,12 @@ line.send(__import__("worker.protocol").protocol.Left(512), 7)
 """
     child = start(tmp_path, SPEAK + script)
     assert child.next(10)
-    child.leave(7, save=True)
+    child.drop(7, save=True)
     time.sleep(0.2)
-    child.leave(8, save=False)
+    child.drop(8, save=False)
     assert child.next(10) == Said(Left(512), 7), child.log.read_text()
     assert child.next(10) is None
-    child.leave(9, save=True)  # nobody is there to hear it
+    child.drop(9, save=True)  # nobody is there to hear it
     assert child.close() == 0
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from orchestrator.checkpoint_ref import CheckpointRef
 from orchestrator.config.job import JobConfig
 from orchestrator.config.validation import parse
 from orchestrator.curves.point import Point
@@ -26,7 +27,6 @@ from worker.protocol import (
     Left,
     Message,
     Order,
-    Saved,
 )
 from worker.subject import model
 from worker.trainer.__main__ import TrainerContext, _enrol
@@ -41,7 +41,7 @@ PARTS: list[dict[str, Any]] = [
     {"sae": {"n_latents": 32, "k": 2, "activation": "batchtopk"}, "subject": {"layer": 0}},
 ]
 Then = Callable[["Recorder"], object]
-Resume = dict[int, list[Saved]]
+Resume = dict[int, list[CheckpointRef]]
 
 
 class Recorder:
@@ -163,7 +163,7 @@ def test_a_neighbour_that_leaves_changes_nothing(room: Room, alone: dict[int, An
     line, code = room.train(everybody(), line)
     assert code == Exit.DONE
     assert line.of(2, Left) == [Left(10 * BATCH)]
-    assert [saved.tokens_seen for saved in line.of(2, Saved)] == [10 * BATCH] * save
+    assert [saved.tokens_seen for saved in line.of(2, CheckpointRef)] == [10 * BATCH] * save
     assert not line.of(2, Ended)
     assert line.curve(2) == alone[2][: len(line.curve(2))]
     for job_id in (1, 3, 4):
@@ -214,7 +214,7 @@ def test_told_to_yield_all_stand_at_one_place_and_go_on_from_there(room: Room, a
 
     first, code = room.train(everybody(), Recorder({(2, 11 * BATCH): stop}))
     assert code == Exit.YIELDED
-    saved = {job_id: first.of(job_id, Saved) for job_id in everybody()}
+    saved = {job_id: first.of(job_id, CheckpointRef) for job_id in everybody()}
     assert {one.tokens_seen for (one,) in saved.values()} == {11 * BATCH}
     second, _ = room.train(everybody(), resume=saved)
     for job_id in everybody():
@@ -224,17 +224,17 @@ def test_told_to_yield_all_stand_at_one_place_and_go_on_from_there(room: Room, a
 def test_who_stands_further_on_joins_when_the_stream_is_there(room: Room, alone: dict[int, Any]) -> None:
     """One comes from another window, one from the middle of this one, one from the start, and one is done."""
 
-    def stop_at(tokens_seen: int, job_id: int) -> list[Saved]:
+    def stop_at(tokens_seen: int, job_id: int) -> list[CheckpointRef]:
         def stop(line: Recorder) -> None:
             line.must_yield = True
 
         line, _ = room.train({job_id: PARTS[job_id - 1]}, Recorder({(job_id, tokens_seen): stop}))
-        return line.of(job_id, Saved)
+        return line.of(job_id, CheckpointRef)
 
     resume = {1: stop_at(3 * BATCH, 1), 2: stop_at(20 * BATCH, 2), 4: stop_at(BUDGET - BATCH, 4)}
     line, _ = room.train(everybody(), resume=resume)
     for job_id in everybody():
-        done = resume.get(job_id, [Saved("", 0, "")])[0].tokens_seen
+        done = resume.get(job_id, [CheckpointRef("", 0, "")])[0].tokens_seen
         assert line.curve(job_id) == [point for point in alone[job_id] if point[0] > done]
     order = [job_id for job_id, message in line.said if isinstance(message, Alive) and message.phase == "training"]
     assert order[0] == 3, "the hindmost begins"
@@ -246,7 +246,7 @@ def test_who_is_left_far_ahead_is_not_waited_for(room: Room, alone: dict[int, An
 
     ahead, _ = room.train({1: PARTS[0]}, Recorder({(1, 24 * BATCH): stop}))
     line = Recorder({(2, 2 * BATCH): lambda line: line.leaves.append(DropJob(2, save=False))})
-    line, _ = room.train({1: PARTS[0], 2: PARTS[1]}, line, {1: ahead.of(1, Saved)})
+    line, _ = room.train({1: PARTS[0], 2: PARTS[1]}, line, {1: ahead.of(1, CheckpointRef)})
     assert line.of(2, Left)
     assert ahead.curve(1) + line.curve(1) == alone[1]
 
