@@ -8,11 +8,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from orchestrator.scaling.fit.eligible_jobs import Flops
 from orchestrator.scaling.fit.estimate import data_of, estimate
 from orchestrator.scaling.fit.huber import residuals
 from orchestrator.scaling.fit.model_selection import allowed, chosen, score
+from orchestrator.scaling.fit.options import Flops, flops_of
 from orchestrator.scaling.fit.sample import Observation, Sample
+from orchestrator.scaling.forms import Form
 from orchestrator.scaling.types import Excluded, JobMeasurement
 
 PER_DECADE = 8
@@ -30,8 +31,14 @@ class _Best(NamedTuple):
     row: JobMeasurement
 
 
-def sample(rows: Sequence[JobMeasurement], excluded: Sequence[Excluded], flops: Flops, *, name: str, k: int) -> Sample:
-    """Return the frontier of one k: in each bin the lowest loss, where it is below all that cost less."""
+def sample(
+    rows: Sequence[JobMeasurement], excluded: Sequence[Excluded], flops: Flops, *, forms: Sequence[Form], name: str,
+    k: int,
+) -> Sample:  # fmt: skip
+    """Return the frontier of one k: in each bin the lowest loss, where it is below all that cost less.
+
+    `forms` are those of the law: the trend of the other sizes, by which the smallest is judged.
+    """
     best = _frontier(rows, flops)
     front = [_observation(found) for found in best]
     on_it = {job for one in front for job in one.jobs}
@@ -39,20 +46,14 @@ def sample(rows: Sequence[JobMeasurement], excluded: Sequence[Excluded], flops: 
     off = tuple(Excluded(row.job_id, "off the envelope: others cost less") for row in rows if row.job_id not in on_it)
     notes = (_unit(flops), *_ends(front, outer), *_ill_ended(best))
     whole = Sample(name, rows[0].subject, inner, (*excluded, *off), outer, notes, k)
-    return _without_off_trend(whole)
-
-
-def cost(point_flops: tuple[float, float, float], flops: Flops) -> float:
-    """Return what a point of a curve had cost, of (dense, executed, subject) FLOPs."""
-    dense, executed, subject = point_flops
-    return {"dense": dense, "executed": executed, "subject+executed": subject + executed}[flops]
+    return _without_off_trend(whole, forms)
 
 
 def _frontier(rows: Sequence[JobMeasurement], flops: Flops) -> list[_Best]:
     bins: dict[int, _Best] = {}
     for row in rows:
         for point in row.curve:
-            spent = cost((point.flops_dense, point.flops_executed, point.flops_subject), flops)
+            spent = flops_of(point, flops)
             if not (math.isfinite(point.fvu) and 0 < point.fvu < 1 and math.isfinite(spent) and spent > 0):
                 continue
             number = math.floor(PER_DECADE * math.log10(spent))
@@ -101,14 +102,14 @@ def _ill_ended(front: Sequence[_Best]) -> tuple[str, ...]:
     return (f"On the envelope as far as their curves go: jobs {', '.join(ill)}.",) if ill else ()
 
 
-def _without_off_trend(whole: Sample) -> Sample:
+def _without_off_trend(whole: Sample, forms: Sequence[Form]) -> Sample:
     """Take the smallest n's points out of the fit where they miss the trend of the others by three sigmas."""
     sizes = Counter(one.cell for one in whole.observations)
     smallest = min(sizes, default=None)
     rest = tuple(one for one in whole.observations if one.cell != smallest)
     if smallest is None or len(rest) < max(_LEAST, sizes[smallest]) or len(sizes) < 3:
         return whole
-    tried = [estimate(form, whole.of(rest)) for form in allowed("lc", whole.of(rest))]
+    tried = [estimate(form, whole.of(rest)) for form in allowed(forms, whole.of(rest))]
     if not tried:
         return whole
     trend = tried[chosen([score(one, whole.of(rest)) for one in tried])]

@@ -10,7 +10,8 @@ import numpy as np
 
 from orchestrator.errors import ConfigError, FitError
 from orchestrator.scaling.fit.model_selection import rivals
-from orchestrator.scaling.forms import Array, design, form_of, log_values, parameters
+from orchestrator.scaling.forms import Array, design, log_values, parameters
+from orchestrator.scaling.laws.registry import LAWS
 from orchestrator.scaling.plan.budget import Allowance
 from orchestrator.scaling.plan.candidates import Candidate, another, candidate, sizes
 from orchestrator.scaling.plan.forecast import Basis, extrapolation, ks_of, noise
@@ -161,8 +162,8 @@ def _doubts(basis: Basis) -> Iterator[_Doubt]:
 
 
 def _doubt(fit: Fit, places: list[tuple[int, int]]) -> _Doubt:
-    form = form_of(fit.law, fit.taken)
-    exponent = "b" if fit.law == "ln" else "gamma"
+    law = LAWS[fit.law]
+    form, exponent = law.form(fit.taken), law.exponent
     far = max(places)
     points = [far, *places]
     at = design(form, np.array([n for n, _ in points], float), np.array([k for _, k in points], float))
@@ -225,7 +226,7 @@ def _promise(doubt: _Doubt) -> str:
     open_to = " and ".join(rivals(fit.scores, fit.form))
     doubted = f"; AICc does not rule out {open_to}: larger sizes tell them apart" if open_to else ""
     return (
-        f"{'L(N)' if fit.law == 'ln' else 'L(N,K)'}{held}: {doubt.exponent} = {interval.value:.4f}"
+        f"{LAWS[fit.law].title}{held}: {doubt.exponent} = {interval.value:.4f}"
         f" ({interval.low:.4f} to {interval.high:.4f}) by the form {fit.form}; its error{reckoned} should fall to"
         f" {exponent:.0%}, that of fvu at n={doubt.far} to {far:.0%}{doubted}"
     )

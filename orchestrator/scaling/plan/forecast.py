@@ -11,7 +11,7 @@ from orchestrator.estimates.flops import Cost, estimate
 from orchestrator.formatting import Interval
 from orchestrator.scaling.fit.model_selection import rivals
 from orchestrator.scaling.fit.predict import predict
-from orchestrator.scaling.forms import FORMS
+from orchestrator.scaling.laws.registry import LAWS
 from orchestrator.scaling.plan.throughput import Speed, speed, spread, subject_flops
 from orchestrator.scaling.types import Fit, JobMeasurement
 
@@ -141,7 +141,7 @@ def expected(fit: Fit, n_latents: float, k: int) -> Interval:
 
 def _wider_rivals(fit: Fit) -> tuple[str, ...]:
     """Return the forms that are not ruled out and have terms which the draws lack."""
-    names = [form.name for form in FORMS[fit.law]]
+    names = [form.name for form in LAWS[fit.law].forms]
     return tuple(name for name in rivals(fit.scores, fit.form) if names.index(name) > names.index(fit.taken))
 
 

@@ -7,7 +7,7 @@ import numpy as np
 
 from orchestrator.errors import ConfigError, FitError
 from orchestrator.formatting import Interval
-from orchestrator.scaling.forms import form_of
+from orchestrator.scaling.laws.registry import LAWS
 from orchestrator.scaling.plan.budget_plan import Choice
 from orchestrator.scaling.plan.candidates import candidate
 from orchestrator.scaling.plan.forecast import Basis, expected, extrapolation, ks_of, loss_fit
@@ -70,7 +70,7 @@ def floor(fit: Fit, k: int) -> Interval | None:
         return math.exp(zeta + eta * math.log(k))
 
     value = at(values["zeta"], values.get("eta", 0.0))
-    names = form_of(fit.law, fit.taken).names
+    names = LAWS[fit.law].form(fit.taken).names
     drawn = [dict(zip(names, draw, strict=True)) for draw in fit.draws]
     floors = [at(draw["zeta"], draw.get("eta", 0.0)) for draw in drawn] or [value]
     low, high = np.quantile(floors, [0.05, 0.95])
