@@ -1,4 +1,4 @@
-"""Numbers as figures and pages write them: fvu, counts, FLOPs, intervals; a missing one is a dash."""
+"""Numbers as text: fvu, counts, FLOPs, shares, intervals, jobs; a missing one is a dash."""
 
 import math
 from collections.abc import Sequence
@@ -60,6 +60,11 @@ def count(value: float | None) -> str:
 def whole(value: float | None) -> str:
     """Write a whole number with its thousands apart: 655,360."""
     return NONE if value is None or not math.isfinite(value) else f"{value:,.0f}"
+
+
+def ratio(value: float | None) -> str:
+    """Write an fvu with four digits after the point."""
+    return NONE if value is None or not math.isfinite(value) else f"{value:.4f}"
 
 
 def share(value: float | None, places: int = 1) -> str:

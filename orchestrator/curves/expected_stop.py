@@ -1,6 +1,6 @@
-"""When the plateau rule will stop a job that still trains, from its own curve. Pure, and quick enough for `orch status`.
+"""When the plateau rule will stop a job that still trains, from its own curve. Pure, and fast: for `orch status`.
 
-The tail is fitted by least squares over a grid of b, without numpy: a look at a queue has hundreds of curves to judge.
+The tail is fitted by least squares over a grid of b, without numpy: `orch status` may have hundreds of curves to fit.
 """
 
 import math

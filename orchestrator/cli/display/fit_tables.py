@@ -9,7 +9,7 @@ import click
 
 from orchestrator.cli.display.formats import plural, scientific
 from orchestrator.cli.display.tables import Column, table
-from orchestrator.formatting import NONE, count
+from orchestrator.formatting import NONE, count, jobs_named, share
 
 if TYPE_CHECKING:
     from orchestrator.scaling.types import Fit, Residual, Score
@@ -135,9 +135,7 @@ def _excluded(fit: "Fit") -> list[str]:
 
 
 def _named(jobs: Sequence[int]) -> str:
-    more = len(jobs) - _JOBS_NAMED
-    listed = ", ".join(str(job) for job in sorted(jobs)[:_JOBS_NAMED])
-    return f"job{'' if len(jobs) == 1 else 's'} {listed}" + (f" and {more} more" if more > 0 else "")
+    return jobs_named(sorted(jobs), most=_JOBS_NAMED)
 
 
 def _number(value: float | None) -> str:
@@ -151,4 +149,4 @@ def _number(value: float | None) -> str:
 
 def _percent(value: float | None) -> str:
     """Write a difference of logarithms as the part by which the larger of two exceeds the smaller."""
-    return NONE if value is None else f"{math.expm1(value):.2%}"
+    return NONE if value is None else share(math.expm1(value), 2)

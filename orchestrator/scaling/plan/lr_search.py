@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from typing import Literal, NamedTuple
 
+from orchestrator.formatting import rounded
 from orchestrator.scaling.types import JobMeasurement
 
 Fate = Literal["waiting", "converged", "unconverged", "diverged", "given up", "failed"]
@@ -24,7 +25,7 @@ _NEAR = 2.1
 """A rate within this factor is a neighbour: rates were rounded, and another sweep's may not lie on powers of two."""
 _RUNGS = (8, 4, 2)
 """Jobs are compared at these parts of their budget."""
-_DIGITS = 4
+_RATE_DIGITS = 4
 
 
 class Rate(NamedTuple):
@@ -136,7 +137,7 @@ def _missing(found: Found) -> Sequence[float | None]:
     if not found.tried:
         return [None]
     tried = [one.lr for one in found.tried if one.lr]
-    return sorted(_rounded(place.rate) for place in _places(found) if not _holds(tried, place))
+    return sorted(rounded(place.rate, _RATE_DIGITS) for place in _places(found) if not _holds(tried, place))
 
 
 def _waits(found: Found) -> bool:
@@ -229,7 +230,3 @@ def _loss_at(row: JobMeasurement, tokens: float) -> float | None:
 
 def _is_loss(fvu: float | None) -> bool:
     return fvu is not None and math.isfinite(fvu) and fvu > 0
-
-
-def _rounded(lr: float) -> float:
-    return float(f"{lr:.{_DIGITS}g}")

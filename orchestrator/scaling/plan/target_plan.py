@@ -10,7 +10,7 @@ from orchestrator.formatting import Interval
 from orchestrator.scaling.laws.registry import LAWS
 from orchestrator.scaling.plan.budget_plan import Choice
 from orchestrator.scaling.plan.candidates import candidate
-from orchestrator.scaling.plan.forecast import Basis, expected, extrapolation, ks_of, loss_fit
+from orchestrator.scaling.plan.forecast import ForecastInputs, expected, extrapolation, ks_of, loss_fit
 from orchestrator.scaling.types import Fit
 
 FARTHEST = 1024.0
@@ -19,7 +19,7 @@ _STEPS = 16
 """Sizes between two powers of two that are tried."""
 
 
-def reach(basis: Basis, fvu: float, ks: Sequence[int] = ()) -> tuple[list[Choice], list[str]]:
+def reach(inputs: ForecastInputs, fvu: float, ks: Sequence[int] = ()) -> tuple[list[Choice], list[str]]:
     """Return the one job that is expected to reach an fvu for the fewest FLOPs, and what the other k would take.
 
     Raises:
@@ -28,14 +28,14 @@ def reach(basis: Basis, fvu: float, ks: Sequence[int] = ()) -> tuple[list[Choice
     """
     if not 0 < fvu < 1:
         raise ConfigError(f"--target-fvu {fvu:g} is no share between 0 and 1", hint="Such as --target-fvu 0.2.")
-    asked = sorted(set(ks) or {k for fit in basis.losses for k in ks_of(fit)})
-    fits = {k: loss_fit(basis.losses, k) for k in asked}
+    asked = sorted(set(ks) or {k for fit in inputs.losses for k in ks_of(fit)})
+    fits = {k: loss_fit(inputs.losses, k) for k in asked}
     if not fits:
         raise FitError("no fit speaks of fvu", hint="Fit one: orch fit SWEEP")
     found = {k: n for k, fit in fits.items() if (n := smallest(fit, fvu, k)) is not None}
     if not found:
         raise _unreachable(fvu, fits)
-    jobs = {k: candidate(basis, n, k) for k, n in found.items()}
+    jobs = {k: candidate(inputs, n, k) for k, n in found.items()}
     best = min(jobs, key=lambda k: (jobs[k].flops is None, jobs[k].flops or found[k], k))
     others = [_told(k, found.get(k), fits[k], fvu, jobs[k].flops if k in jobs else None) for k in asked if k != best]
     return [Choice(jobs[best], _why(fits[best], found[best], best, fvu))], others
