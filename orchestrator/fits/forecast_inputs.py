@@ -17,7 +17,7 @@ from orchestrator.scaling.plan.forecast import ForecastInputs
 from orchestrator.scaling.plan.throughput import device_of
 from orchestrator.scaling.types import Fit, JobMeasurement, LawName, StoredFit
 
-_KEYS_OF_LAWS = ("sae.n_latents", "sae.expansion", "sae.k", "optimizer.lr", "training.seed", "training.max_tokens")
+_OF_THE_LAWS = ("sae.n_latents", "sae.expansion", "sae.k", "optimizer.lr", "training.seed", "training.max_tokens")
 """The keys of a config that some law knows of."""
 
 
@@ -78,10 +78,10 @@ def check_one_kind(rows: Sequence[JobMeasurement]) -> None:
                 )
 
 
-def _other_keys(by_id: Mapping[int, JobConfig], base: int) -> list[str]:
+def _other_keys(asked: Mapping[int, JobConfig], base: int) -> list[str]:
     """Say which keys the jobs vary that no law knows of."""
-    values = [config.model_dump(mode="json") for config in by_id.values()]
-    keys = [key.partition(".") for key in field_paths() if key not in _KEYS_OF_LAWS]
+    values = [config.model_dump(mode="json") for config in asked.values()]
+    keys = [key.partition(".") for key in field_paths() if key not in _OF_THE_LAWS]
     varied = [f"{part}.{leaf}" for part, _, leaf in keys if len({str(one[part][leaf]) for one in values}) > 1]
     if not varied:
         return []

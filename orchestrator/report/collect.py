@@ -1,4 +1,4 @@
-"""From the database to what a report shows; laws that were never fitted, or not since jobs ended, are fitted now."""
+"""What a report shows, read from the database; laws without a fit since the last job ended are fitted now."""
 
 import json
 from collections.abc import Sequence
@@ -27,7 +27,7 @@ from orchestrator.settings import mask
 def collect(
     engine: Engine, sweeps: Sequence[str], *, database: str = "", laws: Sequence[LawName] | None = None
 ) -> Contents:
-    """Return what there is to say of some sweeps, and store the fits that it took.
+    """Return the contents of a report on some sweeps; fits that are made for it are stored.
 
     `database`: its address, with no password in it. `laws`: those to fit; None: all.
 
@@ -97,13 +97,13 @@ def fits_of(engine: Engine, sweeps: Sequence[str]) -> list[StoredFit]:
     """Return the newest fits of exactly these sweeps, in the order of the laws."""
     found = [one for one in store.newest(engine, sweep=sweeps[0]) if set(one.fit.sweeps) == set(sweeps)]
     order = list(LAWS)
-    return sorted(found, key=lambda one: (order.index(one.fit.law), one.fit.subject, _numbers(one.fit.group)))
+    return sorted(found, key=lambda one: (order.index(one.fit.law), one.fit.subject, _by_number(one.fit.group)))
 
 
-def _numbers(group: str) -> list[tuple[int, str]]:
-    return [
-        (int(value) if value.isdigit() else 0, part) for part in group.split(", ") for value in [part.partition("=")[2]]
-    ]
+def _by_number(group: str) -> list[tuple[int, str]]:
+    """Return a key that sorts groups such as `k=8` by their numbers."""
+    parts = [(part, part.partition("=")[2]) for part in group.split(", ")]
+    return [(int(value) if value.isdigit() else 0, part) for part, value in parts]
 
 
 def _sweeps(engine: Engine, names: Sequence[str]) -> tuple[tuple[SweepText, ...], float]:

@@ -1,4 +1,4 @@
-"""The headline findings in sentences, each with a link to the fit or the jobs it rests on."""
+"""The headline findings in sentences, each with a link to its fit or its jobs."""
 
 import math
 from collections import Counter
@@ -12,6 +12,7 @@ from orchestrator.scaling.types import Fit, JobMeasurement, StoredFit
 
 FORMS = {"pure": "a pure power law", "+e": "a power law and an irreducible term e"}
 _MANY = 2
+"""Fits of a law: more of them share one sentence."""
 _STALE = "; others have ended since, and this fit does not know of them."
 
 

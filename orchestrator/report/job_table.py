@@ -1,4 +1,4 @@
-"""The table of jobs, whose rows every link of the page leads to."""
+"""The table of jobs: every point and number of the page links to one of its rows."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence

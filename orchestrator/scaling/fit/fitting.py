@@ -8,6 +8,7 @@ import numpy as np
 
 from orchestrator.errors import FitError
 from orchestrator.formatting import Interval
+from orchestrator.job_states import TERMINAL
 from orchestrator.scaling.fit.bootstrap import is_runaway, refit
 from orchestrator.scaling.fit.eligible_jobs import sort_out
 from orchestrator.scaling.fit.estimate import Estimate, data_of, estimate
@@ -26,9 +27,8 @@ N_BOOTSTRAP = 2000
 """Refits behind the intervals, by default."""
 KEPT_DRAWS = 400
 """Refits that are stored with a fit."""
-_LEAST_TO_TILT = 3
-"""Values of the second variable that a floor which depends on it must have been seen at."""
-_ENDED = ("succeeded", "failed", "cancelled")
+_LEAST_FOR_FLOOR = 3
+"""Values of the second variable that determine a floor which depends on it."""
 
 
 class Refusal(NamedTuple):
@@ -64,12 +64,13 @@ class _Tried(NamedTuple):
     def wider(self) -> Estimate:
         """Return the form with one term more, which may be the true one; the chosen one where the jobs bear no more.
 
-        Not the widest, and no floor that tilts with k where two k alone are there: at a k that was never trained such a
-        law may be anything. And none that spends its power terms on the smallest size alone.
+        Not the widest, and no floor that varies with k where only two k are there: such a law is undetermined at any
+        other k. And none whose power terms describe the smallest size alone.
         """
         more = self.estimates[min(self.at + 1, len(self.estimates) - 1)]
-        tilts = "z" in more.form.floor and len({one.z for one in self.sample.observations}) < _LEAST_TO_TILT
-        return self.chosen if tilts or is_runaway(more.form, more.theta[None], self.sample)[0] else more
+        n_seconds = len({one.z for one in self.sample.observations})
+        is_open = "z" in more.form.floor and n_seconds < _LEAST_FOR_FLOOR
+        return self.chosen if is_open or is_runaway(more.form, more.theta[None], self.sample)[0] else more
 
 
 def fit(
@@ -124,8 +125,8 @@ def fit_groups(
 
 
 def ended(rows: Sequence[JobMeasurement]) -> int:
-    """Return how many jobs have ended: whoever keeps a fit can tell by it whether one ended while it was made."""
-    return sum(row.state in _ENDED for row in rows)
+    """Return how many jobs have ended: by this number, stored with a fit, one that ended meanwhile is noticed."""
+    return sum(row.state in TERMINAL for row in rows)
 
 
 def fit_laws(
@@ -161,14 +162,14 @@ def _compose(law: Law, tried: _Tried, *, n_bootstrap: int, seed: int) -> Fit:
         holdout_jobs=tuple(dict.fromkeys(job for one in there.observations for job in one.jobs)),
         seed_sigma=seed_sigma(sample),
         draws=_thinned(draws), drawn_form=taken.name, n_bootstrap=len(refits.theta),
-        notes=(*notes, *_doubt(tried, taken.name)),
+        notes=(*notes, *_notes_on_form(tried, taken.name)),
         options={"seed": seed, "refits that did not converge": refits.failed},
         medians=dict(zip(form.names, np.median(drawn, axis=0).tolist(), strict=True)) if len(drawn) else {},
     )  # fmt: skip
 
 
 def _wider_draws(tried: _Tried, *, n_refits: int, seed: int) -> Array | None:
-    """Return coefficients of refits of the wider form; None where there is none, or more than half of them ran away."""
+    """Return coefficients of refits of the wider form; None where there is none, or half of them or more ran away."""
     found = tried.wider
     if found is tried.chosen:
         return None
@@ -177,7 +178,8 @@ def _wider_draws(tried: _Tried, *, n_refits: int, seed: int) -> Array | None:
     return coefficients(found.form, kept) if 2 * len(kept) > n_refits else None
 
 
-def _doubt(tried: _Tried, taken: str) -> list[str]:
+def _notes_on_form(tried: _Tried, taken: str) -> list[str]:
+    """Say which forms are not ruled out, and in which one bands are drawn."""
     form = tried.chosen.form.name
     open_to = " and ".join(rivals(tried.scores, form))
     lines = []

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from orchestrator.errors import FitError
 from orchestrator.formatting import jobs_named
+from orchestrator.job_states import OPEN
 from orchestrator.scaling.fit.sample import Observation, Sample, by_rate, converges
 from orchestrator.scaling.law import Law, MissingJob
 from orchestrator.scaling.types import Excluded, JobMeasurement
@@ -14,7 +15,6 @@ _SMALLEST = 1024
 """The size to begin with where there is none."""
 _MOST_NAMED = 8
 _MOST_REASONS = 4
-_OPEN = ("queued", "running", "paused")
 
 
 def shortage(
@@ -58,7 +58,7 @@ def missing_jobs(law: Law, sample: Sample | None, rows: Sequence[JobMeasurement]
 def commands(law: Law, rows: Sequence[JobMeasurement], missing: Sequence[MissingJob]) -> list[str]:
     """Return what to do, a line each."""
     sweep, lines = rows[0].sweep, []
-    if waiting := [row for row in rows if row.state in _OPEN]:
+    if waiting := [row for row in rows if row.state in OPEN]:
         lines.append(f"{len(waiting)} of them have not ended: orch wait {sweep}")
     if failed := [row for row in rows if row.state == "failed"]:
         lines.append(f"Try the failed again: orch retry {' '.join(str(row.job_id) for row in failed[:_MOST_NAMED])}")
@@ -74,7 +74,7 @@ def like_the_others(n: int, k: int, rows: Sequence[JobMeasurement]) -> MissingJo
     """Return a job like the others; longer, slower or once more where one like it gave no loss."""
     here = [row for row in rows if (row.n_latents, row.k) == (n, k)]
     lr = _rate_to_try(n, k, rows)
-    if any(row.state in (*_OPEN, "failed") for row in here):
+    if any(row.state in (*OPEN, "failed") for row in here):
         return MissingJob(n, k, lr, is_coming=True)
     if short := [row for row in here if row.outcome == "max_tokens"]:
         return MissingJob(n, k, lr, f" training.max_tokens={2 * max(row.max_tokens for row in short)}")

@@ -1,4 +1,4 @@
-"""Which form to believe: AICc, the error at a size that was held out, and the profile of the irreducible term."""
+"""Which form to choose: AICc, the error at a size that was held out, and the profile of the irreducible term."""
 
 import math
 from collections.abc import Sequence
@@ -55,7 +55,7 @@ def score(found: Estimate, sample: Sample) -> Score:
 
 
 def _of_places(sample: Sample, left: Array) -> Array:
-    """Return the mean residual at each (x, z): seeds at one place err together, and are no further points."""
+    """Return the mean residual at each (x, z): seeds at one place have correlated errors, and are no further points."""
     places = sample.places[~sample.censored]
     counts = np.bincount(places)
     return np.asarray(np.bincount(places, left)[counts > 0] / counts[counts > 0])
@@ -74,7 +74,7 @@ def rivals(scores: Sequence[Score], form: str) -> list[str]:
 
 
 def _aicc(found: Estimate, left: Array) -> float | None:
-    """Return n·ln(σ²) and AICc's price, σ² the mean square of the places' residuals clipped at three sigmas.
+    """Return n·ln(σ²) and AICc's penalty, σ² the mean square of the places' residuals clipped at three sigmas.
 
     So an outlier does not choose the form. The coefficients alone are counted: every form has a spread besides.
     None where the points are too few.

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from orchestrator.errors import ConfigError, FitError
+from orchestrator.job_states import OPEN
 from orchestrator.scaling.fit.model_selection import rivals
 from orchestrator.scaling.forms import Array, design, log_values, parameters
 from orchestrator.scaling.laws.registry import LAWS
@@ -22,7 +23,6 @@ _LEAST_GAIN = 0.01
 """Of the two variances at the start: below it a job is not worth its cost, however little that is."""
 _MOST_SEEDS = 4
 """At one place, those there already among them: more would only tell how wrong the law is there."""
-_OPEN = ("queued", "running", "paused")
 _OUTLIERS = (0.025, 0.975)
 """Quantiles the draws are clipped to: one refit far from the others must not decide a plan."""
 
@@ -156,7 +156,7 @@ def _uncertainties(inputs: ForecastInputs) -> Iterator[_Uncertainty]:
         uncertainty = _uncertainty(fit, places)
         for row in inputs.rows:
             place = (row.n_latents or 0, row.k)
-            if row.state in _OPEN and place in places:
+            if row.state in OPEN and place in places:
                 uncertainty.observe(place)
         yield uncertainty
 
@@ -198,7 +198,7 @@ def _offer(
     job = candidate(inputs, *place)
     price = job.price(budget.unit)
     there = [row for row in inputs.rows if (row.n_latents, row.k) == place]
-    seeds = {row.seed for row in there if row.outcome == "converged" or row.state in _OPEN}
+    seeds = {row.seed for row in there if row.outcome == "converged" or row.state in OPEN}
     return _Offer(job, uncertainty, place, price, len(seeds)) if price else None
 
 

@@ -83,7 +83,7 @@ def forecast(inputs: ForecastInputs, sizes: Sequence[tuple[int, int]]) -> list[F
 
     Raises:
         ConfigError: a size that no SAE has.
-        FitError: no fit speaks of that k.
+        FitError: no fit predicts fvu at that k.
     """
     return [_forecast(inputs, n_latents, k) for n_latents, k in sizes]
 

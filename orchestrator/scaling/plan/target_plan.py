@@ -1,4 +1,4 @@
-"""The smallest SAE that should reach a given fvu, and at which k it costs least."""
+"""The smallest SAE that is expected to reach a given fvu, and at which k it costs least."""
 
 import math
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from orchestrator.scaling.plan.forecast import ForecastInputs, expected, extrapo
 from orchestrator.scaling.types import Fit
 
 FARTHEST = 1024.0
-"""Times the largest size fitted: beyond, a law says nothing that is worth a job."""
+"""Times the largest size fitted: beyond, a law is too uncertain to enqueue a job by."""
 _STEPS = 16
 """Sizes between two powers of two that are tried."""
 
@@ -24,7 +24,7 @@ def reach(inputs: ForecastInputs, fvu: float, ks: Sequence[int] = ()) -> tuple[l
 
     Raises:
         ConfigError: no fvu, or below what the laws can reach: the message names the floor.
-        FitError: no fit speaks of a k.
+        FitError: no fit predicts fvu at a k.
     """
     if not 0 < fvu < 1:
         raise ConfigError(f"--target-fvu {fvu:g} is no share between 0 and 1", hint="Such as --target-fvu 0.2.")
@@ -37,7 +37,9 @@ def reach(inputs: ForecastInputs, fvu: float, ks: Sequence[int] = ()) -> tuple[l
         raise _unreachable(fvu, fits)
     jobs = {k: candidate(inputs, n, k) for k, n in found.items()}
     best = min(jobs, key=lambda k: (jobs[k].flops is None, jobs[k].flops or found[k], k))
-    others = [_told(k, found.get(k), fits[k], fvu, jobs[k].flops if k in jobs else None) for k in asked if k != best]
+    others = [
+        _at_another_k(k, found.get(k), fits[k], fvu, jobs[k].flops if k in jobs else None) for k in asked if k != best
+    ]
     return [Choice(jobs[best], _why(fits[best], found[best], best, fvu))], others
 
 
@@ -49,11 +51,11 @@ def smallest(fit: Fit, fvu: float, k: int) -> int | None:
     known = [one.x for one in fit.residuals if not one.censored]
     start = math.log2(max(k, min(known) / 8))
     steps = math.ceil((math.log2(FARTHEST * max(known)) - start) * _STEPS)
-    tried = [_tidy(max(k, math.ceil(2 ** (start + step / _STEPS)))) for step in range(steps + 1)]
+    tried = [_round_up(max(k, math.ceil(2 ** (start + step / _STEPS)))) for step in range(steps + 1)]
     return next((n for n in tried if expected(fit, n, k).value <= fvu), None)
 
 
-def _tidy(n_latents: int) -> int:
+def _round_up(n_latents: int) -> int:
     unit: int = 2 ** max(0, n_latents.bit_length() - 6)
     return -(-n_latents // unit) * unit
 
@@ -107,7 +109,7 @@ def _why(fit: Fit, n_latents: int, k: int, fvu: float) -> str:
     )
 
 
-def _told(k: int, n_latents: int | None, fit: Fit, fvu: float, flops: float | None) -> str:
+def _at_another_k(k: int, n_latents: int | None, fit: Fit, fvu: float, flops: float | None) -> str:
     if n_latents is None:
         base = floor(fit, k)
         return f"k = {k} does not reach fvu {fvu:g}" + (f": its floor is {base.value:.4f}" if base else "")

@@ -1,4 +1,4 @@
-"""What was measured, job by job: curves, L(C)'s envelope, fvu against the learning rate, dead latents."""
+"""Figures of what was measured: curves, L(C) on its envelope, fvu against the learning rate, dead latents."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -18,8 +18,9 @@ Rows: TypeAlias = Sequence[JobMeasurement]
 Fits: TypeAlias = Sequence[Fit]
 MOST_PANELS, COLUMNS = 9, 3
 EPSILON = 0.01
-_BROKEN = 1.0
-"""An fvu above this is worse than the mean; such points would squeeze all others."""
+"""Of the tokens to convergence that are drawn."""
+_HIGHEST = 1.0
+"""An fvu above this is worse than the mean; such points would compress the scale of all others."""
 
 
 def curves(rows: Rows) -> Drawing | None:
@@ -56,12 +57,12 @@ def _draw_curve(sheet: Sheet, row: JobMeasurement, pen: Pen, *, panel: int) -> N
         sheet.point((tokens, _at(places, tokens)), ring, jobs=(row.job_id,), hint=hint, panel=panel)
 
 
-def _curve_axes(sheet: Sheet, members: Rows, panel: int, name: str, everything: Rows) -> None:
+def _curve_axes(sheet: Sheet, members: Rows, panel: int, title: str, everything: Rows) -> None:
     losses = [point.fvu for row in everything for point in _usable(row.curve)]
     tokens = [point.tokens_seen for row in members for point in _usable(row.curve)]
     logarithmic(sheet.panels[panel], "x", "training tokens", values=tokens)
     logarithmic(sheet.panels[panel], "y", "" if panel % sheet.columns else "fvu (held out)", values=losses)
-    sheet.panels[panel].set_title(name, loc="left")
+    sheet.panels[panel].set_title(title, loc="left")
 
 
 def compute(law: "Law", name: str, rows: Rows, fits: Fits) -> Drawing | None:
@@ -194,7 +195,8 @@ def dead(rows: Rows) -> Drawing | None:
 def _means(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
     """Return the mean height at each place."""
     places = sorted({x for x, _ in points})
-    return [(x, sum(h := [y for at, y in points if at == x]) / len(h)) for x in places]
+    heights = {x: [y for at, y in points if at == x] for x in places}
+    return [(x, sum(ys) / len(ys)) for x, ys in heights.items()]
 
 
 def _panels(rows: Rows) -> dict[str, list[JobMeasurement]]:
@@ -219,7 +221,7 @@ def _named(row: JobMeasurement) -> str:
 
 
 def _is_loss(value: float | None) -> bool:
-    return value is not None and math.isfinite(value) and 0 < value <= _BROKEN
+    return value is not None and math.isfinite(value) and 0 < value <= _HIGHEST
 
 
 def _usable(curve: Iterable[Point]) -> list[Point]:
@@ -227,7 +229,7 @@ def _usable(curve: Iterable[Point]) -> list[Point]:
 
 
 def _at(places: Sequence[tuple[float, float]], tokens: float) -> float:
-    """Return the loss of a curve at some tokens, straight between its points in log tokens."""
+    """Return the loss of a curve at some tokens, interpolated linearly in log tokens."""
     before = max((place for place in places if place[0] <= tokens), default=places[0])
     after = min((place for place in places if place[0] >= tokens), default=places[-1])
     if after[0] <= before[0]:

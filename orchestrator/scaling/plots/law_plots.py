@@ -1,4 +1,4 @@
-"""What a law says beside what was measured: against the size of the dictionary, and as a surface over n and k.
+"""Figures of a law and of what it was fitted to: over the size of the dictionary, and as a surface over n and k.
 
 A figure is given its law, so that an entry of the registry can name any of them: `orchestrator.scaling.law.Figure`.
 """
