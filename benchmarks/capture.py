@@ -25,12 +25,13 @@ from torch import Tensor, nn
 
 from orchestrator.config.job import JobConfig
 from orchestrator.config.validation import parse
+from orchestrator.estimates.flops import SHIPPED_FOLDER
 from worker.activations.cached_forward import Store
 from worker.activations.forward import CPU_TOKENS, attention
 from worker.activations.stream import shared_stream
 from worker.data.token_file import TokenFile
 from worker.subject.model import Subject, load
-from worker.subject.model_files import SHIPPED_FOLDER, quiet
+from worker.subject.model_files import quiet
 
 CONTEXT = 128
 

@@ -15,13 +15,13 @@ import numpy as np
 
 from benchmarks.interleaved_timing import table
 from orchestrator.curves.point import Point
-from orchestrator.scaling.fit.eligible_jobs import FitOptions
-from orchestrator.scaling.fit.fitting import LAWS, fit, fit_laws
+from orchestrator.scaling.fit.fitting import fit, fit_laws
+from orchestrator.scaling.fit.options import FitOptions
+from orchestrator.scaling.laws.registry import LAWS
 from orchestrator.scaling.types import Fit, JobMeasurement, LawName
 from tests.job_measurements import EQUATION_3, N_OF_G1, line, measured, point, surface
 
 SIZES, KS, SEEDS = [2**e for e in range(9, 19)], (8, 16, 32, 64, 128), 10
-NAMES: dict[LawName, str] = {"ln": "b", "lc": "alpha", "lnk": "gamma", "tn": "p", "lr": "q", "ls": "gamma"}
 
 
 def main() -> None:
@@ -35,7 +35,7 @@ def main() -> None:
     print(f"{len(rows)} jobs, {refits} refits, {os.cpu_count()} cores, numpy {np.__version__}\n")
     found = [_timed(law, rows, refits) for law in LAWS if law not in ("lr", "ls")]
     start = time.perf_counter()
-    done = fit_laws(LAWS, rows, FitOptions(), n_bootstrap=refits, seed=0)
+    done = fit_laws(list(LAWS), rows, FitOptions(), n_bootstrap=refits, seed=0)
     whole = {"law": "all of orch fit", "fits": len(done.fits), "seconds": time.perf_counter() - start}
     found.append(
         whole | {"form": "", "refits": sum(one.n_bootstrap for one in done.fits), "exponent": "", "planted": ""}
@@ -67,7 +67,7 @@ def _timed(law: LawName, rows: list[JobMeasurement], refits: int) -> dict[str, A
     fits = fit(law, rows, n_bootstrap=refits)
     seconds = time.perf_counter() - start
     last = fits[-1]
-    value = last.coefficients[NAMES[law]]
+    value = last.coefficients[LAWS[law].exponent]
     return {
         "law": law, "fits": len(fits), "seconds": seconds, "form": last.form,
         "refits": sum(one.n_bootstrap for one in fits),

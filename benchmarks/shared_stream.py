@@ -21,11 +21,12 @@ from torch import Tensor
 
 from orchestrator.config.job import JobConfig
 from orchestrator.config.validation import parse
+from orchestrator.estimates.flops import SHIPPED_FOLDER
 from worker.activations.stream import heldout, sample, stream
 from worker.data.token_file import TokenFile
 from worker.sae.train_state import TrainState
 from worker.subject.model import Subject, load
-from worker.subject.model_files import SHIPPED_FOLDER, quiet
+from worker.subject.model_files import quiet
 from worker.trainer.train import Progress, train
 
 D_MODEL, LAYER, CONTEXT, VOCABULARY = 768, 6, 128, 512

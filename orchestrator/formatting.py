@@ -1,6 +1,7 @@
-"""Numbers as figures and pages write them: fvu, counts, FLOPs, intervals; a missing one is a dash."""
+"""Numbers as text: fvu, counts, FLOPs, shares, intervals, jobs; a missing one is a dash."""
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 
@@ -14,6 +15,11 @@ class Interval(NamedTuple):
 
 NONE = "–"
 _SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+
+
+def rounded(value: float, number: int) -> float:
+    """Return a number rounded to so many significant digits."""
+    return float(f"{value:.{number}g}")
 
 
 def digits(value: float | None, number: int = 3) -> str:
@@ -56,6 +62,11 @@ def whole(value: float | None) -> str:
     return NONE if value is None or not math.isfinite(value) else f"{value:,.0f}"
 
 
+def ratio(value: float | None) -> str:
+    """Write an fvu with four digits after the point."""
+    return NONE if value is None or not math.isfinite(value) else f"{value:.4f}"
+
+
 def share(value: float | None, places: int = 1) -> str:
     """Write a share in percent."""
     return NONE if value is None or not math.isfinite(value) else f"{value:.{places}%}".replace("-", "−")
@@ -70,6 +81,13 @@ def interval(value: Interval, number: int = 3) -> str:
 def named(number: int, word: str) -> str:
     """Write a number with its noun: 1 job, 2 jobs."""
     return f"{number:,} {word}" + ("" if number == 1 else "s")
+
+
+def jobs_named(jobs: Sequence[int], *, most: int | None = None) -> str:
+    """Write ids of jobs, only the first `most` of them: job 3; jobs 3, 7 and 2 more."""
+    shown = jobs if most is None else jobs[:most]
+    more = len(jobs) - len(shown)
+    return f"job{'' if len(jobs) == 1 else 's'} {', '.join(map(str, shown))}" + (f" and {more} more" if more else "")
 
 
 def tick(value: float) -> str:

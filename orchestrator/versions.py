@@ -1,4 +1,4 @@
-"""Which code and which machine a result comes from. Nothing here may fail: what is not known is left out."""
+"""Versions of Python and packages, and the git commit. Nothing here raises: what is not known is left out."""
 
 import os
 import platform

@@ -3,11 +3,12 @@
 import math
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, get_args
+from typing import Any
 
 from orchestrator.curves.point import Point
 from orchestrator.errors import FitError
 from orchestrator.scaling.fit.fitting import fit
+from orchestrator.scaling.laws.registry import LAWS
 from orchestrator.scaling.types import Fit, JobMeasurement, LawName, StoredFit
 
 SIZES, KS = (64, 128, 256, 512, 1024), (4, 8, 16)
@@ -65,7 +66,7 @@ def censored(row: JobMeasurement, bound: float) -> JobMeasurement:
 def fits(rows: Sequence[JobMeasurement], *laws: LawName) -> list[Fit]:
     """Fit what can be fitted, with few refits."""
     found: list[Fit] = []
-    for law in laws or get_args(LawName):
+    for law in laws or LAWS:
         try:
             found += fit(law, rows, n_bootstrap=60)
         except FitError:

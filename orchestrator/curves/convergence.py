@@ -1,9 +1,11 @@
-"""A loss curve -> has it converged, has it diverged, and how many tokens did it take. Pure functions of the curve."""
+"""Whether a loss curve has converged or diverged, its limit, and the tokens it took. Pure functions of the curve."""
 
 import math
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple
+
+from orchestrator.curves.tail import EXPONENTS, tail_points
 
 if TYPE_CHECKING:
     import numpy as np
@@ -20,20 +22,13 @@ EPSILONS = (0.002, 0.005, 0.01, 0.02)
 IN_A_ROW = 3
 """Evaluations below epsilon that make a plateau."""
 _RISE = 3.0
+"""Times the lowest loss so far, above which a job has diverged."""
 _BEFORE_DIVERGENCE = 0.01
 """Share of the budget before which a rise is no divergence."""
-_TAIL = 4.0
-"""The fit reads the points from the last token count divided by this: two doublings. A third is steeper than the tail's
-power law: on the quickstart it drew L∞ down by 2%, and with it T(1%) out of reach."""
-_LEAST_POINTS = 7
-_EXPONENTS = (0.05, 4.0)
-"""Bounds of b. Below, the tail is a logarithm and L∞ is not to be had; above, it is a step."""
 _LEAST_NOISE = 1e-7
 """Relative noise the fit assumes at least: the rounding of a float32 loss."""
-
-
 _FLAT = 0.01
-"""Relative fall over the tail, and relative standard error of L∞."""
+"""Relative fall over the tail, and relative standard error of L∞, below and above which the tail is a constant."""
 _REWEIGHTINGS = 5
 
 
@@ -98,11 +93,10 @@ def tail_fit(points: Sequence[tuple[int, float]]) -> Tail | None:
     Relative residuals under a soft-L1 loss whose width is the noise of a first fit. A tail that a constant describes as
     well (AICc on robust residuals), or that falls by less than 1% and leaves L∞ open, gets that constant, a = b = 0: a
     trend below the noise would put L∞ anywhere.
-    None with fewer than five usable points, or where no fit is finite.
+    None with too few usable points (`tail.LEAST_POINTS`), or where no fit is finite.
     """
-    usable = [(t, loss) for t, loss in points if t > 0 and math.isfinite(loss) and loss > 0]
-    usable = [(t, loss) for t, loss in usable if t * _TAIL >= usable[-1][0]]
-    if len(usable) < _LEAST_POINTS:
+    usable = tail_points(points)
+    if not usable:
         return None
     import numpy as np
     from scipy.optimize import least_squares
@@ -119,7 +113,7 @@ def tail_fit(points: Sequence[tuple[int, float]]) -> Tail | None:
     noise = 1.345 * _spread(residuals(start))
     top = 2 * float(losses.max())
     found = least_squares(
-        residuals, start, bounds=([0, 0, _EXPONENTS[0]], [top, np.inf, _EXPONENTS[1]]),
+        residuals, start, bounds=([0, 0, EXPONENTS[0]], [top, np.inf, EXPONENTS[1]]),
         x_scale=[losses.min(), losses.max(), 1.0], loss="soft_l1", f_scale=noise, xtol=1e-14, ftol=1e-14, gtol=1e-14,
     )  # fmt: skip
     l_inf, a, b = (float(value) for value in found.x)
@@ -162,7 +156,7 @@ def _best_start(u: Array, losses: Array) -> Array:
     from scipy.optimize import nnls
 
     starts = []
-    for b in np.geomspace(_EXPONENTS[0] * 1.01, _EXPONENTS[1] * 0.99, 40):
+    for b in np.geomspace(EXPONENTS[0] * 1.01, EXPONENTS[1] * 0.99, 40):
         design = np.stack([np.ones_like(u), u ** (-b)], axis=1) / losses[:, None]
         weights = np.ones_like(u)
         for _ in range(_REWEIGHTINGS):

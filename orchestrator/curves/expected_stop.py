@@ -1,4 +1,7 @@
-"""When the plateau rule will stop a job that still trains, by its own curve. Pure, and quick enough for every look."""
+"""When the plateau rule will stop a job that still trains, from its own curve. Pure, and fast: for `orch status`.
+
+The tail is fitted by least squares over a grid of b, without numpy: `orch status` may have hundreds of curves to fit.
+"""
 
 import math
 from collections.abc import Sequence
@@ -6,15 +9,14 @@ from functools import lru_cache
 
 from orchestrator.curves.convergence import IN_A_ROW, fall
 from orchestrator.curves.point import evaluation_grid
+from orchestrator.curves.tail import EXPONENTS, tail_points
 
 Points = tuple[tuple[int, float], ...]
 
-_TAIL = 4.0
-"""The fit reads the last two doublings, as the fit of L∞ does."""
-_LEAST_POINTS = 5
-_EXPONENTS = tuple(0.05 * 80 ** (i / 15) for i in range(16))
-"""The b that are tried, from 0.05 to 4 ..."""
-_FINER = tuple(80 ** (i / 75) for i in (-4, -3, -2, -1, 1, 2, 3, 4))
+_SPAN = EXPONENTS[1] / EXPONENTS[0]
+_COARSE = tuple(EXPONENTS[0] * _SPAN ** (i / 15) for i in range(16))
+"""The b that are tried, over all that are allowed ..."""
+_FINER = tuple(_SPAN ** (i / 75) for i in (-4, -3, -2, -1, 1, 2, 3, 4))
 """... and then these multiples of the best of them."""
 
 
@@ -25,16 +27,17 @@ def stop_tokens(
     """Return where three evaluations in a row will have fallen by less than `epsilon`: tokens_seen, at most the budget.
 
     `points` are (tokens_seen, fvu). The curve goes on as L∞ + a · t^(−b), fitted to its last two doublings, and is
-    judged where the trainer will judge it. None with fewer than five points there, or where one is not finite.
+    judged where the trainer will judge it. None where the tail has too few points (`tail.LEAST_POINTS`), or the curve a
+    loss that is not finite.
     Source: numerics 6.
     """
-    tail = _tail(points)
-    if tail is None:
+    tail = tail_points(points)
+    if not tail or not all(math.isfinite(loss) for _, loss in points):
         return None
-    l_inf, a, b = tail
-    seen, last = points[-1][0], points[-1][0]
+    l_inf, a, b = _fit(tail)
+    seen = points[-1][0]
     grid = evaluation_grid(first_point_tokens=first_point_tokens, batch_tokens=batch_tokens, max_tokens=max_tokens)
-    ahead = [(t, l_inf + a * (t / last) ** -b) for t in grid if t > seen]
+    ahead = [(t, l_inf + a * (t / seen) ** -b) for t in grid if t > seen]
     whole = [*points, *ahead]
     quiet = 0
     for index in range(max(0, len(points) - IN_A_ROW), len(whole)):
@@ -44,19 +47,16 @@ def stop_tokens(
     return max_tokens
 
 
-def _tail(points: Sequence[tuple[int, float]]) -> tuple[float, float, float] | None:
+def _fit(tail: Sequence[tuple[int, float]]) -> tuple[float, float, float]:
     """Return L∞ ≥ 0, a ≥ 0, b of the least relative squares; a is the height at the last point, t counted in it."""
-    if not points:
-        return None
-    last = points[-1][0]
-    tail = [(t / last, loss) for t, loss in points if t > 0 and t * _TAIL >= last]
-    if len(tail) < _LEAST_POINTS or not all(math.isfinite(loss) and loss > 0 for _, loss in tail):
-        return None
-    coarse = min(_line(tail, b) for b in _EXPONENTS)
-    return min(coarse, *(_line(tail, coarse[3] * factor) for factor in _FINER))[1:]
+    last = tail[-1][0]
+    scaled = [(t / last, loss) for t, loss in tail]
+    coarse = min(_fit_at(scaled, b) for b in _COARSE)
+    fine = min(coarse, *(_fit_at(scaled, coarse[3] * factor) for factor in _FINER))
+    return fine[1:]
 
 
-def _line(tail: Sequence[tuple[float, float]], b: float) -> tuple[float, float, float, float]:
+def _fit_at(tail: Sequence[tuple[float, float]], b: float) -> tuple[float, float, float, float]:
     """Return the misfit of the best L∞ and a at a given b, and the three of them."""
     rows = [(1 / loss, u**-b / loss) for u, loss in tail]
     one, power = sum(v for v, _ in rows), sum(w for _, w in rows)

@@ -1,4 +1,4 @@
-"""What a config costs at most, before it runs: tokens and FLOPs (pure, but for reading a width from a config.json)."""
+"""What a config costs at most, before it runs: tokens and FLOPs. Pure, but for reading a width from a config.json."""
 
 import json
 from pathlib import Path
@@ -9,6 +9,7 @@ from orchestrator.config.activation_functions import ACTIVATIONS, reconstruction
 from orchestrator.config.job import SHIPPED_SUBJECT, JobConfig, SaeConfig, SubjectConfig
 
 SHIPPED_FOLDER = Path(__file__).resolve().parents[2] / "examples" / "subject"
+"""The model that ships here."""
 
 _WIDTH_KEYS = ("hidden_size", "n_embd", "d_model")
 

@@ -1,4 +1,8 @@
-"""How much memory the jobs of one trainer need, and how much there is (pure, but for asking disk and device)."""
+"""How much memory the jobs of one trainer need, and how much there is.
+
+Pure, but for asking the disk and the device. The sizes of what a trainer works on at once are defined here: the trainer
+imports them.
+"""
 
 import json
 import os
@@ -13,21 +17,30 @@ from orchestrator.config.job import SHIPPED_SUBJECT, JobConfig, SubjectConfig
 from orchestrator.estimates.flops import SHIPPED_FOLDER, known_width
 from orchestrator.settings import Settings
 
+CPU_PASS_TOKENS = 4096
+"""Tokens of one forward pass on a CPU: more gains nothing there, and the matrices still fit its caches."""
+SAMPLE_TOKENS = 16_384
+"""Normalised activations that μ, v and the geometric median are measured on."""
+EVALUATED_TOKENS = 2048
+"""Tokens of the held-out set that an evaluation encodes at once."""
 _FLOAT = 4
 _STATE_COPIES = 5
 """Weights, gradients, Adam's two moments and the averaged weights."""
-_PASS_TOKENS, _PASS_WIDTHS = {"cpu": 4096, "cuda": 32_768}, 20
-"""Tokens of one forward pass, and what the widest block holds of each: queries, keys, values, the MLP's inner layer."""
+_PASS_TOKENS = {"cpu": CPU_PASS_TOKENS, "cuda": 32_768}
+"""Tokens of one forward pass. On a GPU the trainer sizes it by the device's memory: an assumption."""
+_PASS_WIDTHS = 20
+"""Widths that the widest block holds of each token: queries, keys, values, the MLP's inner layer."""
 _TILES, _TILES_BY_HAND = 3, 1
 """Matrices of tokens × n_latents that an evaluation, or a step under autograd or in a graph, was seen to hold at once;
 and the most that a step with gradients by hand holds."""
-_EVALUATED_TOKENS = 2048
-_SAMPLE_TOKENS, _SAMPLE_COPIES = 16_384, 3
+_SAMPLE_COPIES = 3
+"""Copies of the sample that measuring it holds at once."""
 _PROGRAM = {"cpu": 550 << 20, "cuda": 800 << 20}
 """torch and transformers themselves; on a GPU its context and the libraries' work space."""
 _UNKNOWN_WIDTH, _UNKNOWN_SUBJECT = 4096, 32 << 30
 """What is assumed of a model that is not on this disk: a large one, 8 billion parameters in float32."""
 _USABLE = 0.9
+"""Share of what is free that a trainer may use."""
 _BLIND_JOBS = 2
 """Jobs of one trainer where nothing tells how much memory its device has."""
 _INNER = 4
@@ -41,14 +54,14 @@ _BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "float64": 8}
 
 
 class Room:
-    """What one trainer may use of its device."""
+    """How much memory of its device one trainer may use."""
 
     def __init__(self, settings: Settings, device: str, *, threads: int | None = None) -> None:
-        """Remember whom to ask; nobody is asked before it matters. `threads` says how much of the CPU is its part."""
+        """Remember the device; it is asked when an answer is needed. `threads` of the cores are the trainer's part."""
         self._settings, self._device, self._threads = settings, device, threads
 
     def ask(self) -> None:
-        """Ask now how much there is, which may take seconds; all other answers are at once then."""
+        """Ask the device now, which may take seconds; no later answer has to wait for it."""
         _ = self.bytes, self.kind
 
     @cached_property
@@ -116,8 +129,8 @@ def _passing_bytes(config: JobConfig, kind: str) -> int:
     n, d, batch = config.sae.latents(_width(config)), _width(config), config.training.batch_tokens
     by_hand = kind == "cpu" and ACTIVATIONS[config.sae.activation].selects_per_token
     step = batch * ((_TILES_BY_HAND if by_hand else _TILES) * n + 4 * d) * _FLOAT
-    evaluation = _weights(config) + _EVALUATED_TOKENS * (_TILES * n + 3 * d) * _FLOAT
-    start = _SAMPLE_COPIES * _SAMPLE_TOKENS * d * _FLOAT
+    evaluation = _weights(config) + EVALUATED_TOKENS * (_TILES * n + 3 * d) * _FLOAT
+    start = _SAMPLE_COPIES * SAMPLE_TOKENS * d * _FLOAT
     return max(step, evaluation, start)
 
 
@@ -182,13 +195,13 @@ def _free_in_memory(groups: Path = Path("/sys/fs/cgroup")) -> int:
 
 
 def _free_on_gpu(index: int) -> int | None:
-    # An index counts what we ourselves may see, by number or by UUID; nvidia-smi counts what the machine has.
-    ours = os.environ.get("CUDA_VISIBLE_DEVICES")
-    names = [word.strip() for word in (ours or "").split(",") if word.strip()]
+    # `index` counts the visible devices, which are named by number or UUID; nvidia-smi counts all of the machine.
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    names = [word.strip() for word in (visible or "").split(",") if word.strip()]
     try:
-        name = str(index) if ours is None else names[index]
+        name = str(index) if visible is None else names[index]
         command = ["nvidia-smi", "-i", name, "--query-gpu=memory.free", "--format=csv,noheader,nounits"]
-        said = subprocess.run(command, capture_output=True, text=True, check=True, timeout=20).stdout
-        return int(said.split()[0]) << 20
+        answer = subprocess.run(command, capture_output=True, text=True, check=True, timeout=20).stdout
+        return int(answer.split()[0]) << 20
     except (OSError, subprocess.SubprocessError, ValueError, IndexError):
         return None

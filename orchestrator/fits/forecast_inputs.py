@@ -1,4 +1,4 @@
-"""What a forecast or a plan stands on, from the database: jobs, their fits (stored ones, else made now), a config."""
+"""The inputs of forecasts and plans, from the database: jobs, their fits (stored ones, else made now), a config."""
 
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -12,24 +12,27 @@ from orchestrator.fits import store
 from orchestrator.results.fit_rows import measured
 from orchestrator.results.stored_configs import configs, last_ended
 from orchestrator.scaling.fit.fitting import ended, fit
-from orchestrator.scaling.plan.forecast import Basis
+from orchestrator.scaling.fit.options import GROUNDS
+from orchestrator.scaling.plan.forecast import ForecastInputs
 from orchestrator.scaling.plan.throughput import device_of
 from orchestrator.scaling.types import Fit, JobMeasurement, LawName, StoredFit
 
-_GROUNDS = {"subject": "subjects", "hook": "hook points", "data": "texts", "activation": "activations"}
 _OF_THE_LAWS = ("sae.n_latents", "sae.expansion", "sae.k", "optimizer.lr", "training.seed", "training.max_tokens")
+"""The keys of a config that some law knows of."""
 
 
-class ForecastInputs(NamedTuple):
-    """A basis, and where it is from."""
+class LoadedInputs(NamedTuple):
+    """The inputs of a forecast, and what a person must know of them."""
 
-    basis: Basis
+    inputs: ForecastInputs
     notes: tuple[str, ...]
-    """Sentences for the person."""
+    """Sentences."""
 
 
-def basis(engine: Engine, sweeps: Sequence[str], *, device: str | None = None, rates: bool = False) -> ForecastInputs:
-    """Return what is known of sweeps: stored fits no job is newer than, and fits made now where there are none.
+def load_inputs(
+    engine: Engine, sweeps: Sequence[str], *, device: str | None = None, rates: bool = False
+) -> LoadedInputs:
+    """Return what is known of sweeps: stored fits that no job is newer than, and fits made now where there are none.
 
     `rates` asks for lr*(N) too.
 
@@ -40,17 +43,19 @@ def basis(engine: Engine, sweeps: Sequence[str], *, device: str | None = None, r
     """
     rows = measured(engine, sweeps)
     check_one_kind(rows)
-    losses, told = _losses(engine, sweeps, rows)
-    lengths, missing = _tried(engine, sweeps, rows, "tn")
-    found = _tried(engine, sweeps, rows, "lr")[0] if rates else []  # rates have other sources too: none is missing
+    losses, no_loss = _losses(engine, sweeps, rows)
+    lengths, no_length = _fits_or_why(engine, sweeps, rows, "tn")
+    # A learning rate has other sources too: that there is no lr*(N) is not worth a note.
+    largest_rates = _fits_or_why(engine, sweeps, rows, "lr")[0] if rates else []
     base = max((row for row in rows if row.n_latents), key=lambda row: (row.outcome == "converged", row.n_latents or 0))
-    asked = configs(engine, [row.job_id for row in rows])
-    place = device or device_of(rows)
+    by_id = configs(engine, [row.job_id for row in rows])
     if device is not None and all(row.device != device for row in rows):
         there = sorted({row.device for row in rows if row.device})
         raise ConfigError(f"no job of these sweeps ran on {device!r}", hint=f"Devices: {', '.join(there) or 'none'}.")
-    standing = Basis(tuple(rows), asked[base.job_id], tuple(losses), tuple(lengths), tuple(found), place)
-    return ForecastInputs(standing, (*told, *missing, *_other_keys(asked, base.job_id)))
+    inputs = ForecastInputs(
+        tuple(rows), by_id[base.job_id], tuple(losses), tuple(lengths), tuple(largest_rates), device or device_of(rows)
+    )
+    return LoadedInputs(inputs, (*no_loss, *no_length, *_other_keys(by_id, base.job_id)))
 
 
 def check_one_kind(rows: Sequence[JobMeasurement]) -> None:
@@ -59,16 +64,16 @@ def check_one_kind(rows: Sequence[JobMeasurement]) -> None:
     Raises:
         ConfigError: names what differs, and where.
     """
-    for name, what in _GROUNDS.items():
-        found: dict[tuple[bool, str], JobMeasurement] = {}
-        for row in rows:  # a job that no attempt has told of names its hook point as its config does
-            found.setdefault((row.d_model is not None, getattr(row, name)), row)
-        for is_told in (True, False):
-            kinds = {value: row for (told, value), row in found.items() if told == is_told}
+    for name, plural in GROUNDS.items():
+        for has_run in (True, False):  # a job that no attempt has begun names its hook point as its config does
+            kinds: dict[str, JobMeasurement] = {}
+            for row in rows:
+                if (row.d_model is not None) == has_run:
+                    kinds.setdefault(getattr(row, name), row)
             if len(kinds) > 1:
                 listed = "; ".join(f"{value} (job {row.job_id} of {row.sweep})" for value, row in kinds.items())
                 raise ConfigError(
-                    f"these jobs are of several {what}: {listed}",
+                    f"these jobs are of several {plural}: {listed}",
                     hint="A law holds for one of them: name sweeps of one alone, or give each a sweep of its own.",
                 )
 
@@ -87,8 +92,7 @@ def _losses(engine: Engine, sweeps: Sequence[str], rows: Sequence[JobMeasurement
     """Return the fits of fvu, and what could not be fitted; one of L(N) and L(N,K) is enough."""
     found: list[Fit] = []
     errors: list[FitError] = []
-    laws: tuple[LawName, ...] = ("ln", "lnk")
-    for law in laws:
+    for law in ("ln", "lnk"):
         try:
             found += _fits(engine, sweeps, rows, law)
         except FitError as error:
@@ -98,9 +102,10 @@ def _losses(engine: Engine, sweeps: Sequence[str], rows: Sequence[JobMeasurement
     return found, [] if found[0].law == "ln" else [errors[0].message]
 
 
-def _tried(
+def _fits_or_why(
     engine: Engine, sweeps: Sequence[str], rows: Sequence[JobMeasurement], law: LawName
 ) -> tuple[list[Fit], list[str]]:
+    """Return the fits of a law, or why there are none."""
     try:
         return _fits(engine, sweeps, rows, law), []
     except FitError as error:
@@ -122,5 +127,5 @@ def is_current(stored: StoredFit, rows: Sequence[JobMeasurement], last: float | 
 
 
 def _is_plain(found: Fit) -> bool:
-    """Say whether a fit was made with the usual choices, of which its group would tell otherwise."""
+    """Say whether a fit was made with the default options: its group names what else was chosen."""
     return found.group == "" or (found.group.startswith("k=") and "," not in found.group)

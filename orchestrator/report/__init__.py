@@ -1,4 +1,4 @@
-"""A sweep on one page: what was found, the figures, the tables behind them, and where all of it comes from."""
+"""A sweep on one page: findings, figures, tables and provenance. Start at `collect`, then `page`."""
 
 from orchestrator.report.collect import collect
 from orchestrator.report.page import render

@@ -1,10 +1,10 @@
-"""From the database to what a report shows; laws that were never fitted, or not since jobs ended, are fitted now."""
+"""What a report shows, read from the database; laws without a fit since the last job ended are fitted now."""
 
 import json
 from collections.abc import Sequence
 from dataclasses import replace
 from importlib import metadata
-from typing import Any, get_args
+from typing import Any
 
 from sqlalchemy import Engine, select
 
@@ -17,18 +17,19 @@ from orchestrator.report.page_data import Contents, Missing, Origin, SweepText
 from orchestrator.results.fit_rows import measured
 from orchestrator.results.selectors import sweep_ids
 from orchestrator.results.stored_configs import last_ended
-from orchestrator.scaling.fit.eligible_jobs import GROUNDS, FitOptions
 from orchestrator.scaling.fit.fitting import fit
+from orchestrator.scaling.fit.options import FitOptions
+from orchestrator.scaling.laws.registry import LAWS
 from orchestrator.scaling.types import Fit, JobMeasurement, LawName, StoredFit
 from orchestrator.settings import mask
 
-LAWS: tuple[LawName, ...] = get_args(LawName)
 
+def collect(
+    engine: Engine, sweeps: Sequence[str], *, database: str = "", laws: Sequence[LawName] | None = None
+) -> Contents:
+    """Return the contents of a report on some sweeps; fits that are made for it are stored.
 
-def collect(engine: Engine, sweeps: Sequence[str], *, database: str = "", laws: Sequence[LawName] = LAWS) -> Contents:
-    """Return what there is to say of some sweeps, and store the fits that it took.
-
-    `database`: its address, with no password in it.
+    `database`: its address, with no password in it. `laws`: those to fit; None: all.
 
     Raises:
         NotFound: there is no such sweep.
@@ -57,13 +58,13 @@ def _masked(stored: StoredFit) -> StoredFit:
 
 
 def renew(
-    engine: Engine, sweeps: Sequence[str], rows: Sequence[JobMeasurement], *, laws: Sequence[LawName] = LAWS
+    engine: Engine, sweeps: Sequence[str], rows: Sequence[JobMeasurement], *, laws: Sequence[LawName] | None = None
 ) -> dict[LawName, Missing]:
     """Fit and store each law that has no fit since the last job ended; return why some laws cannot be fitted."""
     last = last_ended(engine, sweeps)
     fresh = {stored.fit.law for stored in fits_of(engine, sweeps) if is_current(stored, rows, last)}
     missing: dict[LawName, Missing] = {}
-    for law in laws:
+    for law in LAWS if laws is None else laws:
         if law not in fresh:
             found, why = fit_everywhere(law, rows)
             if found:
@@ -77,18 +78,17 @@ def fit_everywhere(law: LawName, rows: Sequence[JobMeasurement]) -> tuple[list[F
     """Fit a law to each subject, hook point, text and activation there is; return the fits, and why one is lacking."""
     found: list[Fit] = []
     reasons: list[Missing] = []
-    for choices in _choices(law, rows):
+    for options in _options(law, rows):
         try:
-            found += fit(law, rows, choices=choices)
+            found += fit(law, rows, options=options)
         except FitError as error:
             reasons.append(Missing(mask(error.message), "\n".join(map(mask, error.hint.splitlines()))))
     return found, next(iter(reasons), None)
 
 
-def _choices(law: LawName, rows: Sequence[JobMeasurement]) -> list[FitOptions]:
-    """Return a choice per mixture of grounds that jobs differ in; L_s(N) compares subjects, so these stay together."""
-    grounds = [name for name in GROUNDS if law != "ls" or name not in ("subject", "hook")]
-    varied = [name for name in grounds if len({getattr(row, name) for row in rows}) > 1]
+def _options(law: LawName, rows: Sequence[JobMeasurement]) -> list[FitOptions]:
+    """Return the options of a fit for each combination of what jobs differ in and a fit's jobs must not."""
+    varied = [name for name in LAWS[law].grounds if len({getattr(row, name) for row in rows}) > 1]
     mixtures = dict.fromkeys(tuple(getattr(row, name) for name in varied) for row in rows)
     return [FitOptions(**dict(zip(varied, mixture, strict=True))) for mixture in mixtures]
 
@@ -96,22 +96,22 @@ def _choices(law: LawName, rows: Sequence[JobMeasurement]) -> list[FitOptions]:
 def fits_of(engine: Engine, sweeps: Sequence[str]) -> list[StoredFit]:
     """Return the newest fits of exactly these sweeps, in the order of the laws."""
     found = [one for one in store.newest(engine, sweep=sweeps[0]) if set(one.fit.sweeps) == set(sweeps)]
-    return sorted(found, key=lambda one: (LAWS.index(one.fit.law), one.fit.subject, _numbers(one.fit.group)))
+    order = list(LAWS)
+    return sorted(found, key=lambda one: (order.index(one.fit.law), one.fit.subject, _by_number(one.fit.group)))
 
 
-def _numbers(group: str) -> list[tuple[int, str]]:
-    return [
-        (int(value) if value.isdigit() else 0, part) for part in group.split(", ") for value in [part.partition("=")[2]]
-    ]
+def _by_number(group: str) -> list[tuple[int, str]]:
+    """Return a key that sorts groups such as `k=8` by their numbers."""
+    parts = [(part, part.partition("=")[2]) for part in group.split(", ")]
+    return [(int(value) if value.isdigit() else 0, part) for part, value in parts]
 
 
 def _sweeps(engine: Engine, names: Sequence[str]) -> tuple[tuple[SweepText, ...], float]:
     columns = (m.SweepRow.name, m.SweepRow.labels, m.SweepRow.text, m.SweepRow.created_at)
     with reading(engine) as session:
         sweep_ids(session, names)
-        known = {
-            row.name: SweepText(*row) for row in session.execute(select(*columns).where(m.SweepRow.name.in_(names)))
-        }
+        found = session.execute(select(*columns).where(m.SweepRow.name.in_(names)))
+        known = {row.name: _sweep(row) for row in found}
         now = session.execute(select(db_now())).scalar_one()
     return tuple(known[name] for name in names), float(now)
 

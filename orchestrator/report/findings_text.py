@@ -1,4 +1,4 @@
-"""The headline findings in sentences, each with a link to the fit or the jobs it rests on."""
+"""The headline findings in sentences, each with a link to its fit or its jobs."""
 
 import math
 from collections import Counter
@@ -6,20 +6,13 @@ from collections import Counter
 from orchestrator.formatting import digits, interval, named, share
 from orchestrator.report.html import Html, element, job_links, join
 from orchestrator.report.page_data import Contents
-from orchestrator.scaling.plots.law_plots import LAW_TITLES, spelled
-from orchestrator.scaling.types import Fit, JobMeasurement, LawName, StoredFit
+from orchestrator.scaling.laws.registry import LAWS
+from orchestrator.scaling.plots.law_plots import spelled
+from orchestrator.scaling.types import Fit, JobMeasurement, StoredFit
 
 FORMS = {"pure": "a pure power law", "+e": "a power law and an irreducible term e"}
-EXPONENTS: dict[LawName, tuple[str, str]] = {
-    "ln": ("b", "fvu falls with dictionary size as n^b"),
-    "lc": ("alpha", "fvu at the best spent compute falls as C^(−α)"),
-    "lnk": ("gamma", "k and n act together through γ·ln k·ln n"),
-    "tn": ("p", "tokens to convergence grow as n^p"),
-    "lr": ("q", "the largest learning rate that converges goes as n^q (expected −1/2)"),
-    "ls": ("gamma", "the size s of the subject and n act together through γ·ln s·ln n"),
-}
-"""The coefficient a law is known by, and what it is."""
 _MANY = 2
+"""Fits of a law: more of them share one sentence."""
 _STALE = "; others have ended since, and this fit does not know of them."
 
 
@@ -31,7 +24,7 @@ def findings(contents: Contents) -> list[Html]:
         said.append(join([f"The jobs are of {len(contents.subjects)} subjects: {names}."]))
     for law in dict.fromkeys(stored.fit.law for stored in contents.fits):
         said += _of_law(contents, [stored for stored in contents.fits if stored.fit.law == law])
-    names = ", ".join(LAW_TITLES[law].partition(":")[0] for law in contents.missing)
+    names = ", ".join(LAWS[law].title for law in contents.missing)
     return said + ([join([f"Not fitted: {names}. ", element("a", "Why", href="#not-fitted"), "."])] if names else [])
 
 
@@ -40,10 +33,10 @@ def _of_law(contents: Contents, fits: list[StoredFit]) -> list[Html]:
     several = len(contents.subjects) > 1
     if len(fits) <= _MANY:
         return [finding(stored, several=several, stale=stored.id in contents.stale) for stored in fits]
-    name, words = EXPONENTS[fits[0].fit.law]
-    head = element("strong", f"{LAW_TITLES[fits[0].fit.law].partition(':')[0]}: ")
-    parts = [_in_short(stored, name, several=several, stale=stored.id in contents.stale) for stored in fits]
-    return [join([head, f"{words}. ", element("ul", *(element("li", part) for part in parts))])]
+    law = LAWS[fits[0].fit.law]
+    head = element("strong", f"{law.title}: ")
+    parts = [_in_short(stored, law.exponent, several=several, stale=stored.id in contents.stale) for stored in fits]
+    return [join([head, f"{law.finding}. ", element("ul", *(element("li", part) for part in parts))])]
 
 
 def _in_short(stored: StoredFit, name: str, *, several: bool, stale: bool) -> Html:
@@ -57,11 +50,10 @@ def _in_short(stored: StoredFit, name: str, *, several: bool, stale: bool) -> Ht
 
 def finding(stored: StoredFit, *, several: bool = False, stale: bool = False) -> Html:
     """Return what a fit says: exponent with interval, form, irreducible term, holdout."""
-    fit = stored.fit
-    name, words = EXPONENTS[fit.law]
+    fit, law = stored.fit, LAWS[stored.fit.law]
     subject = f" of {fit.subject}" if several else ""
-    head = element("strong", f"{LAW_TITLES[fit.law].partition(':')[0]}{_group(fit)}{subject}: ")
-    exponent = f"{words}, {spelled(name)} = {interval(fit.coefficients[name])}, "
+    head = element("strong", f"{law.title}{_group(fit)}{subject}: ")
+    exponent = f"{law.finding}, {spelled(law.exponent)} = {interval(fit.coefficients[law.exponent])}, "
     form = f"in the form of {FORMS.get(fit.form, 'a power law ' + fit.form)}. "
     jobs = element("a", named(len(fit.jobs), "job"), href=f"#fit-{stored.id}")
     return join([head, exponent, form, *_more(fit), "Fitted to ", jobs, _STALE if stale else "."])

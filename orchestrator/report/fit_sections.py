@@ -7,7 +7,8 @@ from orchestrator.formatting import NONE, digits, named, scientific, share, whol
 from orchestrator.report.findings_text import finding
 from orchestrator.report.html import Head, Html, element, grid, job_links, join
 from orchestrator.report.page_data import Contents
-from orchestrator.scaling.plots.law_plots import LAW_TITLES, spelled
+from orchestrator.scaling.laws.registry import LAWS
+from orchestrator.scaling.plots.law_plots import spelled
 from orchestrator.scaling.types import Excluded, Fit, Residual, Score, StoredFit
 
 
@@ -21,7 +22,7 @@ def _not_fitted(contents: Contents) -> Html:
         block
         for law, missing in contents.missing.items()
         for block in (
-            element("p", element("strong", f"{LAW_TITLES[law].partition(':')[0]}: "), f"{missing.why}."),
+            element("p", element("strong", f"{LAWS[law].title}: "), f"{missing.why}."),
             element("pre", missing.hint) if missing.hint else Html(""),
         )
     ]
@@ -31,7 +32,7 @@ def _not_fitted(contents: Contents) -> Html:
 def _section(stored: StoredFit) -> Html:
     fit = stored.fit
     group = f", {fit.group.replace('=', ' = ')}" if fit.group else ""
-    title = f"{LAW_TITLES[fit.law].partition(':')[0]}{group}"
+    title = f"{LAWS[fit.law].title}{group}"
     left_out = f"{named(len(fit.excluded), 'job')} left out, and why"
     return element(
         "section",
@@ -86,8 +87,9 @@ def _facts(fit: Fit) -> Html:
 
 
 def _residuals(fit: Fit) -> Html:
+    axis = "C (FLOPs)" if LAWS[fit.law].is_over_compute else "n"
     heads = [
-        Head("jobs", right=False), Head("C (FLOPs)" if fit.law == "lc" else "n"), Head("k"), Head("observed"),
+        Head("jobs", right=False), Head(axis), Head("k"), Head("observed"),
         Head("by the law"), Head("off by"), Head("remark", right=False),
     ]  # fmt: skip
     return grid(heads, [(None, _residual(residual, fit)) for residual in fit.residuals])
@@ -95,7 +97,7 @@ def _residuals(fit: Fit) -> Html:
 
 def _residual(residual: Residual, fit: Fit) -> list[str]:
     remark = "; ".join(filter(None, ("censored: the truth is above" if residual.censored else "", residual.flagged)))
-    place = scientific(residual.x) if fit.law == "lc" else whole(residual.x)
+    place = scientific(residual.x) if LAWS[fit.law].is_over_compute else whole(residual.x)
     observed = ("> " if residual.censored else "") + digits(residual.observed, 4)
     off = share(math.expm1(residual.log_residual), 2)
     k = NONE if residual.k is None else str(residual.k)

@@ -1,10 +1,10 @@
-"""The table of jobs, whose rows every link of the page leads to."""
+"""The table of jobs: every point and number of the page links to one of its rows."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
-from orchestrator.formatting import NONE, digits, scientific, share, whole
+from orchestrator.formatting import NONE, digits, ratio, scientific, share, whole
 from orchestrator.report.html import Head, Html, element, grid, join, number
 from orchestrator.report.page_data import Contents
 from orchestrator.scaling.plots.job_plots import EPSILON, tokens_to_convergence
@@ -103,7 +103,8 @@ def outcome(row: JobMeasurement) -> str:
 
 
 def _ratio(value: float | None) -> str:
-    return NONE if value is None or not math.isfinite(value) else number(f"{value:.4f}", value)
+    text = ratio(value)
+    return text if text == NONE else number(text, value)
 
 
 def _limit(row: JobMeasurement) -> str:

@@ -1,4 +1,4 @@
-"""Where all of it comes from: configs, versions, commits, subjects, the sweep's file, the database and its time."""
+"""Where the results come from: configs, versions, commits, subjects, the sweep's file, the database and its time."""
 
 import json
 from collections.abc import Iterable, Mapping

@@ -9,9 +9,6 @@ from typing import Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from orchestrator.errors import ConfigError
-from orchestrator.scaling.types import LawName
-
 Array = NDArray[np.float64]
 Flags = NDArray[np.bool_]
 Numbers = NDArray[np.intp]
@@ -47,55 +44,22 @@ class Design(NamedTuple):
     """(n_points, floor terms)."""
 
 
-_LINE: tuple[Term, ...] = ("1", "x")
-_PLANE: tuple[Term, ...] = ("1", "z", "x", "xz")
+LINE: tuple[Term, ...] = ("1", "x")
+PLANE: tuple[Term, ...] = ("1", "z", "x", "xz")
 
 
-def _surface(z: str) -> tuple[Form, ...]:
+def surface_forms(z: str) -> tuple[Form, ...]:
+    """Return the forms of a law of n and a second variable of this symbol."""
     names = ("alpha", f"beta_{z}", "beta_n", "gamma")
     plain: tuple[Kind, ...] = ("as is",) * 4
     power = f"exp(alpha + beta_{z}·ln {z} + beta_n·ln n + gamma·ln {z}·ln n)"
     flat, tilted = (*plain, "as is"), (*plain, "as is", "as is")
     return (
-        Form("pure", _PLANE, (), names, plain, f"fvu = {power}"),
-        Form("+e", _PLANE, ("1",), (*names, "zeta"), flat, f"fvu = {power} + exp(zeta)"),
-        Form(f"+e({z})", _PLANE, ("1", "z"), (*names, "zeta", "eta"), tilted,
+        Form("pure", PLANE, (), names, plain, f"fvu = {power}"),
+        Form("+e", PLANE, ("1",), (*names, "zeta"), flat, f"fvu = {power} + exp(zeta)"),
+        Form(f"+e({z})", PLANE, ("1", "z"), (*names, "zeta", "eta"), tilted,
              f"fvu = {power} + exp(zeta + eta·ln {z})"),
     )  # fmt: skip
-
-
-FORMS: dict[LawName, tuple[Form, ...]] = {
-    "ln": (
-        Form("pure", _LINE, (), ("a", "b"), ("as is", "as is"), "fvu = exp(a + b·ln n)"),
-        Form("+e", _LINE, ("1",), ("a", "b", "e"), ("as is", "as is", "exp"), "fvu = exp(a + b·ln n) + e"),
-    ),
-    "lc": (
-        Form("pure", _LINE, (), ("A", "alpha"), ("exp", "minus"), "fvu = A·C^(−alpha)"),
-        Form("+e", _LINE, ("1",), ("A", "alpha", "e"), ("exp", "minus", "exp"), "fvu = A·C^(−alpha) + e"),
-    ),
-    "lnk": _surface("k"),
-    "tn": (Form("pure", _LINE, (), ("A", "p"), ("exp", "as is"), "tokens to convergence = A·n^p"),),
-    "lr": (Form("pure", _LINE, (), ("A", "q"), ("exp", "as is"), "lr* = A·n^q"),),
-    "ls": _surface("s"),
-}
-"""Every form of every law, the simplest first."""
-
-TITLES: dict[LawName, str] = {
-    "ln": "L(N)", "lc": "L(C)", "lnk": "L(N,K)", "tn": "T(N)", "lr": "lr*(N)", "ls": "L_s(N)",
-}  # fmt: skip
-
-
-def form_of(law: LawName, name: str) -> Form:
-    """Return a form by its name.
-
-    Raises:
-        ConfigError: the law has no such form.
-    """
-    found = next((form for form in FORMS[law] if form.name == name), None)
-    if found is None:
-        known = ", ".join(form.name for form in FORMS[law])
-        raise ConfigError(f"the law {law} has no form {name!r}", hint=f"Its forms: {known}.")
-    return found
 
 
 def design(form: Form, x: Array, z: Array) -> Design:

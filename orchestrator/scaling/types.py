@@ -1,18 +1,17 @@
-"""What the laws are fitted to, and what a fit is. Losses are fvu, lengths tokens, times seconds, logs natural."""
+"""What laws are fitted to, and what a fit is. Losses are fvu, lengths tokens, times seconds, logarithms natural."""
 
 from dataclasses import dataclass, field
-from typing import Literal
 
 from orchestrator.curves.point import Point
 from orchestrator.formatting import Interval
 
-LawName = Literal["ln", "lc", "lnk", "tn", "lr", "ls"]
-"""L(N), L(C), L(N,K), T(N), lr*(N), L_s(N): numerics 7."""
+LawName = str
+"""The key of a law in `laws.registry`: ln, lc, lnk, tn, lr or ls."""
 
 
 @dataclass(frozen=True, slots=True)
 class JobMeasurement:
-    """One job with all that a law may ask of it."""
+    """One job with everything that a law may read of it."""
 
     job_id: int
     sweep: str
@@ -54,6 +53,11 @@ class JobMeasurement:
     device: str | None
     threads: int | None
     curve: tuple[Point, ...]
+
+    @property
+    def is_dead(self) -> bool:
+        """Say whether the SAE explains no more than the mean does."""
+        return self.fvu is not None and self.fvu >= 1
 
 
 @dataclass(frozen=True, slots=True)

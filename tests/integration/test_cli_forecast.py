@@ -18,7 +18,7 @@ from orchestrator.database.engine import transaction
 from orchestrator.database.models import Job
 from orchestrator.database.schema import open_database
 from orchestrator.fits import store
-from orchestrator.fits.forecast_inputs import basis
+from orchestrator.fits.forecast_inputs import load_inputs
 from orchestrator.results.fit_rows import measured
 from orchestrator.scaling.fit.fitting import fit
 from orchestrator.settings import Settings
@@ -71,12 +71,12 @@ def test_a_forecast_for_a_person(known: Engine, capsys: Capture) -> None:
 def test_a_stored_fit_is_used_until_a_job_ends_after_it(known: Engine) -> None:
     rows = measured(known, ["law"])
     store.store(known, fit("ln", rows, n_bootstrap=50))
-    first = basis(known, ["law"]).basis
+    first = load_inputs(known, ["law"]).inputs
     assert all(one.n_bootstrap <= 50 for one in first.losses if one.law == "ln")
     queue.enqueue(known, Sweep("law", (config(4096),)))
-    assert all(one.n_bootstrap <= 50 for one in basis(known, ["law"]).basis.losses if one.law == "ln")
+    assert all(one.n_bootstrap <= 50 for one in load_inputs(known, ["law"]).inputs.losses if one.law == "ln")
     job_id = finish(known)
-    again = [one for one in basis(known, ["law"]).basis.losses if one.law == "ln"]
+    again = [one for one in load_inputs(known, ["law"]).inputs.losses if one.law == "ln"]
     assert all(one.n_bootstrap > 50 for one in again)
     assert any(job_id in one.jobs for one in again)
 
@@ -86,7 +86,7 @@ def test_a_job_that_ends_while_a_fit_is_made_is_not_forgotten(known: Engine) -> 
     queue.enqueue(known, Sweep("law", (config(4096),)))
     job_id = finish(known)
     store.store(known, fit("ln", rows, n_bootstrap=50))
-    assert any(job_id in one.jobs for one in basis(known, ["law"]).basis.losses if one.law == "ln")
+    assert any(job_id in one.jobs for one in load_inputs(known, ["law"]).inputs.losses if one.law == "ln")
 
 
 def test_from_a_plan_to_the_queue(known: Engine, capsys: Capture, tmp_path: Path) -> None:

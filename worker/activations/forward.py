@@ -8,11 +8,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from orchestrator.errors import SubjectError
+from orchestrator.estimates.memory import CPU_PASS_TOKENS
 from worker.data.token_file import TokenFile
 from worker.subject.hook_points import HookPoint
 from worker.subject.model import Subject, read
 
-CPU_TOKENS = 4096
+CPU_TOKENS = CPU_PASS_TOKENS
 """Tokens per pass on a CPU: more gains nothing there, and the matrices still fit its caches."""
 _CUDA_TOKENS = (2048, 65_536)
 _SHARE_OF_MEMORY = 1 / 32

@@ -7,9 +7,7 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from orchestrator.config.job import JobConfig
-
-SAMPLE_TOKENS = 16_384
-"""Normalised activations that μ, v and the geometric median are measured on."""
+from orchestrator.estimates.memory import SAMPLE_TOKENS
 
 
 class ActivationSource(Protocol):

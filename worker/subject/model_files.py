@@ -9,9 +9,8 @@ import torch
 
 from orchestrator.config.job import SHIPPED_SUBJECT, SubjectConfig
 from orchestrator.errors import SubjectError
+from orchestrator.estimates.flops import SHIPPED_FOLDER
 from worker.subject import hub
-
-SHIPPED_FOLDER = Path(__file__).resolve().parents[2] / "examples" / "subject"
 
 
 def locate(config: SubjectConfig, *, weights: bool = True) -> Path:

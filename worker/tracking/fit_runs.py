@@ -14,7 +14,7 @@ from orchestrator.database.engine import reading
 from orchestrator.database.models import SweepRow
 from orchestrator.fits import store
 from orchestrator.results.fit_rows import measured
-from orchestrator.scaling.plots.all_plots import LAW_OF, draw
+from orchestrator.scaling.plots.all_plots import draw, figure_names, law_of
 from orchestrator.scaling.plots.svg import png, svg
 from orchestrator.scaling.types import Fit, StoredFit
 from orchestrator.settings import Settings
@@ -92,7 +92,7 @@ def measures(fit: Fit) -> dict[str, float]:
 def _figures(engine: Engine, fit: Fit, folder: Path) -> list[Path]:
     """Draw the law and its residuals into a folder."""
     rows = measured(engine, list(fit.sweeps))
-    names = [name for name, law in LAW_OF.items() if law == fit.law]
+    names = [name for name in figure_names() if law_of(name) == fit.law]
     files = []
     for drawing in filter(None, (draw(name, rows, [fit]) for name in (*names, "residuals"))):
         for ending, content in (("svg", svg(drawing, inline=False).encode()), ("png", png(drawing))):

@@ -45,21 +45,22 @@ def fit(
     subjects. A fit supersedes the older one of the same law, sweeps, k and subject, and overwrites none.
     """
     from orchestrator import results
-    from orchestrator.fits import store as ledger
-    from orchestrator.scaling.fit.eligible_jobs import check_chosen, choose
-    from orchestrator.scaling.fit.fitting import LAWS, fit_laws, law_named
+    from orchestrator.fits import store as fit_store
+    from orchestrator.scaling.fit.fitting import fit_laws
+    from orchestrator.scaling.fit.options import check_jobs_exist, options_of
+    from orchestrator.scaling.laws.registry import LAWS, law_named
 
-    choices = choose(
+    options = options_of(
         epsilon=epsilon, loss=loss, flops=flops, subject=subject, hook=hook, data=data, activation=activation
     )
     wanted = list(dict.fromkeys(law_named(name) for name in laws)) or list(LAWS)
     with database() as (_, engine):
-        rows = results.measured(engine, sweeps, curves="lc" in wanted)
-        check_chosen(rows, choices)
-        done = fit_laws(wanted, rows, choices, n_bootstrap=bootstrap, seed=seed)
+        rows = results.measured(engine, sweeps, curves=any(LAWS[law].is_over_compute for law in wanted))
+        check_jobs_exist(rows, options)
+        done = fit_laws(wanted, rows, options, n_bootstrap=bootstrap, seed=seed)
         if not done.fits:
             raise done.refused[0].error
-        ids = ledger.store(engine, done.fits) if store else []
+        ids = fit_store.store(engine, done.fits) if store else []
     _print(done, ids, output, is_asked=bool(laws))
     if ids:
         ship(sweeps)
@@ -67,7 +68,7 @@ def fit(
 
 def _print(done: "Fitted", ids: list[int], output: str | None, *, is_asked: bool) -> None:
     from orchestrator.cli.display.fit_tables import fit_lines, fit_record
-    from orchestrator.scaling.forms import TITLES
+    from orchestrator.scaling.laws.registry import LAWS
 
     numbers: list[int | None] = [*ids] or [None] * len(done.fits)
     if output == "json":
@@ -81,7 +82,7 @@ def _print(done: "Fitted", ids: list[int], output: str | None, *, is_asked: bool
         for line in fit_lines(one, number, width=terminal.width()):
             terminal.echo(line)
     for refusal in done.refused:
-        name = f"{TITLES[refusal.law]}{f', {refusal.group}' if refusal.group else ''}"
+        name = f"{LAWS[refusal.law].title}{f', {refusal.group}' if refusal.group else ''}"
         if is_asked:
             terminal.warn(f"{name} was not fitted: {refusal.error.message}", refusal.error.hint)
         else:

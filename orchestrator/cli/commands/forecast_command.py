@@ -49,7 +49,7 @@ def forecast(*, sweeps: tuple[str, ...], sizes: str, ks: str | None, device: str
     them) and TIME are until the stop rule ends the job, as long after T(1%) as with the jobs so far. Each with its 90%
     interval. BEYOND: how far outside the fitted sizes n lies.
     """
-    from orchestrator.fits.forecast_inputs import basis
+    from orchestrator.fits.forecast_inputs import load_inputs
     from orchestrator.scaling.plan.forecast import forecast as foretell
     from orchestrator.scaling.plan.forecast import ks_of, remarks_on_k
 
@@ -57,15 +57,15 @@ def forecast(*, sweeps: tuple[str, ...], sizes: str, ks: str | None, device: str
     given = whole_numbers(ks, "--k") if ks else None
     _check(wanted, given)
     with database() as (_, engine):
-        standing = basis(engine, sweeps, device=device)
-        known = given or sorted({k for fit in standing.basis.losses for k in ks_of(fit)})
-        found = foretell(standing.basis, [(n, k) for k in known for n in wanted])
+        loaded = load_inputs(engine, sweeps, device=device)
+        known = given or sorted({k for fit in loaded.inputs.losses for k in ks_of(fit)})
+        found = foretell(loaded.inputs, [(n, k) for k in known for n in wanted])
     if output == "json":
         terminal.echo_json(terminal.envelope("forecast", map(forecast_record, found)))
     else:
         for line in table(found, _columns(), width=terminal.width()):
             terminal.echo(line)
-    for note in (*standing.notes, *_remarks(found), *remarks_on_k(standing.basis, known)):
+    for note in (*loaded.notes, *_remarks(found), *remarks_on_k(loaded.inputs, known)):
         terminal.note(note)
 
 

@@ -59,27 +59,27 @@ def _propose(
     engine: "Engine", sweeps: tuple[str, ...], *, device: str | None, budget: str | None, target: float | None,
     ks: Sequence[int], output: str | None,
 ) -> None:  # fmt: skip
-    from orchestrator.fits.forecast_inputs import basis
+    from orchestrator.fits.forecast_inputs import load_inputs
     from orchestrator.scaling.plan.budget import allowance
     from orchestrator.scaling.plan.budget_plan import shrink
     from orchestrator.scaling.plan.target_plan import reach
 
     limit = allowance(budget) if budget is not None else None
-    standing = basis(engine, sweeps, device=device, rates=True)
+    loaded = load_inputs(engine, sweeps, device=device, rates=True)
     if limit is not None:
-        choices, promises = shrink(standing.basis, limit)
+        choices, promises = shrink(loaded.inputs, limit)
         told = f"--budget {budget!r}"
     else:
-        choices, promises = reach(standing.basis, target or 0.0, ks)
+        choices, promises = reach(loaded.inputs, target or 0.0, ks)
         told = f"--target-fvu {target:g}"
     if limit and limit.unit == "seconds":
-        kind = standing.basis.device or "no device"
+        kind = loaded.inputs.device or "no device"
         doubt = " It is no GPU." if limit.device == "gpu" and not kind.startswith("cuda") else ""
         promises = [f"Hours are of {kind}, on which most of the jobs ended; another: --device.{doubt}", *promises]
-    head = [f"{MARK} {' '.join(sweeps)} {told}", *standing.notes, *promises]
+    head = [f"{MARK} {' '.join(sweeps)} {told}", *loaded.notes, *promises]
     _show(choices, output)
     if output != "json":
-        for line in (*standing.notes, *promises):
+        for line in (*loaded.notes, *promises):
             terminal.note(line)
     configs, remarks = [one.job.config for one in choices], [one.why for one in choices]
     write(engine, sweeps[0], configs, remarks=remarks, head=head, output=output)

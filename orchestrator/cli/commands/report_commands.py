@@ -38,14 +38,15 @@ def plot(*, sweeps: tuple[str, ...], figures: tuple[str, ...], form: str, folder
     Figures: ln, lc, lnk, tn, lr, lr-law, ls (laws), curves, dead, residuals. Laws that have no fit yet, or none since
     the last job ended, are fitted first, and the fits are stored.
     """
-    from orchestrator.scaling.plots.all_plots import FIGURES
+    from orchestrator.scaling.plots.all_plots import figure_names
     from orchestrator.scaling.plots.svg import png, svg
 
+    known = figure_names()
     for name in figures:
-        _check_figure(name, list(FIGURES))
+        _check_figure(name, known)
     with database() as (settings, engine):
         contents = gather(settings, engine, sweeps)
-    drawn = _draw(contents, figures or tuple(FIGURES))
+    drawn = _draw(contents, figures or known)
     folder.mkdir(parents=True, exist_ok=True)
     records = []
     for drawing in drawn:
@@ -146,13 +147,14 @@ def _draw(contents: "Contents", names: Sequence[str]) -> "list[Drawing]":
     Raises:
         FitError: nothing can be drawn of what was asked for.
     """
-    from orchestrator.scaling.plots.all_plots import LAW_OF, draw
+    from orchestrator.scaling.plots.all_plots import draw, law_of
 
     drawn = [drawing for name in names if (drawing := draw(name, contents.rows, contents.laws)) is not None]
     if not drawn:
-        why = [contents.missing[law].why for name in names if (law := LAW_OF.get(name)) and law in contents.missing]
-        told = why[0] if why and len(names) == 1 else "none of its jobs has a curve yet"
+        law = law_of(names[0]) if len(names) == 1 else None
+        missing = contents.missing.get(law) if law is not None else None
+        why = missing.why if missing is not None else "none of its jobs has a curve yet"
         raise FitError(
-            f"there is nothing to draw of {contents.title}: {told}", hint=f"orch status {contents.sweeps[0].name}"
+            f"there is nothing to draw of {contents.title}: {why}", hint=f"orch status {contents.sweeps[0].name}"
         )
     return drawn

@@ -9,7 +9,7 @@ import click
 
 from orchestrator.cli.display.formats import plural, scientific
 from orchestrator.cli.display.tables import Column, table
-from orchestrator.formatting import NONE, count
+from orchestrator.formatting import NONE, count, jobs_named, share
 
 if TYPE_CHECKING:
     from orchestrator.scaling.types import Fit, Residual, Score
@@ -43,11 +43,11 @@ def fit_record(fit: "Fit", number: int | None) -> dict[str, Any]:
 
 
 def _head(fit: "Fit", number: int | None) -> list[str]:
-    from orchestrator.scaling.forms import TITLES
+    from orchestrator.scaling.laws.registry import LAWS
 
     held = f"  {fit.group}" if fit.group else ""
     kept = f"  fit {number}" if number is not None else "  not stored"
-    title = click.style(f"{TITLES[fit.law]}{held}", bold=True)
+    title = click.style(f"{LAWS[fit.law].title}{held}", bold=True)
     loss = {"l_inf": "; fvu here is L∞, the limit of each curve's tail"}.get(str(fit.options.get("loss")), "")
     return [
         f"{title}  {fit.subject}  ({', '.join(fit.sweeps)}){click.style(kept, dim=True)}",
@@ -101,12 +101,15 @@ def _said(fit: "Fit") -> list[str]:
 
 
 def _residuals(fit: "Fit", width: int | None) -> list[str]:
-    write = count if fit.law == "tn" else _number
+    from orchestrator.scaling.laws.registry import LAWS
+
+    law = LAWS[fit.law]
+    write = count if law.quantity.is_count else _number
     columns: list[Column[Residual]] = [
         Column("JOBS", lambda one: ",".join(map(str, one.jobs)), right=True),
         Column(
-            "C" if fit.law == "lc" else "N",
-            lambda one: scientific(one.x) if fit.law == "lc" else f"{one.x:g}",
+            "C" if law.is_over_compute else "N",
+            lambda one: scientific(one.x) if law.is_over_compute else f"{one.x:g}",
             right=True,
         ),
         Column("K", lambda one: str(one.k or NONE), right=True),
@@ -115,7 +118,7 @@ def _residuals(fit: "Fit", width: int | None) -> list[str]:
         Column("OFF BY", lambda one: f"{math.expm1(one.log_residual):+.2%}", right=True),
         Column("", lambda one: one.flagged, weight=1),
     ]
-    if fit.law == "ls":
+    if law.compares_subjects:
         columns.insert(1, Column("SUBJECT", lambda one: one.subject, weight=2))
     return table(fit.residuals, columns, width=None if width is None else width - 2)
 
@@ -132,9 +135,7 @@ def _excluded(fit: "Fit") -> list[str]:
 
 
 def _named(jobs: Sequence[int]) -> str:
-    more = len(jobs) - _JOBS_NAMED
-    listed = ", ".join(str(job) for job in sorted(jobs)[:_JOBS_NAMED])
-    return f"job{'' if len(jobs) == 1 else 's'} {listed}" + (f" and {more} more" if more > 0 else "")
+    return jobs_named(sorted(jobs), most=_JOBS_NAMED)
 
 
 def _number(value: float | None) -> str:
@@ -148,4 +149,4 @@ def _number(value: float | None) -> str:
 
 def _percent(value: float | None) -> str:
     """Write a difference of logarithms as the part by which the larger of two exceeds the smaller."""
-    return NONE if value is None else f"{math.expm1(value):.2%}"
+    return NONE if value is None else share(math.expm1(value), 2)

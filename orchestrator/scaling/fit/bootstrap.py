@@ -1,8 +1,9 @@
-"""Refits of a form to losses that might as well have been observed: how far its coefficients may be off.
+"""Refits of a form to resampled losses: how far its coefficients may be off.
 
-The jobs stay where they are; what is drawn anew is their errors, cell by cell (a cell is one n and k): the mean error
-of a cell, of the others' errors, and within it those between seeds. Six cells leave three coefficients three degrees of
-freedom: each refit therefore has a spread of its own, σ̂·√(ν/χ²_ν), which widens the intervals as Student's t does.
+A residual bootstrap: the sizes stay, the errors are drawn anew. A cell is one n and k. The mean error of a cell is
+drawn from those of all cells; within it, the errors between seeds are drawn. With six cells and three coefficients only
+three degrees of freedom are left: each refit therefore has a spread of its own, σ̂·√(ν/χ²_ν), which widens the
+intervals as Student's t does.
 """
 
 from typing import NamedTuple
@@ -15,7 +16,7 @@ from orchestrator.scaling.fit.sample import Sample
 from orchestrator.scaling.forms import Array, Flags, Form, Numbers, exponents, log_values
 
 STEEPEST = 3.0
-"""Eightfold for every doubling: no law is steeper. A fit that is spends its power terms on the smallest size alone."""
+"""Eightfold for every doubling: no law is steeper. Steeper power terms describe the smallest size alone."""
 
 
 class Refits(NamedTuple):
@@ -43,7 +44,7 @@ def refit(found: Estimate, sample: Sample, *, n_refits: int, seed: int) -> Refit
     random = np.random.default_rng(seed)
     data = data_of(found.form, sample, delta=found.delta)
     drawn = _drawn(found, sample, n_refits, random)
-    if sample.steps.any():  # where in its step the truth lies, nobody has seen: no residual tells of it
+    if sample.steps.any():  # where in its step the truth lies is not in the residuals
         drawn = drawn + sample.steps * random.uniform(-0.5, 0.5, size=drawn.shape)
     fitted = log_values(found.theta[None], data.points)[0]
     # A bound is known exactly: only what was measured can come out differently.
@@ -54,7 +55,7 @@ def refit(found: Estimate, sample: Sample, *, n_refits: int, seed: int) -> Refit
 
 
 def is_runaway(form: Form, theta: Array, sample: Sample) -> Flags:
-    """Say which fits, (n_fits, size), have an exponent in x that no law has, beside a floor that makes up for it."""
+    """Say which fits, (n_fits, size), have an exponent in x that no law has, offset by a floor."""
     if not form.floor:
         return np.zeros(len(theta), dtype=bool)
     return np.asarray((np.abs(exponents(form, theta, sample.z)) > STEEPEST).any(axis=1))

@@ -14,12 +14,12 @@ _SHARES = (1e-3, 0.1, 0.3, 0.5, 0.7, 0.85, 0.95, 0.99)
 """Starts: the floor as a share of the smallest loss; the power terms follow by least squares (variable projection)."""
 _TILTS = (0.0, -0.2)
 _ROUNDS = 3
-"""With an outlier the width would go on narrowing, for nothing: the estimates hardly move any more."""
+"""With an outlier the width would go on narrowing, while the estimates hardly change any more."""
 _LEAST_SIGMA = 1e-9
 
 
 class Estimate(NamedTuple):
-    """A form at its best."""
+    """A form fitted to a sample."""
 
     form: Form
     theta: Array
@@ -44,7 +44,9 @@ def data_of(form: Form, sample: Sample, *, delta: float = np.inf) -> Data:
 def estimate(form: Form, sample: Sample) -> Estimate:
     """Fit a form: least squares from every start, then Huber from the best few, its width renewed three times."""
     data = data_of(form, sample)
-    found = minimise(data, starts(form, sample), most_steps=40)  # a start that leads nowhere need not end
+    found = minimise(
+        data, starts(form, sample), most_steps=40
+    )  # a start that does not converge need not be followed to its end
     best = found.theta[np.argsort(found.objective)[:3]]
     known = ~sample.censored
     n_places = len(set(sample.places[known]))
@@ -58,7 +60,7 @@ def estimate(form: Form, sample: Sample) -> Estimate:
 
 
 def freedom(form: Form, sample: Sample) -> int:
-    """Return the degrees of freedom that the residuals have: of cells, for those of one cell err together."""
+    """Return the degrees of freedom of the residuals: those of cells, for the errors of one cell are correlated."""
     known = {one.cell for one in sample.observations if not one.censored}
     return max(1, len(known) - form.size)
 
@@ -66,7 +68,7 @@ def freedom(form: Form, sample: Sample) -> int:
 def spread(left: Array, *, n_places: int, n_coefficients: int) -> float:
     """Return the standard deviation of residuals from the median of their sizes, degrees of freedom respected.
 
-    Seeds at one place err together: it is the places that leave the coefficients some freedom.
+    Errors of seeds at one place are correlated: it is places that count as degrees of freedom.
     """
     if not len(left):
         return _LEAST_SIGMA

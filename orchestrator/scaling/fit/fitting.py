@@ -2,30 +2,33 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from difflib import get_close_matches
-from typing import NamedTuple, get_args
+from typing import NamedTuple
 
 import numpy as np
 
-from orchestrator.errors import ConfigError, FitError
+from orchestrator.errors import FitError
 from orchestrator.formatting import Interval
 from orchestrator.job_states import TERMINAL
 from orchestrator.scaling.fit.bootstrap import is_runaway, refit
-from orchestrator.scaling.fit.build_samples import samples
-from orchestrator.scaling.fit.eligible_jobs import FitOptions, sort_out
+from orchestrator.scaling.fit.eligible_jobs import sort_out
 from orchestrator.scaling.fit.estimate import Estimate, data_of, estimate
 from orchestrator.scaling.fit.missing_jobs import shortage
 from orchestrator.scaling.fit.model_selection import allowed, chosen, profile, rivals, score
-from orchestrator.scaling.fit.notes import remarks, seed_sigma
+from orchestrator.scaling.fit.notes import notes_on, seed_sigma
+from orchestrator.scaling.fit.options import FitOptions
 from orchestrator.scaling.fit.predict import HIGH, LOW
 from orchestrator.scaling.fit.sample import Observation, Sample
-from orchestrator.scaling.forms import TITLES, Array, coefficients, log_values
+from orchestrator.scaling.forms import Array, coefficients, log_values
+from orchestrator.scaling.law import Law
+from orchestrator.scaling.laws.registry import LAWS
 from orchestrator.scaling.types import Fit, JobMeasurement, LawName, Residual, Score
 
-LAWS: tuple[LawName, ...] = get_args(LawName)
-KEPT_DRAWS = 400
-_LEAST_TO_TILT = 3
 N_BOOTSTRAP = 2000
+"""Refits behind the intervals, by default."""
+KEPT_DRAWS = 400
+"""Refits that are stored with a fit."""
+_LEAST_FOR_FLOOR = 3
+"""Values of the second variable that determine a floor which depends on it."""
 
 
 class Refusal(NamedTuple):
@@ -54,19 +57,20 @@ class _Tried(NamedTuple):
 
     @property
     def chosen(self) -> Estimate:
-        """Return the form that is believed."""
+        """Return the form with the lowest AICc."""
         return self.estimates[self.at]
 
     @property
     def wider(self) -> Estimate:
         """Return the form with one term more, which may be the true one; the chosen one where the jobs bear no more.
 
-        Not the widest, and no floor that tilts with k where two k alone are there: at a k that was never trained such a
-        law may be anything. And none that spends its power terms on the smallest size alone.
+        Not the widest, and no floor that varies with k where only two k are there: such a law is undetermined at any
+        other k. And none whose power terms describe the smallest size alone.
         """
         more = self.estimates[min(self.at + 1, len(self.estimates) - 1)]
-        tilts = "z" in more.form.floor and len({one.z for one in self.sample.observations}) < _LEAST_TO_TILT
-        return self.chosen if tilts or is_runaway(more.form, more.theta[None], self.sample)[0] else more
+        n_seconds = len({one.z for one in self.sample.observations})
+        is_open = "z" in more.form.floor and n_seconds < _LEAST_FOR_FLOOR
+        return self.chosen if is_open or is_runaway(more.form, more.theta[None], self.sample)[0] else more
 
 
 def fit(
@@ -76,61 +80,63 @@ def fit(
     epsilon: float = 0.01,
     n_bootstrap: int = N_BOOTSTRAP,
     seed: int = 0,
-    choices: FitOptions | None = None,
+    options: FitOptions | None = None,
 ) -> list[Fit]:
-    """Fit a law to jobs: one Fit per fixed k where the law is per k. `choices` says what to fit; it brings its epsilon.
+    """Fit a law to jobs: one Fit per fixed k where the law is per k. With `options`, their epsilon counts.
 
     Raises:
         FitError: too few jobs, naming the missing (n, k, lr) and the command that supplies them; or a mixture.
     """
-    done = fit_groups(law, rows, choices or FitOptions(epsilon=epsilon), n_bootstrap=n_bootstrap, seed=seed)
+    done = fit_groups(law, rows, options or FitOptions(epsilon=epsilon), n_bootstrap=n_bootstrap, seed=seed)
     if not done.fits:
         raise done.refused[0].error
-    told = tuple(f"Not fitted: {one.error.message}" for one in done.refused)
-    return [replace(one, notes=one.notes + told) for one in done.fits]
+    not_fitted = tuple(f"Not fitted: {one.error.message}" for one in done.refused)
+    return [replace(one, notes=one.notes + not_fitted) for one in done.fits]
 
 
 def fit_groups(
-    law: LawName, rows: Sequence[JobMeasurement], choices: FitOptions, *, n_bootstrap: int, seed: int
+    name: LawName, rows: Sequence[JobMeasurement], options: FitOptions, *, n_bootstrap: int, seed: int
 ) -> Fitted:
     """Fit a law wherever the jobs allow it.
 
     Raises:
         FitError: jobs of several subjects, hook points, texts or activations, and none of them chosen.
     """
+    law = LAWS[name]
     fits, refused = list[Fit](), list[Refusal]()
     sweeps = tuple(sorted({row.sweep for row in rows}))
-    kept, excluded = sort_out(law, rows, choices)
-    for sample in samples(law, kept, excluded, choices):
-        forms = allowed(law, sample)
-        if not forms or not _is_open(law, sample):
-            refused.append(Refusal(law, sample.group, shortage(law, sample, rows)))
+    kept, excluded = sort_out(law, rows, options)
+    for sample in law.samples(kept, excluded, options):
+        forms = allowed(law.forms, sample)
+        if not forms or not law.is_enough(sample):
+            refused.append(Refusal(name, sample.group, shortage(law, sample, rows)))
             continue
         estimates = [estimate(form, sample) for form in forms]
         scores = [score(one, sample) for one in estimates]
         tried = _Tried(sample, estimates, scores, chosen(scores))
-        found = _compose(law, sample, tried, n_bootstrap=n_bootstrap, seed=seed)
-        options = dict(found.options) | {"epsilon": choices.epsilon, "loss": choices.loss, "flops": choices.flops}
-        options |= {"jobs ended": ended(rows)}
-        fits.append(replace(found, sweeps=sweeps, options=options))
+        found = _compose(law, tried, n_bootstrap=n_bootstrap, seed=seed)
+        asked: dict[str, float | int | str | None] = {
+            "epsilon": options.epsilon, "loss": options.loss, "flops": options.flops, "jobs ended": ended(rows),
+        }  # fmt: skip
+        fits.append(replace(found, sweeps=sweeps, options=found.options | asked))
     if not fits and not refused:
-        refused.append(Refusal(law, "", shortage(law, None, rows, excluded=excluded)))
+        refused.append(Refusal(name, "", shortage(law, None, rows, excluded=excluded)))
     return Fitted(tuple(fits), tuple(refused))
 
 
 def ended(rows: Sequence[JobMeasurement]) -> int:
-    """Return how many jobs have ended: whoever keeps a fit can tell by it whether one ended while it was made."""
+    """Return how many jobs have ended: by this number, stored with a fit, one that ended meanwhile is noticed."""
     return sum(row.state in TERMINAL for row in rows)
 
 
 def fit_laws(
-    laws: Sequence[LawName], rows: Sequence[JobMeasurement], choices: FitOptions, *, n_bootstrap: int, seed: int
+    laws: Sequence[LawName], rows: Sequence[JobMeasurement], options: FitOptions, *, n_bootstrap: int, seed: int
 ) -> Fitted:
     """Fit several laws; a mixture that one of them cannot bear is a refusal of that law."""
     fits, refused = list[Fit](), list[Refusal]()
     for law in laws:
         try:
-            done = fit_groups(law, rows, choices, n_bootstrap=n_bootstrap, seed=seed)
+            done = fit_groups(law, rows, options, n_bootstrap=n_bootstrap, seed=seed)
         except FitError as error:
             refused.append(Refusal(law, "", error))
         else:
@@ -139,58 +145,31 @@ def fit_laws(
     return Fitted(tuple(fits), tuple(refused))
 
 
-def law_named(name: str) -> LawName:
-    """Return a law by the name a person types.
-
-    Raises:
-        ConfigError: there is no such law; the message names the laws.
-    """
-    found = next((law for law in LAWS if law == name.strip().lower()), None)
-    if found is None:
-        near = get_close_matches(name.lower(), LAWS, n=1)
-        meant = f"; did you mean {near[0]!r}?" if near else ""
-        known = ", ".join(f"{law} = {TITLES[law]}" for law in LAWS)
-        raise ConfigError(f"there is no law {name!r}{meant}", hint=f"The laws: {known}.")
-    return found
-
-
-def _is_open(law: LawName, sample: Sample) -> bool:
-    """Say whether the observations bear any form; L_s(N) wants several sizes of each subject, L(C) several in all."""
-    if law == "lc":  # of fewer, the envelope is their own curves: how they fall with tokens, not L(C)
-        return len({one.cell for one in (*sample.observations, *sample.shown)}) >= 3
-    if law != "ls":
-        return True
-    sizes: dict[str, set[float]] = {}
-    for one in sample.observations:
-        sizes.setdefault(one.subject, set()).add(one.x)
-    return len(sizes) > 1 and min(map(len, sizes.values())) >= 3
-
-
-def _compose(law: LawName, sample: Sample, tried: _Tried, *, n_bootstrap: int, seed: int) -> Fit:
-    found, form = tried.chosen, tried.chosen.form
+def _compose(law: Law, tried: _Tried, *, n_bootstrap: int, seed: int) -> Fit:
+    found, form, sample = tried.chosen, tried.chosen.form, tried.sample
     irreducible = profile(found, sample)
     refits = refit(found, sample, n_refits=n_bootstrap, seed=seed)
     drawn = coefficients(form, refits.theta)
     wider = _wider_draws(tried, n_refits=n_bootstrap, seed=seed)
     taken, draws = (form, drawn) if wider is None else (tried.wider.form, wider)
     _, there = sample.without_largest()
-    notes = remarks(law, sample, tried.estimates, tried.at, irreducible=irreducible, wider=wider)
+    notes = notes_on(law, sample, tried.estimates, tried.at, irreducible=irreducible, wider=wider)
     return Fit(
-        law=law, sweeps=(), group=sample.group, subject=sample.subject, form=form.name, equation=form.equation,
+        law=law.key, sweeps=(), group=sample.group, subject=sample.subject, form=form.name, equation=form.equation,
         coefficients=_intervals(form.names, coefficients(form, found.theta), drawn), scores=tuple(tried.scores),
         irreducible=irreducible, residuals=_residuals(found, sample), excluded=sample.excluded,
         holdout_error=tried.scores[tried.at].holdout_error,
         holdout_jobs=tuple(dict.fromkeys(job for one in there.observations for job in one.jobs)),
         seed_sigma=seed_sigma(sample),
         draws=_thinned(draws), drawn_form=taken.name, n_bootstrap=len(refits.theta),
-        notes=(*notes, *_doubt(tried, taken.name)),
+        notes=(*notes, *_notes_on_form(tried, taken.name)),
         options={"seed": seed, "refits that did not converge": refits.failed},
         medians=dict(zip(form.names, np.median(drawn, axis=0).tolist(), strict=True)) if len(drawn) else {},
     )  # fmt: skip
 
 
 def _wider_draws(tried: _Tried, *, n_refits: int, seed: int) -> Array | None:
-    """Return coefficients of refits of the wider form; None where there is none, or more than half of them ran away."""
+    """Return coefficients of refits of the wider form; None where there is none, or half of them or more ran away."""
     found = tried.wider
     if found is tried.chosen:
         return None
@@ -199,12 +178,16 @@ def _wider_draws(tried: _Tried, *, n_refits: int, seed: int) -> Array | None:
     return coefficients(found.form, kept) if 2 * len(kept) > n_refits else None
 
 
-def _doubt(tried: _Tried, taken: str) -> list[str]:
+def _notes_on_form(tried: _Tried, taken: str) -> list[str]:
+    """Say which forms are not ruled out, and in which one bands are drawn."""
     form = tried.chosen.form.name
     open_to = " and ".join(rivals(tried.scores, form))
-    told = [f"AICc does not rule out {open_to}: the coefficients' intervals take the form {form} for true."]
-    drawn = [f"Bands and forecasts are drawn in the form {taken}, of which {form} is a special case."]
-    return (told if open_to else []) + (drawn if taken != form else [])
+    lines = []
+    if open_to:
+        lines.append(f"AICc does not rule out {open_to}: the coefficients' intervals take the form {form} for true.")
+    if taken != form:
+        lines.append(f"Bands and forecasts are drawn in the form {taken}, of which {form} is a special case.")
+    return lines
 
 
 def _intervals(names: Sequence[str], values: Array, drawn: Array) -> dict[str, Interval]:

@@ -16,7 +16,7 @@ _ROUNDING = 1e-14
 """Of ln(loss): below, a misfit is rounding."""
 _MOST_STEPS = 1000
 _OUTSIDE = 0.3
-"""Beyond delta Huber's loss has no curvature; a share of δ/|r|, which bounds it, lets the Hessian keep its rank."""
+"""Beyond delta Huber's loss has no curvature: this share of δ/|r| instead keeps the rank of the Hessian."""
 _LONGEST = 4.0
 """In standardised parameters: longer steps are cut, for a floor may run away towards ln 0."""
 _AT_ONCE = 400_000

@@ -1,4 +1,4 @@
-"""Which form to believe: AICc, the error at a size that was held out, and the profile of the irreducible term."""
+"""Which form to choose: AICc, the error at a size that was held out, and the profile of the irreducible term."""
 
 import math
 from collections.abc import Sequence
@@ -9,8 +9,8 @@ from scipy.special import stdtrit
 from orchestrator.scaling.fit.estimate import Estimate, data_of, estimate, freedom, projected
 from orchestrator.scaling.fit.huber import minimise, residuals
 from orchestrator.scaling.fit.sample import Sample
-from orchestrator.scaling.forms import FORMS, Array, Form, design
-from orchestrator.scaling.types import LawName, Score
+from orchestrator.scaling.forms import Array, Form, design
+from orchestrator.scaling.types import Score
 
 _GRID = 40
 _CLIP = 3.0
@@ -22,16 +22,17 @@ _SINGULAR = 1e-9
 """Of unit regressors: below, they are one another's combinations but for rounding."""
 
 
-def allowed(law: LawName, sample: Sample) -> list[Form]:
-    """Return the forms that a sample has points enough for, the simplest first."""
-    return [form for form in FORMS[law] if _bears(sample, form, spare=1 + bool(form.floor))]
+def allowed(forms: Sequence[Form], sample: Sample) -> list[Form]:
+    """Return those of some forms that a sample has points enough for."""
+    # AICc needs two places more than coefficients; a form that competes with none needs but one.
+    return [form for form in forms if _determines(sample, form, spare=2 if form.floor else 1)]
 
 
-def _bears(sample: Sample, form: Form, *, spare: int) -> bool:
-    """Say whether a form has `spare` places more than coefficients, and sizes enough; AICc needs two spare ones."""
+def _determines(sample: Sample, form: Form, *, spare: int) -> bool:
+    """Say whether a sample has `spare` places more than the form has coefficients, and sizes enough."""
     known = [one for one in sample.observations if not one.censored]
     sizes, seconds = {one.x for one in known}, {one.z for one in known}
-    along = 3 + bool(form.floor)  # one more size than coefficients along it
+    along = 4 if form.floor else 3  # one more size than coefficients along it
     across = 2 if "z" in form.power else 1
     places = {(one.x, one.z) for one in known}
     enough = len(sizes) >= along and len(seconds) >= across and len(places) >= form.size + spare
@@ -54,7 +55,7 @@ def score(found: Estimate, sample: Sample) -> Score:
 
 
 def _of_places(sample: Sample, left: Array) -> Array:
-    """Return the mean residual at each (x, z): seeds at one place err together, and are no further points."""
+    """Return the mean residual at each (x, z): seeds at one place have correlated errors, and are no further points."""
     places = sample.places[~sample.censored]
     counts = np.bincount(places)
     return np.asarray(np.bincount(places, left)[counts > 0] / counts[counts > 0])
@@ -73,7 +74,7 @@ def rivals(scores: Sequence[Score], form: str) -> list[str]:
 
 
 def _aicc(found: Estimate, left: Array) -> float | None:
-    """Return n·ln(σ²) and AICc's price, σ² the mean square of the places' residuals clipped at three sigmas.
+    """Return n·ln(σ²) and AICc's penalty, σ² the mean square of the places' residuals clipped at three sigmas.
 
     So an outlier does not choose the form. The coefficients alone are counted: every form has a spread besides.
     None where the points are too few.
@@ -88,7 +89,7 @@ def _aicc(found: Estimate, left: Array) -> float | None:
 def holdout_error(form: Form, sample: Sample) -> float | None:
     """Return |ln(predicted / observed)| at the largest n of a form fitted without it, the mean over its cells."""
     below, there = sample.without_largest()
-    if not there.observations or not _bears(below, form, spare=1):
+    if not there.observations or not _determines(below, form, spare=1):
         return None
     missed = residuals(data_of(form, there), estimate(form, below).theta[None])[0]
     cells = there.cells

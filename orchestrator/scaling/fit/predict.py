@@ -6,7 +6,8 @@ import numpy as np
 
 from orchestrator.errors import ConfigError
 from orchestrator.formatting import Interval
-from orchestrator.scaling.forms import Array, design, form_of, log_values, parameters
+from orchestrator.scaling.forms import Array, design, log_values, parameters
+from orchestrator.scaling.laws.registry import LAWS
 from orchestrator.scaling.types import Fit
 
 LOW, HIGH = 0.05, 0.95
@@ -45,13 +46,18 @@ def band(fit: Fit, xs: Sequence[float], k: int | None = None, *, subject_size: f
 
 
 def _logs(fit: Fit, name: str, rows: Sequence[Sequence[float]], xs: Sequence[float], second: float) -> Array:
-    form = form_of(fit.law, name)
+    """Return ln of the form of this name at each x, for rows of its coefficients: (n_rows, n_xs)."""
+    form = LAWS[fit.law].form(name)
     points = design(form, np.asarray(xs, dtype=float), np.full(len(xs), float(second)))
     return log_values(parameters(form, np.asarray(rows, dtype=float)), points)[0]
 
 
 def _second(fit: Fit, k: int | None, subject_size: float | None) -> float:
-    wanted, name = {"lnk": (k, "k"), "ls": (subject_size, "subject_size")}.get(fit.law, (1.0, ""))
-    if wanted is None:
-        raise ConfigError(f"{fit.law} needs {name}", hint=f"Say for which {name} to predict.")
-    return float(wanted)
+    """Return the second variable of a fit; 1 where its law has none."""
+    second = LAWS[fit.law].second
+    if second is None:
+        return 1.0
+    value = {"k": k, "subject_size": subject_size}[second.argument]
+    if value is None:
+        raise ConfigError(f"{fit.law} needs {second.argument}", hint=f"Say for which {second.argument} to predict.")
+    return float(value)

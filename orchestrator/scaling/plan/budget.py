@@ -15,7 +15,7 @@ _FORM = re.compile(
 
 
 class Allowance(NamedTuple):
-    """What a plan may use."""
+    """How much a plan may use."""
 
     amount: float
     unit: Literal["seconds", "FLOPs"]

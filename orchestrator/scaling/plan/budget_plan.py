@@ -1,4 +1,4 @@
-"""Which jobs to run next: within a budget, those that shrink the doubt about a law most for their cost."""
+"""Which jobs to run next: within a budget, those that shrink the uncertainty about a law most for their cost."""
 
 import math
 from collections import Counter
@@ -11,10 +11,11 @@ import numpy as np
 from orchestrator.errors import ConfigError, FitError
 from orchestrator.job_states import OPEN
 from orchestrator.scaling.fit.model_selection import rivals
-from orchestrator.scaling.forms import Array, design, form_of, log_values, parameters
+from orchestrator.scaling.forms import Array, design, log_values, parameters
+from orchestrator.scaling.laws.registry import LAWS
 from orchestrator.scaling.plan.budget import Allowance
 from orchestrator.scaling.plan.candidates import Candidate, another, candidate, sizes
-from orchestrator.scaling.plan.forecast import Basis, extrapolation, ks_of, noise
+from orchestrator.scaling.plan.forecast import ForecastInputs, extrapolation, ks_of, noise
 from orchestrator.scaling.types import Fit
 
 MOST_JOBS = 64
@@ -23,7 +24,7 @@ _LEAST_GAIN = 0.01
 _MOST_SEEDS = 4
 """At one place, those there already among them: more would only tell how wrong the law is there."""
 _OUTLIERS = (0.025, 0.975)
-"""Quantiles the draws are clipped to: one refit that went astray must not steer a plan."""
+"""Quantiles the draws are clipped to: one refit far from the others must not decide a plan."""
 
 
 class Choice(NamedTuple):
@@ -34,18 +35,18 @@ class Choice(NamedTuple):
 
 
 @dataclass
-class _Doubt:
-    """The covariance, over bootstrap draws, of what one wants to know and of what a job at each size would tell.
+class _Uncertainty:
+    """The covariance, over bootstrap draws, of what is to be known of a fit and of ln fvu at each place, (n, k).
 
-    Observing a job at a size with error variance v conditions all of it: C − c cᵀ / (C_jj + v), c the column of that
-    size. Jobs of one size err together, by τ, and each for itself, by σ: of m of them the mean has the variance
-    τ² + σ²/m, so one more brings no more precision than 1/(τ² + σ²/(m + 1)) − 1/(τ² + σ²/m).
+    Observing a job at place j with error variance v conditions all of it: C − c cᵀ / (C_jj + v), c the column of j.
+    Jobs of one place share an error of variance τ² and have one of their own, σ²: the mean of m of them has the
+    variance τ² + σ²/m, so one more adds a precision of 1/(τ² + σ²/(m + 1)) − 1/(τ² + σ²/m) at most.
     """
 
     fit: Fit
     exponent: str
     far: int
-    """The size whose prediction counts: the largest that can be chosen."""
+    """The size at which the prediction is to become better: the largest that can be chosen."""
     places: list[tuple[int, int]]
     covariance: Array
     """(2 + n_places, 2 + n_places): the exponent, ln fvu at the far size, then ln fvu at each place."""
@@ -91,7 +92,7 @@ class _Doubt:
         return kept
 
 
-def shrink(basis: Basis, budget: Allowance) -> tuple[list[Choice], list[str]]:
+def shrink(inputs: ForecastInputs, budget: Allowance) -> tuple[list[Choice], list[str]]:
     """Return jobs within a budget, greedily the one that shrinks most per cost first, and what they are to bring.
 
     What shrinks is the variance of the exponent and of ln fvu at the largest size, by the bootstrap's draws; jobs that
@@ -101,22 +102,22 @@ def shrink(basis: Basis, budget: Allowance) -> tuple[list[Choice], list[str]]:
         FitError: no draws to plan from, or no way to tell what a job costs.
         ConfigError: the budget is below the cheapest job.
     """
-    doubts = list(_doubts(basis))
-    if not doubts:
+    uncertainties = list(_uncertainties(inputs))
+    if not uncertainties:
         raise FitError("the fits have no bootstrap draws to plan from", hint="Fit again: orch fit SWEEP")
-    offers = [offer for doubt in doubts for place in doubt.places if (offer := _offer(basis, doubt, place, budget))]
+    offers = list(_offers(inputs, uncertainties, budget))
     _check_budget(offers, budget)
     chosen: list[Choice] = []
     left = budget.amount
     while len(chosen) < MOST_JOBS:
-        open_to = [one for one in offers if one.price <= left and one.seeds < _MOST_SEEDS and one.gain >= _LEAST_GAIN]
-        if not open_to:
+        useful = [one for one in offers if one.price <= left and one.seeds < _MOST_SEEDS and one.gain >= _LEAST_GAIN]
+        if not useful:
             break
-        best = max(open_to, key=lambda one: one.gain / one.price)
+        best = max(useful, key=lambda one: one.gain / one.price)
         chosen.append(Choice(best.job, _why(best)))
         left -= best.price
-        best.take(basis)
-    return chosen, [_promise(doubt) for doubt in doubts]
+        best.take(inputs)
+    return chosen, [_promise(uncertainty) for uncertainty in uncertainties]
 
 
 @dataclass
@@ -124,7 +125,7 @@ class _Offer:
     """The next job at one place."""
 
     job: Candidate
-    doubt: _Doubt
+    uncertainty: _Uncertainty
     place: tuple[int, int]
     price: float
     seeds: int
@@ -132,62 +133,73 @@ class _Offer:
 
     @property
     def gains(self) -> Array:
-        return self.doubt.gains(self.place)
+        return self.uncertainty.gains(self.place)
 
     @property
     def gain(self) -> float:
         return float(self.gains.sum())
 
-    def take(self, basis: Basis) -> None:
+    def take(self, inputs: ForecastInputs) -> None:
         """Count the job as done; the next at this place has another seed."""
-        self.doubt.observe(self.place)
-        self.job = another(basis, self.job)
+        self.uncertainty.observe(self.place)
+        self.job = another(inputs, self.job)
         self.seeds += 1
 
 
-def _doubts(basis: Basis) -> Iterator[_Doubt]:
-    """Yield the doubt about each fit of fvu: L(N) of each k, or, without one, L(N,K)."""
-    own = [fit for fit in basis.losses if fit.law == "ln"]
-    for fit in own or basis.losses:
+def _uncertainties(inputs: ForecastInputs) -> Iterator[_Uncertainty]:
+    """Yield the uncertainty about each fit of fvu: L(N) of each k, or, without one, L(N,K)."""
+    own = [fit for fit in inputs.losses if fit.law == "ln"]
+    for fit in own or inputs.losses:
         if len(fit.draws) < 2:
             continue
         places = list(sizes(fit, sorted(ks_of(fit))))
-        doubt = _doubt(fit, places)
-        for row in basis.rows:
+        uncertainty = _uncertainty(fit, places)
+        for row in inputs.rows:
             place = (row.n_latents or 0, row.k)
             if row.state in OPEN and place in places:
-                doubt.observe(place)
-        yield doubt
+                uncertainty.observe(place)
+        yield uncertainty
 
 
-def _doubt(fit: Fit, places: list[tuple[int, int]]) -> _Doubt:
-    form = form_of(fit.law, fit.taken)
-    exponent = "b" if fit.law == "ln" else "gamma"
+def _uncertainty(fit: Fit, places: list[tuple[int, int]]) -> _Uncertainty:
+    law = LAWS[fit.law]
+    form, exponent = law.form(fit.taken), law.exponent
     far = max(places)
     points = [far, *places]
     at = design(form, np.array([n for n, _ in points], float), np.array([k for _, k in points], float))
     rows = np.asarray(fit.draws, dtype=float)
-    told = np.column_stack([rows[:, form.names.index(exponent)], log_values(parameters(form, rows), at)[0]])
-    low, high = np.quantile(told, _OUTLIERS, axis=0)
+    drawn = np.column_stack([rows[:, form.names.index(exponent)], log_values(parameters(form, rows), at)[0]])
+    low, high = np.quantile(drawn, _OUTLIERS, axis=0)
     there = Counter((round(one.x), one.k or 0) for one in fit.residuals for _ in one.jobs if not one.censored)
-    covariance = np.atleast_2d(np.cov(np.clip(told, low, high), rowvar=False))
+    covariance = np.atleast_2d(np.cov(np.clip(drawn, low, high), rowvar=False))
     start = np.maximum(np.diag(covariance)[:2].copy(), 1e-18)
-    return _Doubt(fit, exponent, far[0], places, covariance, start, *_errors(fit), there)
+    return _Uncertainty(fit, exponent, far[0], places, covariance, start, *_errors(fit), there)
 
 
 def _errors(fit: Fit) -> tuple[float, float]:
-    """Return τ² and σ²; half of what jobs err by each, where no two seeds are there to tell."""
+    """Return τ² and σ² of ln fvu; half of the whole variance each where no place has two seeds."""
     whole = noise(fit) ** 2
     within = whole / 2 if fit.seed_sigma is None else min(whole, fit.seed_sigma**2)
     return whole - within, within
 
 
-def _offer(basis: Basis, doubt: _Doubt, place: tuple[int, int], budget: Allowance) -> _Offer | None:
-    job = candidate(basis, *place)
+def _offers(inputs: ForecastInputs, uncertainties: Sequence[_Uncertainty], budget: Allowance) -> Iterator[_Offer]:
+    """Yield the next job at each place of each fit, where anything tells its price."""
+    for uncertainty in uncertainties:
+        for place in uncertainty.places:
+            offer = _offer(inputs, uncertainty, place, budget)
+            if offer is not None:
+                yield offer
+
+
+def _offer(
+    inputs: ForecastInputs, uncertainty: _Uncertainty, place: tuple[int, int], budget: Allowance
+) -> _Offer | None:
+    job = candidate(inputs, *place)
     price = job.price(budget.unit)
-    there = [row for row in basis.rows if (row.n_latents, row.k) == place]
+    there = [row for row in inputs.rows if (row.n_latents, row.k) == place]
     seeds = {row.seed for row in there if row.outcome == "converged" or row.state in OPEN}
-    return _Offer(job, doubt, place, price, len(seeds)) if price else None
+    return _Offer(job, uncertainty, place, price, len(seeds)) if price else None
 
 
 def _check_budget(offers: Sequence[_Offer], budget: Allowance) -> None:
@@ -207,25 +219,25 @@ def _check_budget(offers: Sequence[_Offer], budget: Allowance) -> None:
 
 
 def _why(offer: _Offer) -> str:
-    job, doubt = offer.job, offer.doubt
-    beyond = extrapolation(doubt.fit, job.n_latents)
+    job, uncertainty = offer.job, offer.uncertainty
+    beyond = extrapolation(uncertainty.fit, job.n_latents)
     new = f"{beyond:.3g}× beyond the largest" if beyond > 1 else "a size between"
-    what = f"another seed: one job errs by {doubt.noise:.1%}" if offer.seeds else new
+    what = f"another seed: one job errs by {uncertainty.noise:.1%}" if offer.seeds else new
     exponent, far = offer.gains
-    return f"{what}; variance of {doubt.exponent} −{exponent:.0%}, of ln fvu at n={doubt.far} −{far:.0%}"
+    return f"{what}; variance of {uncertainty.exponent} −{exponent:.0%}, of ln fvu at n={uncertainty.far} −{far:.0%}"
 
 
-def _promise(doubt: _Doubt) -> str:
-    """Say how much smaller the errors should become; a new interval also tells what the old one did not know."""
-    exponent, far = doubt.left()
-    fit = doubt.fit
+def _promise(uncertainty: _Uncertainty) -> str:
+    """Say how much smaller the errors should become."""
+    exponent, far = uncertainty.left()
+    fit = uncertainty.fit
     held = f" ({fit.group})" if fit.group else ""
-    interval = fit.coefficients[doubt.exponent]
-    reckoned = "" if fit.taken == fit.form else f", reckoned in the form {fit.taken},"
+    interval = fit.coefficients[uncertainty.exponent]
+    by_form = "" if fit.taken == fit.form else f", reckoned in the form {fit.taken},"
     open_to = " and ".join(rivals(fit.scores, fit.form))
-    doubted = f"; AICc does not rule out {open_to}: larger sizes tell them apart" if open_to else ""
+    undecided = f"; AICc does not rule out {open_to}: larger sizes tell them apart" if open_to else ""
     return (
-        f"{'L(N)' if fit.law == 'ln' else 'L(N,K)'}{held}: {doubt.exponent} = {interval.value:.4f}"
-        f" ({interval.low:.4f} to {interval.high:.4f}) by the form {fit.form}; its error{reckoned} should fall to"
-        f" {exponent:.0%}, that of fvu at n={doubt.far} to {far:.0%}{doubted}"
+        f"{LAWS[fit.law].title}{held}: {uncertainty.exponent} = {interval.value:.4f}"
+        f" ({interval.low:.4f} to {interval.high:.4f}) by the form {fit.form}; its error{by_form} should fall to"
+        f" {exponent:.0%}, that of fvu at n={uncertainty.far} to {far:.0%}{undecided}"
     )

@@ -1,4 +1,4 @@
-"""What an SAE of a size that was never trained would come to: fvu, tokens, FLOPs and hours, each with its interval."""
+"""What an SAE of a size that was never trained is expected to reach and cost, each value with its interval."""
 
 import math
 from collections.abc import Sequence
@@ -11,17 +11,19 @@ from orchestrator.estimates.flops import Cost, estimate
 from orchestrator.formatting import Interval
 from orchestrator.scaling.fit.model_selection import rivals
 from orchestrator.scaling.fit.predict import predict
-from orchestrator.scaling.forms import FORMS
+from orchestrator.scaling.laws.registry import LAWS
 from orchestrator.scaling.plan.throughput import Speed, speed, spread, subject_flops
 from orchestrator.scaling.types import Fit, JobMeasurement
 
 _FARTHEST = 300.0
+"""Largest ln of a ratio: exp of it is still finite."""
 _LEAST_NOISE = 1e-3
+"""Of ln fvu of one job around a law."""
 
 
 @dataclass(frozen=True)
-class Basis:
-    """All that a forecast stands on."""
+class ForecastInputs:
+    """The jobs, fits and config that a forecast is computed from."""
 
     rows: tuple[JobMeasurement, ...]
     """The jobs of the sweeps, of one subject and hook point."""
@@ -48,7 +50,7 @@ class Basis:
 
 
 class Forecast(NamedTuple):
-    """What one (n, k) is expected to come to; None: nothing tells."""
+    """What one (n, k) is expected to reach and to cost; None where no job or fit tells."""
 
     n_latents: int
     k: int
@@ -76,23 +78,23 @@ class Forecast(NamedTuple):
     """Forms with more terms than that which are not ruled out: fvu's interval does not allow for them."""
 
 
-def forecast(basis: Basis, sizes: Sequence[tuple[int, int]]) -> list[Forecast]:
-    """Return what each (n_latents, k) is expected to come to.
+def forecast(inputs: ForecastInputs, sizes: Sequence[tuple[int, int]]) -> list[Forecast]:
+    """Return what each (n_latents, k) is expected to reach and to cost.
 
     Raises:
         ConfigError: a size that no SAE has.
-        FitError: no fit speaks of that k.
+        FitError: no fit predicts fvu at that k.
     """
-    return [_one(basis, n_latents, k) for n_latents, k in sizes]
+    return [_forecast(inputs, n_latents, k) for n_latents, k in sizes]
 
 
-def _one(basis: Basis, n_latents: int, k: int) -> Forecast:
+def _forecast(inputs: ForecastInputs, n_latents: int, k: int) -> Forecast:
     check_size(n_latents, k)
-    fit = loss_fit(basis.losses, k)
-    counted = length(basis, n_latents, k)
-    tokens = times(counted, stretch(basis.rows)) if counted else None
-    costs = [cost(basis, n_latents, k, math.ceil(at)) for at in tokens] if tokens else []
-    pace = speed(basis.rows, device=basis.device, n_latents=n_latents)
+    fit = loss_fit(inputs.losses, k)
+    counted = length(inputs, n_latents, k)
+    tokens = times(counted, stretch(inputs.rows)) if counted else None
+    costs = [cost(inputs, n_latents, k, math.ceil(at)) for at in tokens] if tokens else []
+    pace = speed(inputs.rows, device=inputs.device, n_latents=n_latents)
     executed = _interval([one.flops_executed for one in costs])
     return Forecast(
         n_latents, k, expected(fit, n_latents, k), counted, tokens,
@@ -104,7 +106,7 @@ def _one(basis: Basis, n_latents: int, k: int) -> Forecast:
 
 
 def check_size(n_latents: int, k: int) -> None:
-    """Refuse what no SAE is.
+    """Refuse a size that no SAE can have.
 
     Raises:
         ConfigError: not positive, or more latents kept than there are.
@@ -119,7 +121,7 @@ def check_size(n_latents: int, k: int) -> None:
 
 
 def loss_fit(fits: Sequence[Fit], k: int) -> Fit:
-    """Return the fit that speaks of fvu at a k: L(N) at that k, else L(N,K).
+    """Return the fit that predicts fvu at a k: L(N) at that k, else L(N,K).
 
     Raises:
         FitError: neither is there.
@@ -141,7 +143,7 @@ def expected(fit: Fit, n_latents: float, k: int) -> Interval:
 
 def _wider_rivals(fit: Fit) -> tuple[str, ...]:
     """Return the forms that are not ruled out and have terms which the draws lack."""
-    names = [form.name for form in FORMS[fit.law]]
+    names = [form.name for form in LAWS[fit.law].forms]
     return tuple(name for name in rivals(fit.scores, fit.form) if names.index(name) > names.index(fit.taken))
 
 
@@ -150,25 +152,25 @@ def ks_of(fit: Fit) -> set[int]:
     return {one.k for one in fit.residuals if one.k is not None}
 
 
-def length(basis: Basis, n_latents: int, k: int) -> Interval | None:
+def length(inputs: ForecastInputs, n_latents: int, k: int) -> Interval | None:
     """Return the tokens to convergence, by T(N) at the nearest k; None where there is no such fit."""
-    fits = [(abs(math.log(other / k)), other, fit) for fit in basis.lengths for other in ks_of(fit)]
+    fits = [(abs(math.log(other / k)), other, fit) for fit in inputs.lengths for other in ks_of(fit)]
     return expected(min(fits, key=lambda one: one[:2])[2], n_latents, k) if fits else None
 
 
-def remarks_on_k(basis: Basis, ks: Sequence[int]) -> list[str]:
-    """Return what to know of each k that no job was fitted at, and of one that L(N,K) does not hold for."""
-    known = sorted({k for fit in basis.losses for k in ks_of(fit)})
-    counted = sorted({k for fit in basis.lengths for k in ks_of(fit)})
+def remarks_on_k(inputs: ForecastInputs, ks: Sequence[int]) -> list[str]:
+    """Return a note on each k that no job was fitted at, or that L(N,K) does not hold for."""
+    known = sorted({k for fit in inputs.losses for k in ks_of(fit)})
+    counted = sorted({k for fit in inputs.lengths for k in ks_of(fit)})
     lines = []
     for k in dict.fromkeys(ks):
         if k not in known:
             near = min(counted, key=lambda other: (abs(math.log(other / k)), other), default=None)
             tokens = f", and its tokens are those of k = {near}" if near is not None else ""
             lines.append(f"k = {k} was not fitted ({', '.join(map(str, known))} were): its fvu is by L(N,K){tokens}.")
-        if basis.d_model is not None and k > basis.d_model / 4:
+        if inputs.d_model is not None and k > inputs.d_model / 4:
             lines.append(
-                f"k = {k} is above d_model / 4 = {basis.d_model / 4:g}: L(N,K) holds for k well below d_model."
+                f"k = {k} is above d_model / 4 = {inputs.d_model / 4:g}: L(N,K) holds for k well below d_model."
             )
     return lines
 
@@ -183,12 +185,12 @@ def stretch(rows: Sequence[JobMeasurement], *, epsilon: float = 0.01) -> Interva
     return spread(ratios) if ratios else Interval(1.0, 1.0, 1.0)
 
 
-def cost(basis: Basis, n_latents: int, k: int, tokens: int) -> Cost:
+def cost(inputs: ForecastInputs, n_latents: int, k: int, tokens: int) -> Cost:
     """Return what so many tokens of a size cost, the subject's share among the executed FLOPs."""
-    found = estimate(sized(basis.config, n_latents, k, max_tokens=tokens), basis.d_model)
+    found = estimate(sized(inputs.config, n_latents, k, max_tokens=tokens), inputs.d_model)
     if found.flops_executed is None:
         return found
-    return found._replace(flops_executed=found.flops_executed + subject_flops(basis.rows) * tokens)
+    return found._replace(flops_executed=found.flops_executed + subject_flops(inputs.rows) * tokens)
 
 
 def sized(config: JobConfig, n_latents: int, k: int, *, max_tokens: int) -> JobConfig:
@@ -228,7 +230,7 @@ def over(left: Interval, right: Interval) -> Interval:
 
 
 def _log(upper: float, lower: float) -> float:
-    """Return ln of a ratio, no larger than exp can undo; an end at 0 is as far away as that."""
+    """Return ln of a ratio, at most `_FARTHEST`, which is also that of an end at 0."""
     return min(_FARTHEST, math.log(upper) - math.log(lower)) if lower > 0 else _FARTHEST
 
 

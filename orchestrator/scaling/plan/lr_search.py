@@ -1,8 +1,8 @@
-"""Which learning rates to try next for each (n, k), which jobs to give up, and what is known: a function of the rows.
+"""The search for the learning rate of each (n, k): which rates to try next, which jobs to cancel, and what is known.
 
-From `lr: auto` by factors of two, until the best rate has a worse neighbour on both sides and the factor of two above
-the largest rate that converges does not converge. Jobs that cannot catch up any more are given up on the way, but
-for those above the largest rate that converges: whether they do is the question.
+A pure function of the jobs. It goes from `lr: auto` by factors of two, until the best rate has a worse neighbour on
+both sides and the factor of two above the largest rate that converges does not converge. A job that cannot become the
+best any more is cancelled, unless its rate is above the largest that converges: whether it does is then the question.
 """
 
 import math
@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from typing import Literal, NamedTuple
 
+from orchestrator.formatting import rounded
 from orchestrator.job_states import FREED
 from orchestrator.scaling.types import JobMeasurement
 
@@ -19,13 +20,13 @@ Size = tuple[int, int]
 """n_latents and k."""
 
 MOST_RATES = 16
-"""Per (n, k); a search that has not ended by then has lost its way."""
+"""Per (n, k): a search that takes more does not converge."""
 _FACTOR = 2.0
 _NEAR = 2.1
 """A rate within this factor is a neighbour: rates were rounded, and another sweep's may not lie on powers of two."""
 _RUNGS = (8, 4, 2)
 """Jobs are compared at these parts of their budget."""
-_DIGITS = 4
+_RATE_DIGITS = 4
 
 
 class Rate(NamedTuple):
@@ -66,7 +67,7 @@ class Step(NamedTuple):
 
     enqueue: tuple[Rate, ...]
     cancel: tuple[int, ...]
-    """Jobs that cannot catch up."""
+    """Jobs that cannot become the best of their (n, k)."""
     found: dict[Size, Found]
 
     @property
@@ -98,7 +99,7 @@ def next_step(rows: Sequence[JobMeasurement], *, sizes: Iterable[Size] = ()) -> 
 
 
 def _one_seed(rows: list[JobMeasurement]) -> list[JobMeasurement]:
-    """Return one job per rate of the lowest seed: of several, one that still counts, and the newest of those."""
+    """Return one job per rate of the lowest seed: of several, the newest that neither failed nor was cancelled."""
     lowest = min((row.seed for row in rows), default=0)
     chosen: dict[float | None, JobMeasurement] = {}
     for row in sorted(rows, key=lambda row: (row.state not in FREED, row.job_id)):
@@ -133,11 +134,11 @@ def _is_bracketed(found: Found) -> bool:
 
 
 def _missing(found: Found) -> Sequence[float | None]:
-    """Return the rates to try next: none while one that runs may change where they lie."""
+    """Return the rates to try next; none while the outcome of a running one may change them."""
     if not found.tried:
         return [None]
     tried = [one.lr for one in found.tried if one.lr]
-    return sorted(_rounded(place.rate) for place in _places(found) if not _holds(tried, place))
+    return sorted(rounded(place.rate, _RATE_DIGITS) for place in _places(found) if not _holds(tried, place))
 
 
 def _waits(found: Found) -> bool:
@@ -179,12 +180,12 @@ def _above(lr: float) -> _Place:
 
 
 def _holds(lrs: Sequence[float], place: _Place) -> bool:
-    edge = 1e-6 * place.rate  # the centre itself is no neighbour of its own
+    edge = 1e-6 * place.rate  # the bounds of a place are rates themselves, and do not count
     return any(place.low + edge < lr < place.high - edge for lr in lrs)
 
 
 def _trouble(found: Found) -> str:
-    """Say what only a person can mend: a rate that is needed failed, or the search has lost its way."""
+    """Say what only a person can resolve: a rate that is needed failed, or the search took too many rates."""
     if _waits(found):
         return ""
     for one in found.tried:
@@ -197,16 +198,16 @@ def _trouble(found: Found) -> str:
 
 
 def _settled(found: Found) -> float:
-    """Return the rate below which nobody asks whether one converges: the largest that did, else that ended at all."""
+    """Return the rate below which it is settled what converges: the largest that did, else the largest that ended."""
     ended = [one.lr for one in found.tried if one.lr and one.fate == "unconverged"]
     return found.largest_converging or max(ended, default=0.0)
 
 
 def _is_beaten(row: JobMeasurement, rows: Sequence[JobMeasurement]) -> bool:
-    """Say whether a job that waits or runs cannot come below what another rate has reached already.
+    """Say whether a job that waits or runs cannot reach the fvu that another rate has reached already.
 
-    It is judged at the last rung it has passed, as if it went on to its budget falling as in the doubling before: a
-    power law without the floor that every curve has.
+    Its curve is extrapolated from the last rung to its budget, falling with each doubling as in the one before: a power
+    law without the floor that every curve has, so it errs to the job's advantage.
     """
     if row.state not in {"running", "queued"} or not row.curve:
         return False
@@ -214,9 +215,9 @@ def _is_beaten(row: JobMeasurement, rows: Sequence[JobMeasurement]) -> bool:
     now, before = (_loss_at(row, rung), _loss_at(row, rung / 2)) if rung else (None, None)
     if rung is None or now is None or before is None:
         return False
-    hoped = now * min(1.0, now / before) ** math.log2(row.max_tokens / rung)
+    extrapolated = now * min(1.0, now / before) ** math.log2(row.max_tokens / rung)
     rivals = [other.fvu for other in rows if other is not row and other.outcome != "diverged" and _is_loss(other.fvu)]
-    return any(fvu is not None and fvu < hoped for fvu in rivals)
+    return any(fvu is not None and fvu < extrapolated for fvu in rivals)
 
 
 def _loss_at(row: JobMeasurement, tokens: float) -> float | None:
@@ -230,7 +231,3 @@ def _loss_at(row: JobMeasurement, tokens: float) -> float | None:
 
 def _is_loss(fvu: float | None) -> bool:
     return fvu is not None and math.isfinite(fvu) and fvu > 0
-
-
-def _rounded(lr: float) -> float:
-    return float(f"{lr:.{_DIGITS}g}")

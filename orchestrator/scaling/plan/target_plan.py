@@ -1,4 +1,4 @@
-"""The smallest SAE that should reach a given fvu, and at which k it costs least."""
+"""The smallest SAE that is expected to reach a given fvu, and at which k it costs least."""
 
 import math
 from collections.abc import Sequence
@@ -7,37 +7,39 @@ import numpy as np
 
 from orchestrator.errors import ConfigError, FitError
 from orchestrator.formatting import Interval
-from orchestrator.scaling.forms import form_of
+from orchestrator.scaling.laws.registry import LAWS
 from orchestrator.scaling.plan.budget_plan import Choice
 from orchestrator.scaling.plan.candidates import candidate
-from orchestrator.scaling.plan.forecast import Basis, expected, extrapolation, ks_of, loss_fit
+from orchestrator.scaling.plan.forecast import ForecastInputs, expected, extrapolation, ks_of, loss_fit
 from orchestrator.scaling.types import Fit
 
 FARTHEST = 1024.0
-"""Times the largest size fitted: beyond, a law says nothing that is worth a job."""
+"""Times the largest size fitted: beyond, a law is too uncertain to enqueue a job by."""
 _STEPS = 16
 """Sizes between two powers of two that are tried."""
 
 
-def reach(basis: Basis, fvu: float, ks: Sequence[int] = ()) -> tuple[list[Choice], list[str]]:
+def reach(inputs: ForecastInputs, fvu: float, ks: Sequence[int] = ()) -> tuple[list[Choice], list[str]]:
     """Return the one job that is expected to reach an fvu for the fewest FLOPs, and what the other k would take.
 
     Raises:
         ConfigError: no fvu, or below what the laws can reach: the message names the floor.
-        FitError: no fit speaks of a k.
+        FitError: no fit predicts fvu at a k.
     """
     if not 0 < fvu < 1:
         raise ConfigError(f"--target-fvu {fvu:g} is no share between 0 and 1", hint="Such as --target-fvu 0.2.")
-    asked = sorted(set(ks) or {k for fit in basis.losses for k in ks_of(fit)})
-    fits = {k: loss_fit(basis.losses, k) for k in asked}
+    asked = sorted(set(ks) or {k for fit in inputs.losses for k in ks_of(fit)})
+    fits = {k: loss_fit(inputs.losses, k) for k in asked}
     if not fits:
         raise FitError("no fit speaks of fvu", hint="Fit one: orch fit SWEEP")
     found = {k: n for k, fit in fits.items() if (n := smallest(fit, fvu, k)) is not None}
     if not found:
         raise _unreachable(fvu, fits)
-    jobs = {k: candidate(basis, n, k) for k, n in found.items()}
+    jobs = {k: candidate(inputs, n, k) for k, n in found.items()}
     best = min(jobs, key=lambda k: (jobs[k].flops is None, jobs[k].flops or found[k], k))
-    others = [_told(k, found.get(k), fits[k], fvu, jobs[k].flops if k in jobs else None) for k in asked if k != best]
+    others = [
+        _at_another_k(k, found.get(k), fits[k], fvu, jobs[k].flops if k in jobs else None) for k in asked if k != best
+    ]
     return [Choice(jobs[best], _why(fits[best], found[best], best, fvu))], others
 
 
@@ -49,11 +51,11 @@ def smallest(fit: Fit, fvu: float, k: int) -> int | None:
     known = [one.x for one in fit.residuals if not one.censored]
     start = math.log2(max(k, min(known) / 8))
     steps = math.ceil((math.log2(FARTHEST * max(known)) - start) * _STEPS)
-    tried = [_tidy(max(k, math.ceil(2 ** (start + step / _STEPS)))) for step in range(steps + 1)]
+    tried = [_round_up(max(k, math.ceil(2 ** (start + step / _STEPS)))) for step in range(steps + 1)]
     return next((n for n in tried if expected(fit, n, k).value <= fvu), None)
 
 
-def _tidy(n_latents: int) -> int:
+def _round_up(n_latents: int) -> int:
     unit: int = 2 ** max(0, n_latents.bit_length() - 6)
     return -(-n_latents // unit) * unit
 
@@ -70,7 +72,7 @@ def floor(fit: Fit, k: int) -> Interval | None:
         return math.exp(zeta + eta * math.log(k))
 
     value = at(values["zeta"], values.get("eta", 0.0))
-    names = form_of(fit.law, fit.taken).names
+    names = LAWS[fit.law].form(fit.taken).names
     drawn = [dict(zip(names, draw, strict=True)) for draw in fit.draws]
     floors = [at(draw["zeta"], draw.get("eta", 0.0)) for draw in drawn] or [value]
     low, high = np.quantile(floors, [0.05, 0.95])
@@ -107,7 +109,7 @@ def _why(fit: Fit, n_latents: int, k: int, fvu: float) -> str:
     )
 
 
-def _told(k: int, n_latents: int | None, fit: Fit, fvu: float, flops: float | None) -> str:
+def _at_another_k(k: int, n_latents: int | None, fit: Fit, fvu: float, flops: float | None) -> str:
     if n_latents is None:
         base = floor(fit, k)
         return f"k = {k} does not reach fvu {fvu:g}" + (f": its floor is {base.value:.4f}" if base else "")

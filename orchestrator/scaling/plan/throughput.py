@@ -1,4 +1,4 @@
-"""How fast a device trained, from the jobs that ended on it: what a forecast of hours stands on."""
+"""How fast a device trained, from the jobs that ended on it: a forecast of hours is made from it."""
 
 import math
 from collections import Counter

@@ -1,25 +1,26 @@
 """Every figure by its name, drawn from measured jobs and the laws fitted to them."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
-from orchestrator.scaling.plots import job_plots, law_plots
+from orchestrator.scaling.laws.registry import LAWS
 from orchestrator.scaling.plots.canvas import Drawing, styled
+from orchestrator.scaling.plots.job_plots import curves, dead
+from orchestrator.scaling.plots.residual_plot import residuals
 from orchestrator.scaling.types import Fit, JobMeasurement, LawName
 
-FIGURES: dict[str, Callable[[Sequence[JobMeasurement], Sequence[Fit]], Drawing | None]] = {
-    "ln": law_plots.loss_by_size,
-    "lc": job_plots.compute,
-    "lnk": law_plots.surface,
-    "tn": law_plots.tokens_by_size,
-    "lr": job_plots.rates,
-    "lr-law": law_plots.rate_by_size,
-    "ls": law_plots.loss_by_subject,
-    "curves": job_plots.curves,
-    "dead": job_plots.dead,
-    "residuals": law_plots.residuals,
-}
-LAW_OF: dict[str, LawName] = {"ln": "ln", "lc": "lc", "lnk": "lnk", "tn": "tn", "lr-law": "lr", "ls": "ls"}
-"""The law a figure cannot do without."""
+_OF_JOBS = {"curves": curves, "dead": dead}
+_RESIDUALS = "residuals"
+
+
+def figure_names() -> list[str]:
+    """Return the names of all figures: those of the laws, of the jobs, and of the residuals."""
+    return [*(figure.name for law in LAWS.values() for figure in law.figures), *_OF_JOBS, _RESIDUALS]
+
+
+def law_of(name: str) -> LawName | None:
+    """Return the law that a figure cannot do without; None where there is none."""
+    needed = {figure.name: law.key for law in LAWS.values() for figure in law.figures if figure.needs_fit}
+    return needed.get(name)
 
 
 def draw(name: str, rows: Sequence[JobMeasurement], fits: Sequence[Fit]) -> Drawing | None:
@@ -29,9 +30,15 @@ def draw(name: str, rows: Sequence[JobMeasurement], fits: Sequence[Fit]) -> Draw
         KeyError: no figure of that name.
     """
     with styled(name):
-        return FIGURES[name](rows, fits)
+        if name == _RESIDUALS:
+            return residuals(fits)
+        if name in _OF_JOBS:
+            return _OF_JOBS[name](rows)
+        of_laws = {figure.name: (law, figure) for law in LAWS.values() for figure in law.figures}
+        law, figure = of_laws[name]
+        return figure.draw(law, name, rows, fits)
 
 
 def draw_all(rows: Sequence[JobMeasurement], fits: Sequence[Fit]) -> list[Drawing]:
     """Draw every figure there is something to draw in."""
-    return [drawing for name in FIGURES if (drawing := draw(name, rows, fits)) is not None]
+    return [drawing for name in figure_names() if (drawing := draw(name, rows, fits)) is not None]

@@ -1,96 +1,33 @@
-"""Ink and pens: matplotlib figures without global state, whose points name their jobs.
+"""Matplotlib figures without global state, whose points name their jobs: figures, series styles and axes.
 
-Colours are Okabe and Ito's, each with a marker and a line style of its own, so that none is told by its colour alone.
+A `Sheet` is one figure in the making, a `Pen` the style of one series. Colours are Okabe and Ito's, each with a marker
+and a line style of its own, so that no series is told by its colour alone.
 """
 
 import math
-from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Literal
-
-from orchestrator.formatting import tick
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from itertools import chain, count
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+from orchestrator.formatting import tick
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 Direction = Literal["x", "y"]
-_STEPS = ((1.0,), (1.0, 3.0), (1.0, 2.0, 5.0), (1.0, 1.5, 2.0, 3.0, 5.0, 7.0))
-_FEWEST, _MOST = 3, 7
-
-
-def logarithmic(
-    axes: "Axes", direction: Direction, label: str, *, values: Iterable[float] = (), pad: float = 0.06,
-    write: Callable[[float], str] = tick,
-) -> None:  # fmt: skip
-    """Give an axis a log scale over `values` (and all that is drawn, without any), with round ticks.
-
-    `pad`: share of the span that is left free at both ends.
-    """
-    getattr(axes, f"set_{direction}scale")("log")
-    getattr(axes, f"set_{direction}label")(label)
-    known = [value for value in values if value > 0 and math.isfinite(value)]
-    if known:
-        low, high = math.log(min(known)), math.log(max(known))
-        free = max(pad * (high - low), 0.12 if high - low < 0.05 else 0.0)
-        getattr(axes, f"set_{direction}lim")(math.exp(low - free), math.exp(high + free))
-    _ticks(axes, direction, round_ticks(*getattr(axes, f"get_{direction}lim")()), write)
-
-
-def at_sizes(axes: "Axes", sizes: Iterable[int], *, label: str = "n_latents n", most: int = _MOST) -> None:
-    """Give the x axis a log scale with a tick at each size, as far as they fit."""
-    known = sorted(set(sizes))
-    logarithmic(axes, "x", label, values=known)
-    if known:
-        every = -(-len(known) // most)
-        _ticks(axes, "x", [float(size) for size in known[::-1][::every]], tick)
-
-
-def linear(axes: "Axes", direction: Direction, label: str, write: Callable[[float], str]) -> None:
-    """Give an axis plain ticks with numbers in words of one's own."""
-    from matplotlib.ticker import FuncFormatter, MaxNLocator
-
-    getattr(axes, f"set_{direction}label")(label)
-    axis = getattr(axes, f"{direction}axis")
-    axis.set_major_locator(MaxNLocator(5))
-    axis.set_major_formatter(FuncFormatter(lambda value, _: write(value)))
-
-
-def round_ticks(low: float, high: float) -> list[float]:
-    """Return three to seven round numbers between two, for a log scale."""
-    decades = range(math.floor(math.log10(low)) - 1, math.ceil(math.log10(high)) + 1)
-    for steps in _STEPS:
-        found = [step * 10.0**power for power in decades for step in steps if low <= step * 10.0**power <= high]
-        if len(found) >= _FEWEST:
-            return found[:: -(-len(found) // _MOST)]
-    span = 10.0 ** math.floor(math.log10(high - low)) if high > low else low
-    step = next(part * span for part in (1.0, 0.5, 0.25, 0.2, 0.1) if (high - low) / (part * span) >= _FEWEST)
-    return [at * step for at in range(math.ceil(low / step), math.floor(high / step) + 1)]
-
-
-def _ticks(axes: "Axes", direction: Direction, places: list[float], write: Callable[[float], str]) -> None:
-    from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator
-
-    axis = getattr(axes, f"{direction}axis")
-    axis.set_major_locator(FixedLocator(places))
-    axis.set_major_formatter(FixedFormatter([write(round(place, 12)) for place in places]))
-    axis.set_minor_locator(NullLocator())
-
 
 INK, FAINT, GRID, PAPER = "#1c2024", "#63696f", "#d9dde1", "#fdfdfe"
 PENS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 _MARKERS, _LINES = "osD^vPX", ("-", "--", "-.", ":", (0, (6, 2, 1, 2, 1, 2)))
+_STEPS = ((1.0,), (1.0, 3.0), (1.0, 2.0, 5.0), (1.0, 1.5, 2.0, 3.0, 5.0, 7.0))
+"""Digits of the ticks of a decade, the coarsest first."""
+_FEWEST_TICKS, _MOST_TICKS = 3, 7
 
 
 class Pen(NamedTuple):
-    """How one series is drawn: never by its colour alone."""
+    """The style of one series: colour, marker and line."""
 
     colour: str
     marker: str
@@ -100,7 +37,7 @@ class Pen(NamedTuple):
 
 
 class Drawing(NamedTuple):
-    """A figure with what is to be said below it."""
+    """A finished figure with its title and caption."""
 
     name: str
     title: str
@@ -113,7 +50,7 @@ class Drawing(NamedTuple):
 
 
 class Sheet:
-    """One figure in the making."""
+    """A figure that is being drawn: its panels, and the hints and jobs of what was drawn so far."""
 
     def __init__(self, name: str, *, panels: int = 1, wide: bool = False, columns: int = 4) -> None:
         """Lay out so many panels, at most `columns` of them in a row."""
@@ -133,7 +70,7 @@ class Sheet:
 
     def point(self, at: tuple[float, float], pen: Pen, *, jobs: Sequence[int], hint: str, panel: int = 0,
               hollow: bool = False) -> None:  # fmt: skip
-        """Draw one point that says which jobs it stands for, and leads to the first."""
+        """Draw one point that names its jobs, and links to the first of them."""
         face = PAPER if hollow or pen.hollow else pen.colour
         (artist,) = self.panels[panel].plot(
             [at[0]], [at[1]], marker=pen.marker, color=pen.colour, markerfacecolor=face, markeredgecolor=pen.colour,
@@ -144,8 +81,8 @@ class Sheet:
     def mark(self, artist: Any, kind: str, *, jobs: Sequence[int], hint: str) -> None:
         """Give a part of the figure an id, a hint and a link to the row of its first job."""
         first = f"{kind}-{'-'.join(map(str, jobs[:4])) or 'none'}"
-        tries = chain([first], (f"{first}-{at}" for at in count(2)))
-        own = next(name for name in tries if name not in self._hints)
+        candidates = chain([first], (f"{first}-{at}" for at in count(2)))
+        own = next(name for name in candidates if name not in self._hints)
         artist.set_gid(own)
         if jobs:
             artist.set_url(f"#job-{jobs[0]}")
@@ -168,7 +105,7 @@ class Sheet:
             if panel is None:
                 self.figure.legend(handles, names, framealpha=0.0, loc="outside right upper")
             else:
-                self.panels[panel].legend(handles, names, framealpha=0.0, ncols=1 + (len(entries) > 7))
+                self.panels[panel].legend(handles, names, framealpha=0.0, ncols=2 if len(entries) > 7 else 1)
 
     def done(self, title: str, caption: str) -> Drawing:
         """Return what was drawn."""
@@ -186,7 +123,7 @@ def pens(keys: Iterable[Any]) -> dict[Any, Pen]:
 
 
 def styled(name: str) -> AbstractContextManager[None]:
-    """Return a context in which matplotlib draws and writes in our style; outside it nothing is changed."""
+    """Return a context in which matplotlib draws and writes in the style of our figures; outside it nothing changes."""
     from matplotlib import rc_context
 
     return rc_context(
@@ -201,3 +138,61 @@ def styled(name: str) -> AbstractContextManager[None]:
             "axes.facecolor": "none", "text.parse_math": False,
         }
     )  # fmt: skip
+
+
+def logarithmic(
+    axes: "Axes", direction: Direction, label: str, *, values: Iterable[float] = (), pad: float = 0.06,
+    write: Callable[[float], str] = tick,
+) -> None:  # fmt: skip
+    """Give an axis a log scale with round ticks, over `values` or, without any, over all that is drawn.
+
+    `pad`: share of the span that is left free at both ends.
+    """
+    getattr(axes, f"set_{direction}scale")("log")
+    getattr(axes, f"set_{direction}label")(label)
+    known = [value for value in values if value > 0 and math.isfinite(value)]
+    if known:
+        low, high = math.log(min(known)), math.log(max(known))
+        free = max(pad * (high - low), 0.12 if high - low < 0.05 else 0.0)
+        getattr(axes, f"set_{direction}lim")(math.exp(low - free), math.exp(high + free))
+    _ticks(axes, direction, round_ticks(*getattr(axes, f"get_{direction}lim")()), write)
+
+
+def at_sizes(axes: "Axes", sizes: Iterable[int], *, label: str = "n_latents n", most: int = _MOST_TICKS) -> None:
+    """Give the x axis a log scale with a tick at each size, as far as they fit."""
+    known = sorted(set(sizes))
+    logarithmic(axes, "x", label, values=known)
+    if known:
+        every = -(-len(known) // most)
+        _ticks(axes, "x", [float(size) for size in known[::-1][::every]], tick)
+
+
+def linear(axes: "Axes", direction: Direction, label: str, write: Callable[[float], str]) -> None:
+    """Give an axis a linear scale whose ticks are written by `write`."""
+    from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+    getattr(axes, f"set_{direction}label")(label)
+    axis = getattr(axes, f"{direction}axis")
+    axis.set_major_locator(MaxNLocator(5))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: write(value)))
+
+
+def round_ticks(low: float, high: float) -> list[float]:
+    """Return three to seven round numbers between two, for a log scale."""
+    decades = range(math.floor(math.log10(low)) - 1, math.ceil(math.log10(high)) + 1)
+    for steps in _STEPS:
+        found = [step * 10.0**power for power in decades for step in steps if low <= step * 10.0**power <= high]
+        if len(found) >= _FEWEST_TICKS:
+            return found[:: -(-len(found) // _MOST_TICKS)]
+    span = 10.0 ** math.floor(math.log10(high - low)) if high > low else low
+    step = next(part * span for part in (1.0, 0.5, 0.25, 0.2, 0.1) if (high - low) / (part * span) >= _FEWEST_TICKS)
+    return [at * step for at in range(math.ceil(low / step), math.floor(high / step) + 1)]
+
+
+def _ticks(axes: "Axes", direction: Direction, places: list[float], write: Callable[[float], str]) -> None:
+    from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator
+
+    axis = getattr(axes, f"{direction}axis")
+    axis.set_major_locator(FixedLocator(places))
+    axis.set_major_formatter(FixedFormatter([write(round(place, 12)) for place in places]))
+    axis.set_minor_locator(NullLocator())

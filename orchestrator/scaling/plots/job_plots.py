@@ -1,24 +1,29 @@
-"""What was measured, job by job: curves, L(C)'s envelope, fvu against the learning rate, dead latents."""
+"""Figures of what was measured: curves, L(C) on its envelope, fvu against the learning rate, dead latents."""
 
 import math
-from collections.abc import Callable, Iterable, Sequence
-from typing import TypeAlias
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, TypeAlias
 
 from orchestrator.curves.point import Point
 from orchestrator.formatting import count, digits, named, power_tick, share, tick
+from orchestrator.scaling.fit.options import flops_of
 from orchestrator.scaling.plots.canvas import FAINT, INK, Drawing, Pen, Sheet, at_sizes, linear, logarithmic, pens
-from orchestrator.scaling.plots.law_plots import LAW_TITLES, draw_law, draw_residual, series_name, spelled
+from orchestrator.scaling.plots.law_plots import draw_law, draw_residual, fits_to_draw, series_name, spelled
 from orchestrator.scaling.types import Fit, JobMeasurement
+
+if TYPE_CHECKING:
+    from orchestrator.scaling.law import Law
 
 Rows: TypeAlias = Sequence[JobMeasurement]
 Fits: TypeAlias = Sequence[Fit]
 MOST_PANELS, COLUMNS = 9, 3
 EPSILON = 0.01
-_BROKEN = 1.0
-"""An fvu above this is worse than the mean; such points would squeeze all others."""
+"""Of the tokens to convergence that are drawn."""
+_HIGHEST = 1.0
+"""An fvu above this is worse than the mean; such points would compress the scale of all others."""
 
 
-def curves(rows: Rows, fits: Fits) -> Drawing | None:
+def curves(rows: Rows) -> Drawing | None:
     """Draw fvu over tokens, a line per job; a ring where it came within 1% of its limit."""
     drawn = [row for row in rows if _usable(row.curve)]
     if not drawn:
@@ -52,27 +57,28 @@ def _draw_curve(sheet: Sheet, row: JobMeasurement, pen: Pen, *, panel: int) -> N
         sheet.point((tokens, _at(places, tokens)), ring, jobs=(row.job_id,), hint=hint, panel=panel)
 
 
-def _curve_axes(sheet: Sheet, members: Rows, panel: int, name: str, everything: Rows) -> None:
+def _curve_axes(sheet: Sheet, members: Rows, panel: int, title: str, everything: Rows) -> None:
     losses = [point.fvu for row in everything for point in _usable(row.curve)]
     tokens = [point.tokens_seen for row in members for point in _usable(row.curve)]
     logarithmic(sheet.panels[panel], "x", "training tokens", values=tokens)
     logarithmic(sheet.panels[panel], "y", "" if panel % sheet.columns else "fvu (held out)", values=losses)
-    sheet.panels[panel].set_title(name, loc="left")
+    sheet.panels[panel].set_title(title, loc="left")
 
 
-def compute(rows: Rows, fits: Fits) -> Drawing | None:
+def compute(law: "Law", name: str, rows: Rows, fits: Fits) -> Drawing | None:
     """Draw L(C): every curve over the compute it took, the envelope's points, and the law with its band."""
-    drawn = [fit for fit in fits if fit.law == "lc" and fit.residuals]
+    drawn = fits_to_draw(law, fits)
     if not drawn:
         return None
-    sheet = Sheet("lc")
+    sheet = Sheet(name)
     axes = sheet.panels[0]
-    flops = flops_of(drawn[0])
+    counted = str(drawn[0].options.get("flops") or "dense")
     several = len({fit.subject for fit in drawn}) > 1
     names = {id(fit): series_name(fit.residuals[0], fit, several=several) for fit in drawn}
     colours = pens(names.values())
     for row in rows:
-        places = [(flops(point), point.fvu) for point in _usable(row.curve) if flops(point) > 0]
+        known = [(flops_of(point, counted), point.fvu) for point in _usable(row.curve)]
+        places = [place for place in known if place[0] > 0]
         if places:
             (line,) = axes.plot(*zip(*places, strict=True), color=FAINT, linewidth=0.8, alpha=0.6, zorder=2)
             sheet.mark(line, "curve", jobs=(row.job_id,), hint=_named(row))
@@ -86,42 +92,34 @@ def compute(rows: Rows, fits: Fits) -> Drawing | None:
     logarithmic(
         axes,
         "x",
-        f"training compute C ({drawn[0].options.get('flops') or 'dense'} FLOPs)",
+        f"training compute C ({counted} FLOPs)",
         values=[point.x for point in envelope],
         pad=0.1,
         write=power_tick,
     )
-    logarithmic(axes, "y", "fvu (held out)", values=[lowest, highest], pad=0.15)
+    logarithmic(axes, "y", law.quantity.label, values=[lowest, highest], pad=0.15)
     sheet.legend([("curve of a job", Pen(FAINT, "", "-")), *colours.items()])
     said = "Grey: every stored curve. Points: the lower envelope of all of them, in equal steps of log C."
-    return sheet.done(
-        LAW_TITLES["lc"], f"{spelled(drawn[0].equation)} ({drawn[0].form}). {said} Band: 90% of the refits."
-    )
+    return sheet.done(law.heading, f"{spelled(drawn[0].equation)} ({drawn[0].form}). {said} Band: 90% of the refits.")
 
 
-def flops_of(fit: Fit) -> Callable[[Point], float]:
-    """Return how the compute of a point was counted when L(C) was fitted."""
-    counted = str(fit.options.get("flops") or "dense").split("+")
-    return lambda point: sum(getattr(point, f"flops_{part}") for part in counted)
-
-
-def rates(rows: Rows, fits: Fits) -> Drawing | None:
+def rates(law: "Law", name: str, rows: Rows, fits: Fits) -> Drawing | None:
     """Draw fvu against lr, a line per n, the tokens to convergence written at each point (the paper's Figure 3)."""
     known = [row for row in rows if row.lr and row.n_latents and (_is_loss(row.fvu) or row.outcome == "diverged")]
     groups = _panels(_searched(known))
     if not any(_is_loss(row.fvu) for members in groups.values() for row in members):
         return None
     drawn = [row for members in groups.values() for row in members]
-    sheet = Sheet("lr", panels=len(groups), wide=len(drawn) > 12, columns=COLUMNS)
+    sheet = Sheet(name, panels=len(groups), wide=len(drawn) > 12, columns=COLUMNS)
     colours = pens(sorted({row.n_latents or 0 for row in drawn}))
-    for panel, (name, members) in enumerate(groups.items()):
+    for panel, (title, members) in enumerate(groups.items()):
         axes = sheet.panels[panel]
         for n, mine in colours.items():
             _draw_rates(sheet, [row for row in members if row.n_latents == n], mine, panel=panel)
         logarithmic(axes, "x", "learning rate lr", values=[row.lr or 0 for row in members], pad=0.14)
         losses = [row.fvu for row in drawn if row.fvu is not None and _is_loss(row.fvu)]
         logarithmic(axes, "y", "" if panel % sheet.columns else "fvu (held out)", values=losses, pad=0.2)
-        axes.set_title(name, loc="left")
+        axes.set_title(title, loc="left")
     sheet.legend([(f"n = {tick(n)}", colours[n]) for n in colours], panel=None)
     said = "At each point: tokens to within 1% of the limit; > where training ended before. Hollow: not converged."
     more = " Crosses at the top: diverged." if any(row.outcome == "diverged" for row in drawn) else ""
@@ -166,7 +164,7 @@ def tokens_to_convergence(row: JobMeasurement, epsilon: float = EPSILON) -> str:
     return f">{count(bound)}" if tokens is None and bound is not None else count(tokens)
 
 
-def dead(rows: Rows, fits: Fits) -> Drawing | None:
+def dead(rows: Rows) -> Drawing | None:
     """Draw the share of dead latents at the end against n."""
     drawn = [row for row in rows if row.dead_share is not None and math.isfinite(row.dead_share) and row.n_latents]
     if not drawn:
@@ -197,7 +195,8 @@ def dead(rows: Rows, fits: Fits) -> Drawing | None:
 def _means(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
     """Return the mean height at each place."""
     places = sorted({x for x, _ in points})
-    return [(x, sum(h := [y for at, y in points if at == x]) / len(h)) for x in places]
+    heights = {x: [y for at, y in points if at == x] for x in places}
+    return [(x, sum(ys) / len(ys)) for x, ys in heights.items()]
 
 
 def _panels(rows: Rows) -> dict[str, list[JobMeasurement]]:
@@ -222,7 +221,7 @@ def _named(row: JobMeasurement) -> str:
 
 
 def _is_loss(value: float | None) -> bool:
-    return value is not None and math.isfinite(value) and 0 < value <= _BROKEN
+    return value is not None and math.isfinite(value) and 0 < value <= _HIGHEST
 
 
 def _usable(curve: Iterable[Point]) -> list[Point]:
@@ -230,7 +229,7 @@ def _usable(curve: Iterable[Point]) -> list[Point]:
 
 
 def _at(places: Sequence[tuple[float, float]], tokens: float) -> float:
-    """Return the loss of a curve at some tokens, straight between its points in log tokens."""
+    """Return the loss of a curve at some tokens, interpolated linearly in log tokens."""
     before = max((place for place in places if place[0] <= tokens), default=places[0])
     after = min((place for place in places if place[0] >= tokens), default=places[-1])
     if after[0] <= before[0]:

@@ -1,78 +1,63 @@
-"""What a law says beside what was measured: L(N), L(N,K), L_s(N), T(N), lr*(N), and what is left over."""
+"""Figures of a law and of what it was fitted to: over the size of the dictionary, and as a surface over n and k.
+
+A figure is given its law, so that an entry of the registry can name any of them: `orchestrator.scaling.law.Figure`.
+"""
 
 import math
 import re
 from collections.abc import Sequence
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
-from orchestrator.formatting import digits, named, power_tick, share
-from orchestrator.scaling.plots.canvas import FAINT, INK, Drawing, Pen, Sheet, at_sizes, linear, logarithmic, pens
+from orchestrator.formatting import digits, jobs_named, named
+from orchestrator.scaling.plots.canvas import FAINT, INK, Drawing, Pen, Sheet, at_sizes, logarithmic, pens
 from orchestrator.scaling.types import Fit, JobMeasurement, Residual
+
+if TYPE_CHECKING:
+    from orchestrator.scaling.law import Law
 
 Rows: TypeAlias = Sequence[JobMeasurement]
 Fits: TypeAlias = Sequence[Fit]
 _STEPS = 60
 """Points of a drawn law."""
-LAW_TITLES = {
-    "ln": "L(N): fvu against dictionary size", "lc": "L(C): fvu against compute",
-    "lnk": "L(N,K): fvu against dictionary size and sparsity", "tn": "T(N): tokens to convergence",
-    "lr": "lr*(N): the largest learning rate that converges", "ls": "L_s(N): the law of each subject",
-}  # fmt: skip
 _GREEK = {"alpha": "α", "beta": "β", "gamma": "γ", "zeta": "ζ", "eta": "η"}
-AXES = {"tn": "tokens to convergence T", "lr": "learning rate lr*"}
+_LEFT_OUT = Pen(FAINT, "o", "", hollow=True)
 
 
-def loss_by_size(rows: Rows, fits: Fits) -> Drawing | None:
-    """Draw L(N): a line with its band per fixed k, the points it was fitted to, and hollow what was left out."""
-    return _against_size("ln", rows, fits)
+def against_size(law: "Law", name: str, rows: Rows, fits: Fits) -> Drawing | None:
+    """Draw a law over n: a line with its band per series, the points it was fitted to, and hollow what was left out.
 
-
-def loss_by_subject(rows: Rows, fits: Fits) -> Drawing | None:
-    """Draw L_s(N): a law per subject."""
-    return _against_size("ls", rows, fits)
-
-
-def tokens_by_size(rows: Rows, fits: Fits) -> Drawing | None:
-    """Draw T(N); a censored count is an arrow: the truth is above it."""
-    return _against_size("tn", rows, fits)
-
-
-def rate_by_size(rows: Rows, fits: Fits) -> Drawing | None:
-    """Draw lr*(N)."""
-    return _against_size("lr", rows, fits)
-
-
-def _against_size(law: str, rows: Rows, fits: Fits) -> Drawing | None:
-    drawn = [fit for fit in fits if fit.law == law and fit.residuals]
+    A series has one k, and one subject where the law compares subjects. A censored point is an arrow up.
+    """
+    drawn = fits_to_draw(law, fits)
     if not drawn:
         return None
-    sheet = Sheet(_NAMES.get(law, law))
+    sheet = Sheet(name)
     several = len({residual.subject for fit in drawn for residual in fit.residuals}) > 1
     keys = [(series_name(residual, fit, several=several), fit) for fit in drawn for residual in fit.residuals]
-    colours = pens(name for name, _ in keys)
-    left_out = _left_out(law, rows, drawn)
-    parameters = {row.job_id: row.subject_size for row in rows}
+    colours = pens(series for series, _ in keys)
+    left_out = _left_out(rows, drawn) if law.quantity.is_loss else []
+    subject_sizes = {row.job_id: row.subject_size for row in rows}
     for fit in drawn:
-        for name, points in _series(fit, several=several).items():
-            size = parameters.get(points[0].jobs[0]) if law == "ls" else None
-            if law != "ls" or size:
+        for series, points in _series(fit, several=several).items():
+            size = subject_sizes.get(points[0].jobs[0]) if law.compares_subjects else None
+            if size or not law.compares_subjects:
                 places = [point.x for point in points]
-                draw_law(sheet, fit, colours[name], sizes=places, k=points[0].k, subject_size=size)
+                draw_law(sheet, fit, colours[series], sizes=places, k=points[0].k, subject_size=size)
             for point in points:
-                draw_residual(sheet, point, colours[name])
+                draw_residual(sheet, point, colours[series])
     for row, why in left_out:
         _draw_left_out(sheet, row, why)
     heights = [*(point.observed for fit in drawn for point in fit.residuals), *(r.fvu or 0.0 for r, _ in left_out)]
-    at_sizes(
-        sheet.panels[0], [int(p.x) for fit in drawn for p in fit.residuals] + [r.n_latents or 0 for r, _ in left_out]
-    )
-    logarithmic(sheet.panels[0], "y", AXES.get(law, "fvu (held out)"), values=_with_floor(drawn, heights), pad=0.1)
+    sizes = [int(p.x) for fit in drawn for p in fit.residuals] + [r.n_latents or 0 for r, _ in left_out]
+    at_sizes(sheet.panels[0], sizes)
+    logarithmic(sheet.panels[0], "y", law.quantity.label, values=_with_predictions(drawn, heights), pad=0.1)
     sheet.legend([*colours.items(), *([("left out", _LEFT_OUT)] if left_out else [])])
-    return sheet.done(LAW_TITLES[law], _caption(drawn, left_out))
+    return sheet.done(law.heading, _caption(drawn, left_out))
 
 
-_NAMES = {"lr": "lr-law"}
-_LEFT_OUT = Pen(FAINT, "o", "", hollow=True)
+def fits_to_draw(law: "Law", fits: Fits) -> list[Fit]:
+    """Return the fits of a law that have points."""
+    return [fit for fit in fits if fit.law == law.key and fit.residuals]
 
 
 def spelled(text: str) -> str:
@@ -99,7 +84,7 @@ def draw_law(
     sheet: Sheet, fit: Fit, pen: Pen, *, sizes: Sequence[float], k: int | None, subject_size: float | None = None
 ) -> None:
     """Draw the line of a fit over some sizes and a little beyond, with the 90% band of its bootstrap."""
-    from orchestrator.scaling.fit.predict import band
+    from orchestrator.scaling.fit.predict import band  # it reads the registry, whose entries name these figures
 
     low, high = math.log(min(sizes)) - 0.1, math.log(max(sizes)) + 0.25
     xs = [math.exp(low + (high - low) * at / _STEPS) for at in range(_STEPS + 1)]
@@ -135,15 +120,8 @@ def draw_arrow(sheet: Sheet, point: Residual, colour: str, *, panel: int = 0) ->
     sheet.mark(arrow.arrow_patch, "arrow", jobs=point.jobs, hint=f"{jobs_named(point.jobs)}: censored")
 
 
-def jobs_named(jobs: Sequence[int]) -> str:
-    """Return the jobs of a point in words: job 3; jobs 3, 7."""
-    return f"job{'s' if len(jobs) > 1 else ''} {', '.join(map(str, jobs))}"
-
-
-def _left_out(law: str, rows: Rows, fits: Fits) -> list[tuple[JobMeasurement, str]]:
-    """Return the jobs with a loss that L(N) was not fitted to, with the reason."""
-    if law not in ("ln", "ls"):
-        return []
+def _left_out(rows: Rows, fits: Fits) -> list[tuple[JobMeasurement, str]]:
+    """Return the jobs with a loss that the law was not fitted to, with the reason."""
     by_id = {row.job_id: row for row in rows}
     whys = {one.job_id: one.why for fit in fits for one in fit.excluded}
     used = {job for fit in fits for job in fit.jobs}
@@ -156,8 +134,8 @@ def _draw_left_out(sheet: Sheet, row: JobMeasurement, why: str) -> None:
     sheet.point((row.n_latents or 0, row.fvu or 0.0), _LEFT_OUT, jobs=(row.job_id,), hint=hint)
 
 
-def _with_floor(fits: Fits, heights: list[float]) -> list[float]:
-    """Return heights with those the law says, and room for the arrows of censored points."""
+def _with_predictions(fits: Fits, heights: list[float]) -> list[float]:
+    """Return heights with those the law predicts, and room for the arrows of censored points."""
     points = [point for fit in fits for point in fit.residuals]
     return [*heights, *(point.predicted for point in points), *(1.4 * p.observed for p in points if p.censored)]
 
@@ -171,29 +149,29 @@ def _caption(fits: Fits, left_out: Sequence[object]) -> str:
     return " ".join(said)
 
 
-def surface(rows: Rows, fits: Fits) -> Drawing | None:
-    """Draw L(N,K): a line per k, and the lines of equal fvu over n and k."""
-    drawn = [fit for fit in fits if fit.law == "lnk" and fit.residuals]
+def surface(law: "Law", name: str, rows: Rows, fits: Fits) -> Drawing | None:
+    """Draw a law over n and k: a line per k, and the lines of equal fvu."""
+    drawn = fits_to_draw(law, fits)
     if not drawn:
         return None
     fit = drawn[0]
-    sheet = Sheet("lnk", panels=2)
+    sheet = Sheet(name, panels=2)
     colours = pens(series_name(p, fit, several=False) for p in sorted(fit.residuals, key=lambda p: p.k or 0))
-    for name, points in _series(fit, several=False).items():
-        draw_law(sheet, fit, colours[name], sizes=[point.x for point in points], k=points[0].k)
+    for series, points in _series(fit, several=False).items():
+        draw_law(sheet, fit, colours[series], sizes=[point.x for point in points], k=points[0].k)
         for point in points:
-            draw_residual(sheet, point, colours[name])
+            draw_residual(sheet, point, colours[series])
     at_sizes(sheet.panels[0], [int(point.x) for point in fit.residuals])
-    logarithmic(sheet.panels[0], "y", "fvu (held out)", values=[point.observed for point in fit.residuals], pad=0.1)
+    logarithmic(sheet.panels[0], "y", law.quantity.label, values=[point.observed for point in fit.residuals], pad=0.1)
     sheet.legend(list(colours.items()))
     _draw_contours(sheet, fit)
     more = f" Only the first of {len(drawn)} subjects: {fit.subject}." if len(drawn) > 1 else ""
     said = "Left: a line per k. Right: lines of equal fvu, as the law has them; dots are the jobs."
-    return sheet.done(LAW_TITLES["lnk"], f"{spelled(fit.equation)}. {said} Bands: 90% of the bootstrap refits.{more}")
+    return sheet.done(law.heading, f"{spelled(fit.equation)}. {said} Bands: 90% of the bootstrap refits.{more}")
 
 
 def _draw_contours(sheet: Sheet, fit: Fit) -> None:
-    from orchestrator.scaling.fit.predict import band
+    from orchestrator.scaling.fit.predict import band  # as above
 
     sizes, ks = sorted({p.x for p in fit.residuals}), sorted({p.k or 1 for p in fit.residuals})
     xs = [sizes[0] * (sizes[-1] / sizes[0]) ** (at / 12) for at in range(13)]
@@ -211,39 +189,3 @@ def _draw_contours(sheet: Sheet, fit: Fit) -> None:
     logarithmic(axes, "y", "latents kept per token k", values=ks, pad=0.1)
     axes.set_yticks(ks, [str(k) for k in ks])
     axes.grid(visible=False)
-
-
-def residuals(rows: Rows, fits: Fits) -> Drawing | None:
-    """Draw how far each point is from its law, a panel per law."""
-    laws = list(dict.fromkeys(fit.law for fit in fits if fit.residuals))[:4]
-    if not laws:
-        return None
-    sheet = Sheet("residuals", panels=len(laws), wide=len(laws) > 1)
-    several = len({point.subject for fit in fits for point in fit.residuals}) > 1
-    named_points = [(series_name(p, fit, several=several), fit, p) for fit in fits for p in fit.residuals]
-    colours = pens(name for name, fit, _ in named_points if fit.law in laws)
-    for at, law in enumerate(laws):
-        points = [(name, point) for name, fit, point in named_points if fit.law == law]
-        for name, point in points:
-            hint = f"{jobs_named(point.jobs)}: {share(math.expm1(point.log_residual), 2)} from the law"
-            pen = colours[name]
-            place = (point.x, 100 * math.expm1(point.log_residual))
-            sheet.point(place, pen, jobs=point.jobs, hint=hint, panel=at, hollow=point.censored or bool(point.flagged))
-        axes = sheet.panels[at]
-        axes.axhline(0, color=FAINT, linewidth=1, zorder=1)
-        axes.set_title(LAW_TITLES[law].partition(":")[0], loc="left")
-        axes.margins(y=0.2)
-        linear(axes, "y", "observed against the law (%)" if at == 0 else "", _signed)
-        if law == "lc":
-            logarithmic(axes, "x", "compute C (FLOPs)", values=[point.x for _, point in points], write=power_tick)
-        else:
-            at_sizes(axes, [int(point.x) for _, point in points], most=4)
-    sheet.legend(list(colours.items()), panel=None)
-    return sheet.done(
-        "What the laws leave over",
-        "A law that fits scatters about zero, without a trend. Hollow: censored, or left out of the fit.",
-    )
-
-
-def _signed(value: float) -> str:
-    return f"{value:+g}".replace("-", "−") if value else "0"

@@ -19,7 +19,7 @@ _DARK = {
 _PROLOG = '<?xml version="1.0" encoding="utf-8"?>\n'
 _METADATA = ("Date", "Creator", "Format", "Type")
 JOINS = "svg * {stroke-linejoin: round; stroke-linecap: butt}"
-"""What matplotlib says in every figure, and a page once."""
+"""The style that matplotlib writes into every figure; here a page has it once."""
 _FONT = "system-ui, -apple-system, 'Segoe UI', 'DejaVu Sans', Arial, sans-serif"
 
 
@@ -86,8 +86,8 @@ def _with_own_ids(text: str, prefix: str) -> str:
 
 
 def _with_hints(text: str, drawing: Drawing) -> str:
-    def told(found: "re.Match[str]") -> str:
+    def with_hint(found: "re.Match[str]") -> str:
         hint = drawing.hints.get(found[1])
         return found[0] if hint is None else f"{found[0]}<title>{escape(hint)}</title>"
 
-    return re.sub(rf'<g id="figure-{re.escape(drawing.name)}-([^"]+)">', told, text)
+    return re.sub(rf'<g id="figure-{re.escape(drawing.name)}-([^"]+)">', with_hint, text)

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from orchestrator.curves.convergence import has_converged
 from orchestrator.curves.expected_stop import Points, stop_tokens
 from orchestrator.curves.point import evaluation_grid
+from orchestrator.curves.tail import LEAST_POINTS
 
 FIRST, BATCH, BUDGET = 8192, 256, 2**24
 SIZES = {"first_point_tokens": FIRST, "batch_tokens": BATCH}
@@ -54,7 +55,7 @@ def test_where_the_rule_is_met_already_the_end_is_now() -> None:
     assert _told(curve[: at + 1], 0.02) == GRID[at]
 
 
-@pytest.mark.parametrize("curve", [(), _curve(0.7)[:4], (*_curve(0.7)[:8], (GRID[8], math.nan))])
+@pytest.mark.parametrize("curve", [(), _curve(0.7)[: LEAST_POINTS - 1], (*_curve(0.7)[:8], (GRID[8], math.nan))])
 def test_what_says_nothing(curve: Points) -> None:
     assert _told(curve, 0.01) is None
 
@@ -67,7 +68,7 @@ losses = st.floats(1e-6, 10.0)
 
 
 @settings(deadline=None)
-@given(st.lists(losses, min_size=5, max_size=40), st.floats(1e-4, 0.3), st.integers(FIRST, BUDGET))
+@given(st.lists(losses, min_size=LEAST_POINTS, max_size=40), st.floats(1e-4, 0.3), st.integers(FIRST, BUDGET))
 def test_it_lies_ahead_and_within_the_budget(values: list[float], epsilon: float, budget: int) -> None:
     curve = tuple((t, value) for t, value in zip(GRID, values, strict=False) if t <= budget)
     told = _told(curve, epsilon, budget)
@@ -76,7 +77,7 @@ def test_it_lies_ahead_and_within_the_budget(values: list[float], epsilon: float
 
 
 @settings(deadline=None)
-@given(st.lists(losses, min_size=5, max_size=40), st.floats(1e-4, 0.3), st.floats(1.0, 3.0))
+@given(st.lists(losses, min_size=LEAST_POINTS, max_size=40), st.floats(1e-4, 0.3), st.floats(1.0, 3.0))
 def test_a_looser_rule_is_never_met_later(values: list[float], epsilon: float, looser: float) -> None:
     curve = tuple(zip(GRID, values, strict=False))
     sooner, later = _told(curve, epsilon * looser), _told(curve, epsilon)

@@ -10,11 +10,11 @@ from orchestrator.scaling.fit.fitting import fit
 from orchestrator.scaling.fit.model_selection import allowed, chosen, profile, score
 from orchestrator.scaling.fit.predict import predict
 from orchestrator.scaling.fit.sample import Observation, Sample
-from orchestrator.scaling.forms import form_of
+from orchestrator.scaling.laws.registry import LAWS
 from orchestrator.scaling.types import Fit
 from tests.job_measurements import N_OF_G1, grid, line, measured, surface
 
-PURE = form_of("ln", "pure")
+PURE = LAWS["ln"].form("pure")
 
 
 def _sample(*, between: float, within: float, n_cells: int = 40, seeds: int = 3) -> Sample:
@@ -73,7 +73,7 @@ def test_the_profile_contains_the_estimate_and_agrees_with_the_bootstrap() -> No
 
 
 def test_a_profile_that_reaches_nothing() -> None:
-    form = form_of("ln", "+e")
+    form = LAWS["ln"].form("+e")
     [sample] = [Sample("", "", tuple(
         Observation((0,), float(n), 1.0, 8, "m", row.fvu or 0, (float(n), 1.0))
         for n, row in zip(N_OF_G1, line(N_OF_G1, e=0.0, noise=0.01), strict=True)
@@ -121,7 +121,7 @@ def test_the_error_at_the_size_held_out() -> None:
 
 def test_a_score_is_of_what_is_known() -> None:
     sample = _sample(between=0.01, within=0.0, n_cells=8, seeds=1)
-    best = min(allowed("ln", sample), key=lambda form: score(estimate(form, sample), sample).aicc or 0)
+    best = min(allowed(LAWS["ln"].forms, sample), key=lambda form: score(estimate(form, sample), sample).aicc or 0)
     assert best.name == "pure"
 
 
@@ -242,11 +242,11 @@ def test_refits_that_run_away_are_not_drawn(
 def test_what_is_a_runaway() -> None:
     sample = _sample(between=0.0, within=0.0, n_cells=3, seeds=1)
     theta = np.array([[1.0, -0.2, -2.0], [1.0, -40.0, -2.0], [1.0, 3.1, -2.0]])
-    assert is_runaway(form_of("ln", "+e"), theta, sample).tolist() == [False, True, True]
+    assert is_runaway(LAWS["ln"].form("+e"), theta, sample).tolist() == [False, True, True]
     assert not is_runaway(PURE, theta[:, :2], sample).any(), "without a floor such an exponent misses its points"
     tilted = Sample("", "", tuple(one._replace(z=2.0**20) for one in sample.observations))
     theta = np.array([[1.0, 0.0, -0.2, -0.1, -2.0], [1.0, 0.0, -0.2, -0.3, -2.0]])
-    assert is_runaway(form_of("lnk", "+e"), theta, tilted).tolist() == [False, True], "by gamma, at a large k"
+    assert is_runaway(LAWS["lnk"].form("+e"), theta, tilted).tolist() == [False, True], "by gamma, at a large k"
 
 
 def test_rates_by_factors_of_two_leave_their_exponent_open() -> None:
@@ -267,7 +267,7 @@ def test_no_floor_is_above_what_was_reached() -> None:
         losses = [row.fvu or 0.0 for row in line([2**i for i in range(6, 12)], b=-0.5, e=0.2, noise=0.1, seed=seed)]
         places = [(float(2 ** (6 + i)), loss) for i, loss in enumerate(losses)]
         sample = Sample("", "", tuple(Observation((0,), n, 1.0, 8, "m", loss, (n, 1.0)) for n, loss in places))
-        best = estimate(form_of("ln", "+e"), sample)
+        best = estimate(LAWS["ln"].form("+e"), sample)
         found = profile(best, sample)
         assert found is not None
         assert 0 <= found[0] <= found[1] <= max(float(np.exp(best.theta[-1])), min(losses)) * (1 + 1e-9)

@@ -7,17 +7,19 @@ from typing import Any
 import pytest
 
 from orchestrator.errors import FitError
-from orchestrator.scaling.fit.build_samples import samples
-from orchestrator.scaling.fit.eligible_jobs import FitOptions, sort_out
+from orchestrator.scaling.fit.eligible_jobs import sort_out
 from orchestrator.scaling.fit.envelope import END
 from orchestrator.scaling.fit.fitting import fit
+from orchestrator.scaling.fit.options import FitOptions
 from orchestrator.scaling.fit.sample import Sample
+from orchestrator.scaling.laws.compute import LOSS_BY_COMPUTE
 from orchestrator.scaling.types import JobMeasurement
 from tests.job_measurements import measured, point
 
 
-def _samples(rows: Sequence[JobMeasurement], **choices: Any) -> list[Sample]:
-    return samples("lc", *sort_out("lc", rows, FitOptions(**choices)), FitOptions(**choices))
+def _samples(rows: Sequence[JobMeasurement], **values: Any) -> list[Sample]:
+    options = FitOptions(**values)
+    return LOSS_BY_COMPUTE.samples(*sort_out(LOSS_BY_COMPUTE, rows, options), options)
 
 
 def _curved(n: int, **values: Any) -> JobMeasurement:
@@ -86,7 +88,7 @@ def test_what_the_axis_of_the_envelope_counts(flops: Any, cost: float) -> None:
 
 def test_jobs_without_a_usable_curve_are_off_the_envelope() -> None:
     rows = [measured(64, fvu=None), measured(64, curve=(point(1, math.nan), point(2, 1.2)))]
-    kept, excluded = sort_out("lc", rows, FitOptions())
+    kept, excluded = sort_out(LOSS_BY_COMPUTE, rows, FitOptions())
     assert (kept, [one.why for one in excluded]) == (
         [],
         ["no curve is stored of it", "no point of its curve is below 1"],

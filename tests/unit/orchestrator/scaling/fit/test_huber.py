@@ -7,10 +7,11 @@ from scipy.optimize import least_squares
 from orchestrator.scaling.fit.estimate import data_of, estimate, freedom, spread, starts
 from orchestrator.scaling.fit.huber import Data, _state, minimise, residuals, slopes
 from orchestrator.scaling.fit.sample import Observation, Sample
-from orchestrator.scaling.forms import FORMS, Form, coefficients, form_of, log_values, parameters
+from orchestrator.scaling.forms import Form, coefficients, log_values, parameters
+from orchestrator.scaling.laws.registry import LAWS
 from tests.job_measurements import K_OF_G1, N_OF_G1, surface
 
-EVERY_FORM = [(law, form) for law, forms in FORMS.items() for form in forms]
+EVERY_FORM = [(law.key, form) for law in LAWS.values() for form in law.forms]
 
 
 def _sample(noise: float, *, n: int = 12, seed: int = 0, e: float = 0.199) -> Sample:
@@ -55,7 +56,7 @@ def test_gradient_and_hessian_are_those_of_the_objective(law: str, form: Form) -
 
 
 def test_the_minimum_is_scipys() -> None:
-    sample, form = _sample(0.02), form_of("ln", "+e")
+    sample, form = _sample(0.02), LAWS["ln"].form("+e")
     found = estimate(form, sample)
     data = data_of(form, sample, delta=found.delta)
 
@@ -72,7 +73,7 @@ def test_the_minimum_is_scipys() -> None:
 
 
 def test_many_fits_at_once_are_each_its_own() -> None:
-    sample, form = _sample(0.02), form_of("ln", "+e")
+    sample, form = _sample(0.02), LAWS["ln"].form("+e")
     data = data_of(form, sample, delta=0.01)
     random = np.random.default_rng(0)
     observed = data.observed + 0.02 * random.normal(size=(40, len(data.observed)))
@@ -85,7 +86,7 @@ def test_many_fits_at_once_are_each_its_own() -> None:
 
 
 def test_a_bound_that_is_kept_costs_nothing() -> None:
-    form = form_of("tn", "pure")
+    form = LAWS["tn"].form("pure")
     sample = _sample(0.0, e=0.0)
     data = data_of(form, sample)
     theta = estimate(form, sample).theta[None]
@@ -98,7 +99,7 @@ def test_a_bound_that_is_kept_costs_nothing() -> None:
 
 
 def test_what_is_held_stays() -> None:
-    sample, form = _surface(), form_of("lnk", "+e(k)")
+    sample, form = _surface(), LAWS["lnk"].form("+e(k)")
     theta = estimate(form, sample).theta
     middle = float(np.mean(np.log(sample.z)))
     start = theta + np.array([0, 0, 0, 0, 0.1, 0])
@@ -114,7 +115,7 @@ def test_coefficients_and_parameters_are_inverse(law: str, form: Form) -> None:
 
 
 def test_slopes_are_derivatives() -> None:
-    sample, form = _surface(), form_of("lnk", "+e(k)")
+    sample, form = _surface(), LAWS["lnk"].form("+e(k)")
     theta = estimate(form, sample).theta
     points = data_of(form, sample).points
     for at, step in enumerate(1e-6 * np.eye(form.size)):
@@ -123,7 +124,7 @@ def test_slopes_are_derivatives() -> None:
 
 
 def test_a_floor_of_nothing_gives_a_law_of_power() -> None:
-    form = form_of("ln", "+e")
+    form = LAWS["ln"].form("+e")
     theta = parameters(form, np.array([0.4, -0.2, 0.0]))
     points = data_of(form, _sample(0.0)).points
     np.testing.assert_allclose(log_values(theta[None], points)[0][0], 0.4 - 0.2 * np.log(_sample(0.0).x))
@@ -135,4 +136,4 @@ def test_the_spread_respects_degrees_of_freedom() -> None:
     assert np.mean(found) == pytest.approx(0.02, rel=0.02)
     assert spread(np.ones(6), n_places=6, n_coefficients=3) == pytest.approx(1.4826 * np.sqrt(2))
     assert spread(np.ones(30), n_places=6, n_coefficients=3) == pytest.approx(1.4826 * np.sqrt(2))
-    assert freedom(form_of("ln", "+e"), _sample(0.0, n=6)) == 3
+    assert freedom(LAWS["ln"].form("+e"), _sample(0.0, n=6)) == 3

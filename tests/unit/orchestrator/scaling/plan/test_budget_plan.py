@@ -14,7 +14,7 @@ from orchestrator.errors import ConfigError, FitError
 from orchestrator.scaling.plan.budget import Allowance, allowance
 from orchestrator.scaling.plan.budget_plan import shrink
 from orchestrator.scaling.plan.candidates import MARGIN, budget_tokens, candidate, rate
-from orchestrator.scaling.plan.forecast import Basis, noise
+from orchestrator.scaling.plan.forecast import ForecastInputs, noise
 from orchestrator.scaling.plan.target_plan import FARTHEST, floor, reach, smallest
 from orchestrator.scaling.types import Fit, Residual, Score
 from tests.made_fits import fit, measured, power_law
@@ -33,7 +33,7 @@ ROWS = tuple(
 )
 
 
-def basis(*losses: Fit, **more: object) -> Basis:
+def inputs(*losses: Fit, **more: object) -> ForecastInputs:
     start = {
         "rows": ROWS,
         "config": CONFIG,
@@ -41,7 +41,7 @@ def basis(*losses: Fit, **more: object) -> Basis:
         "lengths": (),
         "device": "cpu",
     }
-    return Basis(**(start | more))  # type: ignore[arg-type]
+    return ForecastInputs(**(start | more))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -66,13 +66,13 @@ def test_no_budgets(text: str) -> None:
 @given(st.floats(1.0, 1e5), st.sampled_from(["seconds", "FLOPs"]), st.integers(0, 3))
 def test_a_plan_never_exceeds_its_budget(amount: float, unit: str, seed: int) -> None:
     limit = Allowance(amount * (1e10 if unit == "FLOPs" else 1), unit)  # type: ignore[arg-type]
-    standing = basis(power_law(noise=0.02, seed=seed))
-    cheapest = min(candidate(standing, n, 8).price(limit.unit) or 0.0 for n in (*NS, 4096, 8192, 16_384))
+    made = inputs(power_law(noise=0.02, seed=seed))
+    cheapest = min(candidate(made, n, 8).price(limit.unit) or 0.0 for n in (*NS, 4096, 8192, 16_384))
     if cheapest > limit.amount:
         with pytest.raises(ConfigError, match="below the cheapest job"):
-            shrink(standing, limit)
+            shrink(made, limit)
         return
-    chosen, _ = shrink(standing, limit)
+    chosen, _ = shrink(made, limit)
     assert sum(one.job.price(limit.unit) or math.inf for one in chosen) <= limit.amount
     configs = [one.job.config.config_id for one in chosen]
     assert len(set(configs)) == len(configs)
@@ -105,7 +105,7 @@ def test_what_shrinks_is_what_least_squares_says(between: float, n_latents: int)
     within = 0.05**2 - between**2
     known = replace(line(n_draws=40_000), seed_sigma=math.sqrt(within))
     assert noise(known) == pytest.approx(0.05)
-    (choice, *_), _ = shrink(basis(known), Allowance(1e6, "seconds"))
+    (choice, *_), _ = shrink(inputs(known), Allowance(1e6, "seconds"))
     assert choice.job.n_latents == n_latents
     x = np.log(np.array(sorted({*NS, n_latents}), dtype=float))
     errors = np.full(len(x), between**2 + within)
@@ -120,18 +120,18 @@ def test_what_shrinks_is_what_least_squares_says(between: float, n_latents: int)
 def test_seeds_where_sizes_err_rather_than_seeds_bring_nothing() -> None:
     """Six seeds of a size whose loss is off the law are as far off as one."""
     alike = replace(line(), seed_sigma=0.0)
-    choices, _ = shrink(basis(alike), Allowance(1e6, "seconds"))
+    choices, _ = shrink(inputs(alike), Allowance(1e6, "seconds"))
     assert not [one for one in choices if one.job.n_latents in NS]
-    apart, _ = shrink(basis(replace(line(), seed_sigma=0.05)), Allowance(1e6, "seconds"))
+    apart, _ = shrink(inputs(replace(line(), seed_sigma=0.05)), Allowance(1e6, "seconds"))
     assert [one for one in apart if one.job.n_latents in NS]
 
 
 def test_new_sizes_and_seeds_where_one_job_tells_little() -> None:
-    quiet, promises = shrink(basis(line()), Allowance(1e6, "seconds"))
+    quiet, promises = shrink(inputs(line()), Allowance(1e6, "seconds"))
     assert any("2× beyond the largest" in one.why and one.job.n_latents == 4096 for one in quiet)
     assert any("another seed: one job errs by 5.0%" in one.why for one in quiet)
     assert max(sum(one.job.n_latents == n for one in quiet) for n in (*NS, 4096)) <= 4
-    loud, _ = shrink(basis(replace(line(), seed_sigma=0.3)), Allowance(1e6, "seconds"))
+    loud, _ = shrink(inputs(replace(line(), seed_sigma=0.3)), Allowance(1e6, "seconds"))
     assert "errs by 30.0%" in " ".join(one.why for one in loud)
     assert "b = -0.3000" in promises[0]
 
@@ -139,17 +139,17 @@ def test_new_sizes_and_seeds_where_one_job_tells_little() -> None:
 def test_a_form_that_is_not_ruled_out_is_told() -> None:
     known = line()
     scores = tuple(Score(form, 2, aicc, 0.05, None) for form, aicc in (("pure", -20.0), ("+e", -17.0)))
-    _, (told,) = shrink(basis(replace(known, scores=scores)), Allowance(1e6, "seconds"))
+    _, (told,) = shrink(inputs(replace(known, scores=scores)), Allowance(1e6, "seconds"))
     assert told.endswith("; AICc does not rule out +e: larger sizes tell them apart")
     sure = replace(known, scores=(scores[0], replace(scores[1], aicc=-10.0)))
-    _, (told,) = shrink(basis(sure), Allowance(1e6, "seconds"))
+    _, (told,) = shrink(inputs(sure), Allowance(1e6, "seconds"))
     assert "rule out" not in told
 
 
 def test_jobs_that_wait_count_as_done() -> None:
     waiting = [measured(9, n_latents=n, state="queued", outcome=None, lr=2.5e-4) for n in (4096, 8192)]
-    plain, before = shrink(basis(line()), Allowance(1e6, "seconds"))
-    later, _ = shrink(basis(line(), rows=(*ROWS, *waiting)), Allowance(1e6, "seconds"))
+    plain, before = shrink(inputs(line()), Allowance(1e6, "seconds"))
+    later, _ = shrink(inputs(line(), rows=(*ROWS, *waiting)), Allowance(1e6, "seconds"))
     first = next(one for one in plain if one.job.n_latents == 4096)
     assert "beyond" in first.why
     again = [one for one in later if one.job.n_latents in {4096, 8192}]
@@ -159,39 +159,39 @@ def test_jobs_that_wait_count_as_done() -> None:
 
 
 def test_a_plan_without_a_price_or_draws() -> None:
-    bare = basis(rows=tuple(replace(row, device=None) for row in ROWS), device=None)
+    bare = inputs(rows=tuple(replace(row, device=None) for row in ROWS), device=None)
     with pytest.raises(FitError, match="nothing tells what a job would cost in seconds"):
         shrink(bare, Allowance(10, "seconds"))
     with pytest.raises(FitError, match="no bootstrap draws"):
-        shrink(basis(replace(power_law(), draws=())), Allowance(10, "seconds"))
+        shrink(inputs(replace(power_law(), draws=())), Allowance(10, "seconds"))
 
 
 def test_where_a_rate_comes_from() -> None:
-    assert rate(basis(), 512, 8) == (ROWS[1].lr, "the best there")
-    assert rate(basis(), 8192, 8) == (1.77e-4, "on from n = 2048 as 1/√n")
+    assert rate(inputs(), 512, 8) == (ROWS[1].lr, "the best there")
+    assert rate(inputs(), 8192, 8) == (1.77e-4, "on from n = 2048 as 1/√n")
     autos = tuple(replace(row, lr_is_auto=True) for row in ROWS)
-    assert rate(basis(rows=autos), 512, 8) == (None, "auto, as there")
-    assert rate(basis(rows=autos), 8192, 8) == (None, "auto")
+    assert rate(inputs(rows=autos), 512, 8) == (None, "auto, as there")
+    assert rate(inputs(rows=autos), 8192, 8) == (None, "auto")
     star = fit("lr", "pure", {"A": 0.5, "q": -0.5}, [(0.5, -0.5)] * 3, power_law().residuals, group="k=8")
-    assert rate(basis(rates=(star,)), 8192, 8) == (5.52e-3, "lr*(N)")
+    assert rate(inputs(rates=(star,)), 8192, 8) == (5.52e-3, "lr*(N)")
     worse = [replace(row, job_id=row.job_id + 10, lr=2 * (row.lr or 0), fvu=0.5) for row in ROWS]
-    lr, told = rate(basis(rows=(*ROWS, *worse), rates=(star,)), 8192, 8)
+    lr, told = rate(inputs(rows=(*ROWS, *worse), rates=(star,)), 8192, 8)
     assert (lr, told) == (2.76e-3, "0.5 of lr*(N), as the best so far are")
 
 
 def test_where_a_budget_of_tokens_comes_from() -> None:
-    assert budget_tokens(basis(), 512, 8) == math.ceil(MARGIN * 2**20 / 1024) * 1024
+    assert budget_tokens(inputs(), 512, 8) == math.ceil(MARGIN * 2**20 / 1024) * 1024
     autos = tuple(replace(row, lr_is_auto=True) for row in ROWS)
-    assert budget_tokens(basis(rows=autos), 512, 8) == 2**22, "auto hangs on the budget"
-    assert budget_tokens(basis(), 8192, 8) == 2**22, "as at the nearest size"
+    assert budget_tokens(inputs(rows=autos), 512, 8) == 2**22, "auto hangs on the budget"
+    assert budget_tokens(inputs(), 8192, 8) == 2**22, "as at the nearest size"
     length = fit("tn", "pure", {"A": 1000.0, "p": 0.6}, [(1000.0, 0.6)] * 3, power_law().residuals, group="k=8")
-    told = budget_tokens(basis(lengths=(length,)), 8192, 8)
+    told = budget_tokens(inputs(lengths=(length,)), 8192, 8)
     assert told == math.ceil(MARGIN * 2 * 1000 * 8192**0.6 / 1024) * 1024
 
 
 def test_the_smallest_size_that_reaches_a_loss() -> None:
     law = power_law()
-    (choice,), _ = reach(basis(law), 0.2)
+    (choice,), _ = reach(inputs(law), 0.2)
     exact = math.exp((0.5 - math.log(0.1)) / 0.3)
     assert exact <= choice.job.n_latents <= exact * 2 ** (1 / 16) * 33 / 32
     assert choice.job.n_latents % 2 ** (choice.job.n_latents.bit_length() - 6) == 0
@@ -202,28 +202,28 @@ def test_the_smallest_size_that_reaches_a_loss() -> None:
 def test_the_cheapest_k_is_chosen_and_the_others_are_told() -> None:
     small, large = power_law(), power_law(e=0.05)
     at_16 = replace(large, group="k=16", residuals=tuple(replace(one, k=16) for one in large.residuals))
-    (choice,), told = reach(basis(small, at_16), 0.2)
+    (choice,), told = reach(inputs(small, at_16), 0.2)
     assert choice.job.k == 16
     assert told[0].startswith("k = 8 would take n_latents = ")
-    (kept,), _ = reach(basis(small, at_16), 0.2, [8])
+    (kept,), _ = reach(inputs(small, at_16), 0.2, [8])
     assert kept.job.k == 8
-    (only,), told = reach(basis(small, at_16), 0.08)
+    (only,), told = reach(inputs(small, at_16), 0.08)
     assert only.job.k == 16
     assert told == ["k = 8 does not reach fvu 0.08: its floor is 0.1000"]
 
 
 def test_what_cannot_be_reached() -> None:
     with pytest.raises(ConfigError, match=r"no size reaches fvu 0\.05: the floor .* e = 0\.1000 \(.*\) at k = 8"):
-        reach(basis(), 0.05)
+        reach(inputs(), 0.05)
     pure = fit("ln", "pure", {"a": 0.5, "b": -0.1}, [(0.5, -0.1)] * 3, power_law().residuals, group="k=8")
     assert floor(pure, 8) is None
     with pytest.raises(ConfigError, match=f"no size up to {FARTHEST:g}× the largest"):
-        reach(basis(pure), 0.01)
+        reach(inputs(pure), 0.01)
     for target in (0.0, 1.0, -1.0, math.nan):
         with pytest.raises(ConfigError, match="no share between 0 and 1"):
-            reach(basis(), target)
+            reach(inputs(), target)
     with pytest.raises(FitError, match="no fit speaks of k = 64"):
-        reach(basis(), 0.2, [64])
+        reach(inputs(), 0.2, [64])
 
 
 def test_the_form_that_was_drawn_may_have_a_term_more() -> None:
@@ -231,8 +231,8 @@ def test_the_form_that_was_drawn_may_have_a_term_more() -> None:
     known = line()
     drawn = tuple((a, 1.2 * b, 0.01) for a, b in known.draws)
     wide = replace(known, draws=drawn, drawn_form="+e")
-    _, (narrow,) = shrink(basis(known), Allowance(1e6, "seconds"))
-    choices, (told,) = shrink(basis(wide), Allowance(1e6, "seconds"))
+    _, (narrow,) = shrink(inputs(known), Allowance(1e6, "seconds"))
+    choices, (told,) = shrink(inputs(wide), Allowance(1e6, "seconds"))
     assert choices
     assert "by the form pure; its error should fall to" in narrow
     assert "by the form pure; its error, reckoned in the form +e, should fall to" in told
@@ -255,5 +255,5 @@ def test_the_floor_of_a_surface() -> None:
     assert found is not None
     assert found.value == pytest.approx(math.exp(-2.0 - 0.1 * math.log(16)))
     with pytest.raises(ConfigError, match=r"at k = 8; e = .* at k = 16"):
-        reach(basis(surface), 0.05)
-    assert shrink(basis(surface), Allowance(1e5, "seconds"))[0]
+        reach(inputs(surface), 0.05)
+    assert shrink(inputs(surface), Allowance(1e5, "seconds"))[0]

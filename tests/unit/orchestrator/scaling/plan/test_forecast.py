@@ -11,7 +11,7 @@ from orchestrator.config.validation import parse
 from orchestrator.errors import ConfigError, FitError
 from orchestrator.estimates.flops import estimate
 from orchestrator.formatting import Interval
-from orchestrator.scaling.plan.forecast import Basis, extrapolation, forecast, over, stretch, times
+from orchestrator.scaling.plan.forecast import ForecastInputs, extrapolation, forecast, over, stretch, times
 from orchestrator.scaling.plan.throughput import device_of, speed, spread
 from orchestrator.scaling.types import Fit, Residual, Score
 from tests.made_fits import fit, measured, power_law
@@ -30,12 +30,12 @@ def length_fit(p: float = 0.6, a: float = 1000.0, noise: float = 0.05) -> Fit:
     return fit("tn", "pure", {"A": a, "p": p}, draws, points, group="k=8")
 
 
-def basis(*losses: Fit, lengths: tuple[Fit, ...] = ()) -> Basis:
-    return Basis(ROWS, CONFIG, losses or (power_law(),), lengths, device="cpu")
+def inputs(*losses: Fit, lengths: tuple[Fit, ...] = ()) -> ForecastInputs:
+    return ForecastInputs(ROWS, CONFIG, losses or (power_law(),), lengths, device="cpu")
 
 
 def test_every_figure_of_one_size() -> None:
-    (found,) = forecast(basis(lengths=(length_fit(),)), [(4096, 8)])
+    (found,) = forecast(inputs(lengths=(length_fit(),)), [(4096, 8)])
     assert found.fvu.value == pytest.approx(math.exp(0.5 - 0.3 * math.log(4096)) + 0.1)
     assert found.extrapolation == 2.0
     count = 1000 * 4096**0.6
@@ -62,7 +62,7 @@ def test_a_form_that_the_interval_does_not_allow_for_is_told() -> None:
 
     def told(fit: Fit, *, rival: float) -> tuple[str, tuple[str, ...]]:
         scores = tuple(Score(form, 2, -40.0 if form == fit.form else rival, 0.01, None) for form in ("pure", "+e"))
-        found = forecast(basis(replace(fit, scores=scores)), [(4096, 8)])[0]
+        found = forecast(inputs(replace(fit, scores=scores)), [(4096, 8)])[0]
         return found.taken, found.rivals
 
     plain = replace(power_law(), form="pure", coefficients={"a": Interval(1, 1, 1), "b": Interval(-0.3, -0.3, -0.3)})
@@ -77,8 +77,8 @@ def test_a_form_that_the_interval_does_not_allow_for_is_told() -> None:
 @settings(deadline=None)
 @given(st.integers(8, 2**24), st.floats(0.001, 0.3), st.integers(0, 5))
 def test_an_interval_holds_its_value(n_latents: int, noise: float, seed: int) -> None:
-    standing = basis(power_law(noise=noise, seed=seed), lengths=(length_fit(noise=noise),))
-    (found,) = forecast(standing, [(n_latents, 8)])
+    made = inputs(power_law(noise=noise, seed=seed), lengths=(length_fit(noise=noise),))
+    (found,) = forecast(made, [(n_latents, 8)])
     for one in (found.fvu, found.tokens_to_convergence, found.tokens, found.flops_dense, found.seconds):
         assert one is not None
         assert one.low <= one.value <= one.high
@@ -89,12 +89,12 @@ def test_a_law_of_one_k_is_preferred_and_the_surface_covers_the_rest() -> None:
     draws = [tuple(value * (1 + 0.01 * z) for value in names.values()) for z in (-1, 0, 1)]
     points = tuple(Residual((1,), 256.0, k, "gpt2", 0.5, 0.5, 0.0) for k in (8, 16))
     surface = fit("lnk", "pure", names, draws, points)
-    at_8, at_32 = forecast(basis(power_law(), surface), [(512, 8), (512, 32)])
+    at_8, at_32 = forecast(inputs(power_law(), surface), [(512, 8), (512, 32)])
     assert (at_8.law, at_32.law) == ("ln", "lnk")
     expected = 0.5 - 0.1 * math.log(32) - 0.3 * math.log(512) - 0.01 * math.log(32) * math.log(512)
     assert at_32.fvu.value == pytest.approx(math.exp(expected))
     with pytest.raises(FitError, match="no fit speaks of k = 32: L\\(N\\) is fitted at k = 8"):
-        forecast(basis(), [(512, 32)])
+        forecast(inputs(), [(512, 32)])
 
 
 @pytest.mark.parametrize(
@@ -102,11 +102,11 @@ def test_a_law_of_one_k_is_preferred_and_the_surface_covers_the_rest() -> None:
 )
 def test_sizes_that_no_autoencoder_has(n_latents: int, k: int, says: str) -> None:
     with pytest.raises(ConfigError, match=says):
-        forecast(basis(), [(n_latents, k)])
+        forecast(inputs(), [(n_latents, k)])
 
 
 def test_what_nothing_tells_is_left_open() -> None:
-    (found,) = forecast(Basis((), CONFIG, (power_law(),), ()), [(512, 8)])
+    (found,) = forecast(ForecastInputs((), CONFIG, (power_law(),), ()), [(512, 8)])
     assert (found.tokens, found.flops_dense, found.seconds, found.speed) == (None, None, None, None)
     assert found.extrapolation == 1.0
     assert device_of([]) is None

@@ -6,7 +6,7 @@ import re
 import pytest
 
 from orchestrator.scaling.plots import canvas
-from orchestrator.scaling.plots.all_plots import FIGURES, draw, draw_all
+from orchestrator.scaling.plots.all_plots import draw, draw_all, figure_names
 from orchestrator.scaling.plots.canvas import round_ticks
 from orchestrator.scaling.plots.svg import png, svg
 from tests import planted_laws as planted
@@ -123,7 +123,7 @@ def test_two_sizes_of_subject_have_a_law_of_their_own_figure() -> None:
     assert {"larger, k = 4", "shipped:stdlib-gpt2, k = 4"} <= set(said)
 
 
-@pytest.mark.parametrize("name", FIGURES)
+@pytest.mark.parametrize("name", figure_names())
 def test_nothing_is_drawn_of_nothing(name: str) -> None:
     assert draw(name, [], []) is None
     broken = [planted.job(1, fvu=math.nan, curve=(), dead_share=None, outcome=None, state="running")]

@@ -7,17 +7,19 @@ from typing import Any
 import pytest
 
 from orchestrator.errors import ConfigError, FitError
-from orchestrator.scaling.fit.build_samples import samples
-from orchestrator.scaling.fit.eligible_jobs import FitOptions, choose, sort_out
-from orchestrator.scaling.fit.fitting import LAWS, fit, fit_laws, law_named
+from orchestrator.scaling.fit.eligible_jobs import sort_out
+from orchestrator.scaling.fit.fitting import fit, fit_laws
+from orchestrator.scaling.fit.options import FitOptions, options_of
 from orchestrator.scaling.fit.predict import band, predict
 from orchestrator.scaling.fit.sample import Sample
+from orchestrator.scaling.laws.registry import LAWS, law_named
 from orchestrator.scaling.types import JobMeasurement, LawName
 from tests.job_measurements import line, measured
 
 
-def _samples(law: LawName, rows: Sequence[JobMeasurement], **choices: Any) -> list[Sample]:
-    return samples(law, *sort_out(law, rows, FitOptions(**choices)), FitOptions(**choices))
+def _samples(law: LawName, rows: Sequence[JobMeasurement], **values: Any) -> list[Sample]:
+    options = FitOptions(**values)
+    return LAWS[law].samples(*sort_out(LAWS[law], rows, options), options)
 
 
 @pytest.mark.parametrize(
@@ -38,15 +40,15 @@ def _samples(law: LawName, rows: Sequence[JobMeasurement], **choices: Any) -> li
 )
 def test_why_a_job_is_left_out(values: dict[str, Any], why: str) -> None:
     good, bad = measured(64), measured(**values)
-    kept, excluded = sort_out("ln", [good, bad], FitOptions())
+    kept, excluded = sort_out(LAWS["ln"], [good, bad], FitOptions())
     assert kept == [good]
     assert [(one.job_id, one.why) for one in excluded] == [(bad.job_id, why)]
 
 
 def test_a_law_over_k_ends_where_k_is_near_d_model() -> None:
     bad = measured(64, 32, d_model=64)
-    assert sort_out("lnk", [bad], FitOptions())[1][0].why.startswith("k = 32 is above d_model / 4 = 16")
-    assert sort_out("ln", [bad], FitOptions())[0] == [bad]
+    assert sort_out(LAWS["lnk"], [bad], FitOptions())[1][0].why.startswith("k = 32 is above d_model / 4 = 16")
+    assert sort_out(LAWS["ln"], [bad], FitOptions())[0] == [bad]
 
 
 def test_the_same_config_counts_once() -> None:
@@ -54,7 +56,7 @@ def test_the_same_config_counts_once() -> None:
     again = measured(64, config_id=first.config_id)
     failed = measured(64, config_id="other", state="failed", outcome=None)
     instead = measured(64, config_id="other")
-    kept, excluded = sort_out("ln", [first, again, failed, instead], FitOptions())
+    kept, excluded = sort_out(LAWS["ln"], [first, again, failed, instead], FitOptions())
     assert kept == [first, instead], "a failed job takes nobody's place"
     assert excluded[0].why == f"the same config as job {first.job_id}"
 
@@ -64,7 +66,9 @@ def test_the_other_loss() -> None:
     assert _samples("ln", [row], loss="l_inf")[0].observations[0].value == 0.45
     assert _samples("ln", [row], loss="l_inf")[0].group == "k=8, loss=l_inf"
     assert _samples("ln", [row])[0].observations[0].value == 0.5
-    assert sort_out("ln", [measured(64, l_inf=None)], FitOptions(loss="l_inf"))[1][0].why == "its L∞ is not settled"
+    assert (
+        sort_out(LAWS["ln"], [measured(64, l_inf=None)], FitOptions(loss="l_inf"))[1][0].why == "its L∞ is not settled"
+    )
 
 
 @pytest.mark.parametrize(
@@ -79,7 +83,7 @@ def test_a_mixture_is_refused_and_says_how_to_choose(name: Any, plural: str) -> 
         fit("ln", rows)
     assert told.value.hint.startswith(f"Choose one: --{name} 'one'")
     assert ("--law ls" in told.value.hint) == (name == "subject")
-    [found] = fit("ln", rows, n_bootstrap=100, choices=FitOptions(**{name: "two"}))  # type: ignore[arg-type]
+    [found] = fit("ln", rows, n_bootstrap=100, options=FitOptions(**{name: "two"}))  # type: ignore[arg-type]
     assert found.jobs == tuple(row.job_id for row in rows[3:])
     assert {one.why for one in found.excluded} == {f"another {name}: one"}
     assert found.group == ("k=8" if name == "subject" else f"k=8, {name}=two")
@@ -138,7 +142,7 @@ def test_names_of_laws() -> None:
         law_named("lnq")
     assert "ln = L(N)" in told.value.hint
     with pytest.raises(ConfigError, match=r"epsilon 0.3 is not stored"):
-        choose(epsilon=0.3, loss="fvu", flops="dense")
+        options_of(epsilon=0.3, loss="fvu", flops="dense")
 
 
 def test_what_is_missing_is_named_with_its_command() -> None:

@@ -1,0 +1,1 @@
+"""The scaling laws: a file per kind, each with the entries of its laws; `registry` lists them."""

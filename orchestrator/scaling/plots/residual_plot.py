@@ -1,0 +1,48 @@
+"""How far each point is from the law that was fitted to it."""
+
+import math
+from collections.abc import Sequence
+
+from orchestrator.formatting import jobs_named, power_tick, share
+from orchestrator.scaling.laws.registry import LAWS
+from orchestrator.scaling.plots.canvas import FAINT, Drawing, Sheet, at_sizes, linear, logarithmic, pens
+from orchestrator.scaling.plots.law_plots import series_name
+from orchestrator.scaling.types import Fit
+
+_MOST_PANELS = 4
+
+
+def residuals(fits: Sequence[Fit]) -> Drawing | None:
+    """Draw how far each point is from its law, a panel per law."""
+    laws = list(dict.fromkeys(fit.law for fit in fits if fit.residuals))[:_MOST_PANELS]
+    if not laws:
+        return None
+    sheet = Sheet("residuals", panels=len(laws), wide=len(laws) > 1)
+    several = len({point.subject for fit in fits for point in fit.residuals}) > 1
+    named_points = [(series_name(p, fit, several=several), fit, p) for fit in fits for p in fit.residuals]
+    colours = pens(name for name, fit, _ in named_points if fit.law in laws)
+    for at, law in enumerate(laws):
+        points = [(name, point) for name, fit, point in named_points if fit.law == law]
+        for name, point in points:
+            hint = f"{jobs_named(point.jobs)}: {share(math.expm1(point.log_residual), 2)} from the law"
+            pen = colours[name]
+            place = (point.x, 100 * math.expm1(point.log_residual))
+            sheet.point(place, pen, jobs=point.jobs, hint=hint, panel=at, hollow=point.censored or bool(point.flagged))
+        axes = sheet.panels[at]
+        axes.axhline(0, color=FAINT, linewidth=1, zorder=1)
+        axes.set_title(LAWS[law].title, loc="left")
+        axes.margins(y=0.2)
+        linear(axes, "y", "observed against the law (%)" if at == 0 else "", _signed)
+        if LAWS[law].is_over_compute:
+            logarithmic(axes, "x", "compute C (FLOPs)", values=[point.x for _, point in points], write=power_tick)
+        else:
+            at_sizes(axes, [int(point.x) for _, point in points], most=4)
+    sheet.legend(list(colours.items()), panel=None)
+    return sheet.done(
+        "What the laws leave over",
+        "A law that fits scatters about zero, without a trend. Hollow: censored, or left out of the fit.",
+    )
+
+
+def _signed(value: float) -> str:
+    return f"{value:+g}".replace("-", "−") if value else "0"
