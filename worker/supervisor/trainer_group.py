@@ -103,7 +103,7 @@ def _link(path: Path, log: Path) -> None:
 def _note(around: SupervisorContext, cached: Cached) -> None:
     """Write down what a cache holds: for people, so that while the database is away it is not."""
     with suppress(StorageError):
-        cache_rows.remember(around.engine, **asdict(cached))
+        cache_rows.record(around.engine, **asdict(cached))
 
 
 TICK_SECONDS = 0.2
