@@ -12,7 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO, NamedTuple
 
-from worker.devices import visible
+from worker.devices import gpu_environ
 from worker.protocol import DropJob, Exit, Failure, Order, Said, decode
 
 _OWN, _ROOT = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
@@ -187,4 +187,4 @@ def _environment(order: Order) -> dict[str, str]:
     memory = {"THP_MEM_ALLOC_ENABLE": "1"}
     compiled = {"TORCHINDUCTOR_CACHE_DIR": order.compile_folder}
     own = {"PYTHONPATH": path, "TOKENIZERS_PARALLELISM": "false"}
-    return {**known, **visible(order.device, os.environ), **counts, **memory, **compiled, **own}
+    return {**known, **gpu_environ(order.device, os.environ), **counts, **memory, **compiled, **own}
