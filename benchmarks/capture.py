@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from orchestrator.config.job import JobConfig
 from orchestrator.config.validation import parse
 from orchestrator.estimates.flops import SHIPPED_FOLDER
-from worker.activations.cached_forward import Store
+from worker.activations.cached_forward import CacheStore
 from worker.activations.forward import CPU_TOKENS, attention
 from worker.activations.stream import shared_stream
 from worker.data.token_file import TokenFile
@@ -76,7 +76,7 @@ def measure(name: str, model: str, folder: Path, *, rounds: int, window_passes: 
     ]
     subjects = [subject.at(one.subject) for one in configs]
     tokens = random_text(folder / f"{name}.u16", subject, n_contexts=2 * tokens_per_window // CONTEXT + 1)
-    store = Store(folder / "activations", 10**10)
+    store = CacheStore(folder / "activations", 10**10)
     take = {
         "stream": windows([subject], tokens, configs[2:], n=tokens_per_window),
         "3 hooks, one forward": windows(subjects, tokens, configs, n=tokens_per_window),
@@ -104,7 +104,12 @@ def measure(name: str, model: str, folder: Path, *, rounds: int, window_passes: 
 
 
 def windows(
-    subjects: Sequence[Subject], tokens: TokenFile, configs: Sequence[JobConfig], *, n: int, store: Store | None = None
+    subjects: Sequence[Subject],
+    tokens: TokenFile,
+    configs: Sequence[JobConfig],
+    *,
+    n: int,
+    store: CacheStore | None = None,
 ) -> Iterator[int]:
     """Take all batches of one window after another."""
     batches = shared_stream(subjects, tokens, configs, store=store)

@@ -130,7 +130,7 @@ def main() -> int:
     saved_at = float("-inf")
     while members:
         members = [member for member in members if not member.step()]
-        leaving = {wish.job_id: wish for wish in line.wishes()}
+        leaving = {wish.job_id: wish for wish in line.drop_requests()}
         for member in [member for member in members if member.job_id in leaving]:
             member.leave(save=leaving[member.job_id].save)
             members.remove(member)

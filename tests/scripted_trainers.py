@@ -39,11 +39,11 @@ def train(may_end, seconds=30):
     while jobs and time.monotonic() < until:
         time.sleep(0.01)
         for job_id in jobs: line.alive(512, job_id)
-        for wish in line.wishes():
-            if wish.job_id in jobs:
-                if wish.save: save(wish.job_id, 512)
-                line.send(Left(512), wish.job_id)
-                jobs.pop(wish.job_id)
+        for request in line.drop_requests():
+            if request.job_id in jobs:
+                if request.save: save(request.job_id, 512)
+                line.send(Left(512), request.job_id)
+                jobs.pop(request.job_id)
         if line.must_yield:
             for job_id in jobs: save(job_id, 768)
             sys.exit(75)

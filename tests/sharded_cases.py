@@ -70,27 +70,27 @@ def config_of(case: Case) -> JobConfig:
     )
 
 
-def trainee_of(case: Case) -> TrainState:
-    """Return a whole trainee with made-up parameters, one step before latents are counted as dead."""
+def state_of(case: Case) -> TrainState:
+    """Return a whole state with made-up parameters, one step before latents are counted as dead."""
     draw = torch.Generator().manual_seed(case.n * 1000 + case.d)
-    trainee = TrainState(config_of(case), case.d)
-    for name, value in trainee.model.named_parameters():
+    state = TrainState(config_of(case), case.d)
+    for name, value in state.model.named_parameters():
         made = torch.randn(value.shape, generator=draw)
         if case.ties:
             made = made.mul(2).round().clamp(-2, 2)
         elif name == "W_dec":
             made = functional.normalize(made, dim=1)
         value.data.copy_(made)
-    trainee.variance, trainee.mu = 2.0, torch.randn(case.d, generator=draw)
-    trainee.tokens_seen = 10 * DEAD_AFTER
+    state.variance, state.mu = 2.0, torch.randn(case.d, generator=draw)
+    state.tokens_seen = 10 * DEAD_AFTER
     silent = torch.zeros(case.n, dtype=torch.bool)
     silent[{"none": slice(0), "one": slice(-1, None), "some": slice(case.n // 2), "all": slice(None)}[case.dead]] = True
     silent[-1] |= case.dead == "some"
     # What fires in this batch is alive again: the made-up batch leaves some of them silent.
-    trainee.tokens_since_fired[silent] = 5 * DEAD_AFTER
+    state.tokens_since_fired[silent] = 5 * DEAD_AFTER
     if case.dead != "none":
-        trainee.model.b_enc.data[silent] -= 3
-    return trainee
+        state.model.b_enc.data[silent] -= 3
+    return state
 
 
 def batch_of(case: Case) -> Tensor:
@@ -114,31 +114,31 @@ def long_data(case: Case, n_tokens: int = N_STEPS * BATCH, seed: int = 0) -> Ten
     return functional.normalize(torch.randn(n_tokens, case.d, generator=torch.Generator().manual_seed(seed)), dim=1)
 
 
-def run(trainee: TrainState, config: JobConfig, case: Case, *, steps: slice = slice(None)) -> TrainState:
+def run(state: TrainState, config: JobConfig, case: Case, *, steps: slice = slice(None)) -> TrainState:
     """Train on some of the batches."""
     batches = long_data(case).split(BATCH)[steps]  # type: ignore[no-untyped-call]
-    for _ in train(trainee, batches, config=config, heldout=long_data(case, 200, seed=1)):
+    for _ in train(state, batches, config=config, heldout=long_data(case, 200, seed=1)):
         pass
-    return trainee
+    return state
 
 
 def _one_step(case: Case, shards: "Shards") -> dict[str, Any]:
     from worker.sae.train_state import train_step
 
-    config, whole, x = config_of(case), trainee_of(case), batch_of(case)
-    trainee = ShardedTrainState.scatter(whole if shards.rank == 0 else None, config, shard=shards(case), device="cpu")
-    encoded = trainee.model.encode(x, k=trainee.model.k_widest)
-    decoded = trainee.model.decode(encoded.top_acts, encoded.top_indices)
-    total, aux, was_active = trainee.differentiate(x, config)
-    gradients = {name: trainee._gathered(name, getattr(trainee.model, name).grad) for name in PARAMETERS}
-    alike = torch.cat([trainee.model.b_pre.grad.flatten(), total.view(1), aux.view(1)])  # type: ignore[union-attr]
-    trainee.tokens_since_fired.copy_(whole.tokens_since_fired[trainee.shard.rows])
-    trainee.model.zero_grad()
-    train_step(trainee, x, config)
+    config, whole, x = config_of(case), state_of(case), batch_of(case)
+    state = ShardedTrainState.scatter(whole if shards.rank == 0 else None, config, shard=shards(case), device="cpu")
+    encoded = state.model.encode(x, k=state.model.k_widest)
+    decoded = state.model.decode(encoded.top_acts, encoded.top_indices)
+    total, aux, was_active = state.differentiate(x, config)
+    gradients = {name: state._gathered(name, getattr(state.model, name).grad) for name in PARAMETERS}
+    alike = torch.cat([state.model.b_pre.grad.flatten(), total.view(1), aux.view(1)])  # type: ignore[union-attr]
+    state.tokens_since_fired.copy_(whole.tokens_since_fired[state.shard.rows])
+    state.model.zero_grad()
+    train_step(state, x, config)
     return {
         "encoded": tuple(encoded[1:]), "decoded": decoded, "total": total, "aux": aux, "was_active": was_active,
-        "gradients": gradients, "alike": trainee.shard.gather(alike), "after": trainee.tensors(),
-        "values": trainee.values(),
+        "gradients": gradients, "alike": state.shard.gather(alike), "after": state.tensors(),
+        "values": state.values(),
     }  # fmt: skip
 
 

@@ -121,11 +121,13 @@ class Cached:
     key: str
     uri: str
     subject: str
+    """Name of the model; the sha256 of its weights is part of the key."""
     hook: str
     tokens_id: str
     bytes: int
     shards: int
     complete: bool
+    """Whether it holds every context of the token file."""
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,9 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from orchestrator.config import synthetic
 from orchestrator.config.activation_functions import Activation
+from orchestrator.config.sites import SITES, Site
 from orchestrator.errors import ConfigError
 
-Site = Literal["resid_post", "resid_mid", "attn_delta", "mlp_delta", "mlp_post"]
 Normalize = Literal["unit", "layer_norm", "none"]
 Dtype = Literal["float32", "bfloat16", "float16"]
 
@@ -59,8 +59,11 @@ class SubjectConfig(Part):
     """Module whose output is read, by its name in the model; instead of layer and site."""
     layer: NaturalInt | None = None
     """Block, counted from 0; without hook and layer: the block at three quarters of the depth."""
-    site: Site = "resid_post"
-    """What is read at that block."""
+    site: Site = Field(
+        default="resid_post",
+        description="What is read at that block. "
+        + "; ".join(f"{name}: {site.meaning}" for name, site in SITES.items()),
+    )
     trust_remote_code: bool = False
     """Run code that comes with the model. Never implied."""
 
@@ -70,6 +73,11 @@ class SubjectConfig(Part):
             raise ValueError("hook and layer both name a place: give one of them")
         synthetic.check_place(self, self.model)
         return self
+
+    @property
+    def has_model_width(self) -> bool:
+        """Return whether the activations are as wide as the residual stream; of a named module only the model tells."""
+        return self.hook is None and SITES[self.site].has_model_width
 
 
 class DataConfig(Part):

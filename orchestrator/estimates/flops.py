@@ -78,8 +78,7 @@ def executed_aux_flops(k_aux: int, d_model: int) -> int:
 
 def hook_width(subject: SubjectConfig) -> int | None:
     """Return the width at the hook point where it is the model's own; None where only loading the model tells."""
-    inner = subject.hook is not None or subject.site == "mlp_post"
-    return None if inner else known_width(subject.model)
+    return known_width(subject.model) if subject.has_model_width else None
 
 
 def known_width(model: str) -> int | None:

@@ -148,8 +148,7 @@ def _window(config: JobConfig, kind: str) -> int:
 
 def _width(config: JobConfig) -> int:
     subject = config.subject
-    inner = subject.site == "mlp_post" or subject.hook is not None
-    return (known_width(str(_folder(subject))) or _UNKNOWN_WIDTH) * (_INNER if inner else 1)
+    return (known_width(str(_folder(subject))) or _UNKNOWN_WIDTH) * (1 if subject.has_model_width else _INNER)
 
 
 def _subject_bytes(subject: SubjectConfig) -> int:

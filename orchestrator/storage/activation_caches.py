@@ -1,4 +1,4 @@
-"""Activation caches on disk: one folder per key; how large each is, who uses it, and which one goes first."""
+"""Activation caches on disk: one folder per key; its size, whether a process uses it, which is removed first."""
 
 import fcntl
 import json
@@ -11,15 +11,15 @@ from pathlib import Path
 from typing import Any
 
 FACTS = "key.json"
-"""What the key was made of, for whoever looks."""
+"""File of a cache that says what its key was made of, for people."""
 PARTIAL = ".partial"
-"""End of the name of a file, or folder, that is not whole yet, or no longer."""
+"""Suffix of a file or folder that is being written, or being deleted."""
 _LOCK = "lock"
 
 
 @dataclass(frozen=True)
-class Kept:
-    """The cache of one key."""
+class CacheFolder:
+    """The activation cache of one key, on disk."""
 
     key: str
     path: Path
@@ -35,16 +35,16 @@ def folder(home: Path) -> Path:
     return home / "activations"
 
 
-def kept(root: Path) -> list[Kept]:
-    """Return the caches there are, the one used longest ago first."""
+def list_caches(root: Path) -> list[CacheFolder]:
+    """Return the caches of a folder, the one used longest ago first."""
     found = [_look(path) for path in _folders(root) if not path.name.endswith(PARTIAL)]
-    return sorted(found, key=lambda one: (one.used_at, one.key))
+    return sorted(found, key=lambda cache: (cache.used_at, cache.key))
 
 
-def hold(path: Path) -> int:
-    """Say that this process uses a cache, which is made where it is not there: nobody removes it meanwhile.
+def lock_for_use(path: Path) -> int:
+    """Take a shared lock on a cache, made first where it is missing: no process removes it while the lock is held.
 
-    Closing the descriptor that is returned, or the end of the process, gives it up.
+    Closing the descriptor that is returned, or the end of the process, releases the lock.
 
     Raises:
         OSError: the folder cannot be made or written.
@@ -56,7 +56,7 @@ def hold(path: Path) -> int:
             if os.path.lexists(path) and not path.is_dir():
                 raise
             continue
-        with suppress(FileNotFoundError):  # whoever removed it in between has moved it away, and its lock with it
+        with suppress(FileNotFoundError):  # the process that removed it meanwhile has moved it away, with its lock
             descriptor = os.open(path / _LOCK, os.O_RDWR | os.O_CREAT, 0o644)
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_SH)
@@ -71,13 +71,13 @@ def hold(path: Path) -> int:
 
 def in_use(path: Path) -> bool:
     """Say whether a process, this one included, uses a cache."""
-    return not _alone(path, lambda: None)
+    return not _run_if_unused(path, lambda: None)
 
 
 def remove(path: Path) -> bool:
-    """Delete a cache, unless a process uses it; say whether it is gone."""
+    """Delete a cache unless a process uses it; say whether it is deleted."""
     aside = path.with_name(f"{path.name}-{os.getpid()}{PARTIAL}")
-    if not _alone(path, lambda: path.rename(aside)):
+    if not _run_if_unused(path, lambda: path.rename(aside)):
         return False
     shutil.rmtree(aside, ignore_errors=True)
     return True
@@ -86,18 +86,21 @@ def remove(path: Path) -> bool:
 def make_room(root: Path, wanted: int, limit: int) -> bool:
     """Remove the caches used longest ago until `wanted` more bytes fit a limit; say whether they do.
 
-    Those in use stay. Nothing is removed where even that would not help.
+    Caches in use stay. Nothing is removed where even removing all others would not help.
     """
-    caches = kept(root)
-    used = sum(one.bytes for one in caches)
-    idle = [one for one in caches if used + wanted > limit and not in_use(one.path)]
-    if used - sum(one.bytes for one in idle) + wanted > limit:
+    caches = list_caches(root)
+    used = sum(cache.bytes for cache in caches)
+    if used + wanted <= limit:
+        return True
+    unused = [cache for cache in caches if not in_use(cache.path)]
+    if used - sum(cache.bytes for cache in unused) + wanted > limit:
         return False
-    for one in idle:
+    for cache in unused:
+        if remove(cache.path):
+            used -= cache.bytes
         if used + wanted <= limit:
-            break
-        used -= one.bytes * remove(one.path)
-    return used + wanted <= limit
+            return True
+    return False
 
 
 def size(path: Path) -> int:
@@ -108,7 +111,7 @@ def size(path: Path) -> int:
     return sum(size(inner) for inner in _children(path))
 
 
-def _look(path: Path) -> Kept:
+def _look(path: Path) -> CacheFolder:
     files = _children(path)
     facts: dict[str, Any] = {}
     with suppress(OSError, ValueError):
@@ -117,29 +120,29 @@ def _look(path: Path) -> Kept:
     with suppress(OSError):
         used_at = (path / _LOCK if (path / _LOCK).exists() else path).stat().st_mtime
     shards = sum(file.suffix == ".bin" for file in files)
-    return Kept(path.name, path, sum(map(size, files)), shards, used_at, facts)
+    return CacheFolder(path.name, path, sum(map(size, files)), shards, used_at, facts)
 
 
-def _alone(path: Path, act: Callable[[], object]) -> bool:
-    """Act while no process uses a cache; say whether that could be."""
+def _run_if_unused(path: Path, action: Callable[[], object]) -> bool:
+    """Run an action under the cache's exclusive lock; say whether no process used the cache and the action worked."""
     try:
         descriptor = os.open(path / _LOCK, os.O_RDWR)
-    except FileNotFoundError:  # whoever begins to use it makes the lock, and looks whether it stays
-        return _done(act)
+    except FileNotFoundError:  # a process that begins to use it makes the lock, and checks that it stays
+        return _worked(action)
     except OSError:
         return False
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return _done(act)
+        return _worked(action)
     except OSError:
         return False
     finally:
         os.close(descriptor)
 
 
-def _done(act: Callable[[], object]) -> bool:
+def _worked(action: Callable[[], object]) -> bool:
     try:
-        act()
+        action()
     except OSError:
         return False
     return True

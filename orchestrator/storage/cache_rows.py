@@ -1,4 +1,4 @@
-"""What the database knows of activation caches: a note for people; the folders on disk decide."""
+"""Rows about activation caches, for people to read; what is really there, the folders on disk say."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -10,8 +10,8 @@ from orchestrator.database.models import ActivationCache
 from orchestrator.queue.fencing import dialect_insert
 
 
-def remember(engine: Engine, **values: Any) -> None:
-    """Write down what a cache holds by now, and that it is used; `values` are the columns but for the times.
+def record(engine: Engine, **values: Any) -> None:
+    """Insert or update the row of a cache that is in use; `values` are its columns without the times.
 
     Raises:
         StorageError: the database did not answer.
@@ -24,8 +24,8 @@ def remember(engine: Engine, **values: Any) -> None:
         )
 
 
-def forget(engine: Engine, uris: Iterable[str]) -> None:
-    """Strike out caches that are gone.
+def delete_rows(engine: Engine, uris: Iterable[str]) -> None:
+    """Delete the rows of caches that were removed.
 
     Raises:
         StorageError: the database did not answer.
@@ -34,8 +34,8 @@ def forget(engine: Engine, uris: Iterable[str]) -> None:
         session.execute(delete(ActivationCache).where(ActivationCache.uri.in_([*uris])))
 
 
-def known(engine: Engine) -> list[ActivationCache]:
-    """Return what is written down, the cache used last first.
+def list_rows(engine: Engine) -> list[ActivationCache]:
+    """Return the rows, the cache used last first.
 
     Raises:
         StorageError: the database did not answer.

@@ -1,4 +1,4 @@
-"""What of a data folder nobody needs any more: found first, then removed."""
+"""Find what no job needs any more in a data folder, and remove it."""
 
 import fcntl
 import shutil
@@ -18,13 +18,13 @@ from orchestrator.settings import Settings
 from orchestrator.storage import activation_caches, cache_rows
 
 TEMPORARY_SECONDS = 3600.0
-"""A half-written file that has not grown for so long has lost its writer."""
+"""A half-written file that has not changed for so long has lost its writer."""
 Kind = Literal["temporary", "checkpoint", "cache", "tokens"]
 
 
 @dataclass(frozen=True)
 class Item:
-    """Something that can go."""
+    """A file or folder that may be deleted."""
 
     kind: Kind
     path: Path
@@ -35,12 +35,12 @@ class Item:
 
 
 def find(engine: Engine, settings: Settings, *, older_than: float, all_caches: bool = False) -> list[Item]:
-    """Return what may go: nothing that a running, queued or paused job uses.
+    """Return what may be deleted: nothing that a running, queued or paused job uses.
 
     Half-written files an hour old; checkpoints, not the final autoencoder, of succeeded jobs, and of failed or
     cancelled ones after `older_than` seconds, until when `orch retry` goes on from them; caches unused for that long,
-    or over the quota, or with `all_caches` every one that no process uses; token files that old which no job needs
-    that is not over.
+    or over the quota, or with `all_caches` every one that no process uses; token files that old which no unfinished
+    job needs.
     """
     home, artifacts = settings.home, settings.artifacts_folder
     found = [*_temporary(home, artifacts), *_checkpoints(engine, artifacts, older_than)]
@@ -48,10 +48,10 @@ def find(engine: Engine, settings: Settings, *, older_than: float, all_caches: b
 
 
 def remove(engine: Engine, items: Sequence[Item]) -> list[Item]:
-    """Delete what was found, unless it has come into use since; return what is gone."""
-    gone = [item for item in items if _removed(engine, item)]
-    cache_rows.forget(engine, [str(item.path) for item in gone if item.kind == "cache"])
-    return gone
+    """Delete what was found, unless a job has come to use it since; return what was deleted."""
+    deleted = [item for item in items if _remove_item(engine, item)]
+    cache_rows.delete_rows(engine, [str(item.path) for item in deleted if item.kind == "cache"])
+    return deleted
 
 
 def _temporary(home: Path, artifacts: Path) -> Iterator[Item]:
@@ -60,16 +60,11 @@ def _temporary(home: Path, artifacts: Path) -> Iterator[Item]:
         home / "tokens": ("*.partial",),
         artifacts: ("*/*/.*.partial",),
     }
-    places = [(path, place) for place, globs in patterns.items() for glob in globs for path in place.glob(glob)]
-    for path, place in sorted(places):
-        if _age(path) > TEMPORARY_SECONDS and not _is_packed(path) and _is_ours(path, place):
-            yield Item(
-                "temporary",
-                path,
-                activation_caches.size(path),
-                "half-written, and its writer is gone",
-                TEMPORARY_SECONDS,
-            )
+    found = [(path, folder) for folder, globs in patterns.items() for glob in globs for path in folder.glob(glob)]
+    for path, folder in sorted(found):
+        if _age(path) > TEMPORARY_SECONDS and not _is_being_packed(path) and _is_inside(path, folder):
+            size = activation_caches.size(path)
+            yield Item("temporary", path, size, "half-written, and its writer is gone", TEMPORARY_SECONDS)
 
 
 def _checkpoints(engine: Engine, artifacts: Path, older_than: float) -> Iterator[Item]:
@@ -80,15 +75,15 @@ def _checkpoints(engine: Engine, artifacts: Path, older_than: float) -> Iterator
         if state != "succeeded" and seconds < older_than:
             continue
         folders = (artifacts / str(job_id)).glob("*/*")
-        for path in sorted(p for p in folders if p.name.isdecimal() and p.is_dir() and _is_ours(p, artifacts)):
+        for path in sorted(p for p in folders if p.name.isdecimal() and p.is_dir() and _is_inside(p, artifacts)):
             yield Item("checkpoint", path, activation_caches.size(path), f"job {job_id} has {state}")
 
 
 def _caches(settings: Settings, older_than: float, *, all_caches: bool) -> Iterator[Item]:
-    kept = activation_caches.kept(activation_caches.folder(settings.home))
-    used = sum(one.bytes for one in kept)
-    for one in kept:
-        seconds = time.time() - one.used_at
+    caches = activation_caches.list_caches(activation_caches.folder(settings.home))
+    used = sum(cache.bytes for cache in caches)
+    for cache in caches:
+        seconds = time.time() - cache.used_at
         if all_caches:
             why = "no process uses it"
         elif seconds > older_than:
@@ -97,9 +92,9 @@ def _caches(settings: Settings, older_than: float, *, all_caches: bool) -> Itera
             why = f"over the quota of {settings.cache_bytes}"
         else:
             continue
-        if not activation_caches.in_use(one.path):
-            used -= one.bytes
-            yield Item("cache", one.path, one.bytes, f"{one.facts.get('model', 'activations')}: {why}")
+        if not activation_caches.in_use(cache.path):
+            used -= cache.bytes
+            yield Item("cache", cache.path, cache.bytes, f"{cache.facts.get('model', 'activations')}: {why}")
 
 
 def _tokens(engine: Engine, home: Path, older_than: float) -> Iterator[Item]:
@@ -107,12 +102,12 @@ def _tokens(engine: Engine, home: Path, older_than: float) -> Iterator[Item]:
     if needed is None:
         return
     for path in sorted((*home.glob("tokens/*.u16"), *home.glob("tokens/*.u32"))):
-        if path.stem not in needed and _age(path) > older_than and not _is_packed(path):
+        if path.stem not in needed and _age(path) > older_than and not _is_being_packed(path):
             yield Item("tokens", path, activation_caches.size(path), "no job that is not over reads it", older_than)
 
 
 def _needed_tokens(engine: Engine) -> set[str] | None:
-    """Return the names of the token files of jobs that are not over; None where a job has not said which it reads."""
+    """Return the names of the token files of unfinished jobs; None where one has not reported yet which it reads."""
     open_jobs = select(Job.id).where(Job.state.not_in(TERMINAL))
     with reading(engine) as session:
         waiting = set(session.scalars(open_jobs))
@@ -121,26 +116,26 @@ def _needed_tokens(engine: Engine) -> set[str] | None:
     return set(named.values()) if waiting <= set(named) else None
 
 
-def _removed(engine: Engine, item: Item) -> bool:
-    """Delete an item if what made it garbage is so still; say whether it is gone."""
+def _remove_item(engine: Engine, item: Item) -> bool:
+    """Delete an item if what made it garbage still holds; say whether it was deleted."""
     if item.kind == "cache":
         return activation_caches.remove(item.path)
     if item.kind == "checkpoint":
-        return _unpointed(engine, item) and _deleted(item)
-    with _unpacked(item.path) as is_idle:
+        return _delete_pointer(engine, item) and _delete_files(item)
+    with _packing_locked_out(item.path) as is_idle:
         if not is_idle or not item.path.exists() or _age(item.path) <= item.idle_seconds:
             return False
         if item.kind == "tokens":
             needed = _needed_tokens(engine)
             if needed is None or item.path.stem in needed:
                 return False
-        return _deleted(item)
+        return _delete_files(item)
 
 
-def _unpointed(engine: Engine, item: Item) -> bool:
-    """Delete the pointer to a checkpoint, if its job is over still; say whether it was.
+def _delete_pointer(engine: Engine, item: Item) -> bool:
+    """Delete the row of a checkpoint if its job is still over; say whether it is.
 
-    The pointer goes first: a job that is retried meanwhile either keeps both, or finds neither and starts over.
+    The row goes first: a job that is retried meanwhile either keeps both, or finds neither and starts over.
     """
     job_id, attempt, tokens = (int(part) for part in item.path.parts[-3:])
     over = select(Job.id).where(Job.id == job_id, Job.state.in_(TERMINAL)).with_for_update()
@@ -152,31 +147,30 @@ def _unpointed(engine: Engine, item: Item) -> bool:
     return is_over
 
 
-def _deleted(item: Item) -> bool:
+def _delete_files(item: Item) -> bool:
     if item.path.is_dir():
         shutil.rmtree(item.path, ignore_errors=True)
         return not item.path.exists()
     with suppress(OSError):
         item.path.unlink()
-    with suppress(OSError):  # what is known of a token file, or how far the packing of one had come
+    with suppress(OSError):  # the facts of a token file, or the state of one that was being packed
         item.path.with_suffix(".json" if item.kind == "tokens" else ".state").unlink()
     return not item.path.exists()
 
 
-def _is_ours(path: Path, place: Path) -> bool:
-    """Say whether no link below a place, which may be one itself, leads to a path: it may lead to anybody's."""
-    return path.resolve() == place.resolve() / path.relative_to(place)
+def _is_inside(path: Path, folder: Path) -> bool:
+    """Say whether no link below a folder, which may be a link itself, leads from it to a path somewhere else."""
+    return path.resolve() == folder.resolve() / path.relative_to(folder)
 
 
-def _is_packed(path: Path) -> bool:
-    """Say whether a process packs a token file just now."""
-    with _unpacked(path) as is_idle:
+def _is_being_packed(path: Path) -> bool:
+    with _packing_locked_out(path) as is_idle:
         return not is_idle
 
 
 @contextmanager
-def _unpacked(path: Path) -> Iterator[bool]:
-    """Keep whoever would pack a token file waiting; say whether nobody does: he holds the lock beside it."""
+def _packing_locked_out(path: Path) -> Iterator[bool]:
+    """Take the lock of a token file's packing; give False where a process that packs it holds the lock."""
     lock = path.with_suffix(".lock")
     is_idle = True
     with ExitStack() as stack:
@@ -191,7 +185,7 @@ def _unpacked(path: Path) -> Iterator[bool]:
 def _age(path: Path) -> float:
     """Return the seconds since a file, or the newest in a folder, was written."""
     newest = 0.0
-    for one in (path, *path.rglob("*")):
+    for file in (path, *path.rglob("*")):
         with suppress(OSError):
-            newest = max(newest, one.stat().st_mtime)
+            newest = max(newest, file.stat().st_mtime)
     return time.time() - newest

@@ -5,8 +5,8 @@ import sys
 import time
 from pathlib import Path
 
-from worker.trainer import __main__ as trainer
-from worker.trainer import checkpoint
+from worker import checked_folder
+from worker.trainer.__main__ import main
 
 
 def wait_at_the_gate(path: Path) -> None:
@@ -17,10 +17,10 @@ def wait_at_the_gate(path: Path) -> None:
     flush(path)
 
 
-flush = checkpoint._flush
+flush = checked_folder.flush
 
 if __name__ == "__main__":
-    checkpoint._flush = wait_at_the_gate
-    status = trainer.main()
+    checked_folder.flush = wait_at_the_gate
+    status = main()
     sys.stderr.flush()
     os._exit(status)

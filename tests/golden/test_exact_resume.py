@@ -12,7 +12,7 @@ from orchestrator.config.validation import parse
 from orchestrator.curves.point import Point
 from worker.sae.train_state import TrainState
 from worker.trainer import checkpoint
-from worker.trainer.train import evaluation_grid, train
+from worker.trainer.train import evaluation_tokens, train
 
 BATCH, N_STEPS, D_MODEL = 64, 120, 16
 
@@ -35,12 +35,12 @@ def _batches() -> list[torch.Tensor]:
     return list(torch.split(x / x.norm(dim=1, keepdim=True), BATCH))
 
 
-def _run(trainee: TrainState, config: JobConfig, *, n_steps: int | None = None) -> TrainState:
+def _run(state: TrainState, config: JobConfig, *, n_steps: int | None = None) -> TrainState:
     batches = _batches()
-    rest = batches[trainee.tokens_seen // BATCH :]
-    for _ in islice(train(trainee, rest, config=config, heldout=torch.cat(batches[:4])), n_steps):
+    rest = batches[state.tokens_seen // BATCH :]
+    for _ in islice(train(state, rest, config=config, heldout=torch.cat(batches[:4])), n_steps):
         pass
-    return trainee
+    return state
 
 
 def _but_for_the_clock(curve: list[Point]) -> list[Point]:
@@ -54,24 +54,24 @@ def test_resumed_equals_uninterrupted(tmp_path: Path, activation: str) -> None:
     sample = torch.cat(_batches()[:8])
     whole = _run(TrainState.fresh(config, sample), config)
     assert whole.aux_tokens > 0, "AuxK must take part"
-    grid = evaluation_grid(config)
+    grid = evaluation_tokens(config)
     stops = [1, 8, 9, 37, 64, 119]  # before the first point, at one, between two, right before the end
     assert {8 * BATCH in grid, 9 * BATCH in grid, 37 * BATCH in grid} == {True, False}
-    trainee = TrainState.fresh(config, sample)
+    state = TrainState.fresh(config, sample)
     for before, stop in zip([0, *stops], stops, strict=False):
-        _run(trainee, config, n_steps=stop - before)
-        assert trainee.tokens_seen == stop * BATCH
-        trainee = checkpoint.load(checkpoint.save(tmp_path, trainee, config, facts={}).uri, config)
-    _run(trainee, config)
-    assert _but_for_the_clock(trainee.curve) == _but_for_the_clock(whole.curve)
+        _run(state, config, n_steps=stop - before)
+        assert state.tokens_seen == stop * BATCH
+        state = checkpoint.load(checkpoint.save(tmp_path, state, config, facts={}).uri, config)
+    _run(state, config)
+    assert _but_for_the_clock(state.curve) == _but_for_the_clock(whole.curve)
     assert len(whole.curve) == len(grid)
-    assert trainee.untrained_fvu == whole.untrained_fvu
-    found, wanted = trainee.tensors(), whole.tensors()
+    assert state.untrained_fvu == whole.untrained_fvu
+    found, wanted = state.tensors(), whole.tensors()
     assert set(found) == set(wanted)
     for name, value in wanted.items():
         assert torch.equal(found[name], value), name
     for name, value in whole.optimizer.averaged().items():
-        assert torch.equal(trainee.optimizer.averaged()[name], value), name
+        assert torch.equal(state.optimizer.averaged()[name], value), name
 
 
 def test_a_seed_repeats_itself() -> None:

@@ -27,24 +27,24 @@ def _data() -> Tensor:
     return (torch.rand(which.shape, generator=generator).unsqueeze(2) * directions[which]).sum(1)
 
 
-def _by_autograd(trainee: TrainState, batch: Tensor, config: JobConfig) -> None:
+def _by_autograd(state: TrainState, batch: Tensor, config: JobConfig) -> None:
     """Take a step as `take` does, but for the way to the gradients."""
-    _, _, is_active = trainee.by_autograd(batch, config)
-    trainee.optimizer.step()
-    trainee.steps_since_point += 1
-    trainee.tokens_seen += len(batch)
-    trainee.aux_tokens += len(batch) * is_active
+    _, _, is_active = state.by_autograd(batch, config)
+    state.optimizer.step()
+    state.steps_since_point += 1
+    state.tokens_seen += len(batch)
+    state.aux_tokens += len(batch) * is_active
 
 
 def _fvu(config: JobConfig, x: Tensor, step: Step) -> float:
     torch.set_num_threads(1)
-    trainee = TrainState.fresh(config, x[: 8 * BATCH])
+    state = TrainState.fresh(config, x[: 8 * BATCH])
     batches = torch.split(x[16 * BATCH :], BATCH)
-    for _ in train(trainee, batches, config=config, heldout=x[8 * BATCH : 16 * BATCH], step=step):
+    for _ in train(state, batches, config=config, heldout=x[8 * BATCH : 16 * BATCH], step=step):
         pass
-    assert trainee.tokens_seen == N_STEPS * BATCH
-    assert trainee.aux_tokens > 0, "AuxK takes part"
-    return trainee.curve[-1].fvu
+    assert state.tokens_seen == N_STEPS * BATCH
+    assert state.aux_tokens > 0, "AuxK takes part"
+    return state.curve[-1].fvu
 
 
 @pytest.mark.parametrize("activation", ["topk", "multi_topk"])

@@ -46,14 +46,14 @@ def test_trained_on_gaussian_noise_the_loss_falls_little_and_slowly_with_size() 
     trained: dict[int, float] = {}
     for n in SIZES:
         config, source = _config(n), SyntheticActivations(_config(n).subject.model)
-        heldout = source.heldout(config)
+        (heldout,) = source.heldout(config)
         assert _random_directions(n, heldout) == pytest.approx(UNTRAINED[n], abs=0.004)
-        trainee = TrainState.fresh(config, source.sample(config, 16_384))
-        batches = (batch for (batch,) in source.stream([config], start_tokens=0))
-        for _ in train(trainee, islice(batches, BUDGET // BATCH), config=config, heldout=heldout):
+        state = TrainState.fresh(config, source.sample(config, 16_384)[0])
+        batches = (batch for ((batch,),) in source.stream([config], start_tokens=0))
+        for _ in train(state, islice(batches, BUDGET // BATCH), config=config, heldout=heldout):
             pass
-        trained[n] = trainee.curve[-1].fvu
-        assert trainee.curve[-1].dead_share == 0
+        trained[n] = state.curve[-1].fvu
+        assert state.curve[-1].dead_share == 0
         assert 0.8 * UNTRAINED[n] < trained[n] < UNTRAINED[n] - 0.02
     slope = torch.tensor([trained[n] for n in SIZES]).log().diff() / torch.tensor(SIZES).log().diff()
     assert -0.080 < float(slope) < -0.045

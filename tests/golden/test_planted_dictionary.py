@@ -43,12 +43,12 @@ def test_the_planted_dictionary_is_recovered() -> None:
         while True:
             yield _draw(BATCH, planted, generator)
 
-    trainee = TrainState.fresh(config, _draw(8192, planted, generator))
-    for _ in train(trainee, batches(), config=config, heldout=_draw(4096, planted, generator)):
+    state = TrainState.fresh(config, _draw(8192, planted, generator))
+    for _ in train(state, batches(), config=config, heldout=_draw(4096, planted, generator)):
         pass
-    model = trainee.averaged()
+    model = state.averaged()
     best = (planted @ model.W_dec.T).amax(1)
-    assert trainee.untrained_fvu is not None
-    assert trainee.untrained_fvu > 0.5
+    assert state.untrained_fvu is not None
+    assert state.untrained_fvu > 0.5
     assert best.mean() > 0.9, f"mean max cosine {best.mean():.3f}"
-    assert trainee.curve[-1].fvu < 0.1
+    assert state.curve[-1].fvu < 0.1

@@ -57,11 +57,11 @@ def curves(shipped: model.Subject, tmp_path_factory: pytest.TempPathFactory) -> 
     heldout = stream.heldout(shipped, packed, config)
     found: Curves = {}
     for n_latents, k in ((64, 4), (64, 8), (256, 4), (256, 8)):
-        trainee = TrainState.fresh(_config(n_latents, k), sample)
-        for _ in train(trainee, batches, config=_config(n_latents, k), heldout=heldout):
+        state = TrainState.fresh(_config(n_latents, k), sample)
+        for _ in train(state, batches, config=_config(n_latents, k), heldout=heldout):
             pass
-        assert trainee.untrained_fvu is not None
-        found[n_latents, k] = trainee.untrained_fvu, trainee.curve
+        assert state.untrained_fvu is not None
+        found[n_latents, k] = state.untrained_fvu, state.curve
     return found
 
 
@@ -81,7 +81,7 @@ def _windows(shipped: model.Subject, texts: list[str]) -> Iterator[Tensor]:
 
 
 def _loss(shipped: model.Subject, ids: Tensor) -> float:
-    logits = model.run_patched(shipped, ids, lambda found: found)
+    logits = model.run_patched([shipped], ids, [lambda found: found])
     return float(functional.cross_entropy(logits[0, :-1].float(), ids[0, 1:]))
 
 

@@ -35,10 +35,10 @@ def test_the_curve_is_the_stored_one(activation: str) -> None:
     planted = functional.normalize(torch.randn(64, 32, generator=generator), dim=1)
     codes = torch.rand(40_960, 64, generator=generator)
     x = functional.normalize(codes * (codes > 0.94) @ planted + 0.02, dim=1)
-    trainee = TrainState.fresh(config, x[:4096])
-    for _ in train(trainee, list(x[8192:].split(256)), config=config, heldout=x[4096:8192]):  # type: ignore[no-untyped-call]
+    state = TrainState.fresh(config, x[:4096])
+    for _ in train(state, list(x[8192:].split(256)), config=config, heldout=x[4096:8192]):  # type: ignore[no-untyped-call]
         pass
-    found = [(point.tokens_seen, point.fvu, point.dead_share) for point in trainee.curve[::4]]
+    found = [(point.tokens_seen, point.fvu, point.dead_share) for point in state.curve[::4]]
     for (tokens, fvu, dead), point in zip(STORED[activation], found, strict=True):
         assert point[0] == tokens
         assert point[1] == pytest.approx(fvu, rel=2e-3)

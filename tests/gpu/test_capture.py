@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from tests.unit.worker.activations.tiny_stream import BATCH, WINDOW, Parts, change, make_parts
-from worker.activations.cached_forward import Store
+from worker.activations.cached_forward import CacheStore
 from worker.activations.forward import ForwardBatches, tokens_per_pass
 from worker.activations.heldout_split import Contexts
-from worker.activations.shuffle import PrefetchBuffer, ShuffleBuffer, SyncBuffer, ready
+from worker.activations.shuffle import PrefetchBuffer, ShuffleBuffer, SyncBuffer, make_buffer
 from worker.activations.stream import heldout, stream
 from worker.subject.model import load
 
@@ -29,19 +29,19 @@ def _small_passes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("worker.activations.forward._CUDA_TOKENS", (64, 64))
 
 
-def windows(parts: Parts) -> ShuffleBuffer:
+def shuffle(parts: Parts) -> ShuffleBuffer:
     contexts = Contexts.of(parts.tokens, parts.config)
     return ShuffleBuffer(ForwardBatches([parts.subject], parts.tokens), contexts, n_vectors=WINDOW)
 
 
 def test_running_ahead_changes_no_number(parts: Parts) -> None:
-    ahead, plain = ready(windows(parts), seed=1), SyncBuffer(windows(parts), 1)
+    ahead, plain = make_buffer(shuffle(parts), seed=1), SyncBuffer(shuffle(parts), 1)
     assert isinstance(ahead, PrefetchBuffer)
     heavy = torch.randn(2048, 2048, device="cuda")
     for window in range(2, 12):
         found = ahead.take(window)[0]
         for _ in range(WINDOW // BATCH):  # training keeps the device busy meanwhile
-            ahead.go_on(batches=WINDOW // BATCH)
+            ahead.prefetch(n_calls=WINDOW // BATCH)
             heavy = heavy @ heavy / heavy.norm()
         expected = plain.take(window)[0]
         assert torch.equal(found, expected)
@@ -59,7 +59,7 @@ def test_the_cache_gives_the_same_twice(parts: Parts, tmp_path: Path) -> None:
     kept = change(parts, "data", activations="cache")
     runs = []
     for _ in range(2):
-        store = Store(tmp_path / "activations", 10**9)
+        store = CacheStore(tmp_path / "activations", 10**9)
         batches = list(islice(stream(kept.subject, kept.tokens, kept.config, store=store), 20))
         runs.append([*batches, heldout(kept.subject, kept.tokens, kept.config, store=store)])
         store.close()

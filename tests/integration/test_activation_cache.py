@@ -44,11 +44,11 @@ def test_a_sweep_trained_twice_captures_once(tmp_path: Path) -> None:
         assert [point[:-1] for point in first[0]] == [point[:-1] for point in live]
         written = shards(world)
         assert written
-        (row,) = cache_rows.known(world.engine)
-        kept = activation_caches.kept(activation_caches.folder(world.settings.home))[0]
+        (row,) = cache_rows.list_rows(world.engine)
+        kept = activation_caches.list_caches(activation_caches.folder(world.settings.home))[0]
         assert (row.key, row.shards, row.complete, row.uri) == (kept.key, len(written), True, str(kept.path))
         assert train(world, cached(config), cached(config, k=2), name="second") == first
         assert shards(world) == written
-        (again,) = cache_rows.known(world.engine)
+        (again,) = cache_rows.list_rows(world.engine)
         assert again.last_used_at > row.last_used_at
         assert not activation_caches.in_use(kept.path)

@@ -50,7 +50,7 @@ def begun(engine: Engine, tokens_id: str = "a" * 64) -> queue.Lease:
 
 def cache(settings: Settings, key: str, n_bytes: int = 1000, *, old: float = 0.0) -> Path:
     path = activation_caches.folder(settings.home) / key
-    os.close(activation_caches.hold(path))
+    os.close(activation_caches.lock_for_use(path))
     put(path / "aa.bin", n_bytes)
     age(path / "lock", old)
     return path
@@ -123,12 +123,12 @@ def test_caches_go_by_age_by_quota_and_when_told(settings: Settings, engine: Eng
     assert found(engine, settings, all_caches=True) == {old, idle, fresh}
     row = {"subject": "s", "hook": "h", "tokens_id": "t", "bytes": 1000, "shards": 1, "complete": False}
     for path in (old, used):
-        cache_rows.remember(engine, key=path.name, uri=str(path), **row)
+        cache_rows.record(engine, key=path.name, uri=str(path), **row)
     gone = garbage.remove(engine, garbage.find(engine, settings, older_than=WEEK, all_caches=True))
     os.close(descriptor)
     assert {item.path for item in gone} == {old, idle, fresh}
     assert [path.name for path in activation_caches.folder(settings.home).iterdir()] == ["k4"]
-    assert [one.key for one in cache_rows.known(engine)] == ["k4"]
+    assert [one.key for one in cache_rows.list_rows(engine)] == ["k4"]
 
 
 @pytest.mark.parametrize(("place", "name"), [(Path, "is_dir"), (os, "open"), (os, "utime")])
@@ -146,7 +146,7 @@ def test_a_folder_removed_while_it_is_taken_is_made_again(
     path.mkdir()
     with monkeypatch.context() as patched:
         patched.setattr(place, name, late)
-        descriptor = activation_caches.hold(path)
+        descriptor = activation_caches.lock_for_use(path)
     assert not removals
     assert activation_caches.in_use(path)
     os.close(descriptor)
@@ -154,10 +154,10 @@ def test_a_folder_removed_while_it_is_taken_is_made_again(
 
 def test_a_note_of_a_cache_is_kept_up(engine: Engine) -> None:
     row = {"key": "k", "uri": "u", "subject": "s", "hook": "h", "tokens_id": "t"}
-    cache_rows.remember(engine, **row, bytes=1, shards=1, complete=False)
-    first = cache_rows.known(engine)[0]
-    cache_rows.remember(engine, **row, bytes=2, shards=2, complete=True)
-    (second,) = cache_rows.known(engine)
+    cache_rows.record(engine, **row, bytes=1, shards=1, complete=False)
+    first = cache_rows.list_rows(engine)[0]
+    cache_rows.record(engine, **row, bytes=2, shards=2, complete=True)
+    (second,) = cache_rows.list_rows(engine)
     assert (second.bytes, second.shards, second.complete) == (2, 2, True)
     assert second.created_at == first.created_at
     assert second.last_used_at >= first.last_used_at
@@ -219,14 +219,14 @@ def test_packing_resumed_since_keeps_what_was_left(
     assert partial.exists()
     assert state.exists()
     age(partial, 7200)
-    deleted = garbage._deleted
+    deleted = garbage._delete_files
 
     def watched(item: garbage.Item) -> bool:
         with lock.open() as file, pytest.raises(BlockingIOError):
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         return deleted(item)
 
-    monkeypatch.setattr(garbage, "_deleted", watched)
+    monkeypatch.setattr(garbage, "_delete_files", watched)
     assert garbage.remove(engine, items) == items
     assert not partial.exists()
     assert not state.exists()

@@ -25,7 +25,7 @@ from tests.sharded_cases import (
     long_config,
     long_data,
     run,
-    trainee_of,
+    state_of,
 )
 from worker.sae.dead_latents import count_tokens_since_fired
 from worker.sae.loss import losses, narrowed
@@ -62,17 +62,17 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]
 
 def reference(case: Case) -> tuple[TrainState, dict[str, Any]]:
     """Return what the plain path finds for a case, by autograd."""
-    config, trainee, x = config_of(case), trainee_of(case), batch_of(case)
-    model = trainee.model
+    config, state, x = config_of(case), state_of(case), batch_of(case)
+    model = state.model
     encoded = model.encode(x, k=model.k_widest)
     narrow = narrowed(encoded, model.k)
-    since = count_tokens_since_fired(narrow.top_acts, narrow.top_indices, trainee.tokens_since_fired)
+    since = count_tokens_since_fired(narrow.top_acts, narrow.top_indices, state.tokens_since_fired)
     silent = since > config.training.dead_after_tokens
     dead = silent if silent.any() else None
-    told = losses(model, x, encoded, config=config.sae, variance=trainee.variance, dead=dead)
+    told = losses(model, x, encoded, config=config.sae, variance=state.variance, dead=dead)
     told.total.backward()  # type: ignore[no-untyped-call]
     gradients = {name: getattr(model, name).grad for name in PARAMETERS}
-    return trainee, {"encoded": encoded, "total": told.total, "aux": told.aux, "dead": dead, "gradients": gradients}
+    return state, {"encoded": encoded, "total": told.total, "aux": told.aux, "dead": dead, "gradients": gradients}
 
 
 @pytest.mark.parametrize("case", EXACT, ids=lambda case: case.name)
@@ -81,8 +81,8 @@ def test_selection_is_the_plain_one(case: Case, found: dict[str, dict[str, Any]]
     top_acts, top_indices = found[case.name]["encoded"]
     assert torch.equal(top_indices, plain["encoded"].top_indices)
     torch.testing.assert_close(top_acts, plain["encoded"].top_acts.detach(), rtol=1e-5, atol=1e-6)
-    trainee = trainee_of(case)
-    decoded = trainee.model.decode(top_acts, top_indices).detach()
+    state = state_of(case)
+    decoded = state.model.decode(top_acts, top_indices).detach()
     torch.testing.assert_close(found[case.name]["decoded"], decoded, rtol=1e-5, atol=1e-5)
 
 
@@ -110,15 +110,15 @@ def test_what_all_hold_is_alike_to_the_bit(case: Case, found: dict[str, dict[str
 
 @pytest.mark.parametrize("case", [c for c in EXACT if not c.ties], ids=lambda case: case.name)
 def test_a_step_leaves_the_plain_state(case: Case, found: dict[str, dict[str, Any]]) -> None:
-    trainee, config, x = trainee_of(case), config_of(case), batch_of(case)
-    train_step(trainee, x, config)
+    state, config, x = state_of(case), config_of(case), batch_of(case)
+    train_step(state, x, config)
     after = found[case.name]["after"]
-    assert list(after) == list(trainee.tensors())
-    assert torch.equal(after["tokens_since_fired"], trainee.tokens_since_fired)
-    for name, wanted in trainee.tensors().items():
+    assert list(after) == list(state.tensors())
+    assert torch.equal(after["tokens_since_fired"], state.tokens_since_fired)
+    for name, wanted in state.tensors().items():
         # Adam's first step is lr · sign(gradient) wherever a gradient is far above eps: 1e-10 is a rounding error here.
         torch.testing.assert_close(after[name], wanted, rtol=2e-4, atol=2e-5, msg=lambda text: f"{name}: {text}")  # noqa: B023
-    ours, plain = found[case.name]["values"], trainee.values()
+    ours, plain = found[case.name]["values"], state.values()
     assert ours == plain
 
 
@@ -165,10 +165,10 @@ def test_one_process_speaks_with_nobody() -> None:
     """Without any process group: a collective call would raise."""
     case = Case(37, 11, 5, 1, dead="some")
     config, x = config_of(case), batch_of(case)
-    alone, plain = trainee_of(case), trainee_of(case)
+    alone, plain = state_of(case), state_of(case)
     ours = ShardedTrainState.scatter(alone, config, shard=Shard(case.n), device="cpu")
-    for trainee in (ours, plain):
-        train_step(trainee, x, config)
+    for state in (ours, plain):
+        train_step(state, x, config)
     for name, wanted in plain.tensors().items():
         torch.testing.assert_close(ours.tensors()[name], wanted, rtol=2e-4, atol=2e-5)
     back = ours.whole()
@@ -178,15 +178,15 @@ def test_one_process_speaks_with_nobody() -> None:
 
 BROKEN_OFF = """
 import os
-from tests.sharded_cases import Case, batch_of, config_of, trainee_of
-from worker import partners
+from tests.sharded_cases import Case, batch_of, config_of, state_of
+from worker.trainer import rank_processes
 
-partners._END_SECONDS = 2.0
+rank_processes._END_SECONDS = 2.0
 case = Case(37, 11, 5, 2)
-ours = partners.Partners(["cpu", "cpu"], threads=1, failed=print)
-ours.divide(trainee_of(case), config_of(case), heldout=batch_of(case))
+ours = rank_processes.RankProcesses(["cpu", "cpu"], threads=1, on_failure=print)
+ours.divide(state_of(case), config_of(case), heldout=batch_of(case))
 ours.end()  # the first measurement has failed here; there the others wait for our part
-print([partner.child.returncode for partner in ours._all], flush=True)
+print([rank.child.returncode for rank in ours._ranks], flush=True)
 os._exit(0)  # as the trainer ends
 """
 

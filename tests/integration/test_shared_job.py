@@ -55,22 +55,24 @@ def test_begun_on_two_processes_ended_on_one_the_curve_is_that_of_one(subject: P
 
 
 def check_final(folder: Path) -> None:
-    from worker.trainer.checkpoint import load_final
+    from worker.formats.native import load_final
 
     model, about = load_final(str(folder))
     assert model.n_latents == about["n_latents"] == 65
     assert model.W_dec.norm(dim=1).sub(1).abs().max() < 1e-5
 
 
-def test_a_killed_partner_costs_one_attempt(subject: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_killed_rank_process_costs_one_attempt(
+    subject: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     with small_world(tmp_path / "home") as world:
         (job,) = world.enqueue(small_config(subject, max_tokens=131_072), max_failures=3)
         worker = work(world, "cpu+cpu")
         world.wait(lambda: world.is_in_training(job, 1))
         (trainer,) = trainers(worker)
-        (partner,) = [p for p in trainer.children() if "worker.trainer.rank_processes" in " ".join(p.cmdline())]
-        partner.kill()
+        (rank,) = [p for p in trainer.children() if "worker.trainer.rank_processes" in " ".join(p.cmdline())]
+        rank.kill()
         world.wait(lambda: world.attempts(job)[0][0] is not None)
         psutil.wait_procs([trainer], timeout=10)
         assert not trainer.is_running()
@@ -79,7 +81,7 @@ def test_a_killed_partner_costs_one_attempt(subject: Path, tmp_path: Path, monke
         assert "on another device is gone" in error or "the process on cpu ended" in error
         world.wait(lambda: world.is_in_training(job, 2))
         assert (world.attempts(job)[1][1] or 0) > 0  # from the checkpoint on
-        assert not list(tmp_path.glob("orch-partners-*"))
+        assert not list(tmp_path.glob("orch-ranks-*"))
 
 
 def is_of(process: psutil.Process, world: World) -> bool:

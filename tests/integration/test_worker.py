@@ -68,7 +68,7 @@ def check_curve(world: World, job: int, max_tokens: int) -> None:
 
 
 def check_artifacts(folder: Path, n_latents: int | None) -> None:
-    from worker.trainer.checkpoint import load_final
+    from worker.formats.native import load_final
 
     model, about = load_final(str(folder))
     assert tuple(model.W_dec.shape) == (n_latents, WIDTH)

@@ -1,1 +1,1 @@
-"""Tokens to batches of activations: capture, held-out split, shuffle, cache. Start at `stream`."""
+"""Tokens to batches of activations: capture, held-out split, shuffle, cache. Uses data, subject; start at `source`."""

@@ -1,4 +1,4 @@
-"""What a trainer captures once: activations read from disk where they are there, captured and kept where not."""
+"""Forward batches read from the activation caches on disk; what is missing there is captured and written first."""
 
 import sys
 from collections.abc import Callable, Sequence
@@ -10,21 +10,22 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from orchestrator.storage import activation_caches
-from worker.activations.cache import Cache, ShardWriter, Stored
+from worker.activations.cache import Cache, ShardWriter
 from worker.activations.forward import ForwardBatches
 from worker.data.token_file import TokenFile
+from worker.protocol import Cached
 from worker.subject.model import Subject
 
 
-def _say(text: str) -> None:
+def _print_warning(text: str) -> None:
     print(f"Warning: {text}", file=sys.stderr, flush=True)
 
 
-class Store:
+class CacheStore:
     """The activation caches of one trainer, within a quota that all trainers of a data folder share.
 
-    Nothing that goes wrong with it ends a job: a folder that cannot be written, a full disk or a quota that is too
-    small is said once, and the rest is captured live, which gives the same values.
+    No trouble with a cache ends a job: of a folder that cannot be written, a full disk or a quota that is too small it
+    warns once, and the rest is captured live, which gives the same values.
     """
 
     def __init__(
@@ -32,95 +33,96 @@ class Store:
         root: Path,
         limit_bytes: int,
         *,
-        heard: Callable[[Stored], None] | None = None,
-        say: Callable[[str], None] = _say,
+        on_change: Callable[[Cached], None] | None = None,
+        warn: Callable[[str], None] = _print_warning,
     ) -> None:
-        """Keep caches in a folder; `heard` is told of each when it is opened and when it has grown."""
-        self._root, self._limit, self._heard, self._say = root, limit_bytes, heard, say
+        """Keep caches in a folder; `on_change` is called for each when it is opened and when it has grown."""
+        self._root, self._limit, self._on_change, self._warn = root, limit_bytes, on_change, warn
         self._open: dict[tuple[object, ...], Cache] = {}
         self.writes = True
+        """Whether activations are still written; no longer once something went wrong."""
 
-    def passes(self, subjects: Sequence[Subject], tokens: TokenFile) -> ForwardBatches:
-        """Return the forward passes of some hook points, those on disk left out."""
+    def forward_batches(self, subjects: Sequence[Subject], tokens: TokenFile) -> ForwardBatches:
+        """Return the forward batches of some views of a model, read from disk where they are there."""
         try:
             live = ForwardBatches(subjects, tokens)
             caches = [self._cache(subject, tokens) for subject in live.subjects]
         except OSError as error:
-            self.give_up(f"the activation cache {self._root} cannot be used: {error.strerror or error}")
+            self.stop_writing(f"the activation cache {self._root} cannot be used: {error.strerror or error}")
             return live
         return CachedForwardBatches(self, live.subjects, tokens, caches)
 
     def has_room(self, n_bytes: int) -> bool:
-        """Say whether so much may be written; caches nobody uses make room, the one used longest ago first."""
+        """Say whether so many bytes may be written; unused caches are removed to make room, the oldest use first."""
         if activation_caches.make_room(self._root, n_bytes, self._limit):
             return True
-        self.give_up(f"cache_bytes ({self._limit / 1e9:.3g} GB) is used up by caches in use")
+        self.stop_writing(f"cache_bytes ({self._limit / 1e9:.3g} GB) is used up by caches in use")
         return False
 
-    def grown(self, cache: Cache) -> None:
-        """Tell of a cache that has grown."""
+    def report_growth(self, cache: Cache) -> None:
+        """Report a cache that has grown."""
         cache.rescan()
-        self._tell(cache)
+        self._report(cache)
 
-    def give_up(self, why: str) -> None:
-        """Write nothing more, and say so once."""
+    def stop_writing(self, why: str) -> None:
+        """Write nothing more, and warn of it once."""
         if self.writes:
-            self._say(f"{why}; activations that are not there yet are captured live")
+            self._warn(f"{why}; activations that are not there yet are captured live")
         self.writes = False
 
     def close(self) -> None:
-        """Let others remove what this trainer used."""
+        """Release every cache: other processes may remove them."""
         for cache in self._open.values():
             cache.close()
         self._open.clear()
 
     def _cache(self, subject: Subject, tokens: TokenFile) -> Cache:
-        place = (subject.hook, tokens.id, tokens.context_length, tokens.bos_id)
-        if place not in self._open:
-            self._open[place] = Cache(self._root, subject, tokens)
-            self._tell(self._open[place])
-        return self._open[place]
+        key = (subject.hook, tokens.id, tokens.context_length, tokens.bos_id)
+        if key not in self._open:
+            self._open[key] = Cache(self._root, subject, tokens)
+            self._report(self._open[key])
+        return self._open[key]
 
-    def _tell(self, cache: Cache) -> None:
-        if self._heard is not None:
-            self._heard(cache.state)
+    def _report(self, cache: Cache) -> None:
+        if self._on_change is not None:
+            self._on_change(cache.state)
 
 
 class CachedForwardBatches(ForwardBatches):
-    """Passes whose values come from the disk, put there first where they are missing."""
+    """Forward batches whose activations are read from disk, and written there first where they are missing."""
 
-    def __init__(self, store: Store, subjects: Sequence[Subject], tokens: TokenFile, caches: list[Cache]) -> None:
+    def __init__(self, store: CacheStore, subjects: Sequence[Subject], tokens: TokenFile, caches: list[Cache]) -> None:
         """Read each hook point from its own cache."""
         super().__init__(subjects, tokens)
         self._store, self._caches = store, caches
 
     def prepare(self, contexts: NDArray[np.int64]) -> None:
-        """Capture what is missing of some contexts, in whole passes: one forward for all hook points that lack it."""
+        """Capture what is missing of some contexts: one forward batch serves every hook point that lacks some of it."""
         for cache in self._caches:
             cache.rescan()
-        lacking = [cache.missing(contexts) for cache in self._caches]
-        several = np.concatenate(lacking)
-        wanted = np.array(list(dict.fromkeys(several.tolist())), dtype=np.int64)
-        n_bytes = sum(cache.bytes_of(part) for cache, part in zip(self._caches, lacking, strict=True))
+        missing = [cache.missing(contexts) for cache in self._caches]
+        wanted = np.array(list(dict.fromkeys(np.concatenate(missing).tolist())), dtype=np.int64)
+        n_bytes = sum(cache.bytes_of(part) for cache, part in zip(self._caches, missing, strict=True))
         if not len(wanted) or not self._store.writes or not self._store.has_room(n_bytes):
             return
         try:
-            self._capture(wanted, lacking)
+            self._capture(wanted, missing)
         except OSError as error:
-            self._store.give_up(f"the activation cache cannot be written: {error.strerror or error}")
+            self._store.stop_writing(f"the activation cache cannot be written: {error.strerror or error}")
 
     def __call__(self, contexts: NDArray[np.int64]) -> list[Tensor]:
         """Return the activations of at most `size` contexts: one (n, context, d_model) for each hook point."""
-        there = [not len(cache.missing(contexts)) for cache in self._caches]
-        live = [] if all(there) else super().__call__(contexts)
-        return [self._read(cache, contexts) if there[i] else live[i] for i, cache in enumerate(self._caches)]
+        is_on_disk = [len(cache.missing(contexts)) == 0 for cache in self._caches]
+        live = [] if all(is_on_disk) else super().__call__(contexts)
+        return [self._read(cache, contexts) if is_on_disk[i] else live[i] for i, cache in enumerate(self._caches)]
 
     def _read(self, cache: Cache, contexts: NDArray[np.int64]) -> Tensor:
         values = cache.read(contexts)
         return values.pin_memory().to(self.device, non_blocking=True) if self.device.type == "cuda" else values
 
-    def _capture(self, wanted: NDArray[np.int64], lacking: list[NDArray[np.int64]]) -> None:
-        growing = [(i, cache) for i, cache in enumerate(self._caches) if len(lacking[i])]
+    def _capture(self, wanted: NDArray[np.int64], missing: list[NDArray[np.int64]]) -> None:
+        """Write a shard of the wanted contexts to every cache that misses some of them."""
+        growing = [(i, cache) for i, cache in enumerate(self._caches) if len(missing[i])]
         with ExitStack() as stack:
             writers = {i: ShardWriter(cache.path) for i, cache in growing}
             for writer in writers.values():
@@ -129,8 +131,8 @@ class CachedForwardBatches(ForwardBatches):
                 chosen = wanted[first : first + self.size]
                 found = super().__call__(chosen)
                 for i, writer in writers.items():
-                    mine = np.isin(chosen, lacking[i])
+                    mine = np.isin(chosen, missing[i])
                     writer.add(chosen[mine], found[i][mine])
             for i, cache in growing:
                 writers[i].commit()
-                self._store.grown(cache)
+                self._store.report_growth(cache)

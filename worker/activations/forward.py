@@ -1,4 +1,4 @@
-"""One forward pass after another, all of one size: contexts -> raw activations at every hook point asked for."""
+"""Forward batches, all of one size: contexts -> raw activations at every hook point asked for."""
 
 from collections.abc import Sequence
 
@@ -10,11 +10,11 @@ from torch import Tensor
 from orchestrator.errors import SubjectError
 from orchestrator.estimates.memory import CPU_PASS_TOKENS
 from worker.data.token_file import TokenFile
-from worker.subject.hook_points import HookPoint
+from worker.subject.hook_sites import HookPoint
 from worker.subject.model import Subject, read
 
 CPU_TOKENS = CPU_PASS_TOKENS
-"""Tokens per pass on a CPU: more gains nothing there, and the matrices still fit its caches."""
+"""Tokens of a forward batch on a CPU: more gains nothing there, and the matrices still fit its caches."""
 _CUDA_TOKENS = (2048, 65_536)
 _SHARE_OF_MEMORY = 1 / 32
 _TENSORS_ALIVE = 12
@@ -22,15 +22,14 @@ _TENSORS_ALIVE = 12
 
 
 class ForwardBatches:
-    """The forward passes of views of one model over one text.
+    """Forward batches of one model over one text, read at the hook points of some views of the model.
 
-    Every pass holds `size` contexts, the last one filled up with repeats. So a context's values depend neither on
-    how many others were asked for, nor, on a CPU, on which: captured today or
-    read from disk, they are the same.
+    Every batch holds `size` contexts, the last one filled up with repeats. So a context's values depend neither on how
+    many others were asked for nor, on a CPU, on which: captured now or read from disk, they are the same.
     """
 
     def __init__(self, subjects: Sequence[Subject], tokens: TokenFile) -> None:
-        """Prepare to read some hook points, each once."""
+        """Prepare to read the hook points of some views, each once."""
         self.subjects = list({subject.hook: subject for subject in subjects}.values())
         self.tokens = tokens
         self.device = self.subjects[0].device
@@ -38,11 +37,11 @@ class ForwardBatches:
 
     @property
     def hooks(self) -> list[HookPoint]:
-        """Return the hook points, in the order of what a pass gives."""
+        """Return the hook points, in the order of the tensors that a call returns."""
         return [subject.hook for subject in self.subjects]
 
     def prepare(self, contexts: NDArray[np.int64]) -> None:
-        """Be told what is asked for next, pass by pass."""
+        """Take note of the contexts that the next calls ask for; a cache captures what is missing of them."""
 
     def __call__(self, contexts: NDArray[np.int64]) -> list[Tensor]:
         """Return the activations of at most `size` contexts: one (n, context, d_model) for each hook point."""
@@ -53,17 +52,17 @@ class ForwardBatches:
             ids = ids.pin_memory().to(self.device, non_blocking=True)
         return [found[: len(contexts)] for found in read(self.subjects, ids)]
 
-    def check(self, found: Tensor, trained: Tensor, contexts: NDArray[np.int64], *, subject: Subject) -> None:
-        """Refuse values that are not finite.
+    def check(self, found: Tensor, is_trained: Tensor, contexts: NDArray[np.int64], *, subject: Subject) -> None:
+        """Refuse activations of trained positions that are not finite.
 
         Shapes:
-            found (len(contexts), context, d_model); trained (len(contexts), context), bool
+            found (len(contexts), context, d_model); is_trained (len(contexts), context), bool
         Raises:
             SubjectError: names the first token with such values.
         """
         if torch.isfinite(found.sum(dtype=torch.float32)):  # one sum finds any NaN or infinity, wherever it is
             return
-        bad = np.argwhere((~torch.isfinite(found).all(dim=-1) & trained).cpu().numpy())
+        bad = np.argwhere((~torch.isfinite(found).all(dim=-1) & is_trained).cpu().numpy())
         if not len(bad):
             return
         row, position = (int(i) for i in bad[0])
@@ -76,7 +75,7 @@ class ForwardBatches:
 
 
 def tokens_per_pass(subject: Subject, context_length: int) -> int:
-    """Return the tokens of a forward pass: fixed on a CPU, on a GPU a power of two found from its memory.
+    """Return the tokens of a forward batch: fixed on a CPU, on a GPU a power of two that follows from its memory.
 
     It comes from the size of the memory, not from what is free: on the same kind of GPU a resumed job finds the same
     number, and so the same sums.
@@ -88,7 +87,7 @@ def tokens_per_pass(subject: Subject, context_length: int) -> int:
 
 
 def tokens_within(n_bytes: int, per_token: int) -> int:
-    """Return the largest power of two of tokens that fits some memory, within the limits of a pass on a GPU."""
+    """Return the largest power of two of tokens that fits in memory, within the limits of a forward batch on a GPU."""
     least, most = _CUDA_TOKENS
     return int(min(most, max(least, 1 << (n_bytes // per_token).bit_length() - 1)))
 
@@ -104,5 +103,5 @@ def bytes_per_token(subject: Subject, context_length: int) -> int:
 
 
 def attention(subject: Subject) -> str:
-    """Return which implementation of attention the model runs; sdpa wherever its architecture knows it."""
+    """Return which implementation of attention the model runs; sdpa wherever its architecture supports it."""
     return str(subject.model.config.get_text_config()._attn_implementation)

@@ -1,4 +1,4 @@
-"""Which vector comes when: the held-out tail, the seeded order of the rest, and the positions that train."""
+"""Divide a text: the held-out contexts at its end, the seeded order of the others, and the positions that train."""
 
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Self
@@ -11,7 +11,7 @@ from orchestrator.errors import ConfigError
 from worker.data.token_file import TokenFile
 
 _COUNT_ROWS = 65_536
-_LEAST_HELDOUT = 2
+_MIN_HELDOUT = 2
 """Vectors: of one alone, or of none, fvu is not defined."""
 
 
@@ -19,14 +19,14 @@ class Epoch(NamedTuple):
     """One pass over the training contexts."""
 
     order: NDArray[np.int64]
-    """Contexts, as the stream reads them."""
+    """Contexts, in the order the stream reads them."""
     ends: NDArray[np.int64]
-    """Vectors up to the end of each, in that order."""
+    """Vectors up to and with each context, in that order."""
 
 
 @dataclass
 class Contexts:
-    """The contexts of a token file as a job sees them.
+    """The contexts of a token file, divided and ordered for a job.
 
     The stream numbers trained vectors: epoch e holds vectors [e·n_vectors, (e+1)·n_vectors), the trained positions of
     the training contexts in a permutation seeded by (seed, e). A vector's number alone says where it is. Contexts are
@@ -53,19 +53,19 @@ class Contexts:
         n_heldout = -(-config.training.heldout_tokens // tokens.stride)
         n_training = tokens.n_contexts - n_heldout
         if n_training < 1:
-            raise ConfigError(_too_short(tokens, config, f"{max(0, n_training)} contexts"), hint=_HINT)
+            raise _too_short(tokens, config, f"{max(0, n_training)} contexts")
         ignored = np.zeros(max(tokens.largest_id, *tokens.special_ids, tokens.bos_id or 0, 0) + 1, dtype=np.bool_)
         if config.data.special_tokens == "mask":
             ignored[list(tokens.special_ids)] = True
         counts = _count(tokens, ignored, n_training)
-        if _count_heldout(tokens, ignored, n_heldout) < _LEAST_HELDOUT:
+        if _count_heldout(tokens, ignored, n_heldout) < _MIN_HELDOUT:
             raise ConfigError(
                 f"training.heldout_tokens = {config.training.heldout_tokens}: the end of the text holds no two "
                 "positions that may be measured",
                 hint="Raise training.heldout_tokens, or set data.special_tokens: train.",
             )
         if counts.sum() < config.training.batch_tokens:
-            raise ConfigError(_too_short(tokens, config, f"{counts.sum()} tokens"), hint=_HINT)
+            raise _too_short(tokens, config, f"{counts.sum()} tokens")
         return cls(tokens=tokens, seed=config.data.seed, n_heldout=n_heldout, ignored=ignored, counts=counts)
 
     @property
@@ -98,7 +98,7 @@ class Contexts:
         return epoch * self.n_vectors + (int(self._epoch(epoch).ends[within - 1]) if within else 0)
 
     def run(self, number: int, n: int) -> NDArray[np.int64]:
-        """Return n contexts of the stream, from one on, in its order: across epochs where it must."""
+        """Return n contexts of the stream in its order, beginning with a given one, across epochs where needed."""
         parts: list[NDArray[np.int64]] = []
         stop = number + n
         while number < stop:
@@ -111,9 +111,9 @@ class Contexts:
         if epoch not in self._epochs:
             bits: Any = np.random.Philox(np.random.SeedSequence([self.seed, epoch]))
             order = np.random.Generator(bits).permutation(self.n_training)
-            # A pass may lie across the border of two epochs: the one before is kept, too.
-            kept = {known: held for known, held in self._epochs.items() if known == epoch - 1}
-            self._epochs = kept | {epoch: Epoch(order, np.cumsum(self.counts[order]))}
+            # A forward batch may lie across the border of two epochs: the one before is kept, too.
+            previous = {number: known for number, known in self._epochs.items() if number == epoch - 1}
+            self._epochs = previous | {epoch: Epoch(order, np.cumsum(self.counts[order]))}
         return self._epochs[epoch]
 
 
@@ -121,9 +121,9 @@ def _count(tokens: TokenFile, ignored: NDArray[np.bool_], n_training: int) -> ND
     if not ignored.any():
         return np.full(n_training, tokens.context_length, dtype=np.int64)
     rows = tokens.read()[:n_training]
-    before = 0 if tokens.bos_id is None or ignored[tokens.bos_id] else 1
+    n_bos = 0 if tokens.bos_id is None or ignored[tokens.bos_id] else 1
     parts = [(~ignored[rows[i : i + _COUNT_ROWS]]).sum(axis=1) for i in range(0, n_training, _COUNT_ROWS)]
-    return np.concatenate(parts).astype(np.int64) + before
+    return np.concatenate(parts).astype(np.int64) + n_bos
 
 
 def _count_heldout(tokens: TokenFile, ignored: NDArray[np.bool_], n_heldout: int) -> int:
@@ -131,12 +131,11 @@ def _count_heldout(tokens: TokenFile, ignored: NDArray[np.bool_], n_heldout: int
     return int((~ignored[tokens.contexts(last)]).sum())
 
 
-def _too_short(tokens: TokenFile, config: JobConfig, left: str) -> str:
-    return (
+def _too_short(tokens: TokenFile, config: JobConfig, left: str) -> ConfigError:
+    message = (
         f"data.source: {config.data.source} gives {tokens.n_tokens} tokens = {tokens.n_contexts} contexts of "
         f"{tokens.context_length}; with training.heldout_tokens = {config.training.heldout_tokens} only {left} are "
         f"left to train, for batches of {config.training.batch_tokens}"
     )
-
-
-_HINT = "Give more text, or lower training.heldout_tokens, training.batch_tokens or data.context_length."
+    hint = "Give more text, or lower training.heldout_tokens, training.batch_tokens or data.context_length."
+    return ConfigError(message, hint=hint)

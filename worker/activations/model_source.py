@@ -1,60 +1,78 @@
-"""What the jobs of a language model read: its activations over one text."""
+"""The activation source of jobs that read a language model: its activations over one text."""
 
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import accumulate, pairwise
 from typing import Any
 
 from torch import Tensor
 
 from orchestrator.config.job import JobConfig, SubjectConfig
-from worker.activations import stream as activations
-from worker.activations.cached_forward import Store
+from worker.activations import stream
+from worker.activations.cached_forward import CacheStore
+from worker.activations.source import Vectors
 from worker.data.token_file import TokenFile
-from worker.subject.model import Subject
+from worker.subject.model import Replace, Subject, run_patched
 
 
 @dataclass
 class ModelActivations:
-    """A loaded model and a packed text; a place is a hook point."""
+    """A loaded model and a packed text."""
 
     subject: Subject
     tokens: TokenFile
     config: JobConfig
     """Of one of the jobs: what decides the stream is the same in all."""
-    store: Store | None = None
+    store: CacheStore | None = None
     """Where activations are kept, for jobs that ask for it."""
     _views: dict[SubjectConfig, Subject] = field(default_factory=dict)
 
-    def key(self, config: JobConfig) -> Hashable:
-        """Return the hook point.
+    def key(self, config: JobConfig) -> tuple[Hashable, ...]:
+        """Return the hook points a config reads.
 
         Raises:
-            ConfigError: it is not in the model.
+            ConfigError: one is not in the model.
         """
-        return self._view(config).hook
+        return tuple(view.hook for view in self._views_of(config))
 
-    def heldout(self, config: JobConfig) -> Tensor:
-        """Return the end of the text, read at a config's hook point."""
-        return activations.heldout(self._view(config), self.tokens, config, store=self.store)
+    def heldout(self, config: JobConfig) -> Vectors:
+        """Return the end of the text, read at a config's hook points."""
+        views = self._views_of(config)
+        return tuple(stream.heldout(view, self.tokens, config, store=self.store) for view in views)
 
-    def sample(self, config: JobConfig, n: int) -> Tensor:
+    def sample(self, config: JobConfig, n: int) -> Vectors:
         """Return the first n vectors of the training part, in the text's order."""
-        return activations.sample(self._view(config), self.tokens, config, n, store=self.store)
+        views = self._views_of(config)
+        return tuple(stream.sample(view, self.tokens, config, n, store=self.store) for view in views)
 
-    def stream(self, configs: Sequence[JobConfig], *, start_tokens: int) -> Iterator[tuple[Tensor, ...]]:
-        """Yield one batch for each config: `activations.shared_stream`."""
-        views = [self._view(config) for config in configs]
-        return activations.shared_stream(views, self.tokens, configs, start_tokens=start_tokens, store=self.store)
+    def stream(self, configs: Sequence[JobConfig], *, start_tokens: int) -> Iterator[tuple[Vectors, ...]]:
+        """Yield one batch for each config, all from one forward pass: `stream.shared_stream`."""
+        views = [self._views_of(config) for config in configs]
+        bounds = [0, *accumulate(map(len, views))]
+        flat = [(view, config) for config, several in zip(configs, views, strict=True) for view in several]
+        batches = stream.shared_stream(
+            [view for view, _ in flat],
+            self.tokens,
+            [config for _, config in flat],
+            start_tokens=start_tokens,
+            store=self.store,
+        )
+        for batch in batches:
+            yield tuple(batch[first:end] for first, end in pairwise(bounds))
+
+    def run_patched(self, config: JobConfig, input_ids: Tensor, replacements: Sequence[Replace]) -> Tensor:
+        """Return the model's logits, with one replacement made at each hook point of a config."""
+        return run_patched(self._views_of(config), input_ids, replacements)
 
     def flops(self, configs: Sequence[JobConfig]) -> float:
         """Return 2 · parameters up to the deepest hook point · tokens read for one trained vector."""
-        deepest = max(self._view(config).parameters_run for config in configs)
+        deepest = max(view.parameters_run for config in configs for view in self._views_of(config))
         return 2.0 * deepest * self._tokens_per_vector
 
     def facts(self, config: JobConfig) -> dict[str, Any]:
         """Return what a job's record says of the model and the text."""
-        view = self._view(config)
+        (view,) = self._views_of(config)
         model = {
             "class": type(view.model).__name__,
             "parameters": sum(p.numel() for p in view.model.parameters()),
@@ -69,9 +87,10 @@ class ModelActivations:
 
     @cached_property
     def _tokens_per_vector(self) -> float:
-        return activations.captured_per_vector(self.tokens, self.config)
+        return stream.captured_per_vector(self.tokens, self.config)
 
-    def _view(self, config: JobConfig) -> Subject:
+    def _views_of(self, config: JobConfig) -> tuple[Subject, ...]:
+        """Return a view of the model for each hook point of a config: one, until a config can name several."""
         if config.subject not in self._views:
             self._views[config.subject] = self.subject.at(config.subject)
-        return self._views[config.subject]
+        return (self._views[config.subject],)

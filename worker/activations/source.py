@@ -1,4 +1,4 @@
-"""Where the jobs of a trainer read: a place and a normalisation, with what is measured there once for all."""
+"""What the jobs of a trainer read: an activation source; jobs that read the same vectors of it share a hook slot."""
 
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -7,23 +7,31 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from orchestrator.config.job import JobConfig
-from orchestrator.estimates.memory import SAMPLE_TOKENS
+from worker.subject.model import Replace
+
+SAMPLE_TOKENS = 16_384
+"""Normalised activations that μ, v and the geometric median are measured on."""
+Vectors = tuple[Tensor, ...]
+"""The vectors of some positions at each hook point of a config: one (n_tokens, d_model) for each, float32, normalised.
+
+They are on the trainer's device, and shared: nobody writes to them.
+"""
 
 
 class ActivationSource(Protocol):
-    """What the jobs of one trainer read: vectors that a config and a position decide, and nothing else.
+    """What the jobs of one trainer read: vectors that follow from a config and a position, and from nothing else.
 
-    All tensors are (n_tokens, d_model), float32, normalised, on the trainer's device; nobody writes to them.
+    A config reads one hook point today; all that is here holds for several.
     """
 
-    def key(self, config: JobConfig) -> Hashable:
-        """Return what tells the place a config reads at from others, its normalisation apart.
+    def key(self, config: JobConfig) -> tuple[Hashable, ...]:
+        """Return the hook points a config reads.
 
         Raises:
-            ConfigError: there is no such place here.
+            ConfigError: this source has no such hook point.
         """
 
-    def heldout(self, config: JobConfig) -> Tensor:
+    def heldout(self, config: JobConfig) -> Vectors:
         """Return the fixed set every metric is measured on; it is never trained on.
 
         Raises:
@@ -31,10 +39,10 @@ class ActivationSource(Protocol):
             SubjectError: a value is not finite.
         """
 
-    def sample(self, config: JobConfig, n: int) -> Tensor:
+    def sample(self, config: JobConfig, n: int) -> Vectors:
         """Return up to n vectors of the training part, for what is measured once."""
 
-    def stream(self, configs: Sequence[JobConfig], *, start_tokens: int) -> Iterator[tuple[Tensor, ...]]:
+    def stream(self, configs: Sequence[JobConfig], *, start_tokens: int) -> Iterator[tuple[Vectors, ...]]:
         """Yield, without end, one batch for each config: the same positions, in the same order, for all.
 
         Raises:
@@ -42,54 +50,69 @@ class ActivationSource(Protocol):
             SubjectError: a value is not finite.
         """
 
+    def run_patched(self, config: JobConfig, input_ids: Tensor, replacements: Sequence[Replace]) -> Tensor:
+        """Return the model's logits, with one replacement made at each hook point of a config.
+
+        Shapes:
+            input_ids (batch, context) -> (batch, context, vocabulary)
+
+        Raises:
+            ConfigError: there is no model to run.
+        """
+
     def flops(self, configs: Sequence[JobConfig]) -> float:
-        """Return the FLOPs of reading one trained vector at the places of some configs, all at once."""
+        """Return the FLOPs of reading one trained vector at the hook points of some configs, all at once."""
 
     def facts(self, config: JobConfig) -> dict[str, Any]:
-        """Return what a job's record says of what it read; `subject.sha256` and `tokens.id` tell it from others."""
+        """Return what a job's record says of what it read; `subject.sha256` and `tokens.id` identify it."""
 
 
 @dataclass(frozen=True)
 class HookSlot:
-    """A place in the material, and a normalisation."""
+    """Some hook points read together, and a normalisation: what jobs must agree on to be given the same vectors."""
 
-    key: Hashable
+    hook_points: tuple[Hashable, ...]
     config: JobConfig
     """Of one of the jobs that read here."""
-    heldout: Tensor
+    heldout: Vectors
+
+    @property
+    def key(self) -> Hashable:
+        """Return what tells this slot from others."""
+        return self.hook_points, self.config.sae.normalize
 
 
 @dataclass
 class HookSlots:
-    """The places the jobs of one trainer read at; jobs of one place share its held-out set and its sample."""
+    """The hook slots of one trainer; jobs of one slot share its held-out set and its sample."""
 
-    material: ActivationSource
+    source: ActivationSource
     all: list[HookSlot] = field(default_factory=list)
-    _sample: tuple[int, Tensor] | None = None
+    _sample: tuple[int, Vectors] | None = None
 
     def find(self, config: JobConfig) -> int:
-        """Return the number of the place a config reads at; what is measured there is measured when it is new.
+        """Return the number of a config's slot; the held-out set of a new slot is read now.
 
         Raises:
             ConfigError, SubjectError: as `ActivationSource.key` and `ActivationSource.heldout`.
         """
-        key = self.material.key(config), config.sae.normalize
-        for number, place in enumerate(self.all):
-            if place.key == key:
+        hook_points = self.source.key(config)
+        for number, slot in enumerate(self.all):
+            if slot.key == (hook_points, config.sae.normalize):
                 return number
-        self.all.append(HookSlot(key, config, self.material.heldout(config)))
+        self.all.append(HookSlot(hook_points, config, self.source.heldout(config)))
         return len(self.all) - 1
 
     def configs(self, numbers: Sequence[int]) -> list[JobConfig]:
-        """Return, for each place, the config of one of the jobs that read there."""
+        """Return, for each slot, the config of one of the jobs that read there."""
         return [self.all[number].config for number in numbers]
 
-    def sample(self, number: int) -> Tensor:
-        """Return the sample a fresh job begins with; the last one is kept, and `forget` lets it go."""
+    def sample(self, number: int) -> Vectors:
+        """Return the sample that a fresh job of a slot starts from; the last one asked for is kept until `forget`."""
         if self._sample is None or self._sample[0] != number:
-            self._sample = number, self.material.sample(self.all[number].config, SAMPLE_TOKENS)
+            self._sample = number, self.source.sample(self.all[number].config, SAMPLE_TOKENS)
         return self._sample[1]
 
     def forget(self) -> None:
-        """Drop the sample: every job has begun."""
+        """Free the sample: every job has started."""
         self._sample = None

@@ -1,4 +1,4 @@
-"""Contexts -> activations -> shuffled batches: one stream, a pure function of its config and a position."""
+"""Contexts -> activations -> shuffled batches: a stream, which is a pure function of its config and a position."""
 
 from collections.abc import Iterator, Sequence
 from itertools import count
@@ -8,10 +8,10 @@ from torch import Tensor
 
 from orchestrator.config.job import JobConfig, Normalize
 from orchestrator.errors import ConfigError, SubjectError
-from worker.activations.cached_forward import Store
+from worker.activations.cached_forward import CacheStore
 from worker.activations.forward import ForwardBatches
 from worker.activations.heldout_split import Contexts
-from worker.activations.shuffle import ShuffleBuffer, ready
+from worker.activations.shuffle import ShuffleBuffer, make_buffer
 from worker.data.token_file import TokenFile
 from worker.sae.normalize import normalize
 from worker.subject.model import Subject
@@ -26,7 +26,7 @@ def stream(
     *,
     start_tokens: int = 0,
     device: torch.device | str | None = None,
-    store: Store | None = None,
+    store: CacheStore | None = None,
 ) -> Iterator[Tensor]:
     """Yield batches without end, from a position on: `shared_stream` of one hook point.
 
@@ -35,8 +35,8 @@ def stream(
     Raises:
         ConfigError, SubjectError: as `shared_stream`.
     """
-    several = [subject], tokens, [config]
-    for (batch,) in shared_stream(*several, start_tokens=start_tokens, device=device, store=store):
+    shared = shared_stream([subject], tokens, [config], start_tokens=start_tokens, device=device, store=store)
+    for (batch,) in shared:
         yield batch
 
 
@@ -47,12 +47,12 @@ def shared_stream(
     *,
     start_tokens: int = 0,
     device: torch.device | str | None = None,
-    store: Store | None = None,
+    store: CacheStore | None = None,
 ) -> Iterator[tuple[Tensor, ...]]:
     """Yield, without end, one batch for each (subject, config) pair: the same tokens in the same order for all.
 
     `subjects` are views of ONE loaded model (`subject.at`), subjects[i] with configs[i]. One forward pass, stopped
-    behind the deepest hook point, serves all, and pairs of one hook point and `sae.normalize` are given the SAME
+    after the deepest hook point, serves all, and pairs of one hook point and `sae.normalize` are given the SAME
     tensor: do not write to it. Each batch is, bit for bit on a CPU, what `stream` of that pair alone yields. Where a
     config says `data.activations: cache`, what is captured is kept in `store`; without one it is not kept.
 
@@ -68,48 +68,49 @@ def shared_stream(
     """
     config = agreed(configs)
     size, window_tokens = config.training.batch_tokens, config.training.shuffle_tokens
-    assert start_tokens % size == 0, "a job stands at whole batches"
-    contexts, passes = _contexts(subjects, tokens, config), _passes(subjects, tokens, configs, store)
-    windows = ShuffleBuffer(passes, contexts, n_vectors=window_tokens)
-    pairs = [(passes.hooks.index(s.hook), c.sae.normalize) for s, c in zip(subjects, configs, strict=True)]
-    filled = ready(windows, seed=config.data.seed)
+    assert start_tokens % size == 0, "a job is always at a whole number of batches"
+    contexts, forward = _contexts(subjects, tokens, config), _forward_batches(subjects, tokens, configs, store)
+    pairs = [(forward.hooks.index(s.hook), c.sae.normalize) for s, c in zip(subjects, configs, strict=True)]
+    buffer = make_buffer(ShuffleBuffer(forward, contexts, n_vectors=window_tokens), seed=config.data.seed)
     first, offset = divmod(start_tokens, window_tokens)
     for window in count(first):
-        values = filled.take(window)
+        values = buffer.take(window)
         for at in range(offset if window == first else 0, window_tokens, size):
-            filled.go_on(batches=window_tokens // size)
+            buffer.prefetch(n_calls=window_tokens // size)
             made = {(i, kind): normalized(values[i][at : at + size], kind, device) for i, kind in set(pairs)}
             yield tuple(made[pair] for pair in pairs)
 
 
-def heldout(subject: Subject, tokens: TokenFile, config: JobConfig, *, store: Store | None = None) -> Tensor:
+def heldout(subject: Subject, tokens: TokenFile, config: JobConfig, *, store: CacheStore | None = None) -> Tensor:
     """Return the fixed set every metric is measured on: the end of the text, in its own order.
 
     Shapes:
         (n_tokens, d_model), float32, normalised
     """
-    contexts, passes = _contexts([subject], tokens, config), _passes([subject], tokens, [config], store)
-    passes.prepare(contexts.heldout)
+    contexts, forward = _contexts([subject], tokens, config), _forward_batches([subject], tokens, [config], store)
+    forward.prepare(contexts.heldout)
     parts: list[Tensor] = []
-    for first in range(0, contexts.n_heldout, passes.size):
-        chosen = contexts.heldout[first : first + passes.size]
-        found = passes(chosen)[0]
-        trained = torch.from_numpy(contexts.is_trained(tokens.contexts(chosen))).to(found.device)
-        passes.check(found, trained, chosen, subject=subject)
-        parts.append(normalized(found[trained], config.sae.normalize))
+    for first in range(0, contexts.n_heldout, forward.size):
+        chosen = contexts.heldout[first : first + forward.size]
+        found = forward(chosen)[0]
+        is_trained = torch.from_numpy(contexts.is_trained(tokens.contexts(chosen))).to(found.device)
+        forward.check(found, is_trained, chosen, subject=subject)
+        parts.append(normalized(found[is_trained], config.sae.normalize))
     return torch.cat(parts)
 
 
-def sample(subject: Subject, tokens: TokenFile, config: JobConfig, n: int, *, store: Store | None = None) -> Tensor:
+def sample(
+    subject: Subject, tokens: TokenFile, config: JobConfig, n: int, *, store: CacheStore | None = None
+) -> Tensor:
     """Return the first n vectors of the training part, for what is measured once; the stream is not moved.
 
     Shapes:
         (min(n, vectors of an epoch), d_model), float32, normalised
     """
     contexts = _contexts([subject], tokens, config)
-    passes = _passes([subject], tokens, [config], store)
-    windows = ShuffleBuffer(passes, contexts, n_vectors=min(n, contexts.n_vectors))
-    return normalized(ready(windows).take(0)[0], config.sae.normalize)
+    forward = _forward_batches([subject], tokens, [config], store)
+    buffer = make_buffer(ShuffleBuffer(forward, contexts, n_vectors=min(n, contexts.n_vectors)))
+    return normalized(buffer.take(0)[0], config.sae.normalize)
 
 
 def captured_per_vector(tokens: TokenFile, config: JobConfig) -> float:
@@ -118,18 +119,18 @@ def captured_per_vector(tokens: TokenFile, config: JobConfig) -> float:
     return contexts.n_training * tokens.context_length / contexts.n_vectors
 
 
-def _passes(
-    subjects: Sequence[Subject], tokens: TokenFile, configs: Sequence[JobConfig], store: Store | None
+def _forward_batches(
+    subjects: Sequence[Subject], tokens: TokenFile, configs: Sequence[JobConfig], store: CacheStore | None
 ) -> ForwardBatches:
     if store is not None and any(config.data.activations == "cache" for config in configs):
-        return store.passes(subjects, tokens)
+        return store.forward_batches(subjects, tokens)
     return ForwardBatches(subjects, tokens)
 
 
 def normalized(raw: Tensor, kind: Normalize, device: torch.device | str | None = None) -> Tensor:
     """Return raw activations normalised, in float32, free for use under autograd, and a copy of their own."""
-    # The copy is made outside inference mode, autograd refuses tensors born inside it; and never a view of a window,
-    # which is written again while its last batches may still be held.
+    # The copy is made outside inference mode, because autograd refuses tensors made inside it; and it is never a view
+    # of a window's buffer, which is written again while its last batches may still be in use.
     values = raw.to(torch.float32, copy=kind == "none" or raw.is_inference())
     vectors = normalize(values, kind).vectors
     return vectors if device is None else vectors.to(device)
@@ -151,7 +152,7 @@ def _contexts(subjects: Sequence[Subject], tokens: TokenFile, config: JobConfig)
 
 
 def agreed(configs: Sequence[JobConfig]) -> JobConfig:
-    """Return the first of some configs, when all of them read the same tokens in the same order.
+    """Return the first of some configs if all of them read the same tokens in the same order.
 
     Raises:
         ConfigError: they do not; names the first key that differs.

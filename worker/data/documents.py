@@ -1,4 +1,4 @@
-"""The text a subject reads: documents from files, a data set or Python's own source, in pieces of bounded size."""
+"""The text a subject reads: documents of files, a data set or Python's own source, in pieces of bounded length."""
 
 import hashlib
 import io
@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, TextIO
 
 from orchestrator.config.job import STANDARD_LIBRARY, DataConfig
 from orchestrator.errors import ConfigError, SubjectError
+from worker.checked_folder import sha256_of_file
 from worker.data.standard_library import standard_library_documents
 from worker.subject import hub
 
@@ -20,7 +21,7 @@ SUFFIXES = (".txt", ".jsonl", ".parquet")
 SEPARATOR = "<|endoftext|>"
 """At the end of a line it ends a document, in any kind of file."""
 PIECE_CHARACTERS = 65_536
-"""A longer document is handed on in pieces."""
+"""A longer document is passed on in pieces."""
 
 
 class Piece(NamedTuple):
@@ -33,7 +34,7 @@ class Piece(NamedTuple):
 
 @dataclass(frozen=True)
 class Source:
-    """Text that can be read again and again in the same order."""
+    """Text that can be read any number of times, in the same order."""
 
     identity: dict[str, Any]
     """What decides the text, in values that JSON keeps."""
@@ -49,11 +50,11 @@ def open_source(config: DataConfig) -> Source:
         SubjectError: it cannot be read.
     """
     if config.source == STANDARD_LIBRARY:
-        identity = {"kind": STANDARD_LIBRARY, "python": platform.python_version(), "sha256": _digest_of_documents()}
+        identity = {"kind": STANDARD_LIBRARY, "python": platform.python_version(), "sha256": _standard_library_sha256()}
         return Source(identity, lambda: _pieces(_standard_library()))
     if _is_local(config.source):
         files = _files(config.source)
-        found = [{"kind": f.suffix, "sha256": _digest(f)} for f in files]
+        found = [{"kind": f.suffix, "sha256": sha256_of_file(f)} for f in files]
         column = config.text_column if any(f.suffix != ".txt" for f in files) else None
         return Source({"files": found, "column": column}, lambda: _read_files(files, config.text_column))
     return _dataset(config)
@@ -65,13 +66,14 @@ def _pieces(documents: Iterable[str]) -> Iterator[Piece]:
             if text.strip():
                 yield Piece(text, True)
         else:
-            yield from _cut(io.StringIO(text))
+            yield from _split(io.StringIO(text))
 
 
-def _cut(file: TextIO) -> Iterator[Piece]:
+def _split(file: TextIO) -> Iterator[Piece]:
     """Yield a file's documents in pieces: a document ends at a separator or with the file."""
     parts: list[str] = []
-    size, begun = 0, False
+    size = 0
+    has_begun = False
     for line in iter(partial(file.readline, PIECE_CHARACTERS), ""):
         kept = line.rstrip().removesuffix(SEPARATOR)
         ends = kept != line.rstrip()
@@ -80,11 +82,11 @@ def _cut(file: TextIO) -> Iterator[Piece]:
         if ends or size >= PIECE_CHARACTERS:
             text = "".join(parts)
             text = text.rstrip("\n") if ends else text
-            if text.strip() or begun:
+            if text.strip() or has_begun:
                 yield Piece(text, ends)
-            parts, size, begun = [], 0, not ends
+            parts, size, has_begun = [], 0, not ends
     text = "".join(parts)
-    if text.strip() or begun:
+    if text.strip() or has_begun:
         yield Piece(text, True)
 
 
@@ -97,7 +99,7 @@ def _standard_library() -> Iterator[str]:
         ) from None
 
 
-def _digest_of_documents() -> str:
+def _standard_library_sha256() -> str:
     digest = hashlib.sha256()
     for text in _standard_library():
         digest.update(text.encode("utf-8", "surrogatepass"))
@@ -121,20 +123,13 @@ def _files(source: str) -> list[Path]:
     else:
         found = [path] if path.is_file() else list(Path(path.anchor).glob(str(path.relative_to(path.anchor))))
     files = sorted(p.resolve() for p in found if p.is_file())
-    other = [p for p in files if p.suffix not in SUFFIXES]
-    if other or not files:
-        raise ConfigError(
-            f"data.source: {other[0].name} is not text, JSON lines or Parquet"
-            if other
-            else f"data.source: no file {source}",
-            hint=f"Give a path, a folder or a glob of {', '.join(SUFFIXES)} files.",
-        )
+    unknown = [p for p in files if p.suffix not in SUFFIXES]
+    hint = f"Give a path, a folder or a glob of {', '.join(SUFFIXES)} files."
+    if unknown:
+        raise ConfigError(f"data.source: {unknown[0].name} is not text, JSON lines or Parquet", hint=hint)
+    if not files:
+        raise ConfigError(f"data.source: no file {source}", hint=hint)
     return files
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _read_files(files: list[Path], column: str) -> Iterator[Piece]:
@@ -149,7 +144,7 @@ def _read_files(files: list[Path], column: str) -> Iterator[Piece]:
 def _text(path: Path) -> Iterator[Piece]:
     with path.open(encoding="utf-8") as file:
         try:
-            yield from _cut(file)
+            yield from _split(file)
         except UnicodeDecodeError as error:
             raise SubjectError(f"{path} is not UTF-8: {error.reason}", hint="Convert the file to UTF-8.") from None
 
@@ -165,7 +160,7 @@ def _json_lines(path: Path, column: str) -> Iterator[str]:
                 raise SubjectError(
                     f"{path}, line {number}: not JSON ({error})", hint="Mend or remove the line."
                 ) from None
-            yield _take(row if isinstance(row, dict) else {}, column, f"{path}, line {number}")
+            yield _text_of(row if isinstance(row, dict) else {}, column, f"{path}, line {number}")
 
 
 def _parquet(path: Path, column: str) -> Iterator[str]:
@@ -175,24 +170,28 @@ def _parquet(path: Path, column: str) -> Iterator[str]:
         with pyarrow.parquet.ParquetFile(path) as file:
             names = file.schema_arrow.names
             if column not in names:
-                _take(dict.fromkeys(names), column, str(path))
+                raise _no_text(names, column, str(path))
             for batch in file.iter_batches(batch_size=1024, columns=[column]):
                 for row in batch.to_pylist():
-                    yield _take(row, column, str(path))
+                    yield _text_of(row, column, str(path))
     except pyarrow.ArrowException as error:
         raise SubjectError(f"{path} cannot be read as Parquet: {error}", hint="Check the file.") from None
 
 
-def _take(row: dict[str, Any], column: str, place: str) -> str:
-    value = row.get(column, "" if column in row else 0)
-    if value is None:
+def _text_of(row: dict[str, Any], column: str, where: str) -> str:
+    if column in row and row[column] is None:
         return ""
+    value = row.get(column)
     if not isinstance(value, str):
-        raise ConfigError(
-            f"data.text_column: {place} has no text under {column!r}",
-            hint=f"Its columns: {', '.join(map(str, row)) or 'none'}.",
-        )
+        raise _no_text(row, column, where)
     return value
+
+
+def _no_text(columns: Iterable[str], column: str, where: str) -> ConfigError:
+    return ConfigError(
+        f"data.text_column: {where} has no text under {column!r}",
+        hint=f"Its columns: {', '.join(map(str, columns)) or 'none'}.",
+    )
 
 
 def _dataset(config: DataConfig) -> Source:
@@ -213,7 +212,7 @@ def _dataset(config: DataConfig) -> Source:
         raise SubjectError(f"data set {config.source!r}: {error}", hint="Check the id, name and revision.") from None
     identity = {"dataset": config.source, "name": builder.config.name, "hash": builder.hash, "split": config.split}
     identity |= {"revision": config.revision, "column": config.text_column}
-    # A bounded share is read as it arrives; the whole is downloaded first, and kept in the hub's cache.
+    # A limited number of tokens is streamed; a whole data set is downloaded first, and kept in the hub's cache.
     streamed = online and config.max_tokens is not None and "[" not in config.split
     return Source(identity, lambda: _pieces(_rows(builder, config, streamed=streamed)))
 
@@ -226,7 +225,7 @@ def _rows(builder: Any, config: DataConfig, *, streamed: bool) -> Iterator[str]:
             builder.download_and_prepare()
             rows = builder.as_dataset(split=config.split)
         for row in rows:
-            yield _take(row, config.text_column, f"data set {config.source}")
+            yield _text_of(row, config.text_column, f"data set {config.source}")
     except (OSError, ValueError, KeyError) as error:
         if isinstance(error, ConfigError):
             raise

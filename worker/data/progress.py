@@ -1,26 +1,26 @@
-"""Progress of a long piece of preparation: a bar for a person, a line now and then for a log."""
+"""Report the progress of a long preparation: a bar on a terminal, a line now and then in a log."""
 
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-SPEAK_SECONDS = 5.0
+LINE_SECONDS = 5.0
 
 
 @contextmanager
-def ticker(
-    label: str, total: int | None, heard: Callable[[int], None] | None = None
+def report_progress(
+    label: str, total: int | None, on_progress: Callable[[int], None] | None = None
 ) -> Iterator[Callable[[int], None]]:
-    """Give a function that takes the tokens done so far, shows them on stderr and hands them on to `heard`."""
+    """Give a function that takes the tokens done so far, shows them on stderr and passes them to `on_progress`."""
     with _bar(label, total) if sys.stderr.isatty() else _lines(label) as show:
 
-        def tick(done: int) -> None:
+        def report(done: int) -> None:
             show(done)
-            if heard is not None:
-                heard(done)
+            if on_progress is not None:
+                on_progress(done)
 
-        yield tick
+        yield report
 
 
 @contextmanager
@@ -41,12 +41,12 @@ def _bar(label: str, total: int | None) -> Iterator[Callable[[int], None]]:
 
 @contextmanager
 def _lines(label: str) -> Iterator[Callable[[int], None]]:
-    spoken = time.monotonic()
+    printed_at = time.monotonic()
 
     def show(done: int) -> None:
-        nonlocal spoken
-        if time.monotonic() - spoken > SPEAK_SECONDS:
-            spoken = time.monotonic()
+        nonlocal printed_at
+        if time.monotonic() - printed_at > LINE_SECONDS:
+            printed_at = time.monotonic()
             print(f"{label}: {done:,} tokens" if done else label, file=sys.stderr, flush=True)
 
     yield show

@@ -1,4 +1,4 @@
-"""Text -> one packed token file: memory-mapped, named by its content, written once, resumed when its writer dies."""
+"""Text -> one packed token file: memory-mapped, named by its content, written once, resumed if its writer dies."""
 
 import fcntl
 import hashlib
@@ -10,20 +10,21 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from orchestrator.config.job import DataConfig
 from orchestrator.errors import ConfigError, SubjectError
+from worker.checked_folder import write_file
 from worker.data.documents import Piece, Source, open_source
-from worker.data.progress import ticker
+from worker.data.progress import report_progress
 
 FORMAT = 1
 BATCH_CHARACTERS = 1 << 20
 SAVE_SECONDS = 2.0
-Heard = Callable[[int], None]
+OnProgress = Callable[[int], None]
 """Takes the tokens packed so far; called often, also while another process packs."""
 
 
@@ -65,13 +66,15 @@ class TokenFile:
 
 
 @dataclass
-class _Done:
+class _Packed:
+    """How much has been packed so far."""
+
     pieces: int = 0
     tokens: int = 0
     largest_id: int = 0
 
 
-def pack(config: DataConfig, tokenizer: Any, folder: Path, on_progress: Heard | None = None) -> TokenFile:
+def pack(config: DataConfig, tokenizer: Any, folder: Path, on_progress: OnProgress | None = None) -> TokenFile:
     """Return the packed token file of a config, and write it first where it is not there yet.
 
     Raises:
@@ -95,8 +98,8 @@ def pack(config: DataConfig, tokenizer: Any, folder: Path, on_progress: Heard | 
     facts = _facts(path)
     if facts is None:
         folder.mkdir(parents=True, exist_ok=True)
-        with _alone(path.with_suffix(".lock"), on_progress):
-            facts = _facts(path) or _write(path, source, tokenizer, config=config, heard=on_progress)
+        with _only_writer(path.with_suffix(".lock"), on_progress):
+            facts = _facts(path) or _write(path, source, tokenizer, config=config, on_progress=on_progress)
     return TokenFile(
         path=path,
         id=name,
@@ -108,29 +111,34 @@ def pack(config: DataConfig, tokenizer: Any, folder: Path, on_progress: Heard | 
     )
 
 
-def _write(path: Path, source: Source, tokenizer: Any, *, config: DataConfig, heard: Heard | None) -> dict[str, Any]:
+def _write(
+    path: Path, source: Source, tokenizer: Any, *, config: DataConfig, on_progress: OnProgress | None
+) -> dict[str, Any]:
     partial, state = path.with_suffix(".partial"), path.with_suffix(".state")
     kind = np.uint16 if path.suffix == ".u16" else np.uint32
     partial.touch()
     done = _resume(partial, state, kind().itemsize)
     saved = time.monotonic()
-    with partial.open("r+b") as file, ticker(f"packing {config.source}", config.max_tokens, heard) as tick:
+    label = f"packing {config.source}"
+    with partial.open("r+b") as file, report_progress(label, config.max_tokens, on_progress) as report:
         file.truncate(done.tokens * kind().itemsize)
         file.seek(0, os.SEEK_END)
         for batch in _batches(islice(source.pieces(), done.pieces, None)):
             if config.max_tokens is not None and done.tokens >= config.max_tokens:
                 break
-            ids = _encode(tokenizer, batch)[: None if config.max_tokens is None else config.max_tokens - done.tokens]
+            ids = _encode(tokenizer, batch)
+            if config.max_tokens is not None:
+                ids = ids[: config.max_tokens - done.tokens]
             file.write(ids.astype(kind).tobytes())
             done.pieces += len(batch)
             done.tokens += len(ids)
             done.largest_id = max(done.largest_id, int(ids.max(initial=0)))
-            tick(done.tokens)
+            report(done.tokens)
             if time.monotonic() - saved > SAVE_SECONDS:
-                _sync(file.fileno(), file.flush)
-                _save(state, done)
+                _flush(file)
+                _save(state, asdict(done))
                 saved = time.monotonic()
-        _sync(file.fileno(), file.flush)
+        _flush(file)
     if not done.tokens:
         partial.unlink()
         raise SubjectError(f"data.source: {config.source} holds no text", hint="Give files that are not empty.")
@@ -189,40 +197,39 @@ def _facts(path: Path) -> dict[str, Any] | None:
     """Read what is known of a finished token file; None where it is not there whole."""
     try:
         facts: dict[str, Any] = json.loads(path.with_suffix(".json").read_text())
-        whole = path.stat().st_size == facts["tokens"] * (2 if path.suffix == ".u16" else 4)
+        is_whole = path.stat().st_size == facts["tokens"] * (2 if path.suffix == ".u16" else 4)
     except (OSError, ValueError, KeyError):
         return None
-    return facts if whole else None
+    return facts if is_whole else None
 
 
-def _resume(partial: Path, state: Path, itemsize: int) -> _Done:
+def _resume(partial: Path, state: Path, itemsize: int) -> _Packed:
     try:
-        done = _Done(**json.loads(state.read_text()))
+        done = _Packed(**json.loads(state.read_text()))
     except (OSError, ValueError, TypeError):
-        return _Done()
-    return done if partial.stat().st_size >= done.tokens * itemsize else _Done()
+        return _Packed()
+    return done if partial.stat().st_size >= done.tokens * itemsize else _Packed()
 
 
-def _save(path: Path, values: _Done | dict[str, Any]) -> None:
-    beside = path.with_suffix(path.suffix + ".new")
-    beside.write_text(json.dumps(asdict(values) if isinstance(values, _Done) else values))
-    beside.replace(path)
+def _save(path: Path, values: dict[str, Any]) -> None:
+    write_file(path, json.dumps(values).encode())
 
 
-def _sync(descriptor: int, flush: Callable[[], None]) -> None:
-    flush()
-    os.fsync(descriptor)
+def _flush(file: IO[bytes]) -> None:
+    file.flush()
+    os.fsync(file.fileno())
 
 
 @contextmanager
-def _alone(path: Path, heard: Heard | None) -> Iterator[None]:
-    """Let one process in at a time; the lock goes with its process, however that ends."""
-    with path.open("w") as file, ticker("waiting for another process that packs this text", None, heard) as tick:
+def _only_writer(lock: Path, on_progress: OnProgress | None) -> Iterator[None]:
+    """Wait until no other process packs this text; the lock goes with its process, however that ends."""
+    label = "waiting for another process that packs this text"
+    with lock.open("w") as file, report_progress(label, None, on_progress) as report:
         while True:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break
             except BlockingIOError:
-                tick(0)
+                report(0)
                 time.sleep(0.2)
         yield

@@ -1,1 +1,1 @@
-"""Metrics of a trained autoencoder on the held-out set; one file per metric family."""
+"""Metrics of a trained autoencoder on the held-out set; one file per metric family. Uses sae; pure."""

@@ -7,11 +7,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from orchestrator.estimates.memory import EVALUATED_TOKENS
 from worker.sae.model import SparseAutoencoder
 
+_CHUNK_TOKENS = 2048
 
-class Fidelity(NamedTuple):
+
+class Reconstruction(NamedTuple):
     """How well a model reconstructs the held-out set."""
 
     fvu: float
@@ -21,9 +22,9 @@ class Fidelity(NamedTuple):
 
 
 @torch.no_grad()
-def fidelity(
-    model: SparseAutoencoder, heldout: Float[Tensor, "n_tokens d_model"], *, chunk_tokens: int = EVALUATED_TOKENS
-) -> Fidelity:
+def measure_reconstruction(
+    model: SparseAutoencoder, heldout: Float[Tensor, "n_tokens d_model"], *, chunk_tokens: int = _CHUNK_TOKENS
+) -> Reconstruction:
     """Measure fvu and L0 on the held-out set; sums are kept in float64, so chunks do not matter."""
     was_training = model.training
     model.eval()
@@ -36,4 +37,5 @@ def fidelity(
         sums += torch.stack([error, spread, (top_acts > 0).sum(dtype=torch.float64)])
     model.train(was_training)
     error_sum, spread_sum, n_active = sums.tolist()
-    return Fidelity(error_sum / spread_sum if spread_sum else math.nan, n_active / len(heldout))
+    fvu = error_sum / spread_sum if spread_sum else math.nan
+    return Reconstruction(fvu, l0=n_active / len(heldout))

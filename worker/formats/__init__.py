@@ -1,1 +1,1 @@
-"""Trained autoencoders as files: our own format first."""
+"""Trained autoencoders as files, one file per format; our own is `native`. Uses sae and checked_folder."""

@@ -1,1 +1,1 @@
-"""The language model: its files, its hook points, its activations."""
+"""The language model: its files, its hook points, its activations. Start at `model`."""

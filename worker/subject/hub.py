@@ -1,10 +1,10 @@
-"""The Hugging Face hub: what is cached here is used as it is; nothing waits long for a network that is away."""
+"""Models of the Hugging Face hub: the local cache first, then a download; an absent network is noticed in seconds."""
 
 import os
-import queue
 import socket
 import threading
 from pathlib import Path
+from queue import Empty, SimpleQueue
 from urllib.parse import urlsplit
 
 from orchestrator.errors import SubjectError
@@ -13,6 +13,8 @@ DESCRIPTION = ("*.json", "*.txt", "*.model", "*.py", "*.jinja")
 WEIGHTS = ("*.safetensors",)
 _NOT_OURS = ("original/*", "onnx/*", "consolidated*", "*/*.safetensors")
 _REACH_SECONDS = 1.5
+_OFFLINE = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
+_HINT = "Give a local folder, or check the id, the revision and the network."
 
 
 def snapshot(model: str, revision: str | None, *, weights: bool = True) -> Path:
@@ -26,7 +28,7 @@ def snapshot(model: str, revision: str | None, *, weights: bool = True) -> Path:
     try:
         folder = _fetch(model, revision, weights=weights, cached_only=True)
     except HFValidationError as error:
-        raise SubjectError(f"model {model!r}: {_first_line(error)}", hint=_HINT) from None
+        raise SubjectError(f"model {model!r}: {first_line(error)}", hint=_HINT) from None
     except (OSError, ValueError):
         folder = None
     if folder and _is_whole(folder, weights=weights):
@@ -39,7 +41,7 @@ def snapshot(model: str, revision: str | None, *, weights: bool = True) -> Path:
     try:
         return _fetch(model, revision, weights=weights, cached_only=False)
     except (OSError, ValueError) as error:
-        raise SubjectError(f"model {model!r}: {_first_line(error)}", hint=_HINT) from None
+        raise SubjectError(f"model {model!r}: {first_line(error)}", hint=_HINT) from None
 
 
 def is_offline() -> bool:
@@ -53,18 +55,18 @@ def is_reachable() -> bool:
         return False
     if any(os.environ.get(name) for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")):
         return True
-    place = urlsplit(os.environ.get("HF_ENDPOINT") or "https://huggingface.co")
-    answers: queue.SimpleQueue[bool] = queue.SimpleQueue()
-    # Name look-up knows no timeout of its own: it runs beside us and may be left behind.
-    port = place.port or (80 if place.scheme == "http" else 443)
-    threading.Thread(target=_knock, args=(place.hostname, port, answers), daemon=True).start()
+    endpoint = urlsplit(os.environ.get("HF_ENDPOINT") or "https://huggingface.co")
+    port = endpoint.port or (80 if endpoint.scheme == "http" else 443)
+    answers: SimpleQueue[bool] = SimpleQueue()
+    # Name look-up has no timeout of its own: it runs in a thread that may be left behind.
+    threading.Thread(target=_connect, args=(endpoint.hostname, port, answers), daemon=True).start()
     try:
         return answers.get(timeout=_REACH_SECONDS)
-    except queue.Empty:
+    except Empty:
         return False
 
 
-def _knock(host: str | None, port: int, answers: "queue.SimpleQueue[bool]") -> None:
+def _connect(host: str | None, port: int, answers: SimpleQueue[bool]) -> None:
     try:
         socket.create_connection((host or "", port), timeout=_REACH_SECONDS).close()
         answers.put(True)
@@ -91,9 +93,6 @@ def _is_whole(folder: Path, *, weights: bool) -> bool:
     return (folder / "config.json").is_file() and (not weights or any(folder.glob("*.safetensors")))
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """Return the first line of what an error says; its class where it says nothing."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
-
-
-_OFFLINE = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
-_HINT = "Give a local folder, or check the id, the revision and the network."

@@ -1,4 +1,4 @@
-"""The subject: a language model, loaded, read at one hook point and patched there."""
+"""The subject: a language model, loaded, read at hook points and patched there."""
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from orchestrator.config.job import SubjectConfig
 from orchestrator.errors import ConfigError, SubjectError
-from worker.subject.hook_points import HookPoint, block_names, check_site, find_hook, hooked
+from worker.subject.hook_points import block_names, check_site, find_hook, hooked
+from worker.subject.hook_sites import HookPoint
 from worker.subject.model_files import describe, fingerprint, load_model, load_tokenizer, locate, quiet
 
 _PROBE_TOKENS = 8
@@ -19,7 +20,7 @@ _PROBE_TOKENS = 8
 
 @dataclass(frozen=True, kw_only=True)
 class Subject:
-    """A language model with the place its activations are read at."""
+    """A language model and one hook point of it: a view; the views of one model share its weights."""
 
     config: SubjectConfig
     """What it was loaded by."""
@@ -66,11 +67,11 @@ class Subject:
                 )
         if config == self.config:
             return self
-        return replace(self, config=config, **_look(self.model, config, self.device)._asdict())
+        return replace(self, config=config, **_probe(self.model, config, self.device)._asdict())
 
 
-class _Look(NamedTuple):
-    """What a pass through the model tells of a hook point."""
+class _HookFacts(NamedTuple):
+    """What a forward pass tells of a hook point."""
 
     hook: HookPoint
     d_model: int
@@ -79,7 +80,11 @@ class _Look(NamedTuple):
 
 
 class _Stop(Exception):
-    """Ends a forward pass once the hook point has been read."""
+    """Ends a forward pass once every hook point has been read."""
+
+
+Replace = Callable[[Tensor], Tensor]
+"""Maps the activations at a hook point, (batch, context, d_model) float32, to what is put in their place."""
 
 
 def load(config: SubjectConfig, device: torch.device | str = "cpu") -> Subject:
@@ -98,7 +103,7 @@ def load(config: SubjectConfig, device: torch.device | str = "cpu") -> Subject:
         n_layers=_depth(model),
         fingerprint=fingerprint(folder),
         device=torch.device(device),
-        **_look(model, config, torch.device(device))._asdict(),
+        **_probe(model, config, torch.device(device))._asdict(),
     )
 
 
@@ -116,7 +121,7 @@ def read(subjects: Sequence[Subject], input_ids: Tensor) -> list[Tensor]:
 
 
 def capture(subject: Subject, input_ids: Tensor) -> Tensor:
-    """Return the activations at the hook point; nothing behind it is run.
+    """Return the activations at the hook point; the rest of the model is not run.
 
     Shapes:
         input_ids (batch, context) -> (batch, context, d_model), float32, free for use under autograd.
@@ -125,23 +130,29 @@ def capture(subject: Subject, input_ids: Tensor) -> Tensor:
     return read([subject], input_ids)[0].to(torch.float32, copy=True)
 
 
-def run_patched(subject: Subject, input_ids: Tensor, replace: Callable[[Tensor], Tensor]) -> Tensor:
-    """Run the whole model with the activations at the hook point replaced; return its logits.
+def run_patched(subjects: Sequence[Subject], input_ids: Tensor, replacements: Sequence[Replace]) -> Tensor:
+    """Run the whole model with the activations at the hook points of some views of it replaced; return its logits.
+
+    One forward pass: what is replaced at a hook point changes what is found at those behind it. A replacement that
+    returns the tensor it was given changes nothing, bit for bit.
 
     Shapes:
         input_ids (batch, context) -> (batch, context, vocabulary)
-        `replace` maps (batch, context, d_model) float32 to its like
     """
-    shape = input_ids.shape
-
-    def see(found: Tensor) -> Tensor | None:
-        old = found.reshape(*shape, -1).float()
-        new = replace(old)
-        return None if new is old else new
-
-    with torch.no_grad(), hooked(subject.model, subject.hook, see):
-        logits: Tensor = subject.model(input_ids=input_ids, use_cache=False).logits
+    model = subjects[0].model
+    assert all(subject.model is model for subject in subjects), "views of one model"
+    with torch.no_grad(), ExitStack() as stack:
+        for subject, replace_by in zip(subjects, replacements, strict=True):
+            visit = partial(_replaced, input_ids.shape, replace_by)
+            stack.enter_context(hooked(model, subject.hook, visit))
+        logits: Tensor = model(input_ids=input_ids, use_cache=False).logits
     return logits
+
+
+def _replaced(shape: torch.Size, replace_by: Replace, found: Tensor) -> Tensor | None:
+    old = found.reshape(*shape, -1).float()
+    new = replace_by(old)
+    return None if new is old else new
 
 
 def width(config: SubjectConfig) -> int:
@@ -154,7 +165,7 @@ def width(config: SubjectConfig) -> int:
     from transformers import AutoModelForCausalLM
 
     described = describe(locate(config, weights=False), config)
-    if config.hook is None and config.site != "mlp_post":
+    if config.has_model_width:
         return int(described.get_text_config().hidden_size)
     with torch.device("meta"):
         maker: Any = AutoModelForCausalLM
@@ -168,48 +179,45 @@ def width(config: SubjectConfig) -> int:
     return int(shape[-1]) if len(shape) and shape[-1] else int(described.get_text_config().hidden_size)
 
 
-def _look(model: Any, config: SubjectConfig, device: torch.device) -> _Look:
-    """Find the hook point, and run a few tokens up to it to see what is there."""
+def _probe(model: Any, config: SubjectConfig, device: torch.device) -> _HookFacts:
+    """Find the hook point, and run a few tokens up to it to learn what is there."""
     hook = find_hook(model, config)
-    check = (
-        torch.arange(2 * _PROBE_TOKENS, device=device).view(2, _PROBE_TOKENS)
-        % model.get_input_embeddings().weight.shape[0]
-    )
-    if hook.site not in (None, "resid_post"):
-        check_site(model, hook, check)
-    run: list[nn.Module] = []
-    marks = [m.register_forward_hook(lambda module, *_: run.append(module)) for m in model.modules()]
+    vocabulary = model.get_input_embeddings().weight.shape[0]
+    input_ids = torch.arange(2 * _PROBE_TOKENS, device=device).view(2, _PROBE_TOKENS) % vocabulary
+    check_site(model, hook, input_ids)
+    modules_run: list[nn.Module] = []
+    handles = [m.register_forward_hook(lambda module, *_: modules_run.append(module)) for m in model.modules()]
     try:
-        found = _read(model, [hook], check)[0]
+        found = _read(model, [hook], input_ids)[0]
     finally:
-        for mark in marks:
-            mark.remove()
-    return _Look(hook, found.shape[-1], found.dtype, _count(run))
+        for handle in handles:
+            handle.remove()
+    return _HookFacts(hook, found.shape[-1], found.dtype, _count_parameters(modules_run))
 
 
 def _read(model: Any, hooks: Sequence[HookPoint], input_ids: Tensor) -> list[Tensor]:
-    places = list(dict.fromkeys(hooks))
-    seen: dict[HookPoint, Tensor] = {}
+    distinct = list(dict.fromkeys(hooks))
+    found: dict[HookPoint, Tensor] = {}
 
-    def see(place: HookPoint, found: Tensor) -> None:
-        if place in seen:  # a module that a block runs twice: its first pass counts, as it does when read alone
+    def keep(hook: HookPoint, values: Tensor) -> None:
+        if hook in found:  # a module that a block runs twice: its first pass counts, as it does when read alone
             return
-        last = len(seen) == len(places) - 1
-        # What is read on the way is copied: layers behind it may write in place.
-        seen[place] = found if last else found.clone()
-        if last:
+        is_last = len(found) == len(distinct) - 1
+        # What is read on the way is copied: later layers may write in place.
+        found[hook] = values if is_last else values.clone()
+        if is_last:
             raise _Stop
 
     with suppress(_Stop), torch.inference_mode(), ExitStack() as stack:
-        for place in places:
-            stack.enter_context(hooked(model, place, partial(see, place)))
+        for hook in distinct:
+            stack.enter_context(hooked(model, hook, partial(keep, hook)))
         model(input_ids=input_ids, use_cache=False)
-    for place in places:
-        if place not in seen:
+    for hook in distinct:
+        if hook not in found:
             raise SubjectError(
-                f"the model's forward pass never runs {place}", hint="Name another module with subject.hook."
+                f"the model's forward pass never runs {hook}", hint="Name another module with subject.hook."
             )
-    return [_per_token(seen[hook], hook, input_ids) for hook in hooks]
+    return [_per_token(found[hook], hook, input_ids) for hook in hooks]
 
 
 def _per_token(found: Tensor, hook: HookPoint, input_ids: Tensor) -> Tensor:
@@ -233,7 +241,7 @@ def _depth(model: nn.Module) -> int:
         return 0
 
 
-def _count(modules: list[nn.Module]) -> int:
+def _count_parameters(modules: list[nn.Module]) -> int:
     weights = {
         id(p): p.numel() for m in modules if not isinstance(m, nn.Embedding) for p in m.parameters(recurse=False)
     }

@@ -10,7 +10,10 @@ import torch
 from orchestrator.config.job import SHIPPED_SUBJECT, SubjectConfig
 from orchestrator.errors import SubjectError
 from orchestrator.estimates.flops import SHIPPED_FOLDER
+from worker.checked_folder import sha256_of_file
 from worker.subject import hub
+
+_TOKENIZER_HINT = "Give a folder with tokenizer.json beside the weights."
 
 
 def locate(config: SubjectConfig, *, weights: bool = True) -> Path:
@@ -37,9 +40,9 @@ def locate(config: SubjectConfig, *, weights: bool = True) -> Path:
         raise SubjectError(f"{folder} holds no config.json", hint="Give a folder written by save_pretrained.")
     if weights and not any(folder.glob("*.safetensors")):
         pickles = sorted(p.name for p in (*folder.glob("*.bin"), *folder.glob("*.pt"), *folder.glob("*.pth")))
-        said = f"only {', '.join(pickles[:3])}, and reading pickles can run code" if pickles else "no weights"
+        contents = f"only {', '.join(pickles[:3])}, and reading pickles can run code" if pickles else "no weights"
         raise SubjectError(
-            f"{config.model} holds {said}",
+            f"{config.model} holds {contents}",
             hint="Give a model with .safetensors weights: model.save_pretrained writes them.",
         )
     return folder
@@ -66,12 +69,11 @@ def load_model(folder: Path, config: SubjectConfig) -> Any:
             output_loading_info=True,
         )
     except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
-        said = (str(error).strip() or type(error).__name__).splitlines()[0]
-        hint = "Set subject.trust_remote_code if you trust the code that comes with it."
+        needs_its_code = "trust_remote_code" in str(error)
         raise SubjectError(
-            f"model {config.model} cannot be loaded: {said}",
-            hint=hint
-            if "trust_remote_code" in str(error)
+            f"model {config.model} cannot be loaded: {hub.first_line(error)}",
+            hint="Set subject.trust_remote_code if you trust the code that comes with it."
+            if needs_its_code
             else "Check the folder: is it a whole causal language model?",
         ) from error
     lacking = sorted(str(key) for part in ("missing_keys", "mismatched_keys") for key in report.get(part, ()))
@@ -96,36 +98,39 @@ def load_tokenizer(folder: Path, config: SubjectConfig) -> Any:
             folder, trust_remote_code=config.trust_remote_code, local_files_only=True
         )
     except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
-        said = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise SubjectError(f"the tokenizer of {config.model} cannot be loaded: {said}", hint=_TOKENIZER_HINT) from error
+        reason = hub.first_line(error)
+        raise SubjectError(
+            f"the tokenizer of {config.model} cannot be loaded: {reason}", hint=_TOKENIZER_HINT
+        ) from error
     if not len(tokenizer):
         raise SubjectError(f"{config.model} holds no tokenizer", hint=_TOKENIZER_HINT)
     return tokenizer
 
 
 def describe(folder: Path, config: SubjectConfig) -> Any:
-    """Load the model config of a folder."""
+    """Load the model config of a folder.
+
+    Raises:
+        SubjectError: it cannot be read.
+    """
     from transformers import AutoConfig
 
     try:
         return AutoConfig.from_pretrained(folder, trust_remote_code=config.trust_remote_code, local_files_only=True)
     except (OSError, ValueError, KeyError) as error:
-        raise SubjectError(f"config of {config.model}: {str(error).strip().splitlines()[0]}") from error
+        raise SubjectError(f"config of {config.model}: {hub.first_line(error)}") from error
 
 
 def fingerprint(folder: Path) -> str:
     """Return the sha256 over config.json and the weight files."""
-    files = {p.name: _digest(p) for p in sorted((folder / "config.json", *folder.glob("*.safetensors")))}
+    files = {p.name: _sha256(p) for p in sorted((folder / "config.json", *folder.glob("*.safetensors")))}
     return hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
 
 
-def _digest(path: Path) -> str:
+def _sha256(path: Path) -> str:
     # The hub's cache links to blobs that are named by the sha256 of their content.
-    name = path.resolve().name
-    if path.is_symlink() and len(name) == 64:
-        return name
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    blob_name = path.resolve().name
+    return blob_name if path.is_symlink() and len(blob_name) == 64 else sha256_of_file(path)
 
 
 def quiet() -> None:
@@ -135,6 +140,3 @@ def quiet() -> None:
     transformers_logging: Any = logging
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
-
-
-_TOKENIZER_HINT = "Give a folder with tokenizer.json beside the weights."

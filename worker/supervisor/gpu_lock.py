@@ -12,7 +12,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from orchestrator.errors import StateError, StorageError
-from worker.devices import visible
+from worker.devices import gpu_environ
 
 _HOLDER = "pid"
 
@@ -24,7 +24,7 @@ def folder() -> Path:
 
 def names(device: str, environ: Mapping[str, str]) -> list[str]:
     """Return the GPUs of a device by UUID, or by number where no UUID is known; none for a CPU and for `auto`."""
-    own = visible("cuda:0" if device == "cuda" else device, environ).get("CUDA_VISIBLE_DEVICES", "")
+    own = gpu_environ("cuda:0" if device == "cuda" else device, environ).get("CUDA_VISIBLE_DEVICES", "")
     return [_uuid(word) or word for word in own.split(",") if word]
 
 

@@ -117,7 +117,7 @@ class TrainerGroup:
             self._failure = said.message
         if isinstance(said.message, Cached):
             with suppress(StorageError):  # a row for people to read: nothing waits for it through an outage
-                cache_rows.remember(self._context.engine, **asdict(said.message))
+                cache_rows.record(self._context.engine, **asdict(said.message))
         for attempt in self.active:
             if attempt.job_id == said.job_id:
                 with self._isolated(attempt, trainer):

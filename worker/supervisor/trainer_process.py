@@ -12,7 +12,7 @@ from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import IO, NamedTuple
 
-from worker.devices import visible
+from worker.devices import gpu_environ
 from worker.protocol import DropJob, Exit, Failure, Order, Said, decode
 
 _OWN, _ROOT = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
@@ -156,7 +156,7 @@ def _environment(order: Order) -> dict[str, str]:
     memory = {"THP_MEM_ALLOC_ENABLE": "1"}
     compiled = {"TORCHINDUCTOR_CACHE_DIR": order.compile_folder}
     own = {"PYTHONPATH": path, "TOKENIZERS_PARALLELISM": "false"}
-    return {**known, **visible(order.device, os.environ), **counts, **memory, **compiled, **own}
+    return {**known, **gpu_environ(order.device, os.environ), **counts, **memory, **compiled, **own}
 
 
 def oom_kills(own: Path = _OWN, root: Path = _ROOT) -> int:

@@ -1,10 +1,10 @@
-"""What a trainer computes on."""
+"""Choose the device a trainer computes on, and check that it has the precision a config asks for."""
 
 import torch
 
 from orchestrator.config.job import JobConfig
 from orchestrator.errors import ConfigError, TrainingError
-from worker.devices import NO_GPU_HINT, seen
+from worker.devices import NO_GPU_HINT, trainer_devices
 
 
 def choose(name: str) -> str:
@@ -15,7 +15,7 @@ def choose(name: str) -> str:
     """
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
-    devices = seen(name)
+    devices = trainer_devices(name)
     if devices[0] != "cpu" and len(devices) > torch.cuda.device_count():
         raise TrainingError(f"device {name}: torch sees {torch.cuda.device_count()} GPUs", hint=NO_GPU_HINT)
     return devices[0]

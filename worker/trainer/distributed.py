@@ -1,7 +1,7 @@
-"""One training on several devices: the first process leads it, the others take the same steps on the same batches.
+"""One training on several devices: the process of rank 0 leads it, the others take the same steps on the same batches.
 
-The leader captures, saves and decides; before each step it says which: a batch (broadcast), a gathering of the parts
-(for a checkpoint), or the end. So `training.train` is the one loop, and it runs in every process alike.
+The leader captures, saves and decides; before each step it broadcasts a command: a batch follows, the parts are to be
+gathered (for a checkpoint), or the end. So `train.train` is the one loop, and it runs in every process alike.
 """
 
 import datetime
@@ -25,12 +25,12 @@ from worker.sae.sharded.train_state import ShardedTrainState
 from worker.sae.train_state import TrainState
 from worker.trainer.train import train
 
-_PATIENCE = datetime.timedelta(days=1)
+_TIMEOUT = datetime.timedelta(days=1)
 """A process that died is noticed by the leader at once, one that hangs by the supervisor: this must not end a pause."""
 
 
-class _Word(IntEnum):
-    """What the leader says."""
+class _Command(IntEnum):
+    """What the leader tells the other processes to do next."""
 
     BATCH = 0
     GATHER = 1
@@ -46,78 +46,79 @@ def join(store: Path, *, rank: int, size: int, device: str) -> None:
     if device.startswith("cuda"):
         torch.cuda.set_device(device)
     backend = "cpu:gloo,cuda:nccl" if device.startswith("cuda") else "gloo"
-    place = store.absolute().as_uri()
-    dist.init_process_group(backend, init_method=place, rank=rank, world_size=size, timeout=_PATIENCE)
+    dist.init_process_group(
+        backend, init_method=store.absolute().as_uri(), rank=rank, world_size=size, timeout=_TIMEOUT
+    )
 
 
 class Leader:
-    """The first process's side of a training on all joined processes: its `trainee` is trained like any other."""
+    """The side of rank 0 of a training on all joined processes: its `state` is trained like any other."""
 
     def __init__(
         self, whole: TrainState, *, config: JobConfig, heldout: Float[Tensor, "n_tokens d_model"], device: str
     ) -> None:
-        """Deal out a trainee: each process takes its part, and the held-out set.
+        """Divide a state: each process takes its part, and the held-out set.
 
         Raises:
-            ConfigError: a config that cannot be divided; nothing has been said to the others then.
+            ConfigError: a config that cannot be divided; nothing has been sent to the others then.
         """
         check_divisible(config.sae)
         shard = Shard(whole.model.n_latents, 0, dist.get_world_size())
         broadcast_json([json.loads(config.canonical_json()), [*heldout.shape]])
-        self.trainee = ShardedTrainState.scatter(whole, config, shard=shard, device=device)
-        self.trainee.before_gathering = lambda: _say(_Word.GATHER)
-        self.trainee.before_step = _give
+        self.state = ShardedTrainState.scatter(whole, config, shard=shard, device=device)
+        self.state.before_gathering = lambda: _send_command(_Command.GATHER)
+        self.state.before_step = _send_batch
         dist.broadcast(heldout.contiguous(), 0)
 
-    def end(self, *, patience: float) -> None:
-        """Let the other processes go.
+    def end(self, *, timeout: float) -> None:
+        """Tell the other processes to end.
 
         Raises:
-            TrainingError: for so many seconds one did not listen; it is in the middle of a step that we broke off.
+            TrainingError: one did not answer for `timeout` seconds; it is in the middle of a step that failed here.
         """
         with peer_errors():
-            said = dist.broadcast(torch.tensor([_Word.END, 0]), 0, async_op=True)
-            said.wait(datetime.timedelta(seconds=patience))
+            sending = dist.broadcast(torch.tensor([_Command.END, 0]), 0, async_op=True)
+            sending.wait(datetime.timedelta(seconds=timeout))
         dist.destroy_process_group()
 
 
 def follow(device: str) -> None:
-    """Be another process of one training, from `Leader` to `Leader.end`."""
+    """Take part in a training as a process of another rank, from `Leader` to `Leader.end`."""
     described, shape = broadcast_json(None)
     config = parse(described)
     shard = Shard(config.sae.latents(shape[1]), dist.get_rank(), dist.get_world_size())
-    trainee = ShardedTrainState.scatter(None, config, shard=shard, device=device)
+    state = ShardedTrainState.scatter(None, config, shard=shard, device=device)
     heldout = torch.empty(shape, device=device)
     dist.broadcast(heldout, 0)
-    batches = _heard(trainee, shape[1], device)
-    for _ in train(trainee, batches, config=config, heldout=heldout):
+    batches = _received(state, shape[1], device)
+    for _ in train(state, batches, config=config, heldout=heldout):
         pass
     for _ in batches:  # the budget is used up; the leader still saves
         raise AssertionError("a batch after the last one")
     dist.destroy_process_group()
 
 
-def _heard(trainee: ShardedTrainState, d_model: int, device: str) -> Iterator[Tensor]:
+def _received(state: ShardedTrainState, d_model: int, device: str) -> Iterator[Tensor]:
     while True:
-        said = torch.zeros(2, dtype=torch.int64)
-        dist.broadcast(said, 0)
-        word, n_tokens = said.tolist()
-        if word == _Word.END:
+        message = torch.zeros(2, dtype=torch.int64)
+        dist.broadcast(message, 0)
+        command, n_tokens = message.tolist()
+        if command == _Command.END:
             return
-        if word == _Word.GATHER:
-            trainee.tensors()
+        if command == _Command.GATHER:
+            state.tensors()
             continue
         batch = torch.empty(n_tokens, d_model, device=device)
         dist.broadcast(batch, 0)
         yield batch
 
 
-def _give(batch: Tensor) -> None:
-    _say(_Word.BATCH, len(batch))
+def _send_batch(batch: Tensor) -> None:
+    _send_command(_Command.BATCH, len(batch))
     with peer_errors():
         dist.broadcast(batch.contiguous(), 0)
 
 
-def _say(word: _Word, number: int = 0) -> None:
+def _send_command(command: _Command, n_tokens: int = 0) -> None:
     with peer_errors():
-        dist.broadcast(torch.tensor([word, number]), 0)
+        dist.broadcast(torch.tensor([command, n_tokens]), 0)

@@ -1,4 +1,4 @@
-"""The other processes of a trainer that computes on several devices; run as a module it is one of them."""
+"""The processes of a trainer on its further devices: start, watch and end them; run as a module it is one of them."""
 
 import os
 import shutil
@@ -29,27 +29,27 @@ _END_SECONDS = 10.0
 
 
 class RankProcess(NamedTuple):
-    """A started process and its device."""
+    """The process of one rank, and its device."""
 
     child: "subprocess.Popen[bytes]"
     device: str
 
 
 class RankProcesses:
-    """The processes that hold the other parts of a trainee: started early, and gone when this trainer is."""
+    """The processes that hold the other parts of a training's state; they end when this trainer does."""
 
-    def __init__(self, devices: Sequence[str], *, threads: int, failed: Callable[[Failure], None]) -> None:
-        """Start a process for every device but the first; `failed` is called if one ends too early."""
-        self.devices, self._failed = devices, failed
+    def __init__(self, devices: Sequence[str], *, threads: int, on_failure: Callable[[Failure], None]) -> None:
+        """Start a process for every device but the first; `on_failure` is called if one ends too early."""
+        self.devices, self._on_failure = devices, on_failure
         self._leader: Leader | None = None
         self._is_over = False
-        self._store = _store()
-        self._all = [self._start(rank, device, threads) for rank, device in enumerate(devices) if rank]
-        for partner in self._all:
-            threading.Thread(target=self._watch, args=(partner,), name=f"watch-{partner.device}", daemon=True).start()
+        self._store = _rendezvous_file()
+        self._ranks = [self._start(rank, device, threads) for rank, device in enumerate(devices) if rank > 0]
+        for rank in self._ranks:
+            threading.Thread(target=self._watch, args=(rank,), name=f"watch-{rank.device}", daemon=True).start()
 
     def divide(self, whole: "TrainState", config: JobConfig, *, heldout: "Tensor") -> "TrainState":
-        """Deal a trainee out to all processes; what is returned is trained and saved like any other. Once only.
+        """Divide a state among all processes; the returned one is trained and saved like any other. Once only.
 
         Raises:
             ConfigError: it cannot be divided.
@@ -58,28 +58,28 @@ class RankProcesses:
 
         join(self._store, rank=0, size=len(self.devices), device=self.devices[0])
         self._leader = Leader(whole, config=config, heldout=heldout, device=self.devices[0])
-        return self._leader.trainee
+        return self._leader.state
 
     def end(self) -> None:
-        """Let the processes go, and wait until they have gone."""
+        """Tell the processes to end, and wait until they have; kill those that do not."""
         self._is_over = True
-        were_told = False
+        has_told_them = False
         if self._leader is not None:
-            with suppress(TrainingError):  # one is gone, or waits for the rest of a step that failed here
-                self._leader.end(patience=_END_SECONDS)
-                were_told = True
-        for partner in self._all:
+            with suppress(TrainingError):  # one has ended, or waits for the rest of a step that failed here
+                self._leader.end(timeout=_END_SECONDS)
+                has_told_them = True
+        for rank in self._ranks:
             try:
-                partner.child.wait(_END_SECONDS if were_told else 0)
+                rank.child.wait(_END_SECONDS if has_told_them else 0)
             except subprocess.TimeoutExpired:
-                partner.child.kill()
-                partner.child.wait()
+                rank.child.kill()
+                rank.child.wait()
         if sys.platform != "linux":
             shutil.rmtree(self._store.parent, ignore_errors=True)
 
     def _start(self, rank: int, device: str, threads: int) -> RankProcess:
         command = (str(self._store), str(rank), str(len(self.devices)), device, str(threads))
-        # What it prints goes where our own log goes. Its input is a pipe that nothing is written to: it ends with us.
+        # What it prints goes to our own log. Its input is a pipe that nothing is written to: it ends when that closes.
         child = subprocess.Popen(
             [sys.executable, "-P", "-m", "worker.trainer.rank_processes", *command],
             stdin=subprocess.PIPE,
@@ -87,31 +87,31 @@ class RankProcesses:
         )
         return RankProcess(child, device)
 
-    def _watch(self, partner: RankProcess) -> None:
-        status = partner.child.wait()
+    def _watch(self, rank: RankProcess) -> None:
+        status = rank.child.wait()
         if self._is_over:
             return
-        told = f"the process on {partner.device} ended with exit status {status}"
+        message = f"the process on {rank.device} ended with exit status {status}"
         code = status if status in set(Exit) and status != Exit.DONE else Exit.INTERNAL
-        self._failed(Failure("TrainingError", told, "Its words are in the trainer's log.", code))
+        self._on_failure(Failure("TrainingError", message, "What it printed is in the trainer's log.", code))
 
 
-def _store() -> Path:
-    """Return a new file to meet at. NCCL looks into it to the end: it cannot be unlinked once all have met.
+def _rendezvous_file() -> Path:
+    """Return a new file for torch.distributed to meet at. NCCL reads it to the end: it must not be unlinked before.
 
-    On Linux it has no name but this process's descriptor, and goes with this process, however that ends.
+    On Linux it has no name but this process's descriptor, and ends with this process, however that ends.
     """
     if sys.platform == "linux":
-        return Path(f"/proc/{os.getpid()}/fd/{os.memfd_create('orch-partners')}")
-    return Path(mkdtemp(prefix="orch-partners-")) / "store"
+        return Path(f"/proc/{os.getpid()}/fd/{os.memfd_create('orch-ranks')}")
+    return Path(mkdtemp(prefix="orch-ranks-")) / "store"
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Follow a trainer until it lets us go; return the exit status."""
+    """Take the same steps as the trainer on the first device until it says to end; return the exit status."""
     store, rank, size, device, threads = arguments
     die_with_parent()
     threading.Thread(target=_end_with_leader, name="leader-watch", daemon=True).start()
-    for number in (signal.SIGTERM, signal.SIGINT):  # the leader is told, and says when to end
+    for number in (signal.SIGTERM, signal.SIGINT):  # the first process gets them too, and says when to end
         signal.signal(number, signal.SIG_IGN)
     import torch
 
@@ -132,7 +132,7 @@ def _end_with_leader() -> None:
 if __name__ == "__main__":
     try:
         status = main(sys.argv[1:])
-    except (RuntimeError, MemoryError) as error:  # the leader shall hear whether it was memory
+    except (RuntimeError, MemoryError) as error:  # the exit status says whether it was memory
         traceback.print_exc()
         status = Failure.of(error).code
     sys.stderr.flush()

@@ -1,143 +1,151 @@
-"""The jobs of one trainer on one stream of activations: each takes its own step on every batch they share."""
+"""Train the jobs of one trainer on one stream of activations: each takes its own step on every batch they share."""
 
 import time
 import traceback
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 
-from torch import Tensor
-
 from orchestrator.errors import SubjectError
-from worker.activations.source import HookSlots
+from worker.activations.source import HookSlots, Vectors
 from worker.protocol import Exit, Failure
 from worker.trainer.channel import SupervisorChannel
 from worker.trainer.job import CaptureCost, JobTraining
 
 
 class SharedTraining:
-    """Members on one stream, which starts where the hindmost stands; others join when it reaches their place.
+    """Jobs on one stream, which starts at the lowest tokens_seen among them; the others join when it reaches theirs.
 
-    Whatever becomes of one, the others take the same steps on the same batches as they would alone.
+    Whatever becomes of one job, the others take the same steps on the same batches as they would alone.
     """
 
     def __init__(
-        self, members: Sequence[JobTraining], line: SupervisorChannel, *, places: HookSlots, save_every: float
+        self, jobs: Sequence[JobTraining], channel: SupervisorChannel, *, slots: HookSlots, save_every: float
     ) -> None:
-        """Gather the members; nothing is captured yet."""
-        self._members, self._line, self._places = [*members], line, places
+        """Take the jobs over; nothing is captured yet."""
+        self._jobs, self._channel, self._slots = [*jobs], channel, slots
         self._save_every, self._saved_at = save_every, time.monotonic()
 
     def run(self) -> Exit:
-        """Train until no member is left, or until told to yield."""
-        for member in tuple(self._members):  # one that was resumed may have come to its end before
-            self._settle(member, member.verdict())
-        while self._members:
-            needed = self._needed()
+        """Train until no job is left, or until told to yield."""
+        for job in tuple(self._jobs):  # a resumed one may have been at its end already
+            self._end_if_over(job, job.verdict())
+        while self._jobs:
+            slots = self._slots_in_use()
             try:
-                self._follow(needed)
+                self._train_on_stream(slots)
             except SubjectError:
-                if not self._parts_with_the_unreadable(needed):
+                if not self._end_unreadable(slots):
                     raise
-            if self._line.must_yield:
-                self._save(self._members)
+            if self._channel.must_yield:
+                self._save(self._jobs)
                 return Exit.YIELDED
         return Exit.DONE
 
-    def _follow(self, needed: list[int]) -> None:
-        """Go along one stream until it is no longer the one to read."""
-        position = min(member.tokens_seen for member in self._members)
-        with closing(self._stream(needed, position)) as batches:
-            for values, seconds in _timed(batches):
-                position = self._round(dict(zip(needed, values, strict=True)), position, seconds)
-                if self._line.must_yield or not self._goes_on(needed, position):
+    def _train_on_stream(self, slots: list[int]) -> None:
+        """Train on one stream until another one should be read."""
+        position = self._lowest_position()
+        with closing(self._stream(slots, position)) as batches:
+            for vectors, seconds in _timed(batches):
+                position = self._train_on_batch(dict(zip(slots, vectors, strict=True)), position, seconds)
+                if self._channel.must_yield or not self._should_go_on(slots, position):
                     return
 
-    def _parts_with_the_unreadable(self, needed: list[int]) -> bool:
-        """End those whose own place cannot be read; a stream of several places does not say whose it was."""
-        before, position = len(self._members), min(member.tokens_seen for member in self._members)
-        for place in needed:
-            for member in [member for member in self._members if member.place == place]:
-                with self._apart(member), closing(self._stream([place], position)) as batches:
-                    next(batches)
-        return len(self._members) < before
-
-    def _round(self, batches: dict[int, Tensor], position: int, seconds: float) -> int:
-        """Let everybody who stands at the position take a step; return the position after it."""
-        present = [member for member in self._members if member.tokens_seen == position]
-        share = self._share(batches, len(present), seconds)
-        for member in present:
-            with self._apart(member):
-                self._settle(member, member.step(batches[member.place], share))
-        self._heed()
+    def _train_on_batch(self, batches: dict[int, Vectors], position: int, seconds: float) -> int:
+        """Let every job at the position take a step; return the position after it."""
+        present = [job for job in self._jobs if job.tokens_seen == position]
+        cost = self._capture_cost(batches, len(present), seconds)
+        for job in present:
+            with self._isolate_failure(job):
+                self._end_if_over(job, job.step(batches[job.slot], cost))
+        self._drop_requested()
         if time.monotonic() - self._saved_at >= self._save_every:
-            self._save(member for member in present if member in self._members)
-        return position + len(next(iter(batches.values())))
+            self._save(job for job in present if job in self._jobs)
+        return position + _n_vectors(batches)
 
-    def _save(self, members: Iterable[JobTraining]) -> None:
-        for member in tuple(members):
-            with self._apart(member):
-                member.save()
+    def _should_go_on(self, slots: list[int], position: int) -> bool:
+        """Say whether the stream is still the right one to read."""
+        if all(job.tokens_seen != position for job in self._jobs):
+            return False  # the jobs that are left are further on
+        # A stream of fewer slots costs less, and between two windows changing to it costs nothing.
+        window = self._slots.all[0].config.training.shuffle_tokens
+        return position % window != 0 or self._slots_in_use() == slots
+
+    def _end_unreadable(self, slots: list[int]) -> bool:
+        """End the jobs whose own slot cannot be read, and say whether there are any.
+
+        A stream of several slots does not say which of them it failed at.
+        """
+        n_before, position = len(self._jobs), self._lowest_position()
+        for slot in slots:
+            for job in [job for job in self._jobs if job.slot == slot]:
+                with self._isolate_failure(job), closing(self._stream([slot], position)) as batches:
+                    next(batches)
+        return len(self._jobs) < n_before
+
+    def _save(self, jobs: Iterable[JobTraining]) -> None:
+        for job in tuple(jobs):
+            with self._isolate_failure(job):
+                job.save()
         self._saved_at = time.monotonic()
 
-    def _heed(self) -> None:
-        """Let go whom the supervisor wishes to leave."""
-        for wish in self._line.wishes():
-            for member in [member for member in self._members if member.job_id == wish.job_id]:
-                with self._apart(member):
-                    member.leave(save=wish.save)
-                    self._members.remove(member)
+    def _drop_requested(self) -> None:
+        """Drop the jobs that the supervisor asks to be dropped."""
+        for request in self._channel.drop_requests():
+            for job in [job for job in self._jobs if job.job_id == request.job_id]:
+                with self._isolate_failure(job):
+                    job.leave(save=request.save)
+                    self._jobs.remove(job)
 
-    def _settle(self, member: JobTraining, outcome: str | None) -> None:
-        """Let a member go whose training has come to something."""
+    def _end_if_over(self, job: JobTraining, outcome: str | None) -> None:
         if outcome is not None:
-            with self._apart(member):
-                member.end(outcome)
-                self._members.remove(member)
+            with self._isolate_failure(job):
+                job.end(outcome)
+                self._jobs.remove(job)
 
     @contextmanager
-    def _apart(self, member: JobTraining) -> Iterator[None]:
-        """Let an error end one member, and nobody else."""
-        with apart(self._line, member.job_id) as failed:
+    def _isolate_failure(self, job: JobTraining) -> Iterator[None]:
+        """Let an error end one job and no other."""
+        with isolate_failure(self._channel, job.job_id) as failures:
             yield
-        if failed:
+        if failures:
             with suppress(ValueError):
-                self._members.remove(member)
+                self._jobs.remove(job)
 
-    def _needed(self) -> list[int]:
-        return sorted({member.place for member in self._members})
+    def _lowest_position(self) -> int:
+        return min(job.tokens_seen for job in self._jobs)
 
-    def _goes_on(self, needed: list[int], position: int) -> bool:
-        """Say whether this stream is still the one to read."""
-        if all(member.tokens_seen != position for member in self._members):
-            return False  # those who are left stand further on
-        # A stream that reads less costs less, and between two windows changing to it costs nothing.
-        window = self._places.all[0].config.training.shuffle_tokens
-        return position % window != 0 or self._needed() == needed
+    def _slots_in_use(self) -> list[int]:
+        return sorted({job.slot for job in self._jobs})
 
-    def _stream(self, needed: list[int], start: int) -> Generator[tuple[Tensor, ...]]:
-        yield from self._places.material.stream(self._places.configs(needed), start_tokens=start)
+    def _stream(self, slots: list[int], start_tokens: int) -> Generator[tuple[Vectors, ...]]:
+        yield from self._slots.source.stream(self._slots.configs(slots), start_tokens=start_tokens)
 
-    def _share(self, batches: dict[int, Tensor], n_present: int, seconds: float) -> CaptureCost:
-        """Return each one's part: what is read is read once."""
-        per_vector = self._places.material.flops(self._places.configs([*batches]))
-        n_vectors = len(next(iter(batches.values())))
-        return CaptureCost(seconds / n_present, per_vector * n_vectors / n_present)
+    def _capture_cost(self, batches: dict[int, Vectors], n_jobs: int, seconds: float) -> CaptureCost:
+        """Return each job's equal part of the cost of a batch, which was captured once for all."""
+        flops_per_vector = self._slots.source.flops(self._slots.configs([*batches]))
+        return CaptureCost(seconds / n_jobs, flops_per_vector * _n_vectors(batches) / n_jobs)
 
 
 @contextmanager
-def apart(line: SupervisorChannel, job_id: int) -> Iterator[list[Failure]]:
-    """Let an error end one job, and nobody else; what it was is in the list afterwards."""
-    failed: list[Failure] = []
+def isolate_failure(channel: SupervisorChannel, job_id: int) -> Iterator[list[Failure]]:
+    """Let an error end one job and no other: report it, and leave it in the list that is given."""
+    failures: list[Failure] = []
     try:
-        yield failed
+        yield failures
     except Exception as error:  # noqa: BLE001 - whatever it is, it is one job's
         traceback.print_exc()
-        failed.append(Failure.of(error))
-    if failed:
-        line.send(failed[0], job_id)
+        failures.append(Failure.of(error))
+    if failures:
+        channel.send(failures[0], job_id)
 
 
-def _timed(batches: Iterator[tuple[Tensor, ...]]) -> Iterator[tuple[tuple[Tensor, ...], float]]:
+def _n_vectors(batches: dict[int, Vectors]) -> int:
+    vectors = next(iter(batches.values()))
+    return len(vectors[0])
+
+
+def _timed(batches: Iterator[tuple[Vectors, ...]]) -> Iterator[tuple[tuple[Vectors, ...], float]]:
+    """Yield each batch with the seconds it took to get it."""
     while True:
         started = time.monotonic()
         batch = next(batches, None)

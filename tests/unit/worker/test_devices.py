@@ -1,10 +1,10 @@
-"""Words for devices, and what a trainer is let see of them."""
+"""Names of devices, and which GPUs a trainer sees."""
 
 import pytest
 
 from orchestrator.config.validation import parse
 from orchestrator.errors import ConfigError
-from worker.devices import check, count_gpus, expand, seen, visible
+from worker.devices import check, count_gpus, expand, gpu_environ, trainer_devices
 from worker.trainer.accelerator import check_precision, choose
 
 
@@ -58,19 +58,19 @@ def test_a_gpu_beyond_the_last_is_refused() -> None:
 
 
 def test_a_trainer_sees_its_own_gpus_alone() -> None:
-    assert visible("cuda:2", {}) == {"CUDA_VISIBLE_DEVICES": "2"}
-    assert visible("cuda:1+cuda:3", {}) == {"CUDA_VISIBLE_DEVICES": "1,3"}
+    assert gpu_environ("cuda:2", {}) == {"CUDA_VISIBLE_DEVICES": "2"}
+    assert gpu_environ("cuda:1+cuda:3", {}) == {"CUDA_VISIBLE_DEVICES": "1,3"}
     # What a scheduler has chosen for us is counted from 0, whatever it is called.
-    assert visible("cuda:1", {"CUDA_VISIBLE_DEVICES": "GPU-a,GPU-b"}) == {"CUDA_VISIBLE_DEVICES": "GPU-b"}
+    assert gpu_environ("cuda:1", {"CUDA_VISIBLE_DEVICES": "GPU-a,GPU-b"}) == {"CUDA_VISIBLE_DEVICES": "GPU-b"}
     for name in ("auto", "cpu", "cpu+cpu", "cuda"):
-        assert visible(name, {"CUDA_VISIBLE_DEVICES": "5"}) == {}
+        assert gpu_environ(name, {"CUDA_VISIBLE_DEVICES": "5"}) == {}
 
 
 def test_a_trainer_without_a_gpu_takes_the_cpu() -> None:
-    assert seen("cpu+cpu") == ["cpu", "cpu"]
-    assert seen("cuda:2+cuda:5") == ["cuda:0", "cuda:1"]
-    assert seen("cuda:3") == ["cuda:0"]
-    assert seen("cuda") == ["cuda"]
+    assert trainer_devices("cpu+cpu") == ["cpu", "cpu"]
+    assert trainer_devices("cuda:2+cuda:5") == ["cuda:0", "cuda:1"]
+    assert trainer_devices("cuda:3") == ["cuda:0"]
+    assert trainer_devices("cuda") == ["cuda"]
     assert choose("cpu+cpu") == choose("cpu") == "cpu"
 
 

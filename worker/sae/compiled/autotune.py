@@ -5,7 +5,6 @@ import hashlib
 import importlib.util
 import json
 import statistics
-import tempfile
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from worker.checked_folder import write_file
 from worker.sae.compiled.autotune_cases import TRIALS, AutotuneCase, Shape
 from worker.sae.compiled.operations import PLAIN, Operations
 
@@ -167,12 +167,10 @@ def _read(path: Path | None, key: str) -> _Measured | None:
 
 
 def _write(path: Path, content: dict[str, object]) -> None:
-    """Write beside and rename: of two processes the later wins, and a reader sees one of them whole."""
+    """Write a file atomically: of two processes the later wins."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".part", delete=False) as file:
-            json.dump(content, file)
-        Path(file.name).replace(path)
+        write_file(path, json.dumps(content).encode())
     except OSError as error:
         warnings.warn(f"the choice of kernels is not remembered: {error}", RuntimeWarning, stacklevel=2)
 

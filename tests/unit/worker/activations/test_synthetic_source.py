@@ -35,7 +35,7 @@ def config(word: str, *, batch: int = 96, kind: str = "none", seed: int = 0, **t
 def drawn(one: JobConfig, n: int, *, start: int = 0) -> Tensor:
     """Return the vectors of n batches, from a position on, of a source of its own."""
     stream = SyntheticActivations(one.subject.model).stream([one], start_tokens=start)
-    return torch.cat([batch for (batch,) in islice(stream, n)])
+    return torch.cat([batch for ((batch,),) in islice(stream, n)])
 
 
 @BOTH
@@ -69,20 +69,20 @@ def test_a_word_names_the_same_vectors_for_good(word: str, values: list[float]) 
 @BOTH
 def test_seeds_decide_and_the_heldout_set_is_apart(word: str) -> None:
     source, one, other = SyntheticActivations(word), config(word), config(word, seed=1)
-    trained, heldout = drawn(one, 60), source.heldout(one)
+    trained, (heldout,) = drawn(one, 60), source.heldout(one)
     assert heldout.shape == (5000, 16)
-    assert torch.equal(heldout, source.heldout(other))
+    assert torch.equal(heldout, source.heldout(other)[0])
     rows = {
         row.numpy().tobytes() for row in torch.cat([trained, drawn(other, 60), drawn(config(word + "&seed=1"), 60)])
     }
     assert len(rows) == 3 * len(trained)
     assert not rows & {row.numpy().tobytes() for row in heldout}
-    assert torch.equal(source.sample(one, 700), trained[:700])
+    assert torch.equal(source.sample(one, 700)[0], trained[:700])
 
 
 def test_jobs_share_one_tensor_where_they_normalise_alike() -> None:
     configs = [config(PLANTED, kind=kind) for kind in ("unit", "none", "unit")]
-    for one, raw, again in islice(SyntheticActivations(PLANTED).stream(configs, start_tokens=96), 3):
+    for (one,), (raw,), (again,) in islice(SyntheticActivations(PLANTED).stream(configs, start_tokens=96), 3):
         assert one is again
         assert torch.equal(one, normalize(raw, "unit").vectors)
 
@@ -97,12 +97,18 @@ def test_what_does_not_fit_together_is_refused() -> None:
         source.heldout(config(GAUSSIAN, heldout_tokens=1))
 
 
-def test_places_differ_by_normalisation_alone() -> None:
-    places = HookSlots(SyntheticActivations(GAUSSIAN))
-    assert [places.find(config(GAUSSIAN, kind=kind)) for kind in ("unit", "none", "unit")] == [0, 1, 0]
-    assert places.sample(1).shape == (16_384, 16)
-    assert places.sample(1) is places.sample(1)
-    assert places.material.flops(places.configs([0, 1])) == 0
+def test_slots_differ_by_normalisation_alone() -> None:
+    slots = HookSlots(SyntheticActivations(GAUSSIAN))
+    assert [slots.find(config(GAUSSIAN, kind=kind)) for kind in ("unit", "none", "unit")] == [0, 1, 0]
+    assert [values.shape for values in slots.sample(1)] == [(16_384, 16)]
+    assert slots.sample(1) is slots.sample(1)
+    assert slots.source.flops(slots.configs([0, 1])) == 0
+
+
+def test_nothing_can_be_patched() -> None:
+    source = SyntheticActivations(GAUSSIAN)
+    with pytest.raises(ConfigError, match=r"subject\.model = 'synthetic:gaussian.*no logits"):
+        source.run_patched(config(GAUSSIAN), torch.zeros(1, 4, dtype=torch.int64), [torch.clone])
 
 
 def test_the_gaussian_is_standard_and_independent() -> None:
@@ -117,7 +123,7 @@ def test_the_gaussian_is_standard_and_independent() -> None:
 
 def test_planted_directions_are_drawn_by_a_power_law() -> None:
     recipe, n = Planted(latents=500, k=4, exponent=1.25), 200_000
-    which = Dictionary(recipe).which(np.random.default_rng(0), n)
+    which = Dictionary(recipe).choose(np.random.default_rng(0), n)
     assert which.shape == (n, 4)
     counts = np.bincount(which.ravel(), minlength=500)
     expected = np.arange(1, 501) ** -1.25

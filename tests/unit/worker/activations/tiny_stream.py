@@ -12,7 +12,7 @@ from torch import Tensor
 
 from orchestrator.config.job import JobConfig
 from tests.unit.worker.subject.tiny_models import TEXT, save_model
-from worker.activations.cached_forward import Store
+from worker.activations.cached_forward import CacheStore
 from worker.activations.stream import stream
 from worker.data.token_file import TokenFile, pack
 from worker.subject.model import Subject, load
@@ -50,7 +50,7 @@ def rows(values: Tensor) -> set[bytes]:
     return {row.numpy().tobytes() for row in values}
 
 
-def first(parts: Parts, n: int, start: int = 0, store: Store | None = None) -> list[Tensor]:
+def first(parts: Parts, n: int, start: int = 0, store: CacheStore | None = None) -> list[Tensor]:
     return list(islice(stream(*parts, start_tokens=start, store=store), n))
 
 

@@ -14,7 +14,7 @@ from orchestrator.config.job import DataConfig
 from orchestrator.errors import ConfigError, SubjectError
 from tests.unit.worker.subject.tiny_models import TEXT, make_tokenizer
 from worker.data import documents, token_file
-from worker.data.progress import ticker
+from worker.data.progress import report_progress
 from worker.data.token_file import TokenFile, pack
 
 TOKENIZER = make_tokenizer()
@@ -155,14 +155,14 @@ def test_large_vocabularies_take_four_bytes(tmp_path: Path, source: Path) -> Non
 
 
 def test_a_log_hears_now_and_then(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    with ticker("packing", None) as tick:
-        tick(5)
+    with report_progress("packing", None) as report:
+        report(5)
     assert capsys.readouterr().err == ""
-    monkeypatch.setattr("worker.data.progress.SPEAK_SECONDS", 0.0)
-    with ticker("packing", None) as tick:
-        tick(5000)
+    monkeypatch.setattr("worker.data.progress.LINE_SECONDS", 0.0)
+    with report_progress("packing", None) as report:
+        report(5000)
     assert capsys.readouterr().err == "packing: 5,000 tokens\n"
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
-    with ticker("packing", 10) as tick:
-        tick(5)
+    with report_progress("packing", 10) as report:
+        report(5)
     assert documents.PIECE_CHARACTERS < token_file.BATCH_CHARACTERS

@@ -1,16 +1,19 @@
 """Every site of every family is what its name says, and a hook point can be replaced."""
 
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
 from torch import Tensor
 
-from orchestrator.config.job import Site, SubjectConfig
+from orchestrator.config.job import SubjectConfig
+from orchestrator.config.sites import SITES, Site
 from orchestrator.errors import ConfigError, SubjectError
 from tests.unit.worker.subject.tiny_models import FAMILIES, INNER, VOCABULARY, WIDTH, save_model
-from worker.subject.hook_points import HookPoint, block_names, check_site, default_layer, find_hook, hooked
+from worker.subject.hook_points import block_names, check_site, default_layer, find_hook, hooked
+from worker.subject.hook_sites import SITE_RULES, HookPoint
 from worker.subject.model import Subject, capture, load, run_patched
 
 IDS = torch.arange(24).reshape(2, 12) % VOCABULARY
@@ -59,18 +62,48 @@ def test_mlp_post_is_what_the_last_linear_reads(folder: Path) -> None:
     torch.testing.assert_close(linear(found).reshape(2, 12, WIDTH), mlp_output[0].reshape(2, 12, WIDTH))
 
 
-@pytest.mark.parametrize("site", ["resid_post", "resid_mid", "attn_delta", "mlp_delta", "mlp_post"])
+@pytest.mark.parametrize("site", SITES)
 def test_a_patch_takes_effect_once(folder: Path, site: Site) -> None:
     subject = at(folder, site)
     clean = subject.model(input_ids=IDS, use_cache=False).logits
-    assert torch.equal(run_patched(subject, IDS, lambda x: x), clean)
-    torch.testing.assert_close(run_patched(subject, IDS, torch.clone), clean, rtol=1e-4, atol=1e-4)
-    assert not torch.allclose(run_patched(subject, IDS, torch.zeros_like), clean, atol=1e-2)
+    assert torch.equal(run_patched([subject], IDS, [lambda x: x]), clean)
+    torch.testing.assert_close(run_patched([subject], IDS, [torch.clone]), clean, rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(run_patched([subject], IDS, [torch.zeros_like]), clean, atol=1e-2)
     seen: list[Tensor] = []
     marker = torch.randn(2, 12, subject.d_model)
     with hooked(subject.model, subject.hook, lambda _: marker), hooked(subject.model, subject.hook, seen.append):
         subject.model(input_ids=IDS, use_cache=False)
     torch.testing.assert_close(seen[0].reshape(marker.shape), marker, rtol=1e-5, atol=1e-5)
+
+
+def test_two_hook_points_are_patched_in_one_forward(folder: Path) -> None:
+    first = at(folder, "resid_post", 0)
+    second = first.at(first.config.model_copy(update={"layer": LAYER, "site": "mlp_delta"}))
+    model, both = first.model, [first, second]
+    assert torch.equal(run_patched(both, IDS, [lambda x: x] * 2), model(input_ids=IDS, use_cache=False).logits)
+    markers = [torch.randn(2, 12, WIDTH, generator=torch.Generator().manual_seed(i)) for i in range(2)]
+
+    def always(marker: Tensor, _found: Tensor) -> Tensor:
+        return marker
+
+    found = run_patched(both, IDS, [partial(always, marker) for marker in markers])
+
+    def put(marker: Tensor, _module: Any, _args: Any, output: Any) -> Any:
+        old = output[0] if isinstance(output, tuple) else output
+        new = marker.reshape(old.shape)
+        return (new, *output[1:]) if isinstance(output, tuple) else new
+
+    handles = [
+        model.get_submodule(subject.hook.name).register_forward_hook(partial(put, marker))
+        for subject, marker in zip(both, markers, strict=True)
+    ]
+    with torch.no_grad():
+        by_hand = model(input_ids=IDS, use_cache=False).logits
+    for handle in handles:
+        handle.remove()
+    assert torch.equal(found, by_hand)
+    one_alone = run_patched([first], IDS, [lambda _: markers[0]])
+    assert not torch.allclose(found, one_alone, atol=1e-2), "the second patch takes effect, too"
 
 
 @pytest.mark.parametrize(("site", "finished"), [("resid_post", LAYER + 1), ("attn_delta", LAYER)])
@@ -117,3 +150,13 @@ def test_a_model_without_blocks_needs_a_name(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"(?s)no list of transformer blocks.*subject.hook"):
         find_hook(model, SubjectConfig(model=str(tmp_path)))
     assert find_hook(model, SubjectConfig(hook="0")) == HookPoint("0")
+
+
+def test_every_site_is_known_with_a_model_and_without() -> None:
+    assert set(SITES) == set(SITE_RULES) == set(get_args(Site))
+
+
+@pytest.mark.parametrize("site", SITES)
+def test_the_width_of_a_site_is_the_models_where_the_config_says_so(folder: Path, site: Site) -> None:
+    subject = at(folder, site)
+    assert (subject.d_model == WIDTH) == subject.config.has_model_width

@@ -145,9 +145,9 @@ time.sleep(60)
 
 def test_wishes_reach_the_trainer(tmp_path: Path) -> None:
     script = """
-while not (wishes := line.wishes()): time.sleep(0.01)
+while not (wishes := line.drop_requests()): time.sleep(0.01)
 assert [(wish.job_id, wish.save) for wish in wishes] == [(7, True)], wishes
-while not (wishes := line.wishes()): time.sleep(0.01)
+while not (wishes := line.drop_requests()): time.sleep(0.01)
 assert [(wish.job_id, wish.save) for wish in wishes] == [(8, False)], wishes
 line.send(__import__("worker.protocol").protocol.Left(512), 7)
 """

@@ -1,6 +1,5 @@
 """Checkpoints: whole or absent, checked on the way in, never of another config."""
 
-import json
 from pathlib import Path
 
 import pytest
@@ -10,7 +9,7 @@ from orchestrator.config.job import JobConfig
 from orchestrator.config.validation import parse
 from orchestrator.errors import CheckpointError, StorageError
 from tests.full_disk import files_of_at_most
-from worker.sae.normalize import denormalize, normalize
+from worker.formats.native import save_final
 from worker.sae.train_state import TrainState
 from worker.supervisor.attempt import prune
 from worker.trainer import checkpoint
@@ -24,24 +23,24 @@ def _config(k: int = 3) -> JobConfig:
     return parse({"sae": {"n_latents": 40, "k": k}, "training": training})
 
 
-def _trainee(n_steps: int = 5) -> TrainState:
+def _state(n_steps: int = 5) -> TrainState:
     x = torch.randn(n_steps * 32 + 256, 8, generator=torch.Generator().manual_seed(0))
-    trainee = TrainState.fresh(_config(), x[:256])
+    state = TrainState.fresh(_config(), x[:256])
     batches = [x[256 + 32 * i : 288 + 32 * i] for i in range(n_steps)]
-    for _ in train(trainee, batches, config=_config(), heldout=x[:64]):
+    for _ in train(state, batches, config=_config(), heldout=x[:64]):
         pass
-    return trainee
+    return state
 
 
 @pytest.mark.parametrize("n_steps", [0, 5])
 def test_there_and_back(tmp_path: Path, n_steps: int) -> None:
-    trainee = _trainee(n_steps)
-    saved = checkpoint.save(tmp_path, trainee, _config(), facts=FACTS)
+    state = _state(n_steps)
+    saved = checkpoint.save(tmp_path, state, _config(), facts=FACTS)
     assert Path(saved.uri) == tmp_path / str(32 * n_steps)
     assert saved.tokens_seen == 32 * n_steps
     loaded = checkpoint.load(saved.uri, _config(), sha256=saved.sha256)
-    assert loaded.values() == trainee.values()
-    before, after = trainee.tensors(), loaded.tensors()
+    assert loaded.values() == state.values()
+    before, after = state.tensors(), loaded.tensors()
     assert set(before) == set(after)
     for name, value in before.items():
         assert torch.equal(value, after[name]), name
@@ -49,25 +48,25 @@ def test_there_and_back(tmp_path: Path, n_steps: int) -> None:
 
 
 def test_saving_twice_leaves_the_first(tmp_path: Path) -> None:
-    trainee = _trainee()
-    first = checkpoint.save(tmp_path, trainee, _config(), facts=FACTS)
-    assert checkpoint.save(tmp_path, trainee, _config(), facts={}) == first
+    state = _state()
+    first = checkpoint.save(tmp_path, state, _config(), facts=FACTS)
+    assert checkpoint.save(tmp_path, state, _config(), facts={}) == first
     (tmp_path / "160" / "trainer.json").write_text("{}")
-    again = checkpoint.save(tmp_path, trainee, _config(), facts=FACTS)  # a damaged one is replaced
+    again = checkpoint.save(tmp_path, state, _config(), facts=FACTS)  # a damaged one is replaced
     assert checkpoint.load(again.uri, _config()).tokens_seen == 160
 
 
 def test_values_that_are_not_finite_come_back(tmp_path: Path) -> None:
-    trainee = _trainee()
-    trainee.curve[-1] = trainee.curve[-1]._replace(fvu=float("nan"), loss=float("inf"))
-    loaded = checkpoint.load(checkpoint.save(tmp_path, trainee, _config(), facts={}).uri, _config())
-    assert str(loaded.curve) == str(trainee.curve)
+    state = _state()
+    state.curve[-1] = state.curve[-1]._replace(fvu=float("nan"), loss=float("inf"))
+    loaded = checkpoint.load(checkpoint.save(tmp_path, state, _config(), facts={}).uri, _config())
+    assert str(loaded.curve) == str(state.curve)
 
 
 @pytest.mark.parametrize("name", ["state.safetensors", "trainer.json", "config.json", "manifest.json"])
 @pytest.mark.parametrize("damage", ["flip", "cut", "delete"])
 def test_damage_is_noticed(tmp_path: Path, name: str, damage: str) -> None:
-    saved = checkpoint.save(tmp_path, _trainee(), _config(), facts=FACTS)
+    saved = checkpoint.save(tmp_path, _state(), _config(), facts=FACTS)
     path = Path(saved.uri) / name
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
@@ -80,7 +79,7 @@ def test_damage_is_noticed(tmp_path: Path, name: str, damage: str) -> None:
 
 
 def test_another_config_or_another_checkpoint_is_refused(tmp_path: Path) -> None:
-    saved = checkpoint.save(tmp_path, _trainee(), _config(), facts=FACTS)
+    saved = checkpoint.save(tmp_path, _state(), _config(), facts=FACTS)
     with pytest.raises(CheckpointError, match="another config"):
         checkpoint.load(saved.uri, _config(k=4))
     with pytest.raises(CheckpointError, match="recorded"):
@@ -90,8 +89,8 @@ def test_another_config_or_another_checkpoint_is_refused(tmp_path: Path) -> None
 
 
 def test_f24_the_newest_readable_is_taken(tmp_path: Path) -> None:
-    old = checkpoint.save(tmp_path, _trainee(3), _config(), facts=FACTS)
-    new = checkpoint.save(tmp_path, _trainee(5), _config(), facts=FACTS)
+    old = checkpoint.save(tmp_path, _state(3), _config(), facts=FACTS)
+    new = checkpoint.save(tmp_path, _state(5), _config(), facts=FACTS)
     refs = [(new.uri, new.sha256), (old.uri, None)]
     found = checkpoint.newest_readable(refs, _config())
     assert found is not None
@@ -105,12 +104,12 @@ def test_f24_the_newest_readable_is_taken(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("n_bytes", [0, 100, 3000])
 def test_a_full_disk_leaves_nothing_half_written(tmp_path: Path, n_bytes: int) -> None:
-    trainee = _trainee()
-    old = checkpoint.save(tmp_path, _trainee(3), _config(), facts=FACTS)
+    state = _state()
+    old = checkpoint.save(tmp_path, _state(3), _config(), facts=FACTS)
     with files_of_at_most(n_bytes), pytest.raises(StorageError, match="cannot write"):
-        checkpoint.save(tmp_path, trainee, _config(), facts=FACTS)
+        checkpoint.save(tmp_path, state, _config(), facts=FACTS)
     with files_of_at_most(n_bytes), pytest.raises(StorageError, match="cannot write"):
-        checkpoint.save_final(tmp_path, trainee, _config(), facts=FACTS)
+        save_final(tmp_path, state, _config(), facts=FACTS)
     assert [path.name for path in tmp_path.iterdir()] == ["96"]
     assert checkpoint.load(old.uri, _config()).tokens_seen == 96
 
@@ -118,43 +117,20 @@ def test_a_full_disk_leaves_nothing_half_written(tmp_path: Path, n_bytes: int) -
 def test_a_folder_that_cannot_be_made_is_a_storage_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(StorageError, match="cannot write"):
-        checkpoint.save(tmp_path / "file", _trainee(), _config(), facts=FACTS)
+        checkpoint.save(tmp_path / "file", _state(), _config(), facts=FACTS)
 
 
 def test_prune_keeps_what_is_acknowledged_and_newer_and_the_final(tmp_path: Path) -> None:
     for n_steps in (1, 3, 5):
-        checkpoint.save(tmp_path, _trainee(n_steps), _config(), facts=FACTS)
-    checkpoint.save_final(tmp_path, _trainee(), _config(), facts=FACTS)
+        checkpoint.save(tmp_path, _state(n_steps), _config(), facts=FACTS)
+    save_final(tmp_path, _state(), _config(), facts=FACTS)
     prune(tmp_path, older_than=96)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["160", "96", "final"]
     prune(tmp_path / "nowhere", older_than=96)
 
 
-def test_final_is_the_averaged_model_and_says_how_to_use_it(tmp_path: Path) -> None:
-    trainee = _trainee()
-    saved = checkpoint.save_final(tmp_path, trainee, _config(), facts=FACTS)
-    again = checkpoint.save_final(tmp_path, trainee, _config(), facts=FACTS)
-    assert again == saved
-    model, about = checkpoint.load_final(saved.uri)
-    assert (about["normalize"], about["activation"], about["tokens_seen"], about["facts"]) == (
-        "unit",
-        "topk",
-        160,
-        FACTS,
-    )
-    x = torch.randn(9, 8)
-    vectors, mean, scale = normalize(x, about["normalize"])
-    assert torch.equal(model(vectors), trainee.averaged()(vectors))
-    assert denormalize(model(vectors), mean, scale).shape == x.shape
-    torch.testing.assert_close(model.W_dec.norm(dim=1), torch.ones(40))
-    assert json.loads((Path(saved.uri) / "config.json").read_text())["k_aux"] == 4
-    (Path(saved.uri) / "sae.safetensors").write_bytes(b"")
-    with pytest.raises(CheckpointError):
-        checkpoint.load_final(saved.uri)
-
-
 def test_a_disk_that_is_away_is_no_damage(tmp_path: Path) -> None:
-    saved = checkpoint.save(tmp_path / "1", _trainee(), _config(), facts=FACTS)
+    saved = checkpoint.save(tmp_path / "1", _state(), _config(), facts=FACTS)
     away = str(tmp_path / "away" / "32")
     with pytest.raises(StorageError, match="none of 1 checkpoints is there"):
         checkpoint.newest_readable([(away, None)], _config())
@@ -164,6 +140,6 @@ def test_a_disk_that_is_away_is_no_damage(tmp_path: Path) -> None:
 
 
 def test_colleagues_may_read_what_the_umask_lets_them(tmp_path: Path) -> None:
-    saved = checkpoint.save(tmp_path, _trainee(), _config(), facts=FACTS)
+    saved = checkpoint.save(tmp_path, _state(), _config(), facts=FACTS)
     modes = {path.stat().st_mode for path in Path(saved.uri).iterdir()}
     assert len(modes) == 1

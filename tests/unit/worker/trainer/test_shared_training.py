@@ -1,4 +1,4 @@
-"""Jobs on one stream: each one's curve is, bit for bit, the one it draws alone, whatever becomes of its neighbours."""
+"""Jobs on one stream: each one's curve is, bit for bit, the one it draws alone, whatever becomes of the others."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -28,9 +28,9 @@ from worker.protocol import (
     Message,
     Order,
 )
-from worker.subject import model
-from worker.trainer.__main__ import TrainerContext, _enrol
-from worker.trainer.job import JobTraining
+from worker.subject.model import load
+from worker.trainer.context import TrainerContext
+from worker.trainer.job_start import start_job
 from worker.trainer.shared_training import SharedTraining
 
 BATCH, WINDOW, BUDGET = 64, 512, 2048
@@ -45,7 +45,7 @@ Resume = dict[int, list[CheckpointRef]]
 
 
 class Recorder:
-    """The trainer's end of the line, in memory: it keeps what is said, and does something when a job gets that far."""
+    """A trainer's channel, in memory: it keeps what is sent, and does something when a job gets that far."""
 
     def __init__(self, after: dict[tuple[int, int], Then] | None = None) -> None:
         self.said: list[tuple[int | None, Message]] = []
@@ -61,7 +61,7 @@ class Recorder:
         if then := self._after.get((job_id or 0, tokens_seen)):
             then(self)
 
-    def wishes(self) -> list[DropJob]:
+    def drop_requests(self) -> list[DropJob]:
         found, self.leaves = self.leaves, []
         return found
 
@@ -73,13 +73,13 @@ class Recorder:
         return [exact(message.point) for message in self.of(job_id, CurvePointMessage)]
 
 
-class Room:
+class TinyTrainers:
     """A model, a text, and trainers for jobs that read them."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         make_subject(folder / "subject")
-        self.subject = model.load(self.config({}).subject)
+        self.subject = load(self.config({}).subject)
         self.tokens = token_file.pack(self.config({}).data, self.subject.tokenizer, folder / "tokens")
         self.runs = 0
 
@@ -97,21 +97,21 @@ class Room:
         return parse({name: own.get(name, {}) | part.get(name, {}) for name in own | part})
 
     def train(
-        self, parts: dict[int, dict[str, Any]], line: Recorder | None = None, resume: Resume | None = None
+        self, parts: dict[int, dict[str, Any]], channel: Recorder | None = None, resume: Resume | None = None
     ) -> tuple[Recorder, Exit]:
         """Train jobs together, each from its newest checkpoint."""
-        line, self.runs = line or Recorder(), self.runs + 1
+        channel, self.runs = channel or Recorder(), self.runs + 1
         configs = {job_id: self.config(part) for job_id, part in parts.items()}
         jobs = tuple(
             Assignment(i, 1, config, str(self.folder / str(i) / f"run{self.runs}"), tuple((resume or {}).get(i, ())))
             for i, config in configs.items()
         )
         order = Order(jobs, "", "", "cpu", 1, math.inf, 0)
-        places = HookSlots(ModelActivations(self.subject, self.tokens, jobs[0].config))
-        desk = TrainerContext(order, line, places, "cpu", None)  # type: ignore[arg-type]
-        members: list[JobTraining] = [_enrol(desk, job) for job in jobs]
-        ensemble = SharedTraining(members, line, places=places, save_every=order.checkpoint_seconds)  # type: ignore[arg-type]
-        return line, ensemble.run()
+        slots = HookSlots(ModelActivations(self.subject, self.tokens, jobs[0].config))
+        context = TrainerContext(order, channel, slots, "cpu", None)  # type: ignore[arg-type]
+        started = [start_job(context, job) for job in jobs]
+        training = SharedTraining(started, channel, slots=slots, save_every=order.checkpoint_seconds)  # type: ignore[arg-type]
+        return channel, training.run()
 
 
 def exact(point: Point) -> tuple[float, ...]:
@@ -119,163 +119,163 @@ def exact(point: Point) -> tuple[float, ...]:
 
 
 @pytest.fixture(scope="module")
-def room(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Room]:
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TinyTrainers]:
     before = torch.get_num_threads()
     torch.set_num_threads(1)
-    yield Room(tmp_path_factory.mktemp("room"))
+    yield TinyTrainers(tmp_path_factory.mktemp("tiny"))
     torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
-def alone(room: Room) -> dict[int, list[tuple[float, ...]]]:
+def alone(tiny: TinyTrainers) -> dict[int, list[tuple[float, ...]]]:
     """Return the curve of each job trained by itself."""
-    return {i: room.train({i: part})[0].curve(i) for i, part in enumerate(PARTS, 1)}
+    return {i: tiny.train({i: part})[0].curve(i) for i, part in enumerate(PARTS, 1)}
 
 
-def everybody() -> dict[int, dict[str, Any]]:
+def all_jobs() -> dict[int, dict[str, Any]]:
     return dict(enumerate(PARTS, 1))
 
 
-def test_together_is_as_alone(room: Room, alone: dict[int, Any]) -> None:
-    line, code = room.train(everybody())
+def test_together_is_as_alone(tiny: TinyTrainers, alone: dict[int, Any]) -> None:
+    channel, code = tiny.train(all_jobs())
     assert code == Exit.DONE
     for job_id, curve in alone.items():
         assert len(curve) > 5
-        assert line.curve(job_id) == curve
-        (ended,) = line.of(job_id, Ended)
+        assert channel.curve(job_id) == curve
+        (ended,) = channel.of(job_id, Ended)
         assert (ended.outcome, ended.tokens_seen) == ("max_tokens", BUDGET)
         assert (Path(ended.artifact_uri) / "sae.safetensors").exists()
-    assert not line.of(1, Failure)
+    assert not channel.of(1, Failure)
 
 
-def test_the_subject_is_paid_for_once(room: Room) -> None:
-    line, _ = room.train(everybody())
-    shares = [line.of(job_id, Ended)[0].flops_subject for job_id in everybody()]
-    whole = room.train({1: PARTS[0]})[0].of(1, Ended)[0].flops_subject
+def test_the_subject_is_paid_for_once(tiny: TinyTrainers) -> None:
+    channel, _ = tiny.train(all_jobs())
+    shares = [channel.of(job_id, Ended)[0].flops_subject for job_id in all_jobs()]
+    whole = tiny.train({1: PARTS[0]})[0].of(1, Ended)[0].flops_subject
     assert len(set(shares)) == 1
     assert sum(shares) == pytest.approx(whole)
-    assert whole == pytest.approx(2 * room.subject.parameters_run * BUDGET)
+    assert whole == pytest.approx(2 * tiny.subject.parameters_run * BUDGET)
 
 
 @pytest.mark.parametrize("save", [False, True], ids=["cancelled", "paused"])
-def test_a_neighbour_that_leaves_changes_nothing(room: Room, alone: dict[int, Any], save: bool) -> None:
-    line = Recorder({(2, 10 * BATCH): lambda line: line.leaves.append(DropJob(2, save))})
-    line, code = room.train(everybody(), line)
+def test_a_job_that_leaves_changes_no_other(tiny: TinyTrainers, alone: dict[int, Any], save: bool) -> None:
+    channel = Recorder({(2, 10 * BATCH): lambda channel: channel.leaves.append(DropJob(2, save))})
+    channel, code = tiny.train(all_jobs(), channel)
     assert code == Exit.DONE
-    assert line.of(2, Left) == [Left(10 * BATCH)]
-    assert [saved.tokens_seen for saved in line.of(2, CheckpointRef)] == [10 * BATCH] * save
-    assert not line.of(2, Ended)
-    assert line.curve(2) == alone[2][: len(line.curve(2))]
+    assert channel.of(2, Left) == [Left(10 * BATCH)]
+    assert [saved.tokens_seen for saved in channel.of(2, CheckpointRef)] == [10 * BATCH] * save
+    assert not channel.of(2, Ended)
+    assert channel.curve(2) == alone[2][: len(channel.curve(2))]
     for job_id in (1, 3, 4):
-        assert line.curve(job_id) == alone[job_id]
+        assert channel.curve(job_id) == alone[job_id]
 
 
-def test_a_neighbour_that_fails_changes_nothing(room: Room, alone: dict[int, Any], tmp_path: Path) -> None:
-    def break_it(line: Recorder) -> None:
-        if not line.of(3, Failure):
+def test_a_job_that_fails_changes_no_other(tiny: TinyTrainers, alone: dict[int, Any], tmp_path: Path) -> None:
+    def break_it(channel: Recorder) -> None:
+        if not channel.of(3, Failure):
             raise RuntimeError("its own trouble")
 
-    line, code = room.train(everybody(), Recorder({(3, 8 * BATCH): break_it}))
+    channel, code = tiny.train(all_jobs(), Recorder({(3, 8 * BATCH): break_it}))
     assert code == Exit.DONE
-    (failure,) = line.of(3, Failure)
+    (failure,) = channel.of(3, Failure)
     assert (failure.message, failure.code) == ("its own trouble", Exit.INTERNAL)
-    assert not line.of(3, Ended)
+    assert not channel.of(3, Ended)
     for job_id in (1, 2, 4):
-        assert line.curve(job_id) == alone[job_id]
+        assert channel.curve(job_id) == alone[job_id]
 
 
-def test_a_neighbour_whose_disk_is_full_changes_nothing(room: Room, alone: dict[int, Any]) -> None:
-    blocked = room.folder / "2" / f"run{room.runs + 1}"
+def test_a_job_whose_disk_is_full_changes_no_other(tiny: TinyTrainers, alone: dict[int, Any]) -> None:
+    blocked = tiny.folder / "2" / f"run{tiny.runs + 1}"
     blocked.parent.mkdir(exist_ok=True)
     blocked.write_text("a file where its folder should be")
-    line, _ = room.train(everybody())
-    (failure,) = line.of(2, Failure)
+    channel, _ = tiny.train(all_jobs())
+    (failure,) = channel.of(2, Failure)
     assert failure.kind == "StorageError"
-    assert not line.of(2, Ended)
-    assert [line.curve(job_id) for job_id in (1, 3, 4)] == [alone[job_id] for job_id in (1, 3, 4)]
+    assert not channel.of(2, Ended)
+    assert [channel.curve(job_id) for job_id in (1, 3, 4)] == [alone[job_id] for job_id in (1, 3, 4)]
 
 
-def test_neighbours_that_diverge_or_converge_early_change_nothing(room: Room, alone: dict[int, Any]) -> None:
+def test_jobs_that_diverge_or_converge_early_change_no_other(tiny: TinyTrainers, alone: dict[int, Any]) -> None:
     wild = {"sae": {"n_latents": 64, "k": 4}, "optimizer": {"lr": 1e30, "ema": 0.9}}
     quick = {"sae": {"n_latents": 64, "k": 4}, "stop": {"rule": "plateau", "epsilon": 0.9}}
-    line, _ = room.train({1: PARTS[0], 7: wild, 8: quick, 4: PARTS[3]})
-    (diverged,), (converged,) = line.of(7, Ended), line.of(8, Ended)
+    channel, _ = tiny.train({1: PARTS[0], 7: wild, 8: quick, 4: PARTS[3]})
+    (diverged,), (converged,) = channel.of(7, Ended), channel.of(8, Ended)
     assert diverged.outcome == "diverged"
     assert converged.outcome == "converged"
     assert converged.tokens_seen < BUDGET
-    assert line.curve(8) == alone[1][: len(line.curve(8))], "the same as its neighbour, until it stopped"
-    assert line.curve(1) == alone[1]
-    assert line.curve(4) == alone[4]
+    assert channel.curve(8) == alone[1][: len(channel.curve(8))], "the same as job 1, until it stopped"
+    assert channel.curve(1) == alone[1]
+    assert channel.curve(4) == alone[4]
 
 
-def test_told_to_yield_all_stand_at_one_place_and_go_on_from_there(room: Room, alone: dict[int, Any]) -> None:
-    def stop(line: Recorder) -> None:
-        line.must_yield = True
+def test_told_to_yield_all_save_at_one_position_and_go_on_from_there(tiny: TinyTrainers, alone: dict[int, Any]) -> None:
+    def stop(channel: Recorder) -> None:
+        channel.must_yield = True
 
-    first, code = room.train(everybody(), Recorder({(2, 11 * BATCH): stop}))
+    first, code = tiny.train(all_jobs(), Recorder({(2, 11 * BATCH): stop}))
     assert code == Exit.YIELDED
-    saved = {job_id: first.of(job_id, CheckpointRef) for job_id in everybody()}
+    saved = {job_id: first.of(job_id, CheckpointRef) for job_id in all_jobs()}
     assert {one.tokens_seen for (one,) in saved.values()} == {11 * BATCH}
-    second, _ = room.train(everybody(), resume=saved)
-    for job_id in everybody():
+    second, _ = tiny.train(all_jobs(), resume=saved)
+    for job_id in all_jobs():
         assert first.curve(job_id) + second.curve(job_id) == alone[job_id]
 
 
-def test_who_stands_further_on_joins_when_the_stream_is_there(room: Room, alone: dict[int, Any]) -> None:
+def test_a_job_further_on_joins_when_the_stream_is_there(tiny: TinyTrainers, alone: dict[int, Any]) -> None:
     """One comes from another window, one from the middle of this one, one from the start, and one is done."""
 
     def stop_at(tokens_seen: int, job_id: int) -> list[CheckpointRef]:
-        def stop(line: Recorder) -> None:
-            line.must_yield = True
+        def stop(channel: Recorder) -> None:
+            channel.must_yield = True
 
-        line, _ = room.train({job_id: PARTS[job_id - 1]}, Recorder({(job_id, tokens_seen): stop}))
-        return line.of(job_id, CheckpointRef)
+        channel, _ = tiny.train({job_id: PARTS[job_id - 1]}, Recorder({(job_id, tokens_seen): stop}))
+        return channel.of(job_id, CheckpointRef)
 
     resume = {1: stop_at(3 * BATCH, 1), 2: stop_at(20 * BATCH, 2), 4: stop_at(BUDGET - BATCH, 4)}
-    line, _ = room.train(everybody(), resume=resume)
-    for job_id in everybody():
+    channel, _ = tiny.train(all_jobs(), resume=resume)
+    for job_id in all_jobs():
         done = resume.get(job_id, [CheckpointRef("", 0, "")])[0].tokens_seen
-        assert line.curve(job_id) == [point for point in alone[job_id] if point[0] > done]
-    order = [job_id for job_id, message in line.said if isinstance(message, Alive) and message.phase == "training"]
-    assert order[0] == 3, "the hindmost begins"
+        assert channel.curve(job_id) == [point for point in alone[job_id] if point[0] > done]
+    order = [job_id for job_id, message in channel.said if isinstance(message, Alive) and message.phase == "training"]
+    assert order[0] == 3, "the one with the fewest tokens begins"
 
 
-def test_who_is_left_far_ahead_is_not_waited_for(room: Room, alone: dict[int, Any]) -> None:
-    def stop(line: Recorder) -> None:
-        line.must_yield = True
+def test_a_job_left_far_ahead_does_not_wait(tiny: TinyTrainers, alone: dict[int, Any]) -> None:
+    def stop(channel: Recorder) -> None:
+        channel.must_yield = True
 
-    ahead, _ = room.train({1: PARTS[0]}, Recorder({(1, 24 * BATCH): stop}))
-    line = Recorder({(2, 2 * BATCH): lambda line: line.leaves.append(DropJob(2, save=False))})
-    line, _ = room.train({1: PARTS[0], 2: PARTS[1]}, line, {1: ahead.of(1, CheckpointRef)})
-    assert line.of(2, Left)
-    assert ahead.curve(1) + line.curve(1) == alone[1]
+    ahead, _ = tiny.train({1: PARTS[0]}, Recorder({(1, 24 * BATCH): stop}))
+    channel = Recorder({(2, 2 * BATCH): lambda channel: channel.leaves.append(DropJob(2, save=False))})
+    channel, _ = tiny.train({1: PARTS[0], 2: PARTS[1]}, channel, {1: ahead.of(1, CheckpointRef)})
+    assert channel.of(2, Left)
+    assert ahead.curve(1) + channel.curve(1) == alone[1]
 
 
-def test_a_place_that_cannot_be_read_ends_those_who_read_there(room: Room) -> None:
+def test_a_slot_that_cannot_be_read_ends_the_jobs_of_it(tiny: TinyTrainers) -> None:
     """A block whose weights are broken while it trains: those who read before it go on."""
-    bias = room.subject.model.transformer.h[1].mlp.c_proj.bias.data
+    bias = tiny.subject.model.transformer.h[1].mlp.c_proj.bias.data
     kept, longer = bias.clone(), {"training": {"max_tokens": 96 * BATCH}}  # a forward pass is 64 batches long
-    below = room.train({4: PARTS[3] | longer})[0].curve(4)
+    below = tiny.train({4: PARTS[3] | longer})[0].curve(4)
     try:
-        line = Recorder({(1, 2 * WINDOW): lambda _: bias.fill_(math.nan)})
-        line, code = room.train({1: PARTS[0] | longer, 4: PARTS[3] | longer}, line)
+        channel = Recorder({(1, 2 * WINDOW): lambda _: bias.fill_(math.nan)})
+        channel, code = tiny.train({1: PARTS[0] | longer, 4: PARTS[3] | longer}, channel)
     finally:
         bias.copy_(kept)
     assert code == Exit.DONE
-    (failure,) = line.of(1, Failure)
+    (failure,) = channel.of(1, Failure)
     assert failure.kind == "SubjectError"
-    assert not line.of(1, Ended)
-    assert not line.of(4, Failure)
-    assert line.curve(4) == below
+    assert not channel.of(1, Ended)
+    assert not channel.of(4, Failure)
+    assert channel.curve(4) == below
 
 
-def test_where_nobody_can_read_the_trainer_fails(room: Room) -> None:
-    bias = room.subject.model.transformer.h[0].mlp.c_proj.bias.data
+def test_where_no_slot_can_be_read_every_job_fails(tiny: TinyTrainers) -> None:
+    bias = tiny.subject.model.transformer.h[0].mlp.c_proj.bias.data
     kept = bias.clone()
     longer = {"training": {"max_tokens": 96 * BATCH}}
     try:
-        line = Recorder({(1, 2 * WINDOW): lambda _: bias.fill_(math.nan)})
-        line, _ = room.train({1: PARTS[0] | longer, 2: PARTS[1] | longer}, line)
+        channel = Recorder({(1, 2 * WINDOW): lambda _: bias.fill_(math.nan)})
+        channel, _ = tiny.train({1: PARTS[0] | longer, 2: PARTS[1] | longer}, channel)
     finally:
         bias.copy_(kept)
-    assert [line.of(job_id, Failure)[0].code for job_id in (1, 2)] == [Exit.BAD_CONFIG] * 2
+    assert [channel.of(job_id, Failure)[0].code for job_id in (1, 2)] == [Exit.BAD_CONFIG] * 2

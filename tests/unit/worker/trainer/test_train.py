@@ -8,15 +8,13 @@ import torch
 from torch.nn import functional
 
 from orchestrator.config.activation_functions import Activation
-from orchestrator.config.job import JobConfig, SaeConfig
+from orchestrator.config.job import JobConfig
 from orchestrator.config.validation import parse
 from orchestrator.curves.point import Point
 from orchestrator.errors import TrainingError
-from worker.evaluation.reconstruction import fidelity
 from worker.sae.dead_latents import count_tokens_since_fired
-from worker.sae.model import SparseAutoencoder
 from worker.sae.train_state import TrainState
-from worker.trainer.train import Progress, evaluation_grid, train
+from worker.trainer.train import Progress, evaluation_tokens, train
 
 D_MODEL, BATCH = 12, 32
 
@@ -38,9 +36,9 @@ def _data(n_tokens: int, seed: int = 0) -> torch.Tensor:
 
 
 def _train(config: JobConfig, n_batches: int = 40) -> tuple[TrainState, list[Progress]]:
-    trainee = TrainState.fresh(config, _data(256, seed=1))
+    state = TrainState.fresh(config, _data(256, seed=1))
     batches = _data(n_batches * BATCH).split(BATCH)  # type: ignore[no-untyped-call]
-    return trainee, list(train(trainee, batches, config=config, heldout=_data(128, seed=2)))
+    return state, list(train(state, batches, config=config, heldout=_data(128, seed=2)))
 
 
 def _points(steps: list[Progress]) -> list[Point]:
@@ -48,20 +46,20 @@ def _points(steps: list[Progress]) -> list[Point]:
 
 
 def test_grid_is_log_spaced_in_whole_batches_and_ends_with_the_budget() -> None:
-    grid = evaluation_grid(_config(first_point_tokens=100, max_tokens=1000))
+    grid = evaluation_tokens(_config(first_point_tokens=100, max_tokens=1000))
     assert grid == [128, 160, 192, 224, 256, 288, 352, 416, 480, 576, 704, 800, 960, 1024]
     assert all(tokens % BATCH == 0 for tokens in grid)
-    assert evaluation_grid(_config(first_point_tokens=10**9)) == [40 * BATCH]
+    assert evaluation_tokens(_config(first_point_tokens=10**9)) == [40 * BATCH]
 
 
 def test_every_step_is_yielded_and_points_lie_on_the_grid() -> None:
     config = _config()
-    trainee, steps = _train(config)
+    state, steps = _train(config)
     assert [step.tokens_seen for step in steps] == [BATCH * i for i in range(1, 41)]
     points = _points(steps)
-    assert [point.tokens_seen for point in points] == evaluation_grid(config)
-    assert trainee.curve == points
-    assert points[-1].fvu < points[0].fvu < (trainee.untrained_fvu or 0)
+    assert [point.tokens_seen for point in points] == evaluation_tokens(config)
+    assert state.curve == points
+    assert points[-1].fvu < points[0].fvu < (state.untrained_fvu or 0)
     for point in points:
         assert all(map(math.isfinite, point))
         assert point.l0 <= 3
@@ -71,9 +69,9 @@ def test_every_step_is_yielded_and_points_lie_on_the_grid() -> None:
 
 
 def test_batches_that_end_end_the_training() -> None:
-    trainee, steps = _train(_config(), n_batches=5)
+    state, steps = _train(_config(), n_batches=5)
     assert len(steps) == 5
-    assert trainee.tokens_seen == 5 * BATCH
+    assert state.tokens_seen == 5 * BATCH
 
 
 def test_evaluation_cadence_does_not_change_training() -> None:
@@ -97,10 +95,10 @@ def test_means_since_the_last_point_are_weighted_by_steps() -> None:
 
 def test_decoder_rows_are_unit_after_every_step_and_in_the_average() -> None:
     config = _config()
-    trainee = TrainState.fresh(config, _data(256, seed=1))
+    state = TrainState.fresh(config, _data(256, seed=1))
     batches = _data(40 * BATCH).split(BATCH)  # type: ignore[no-untyped-call]
-    for _ in train(trainee, batches, config=config, heldout=_data(64)):
-        for model in (trainee.model, trainee.averaged()):
+    for _ in train(state, batches, config=config, heldout=_data(64)):
+        for model in (state.model, state.averaged()):
             torch.testing.assert_close(model.W_dec.norm(dim=1), torch.ones(48))
 
 
@@ -112,22 +110,22 @@ def test_every_activation_trains(activation: str) -> None:
 
 
 def test_aux_starts_once_a_latent_is_dead() -> None:
-    trainee, steps = _train(_config(sae={"n_latents": 200, "k": 1}, dead_after_tokens=10 * BATCH))
+    state, steps = _train(_config(sae={"n_latents": 200, "k": 1}, dead_after_tokens=10 * BATCH))
     early = [point for point in _points(steps) if point.tokens_seen <= 10 * BATCH]
     late = _points(steps)[-1]
     assert all(point.aux_loss == point.dead_share == 0 for point in early)
     assert late.aux_loss > 0
-    assert 0 < trainee.aux_tokens <= 30 * BATCH
-    n, d, k, k_aux, seen = 200, D_MODEL, 1, 4, trainee.tokens_seen
-    assert late.flops_dense == 12 * n * d * seen + 6 * n * d * trainee.aux_tokens
-    assert late.flops_executed == (2 * n + 8 * k) * d * seen + 8 * k_aux * d * trainee.aux_tokens
+    assert 0 < state.aux_tokens <= 30 * BATCH
+    n, d, k, k_aux, seen = 200, D_MODEL, 1, 4, state.tokens_seen
+    assert late.flops_dense == 12 * n * d * seen + 6 * n * d * state.aux_tokens
+    assert late.flops_executed == (2 * n + 8 * k) * d * seen + 8 * k_aux * d * state.aux_tokens
 
 
-def test_what_the_caller_adds_to_a_trainee_is_in_its_points() -> None:
+def test_what_the_caller_adds_to_a_state_is_in_its_points() -> None:
     config = _config()
-    trainee = TrainState.fresh(config, _data(256))
-    trainee.flops_subject, trainee.wall_seconds = 7.0, 1000.0
-    (point,) = _points(list(train(trainee, [_data(BATCH)] * 2, config=config, heldout=_data(64))))
+    state = TrainState.fresh(config, _data(256))
+    state.flops_subject, state.wall_seconds = 7.0, 1000.0
+    (point,) = _points(list(train(state, [_data(BATCH)] * 2, config=config, heldout=_data(64))))
     assert point.flops_subject == 7.0
     assert point.wall_seconds > 1000.0
 
@@ -150,27 +148,11 @@ def test_silence_is_counted_to_the_token_however_the_text_is_cut(cut: int, dense
         assert since[latent] == (59 - fired[-1].item() if len(fired) else latent + 60)
 
 
-def test_fvu_by_hand_and_however_the_set_is_cut() -> None:
-    model = SparseAutoencoder(SaeConfig(n_latents=4, k=1), D_MODEL)
-    x = _data(100) + 3
-    with torch.no_grad():
-        model.b_pre.copy_(x.mean(0))
-    assert fidelity(model, x).fvu == pytest.approx(1.0, rel=1e-5)  # the mean explains nothing
-    model = TrainState.fresh(_config(), x).model
-    whole = fidelity(model, x, chunk_tokens=100)
-    found = model(x)
-    by_hand = (x - found).double().square().sum() / (x.double() - x.double().mean(0)).square().sum()
-    assert whole.fvu == pytest.approx(by_hand.item(), rel=1e-6)
-    for chunk in (1, 7, 64):
-        assert fidelity(model, x, chunk_tokens=chunk).fvu == pytest.approx(whole.fvu, rel=1e-6)
-        assert fidelity(model, x, chunk_tokens=chunk).l0 == whole.l0
-
-
 def test_a_loss_that_is_not_finite_ends_with_a_nan_point() -> None:
     config = _config(max_tokens=400 * BATCH, first_point_tokens=400 * BATCH)
-    trainee = TrainState.fresh(config, _data(256))
+    state = TrainState.fresh(config, _data(256))
     good, bad = _data(BATCH), torch.full((BATCH, D_MODEL), math.nan)
-    steps = list(train(trainee, [good] * 10 + [bad] + [good] * 300, config=config, heldout=_data(64)))
+    steps = list(train(state, [good] * 10 + [bad] + [good] * 300, config=config, heldout=_data(64)))
     assert len(steps) == 64
     assert math.isnan(_points(steps)[-1].fvu)
     assert not math.isfinite(_points(steps)[-1].loss)

@@ -1,0 +1,109 @@
+"""Start the jobs of an order: each from its newest readable checkpoint, or fresh."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from orchestrator.errors import CheckpointError, SubjectError
+from orchestrator.versions import git_commit, versions
+from worker.protocol import Assignment, Started
+from worker.sae.compiled.compiled_step import stepper
+from worker.sae.train_state import TrainState
+from worker.trainer import checkpoint
+from worker.trainer.accelerator import check_precision
+from worker.trainer.context import TrainerContext
+from worker.trainer.job import JobTraining, sae_input
+from worker.trainer.shared_training import isolate_failure
+
+
+def start_jobs(context: TrainerContext) -> list[JobTraining]:
+    """Start every job of the order; one that cannot be started is reported, and the others go on."""
+    started: list[JobTraining] = []
+    for job in context.order.jobs:
+        context.channel.alive(0, phase="starting")
+        with isolate_failure(context.channel, job.job_id):
+            started.append(start_job(context, job))
+    context.slots.forget()
+    return started
+
+
+def start_job(context: TrainerContext, job: Assignment) -> JobTraining:
+    """Start a job at its newest checkpoint, or fresh, and report it.
+
+    Raises:
+        ConfigError, SubjectError, CheckpointError, StorageError: it cannot be trained here.
+    """
+    check_precision(job.config, context.device)
+    slot = context.slots.find(job.config)
+    heldout = sae_input(context.slots.all[slot].heldout)
+    state = _resume(context, job) or _fresh(context, job, slot)
+    if context.ranks:
+        state = context.ranks.divide(state, job.config, heldout=heldout)
+    kernels = Path(context.order.compile_folder) / "kernels"
+    step, way = stepper(state, job.config, wanted=context.order.compile, folder=kernels, say=_warn)
+    facts = {**_facts(context, job, state, n_heldout=len(heldout)), "step": way}
+    context.channel.send(Started(state.tokens_seen, facts), job.job_id)
+    return JobTraining(job, state, context.channel, heldout=heldout, slot=slot, facts=facts, step=step)
+
+
+def _resume(context: TrainerContext, job: Assignment) -> TrainState | None:
+    folder = Path(job.artifacts).parent
+    refs = [(_checked_uri(saved.uri, folder), saved.sha256) for saved in job.resume]
+    found = checkpoint.newest_readable(refs, job.config, device=context.state_device)
+    if found is None:
+        return None
+    uri, state = found
+    refuse_other_source(checkpoint.facts_of(uri), context.slots.source.facts(job.config))
+    return state
+
+
+def _fresh(context: TrainerContext, job: Assignment, slot: int) -> TrainState:
+    sample = sae_input(context.slots.sample(slot))
+    return TrainState.fresh(job.config, sample.to(context.state_device))
+
+
+def _checked_uri(uri: str, folder: Path) -> str:
+    """Return where a checkpoint is; refuse one that is not among those of its job, whatever the database says."""
+    if not Path(uri).resolve().is_relative_to(folder.resolve()):
+        raise CheckpointError(
+            f"the checkpoint {uri} is not in {folder}",
+            hint="Set ORCH_ARTIFACTS, or ORCH_HOME where that is not set, to what it was when this job began.",
+        )
+    return uri
+
+
+def refuse_other_source(before: dict[str, Any], here: dict[str, Any]) -> None:
+    """Refuse to continue a curve on another model or another text: the held-out set would be another, too.
+
+    Raises:
+        SubjectError: the facts kept with the checkpoint name another model or text than the facts here.
+    """
+    then, now = (
+        {"model": facts.get("subject", {}).get("sha256"), "text": facts.get("tokens", {}).get("id")}
+        for facts in (before, here)
+    )
+    for what, digest in now.items():
+        if digest and then[what] not in (None, digest):
+            raise SubjectError(
+                f"the {what} is not the one this job began with (sha256 {digest[:12]}, then {str(then[what])[:12]})",
+                hint="Bring the old one back, or start over: orch enqueue --allow-duplicate",
+            )
+
+
+def _facts(context: TrainerContext, job: Assignment, state: TrainState, *, n_heldout: int) -> dict[str, Any]:
+    """Return what the config left open and this attempt settled."""
+    commit = git_commit()
+    return {
+        **state.facts(),
+        "device": "+".join(context.ranks.devices) if context.ranks else context.device,
+        "threads": context.order.threads,
+        "heldout_tokens": n_heldout,
+        "shared_with": [other.job_id for other in context.order.jobs if other is not job],
+        **context.slots.source.facts(job.config),
+        "versions": versions(),
+        **({"git_commit": commit} if commit else {}),
+    }
+
+
+def _warn(text: str) -> None:
+    print(f"warning: {text}", file=sys.stderr, flush=True)
