@@ -6,10 +6,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import fields
 from itertools import product
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from pydantic import ValidationError
 
+from orchestrator.config.flat_keys import flatten, nest
 from orchestrator.config.job import JobConfig
 from orchestrator.config.validation import SCHEMA_HINT, explain, near_key
 from orchestrator.errors import ConfigError
@@ -24,11 +25,7 @@ MAX_POINTS = 200_000
 MAX_LIMIT = 10**9
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,63}")
-_DEFAULTS = {
-    f"{part}.{key}": value
-    for part, found in JobConfig().model_dump(mode="json").items()
-    for key, value in found.items()
-}
+_DEFAULTS = flatten(JobConfig().model_dump(mode="json"))
 
 
 class _Point(NamedTuple):
@@ -109,12 +106,8 @@ def _excluded(point: _Point, rules: list[Expression]) -> bool:
 
 
 def _validated(point: _Point) -> JobConfig:
-    nested: dict[str, dict[str, Any]] = {}
-    for key, found in point.values.items():
-        part, _, leaf = key.partition(".")
-        nested.setdefault(part, {})[leaf] = found.value
     try:
-        return JobConfig.model_validate(nested)
+        return JobConfig.model_validate(nest({key: found.value for key, found in point.values.items()}))
     except ValidationError as error:
         path, said = explain(error)
         key, found = _culprit(path, said, point)

@@ -9,9 +9,10 @@ from urllib.parse import unquote, urlparse
 from sqlalchemy import Engine
 
 from orchestrator import queue
+from orchestrator.config.flat_keys import flatten
 from orchestrator.database.models import TERMINAL, Attempt, CurvePoint
 from orchestrator.settings import Settings
-from worker.tracking.job_record import MEASURES, JobRecord, draw_curve, flatten, read
+from worker.tracking.job_record import MEASURES, JobRecord, draw_curve, read
 from worker.tracking.mlflow_client import Measure, MlflowClient
 
 _JOB_STATUS = {"succeeded": "FINISHED", "failed": "FAILED", "cancelled": "KILLED"}

@@ -8,6 +8,7 @@ import click
 
 from orchestrator.cli.display.formats import scientific
 from orchestrator.cli.display.tables import Column, table
+from orchestrator.config.flat_keys import flatten, varied_keys
 from orchestrator.formatting import count
 
 if TYPE_CHECKING:
@@ -41,8 +42,8 @@ def plan(configs: "Sequence[JobConfig]", *, job_ids: Sequence[int | None], new: 
 
 def plan_lines(jobs: Sequence[PlannedJob], *, width: int | None) -> list[str]:
     """Return the table, its middle left out where it is long."""
-    values = [_flat(job.config) for job in jobs]
-    varied = [key for key in values[0] if len({str(point[key]) for point in values}) > 1]
+    values = [flatten(job.config.model_dump(mode="json")) for job in jobs]
+    varied = varied_keys(values)
     lasts = [key.rpartition(".")[2] for key in varied]
     titles = {key: last if lasts.count(last) == 1 else key for key, last in zip(varied, lasts, strict=True)}
 
@@ -89,11 +90,6 @@ def _fate(job: PlannedJob) -> str:
     if job.job_id is not None:
         return str(job.job_id)
     return click.style("new", fg="green") if job.is_new else click.style("there", dim=True)
-
-
-def _flat(config: "JobConfig") -> dict[str, Any]:
-    parts = config.model_dump(mode="json")
-    return {f"{part}.{key}": value for part, inner in parts.items() for key, value in inner.items()}
 
 
 def _value(value: Any) -> str:
