@@ -1,4 +1,4 @@
-"""Configs -> the text of a sweep file that gives them back: what they share once, what varies point by point."""
+"""Configs -> the text of a sweep file that expands to them: shared values once, varied ones point by point."""
 
 import json
 from collections.abc import Sequence

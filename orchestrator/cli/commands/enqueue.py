@@ -57,11 +57,11 @@ def enqueue(
 
 def _read(file: Path, overrides: tuple[str, ...], name: str | None) -> "Sweep":
     from orchestrator.settings import load
-    from orchestrator.sweep import check_name, check_places, expand
+    from orchestrator.sweep import check_name, check_paths, expand
 
     sweep = expand(file, overrides)
     if load().embedded:  # in the service mode the files are on the workers' machines
-        check_places(sweep.configs)
+        check_paths(sweep.configs)
     return replace(sweep, name=check_name(name, "--name")) if name else sweep
 
 
