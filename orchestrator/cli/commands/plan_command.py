@@ -8,10 +8,10 @@ import click
 from orchestrator.cli import terminal
 from orchestrator.cli.commands.forecast_command import whole_numbers
 from orchestrator.cli.commands.plan_file import MARK, write
-from orchestrator.cli.display.formats import duration, plural, scientific
+from orchestrator.cli.display.formats import plural, scientific
 from orchestrator.cli.display.tables import Column, table
 from orchestrator.cli.selection import database
-from orchestrator.formatting import NONE, count
+from orchestrator.formatting import NONE, count, duration
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine

@@ -9,11 +9,11 @@ import click
 
 from orchestrator.cli import terminal
 from orchestrator.cli.display.columns import progress_cell, state_cell, why
-from orchestrator.cli.display.formats import clock, duration, ratio, scientific, share, sparkline
+from orchestrator.cli.display.formats import clock, ratio, scientific, share, sparkline
 from orchestrator.cli.display.records import csv_text, record
 from orchestrator.cli.display.tables import Column, table
 from orchestrator.cli.selection import database, job_argument, job_rows, output_option
-from orchestrator.formatting import NONE, count
+from orchestrator.formatting import NONE, count, duration
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from orchestrator.cli.display.formats import bar, clock, duration, ratio, share
+from orchestrator.cli.display.formats import bar, clock, ratio, share
 from orchestrator.cli.display.tables import Column
 from orchestrator.cli.selection import TERMINAL
-from orchestrator.formatting import NONE, count
+from orchestrator.formatting import NONE, count, duration
 
 if TYPE_CHECKING:
     from orchestrator.results import JobRow, RosterRow

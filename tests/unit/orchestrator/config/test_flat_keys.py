@@ -21,7 +21,10 @@ def test_deeper_values_are_flattened_too() -> None:
 
 
 def test_keys_that_vary() -> None:
-    points = [{"sae.k": 8, "optimizer.lr": "auto", "a": None}, {"sae.k": 8, "optimizer.lr": 1e-3, "a": None, "b": [1]}]
+    points: list[dict[str, object]] = [
+        {"sae.k": 8, "optimizer.lr": "auto", "a": None},
+        {"sae.k": 8, "optimizer.lr": 1e-3, "a": None, "b": [1]},
+    ]
     assert varied_keys(points) == ["optimizer.lr"], "a key that one lacks is no difference"
     assert varied_keys(points[:1]) == varied_keys([]) == []
 
