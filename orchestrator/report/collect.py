@@ -25,7 +25,9 @@ from orchestrator.settings import mask
 LAWS: tuple[LawName, ...] = get_args(LawName)
 
 
-def collect(engine: Engine, sweeps: Sequence[str], *, database: str = "", laws: Sequence[LawName] = LAWS) -> Contents:
+def collect_contents(
+    engine: Engine, sweeps: Sequence[str], *, database: str = "", laws: Sequence[LawName] = LAWS
+) -> Contents:
     """Return what there is to say of some sweeps, and store the fits that it took.
 
     `database`: its address, with no password in it.
