@@ -99,7 +99,7 @@ def _complete_states(ctx: click.Context, param: click.Parameter, incomplete: str
 
 
 def _complete(ctx: click.Context, param: click.Parameter, incomplete: str) -> "list[CompletionItem]":
-    """Offer sweep names and job ids; whatever is wrong with the place, offer nothing."""
+    """Offer sweep names and job ids; where the database cannot be read, offer nothing."""
     from click.shell_completion import CompletionItem
 
     try:

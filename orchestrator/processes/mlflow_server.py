@@ -34,7 +34,7 @@ class MlflowServer:
         _check_store(settings)
         _check_port(port)
         self.address = f"http://{HOST}:{port}"
-        self.log = settings.home / "logs" / "ui.log"
+        self.log = settings.logs_folder / "ui.log"
         self._command = python_command(
             "mlflow", "server",
             "--default-artifact-root", (settings.home / "mlartifacts").as_uri(), "--no-serve-artifacts",

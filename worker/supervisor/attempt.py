@@ -162,7 +162,7 @@ class Attempt:
     def log(self) -> Path:
         """Return where the trainer's log of this attempt is looked for."""
         lease = self._claim.lease
-        return self._around.settings.home / "logs" / str(lease.job_id) / f"{lease.attempt}.log"
+        return self._around.settings.log_file(lease.job_id, lease.attempt)
 
     def assignment(self) -> Assignment:
         """Return what the trainer is told of this attempt."""

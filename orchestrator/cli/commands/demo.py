@@ -86,9 +86,9 @@ def _unfinished(engine: "Engine", name: str) -> "list[JobRow]":
 def _train(settings: "Settings", engine: "Engine", name: str, *, workers: int, jobs: int) -> None:
     threads = max(1, _cores() // workers)
     started = f"{plural(workers, 'worker')} with {plural(threads, 'thread')} each"
-    terminal.note(f"Starting {started}; their logs are in {settings.home / 'logs'}\n")
+    terminal.note(f"Starting {started}; their logs are in {settings.logs_folder}\n")
     grace = settings.terminate_seconds + STOP_MARGIN
-    group = DemoWorkers(settings.home / "logs", size=workers, threads=threads, jobs=jobs, grace_seconds=grace)
+    group = DemoWorkers(settings.logs_folder, size=workers, threads=threads, jobs=jobs, grace_seconds=grace)
     try:
         with group:
             try:

@@ -29,8 +29,7 @@ def gc(*, dry_run: bool, all_caches: bool, older_than: float, yes: bool, output:
 
     Checkpoints of jobs that have ended (the final autoencoder stays), activation caches over their quota or long
     unused, token files of no job that is not over, what was left half-written, and the names of workers that ended
-    long ago. Nothing that a job which runs,
-    waits or is paused would miss.
+    long ago. Nothing that a job needs which runs, waits or is paused.
     """
     from orchestrator.queue import workers
     from orchestrator.storage import garbage

@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -65,7 +64,7 @@ def _print_summary(settings: "Settings", engine: "Engine", row: "JobRow", output
     curve = sparkline([point.fvu for point in results.curve(engine, row.id)], 32)
     title = f"job {row.id}  {row.sweep}  {state_cell(row, drawn=terminal.is_live())}"
     terminal.echo(click.style(title, bold=True) + (f"  {why(row)}" if why(row) else ""))
-    for name, value in [*_facts(row), ("curve", curve), *_counts(counts), *_places(settings, row)]:
+    for name, value in [*_facts(row), ("curve", curve), *_counts(counts), *_files(settings, row)]:
         if value and value != NONE:
             terminal.echo(f"  {click.style(f'{name:<14}', dim=True)}{value}")
     terminal.note(
@@ -103,8 +102,8 @@ def _counts(counts: list[dict[str, Any]]) -> list[tuple[str, str]]:
     ]
 
 
-def _places(settings: "Settings", row: "JobRow") -> list[tuple[str, str]]:
-    log = Path(settings.home, "logs", str(row.id), f"{row.attempt}.log")
+def _files(settings: "Settings", row: "JobRow") -> list[tuple[str, str]]:
+    log = settings.log_file(row.id, row.attempt)
     return [
         ("config", row.config_id),
         ("MLflow run", row.mlflow_run_id or ""),

@@ -1,4 +1,4 @@
-"""`orch status`: jobs and how far they are, once or again and again."""
+"""`orch status`: show jobs and how far they are, once or until Ctrl-C."""
 
 import time
 from collections.abc import Callable, Iterator, Sequence

@@ -1,4 +1,4 @@
-"""`orch top`: the workers and what runs, again and again."""
+"""`orch top`: watch the workers and the running jobs."""
 
 import os
 import signal

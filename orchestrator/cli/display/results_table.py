@@ -53,7 +53,7 @@ def where_lines(settings: "Settings", engine: "Engine", sweep: str, *, report: "
         ("database", mask(settings.database).removeprefix("sqlite:///"), "orch status, orch show JOB --curve"),
         ("SAEs", str(settings.artifacts_folder), "orch show JOB names its files"),
         ("MLflow", page, "orch ui opens it" if server == UI else ""),
-        ("logs", str(settings.home / "logs"), "orch logs JOB"),
+        ("logs", str(settings.logs_folder), "orch logs JOB"),
     )
     longest = max(len(where) for _, where, _ in facts)
     return [
