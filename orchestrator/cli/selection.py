@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 STATES = ("queued", "running", "paused", "succeeded", "failed", "cancelled")
 TERMINAL = ("succeeded", "failed", "cancelled")
+_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 _Decorated = TypeVar("_Decorated", bound=Callable[..., Any])
 
 
@@ -68,6 +69,18 @@ def output_option(*formats: str) -> Callable[[_Decorated], _Decorated]:
 def yes_option() -> Callable[[_Decorated], _Decorated]:
     """Give a command -y."""
     return click.option("-y", "--yes", is_flag=True, help="Do not ask.")
+
+
+def time_span(ctx: click.Context, param: click.Parameter, value: str | None) -> float | None:
+    """Return the seconds of a time span: 90, 90s, 10m, 2h or 1d."""
+    import re
+
+    if value is None:
+        return None
+    found = re.fullmatch(r"(\d+(?:\.\d*)?)([smhd]?)", value)
+    if not found:
+        raise click.BadParameter(f"{value!r} is no time span: write 90, 90s, 10m, 2h or 1d.", ctx=ctx, param=param)
+    return float(found[1]) * _SECONDS[found[2] or "s"]
 
 
 def states_option() -> Callable[[_Decorated], _Decorated]:

@@ -132,8 +132,9 @@ def test_the_tree_of_the_readme_names_the_folders() -> None:
 def _tree(readme: str) -> str:
     """Return the fenced block that draws the folders."""
     blocks = re.findall(r"^```\w*\n(.*?)^```", readme, re.M | re.S)
-    (tree,) = [block for block in blocks if re.match(r"(orchestrator|orch)/", block)]
-    return tree
+    trees: list[str] = [block for block in blocks if re.match(r"(orchestrator|orch)/", block)]
+    assert len(trees) == 1, "one fenced block draws the folders, and begins with orchestrator/ or orch/"
+    return trees[0]
 
 
 def _is_hidden(path: Path) -> bool:
@@ -163,7 +164,8 @@ def _find_command(words: list[str]) -> None:
     """Follow the words of a command line down the commands, until one is no group or is given options."""
     from orchestrator.cli.main import ALIASES, cli
 
-    context, command = click.Context(cli), cli
+    context = click.Context(cli)
+    command: click.Group = cli
     for at, word in enumerate(words):
         if at == 0 and word in ALIASES:
             return

@@ -5,9 +5,8 @@ from typing import TYPE_CHECKING
 import click
 
 from orchestrator.cli import terminal
-from orchestrator.cli.commands.wait import seconds
 from orchestrator.cli.display.formats import plural, size
-from orchestrator.cli.selection import database, output_option, yes_option
+from orchestrator.cli.selection import database, output_option, time_span, yes_option
 
 if TYPE_CHECKING:
     from orchestrator.storage import garbage
@@ -19,7 +18,7 @@ LINES_SHOWN = 20
 @click.option("--dry-run", is_flag=True, help="Only say what would go.")
 @click.option("--cache", "all_caches", is_flag=True, help="Every activation cache that no process uses, however young.")
 @click.option(
-    "--older-than", metavar="TIME", default="7d", show_default=True, callback=seconds,
+    "--older-than", metavar="TIME", default="7d", show_default=True, callback=time_span,
     help="Age at which unused caches and tokens go, checkpoints of failed and cancelled jobs, and ended workers.",
 )  # fmt: skip
 @yes_option()
