@@ -1,4 +1,4 @@
-"""The checker of the soak: silent about a sound queue, and loud about each promise that is broken."""
+"""The check of invariants after a soak: no finding on a sound queue, one on each violation."""
 
 import hashlib
 import json
