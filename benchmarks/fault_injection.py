@@ -1,4 +1,4 @@
-"""What goes wrong in a soak: kills, freezes, stops, cancels and outages, one at a time, at random and seeded."""
+"""Inject faults into a soak: kills, freezes, stops, cancels and outages, one at a time, at random and seeded."""
 
 import random
 import signal
@@ -12,7 +12,7 @@ import psutil
 from sqlalchemy import select
 
 from benchmarks.outages import Probe, Server
-from benchmarks.worker_processes import Crew, Hand, is_gone
+from benchmarks.worker_processes import WorkerProcess, WorkerProcesses, is_gone
 from orchestrator import queue
 from orchestrator.database.engine import reading
 from orchestrator.database.models import Attempt, LeaseRow
@@ -21,9 +21,9 @@ from orchestrator.settings import Settings
 
 WEIGHTS = {"kill worker": 6, "kill trainer": 6, "freeze worker": 3, "freeze trainer": 1, "stop worker": 1, "cancel": 2}
 OUTAGE_WEIGHTS = {"kill redis": 0.5, "kill postgres": 0.5}
-LEFT = 2
-"""So many workers are not taken away at once, who have looked on for long enough to judge the leases of the others:
-with fewer, what was lost waits for a free worker, which says nothing about the queue."""
+MIN_POLLERS = 2
+"""Workers that have polled the queue for long enough to release expired leases, and that are left alone: with fewer, a
+lost job waits for a free worker, which says nothing about the queue."""
 KILLS = ("kill worker", "kill trainer", "kill redis", "kill postgres")
 
 
@@ -35,16 +35,16 @@ class Kill(NamedTuple):
 
 
 class Cancel(NamedTuple):
-    """A running job whose cancel was asked, and the trainer that must go."""
+    """A running job that was asked to cancel, and the trainer that must end."""
 
     job_id: int
     at: float
-    hand: Hand
+    worker: WorkerProcess
     trainer: psutil.Process
 
 
 class Cancels:
-    """Cancels that were asked, until their trainers have gone."""
+    """Cancels that were asked for, until their trainers have ended."""
 
     def __init__(self) -> None:
         self.seconds: list[float] = []
@@ -59,25 +59,32 @@ class Cancels:
         self._open.append(cancel)
 
     def tick(self) -> None:
-        """See which trainers have gone."""
+        """See which trainers have ended."""
         for cancel in [*self._open]:
             if is_gone(cancel.trainer):
                 self._open.remove(cancel)
                 self.seconds.append(time.time() - cancel.at)
 
-    def forget(self, hand: Hand | None = None) -> None:
-        """Measure no more those of a worker, or of all, which are disturbed in another way as well."""
-        self._open = [cancel for cancel in self._open if hand is not None and cancel.hand is not hand]
+    def forget(self, worker: WorkerProcess | None = None) -> None:
+        """Stop measuring the cancels of a worker, or all of them: another fault disturbs them."""
+        self._open = [cancel for cancel in self._open if worker is not None and cancel.worker is not worker]
 
 
-class Havoc:
-    """Disturbs a crew and its servers."""
+class FaultInjector:
+    """Injects faults into workers and servers."""
 
     def __init__(
-        self, crew: Crew, probe: Probe, settings: Settings, servers: Sequence[Server], *, seed: int, every: float
+        self,
+        processes: WorkerProcesses,
+        probe: Probe,
+        settings: Settings,
+        servers: Sequence[Server],
+        *,
+        seed: int,
+        every: float,
     ) -> None:
-        """Prepare; `every` is the mean time between two disturbances, in seconds."""
-        self._crew, self._probe, self._settings, self._servers = crew, probe, settings, servers
+        """Prepare; `every` is the mean time between two faults, in seconds."""
+        self._processes, self._probe, self._settings, self._servers = processes, probe, settings, servers
         self._engine = probe.engine
         self._random, self._every = random.Random(seed), every
         self._next_at = time.monotonic() + every
@@ -85,7 +92,7 @@ class Havoc:
         self.kills: list[Kill] = []
         self.cancels = Cancels()
         self._weights = WEIGHTS | (OUTAGE_WEIGHTS if servers else {})
-        self._acts: dict[str, Callable[[], bool]] = {
+        self._actions: dict[str, Callable[[], bool]] = {
             "kill worker": self._kill_worker,
             "kill trainer": self._kill_trainer,
             "freeze worker": self._freeze_worker,
@@ -102,21 +109,21 @@ class Havoc:
         """Return the number of kills of every kind."""
         return sum(self.done[name] for name in KILLS)
 
-    def act(self) -> None:
-        """Disturb something, if it is time to."""
+    def inject(self) -> None:
+        """Inject the next fault, if it is due."""
         self.tick()
         if time.monotonic() < self._next_at:
             return
         self._next_at = time.monotonic() + self._random.expovariate(1 / self._every)
         (name,) = self._random.choices([*self._weights], [*self._weights.values()])
         with suppress(psutil.NoSuchProcess, OrchError):  # gone by itself, or the database is away
-            self.done[name] += self._acts[name]()
+            self.done[name] += self._actions[name]()
 
     def tick(self) -> None:
-        """Let what is frozen or away come back, and see which trainers have gone."""
+        """Resume what was frozen for long enough, restart servers, and see which trainers have ended."""
         for server in self._servers:
-            outage = server.mend()
-            if outage and server.name == "postgres":  # however short: whoever met it judges nobody for a lease
+            outage = server.restart_when_due()
+            if outage and server.name == "postgres":  # however short: whoever met it pollers nobody for a lease
                 self._probe.outages.append(outage)
         for until, process in [*self._frozen]:
             if time.time() >= until:
@@ -126,49 +133,51 @@ class Havoc:
         self.cancels.tick()
 
     def end(self) -> None:
-        """Disturb nothing more; what is frozen or away comes back."""
+        """Inject nothing more, and wait until all that is frozen or down is back."""
         while any(server.is_away for server in self._servers) or self._frozen or self.cancels.are_open:
             self.tick()
-            self._crew.tick()
+            self._processes.tick()
             time.sleep(0.02)
 
-    def _victim(self) -> Hand | None:
-        """Return a worker that may be taken away, at work if possible; LEFT others stay."""
-        up = [hand for hand in self._crew.hands if hand.is_up]
-        judges = self._crew.judges(1.2 * self._settings.lease_seconds, since=self._probe.answers_since)
-        able = [hand for hand in up if sum(judge is not hand for judge in judges) >= LEFT]
-        busy = [hand for hand in able if hand.trainer]
+    def _replaceable_worker(self) -> WorkerProcess | None:
+        """Return a worker that may be stopped, with a trainer if possible; MIN_POLLERS others stay."""
+        up = [worker for worker in self._processes.workers if worker.is_up]
+        pollers = self._processes.polling_for(1.2 * self._settings.lease_seconds, since=self._probe.answers_since)
+        able = [worker for worker in up if sum(poller is not worker for poller in pollers) >= MIN_POLLERS]
+        busy = [worker for worker in able if worker.trainer]
         return self._random.choice(busy or able) if able else None
 
     def _kill_worker(self) -> bool:
-        hand = self._victim()
-        if hand is None:
+        worker = self._replaceable_worker()
+        if worker is None:
             return False
-        self.cancels.forget(hand)
+        self.cancels.forget(worker)
         at = time.time()
-        hand.kill()
-        self.kills.append(Kill(hand.name, at))
+        worker.kill()
+        self.kills.append(Kill(worker.name, at))
         return True
 
     def _stop_worker(self) -> bool:
-        hand = self._victim()
-        if hand is None:
+        worker = self._replaceable_worker()
+        if worker is None:
             return False
-        self.cancels.forget(hand)
-        hand.process.terminate()
+        self.cancels.forget(worker)
+        worker.process.terminate()
         return True
 
     def _freeze_worker(self) -> bool:
-        hand = self._victim()
-        if hand is None:
+        worker = self._replaceable_worker()
+        if worker is None:
             return False
-        self.cancels.forget(hand)
+        self.cancels.forget(worker)
         lease = self._settings.lease_seconds + self._settings.grace_seconds
-        hand.freeze(self._random.uniform(1.1, 2) * lease)
+        worker.freeze(self._random.uniform(1.1, 2) * lease)
         return True
 
-    def _trainer(self) -> tuple[Hand, psutil.Process] | None:
-        found = [(hand, trainer) for hand in self._crew.hands if hand.is_up and (trainer := hand.trainer)]
+    def _trainer(self) -> tuple[WorkerProcess, psutil.Process] | None:
+        found = [
+            (worker, trainer) for worker in self._processes.workers if worker.is_up and (trainer := worker.trainer)
+        ]
         return self._random.choice(found) if found else None
 
     def _kill_trainer(self) -> bool:
@@ -194,18 +203,18 @@ class Havoc:
         jobs = self._jobs_of(found[0]) if found else []
         if found is None or len(jobs) != 1:
             return False
-        hand, trainer = found
-        if hand.trainer != trainer:
-            return False  # the one whose job it is has gone meanwhile
+        worker, trainer = found
+        if worker.trainer != trainer:
+            return False  # its trainer has ended meanwhile
         at = time.time()
         queue.cancel(self._engine, jobs)
-        self.cancels.watch(Cancel(jobs[0], at, hand, trainer))
+        self.cancels.watch(Cancel(jobs[0], at, worker, trainer))
         return True
 
-    def _jobs_of(self, hand: Hand) -> list[int]:
+    def _jobs_of(self, worker: WorkerProcess) -> list[int]:
         mine = (Attempt.job_id == LeaseRow.job_id) & (Attempt.attempt == LeaseRow.attempt)
         with reading(self._engine) as session:
-            return [*session.scalars(select(LeaseRow.job_id).join(Attempt, mine).where(Attempt.worker == hand.name))]
+            return [*session.scalars(select(LeaseRow.job_id).join(Attempt, mine).where(Attempt.worker == worker.name))]
 
     def _kill_server(self, name: str) -> bool:
         server = next(server for server in self._servers if server.name == name)

@@ -1,4 +1,4 @@
-"""Times taken in turns, so that what else the machine does falls on all alike."""
+"""Interleaved timing: one run of each work per round, so that other load on the machine affects all alike."""
 
 import statistics
 import time

@@ -1,8 +1,8 @@
-"""Whether a queue that has come to its end kept its promises: it reads the database and the checkpoints, nothing else.
+"""Check the invariants of a finished queue: reads the database and the checkpoints, nothing else.
 
     python -m benchmarks.invariants DATABASE_URL
 
-It shares no code with the queue: plain SQL, and the sums of files. Prints what it looked at and every promise that is
+It shares no code with the queue: plain SQL, and the sums of files. Prints what it looked at and every invariant that is
 broken; exit status 1 if there is one.
 """
 
@@ -35,8 +35,8 @@ _QUERIES = {
 }
 
 
-class Books(NamedTuple):
-    """All that the database says."""
+class QueueRows(NamedTuple):
+    """What the database holds of a queue, by job."""
 
     jobs: dict[int, Any]
     attempts: dict[int, list[Any]]
@@ -49,7 +49,7 @@ class Books(NamedTuple):
     """Jobs that were put in, by sweep."""
 
 
-def read(url: str) -> Books:
+def read(url: str) -> QueueRows:
     """Read a database."""
     engine = create_engine(url)
     with engine.connect() as connection:
@@ -65,40 +65,40 @@ def read(url: str) -> Books:
             data = json.loads(row.data) if isinstance(row.data, str) else row.data
             enqueued[row.sweep_id] += data["added"]
     own = {name: found for name, found in by_job.items() if name != "jobs"}
-    return Books(**own, jobs={row.id: row for row in rows["jobs"]}, enqueued=enqueued)
+    return QueueRows(**own, jobs={row.id: row for row in rows["jobs"]}, enqueued=enqueued)
 
 
-def violations(books: Books) -> Iterator[str]:
+def violations(db: QueueRows) -> Iterator[str]:
     """Yield every broken promise."""
-    yield from _jobs_in_are_jobs_out(books)
+    yield from _jobs_in_are_jobs_out(db)
     for check in (_is_over, _one_result, _attempts_in_order, _no_lease, _curve_grows, _cancelled_stays, _on_disk):
-        for job in books.jobs.values():
-            yield from (f"job {job.id}: {told}" for told in check(books, job))
+        for job in db.jobs.values():
+            yield from (f"job {job.id}: {told}" for told in check(db, job))
     for name in ("attempts", "leases", "results", "points", "checkpoints"):
-        for job_id in getattr(books, name):
-            if job_id not in books.jobs:
+        for job_id in getattr(db, name):
+            if job_id not in db.jobs:
                 yield f"job {job_id}: {name} without a job"
 
 
-def _jobs_in_are_jobs_out(books: Books) -> Iterator[str]:
-    held = Counter(job.sweep_id for job in books.jobs.values())
-    for sweep_id in sorted(held.keys() | books.enqueued.keys()):
-        if held[sweep_id] != books.enqueued[sweep_id]:
-            yield f"sweep {sweep_id}: {books.enqueued[sweep_id]} jobs in, {held[sweep_id]} there"
+def _jobs_in_are_jobs_out(db: QueueRows) -> Iterator[str]:
+    held = Counter(job.sweep_id for job in db.jobs.values())
+    for sweep_id in sorted(held.keys() | db.enqueued.keys()):
+        if held[sweep_id] != db.enqueued[sweep_id]:
+            yield f"sweep {sweep_id}: {db.enqueued[sweep_id]} jobs in, {held[sweep_id]} there"
 
 
-def _is_over(books: Books, job: Any) -> Iterator[str]:
+def _is_over(db: QueueRows, job: Any) -> Iterator[str]:
     if job.state not in OVER:
         yield f"is {job.state}, not over"
-    entered = sum(event.kind == "enqueued" for event in books.events[job.id])
+    entered = sum(event.kind == "enqueued" for event in db.events[job.id])
     if entered != 1:
         yield f"entered the queue {entered} times"
 
 
-def _one_result(books: Books, job: Any) -> Iterator[str]:
-    found, attempts = books.results[job.id], {row.attempt: row for row in books.attempts[job.id]}
+def _one_result(db: QueueRows, job: Any) -> Iterator[str]:
+    found, attempts = db.results[job.id], {row.attempt: row for row in db.attempts[job.id]}
     ends = [row for row in attempts.values() if row.outcome in RESULTS]
-    told = sum(event.kind == "succeeded" for event in books.events[job.id])
+    told = sum(event.kind == "succeeded" for event in db.events[job.id])
     wanted = int(job.state == "succeeded")
     for what, count in (("results", len(found)), ("attempts with a result", len(ends)), ("successes told", told)):
         if count != wanted:
@@ -111,8 +111,8 @@ def _one_result(books: Books, job: Any) -> Iterator[str]:
             yield f"attempt {result.attempt} did not make its result"
 
 
-def _attempts_in_order(books: Books, job: Any) -> Iterator[str]:
-    rows = books.attempts[job.id]
+def _attempts_in_order(db: QueueRows, job: Any) -> Iterator[str]:
+    rows = db.attempts[job.id]
     if [row.attempt for row in rows] != [*range(1, job.attempt + 1)]:
         yield f"has attempts {[row.attempt for row in rows]}, says it had {job.attempt}"
     for row in rows:
@@ -125,32 +125,32 @@ def _attempts_in_order(books: Books, job: Any) -> Iterator[str]:
         yield "two attempts share a token"
 
 
-def _no_lease(books: Books, job: Any) -> Iterator[str]:
-    for lease in books.leases[job.id]:
+def _no_lease(db: QueueRows, job: Any) -> Iterator[str]:
+    for lease in db.leases[job.id]:
         yield f"a lease of attempt {lease.attempt} is left, it is {job.state}"
 
 
-def _curve_grows(books: Books, job: Any) -> Iterator[str]:
-    points = books.points[job.id]
+def _curve_grows(db: QueueRows, job: Any) -> Iterator[str]:
+    points = db.points[job.id]
     for before, after in pairwise(points):
         if after.tokens_seen <= before.tokens_seen:
             yield f"the curve goes back from {before.tokens_seen} to {after.tokens_seen} tokens"
-    begun = {row.attempt: row.tokens_start for row in books.attempts[job.id] if row.tokens_start is not None}
+    begun = {row.attempt: row.tokens_start for row in db.attempts[job.id] if row.tokens_start is not None}
     for point in points:
         later = [start for attempt, start in begun.items() if attempt > point.attempt]
         if later and point.tokens_seen > min(later):
             yield f"a point of attempt {point.attempt} at {point.tokens_seen} is beyond where its successor began"
         if point.attempt not in begun or point.tokens_seen <= begun[point.attempt]:
             yield f"attempt {point.attempt} has a point at {point.tokens_seen}, before it began"
-    for result in books.results[job.id]:
+    for result in db.results[job.id]:
         if points and points[-1].tokens_seen > result.tokens_seen:
             yield f"the curve goes on after the result at {result.tokens_seen} tokens"
 
 
-def _cancelled_stays(books: Books, job: Any) -> Iterator[str]:
+def _cancelled_stays(db: QueueRows, job: Any) -> Iterator[str]:
     asked: float | None = None
-    moments = [(event.at, event.kind) for event in books.events[job.id]]
-    for at, kind in sorted([*moments, *((row.started_at, "began") for row in books.attempts[job.id])]):
+    moments = [(event.at, event.kind) for event in db.events[job.id]]
+    for at, kind in sorted([*moments, *((row.started_at, "began") for row in db.attempts[job.id])]):
         if kind in ("cancel", "cancel_asked"):
             asked = at
         elif kind in ("retry", "resume"):
@@ -159,13 +159,13 @@ def _cancelled_stays(books: Books, job: Any) -> Iterator[str]:
             yield "an attempt began after its cancel was asked"
 
 
-def _on_disk(books: Books, job: Any) -> Iterator[str]:
+def _on_disk(db: QueueRows, job: Any) -> Iterator[str]:
     kept: Counter[int] = Counter()
-    for row in books.checkpoints[job.id]:
+    for row in db.checkpoints[job.id]:
         kept[row.attempt] += 1
         if (kept[row.attempt] <= KEPT or Path(row.uri).exists()) and (wrong := broken(Path(row.uri), row.sha256)):
             yield f"checkpoint at {row.tokens_seen} tokens: {wrong}"
-    for result in books.results[job.id]:
+    for result in db.results[job.id]:
         if result.artifact_uri is None and result.outcome != "diverged":
             yield "has no final artifact"
         elif result.artifact_uri is not None and (wrong := broken(Path(result.artifact_uri))):
@@ -190,11 +190,11 @@ def broken(folder: Path, sha256: str | None = None) -> str | None:
 def main() -> int:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("database", help="its URL")
-    books = read(options.parse_args().database)
-    found = [*violations(books)]
-    looked = {name: len(rows) for name, rows in books._asdict().items() if name == "jobs"}
+    db = read(options.parse_args().database)
+    found = [*violations(db)]
+    looked = {name: len(rows) for name, rows in db._asdict().items() if name == "jobs"}
     several = ("attempts", "results", "points", "checkpoints", "events")
-    looked |= {name: sum(len(rows) for rows in getattr(books, name).values()) for name in several}
+    looked |= {name: sum(len(rows) for rows in getattr(db, name).values()) for name in several}
     for told in found:
         print(f"BROKEN: {told}")
     print(f"checker: {', '.join(f'{count:,} {name}' for name, count in looked.items())}; {len(found)} promises broken")

@@ -1,6 +1,6 @@
-"""A trainer that trains nothing: the real protocol, real checkpoints, and a curve that no interruption may bend.
+"""A trainer that trains nothing: the real protocol, real checkpoints, and a curve no interruption may change.
 
-`python -m benchmarks.light_trainer` stands where the real trainer does, starts in a quarter of a second instead of
+`python -m benchmarks.light_trainer` replaces the real trainer, starts in a quarter of a second instead of
 four, and steps a generator of pseudo-random numbers, whose state is in the checkpoint: a job that was resumed from the
 wrong place, or twice, draws another curve than `expected` does.
 """
@@ -49,7 +49,7 @@ class Walk:
 
 
 def expected(config: JobConfig) -> list[tuple[int, float]]:
-    """Return the curve of a job that nobody disturbed, as (tokens, fvu)."""
+    """Return the curve of a job that was never interrupted, as (tokens, fvu)."""
     walk, points = Walk(config), []
     while not walk.is_done:
         if point := walk.step():
@@ -57,13 +57,13 @@ def expected(config: JobConfig) -> list[tuple[int, float]]:
     return points
 
 
-class Member:
+class LightJob:
     """One job of an order."""
 
-    def __init__(self, job: Assignment, line: SupervisorChannel) -> None:
-        self.job_id, self._artifacts, self._line = job.job_id, Path(job.artifacts), line
+    def __init__(self, job: Assignment, channel: SupervisorChannel) -> None:
+        self.job_id, self._artifacts, self._channel = job.job_id, Path(job.artifacts), channel
         self._walk = next((walk for saved in job.resume if (walk := _resumed(job.config, saved))), Walk(job.config))
-        line.send(Started(self._walk.tokens_seen, SIZES), job.job_id)
+        channel.send(Started(self._walk.tokens_seen, SIZES), job.job_id)
 
     @property
     def tokens_seen(self) -> int:
@@ -72,24 +72,24 @@ class Member:
     def step(self) -> bool:
         """Take a step; say whether the job is done, and its result sent."""
         if not self._walk.is_done and (point := self._walk.step()):
-            self._line.send(CurvePointMessage(point), self.job_id)
-        self._line.alive(self.tokens_seen, self.job_id)
+            self._channel.send(CurvePointMessage(point), self.job_id)
+        self._channel.alive(self.tokens_seen, self.job_id)
         if self._walk.is_done:
             self._end()
         return self._walk.is_done
 
     def save(self) -> None:
-        self._line.send(self._publish(str(self.tokens_seen)), self.job_id)
+        self._channel.send(self._publish(str(self.tokens_seen)), self.job_id)
 
     def leave(self, *, save: bool) -> None:
         if save:
             self.save()
-        self._line.send(Left(self.tokens_seen), self.job_id)
+        self._channel.send(Left(self.tokens_seen), self.job_id)
 
     def _end(self) -> None:
         self.save()
         uri = self._publish("final").uri
-        self._line.send(Ended("max_tokens", self.tokens_seen, 1.0, uri, 1.0, 1.0, 1.0, 1.0), self.job_id)
+        self._channel.send(Ended("max_tokens", self.tokens_seen, 1.0, uri, 1.0, 1.0, 1.0, 1.0), self.job_id)
 
     def _publish(self, name: str) -> CheckpointRef:
         """Write a folder as the real checkpoint does: beside, flushed, with its sums, renamed last."""
@@ -122,23 +122,23 @@ def _resumed(config: JobConfig, saved: CheckpointRef) -> Walk | None:
 
 def main() -> int:
     """Carry out one order; return the exit status."""
-    line = SupervisorChannel()
-    order = line.order()
+    channel = SupervisorChannel()
+    order = channel.order()
     pause = float(os.environ.get(STEP_SECONDS, "0"))
-    members = [Member(job, line) for job in order.jobs]
-    line.training_from({member.job_id: member.tokens_seen for member in members})
+    jobs = [LightJob(job, channel) for job in order.jobs]
+    channel.training_from({job.job_id: job.tokens_seen for job in jobs})
     saved_at = float("-inf")
-    while members:
-        members = [member for member in members if not member.step()]
-        leaving = {wish.job_id: wish for wish in line.drop_requests()}
-        for member in [member for member in members if member.job_id in leaving]:
-            member.leave(save=leaving[member.job_id].save)
-            members.remove(member)
-        if line.must_yield or time.monotonic() - saved_at >= order.checkpoint_seconds:
+    while jobs:
+        jobs = [job for job in jobs if not job.step()]
+        leaving = {wish.job_id: wish for wish in channel.drop_requests()}
+        for job in [job for job in jobs if job.job_id in leaving]:
+            job.leave(save=leaving[job.job_id].save)
+            jobs.remove(job)
+        if channel.must_yield or time.monotonic() - saved_at >= order.checkpoint_seconds:
             saved_at = time.monotonic()
-            for member in members:
-                member.save()
-        if line.must_yield:
+            for job in jobs:
+                job.save()
+        if channel.must_yield:
             return Exit.YIELDED
         time.sleep(pause)
     return Exit.DONE

@@ -1,4 +1,4 @@
-"""`python -m worker` with the light trainer in the place of the real one; all else is the product's.
+"""`python -m worker` with the light trainer instead of the real one; all else is unchanged.
 
 MLflow is left out: it would take more than all the rest, and the database is computed without it.
 """

@@ -35,7 +35,7 @@ def main() -> None:
 
 
 def measure(d_model: int, n_latents: int, k: int, batch_tokens: int) -> dict[str, Any]:
-    """Return the peak of this process over three steps, less what it held before there was a trainee."""
+    """Return the peak of this process over three steps, less what it held before there was a TrainState."""
     import torch
 
     from orchestrator.config.validation import parse
@@ -47,17 +47,17 @@ def measure(d_model: int, n_latents: int, k: int, batch_tokens: int) -> dict[str
     _load_code()
     torch.mm(x, torch.zeros(d_model, n_latents))  # nor are the libraries' own buffers the step's
     before = _status("VmRSS")
-    trainee = TrainState.fresh(config, x)
+    state = TrainState.fresh(config, x)
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew: initialisation is not a step
     for _ in range(3):
-        train_step(trainee, x, config)
+        train_step(state, x, config)
     peak = _status("VmHWM") - before
-    state = STATE_BYTES * sum(value.numel() for value in trainee.model.parameters())
+    state_bytes = STATE_BYTES * sum(value.numel() for value in state.model.parameters())
     matrix = 4 * batch_tokens * n_latents
     return {
-        "D": d_model, "n": n_latents, "k": k, "B": batch_tokens, "state MB": state / 1e6, "B×n MB": matrix / 1e6,
-        "beyond MB": (peak - state) / 1e6,
-        "beyond/B×n": (peak - state) / matrix,
+        "D": d_model, "n": n_latents, "k": k, "B": batch_tokens, "state MB": state_bytes / 1e6, "B×n MB": matrix / 1e6,
+        "beyond MB": (peak - state_bytes) / 1e6,
+        "beyond/B×n": (peak - state_bytes) / matrix,
     }  # fmt: skip
 
 

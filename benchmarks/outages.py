@@ -1,4 +1,4 @@
-"""Servers that can be killed and started again on the same port, with the same data; and when a database was away."""
+"""Servers that can be killed and started again on the same port with the same data, and the outages they had."""
 
 import signal
 import subprocess
@@ -16,7 +16,7 @@ from orchestrator.database.engine import db_now, transaction
 from orchestrator.errors import StorageError
 from tests import servers
 
-LASTING = ("-c", "synchronous_commit=on")
+DURABLE = ("-c", "synchronous_commit=on")
 """The tests' PostgreSQL may forget what it has just acknowledged when it is killed: ours may not."""
 
 
@@ -25,26 +25,26 @@ PROBE_SECONDS = 0.25
 
 
 class Outage(NamedTuple):
-    """When a database took nothing, in epoch seconds."""
+    """When a database committed nothing, in epoch seconds."""
 
     since: float
     until: float
 
 
 class Probe:
-    """Writes nothing into a database, again and again, and notes when that took long.
+    """Commits an empty transaction again and again, and notes when that took long.
 
     A killed server is one reason; on SQLite a process that was frozen within its transaction is another, for it keeps
     the lock of the whole file.
     """
 
     def __init__(self, engine: Engine, *, patience: float) -> None:
-        """Look from now on; what takes longer than `patience` seconds is an outage."""
+        """Start; a commit that takes longer than `patience` seconds is an outage."""
         self.outages: list[Outage] = []
         self.engine, self._patience = engine, patience
         self._answered_at = time.time()
         self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._look, name="probe", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="probe", daemon=True)
         self._thread.start()
 
     @property
@@ -58,7 +58,7 @@ class Probe:
         self._ended.set()
         self._thread.join()
 
-    def _look(self) -> None:
+    def _run(self) -> None:
         while not self._ended.wait(PROBE_SECONDS):
             try:
                 with transaction(self.engine) as session:
@@ -93,13 +93,13 @@ class Server:
         return self._start_at is not None
 
     def kill(self, *, seconds: float) -> None:
-        """End it as a crash does; `mend` starts it again so many seconds later."""
+        """End it as a crash does; `restart_when_due` starts it again so many seconds later."""
         self._killed_at, self._start_at = time.time(), time.monotonic() + seconds
         self._process.send_signal(self._stop)
         self._process.wait(30)
 
-    def mend(self) -> Outage | None:
-        """Start it when its time has come; return the outage once it answers."""
+    def restart_when_due(self) -> Outage | None:
+        """Start it when it is due; return the outage once it answers."""
         if self._start_at is None or time.monotonic() < self._start_at:
             return None
         self.start()
@@ -131,7 +131,7 @@ def postgres(*options: str) -> Iterator[Server]:
         server = Server("postgres", url, servers._postgres_answers, stop=signal.SIGQUIT)
         try:
             server.close()
-            server.start(*LASTING, *options)
+            server.start(*DURABLE, *options)
             yield server
         finally:
             server.close()

@@ -72,15 +72,15 @@ def measure(folder: Path, *, n_jobs: int, rounds: int, window_tokens: int) -> tu
 
     def fresh() -> list[TrainState]:
         made = [TrainState.fresh(config, found) for config in configs]
-        for trainee in made:
-            trainee.untrained_fvu = 1.0  # else the first step would measure it
+        for state in made:
+            state.untrained_fvu = 1.0  # else the first step would measure it
         return made
 
     batches = window_tokens // configs[0].training.batch_tokens
     shared = together(stream(subject, tokens, configs[0]), fresh(), configs, held=held)
     several = [
-        train(trainee, stream(subject, tokens, config), config=config, heldout=held)
-        for trainee, config in zip(fresh(), configs, strict=True)
+        train(state, stream(subject, tokens, config), config=config, heldout=held)
+        for state, config in zip(fresh(), configs, strict=True)
     ]
     alone = stream(subject, tokens, configs[0])
     work: dict[str, Callable[[], object]] = {
@@ -92,7 +92,7 @@ def measure(folder: Path, *, n_jobs: int, rounds: int, window_tokens: int) -> tu
 
 
 def together(
-    batches: Iterator[Tensor], trainees: Sequence[TrainState], configs: Sequence[JobConfig], *, held: Tensor
+    batches: Iterator[Tensor], states: Sequence[TrainState], configs: Sequence[JobConfig], *, held: Tensor
 ) -> Iterator[list[Progress]]:
     """Train all on each batch, as the trainer does: a generator each, advanced by one step per shared batch."""
     given: list[Tensor] = []
@@ -101,9 +101,7 @@ def together(
         while True:
             yield given[0]
 
-    steps = [
-        train(trainee, shared(), config=config, heldout=held) for trainee, config in zip(trainees, configs, strict=True)
-    ]
+    steps = [train(state, shared(), config=config, heldout=held) for state, config in zip(states, configs, strict=True)]
     for batch in batches:
         given[:] = [batch]
         yield [next(step) for step in steps]

@@ -1,6 +1,6 @@
-"""A queue under fire: short jobs, workers and servers that are killed and frozen, and nothing may be lost or doubled.
+"""Soak test of the queue: workers and servers are killed and frozen, and no job may be lost or done twice.
 
-The workers are `python -m worker`; a light trainer stands in for the real one (`--real` takes that), with checkpoints,
+The workers are `python -m worker`; a light trainer replaces the real one (unless `--real`), with checkpoints,
 resumes and a curve that shows every step that was lost or taken twice. Killed workers are replaced. In the end a
 separate program, `benchmarks.invariants`, reads the database and the checkpoints. Prints a table and a line of JSON;
 exit status 1 if anything was lost, doubled or changed, or a bound does not hold.
@@ -22,11 +22,11 @@ from typing import Any, NamedTuple
 from sqlalchemy import Engine, select
 
 from benchmarks import outages, soak_summary
-from benchmarks.fault_injection import KILLS, Havoc
+from benchmarks.fault_injection import KILLS, FaultInjector
 from benchmarks.interleaved_timing import table
 from benchmarks.light_trainer import STEP_SECONDS
 from benchmarks.outages import Outage, Probe, Server
-from benchmarks.worker_processes import Crew
+from benchmarks.worker_processes import WorkerProcesses
 from orchestrator import dispatch, queue, results
 from orchestrator.config.job import JobConfig
 from orchestrator.config.validation import parse
@@ -41,12 +41,12 @@ STEPS, STEP_TOKENS, SHARING = 48, 64, 3
 MARGIN_SECONDS = 5.0
 """What is allowed beside lease and grace until a job is claimed again: a look at the leases, and a free worker."""
 DRAIN_SECONDS = 600.0
-ATTENTIVE = {"heartbeat_seconds": 0.5, "grace_seconds": 0.5, "reconcile_seconds": 0.5, "checkpoint_seconds": 0.5,
+FAST_SETTINGS = {"heartbeat_seconds": 0.5, "grace_seconds": 0.5, "reconcile_seconds": 0.5, "checkpoint_seconds": 0.5,
              "terminate_seconds": 5, "outage_seconds": 60}  # fmt: skip
 
 
-class Site(NamedTuple):
-    """Where a soak takes place."""
+class SoakSetup(NamedTuple):
+    """The database, settings and servers of one soak."""
 
     engine: Engine
     settings: Settings
@@ -58,8 +58,8 @@ def main() -> None:
     asked = _options()
     bad = False
     for backend in ("sqlite", "service") if asked.both else ("service",) if asked.service else ("sqlite",):
-        with _site(asked, backend) as site:
-            bad |= _soak(asked, site, backend)
+        with _setup(asked, backend) as setup:
+            bad |= _soak(asked, setup, backend)
     sys.exit(bad)
 
 
@@ -67,11 +67,11 @@ def _options() -> argparse.Namespace:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--jobs", type=int, default=60, help="at least so many; they come as others end")
     options.add_argument("--workers", type=int, default=6)
-    options.add_argument("--minutes", type=float, default=1.0, help="how long things go wrong, at most")
+    options.add_argument("--minutes", type=float, default=1.0, help="how long faults are injected, at most")
     options.add_argument("--kills", type=int, help="or until so many kills")
-    options.add_argument("--every", type=float, default=0.8, help="mean seconds between two disturbances")
+    options.add_argument("--every", type=float, default=0.8, help="mean seconds between two faults")
     options.add_argument("--lease", type=float, default=5.0, help="seconds")
-    options.add_argument("--job-seconds", type=float, default=2.5, help="of a light job that nobody disturbs")
+    options.add_argument("--job-seconds", type=float, default=2.5, help="of a light job without faults")
     options.add_argument("--seed", type=int, default=0)
     options.add_argument("--real", action="store_true", help="train real (small) autoencoders")
     options.add_argument("--folder", type=Path, help="keep everything there")
@@ -82,7 +82,7 @@ def _options() -> argparse.Namespace:
 
 
 @contextmanager
-def _site(asked: argparse.Namespace, backend: str) -> Iterator[Site]:
+def _setup(asked: argparse.Namespace, backend: str) -> Iterator[SoakSetup]:
     with ExitStack() as stack:
         folder = asked.folder or Path(stack.enter_context(TemporaryDirectory(prefix="orch-soak-")))
         home = folder / backend
@@ -90,7 +90,11 @@ def _site(asked: argparse.Namespace, backend: str) -> Iterator[Site]:
         found: tuple[Server, ...] = ()
         if backend == "service":
             found = stack.enter_context(outages.postgres()), stack.enter_context(outages.redis())
-        values: dict[str, Any] = ATTENTIVE | {"home": home, "lease_seconds": asked.lease, "jobs_per_trainer": SHARING}
+        values: dict[str, Any] = FAST_SETTINGS | {
+            "home": home,
+            "lease_seconds": asked.lease,
+            "jobs_per_trainer": SHARING,
+        }
         values |= {"poll_seconds": 2.0 if found else 0.2, "stall_seconds": 60 if asked.real else asked.lease + 1}
         if found:
             values |= {"database_url": found[0].url, "broker_url": found[1].url}
@@ -101,56 +105,56 @@ def _site(asked: argparse.Namespace, backend: str) -> Iterator[Site]:
         upgrade(settings)
         engine = connect(settings.database)
         stack.callback(engine.dispose)
-        yield Site(engine, settings, environ, found)
+        yield SoakSetup(engine, settings, environ, found)
 
 
-def _soak(asked: argparse.Namespace, site: Site, backend: str) -> bool:
+def _soak(asked: argparse.Namespace, setup: SoakSetup, backend: str) -> bool:
     """Run one soak; say whether it found anything bad."""
-    feed = _Feed(site, asked)
+    feed = _Feed(setup, asked)
     started = time.monotonic()
-    probe = Probe(site.engine, patience=site.settings.lease_seconds / 4)
+    probe = Probe(setup.engine, patience=setup.settings.lease_seconds / 4)
     module = "worker" if asked.real else "benchmarks.light_worker"
-    crew = Crew(asked.workers, module, environ=site.environ, logs=site.settings.home / "workers")
+    processes = WorkerProcesses(asked.workers, module, environ=setup.environ, logs=setup.settings.home / "workers")
     try:
-        havoc = Havoc(crew, probe, site.settings, site.servers, seed=asked.seed, every=asked.every)
-        while time.monotonic() - started < 60 * asked.minutes and havoc.killed < (asked.kills or float("inf")):
-            havoc.act()
-            crew.tick()
+        faults = FaultInjector(processes, probe, setup.settings, setup.servers, seed=asked.seed, every=asked.every)
+        while time.monotonic() - started < 60 * asked.minutes and faults.killed < (asked.kills or float("inf")):
+            faults.inject()
+            processes.tick()
             feed.tick()
             time.sleep(0.01)
-        havoc.end()
-        drained = _drain(site, crew, feed)
-        crew.stop()
+        faults.end()
+        drained = _drain(setup, processes, feed)
+        processes.stop()
     finally:
-        crew.close()
+        processes.close()
         probe.close()
-    figures, wrong = _judge(asked, site, havoc, feed, probe.outages)
+    figures, wrong = _summary(asked, setup, faults, feed, probe.outages)
     figures = {"backend": backend, "seconds": time.monotonic() - started, "drained": drained} | figures
     print(table([{"": name, backend: value} for name, value in figures.items() if name != "backend"]))
     for line in wrong[:20]:
         print(f"WRONG: {line}")
     print(json.dumps(figures | {"wrong": wrong, "seed": asked.seed}), flush=True)
-    checked = subprocess.run([sys.executable, "-m", "benchmarks.invariants", site.settings.database], check=False)
+    checked = subprocess.run([sys.executable, "-m", "benchmarks.invariants", setup.settings.database], check=False)
     return bool(wrong) or checked.returncode != 0
 
 
 class _Feed:
-    """Jobs in: enough of them that most workers are busy, and so few that a free one is found for what was lost."""
+    """Enqueues jobs: enough that most workers are busy, so few that one is free for a job that was lost."""
 
-    def __init__(self, site: Site, asked: argparse.Namespace) -> None:
-        self._site, self._asked = site, asked
-        self._subject = _subject(site.settings.home) if asked.real else None
+    def __init__(self, setup: SoakSetup, asked: argparse.Namespace) -> None:
+        self._setup, self._asked = setup, asked
+        self._subject = _subject(setup.settings.home) if asked.real else None
         self._look_at = 0.0
         self.jobs: list[int] = []
         self.retried = 0
 
     def tick(self) -> None:
-        """Add jobs when few are open; give another chance to what lost three workers in a row."""
+        """Add jobs when few are open; retry those that lost three workers in a row."""
         if time.monotonic() < self._look_at:
             return
         self._look_at = time.monotonic() + 0.5
         try:
-            counts = results.counts(self._site.engine)
+            counts = results.counts(self._setup.engine)
             if counts["queued"] + counts["running"] < self._asked.workers:
                 self.add(self._asked.workers)
             self.retry()
@@ -167,19 +171,19 @@ class _Feed:
         start = len(self.jobs)
         configs = tuple(_config(seed, self._subject) for seed in range(start, start + number))
         sweep = Sweep(f"soak-{start}", configs, limits=Limits(max_failures=1000))
-        queue.enqueue(self._site.engine, sweep)
-        with reading(self._site.engine) as session:  # its answer may have been lost before: what is there counts
+        queue.enqueue(self._setup.engine, sweep)
+        with reading(self._setup.engine) as session:  # its answer may have been lost before: what is there counts
             ids = session.scalars(select(Job.id).order_by(Job.id)).all()
         self.jobs = [*ids]
-        dispatch.wake(self._site.settings, self.jobs[start:])
+        dispatch.wake(self._setup.settings, self.jobs[start:])
 
     def retry(self) -> None:
-        """Do what a person does about a job that was given up as poison."""
+        """Retry the jobs that were given up as poison."""
         given_up = select(Job.id).where(Job.state == "failed", Job.reason.startswith("poison"))
-        with reading(self._site.engine) as session:
+        with reading(self._setup.engine) as session:
             ids = session.scalars(given_up).all()
         for job_id in ids:
-            queue.retry(self._site.engine, [job_id])
+            queue.retry(self._setup.engine, [job_id])
             self.retried += 1
 
 
@@ -200,15 +204,15 @@ def _subject(home: Path) -> Path:
     return make_subject(home / "subject")
 
 
-def _drain(site: Site, crew: Crew, feed: _Feed) -> bool:
+def _drain(setup: SoakSetup, processes: WorkerProcesses, feed: _Feed) -> bool:
     """Wait until every job is over; say whether that came to pass."""
     deadline = time.monotonic() + DRAIN_SECONDS
     while time.monotonic() < deadline:
-        crew.tick()
+        processes.tick()
         try:
             feed.complete()
             feed.retry()
-            counts = results.counts(site.engine)
+            counts = results.counts(setup.engine)
         except StorageError:
             continue
         if not counts["queued"] + counts["running"]:
@@ -217,36 +221,36 @@ def _drain(site: Site, crew: Crew, feed: _Feed) -> bool:
     return False
 
 
-def _judge(
-    asked: argparse.Namespace, site: Site, havoc: Havoc, feed: _Feed, away: Sequence[Outage]
+def _summary(
+    asked: argparse.Namespace, setup: SoakSetup, faults: FaultInjector, feed: _Feed, away: Sequence[Outage]
 ) -> tuple[dict[str, Any], list[str]]:
-    lost, doubled = soak_summary.lost(site.engine, feed.jobs), soak_summary.doubled(site.engine)
-    bent = [] if asked.real else soak_summary.bent(site.engine)
-    settings = site.settings
-    found = soak_summary.failovers(site.engine, havoc.kills, away, lease_seconds=settings.lease_seconds)
+    lost, doubled = soak_summary.lost(setup.engine, feed.jobs), soak_summary.doubled(setup.engine)
+    altered = [] if asked.real else soak_summary.altered_curves(setup.engine)
+    settings = setup.settings
+    found = soak_summary.failovers(setup.engine, faults.kills, away, lease_seconds=settings.lease_seconds)
     bound = settings.lease_seconds + settings.grace_seconds + MARGIN_SECONDS
     cancel_bound = settings.heartbeat_seconds + settings.grace_seconds + MARGIN_SECONDS
     slow = [f"a failover took {s:.1f} s, above {bound:g}" for s in found.plain if s > bound]
-    slow += [f"a cancel took {s:.1f} s, above {cancel_bound:g}" for s in havoc.cancels.seconds if s > cancel_bound]
+    slow += [f"a cancel took {s:.1f} s, above {cancel_bound:g}" for s in faults.cancels.seconds if s > cancel_bound]
     figures = {
         "jobs": len(feed.jobs),
         "database away": len(away),
-        "attempts": soak_summary.attempts(site.engine),
-        "kills": havoc.killed,
-        **{name: havoc.done[name] for name in (*KILLS, "freeze worker", "freeze trainer", "stop worker", "cancel")},
+        "attempts": soak_summary.attempts(setup.engine),
+        "kills": faults.killed,
+        **{name: faults.done[name] for name in (*KILLS, "freeze worker", "freeze trainer", "stop worker", "cancel")},
         "lost": len(lost),
         "doubled": len(doubled),
-        "bent curves": len(bent),
+        "altered curves": len(altered),
         "given up as poison, retried": feed.retried,
         **_spread("failover", found.plain),
         **_spread("of that, until the lease is judged", found.judged),
         "failover bound s": bound,
         **_spread("failover over an outage", found.over_outages),
         **_spread("held back after two losses", found.held_back),
-        **_spread("cancel to free", havoc.cancels.seconds),
+        **_spread("cancel to free", faults.cancels.seconds),
         "cancel bound s": cancel_bound,
     }
-    return figures, [*lost, *doubled, *bent, *slow]
+    return figures, [*lost, *doubled, *altered, *slow]
 
 
 def _spread(name: str, seconds: Sequence[float]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What a soak came to: figures from the database, and what was lost or done twice."""
+"""Summarise a soak: figures from the database, and what was lost or done twice."""
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
@@ -25,7 +25,7 @@ class Failovers(NamedTuple):
     judged: list[float]
     """Of those, until the lease was taken away; the rest is the wait for a free worker."""
     over_outages: list[float]
-    """Those during which, or less than a lease after which, the database was away: then nobody is judged."""
+    """Those during which, or less than a lease after which, the database was down: then no lease is released."""
     held_back: list[float]
     """Those after a second loss in a row: the next attempt waits on purpose."""
 
@@ -59,16 +59,16 @@ def doubled(engine: Engine) -> list[str]:
     return [f"job {job_id} {what}" for what, jobs in found.items() for job_id in jobs]
 
 
-def bent(engine: Engine) -> list[str]:
-    """Return the succeeded jobs whose curve is not the one that nobody disturbed."""
+def altered_curves(engine: Engine) -> list[str]:
+    """Return the succeeded jobs whose curve differs from that of a job without faults."""
     columns = select(CurvePoint.job_id, CurvePoint.tokens_seen, CurvePoint.fvu)
     curves: dict[int, list[tuple[int, float | None]]] = defaultdict(list)
     with reading(engine) as session:
         for row in session.execute(columns.order_by(CurvePoint.job_id, CurvePoint.tokens_seen)):
             curves[row.job_id].append((row.tokens_seen, row.fvu))
         jobs = session.execute(select(Job.id, Job.config).where(Job.state == "succeeded")).all()
-    straight = {job.id: expected(JobConfig.model_validate_json(job.config)) for job in jobs}
-    return [f"job {job_id} has another curve" for job_id, curve in straight.items() if curves[job_id] != curve]
+    undisturbed = {job.id: expected(JobConfig.model_validate_json(job.config)) for job in jobs}
+    return [f"job {job_id} has another curve" for job_id, curve in undisturbed.items() if curves[job_id] != curve]
 
 
 def failovers(engine: Engine, kills: Sequence[Kill], outages: Sequence[Outage], *, lease_seconds: float) -> Failovers:

@@ -111,32 +111,32 @@ def _product(case: Case, x: torch.Tensor) -> Callable[[], object]:
 
 def _step(case: Case, x: torch.Tensor, step: Step) -> Callable[[], object]:
     config = _config(case)
-    trainee = TrainState.fresh(config, x)
+    state = TrainState.fresh(config, x)
     n_dead = int(case.dead_share * case.shape.n_latents)
-    asleep = trainee.model.W_enc.detach()[:n_dead] * 1e-3  # too weak to be selected, half of them positive
+    asleep = state.model.W_enc.detach()[:n_dead] * 1e-3  # too weak to be selected, half of them positive
 
     def run() -> float:
         if n_dead:
-            trainee.tokens_seen = config.training.dead_after_tokens
-            trainee.tokens_since_fired[:n_dead] = 2 * config.training.dead_after_tokens
+            state.tokens_seen = config.training.dead_after_tokens
+            state.tokens_since_fired[:n_dead] = 2 * config.training.dead_after_tokens
             with torch.no_grad():
-                trainee.model.W_enc[:n_dead] = asleep
-                trainee.model.b_enc[:n_dead] = 0.0
+                state.model.W_enc[:n_dead] = asleep
+                state.model.b_enc[:n_dead] = 0.0
         started = time.perf_counter()  # putting latents to sleep again is not the step's
-        step(trainee, x, config)
+        step(state, x, config)
         seconds = time.perf_counter() - started
-        assert (trainee.aux_tokens > 0) == (n_dead > 0), "AuxK runs where latents are dead"
+        assert (state.aux_tokens > 0) == (n_dead > 0), "AuxK runs where latents are dead"
         return seconds
 
     return run
 
 
-def _plain(trainee: TrainState, batch: torch.Tensor, config: JobConfig) -> None:
+def _plain(state: TrainState, batch: torch.Tensor, config: JobConfig) -> None:
     """Take the step under autograd: `step.take`, but for the way to the gradients."""
-    _, _, is_active = trainee.by_autograd(batch, config)
-    trainee.optimizer.step()
-    trainee.tokens_seen += len(batch)
-    trainee.aux_tokens += len(batch) * is_active
+    _, _, is_active = state.by_autograd(batch, config)
+    state.optimizer.step()
+    state.tokens_seen += len(batch)
+    state.aux_tokens += len(batch) * is_active
 
 
 def _config(case: Case) -> JobConfig:

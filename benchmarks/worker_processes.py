@@ -1,4 +1,4 @@
-"""Workers as processes that are killed, frozen and replaced; each start has a name of its own."""
+"""Workers as processes that are killed, frozen and replaced; each start gets a new name."""
 
 import os
 import signal
@@ -12,12 +12,12 @@ from pathlib import Path
 import psutil
 
 
-class Hand:
+class WorkerProcess:
     """One worker process."""
 
     def __init__(self, name: str, module: str, *, environ: Mapping[str, str], log: Path) -> None:
         self.name, self._log = name, log
-        self._seeing_since: float | None = None
+        self._polling_since: float | None = None
         self.frozen_until: float | None = None
         with log.open("ab") as out:
             self.process = subprocess.Popen(
@@ -38,20 +38,22 @@ class Hand:
                     return child
         return None
 
-    def has_seen_for(self, seconds: float, *, since: float) -> bool:
-        """Say whether it has looked at the queue for so long without a break; `since` begins anew."""
-        if self._seeing_since is None and f"worker {self.name} on " in self._log.read_text():
-            self._seeing_since = time.time()
-        return self.is_up and self._seeing_since is not None and time.time() - max(since, self._seeing_since) > seconds
+    def has_polled_for(self, seconds: float, *, since: float) -> bool:
+        """Say whether it has polled the queue without a break for so many seconds, counted from `since` on."""
+        if self._polling_since is None and f"worker {self.name} on " in self._log.read_text():
+            self._polling_since = time.time()
+        return (
+            self.is_up and self._polling_since is not None and time.time() - max(since, self._polling_since) > seconds
+        )
 
     def freeze(self, seconds: float) -> None:
         self.frozen_until = time.time() + seconds
         self.process.send_signal(signal.SIGSTOP)
 
-    def thaw(self, *, now: bool = False) -> None:
-        """Let it go on when its time has come."""
+    def resume(self, *, now: bool = False) -> None:
+        """Resume it when it was frozen for long enough."""
         if self.frozen_until is not None and (now or time.time() >= self.frozen_until):
-            self.frozen_until, self._seeing_since = None, time.time()
+            self.frozen_until, self._polling_since = None, time.time()
             self.process.send_signal(signal.SIGCONT)
 
     def kill(self) -> None:
@@ -59,52 +61,52 @@ class Hand:
         self.process.wait()
 
 
-class Crew:
-    """As many workers as there are places; whoever has ended is replaced."""
+class WorkerProcesses:
+    """A fixed number of workers; one that has ended is replaced."""
 
     def __init__(self, size: int, module: str, *, environ: Mapping[str, str], logs: Path) -> None:
         self._module, self._environ, self._logs = module, environ, logs
         logs.mkdir()
         self._started = 0
         self.ended: list[int] = []
-        """Exit statuses of those who ended by themselves."""
-        self.hands = [self._start() for _ in range(size)]
+        """Exit statuses of workers that ended by themselves."""
+        self.workers = [self._start() for _ in range(size)]
 
     def tick(self) -> None:
-        """Thaw whose time has come, and replace whoever is gone."""
-        for place, hand in enumerate(self.hands):
-            hand.thaw()
-            code = hand.process.poll()
+        """Resume the workers that were frozen for long enough, and replace those that have ended."""
+        for at, worker in enumerate(self.workers):
+            worker.resume()
+            code = worker.process.poll()
             if code is not None:
                 if code >= 0:
                     self.ended.append(code)
-                self.hands[place] = self._start()
+                self.workers[at] = self._start()
 
-    def judges(self, seconds: float, *, since: float) -> list[Hand]:
-        """Return those who have looked long enough to judge the leases of others."""
-        return [hand for hand in self.hands if hand.has_seen_for(seconds, since=since)]
+    def polling_for(self, seconds: float, *, since: float) -> list[WorkerProcess]:
+        """Return the workers that have polled for long enough to release expired leases of others."""
+        return [worker for worker in self.workers if worker.has_polled_for(seconds, since=since)]
 
     def stop(self) -> None:
-        """Let all of them go home."""
-        for hand in self.hands:
-            hand.thaw(now=True)
-            hand.process.terminate()
-        for hand in self.hands:
+        """Stop all workers: SIGTERM, then SIGKILL."""
+        for worker in self.workers:
+            worker.resume(now=True)
+            worker.process.terminate()
+        for worker in self.workers:
             try:
-                hand.process.wait(30)
+                worker.process.wait(30)
             except subprocess.TimeoutExpired:
-                hand.kill()
+                worker.kill()
 
     def close(self) -> None:
-        """Leave no process behind."""
-        for hand in self.hands:
-            if hand.process.poll() is None:
-                hand.kill()
+        """Kill what still runs."""
+        for worker in self.workers:
+            if worker.process.poll() is None:
+                worker.kill()
 
-    def _start(self) -> Hand:
+    def _start(self) -> WorkerProcess:
         self._started += 1
         name = f"w{self._started}"
-        return Hand(name, self._module, environ=self._environ, log=self._logs / name)
+        return WorkerProcess(name, self._module, environ=self._environ, log=self._logs / name)
 
 
 def is_gone(process: psutil.Process) -> bool:

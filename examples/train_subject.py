@@ -45,7 +45,7 @@ class Plan:
     seed: int
     """Of the weights, the order of the windows, and the samples."""
     device: torch.device
-    """Where the model lives."""
+    """Where the model is."""
     compiled: bool
     """Fuse the step with torch.compile (needs a C++ compiler; half as fast again on a CPU)."""
 

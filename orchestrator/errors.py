@@ -3,7 +3,7 @@
 OrchError                     exit 1   anything of ours
 ├── ConfigError(ValueError)   exit 2   the person mends the file or the flag
 ├── NotFound(LookupError)     exit 3   the person names something else
-├── StateError                exit 4   the action is not allowed now, or the writer has been given up
+├── StateError                exit 4   the action is not allowed now, or the lease has gone to another worker
 ├── StorageError              exit 5   database, broker or disk: try again later (retry = True)
 ├── FitError                  exit 5   a fit lacks jobs: the message names them
 ├── SubjectError              exit 1   the language model or its text cannot be used

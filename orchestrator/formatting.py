@@ -72,6 +72,19 @@ def share(value: float | None, places: int = 1) -> str:
     return NONE if value is None or not math.isfinite(value) else f"{value:.{places}%}".replace("-", "−")
 
 
+def duration(seconds: float | None) -> str:
+    """Write a time span with its two largest units: 4m10s."""
+    if seconds is None or not math.isfinite(seconds):
+        return NONE
+    left = max(0, round(seconds))
+    days, hours, minutes = left // 86_400, left // 3600 % 24, left // 60 % 60
+    if days:
+        return f"{days}d{hours:02}h"
+    if hours:
+        return f"{hours}h{minutes:02}m"
+    return f"{minutes}m{left % 60:02}s" if minutes else f"{left}s"
+
+
 def interval(value: Interval, number: int = 3) -> str:
     """Write a value with its interval: −0.163 [−0.170, −0.155]."""
     low, high = digits(value.low, number), digits(value.high, number)

@@ -1,4 +1,4 @@
-"""WHERE things are: database, broker, tracking and data folder, from the environment, `orch.toml` and defaults."""
+"""Settings: where database, broker, tracking and data folder are; from the environment, `orch.toml` and defaults."""
 
 import math
 import os
@@ -30,7 +30,7 @@ _MAY_BE_ZERO = {
 # A dataclass, not a pydantic model: every command reads the settings, and pydantic costs a tenth of a second of CPU.
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """Where this process finds and keeps things. Frozen; never stored in the database.
+    """Where this process reads and writes. Frozen; never stored in the database.
 
     Raises:
         ConfigError: a value of the wrong type or out of range; says which.
@@ -68,7 +68,7 @@ class Settings:
     terminate_seconds: float = 90.0
     """From SIGTERM to SIGKILL of a trainer."""
     outage_seconds: float = 1800.0
-    """How long the database may be away before trainers checkpoint and yield."""
+    """How long the database may be out of reach before trainers write a checkpoint and end."""
     checkpoint_seconds: float = 60.0
     """Wall seconds between two checkpoints of a job."""
     log_format: str = "text"
@@ -93,6 +93,15 @@ class Settings:
     def artifacts_folder(self) -> Path:
         """Return where checkpoints and finished SAEs are: `<job>/<attempt>/<tokens>/`."""
         return Path(self.artifacts) if self.artifacts else self.home / "artifacts"
+
+    @property
+    def logs_folder(self) -> Path:
+        """Return where the logs of jobs and of started programs are."""
+        return self.home / "logs"
+
+    def log_file(self, job_id: int, attempt: int) -> Path:
+        """Return the log of an attempt's trainer."""
+        return self.logs_folder / str(job_id) / f"{attempt}.log"
 
     @property
     def database(self) -> str:
@@ -148,24 +157,24 @@ def resolve(*, start: Path | None = None, environ: Mapping[str, str] | None = No
     """
     environ = os.environ if environ is None else environ
     folder = (start or Path.cwd()).resolve()
-    file = _nearest_file(folder)
+    file = nearest_file(folder)
     found: dict[str, tuple[Any, Origin]] = {f.name: (f.default, "default") for f in fields(Settings)}
     found |= {name: (value, "file") for name, value in (_read(file) if file else {}).items()}
     found |= {name: (value, "environment") for name, value in _from_environment(environ).items()}
-    settings = _settle(found)
+    settings = _validated(found)
     checked = {name: (getattr(settings, name), found[name][1]) for name in NAMES}
     for name, path in (("home", settings.home), ("artifacts", Path(settings.artifacts))):
         origin = found[name][1]
         base = file.parent if file and origin != "environment" else folder
-        place = (base / (path.expanduser() if path.parts[:1] == ("~",) else path)).resolve()
+        absolute = (base / (path.expanduser() if path.parts[:1] == ("~",) else path)).resolve()
         if name == "home":
-            checked[name] = (place, origin)
+            checked[name] = (absolute, origin)
         elif settings.artifacts:
-            checked[name] = (str(place), origin)
+            checked[name] = (str(absolute), origin)
     return checked
 
 
-def _settle(found: Mapping[str, tuple[Any, Origin]]) -> Settings:
+def _validated(found: Mapping[str, tuple[Any, Origin]]) -> Settings:
     for name, (value, origin) in found.items():
         if name not in NAMES:
             near = get_close_matches(name, NAMES, n=1)
@@ -223,8 +232,12 @@ def _count(name: str, value: Any) -> int:
 def _bytes(name: str, text: str) -> int:
     """Return a size such as 6GiB, 512 MB or 1e9 in bytes."""
     found = _SIZE.fullmatch(text.strip())
-    size = float(found[1]) * (1024 if found[3] else 1000) ** " kmgt".index(found[2].lower() or " ") if found else 0.0
-    if not (found and math.isfinite(size) and size >= 1):
+    size = 0.0
+    if found:
+        number, prefix, is_binary = found.groups()
+        unit = 1024 if is_binary else 1000
+        size = float(number) * unit ** " kmgt".index(prefix.lower() or " ")
+    if not math.isfinite(size) or size < 1:
         raise ConfigError(f"{name} takes a size such as 6GiB or 800MB, not {text!r}", hint=_HINT)
     return int(size)
 
@@ -237,8 +250,10 @@ def _from_environment(environ: Mapping[str, str]) -> dict[str, str]:
     return found
 
 
-def _nearest_file(folder: Path) -> Path | None:
-    return next((f for p in (folder, *folder.parents) if (f := p / FILE_NAME).is_file()), None)
+def nearest_file(folder: Path) -> Path | None:
+    """Return the `orch.toml` of a folder or of the nearest one above it; None where there is none."""
+    candidates = (parent / FILE_NAME for parent in (folder, *folder.parents))
+    return next((file for file in candidates if file.is_file()), None)
 
 
 def _read(file: Path) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""A real browser without a window, for tests of pages: what it shows, prints and asks the network for."""
+"""Headless Chromium for tests of pages: screenshots, PDF, the DOM, and network requests."""
 
 import json
 import shutil
@@ -14,7 +14,7 @@ FLAGS = (
     "--disable-background-networking", "--disable-component-update", "--disable-dev-shm-usage", "--disable-extensions",
     "--hide-scrollbars", "--proxy-server=http://127.0.0.1:9", "--proxy-bypass-list=<-loopback>",
 )  # fmt: skip
-"""The proxy is a port where nobody answers: even a request that is made leaves nothing."""
+"""The proxy is a closed port: a request that is made does not leave the machine."""
 DARK = "--blink-settings=preferredColorScheme=0"
 SECONDS = 120
 _NOBODY = "not an origin"

@@ -1,4 +1,4 @@
-"""A disk that refuses to write on."""
+"""A limit on the size of files, for tests of a full disk."""
 
 import resource
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""Short ways to speak to the queue in tests."""
+"""Short calls of the queue for tests."""
 
 import uuid
 from typing import Any
@@ -28,7 +28,7 @@ def enqueue(engine: Engine, n: int = 1, *, priority: int = 0, **kwargs: Any) -> 
 
 
 def claim(engine: Engine, *, seconds: float = 60.0, token: str | None = None) -> Claim:
-    """Claim what must be claimable."""
+    """Claim a job; there must be one."""
     got = queue.claim(engine, WORKER, token=token or uuid.uuid4().hex, lease_seconds=seconds)
     assert got is not None
     return got
@@ -71,7 +71,7 @@ def run_out(engine: Engine, job_id: int) -> None:
 
 
 def lose(engine: Engine, job_id: int) -> None:
-    """Let the worker of a job fall silent, and be found out."""
+    """Let the lease of a job run out, and be released."""
     run_out(engine, job_id)
     assert queue.release_expired(engine, grace_seconds=1.0, backoff_seconds=0.0) == [job_id]
 

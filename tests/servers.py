@@ -14,9 +14,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-_FAST = ("fsync=off", "synchronous_commit=off", "full_page_writes=off", "max_connections=200")
-_KEEPS_ITS_WORD = ("fsync=off", "max_connections=200")
-"""What it has acknowledged outlives its processes, though not the machine."""
+_NOT_DURABLE = ("fsync=off", "synchronous_commit=off", "full_page_writes=off", "max_connections=200")
+_DURABLE = ("fsync=off", "max_connections=200")
+"""What was committed survives a kill of the server, though not of the machine."""
 
 
 class NoServer(Exception):
@@ -79,12 +79,12 @@ def postgres() -> Iterator[str]:
     if given := os.environ.get("ORCH_TEST_PG_URL"):
         yield given
         return
-    with postgres_server(_FAST) as server:
+    with postgres_server(_NOT_DURABLE) as server:
         yield server.url
 
 
 @contextmanager
-def postgres_server(options: Sequence[str] = _KEEPS_ITS_WORD) -> Iterator[Server]:
+def postgres_server(options: Sequence[str] = _DURABLE) -> Iterator[Server]:
     """Yield a server of our own, which may be ended and started again."""
     with tempfile.TemporaryDirectory(prefix="orch-pg-", ignore_cleanup_errors=True) as base:
         folder = Path(base)

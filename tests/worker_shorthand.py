@@ -1,4 +1,4 @@
-"""Short ways to speak of workers in tests."""
+"""Short calls about workers for tests."""
 
 import json
 from typing import Any
@@ -13,19 +13,19 @@ from orchestrator.settings import Settings
 
 
 def report(engine: Engine, name: str, *, device: str = "cpu", elapsed: float | None = None) -> workers.Desired:
-    """Let a worker say that it lives, so long after it last did; its token is its name."""
+    """Let a worker report; its token is its name, `elapsed` the seconds since its last report."""
     worker = Worker(name=name, host="here", pid=1, device=device)
     return workers.report(engine, worker, token=name, version="0.1", every_seconds=10.0, elapsed=elapsed)
 
 
 def silence(engine: Engine, token: str, seconds: float = 99.0) -> None:
-    """Let a worker have been silent for so long."""
+    """Let the last report of a worker be so many seconds ago."""
     with transaction(engine) as session:
         session.execute(update(WorkerRow).where(WorkerRow.token == token).values(seen_at=db_now() - seconds))
 
 
 def let_commands_reach(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let `orch` find the database of a test."""
+    """Let `orch` use the database of a test."""
     monkeypatch.setenv("ORCH_HOME", str(settings.home))
     if settings.database_url:
         monkeypatch.setenv("ORCH_DATABASE_URL", settings.database_url)

@@ -62,7 +62,7 @@ broker or schema out of reach; 6 time-out of wait; 7 a waited job failed; 8 a wa
 130 interrupted."""
 
 
-class Lazy(click.Group):
+class LazyGroup(click.Group):
     """A group that knows its commands' names and one-line helps, and loads a command when it is called."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
@@ -131,7 +131,7 @@ def accept_globals(command: click.Command) -> None:
 
 
 @click.group(
-    cls=Lazy,
+    cls=LazyGroup,
     params=_globals(hidden=False),
     epilog=EXIT_CODES,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120},
@@ -146,7 +146,7 @@ def cli() -> None:
 
 def main(args: Sequence[str] | None = None) -> None:
     """Run `orch` and exit."""
-    gc.set_threshold(50_000)  # imports drop nothing: looking for garbage meanwhile costs a tenth of the start
+    gc.set_threshold(50_000)  # imports free nothing: collecting garbage meanwhile takes a tenth of the start
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="replace")  # type: ignore[union-attr]
     sys.exit(run(args))
@@ -160,7 +160,7 @@ def run(args: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
     except (click.exceptions.Abort, KeyboardInterrupt) as error:
         return _interrupted(error)
-    except BrokenPipeError:  # whoever read our output has seen enough
+    except BrokenPipeError:  # the reader of our output has closed it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except click.ClickException as error:
@@ -173,13 +173,13 @@ def run(args: Sequence[str] | None = None) -> int:
     return code if isinstance(code, int) else 0
 
 
-_PLACE_ERRORS = (errno.ENOENT, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.EROFS)
-_PLACE_HINT = "Name a file or folder that is there and that you may write to."
+_PATH_ERRORS = (errno.ENOENT, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.EROFS)
+_PATH_HINT = "Name a file or folder that is there and that you may write to."
 
 
 def _interrupted(error: BaseException) -> int:
     if KeyboardInterrupt in {type(error), type(error.__cause__), type(error.__context__)}:
-        return 130  # whoever pressed Ctrl-C knows
+        return 130  # a message would tell nothing new to the person who pressed Ctrl-C
     complain("Nothing was changed.")
     return 1
 
@@ -190,7 +190,7 @@ def _explain(error: Exception) -> int:
         return error.exit_code
     if isinstance(error, OSError) and error.strerror:
         where = f"{error.filename}: " if error.filename else ""
-        complain(f"Error: {where}{error.strerror}", _PLACE_HINT if error.errno in _PLACE_ERRORS else "")
+        complain(f"Error: {where}{error.strerror}", _PATH_HINT if error.errno in _PATH_ERRORS else "")
         return 1
     said = f"{type(error).__name__}: {error}".rstrip(": ")
     complain(

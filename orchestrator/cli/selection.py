@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from orchestrator.results import JobRow
     from orchestrator.settings import Settings
 
+_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 _Decorated = TypeVar("_Decorated", bound=Callable[..., Any])
 
 
@@ -69,6 +70,18 @@ def yes_option() -> Callable[[_Decorated], _Decorated]:
     return click.option("-y", "--yes", is_flag=True, help="Do not ask.")
 
 
+def time_span(ctx: click.Context, param: click.Parameter, value: str | None) -> float | None:
+    """Return the seconds of a time span: 90, 90s, 10m, 2h or 1d."""
+    import re
+
+    if value is None:
+        return None
+    found = re.fullmatch(r"(\d+(?:\.\d*)?)([smhd]?)", value)
+    if not found:
+        raise click.BadParameter(f"{value!r} is no time span: write 90, 90s, 10m, 2h or 1d.", ctx=ctx, param=param)
+    return float(found[1]) * _SECONDS[found[2] or "s"]
+
+
 def states_option() -> Callable[[_Decorated], _Decorated]:
     """Give a command -s, a list of states such as running,queued."""
     return click.option(
@@ -98,7 +111,7 @@ def _complete_states(ctx: click.Context, param: click.Parameter, incomplete: str
 
 
 def _complete(ctx: click.Context, param: click.Parameter, incomplete: str) -> "list[CompletionItem]":
-    """Offer sweep names and job ids; whatever is wrong with the place, offer nothing."""
+    """Offer sweep names and job ids; where the database cannot be read, offer nothing."""
     from click.shell_completion import CompletionItem
 
     try:

@@ -1,4 +1,4 @@
-"""What is known of the terminal: who reads the output, how wide it is, and whether a person can be asked."""
+"""The terminal: whether output is shown live, how wide it is, and whether a person can be asked."""
 
 import json
 import os
@@ -71,7 +71,7 @@ def complain(text: str, hint: str = "", *, colour: str = "red") -> None:
 
 
 def confirm(question: str, *, yes: bool) -> None:
-    """Ask before something is done to many; raise when the answer is no, or nobody is there to ask.
+    """Ask for confirmation; raise when the answer is no, or no person can be asked.
 
     Raises:
         UsageError: --no-input, or no terminal, without --yes.

@@ -7,6 +7,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from orchestrator.config.flat_keys import flatten
 from orchestrator.config.job import JobConfig, Part, text_id
 from orchestrator.errors import ConfigError
 
@@ -72,12 +73,7 @@ def _part(name: str, values: Mapping[str, Any]) -> Part:
 
 def field_paths() -> list[str]:
     """Return every dotted key a config knows, such as `sae.k`."""
-    return [
-        f"{part}.{name}"
-        for part, info in JobConfig.model_fields.items()
-        if isinstance(info.annotation, type) and issubclass(info.annotation, Part)
-        for name in info.annotation.model_fields
-    ]
+    return list(flatten(JobConfig().model_dump(mode="json")))
 
 
 def near_key(key: str, keys: Collection[str]) -> str | None:

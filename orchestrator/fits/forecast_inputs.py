@@ -5,8 +5,8 @@ from typing import NamedTuple
 
 from sqlalchemy import Engine
 
+from orchestrator.config.flat_keys import flatten, varied_keys
 from orchestrator.config.job import JobConfig
-from orchestrator.config.validation import field_paths
 from orchestrator.errors import ConfigError, FitError
 from orchestrator.fits import store
 from orchestrator.results.fit_rows import measured
@@ -80,9 +80,8 @@ def check_one_kind(rows: Sequence[JobMeasurement]) -> None:
 
 def _other_keys(asked: Mapping[int, JobConfig], base: int) -> list[str]:
     """Say which keys the jobs vary that no law knows of."""
-    values = [config.model_dump(mode="json") for config in asked.values()]
-    keys = [key.partition(".") for key in field_paths() if key not in _OF_THE_LAWS]
-    varied = [f"{part}.{leaf}" for part, _, leaf in keys if len({str(one[part][leaf]) for one in values}) > 1]
+    values = [flatten(config.model_dump(mode="json")) for config in asked.values()]
+    varied = [key for key in varied_keys(values) if key not in _OF_THE_LAWS]
     if not varied:
         return []
     return [f"These jobs vary {', '.join(varied)} too, which no law knows of; a new job has that of job {base}."]

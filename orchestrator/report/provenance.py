@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
+from orchestrator.config.flat_keys import flatten
 from orchestrator.formatting import named
 from orchestrator.report.html import Head, Html, element, grid, job_links
 from orchestrator.report.page_data import Contents, SweepText
@@ -68,7 +69,7 @@ def _sweep_line(sweep: SweepText) -> str:
 
 
 def _shared(contents: Contents) -> Html:
-    configs = [flat(origin.config) for origin in contents.origins.values()]
+    configs = [_texts(origin.config) for origin in contents.origins.values()]
     shared = {name: value for name, value in (configs[0] if configs else {}).items() if _same(name, value, configs)}
     text = "\n".join(f"{name}: {value}" for name, value in shared.items())
     return element("pre", text or "nothing", class_="columns")
@@ -80,7 +81,7 @@ def _same(name: str, value: str, configs: Iterable[Mapping[str, str]]) -> bool:
 
 def _differing(contents: Contents) -> list[Html]:
     """Return the table of what else differs between jobs than the table of jobs shows; nothing where nothing does."""
-    configs = {job: flat(origin.config) for job, origin in contents.origins.items()}
+    configs = {job: _texts(origin.config) for job, origin in contents.origins.items()}
     names = list(dict.fromkeys(name for config in configs.values() for name in config))
     odd = [name for name in names if len({config.get(name) for config in configs.values()}) > 1]
     odd = [name for name in odd if name not in _SHOWN_ALREADY]
@@ -96,15 +97,10 @@ def _sweep_file(sweep: SweepText) -> Html:
     return element("details", title, element("pre", sweep.text or "It was enqueued without a file."), open="")
 
 
-def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    """Return nested values as texts under dotted names, passwords hidden."""
-    found: dict[str, str] = {}
-    for name, value in values.items():
-        if isinstance(value, Mapping):
-            found |= flat(value, f"{prefix}{name}.")
-        else:
-            found[f"{prefix}{name}"] = mask(value if isinstance(value, str) else json.dumps(value))
-    return found
+def _texts(config: Mapping[str, Any]) -> dict[str, str]:
+    """Return a config's values as texts under dotted keys, passwords hidden."""
+    values = flatten(config)
+    return {key: mask(value if isinstance(value, str) else json.dumps(value)) for key, value in values.items()}
 
 
 def moment(seconds: float) -> str:

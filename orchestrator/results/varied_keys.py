@@ -8,6 +8,7 @@ from typing import Any
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+from orchestrator.config.flat_keys import flatten, varied_keys
 from orchestrator.database.models import Job
 
 MOST = 1000
@@ -24,17 +25,12 @@ def differences(session: Session, sweeps: Mapping[int, int]) -> dict[int, dict[s
     if len(sweeps) > MOST:
         return {}
     rows = session.execute(select(Job.id, Job.config).where(Job.id.in_(sweeps)))
-    configs = {row.id: _flat(json.loads(row.config)) for row in rows}
-    texts: dict[tuple[int, str], set[str]] = defaultdict(set)
+    configs = {row.id: flatten(json.loads(row.config)) for row in rows}
+    by_sweep: dict[int, list[dict[str, Any]]] = defaultdict(list)
     for job_id, config in configs.items():
-        for key, value in config.items():
-            texts[sweeps[job_id], key].add(value if isinstance(value, str) else json.dumps(value))
-    varied = {at for at, found in texts.items() if len(found) > 1 and at[1] not in TOLD}
+        by_sweep[sweeps[job_id]].append(config)
+    varied = {sweep: set(varied_keys(found)) - TOLD for sweep, found in by_sweep.items()}
     return {
-        job_id: {key: value for key, value in config.items() if (sweeps[job_id], key) in varied}
+        job_id: {key: value for key, value in config.items() if key in varied[sweeps[job_id]]}
         for job_id, config in configs.items()
     }
-
-
-def _flat(config: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    return {f"{part}.{key}": value for part, values in config.items() for key, value in values.items()}

@@ -1,6 +1,9 @@
-"""A sweep file -> a Sweep: bases, grid, zip and list blocks, ranges, overrides and exclusions. Pure."""
+"""A sweep file -> a Sweep of validated configs: bases, blocks, ranges, overrides, exclusions.
+
+Pure; imports config alone. Start reading at `expansion.expand`.
+"""
 
 from orchestrator.sweep.expansion import check_name, expand
-from orchestrator.sweep.places import check_places
+from orchestrator.sweep.paths import check_paths
 
-__all__ = ["check_name", "check_places", "expand"]
+__all__ = ["check_name", "check_paths", "expand"]

@@ -1,4 +1,4 @@
-"""Config keys and the values a sweep file, its bases and the command line give them, each with its place."""
+"""Assign values to config keys: those of a sweep file, its bases and overrides, each with its location."""
 
 import glob
 from pathlib import Path
@@ -15,7 +15,7 @@ SWEEP_KEYS = ("version", "name", "base", "overrides", *SWEEP_ONLY)
 FIELDS = frozenset(field_paths())
 GROUPS = frozenset(JobConfig.model_fields)
 
-_PLACES = ("subject.model", "data.source")
+_PATH_KEYS = ("subject.model", "data.source")
 
 
 class Assignment(NamedTuple):
@@ -23,7 +23,7 @@ class Assignment(NamedTuple):
 
     value: Any
     """Plain; not yet checked."""
-    place: str
+    location: str
     """Where it was written."""
 
 
@@ -31,7 +31,7 @@ Assignments = dict[str, Assignment]
 
 
 def entries(node: Node, what: str) -> dict[str, Node]:
-    """Return the entries of a mapping; nothing written counts as none.
+    """Return the entries of a mapping; none for an empty value.
 
     Raises:
         ConfigError: it is something else.
@@ -39,11 +39,11 @@ def entries(node: Node, what: str) -> dict[str, Node]:
     if node.value is None:
         return {}
     if not isinstance(node.value, dict):
-        raise ConfigError(f"{node.place}: {what} must be a mapping of keys to values", hint="Write key: value.")
+        raise ConfigError(f"{node.location}: {what} must be a mapping of keys to values", hint="Write key: value.")
     return node.value
 
 
-def check_key(key: str, place: str, *, also: tuple[str, ...] = ()) -> str:
+def check_key(key: str, location: str, *, also: tuple[str, ...] = ()) -> str:
     """Return a dotted config key that exists; `also` are other words that may have been meant.
 
     Raises:
@@ -54,14 +54,14 @@ def check_key(key: str, place: str, *, also: tuple[str, ...] = ()) -> str:
     hint = "Every key and what it takes: orch config schema"
     if key in GROUPS:
         some = ", ".join(sorted(field for field in FIELDS if field.startswith(f"{key}."))[:3])
-        raise ConfigError(f"{place}: {key!r} is a group of keys, such as {some}", hint=hint)
+        raise ConfigError(f"{location}: {key!r} is a group of keys, such as {some}", hint=hint)
     if key.partition(".")[0] in SWEEP_KEYS and not also:
-        raise ConfigError(f"{place}: {key!r} is set in the sweep file itself, not among the config keys", hint=hint)
+        raise ConfigError(f"{location}: {key!r} is set in the sweep file itself, not among the config keys", hint=hint)
     near = near_key(key, [*sorted(FIELDS), *also])
-    raise ConfigError(f"{place}: unknown key {key!r}" + (f"; did you mean {near!r}?" if near else ""), hint=hint)
+    raise ConfigError(f"{location}: unknown key {key!r}" + (f"; did you mean {near!r}?" if near else ""), hint=hint)
 
 
-def flatten(found: dict[str, Node], *, also: tuple[str, ...] = ()) -> dict[str, Node]:
+def dotted_keys(found: dict[str, Node], *, also: tuple[str, ...] = ()) -> dict[str, Node]:
     """Return dotted keys for nested or dotted ones.
 
     Raises:
@@ -73,10 +73,10 @@ def flatten(found: dict[str, Node], *, also: tuple[str, ...] = ()) -> dict[str, 
         if name in GROUPS and (node.value is None or isinstance(node.value, dict)):
             below = {f"{name}.{leaf}": inner for leaf, inner in (node.value or {}).items()}
         for key, inner in below.items():
-            place = inner.key_place or inner.place
-            if check_key(key, place, also=also) in flat:
+            location = inner.key_location or inner.location
+            if check_key(key, location, also=also) in flat:
                 raise ConfigError(
-                    f"{place}: {key!r} is written twice", hint=f"It stands first at {flat[key].key_place}."
+                    f"{location}: {key!r} is written twice", hint=f"It stands first at {flat[key].key_location}."
                 )
             flat[key] = inner
     return flat
@@ -85,14 +85,14 @@ def flatten(found: dict[str, Node], *, also: tuple[str, ...] = ()) -> dict[str, 
 def assign(found: dict[str, Node], folders: tuple[Path, ...], *, also: tuple[str, ...] = ()) -> Assignments:
     """Return assignments; a path that exists in one of the folders becomes absolute."""
     return {
-        key: Assignment(located(key, node.plain(), folders), node.place)
-        for key, node in flatten(found, also=also).items()
+        key: Assignment(absolute_path(key, node.plain(), folders), node.location)
+        for key, node in dotted_keys(found, also=also).items()
     }
 
 
-def located(key: str, value: Any, folders: tuple[Path, ...]) -> Any:
+def absolute_path(key: str, value: Any, folders: tuple[Path, ...]) -> Any:
     """Return the absolute path for a relative path or pattern of the subject or the data that exists in a folder."""
-    if key not in _PLACES or not isinstance(value, str) or not value:
+    if key not in _PATH_KEYS or not isinstance(value, str) or not value:
         return value
     if value.startswith("~/"):
         return str(Path.home() / value[2:])
@@ -116,7 +116,7 @@ def assignments_of(root: dict[str, Node], path: Path, *, chain: tuple[Path, ...]
     chain = (*chain, path.resolve())
     if "version" in root and (root["version"].value != VERSION or isinstance(root["version"].value, bool)):
         raise ConfigError(
-            f"{root['version'].place}: version {root['version'].plain()!r} is not known here",
+            f"{root['version'].location}: version {root['version'].plain()!r} is not known here",
             hint=f"This program reads version: {VERSION}.",
         )
     folders = (path.parent,)
@@ -134,12 +134,12 @@ def _base(node: Node, path: Path, chain: tuple[Path, ...]) -> Assignments:
     base = path.parent / node.value
     if base.resolve() in chain:
         loop = " -> ".join(step.name for step in (*chain, base))
-        raise ConfigError(f"{node.place}: the bases go in a circle: {loop}", hint="Take one of the base lines out.")
+        raise ConfigError(f"{node.location}: the bases go in a circle: {loop}", hint="Take one of the base lines out.")
     try:
         text = read_text(base)
     except ConfigError as error:
         raise ConfigError(
-            f"{node.place}: base {error.message}", hint=f"A base is looked for from the folder of {path.name}."
+            f"{node.location}: base {error.message}", hint=f"A base is looked for from the folder of {path.name}."
         ) from None
     return _of_base(entries(parse_text(text, str(base)), "a base"), base, chain)
 
@@ -148,7 +148,7 @@ def _of_base(root: dict[str, Node], path: Path, chain: tuple[Path, ...]) -> Assi
     for key in SWEEP_ONLY:
         if key in root:
             raise ConfigError(
-                f"{root[key].key_place}: a base cannot hold {key!r}",
+                f"{root[key].key_location}: a base cannot hold {key!r}",
                 hint="A base gives config keys; the sweep is yours.",
             )
     return assignments_of(root, path, chain=chain)

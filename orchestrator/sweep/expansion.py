@@ -1,4 +1,4 @@
-"""A sweep file with overrides -> Sweep: every config, in order, valid, each with its own identity."""
+"""A sweep file with overrides -> Sweep: every config, in order, validated, each with its own config_id."""
 
 import math
 import re
@@ -6,10 +6,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import fields
 from itertools import product
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from pydantic import ValidationError
 
+from orchestrator.config.flat_keys import flatten, nest
 from orchestrator.config.job import JobConfig
 from orchestrator.config.validation import SCHEMA_HINT, explain, near_key
 from orchestrator.errors import ConfigError
@@ -24,11 +25,7 @@ MAX_POINTS = 200_000
 MAX_LIMIT = 10**9
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,63}")
-_DEFAULTS = {
-    f"{part}.{key}": value
-    for part, found in JobConfig().model_dump(mode="json").items()
-    for key, value in found.items()
-}
+_DEFAULTS = flatten(JobConfig().model_dump(mode="json"))
 
 
 class _Point(NamedTuple):
@@ -60,7 +57,7 @@ def expand(path: Path, overrides: Sequence[str] = ()) -> Sweep:
     return Sweep(_name(root.get("name"), path), configs, _labels(root.get("labels")), limits, text)
 
 
-def check_name(name: str, place: str = "the name") -> str:
+def check_name(name: str, location: str = "the name") -> str:
     """Return a sweep's name that can be used.
 
     Raises:
@@ -68,7 +65,7 @@ def check_name(name: str, place: str = "the name") -> str:
     """
     if not _NAME.fullmatch(name) or name.isdigit():
         raise ConfigError(
-            f"{place}: {name!r} cannot name a sweep",
+            f"{location}: {name!r} cannot name a sweep",
             hint="A name has up to 64 letters, digits, '.', '_' or '-', begins with no '.' or '-', and is no number.",
         )
     return name
@@ -87,7 +84,7 @@ def _configs(fixed: Assignments, axes: list[Axis], rules: list[Expression]) -> I
         config = _validated(point)
         other = seen.setdefault(config.config_id, point)
         if other is not point:
-            raise _twice(other, point)
+            raise _duplicate(other, point)
         yield config
     if not seen:
         raise ConfigError("exclude leaves no point of the sweep", hint="Take a rule out, or vary more values.")
@@ -104,44 +101,40 @@ def _excluded(point: _Point, rules: list[Expression]) -> bool:
     try:
         return any(rule.holds(values) for rule in rules)
     except ConfigError as error:
-        _validated(point)  # a wrong value explains more than the rule that met it
+        _validated(point)  # an invalid value explains more than the rule that failed on it
         raise ConfigError(f"{error.message}, at {point}", hint=error.hint) from None
 
 
 def _validated(point: _Point) -> JobConfig:
-    nested: dict[str, dict[str, Any]] = {}
-    for key, found in point.values.items():
-        part, _, leaf = key.partition(".")
-        nested.setdefault(part, {})[leaf] = found.value
     try:
-        return JobConfig.model_validate(nested)
+        return JobConfig.model_validate(nest({key: found.value for key, found in point.values.items()}))
     except ValidationError as error:
         path, said = explain(error)
-        key, found = _culprit(path, said, point)
+        key, found = _wrong_assignment(path, said, point)
         at = f", at {point}" if key in point.varied else ""
         said = said if path in said else f"{path}: {said}"
-        raise ConfigError(f"{found.place}: {said}{at}", hint=SCHEMA_HINT) from None
+        raise ConfigError(f"{found.location}: {said}{at}", hint=SCHEMA_HINT) from None
 
 
-def _culprit(path: str, said: str, point: _Point) -> tuple[str, Assignment]:
-    """Return the assignment to blame: the key itself, else one the message names, a varied or later one first."""
+def _wrong_assignment(path: str, said: str, point: _Point) -> tuple[str, Assignment]:
+    """Return the most likely cause: the key itself, else one the message names, a varied or later one first."""
 
-    def blame(key: str) -> tuple[bool, bool, bool]:
+    def likelihood(key: str) -> tuple[bool, bool, bool]:
         named = re.search(rf"\b{key.rpartition('.')[2]}\b", said) is not None
         return path == key or path.startswith(f"{key}."), named, key in point.varied
 
     near = [key for key in point.values if f"{key}.".startswith(f"{path}.") or path.startswith(f"{key}.")]
-    key = max(reversed(near), key=blame)
+    key = max(reversed(near), key=likelihood)
     return key, point.values[key]
 
 
-def _twice(first: _Point, second: _Point) -> ConfigError:
+def _duplicate(first: _Point, second: _Point) -> ConfigError:
     if describe(first.varied) == describe(second.varied):
         message = f"points {first.number} and {second.number} are the same, a value is listed twice: {second}"
     else:
         message = f"{first} and {second} give one and the same config"
-    place = list(second.varied.values())[-1].place
-    return ConfigError(f"{place}: {message}", hint="Take one out; to train a config again, vary training.seed.")
+    location = list(second.varied.values())[-1].location
+    return ConfigError(f"{location}: {message}", hint="Take one out; to train a config again, vary training.seed.")
 
 
 def _rules(node: Node | None) -> list[Expression]:
@@ -151,10 +144,10 @@ def _rules(node: Node | None) -> list[Expression]:
     for rule in rules:
         if not isinstance(rule.value, str):
             raise ConfigError(
-                f"{rule.place}: a rule of exclude is text",
+                f"{rule.location}: a rule of exclude is text",
                 hint='Write exclude: ["sae.k == 64 and sae.n_latents == 4096"]',
             )
-    return [compile_expression(rule.value, place=rule.place, keys=_DEFAULTS) for rule in rules]
+    return [compile_expression(rule.value, location=rule.location, keys=_DEFAULTS) for rule in rules]
 
 
 def _limits(found: dict[str, Node]) -> Limits:
@@ -163,11 +156,11 @@ def _limits(found: dict[str, Node]) -> Limits:
         if key not in known:
             near = near_key(key, known)
             meant = f"; did you mean {near!r}?" if near else ""
-            raise ConfigError(f"{node.key_place}: unknown limit {key!r}{meant}", hint=f"Limits: {', '.join(known)}.")
+            raise ConfigError(f"{node.key_location}: unknown limit {key!r}{meant}", hint=f"Limits: {', '.join(known)}.")
         whole = type(node.value) in (int, float) and 1 <= node.value <= MAX_LIMIT and node.value % 1 == 0
         if node.value is not None and not whole:
             raise ConfigError(
-                f"{node.place}: {key} must be a whole number from 1 (got {node.plain()!r})",
+                f"{node.location}: {key} must be a whole number from 1 (got {node.plain()!r})",
                 hint="Write null for the default.",
             )
     return Limits(**{key: int(node.value) for key, node in found.items() if node.value is not None})
@@ -185,7 +178,9 @@ def _labels(node: Node | None) -> dict[str, str]:
     found = entries(node, "labels") if node else {}
     for key, label in found.items():
         if not key or not isinstance(label.value, str):
-            raise ConfigError(f"{label.place}: the label {key!r} must be text", hint=f'Put it in quotes: {key}: "..."')
+            raise ConfigError(
+                f"{label.location}: the label {key!r} must be text", hint=f'Put it in quotes: {key}: "..."'
+            )
     return {key: label.value for key, label in found.items()}
 
 
@@ -194,5 +189,7 @@ def _name(node: Node | None, path: Path) -> str:
         stem = re.sub(r"[^A-Za-z0-9._-]+", "-", "stdin" if path == STANDARD_INPUT else path.stem).lstrip("-.")[:64]
         return check_name(stem, f"{path}: it has no name, and its file name makes none")
     if not isinstance(node.value, str):
-        raise ConfigError(f"{node.place}: the name must be text (got {node.plain()!r})", hint='Put it in quotes: "..."')
-    return check_name(node.value, node.place)
+        raise ConfigError(
+            f"{node.location}: the name must be text (got {node.plain()!r})", hint='Put it in quotes: "..."'
+        )
+    return check_name(node.value, node.location)

@@ -1,4 +1,4 @@
-"""The expressions of `exclude`: comparisons and arithmetic over dotted keys, parsed by Python, never run by it."""
+"""The expressions of `exclude`: comparisons and arithmetic over dotted keys, parsed by `ast`, never run as code."""
 
 import ast
 import operator
@@ -44,7 +44,7 @@ class Expression(NamedTuple):
 
     text: str
     """As it was written."""
-    place: str
+    location: str
     """Where it was written."""
     tree: ast.expr
     """Only nodes that `holds` knows, only keys that exist."""
@@ -58,26 +58,26 @@ class Expression(NamedTuple):
         try:
             return _truth(_value(self.tree, values))
         except (TypeError, ArithmeticError, ValueError) as error:
-            raise ConfigError(f"{self.place}: {self.text!r}: {error}", hint=GRAMMAR) from None
+            raise ConfigError(f"{self.location}: {self.text!r}: {error}", hint=GRAMMAR) from None
 
 
-def compile_expression(text: str, *, place: str, keys: Collection[str]) -> Expression:
+def compile_expression(text: str, *, location: str, keys: Collection[str]) -> Expression:
     """Check an expression and return it ready for use.
 
     Raises:
         ConfigError: a mistake of form, a word outside the grammar, or an unknown key.
     """
     if len(text) > MAX_LENGTH:
-        raise ConfigError(f"{place}: an expression is longer than {MAX_LENGTH} characters", hint="Use several.")
-    checker = _Checker(text.strip(), place, keys)
+        raise ConfigError(f"{location}: an expression is longer than {MAX_LENGTH} characters", hint="Use several.")
+    checker = _Checker(text.strip(), location, keys)
     tree = checker.parse()
     checker.check(tree, depth=0)
-    return Expression(text, place, tree)
+    return Expression(text, location, tree)
 
 
 class _Checker(NamedTuple):
     text: str
-    place: str
+    location: str
     keys: Collection[str]
 
     def parse(self) -> ast.expr:
@@ -89,7 +89,7 @@ class _Checker(NamedTuple):
             self.refuse("cannot be read")
 
     def refuse(self, said: str) -> NoReturn:
-        raise ConfigError(f"{self.place}: {self.text!r}: {said}", hint=GRAMMAR)
+        raise ConfigError(f"{self.location}: {self.text!r}: {said}", hint=GRAMMAR)
 
     def check(self, node: ast.expr, *, depth: int) -> None:
         if depth > MAX_DEPTH:

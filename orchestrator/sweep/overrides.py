@@ -1,4 +1,4 @@
-"""What a person types behind the sweep file: key=value, key=value,value, key=log(1e-4,1e-3,3), ~key."""
+"""Apply the overrides typed behind a sweep file: key=value, key=value,value, key=log(1e-4,1e-3,3), ~key."""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -13,7 +13,7 @@ from orchestrator.sweep.yaml_source import Node, parse_text
 
 _CALL = re.compile(r"(range|lin|log|pow2)\((.*)\)", re.DOTALL)
 _OPEN, _CLOSE = "([{", ")]}"
-_NOT_YAML = tuple("*&!%@`|>#")  # they start a path, a pattern or a name here, never YAML's own forms
+_NOT_YAML = tuple("*&!%@`|>#")  # an override that starts so is a path, a pattern or a name, never YAML syntax
 _Change = tuple[set[str], Assignments, Axis | None]
 """The keys an override takes out, and the values or the axis it puts in."""
 
@@ -31,11 +31,11 @@ def apply(
         ConfigError: an unknown key, or a text of another form.
     """
     for text in texts:
-        place = f"override {text!r}"
+        location = f"override {text!r}"
         if text.startswith("~"):
-            names, given, axis = _dropped(text[1:].strip(), place)
+            names, given, axis = _dropped(text[1:].strip(), location)
         else:
-            names, given, axis = _given(text, place, folders)
+            names, given, axis = _given(text, location, folders)
         axes = without(axes, names.__contains__)
         if axis:
             axes = [*axes, axis]
@@ -44,39 +44,39 @@ def apply(
     return fixed, axes
 
 
-def listed(text: str, place: str) -> list[Any]:
+def listed(text: str, location: str) -> list[Any]:
     """Return the values of a list as it is typed behind a key: `1,2`, `pow2(10,14)` or `{pow2: [10, 14]}`.
 
     Raises:
         ConfigError: a text of another form.
     """
-    return [node.plain() for item in _split(text) for node in _values(item.strip(), place)]
+    return [node.plain() for item in _split(text) for node in _values(item.strip(), location)]
 
 
-def _dropped(key: str, place: str) -> _Change:
+def _dropped(key: str, location: str) -> _Change:
     group = {field for field in FIELDS if field.startswith(f"{key}.")}
-    return group if key in GROUPS else {check_key(key, place)}, {}, None
+    return group if key in GROUPS else {check_key(key, location)}, {}, None
 
 
-def _given(text: str, place: str, folders: tuple[Path, ...]) -> _Change:
+def _given(text: str, location: str, folders: tuple[Path, ...]) -> _Change:
     written, equals, rest = text.lstrip("+").partition("=")
     if not equals:
-        raise ConfigError(f"{place} has no '='", hint=_HINT)
+        raise ConfigError(f"{location} has no '='", hint=_HINT)
     key = written.strip()
-    values = [node for item in _split(rest) for node in _values(item.strip(), place)]
+    values = [node for item in _split(rest) for node in _values(item.strip(), location)]
     if len(values) > 1:
-        return {check_key(key, place)}, {}, axis_of(key, values, folders)
+        return {check_key(key, location)}, {}, axis_of(key, values, folders)
     given = assign({key: values[0]}, folders)
     return set(given), given, None
 
 
-def _values(item: str, place: str) -> list[Node]:
+def _values(item: str, location: str) -> list[Node]:
     if not item:
-        raise ConfigError(f"{place}: a value is missing", hint=f"{_HINT} For nothing, write null.")
+        raise ConfigError(f"{location}: a value is missing", hint=f"{_HINT} For nothing, write null.")
     if call := _CALL.fullmatch(item):
-        numbers = parse_text(f"[{call[2]}]", place, lines=False)
-        return values_of(Node({call[1]: numbers}, place))
-    node = Node(item, place) if item.startswith(_NOT_YAML) else parse_text(item, place, lines=False)
+        numbers = parse_text(f"[{call[2]}]", location, lines=False)
+        return values_of(Node({call[1]: numbers}, location))
+    node = Node(item, location) if item.startswith(_NOT_YAML) else parse_text(item, location, lines=False)
     if isinstance(node.value, dict) and is_range(list(node.value)):
         return values_of(node)
     return [node]
@@ -85,16 +85,16 @@ def _values(item: str, place: str) -> list[Node]:
 def _split(text: str) -> Iterator[str]:
     """Yield the parts between commas that stand in no bracket and no quotes."""
     depth, quote, start = 0, "", 0
-    for i, sign in enumerate(text):
+    for i, character in enumerate(text):
         if quote:
-            quote = "" if sign == quote and text[i - 1 : i] != "\\" else quote
-        elif sign in "'\"" and (depth or not text[start:i].strip()):
-            quote = sign
-        elif sign in _OPEN:
+            quote = "" if character == quote and text[i - 1 : i] != "\\" else quote
+        elif character in "'\"" and (depth or not text[start:i].strip()):
+            quote = character
+        elif character in _OPEN:
             depth += 1
-        elif sign in _CLOSE:
+        elif character in _CLOSE:
             depth -= 1
-        elif sign == "," and depth <= 0:
+        elif character == "," and depth <= 0:
             yield text[start:i]
             start = i + 1
     yield text[start:]

@@ -1,10 +1,10 @@
-"""The blocks of a sweep as axes: each axis a list of points, each point the values of the keys it varies."""
+"""Blocks of a sweep -> axes: each axis a list of points, each point the values of the keys it varies."""
 
 from collections.abc import Callable
 from pathlib import Path
 
 from orchestrator.errors import ConfigError
-from orchestrator.sweep.assignments import Assignment, Assignments, entries, flatten, located
+from orchestrator.sweep.assignments import Assignment, Assignments, absolute_path, dotted_keys, entries
 from orchestrator.sweep.ranges import is_range, spread
 from orchestrator.sweep.yaml_source import Node
 
@@ -23,14 +23,14 @@ def read_axes(node: Node | None, folder: Path) -> list[Axis]:
     if node is None or node.value is None:
         return []
     if not isinstance(node.value, list):
-        raise ConfigError(f"{node.place}: sweep must be a list of blocks", hint=_FORMS)
+        raise ConfigError(f"{node.location}: sweep must be a list of blocks", hint=_FORMS)
     axes = [axis for block in node.value for axis in _block(block, folder)]
     seen: dict[str, str] = {}
     for axis in axes:
-        for key, place in {key: found.place for point in axis for key, found in point.items()}.items():
+        for key, location in {key: found.location for point in axis for key, found in point.items()}.items():
             if key in seen:
-                raise ConfigError(f"{place}: {key!r} is varied twice", hint=f"It is varied already at {seen[key]}.")
-        seen |= {key: found.place for point in axis for key, found in point.items()}
+                raise ConfigError(f"{location}: {key!r} is varied twice", hint=f"It is varied already at {seen[key]}.")
+        seen |= {key: found.location for point in axis for key, found in point.items()}
     return axes
 
 
@@ -45,16 +45,16 @@ def values_of(node: Node) -> list[Node]:
     if isinstance(node.value, dict) and is_range(list(node.value)):
         kind, numbers = next(iter(node.value.items()))
         if isinstance(numbers.value, list):
-            return [Node(value, node.place) for value in spread(kind, numbers.plain(), place=node.place)]
+            return [Node(value, node.location) for value in spread(kind, numbers.plain(), location=node.location)]
     wrong = "the list is empty" if node.value == [] else "a list of values or a range is needed here"
     raise ConfigError(
-        f"{node.place}: {wrong}", hint="Write [1, 2, 3], {pow2: [8, 10]}, {log: [1e-4, 1e-3, 3]} or alike."
+        f"{node.location}: {wrong}", hint="Write [1, 2, 3], {pow2: [8, 10]}, {log: [1e-4, 1e-3, 3]} or alike."
     )
 
 
 def axis_of(key: str, values: list[Node], folders: tuple[Path, ...]) -> Axis:
     """Return the axis of one key."""
-    return tuple({key: Assignment(located(key, value.plain(), folders), value.place)} for value in values)
+    return tuple({key: Assignment(absolute_path(key, value.plain(), folders), value.location)} for value in values)
 
 
 def without(axes: list[Axis], dropped: Callable[[str], bool]) -> list[Axis]:
@@ -79,44 +79,44 @@ def _keys(axis: Axis) -> set[str]:
 
 def _block(block: Node, folder: Path) -> list[Axis]:
     if not isinstance(block.value, dict) or len(block.value) != 1:
-        raise ConfigError(f"{block.place}: a block has one of the words grid, zip, list", hint=_FORMS)
+        raise ConfigError(f"{block.location}: a block has one of the words grid, zip, list", hint=_FORMS)
     kind, body = next(iter(block.value.items()))
     folders = (folder,)
     match kind:
         case "grid":
             return [axis_of(key, values_of(node), folders) for key, node in _filled(body, kind).items()]
         case "zip":
-            return [_zip(_filled(body, kind), body.place, folders)]
+            return [_zip(_filled(body, kind), body.location, folders)]
         case "list":
             return [_list(body, folders)]
     hint = f"{kind} stands beside sweep, not in it." if kind in ("exclude", "limits", "labels") else _FORMS
-    raise ConfigError(f"{body.key_place}: unknown block {kind!r}; a block is grid, zip or list", hint=hint)
+    raise ConfigError(f"{body.key_location}: unknown block {kind!r}; a block is grid, zip or list", hint=hint)
 
 
 def _filled(body: Node, kind: str) -> dict[str, Node]:
-    found = flatten(entries(body, kind))
+    found = dotted_keys(entries(body, kind))
     if not found:
-        raise ConfigError(f"{body.place}: the {kind} names no key", hint=_FORMS)
+        raise ConfigError(f"{body.location}: the {kind} names no key", hint=_FORMS)
     return found
 
 
-def _zip(found: dict[str, Node], place: str, folders: tuple[Path, ...]) -> Axis:
+def _zip(found: dict[str, Node], location: str, folders: tuple[Path, ...]) -> Axis:
     columns = [axis_of(key, values_of(node), folders) for key, node in found.items()]
     if len({len(column) for column in columns}) != 1:
         lengths = ", ".join(f"{key} has {len(column)}" for key, column in zip(found, columns, strict=True))
         raise ConfigError(
-            f"{place}: the lists of a zip differ in length: {lengths}", hint="Give each key as many values."
+            f"{location}: the lists of a zip differ in length: {lengths}", hint="Give each key as many values."
         )
     return tuple({key: found for part in row for key, found in part.items()} for row in zip(*columns, strict=True))
 
 
 def _list(body: Node, folders: tuple[Path, ...]) -> Axis:
     if not isinstance(body.value, list) or not body.value:
-        raise ConfigError(f"{body.place}: list needs one or more points", hint=_FORMS)
+        raise ConfigError(f"{body.location}: list needs one or more points", hint=_FORMS)
     return tuple(
         {
-            key: Assignment(located(key, node.plain(), folders), node.place)
-            for key, node in flatten(entries(point, "a point of a list")).items()
+            key: Assignment(absolute_path(key, node.plain(), folders), node.location)
+            for key, node in dotted_keys(entries(point, "a point of a list")).items()
         }
         for point in body.value
     )

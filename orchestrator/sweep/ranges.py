@@ -1,4 +1,4 @@
-"""Spread values over a range: range, lin, log and pow2, both ends included."""
+"""Values of a range: range, lin, log and pow2, both ends included."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -11,11 +11,11 @@ Number = int | float
 MAX_VALUES = 10_000
 MAX_NUMBER = 1e300
 DIGITS = 6
-"""Significant digits of a value between the ends, so that a config's hash does not hang on the last bit."""
+"""Significant digits of a value between the ends, so that a config's hash does not depend on the last bit."""
 
 
-def spread(kind: str, arguments: Sequence[object], *, place: str) -> list[Number]:
-    """Return the values of one range, the ends as they were written, whole numbers as integers.
+def spread(kind: str, arguments: Sequence[object], *, location: str) -> list[Number]:
+    """Return the values of one range, the ends as they were written, integers where they are whole.
 
     Raises:
         ConfigError: an unknown kind, or arguments it cannot take.
@@ -30,7 +30,7 @@ def spread(kind: str, arguments: Sequence[object], *, place: str) -> list[Number
         return make(*numbers)
     except (ValueError, OverflowError) as error:
         given = ", ".join(str(argument) for argument in arguments)
-        raise ConfigError(f"{place}: {kind}: [{given[:80]}] {error}", hint=f"Write {kind}: {form}.") from None
+        raise ConfigError(f"{location}: {kind}: [{given[:80]}] {error}", hint=f"Write {kind}: {form}.") from None
 
 
 def is_range(kinds: Sequence[str]) -> bool:

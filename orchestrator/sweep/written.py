@@ -1,9 +1,10 @@
-"""Configs -> the text of a sweep file that gives them back: what they share once, what varies point by point."""
+"""Configs -> the text of a sweep file that expands to them: shared values once, varied ones point by point."""
 
 import json
 from collections.abc import Sequence
 from typing import Any
 
+from orchestrator.config.flat_keys import flatten
 from orchestrator.config.job import JobConfig
 from orchestrator.sweep.assignments import VERSION
 from orchestrator.sweep.sweep import Limits, Sweep
@@ -17,8 +18,8 @@ def sweep_text(sweep: Sweep, *, head: Sequence[str] = (), remarks: Sequence[str]
 
     Expanding it gives the same configs in the same order.
     """
-    values = [_flat(config) for config in sweep.configs]
-    defaults = _flat(JobConfig())
+    values = [flatten(config.model_dump(mode="json")) for config in sweep.configs]
+    defaults = flatten(JobConfig().model_dump(mode="json"))
     shared = {key: value for key, value in values[0].items() if all(point[key] == value for point in values)}
     kept = {key: value for key, value in shared.items() if value != defaults[key] or key in _ALWAYS}
     points = [{key: value for key, value in point.items() if key not in shared} for point in values]
@@ -47,11 +48,6 @@ def _rest(sweep: Sweep) -> list[str]:
     limits = {name: value for name, value in vars(sweep.limits).items() if value != getattr(Limits(), name)}
     lines = [f"limits: {json.dumps(limits)}"] if limits else []
     return [*lines, *([f"labels: {json.dumps(sweep.labels, ensure_ascii=False)}"] if sweep.labels else [])]
-
-
-def _flat(config: JobConfig) -> dict[str, Any]:
-    parts = config.model_dump(mode="json")
-    return {f"{part}.{key}": value for part, inner in parts.items() for key, value in inner.items()}
 
 
 def _value(value: Any) -> str:

@@ -1,4 +1,4 @@
-"""A YAML file as values that know their place: numbers and truths as YAML 1.2 reads them, duplicate keys refused."""
+"""YAML text -> values with their locations; YAML 1.2 numbers and booleans, duplicate keys refused."""
 
 import re
 from collections.abc import Callable
@@ -9,7 +9,7 @@ import yaml
 
 from orchestrator.errors import ConfigError
 
-MAX_NODES = 200_000  # aliases of aliases can make a short file endless
+MAX_NODES = 200_000  # aliases of aliases can make a short file expand without end
 MAX_NUMERAL = 400
 STANDARD_INPUT = Path("-")
 
@@ -27,13 +27,13 @@ class Node(NamedTuple):
 
     value: Any
     """A scalar, a list of nodes, or a dict from keys to nodes."""
-    place: str
+    location: str
     """file:line:column, or the override it was typed in."""
-    key_place: str = ""
-    """Where the key stands that this value belongs to."""
+    key_location: str = ""
+    """Where the key of this value was written."""
 
     def plain(self) -> Any:
-        """Return the value without places."""
+        """Return the value without locations."""
         if isinstance(self.value, list):
             return [item.plain() for item in self.value]
         if isinstance(self.value, dict):
@@ -100,10 +100,10 @@ def parse_text(text: str, source: str, *, lines: bool = True) -> Node:
         return Node(None, source) if node is None else _Reader(source, lines=lines).convert(node)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
-        place = f"{source}:{mark.line + 1}:{mark.column + 1}" if mark and lines else source
+        location = f"{source}:{mark.line + 1}:{mark.column + 1}" if mark and lines else source
         said = ", ".join(part for part in (error.context, error.problem) if part)
         raise ConfigError(
-            f"{place}: {said}", hint="That is not YAML: check quotes, brackets and indentation."
+            f"{location}: {said}", hint="That is not YAML: check quotes, brackets and indentation."
         ) from None
     except yaml.YAMLError as error:
         said = str(error).splitlines()[0]
@@ -113,7 +113,7 @@ def parse_text(text: str, source: str, *, lines: bool = True) -> Node:
 
 
 class _Reader:
-    """Turns composed nodes into places and Python values."""
+    """Converts composed nodes to Python values with their locations."""
 
     def __init__(self, source: str, *, lines: bool) -> None:
         self._source = source
@@ -128,7 +128,7 @@ class _Reader:
             self._refuse(node, "an alias makes this endless", "Write the values out.")
         self._open.add(id(node))
         try:
-            return Node(self._value(node), self._place(node))
+            return Node(self._value(node), self._location(node))
         finally:
             self._open.discard(id(node))
 
@@ -148,8 +148,8 @@ class _Reader:
                 self._refuse(key, "a key must be text", "Write key: value.")
             name = self._text(key)
             if name in found:
-                self._refuse(key, f"{name!r} is written twice", f"It stands first at {found[name].key_place}.")
-            found[name] = self.convert(value)._replace(key_place=self._place(key))
+                self._refuse(key, f"{name!r} is written twice", f"It stands first at {found[name].key_location}.")
+            found[name] = self.convert(value)._replace(key_location=self._location(key))
         return found
 
     def _scalar(self, node: yaml.ScalarNode) -> Any:
@@ -165,13 +165,13 @@ class _Reader:
 
     def _text(self, node: yaml.ScalarNode) -> str:
         text = str(node.value)
-        if any(sign == "\0" or "\ud800" <= sign <= "\udfff" for sign in text):
+        if any(character == "\0" or "\ud800" <= character <= "\udfff" for character in text):
             self._refuse(node, "this text holds a character that cannot be stored", "Take out \\0 and lone surrogates.")
         return text
 
-    def _place(self, node: yaml.Node) -> str:
+    def _location(self, node: yaml.Node) -> str:
         mark = node.start_mark
         return f"{self._source}:{mark.line + 1}:{mark.column + 1}" if self._lines else self._source
 
     def _refuse(self, node: yaml.Node, message: str, hint: str) -> NoReturn:
-        raise ConfigError(f"{self._place(node)}: {message}", hint=hint)
+        raise ConfigError(f"{self._location(node)}: {message}", hint=hint)

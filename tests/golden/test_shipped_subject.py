@@ -105,10 +105,10 @@ def test_no_token_has_more_than_k_latents(curves: Curves) -> None:
 
 
 def test_the_examples_of_sweeps_expand() -> None:
-    from orchestrator.sweep import check_places, expand
+    from orchestrator.sweep import check_paths, expand
 
     examples = Path(__file__).parents[2] / "examples"
     for file in examples.glob("*.yaml"):
         sweep = expand(file)
         assert sweep.configs
-        check_places(sweep.configs)
+        check_paths(sweep.configs)

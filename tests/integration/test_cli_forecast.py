@@ -10,8 +10,7 @@ from typing import Any
 import pytest
 from sqlalchemy import Engine, update
 
-from orchestrator import queue, results
-from orchestrator.cli.commands import lr_search_follow
+from orchestrator import lr_search, queue, results
 from orchestrator.cli.main import run
 from orchestrator.config.validation import parse
 from orchestrator.database.engine import transaction
@@ -227,7 +226,7 @@ class Player(threading.Thread):
 
 @pytest.fixture
 def player(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> Iterator[Player]:
-    monkeypatch.setattr(lr_search_follow, "POLL_SECONDS", 0.02)
+    monkeypatch.setattr(lr_search, "POLL_SECONDS", 0.02)
     player = Player(engine)
     player.start()
     yield player
@@ -250,10 +249,8 @@ def test_a_search_is_followed_to_its_end_and_again(engine: Engine, capsys: Captu
 
 def test_two_searches_at_once_enqueue_once(engine: Engine, player: Player, sqlite_settings: Settings) -> None:
     queue.enqueue(engine, Sweep("s", (config(256, lr=None), config(512, lr=None))))
-    asked = lr_search_follow.Asked(("s",), (), ())
-    others = [
-        threading.Thread(target=lr_search_follow._follow, args=(sqlite_settings, engine, asked)) for _ in range(3)
-    ]
+    scope = lr_search.SearchScope(("s",), (), ())
+    others = [threading.Thread(target=list, args=(lr_search.follow(sqlite_settings, engine, scope),)) for _ in range(3)]
     for other in others:
         other.start()
     for other in others:
@@ -286,7 +283,7 @@ def test_what_cannot_catch_up_is_cancelled(engine: Engine, monkeypatch: pytest.M
         if next(looks) == 2:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr("orchestrator.cli.commands.lr_search_follow.time.sleep", sleep)
+    monkeypatch.setattr("orchestrator.lr_search.time.sleep", sleep)
     assert run(["plan", "s", "--lr", "--follow"]) == 130, "Ctrl-C"
     assert capsys.readouterr().err.count("job 2  cannot catch up: asked to stop") == 1
     assert results.jobs(engine, ids=[2])[0].desired == "cancel"

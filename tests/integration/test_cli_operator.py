@@ -1,4 +1,4 @@
-"""Seeing and steering a fleet: the operator's commands, on a real database; the workers are played."""
+"""Commands of an operator (workers, queue, top) on a real database; workers are rows that tests write."""
 
 import termios
 from collections.abc import Iterator

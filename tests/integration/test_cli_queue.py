@@ -1,4 +1,4 @@
-"""The commands about jobs, in one process, on a real database; a worker is played by the queue's own verbs."""
+"""The commands about jobs, in one process, on a real database; the tests call the queue as a worker would."""
 
 import json
 import subprocess

@@ -1,4 +1,4 @@
-"""The commands about the place: init, db, doctor, config, completion, also when something is out of reach."""
+"""init, db, doctor, config, completion, also when a server is out of reach."""
 
 import json
 import os

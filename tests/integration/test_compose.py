@@ -1,4 +1,4 @@
-"""compose.yaml and the Dockerfile: what they promise, and every command in them run without a container."""
+"""compose.yaml and the Dockerfile: their settings, and every command in them run without a container."""
 
 import os
 import re

@@ -7,9 +7,9 @@ import sys
 
 import pytest
 
-from orchestrator.cli.commands import doctor_checks
 from orchestrator.cli.main import run
 from orchestrator.database.schema import open_database
+from orchestrator.diagnosis import servers
 from orchestrator.settings import Settings
 from tests.queue_shorthand import enqueue
 from tests.worker_shorthand import report
@@ -33,7 +33,7 @@ def test_doctor_looks_at_clock_workers_and_artifacts(
     (home / "artifacts").rmdir()
     (home / "artifacts").write_text("a file in its place")
     (home / "mlflow.db").write_bytes(b"this is no database" * 100)
-    monkeypatch.setattr(doctor_checks, "time", type("Clock", (), {"time": staticmethod(lambda: 4e9)}))
+    monkeypatch.setattr(servers, "time", type("Clock", (), {"time": staticmethod(lambda: 4e9)}))
     ill = found()
     assert (ill["clock"]["level"], "ahead of the database's clock" in ill["clock"]["text"]) == ("WARN", True)
     assert "Leases do not mind" in ill["clock"]["hint"]
@@ -52,7 +52,7 @@ def test_doctor_reaches_a_tracking_store_in_postgres(
     away = "postgresql://me:secret@127.0.0.1:1/mlflow"
     for url, level, says in ((postgres_settings.database, "OK", "answers"), (away, "WARN", "orch tracking sync")):
         monkeypatch.setenv("MLFLOW_TRACKING_URI", url)
-        found = doctor_checks.check_tracking(Settings(tracking_url=url))
+        found = servers.check_tracking(Settings(tracking_url=url))
         assert (found.level, says in found.text + found.hint) == (level, True)
         assert "secret" not in found.text
 
@@ -65,7 +65,7 @@ def test_who_is_lost_is_named_to_the_doctor(sqlite_settings: Settings, monkeypat
     for token, every in (("alive", 10.0), ("lost", -10.0)):
         workers.report(engine, worker, token=token, version="1", every_seconds=every)
     engine.dispose()
-    found = doctor_checks.check_workers(sqlite_settings)
+    found = servers.check_workers(sqlite_settings)
     assert (found.level, found.text) == ("WARN", "1 idle, 1 lost")
     assert "orch worker list" in found.hint
 
@@ -76,8 +76,8 @@ def test_doctor_names_a_process_that_stands_still_on_the_file(sqlite_settings: S
     holder = subprocess.Popen([sys.executable, "-c", program, str(file)])
     try:
         os.waitid(os.P_PID, holder.pid, os.WSTOPPED | os.WNOWAIT)
-        assert doctor_checks.check_database(sqlite_settings).text.endswith(f", open in process {holder.pid} (stopped)")
+        assert servers.check_database(sqlite_settings).text.endswith(f", open in process {holder.pid} (stopped)")
     finally:
         holder.kill()
         holder.wait()
-    assert "open in" not in doctor_checks.check_database(sqlite_settings).text
+    assert "open in" not in servers.check_database(sqlite_settings).text

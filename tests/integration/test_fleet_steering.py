@@ -1,4 +1,4 @@
-"""Real workers in processes: seen in the registry, drained, stopped and killed; what they say is JSON."""
+"""Real workers as processes: listed, drained, stopped and killed; their log is JSON."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The checker of the soak: silent about a sound queue, and loud about each promise that is broken."""
+"""The check of invariants after a soak: no finding on a sound queue, one on each violation."""
 
 import hashlib
 import json
@@ -102,17 +102,17 @@ def test_a_broken_promise_is_told(over: Engine, told: str) -> None:
 
 def test_a_result_without_a_job_is_told(over: Engine) -> None:
     """No database of ours lets this in; the checker does not rely on that."""
-    books = read(over.url.render_as_string(hide_password=False))
-    del books.jobs[1]
-    told = [*violations(books)]
+    db = read(over.url.render_as_string(hide_password=False))
+    del db.jobs[1]
+    told = [*violations(db)]
     assert "job 1: results without a job" in told
     assert "sweep 1: 3 jobs in, 2 there" in told
 
 
 def test_two_results_of_one_job_are_told(over: Engine) -> None:
-    books = read(over.url.render_as_string(hide_password=False))
-    books.results[1].append(books.results[1][0])
-    assert "job 1: is succeeded with 2 results" in [*violations(books)]
+    db = read(over.url.render_as_string(hide_password=False))
+    db.results[1].append(db.results[1][0])
+    assert "job 1: is succeeded with 2 results" in [*violations(db)]
 
 
 @pytest.mark.parametrize("file", ["state", "manifest.json"])

@@ -1,4 +1,4 @@
-"""What listens, listens on loopback alone, unless somebody says otherwise."""
+"""Servers listen on loopback alone, unless told otherwise."""
 
 import signal
 import subprocess

@@ -1,4 +1,4 @@
-"""A sweep file is read, never run, and no text of one keeps the reader busy."""
+"""A sweep file is parsed, never executed, and no text of one takes long to parse."""
 
 import time
 from pathlib import Path

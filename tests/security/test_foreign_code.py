@@ -1,4 +1,4 @@
-"""Nothing that is read can run: no pickles, no code of a model, no message but JSON."""
+"""Nothing that is read is executed: no pickles, no code of a model, no message but JSON."""
 
 import ast
 import hashlib

@@ -1,4 +1,4 @@
-"""Files stay where they belong: nothing is read, shown or deleted outside the data folder, its owner's alone."""
+"""Nothing is read, shown or deleted outside the data folder, and only its owner may read it."""
 
 import os
 import shutil

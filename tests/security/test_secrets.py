@@ -1,4 +1,4 @@
-"""A password in a URL is seen by nobody: not in what is printed, logged, stored, tracked, nor in a trainer."""
+"""A password in a URL is not in what is printed, logged, stored or tracked, nor in a trainer's environment."""
 
 import os
 import subprocess

@@ -3,10 +3,11 @@
 import json
 import math
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from sqlalchemy import Engine, select
 
+from orchestrator.config.flat_keys import flatten
 from orchestrator.database.engine import reading
 from orchestrator.database.models import (
     Attempt,
@@ -76,14 +77,6 @@ def read(engine: Engine, job_id: int) -> JobRecord:
         )  # fmt: skip
         session.expunge_all()
     return record
-
-
-def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return nested values under dotted names."""
-    flat: dict[str, Any] = {}
-    for name, value in values.items():
-        flat |= flatten(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
-    return flat
 
 
 def draw_curve(record: JobRecord, file: Path) -> None:

@@ -9,10 +9,11 @@ from urllib.parse import unquote, urlparse
 from sqlalchemy import Engine
 
 from orchestrator import queue
+from orchestrator.config.flat_keys import flatten
 from orchestrator.database.models import Attempt, CurvePoint
 from orchestrator.job_states import TERMINAL
 from orchestrator.settings import Settings
-from worker.tracking.job_record import MEASURES, JobRecord, draw_curve, flatten, read
+from worker.tracking.job_record import MEASURES, JobRecord, draw_curve, read
 from worker.tracking.mlflow_client import Measure, MlflowClient
 
 _JOB_STATUS = {"succeeded": "FINISHED", "failed": "FAILED", "cancelled": "KILLED"}

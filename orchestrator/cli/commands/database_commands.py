@@ -57,7 +57,7 @@ def backup(*, file: Path, force: bool) -> None:
     SQLite's copy is a database again, and checked; PostgreSQL's is made by pg_dump, for pg_restore. Checkpoints and
     results are files of their own: copy the data folder for them.
     """
-    from orchestrator.cli.commands.backup import back_up
+    from orchestrator.database.backup import back_up
     from orchestrator.settings import load, mask
 
     settings = load()

@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING
 import click
 
 from orchestrator.cli import terminal
-from orchestrator.cli.commands.demo_workers import DemoWorkers
 from orchestrator.cli.commands.report_commands import gather, law_lines, report_path, write
-from orchestrator.cli.display.demo_view import ProgressView, spectator
+from orchestrator.cli.display.demo_view import ProgressView, progress_view
 from orchestrator.cli.display.formats import plural
 from orchestrator.cli.display.results_table import result_lines, where_lines
-from orchestrator.cli.python_process import EXAMPLES
 from orchestrator.cli.selection import database
 from orchestrator.errors import OrchError, StateError, StorageError, TrainingError
 from orchestrator.job_states import TERMINAL
+from orchestrator.processes.demo_workers import DemoWorkers
+from orchestrator.processes.python_process import EXAMPLES
 from orchestrator.versions import usable_cores
 
 if TYPE_CHECKING:
@@ -31,6 +31,7 @@ LOOK_SECONDS = 0.5
 FLUSH_SECONDS = 90.0
 """For how long workers may bring MLflow up to date after the last job."""
 STOP_MARGIN = 15.0
+STOPPING = "\nStopping: the workers write their checkpoints. (Ctrl-C again: do not wait for them.)"
 
 
 @click.command()
@@ -53,7 +54,7 @@ def demo(*, file: Path, workers: int | None) -> None:
             raise StateError("the queue is paused: no worker would claim anything", hint="orch queue resume")
         if left:
             workers = workers or min(MOST_WORKERS, usable_cores(), len(left))
-            # Each takes its part of the jobs, so that none takes all and another stands idle.
+            # Each takes its part of the jobs, so that none takes all while another is idle.
             jobs = min(settings.jobs_per_trainer, -(-len(left) // workers))
             _train(settings, engine, name, workers=workers, jobs=jobs)
         else:
@@ -85,41 +86,46 @@ def _unfinished(engine: "Engine", name: str) -> "list[JobRow]":
 
 def _train(settings: "Settings", engine: "Engine", name: str, *, workers: int, jobs: int) -> None:
     threads = max(1, usable_cores() // workers)
-    cast = f"{plural(workers, 'worker')} with {plural(threads, 'thread')} each"
-    terminal.note(f"Starting {cast}; their logs are in {settings.home / 'logs'}\n")
+    started = f"{plural(workers, 'worker')} with {plural(threads, 'thread')} each"
+    terminal.note(f"Starting {started}; their logs are in {settings.logs_folder}\n")
     grace = settings.terminate_seconds + STOP_MARGIN
-    crew = DemoWorkers(settings.home / "logs", size=workers, threads=threads, jobs=jobs, grace_seconds=grace)
+    group = DemoWorkers(settings.logs_folder, size=workers, threads=threads, jobs=jobs, grace_seconds=grace)
     try:
-        with crew:
-            with spectator(engine, title=name) as view:
-                _watch(engine, name, crew, view)
-            crew.wait(FLUSH_SECONDS)
+        with group:
+            try:
+                with progress_view(engine, title=name) as view:
+                    _watch(engine, name, group, view)
+                group.wait(FLUSH_SECONDS)
+            except KeyboardInterrupt:
+                if group.are_running:
+                    terminal.note(STOPPING)
+                raise
     except KeyboardInterrupt:
         terminal.note("Stopped; what was trained is in the checkpoints. To go on: orch demo (or: orch worker)")
         raise
 
 
-def _watch(engine: "Engine", name: str, crew: DemoWorkers, view: ProgressView) -> None:
+def _watch(engine: "Engine", name: str, group: DemoWorkers, view: ProgressView) -> None:
     while True:
-        at_work = crew.is_at_work  # asked first: what they did before they ended is then in the database
+        are_running = group.are_running  # asked first: what they did before they ended is then in the database
         try:
             rows = latest(engine, name)
         except StorageError as error:
-            view.show([], remark=f"{error.message} · looking again")
+            view.show([], notice=f"{error.message} · looking again")
             rows = []
         else:
-            view.show(rows, remark=_remark(crew))
+            view.show(rows, notice=_failure(group))
             if all(row.state in (*TERMINAL, "paused") for row in rows):
                 return
-        if not at_work:
+        if not are_running:
             left = sum(row.state not in TERMINAL for row in rows)
-            raise TrainingError(f"the workers ended and left {left} jobs undone", hint=crew.last_words())
+            raise TrainingError(f"the workers ended and left {left} jobs undone", hint=group.log_tails())
         time.sleep(LOOK_SECONDS)
 
 
-def _remark(crew: DemoWorkers) -> str:
-    dead = crew.dead()
-    return f"{dead[0].name} ended badly, see {dead[0].log}" if dead else ""
+def _failure(group: DemoWorkers) -> str:
+    failed = group.failed()
+    return f"{failed[0].name} ended badly, see {failed[0].log}" if failed else ""
 
 
 def _conclude(settings: "Settings", engine: "Engine", name: str) -> None:

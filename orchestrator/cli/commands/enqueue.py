@@ -1,4 +1,4 @@
-"""`orch enqueue`: a sweep file goes into the queue."""
+"""`orch enqueue`: put the jobs of a sweep file into the queue."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -58,17 +58,17 @@ def enqueue(
 
 def _read(file: Path, overrides: tuple[str, ...], name: str | None) -> "Sweep":
     from orchestrator.settings import load
-    from orchestrator.sweep import check_name, check_places, expand
+    from orchestrator.sweep import check_name, check_paths, expand
 
     sweep = expand(file, overrides)
     if load().embedded:  # in the service mode the files are on the workers' machines
-        check_places(sweep.configs)
+        check_paths(sweep.configs)
     return replace(sweep, name=check_name(name, "--name")) if name else sweep
 
 
 def _preview(sweep: "Sweep", *, needed: bool) -> "list[PlannedJob]":
     from orchestrator import results
-    from orchestrator.cli.display.sweep_table import plan
+    from orchestrator.cli.display.sweep_table import planned_jobs
     from orchestrator.database import schema
     from orchestrator.settings import load
 
@@ -77,30 +77,30 @@ def _preview(sweep: "Sweep", *, needed: bool) -> "list[PlannedJob]":
         with database() as (_, engine):
             there = results.existing(engine, sweep.name)
     new = [config.config_id not in there for config in sweep.configs]
-    return plan(sweep.configs, job_ids=[None] * len(new), new=new)
+    return planned_jobs(sweep.configs, job_ids=[None] * len(new), new=new)
 
 
 def _add(engine: "Engine", sweep: "Sweep", *, priority: int, needed: bool) -> "list[PlannedJob]":
     from orchestrator import queue
-    from orchestrator.cli.display.sweep_table import plan
+    from orchestrator.cli.display.sweep_table import planned_jobs
 
     added = queue.enqueue(engine, sweep, allow_duplicate=not needed, priority=priority)
-    return plan(sweep.configs, job_ids=added.job_ids, new=[job_id is not None for job_id in added.job_ids])
+    return planned_jobs(sweep.configs, job_ids=added.job_ids, new=[job_id is not None for job_id in added.job_ids])
 
 
 def _print(sweep: "Sweep", jobs: "list[PlannedJob]", output: str | None, *, dry_run: bool = False) -> None:
-    from orchestrator.cli.display.sweep_table import plan_lines, plan_record, total_line
+    from orchestrator.cli.display.sweep_table import job_record, sweep_lines, total_line
 
     new = sum(job.is_new for job in jobs)
     if output == "json":
-        items = terminal.envelope("enqueue", map(plan_record, jobs))
+        items = terminal.envelope("enqueue", map(job_record, jobs))
         terminal.echo_json(items | {"sweep": sweep.name, "added": 0 if dry_run else new, "skipped": len(jobs) - new})
     elif output == "name":
         for job in jobs:
             if job.is_new:
                 terminal.echo(job.config.config_id if dry_run else str(job.job_id))
     else:
-        for line in plan_lines(jobs, width=terminal.width()):
+        for line in sweep_lines(jobs, width=terminal.width()):
             terminal.echo(line)
         added = "would add" if dry_run else "added"
         cost = f" · {total_line(jobs)}" if new else ""

@@ -6,8 +6,9 @@ import click
 
 from orchestrator.cli import terminal
 from orchestrator.cli.display.columns import state_cell, why
-from orchestrator.cli.display.formats import duration, plural, size
+from orchestrator.cli.display.formats import plural, size
 from orchestrator.cli.selection import database, job_argument, job_rows
+from orchestrator.formatting import duration
 from orchestrator.job_states import FREED
 
 if TYPE_CHECKING:

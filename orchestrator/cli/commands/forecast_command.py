@@ -5,10 +5,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from orchestrator.cli import terminal
-from orchestrator.cli.display.formats import duration, ratio, scientific
+from orchestrator.cli.display.formats import ratio, scientific
 from orchestrator.cli.display.tables import Column, table
 from orchestrator.cli.selection import database, output_option
-from orchestrator.formatting import NONE, count
+from orchestrator.formatting import NONE, count, duration
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -5,9 +5,8 @@ from typing import TYPE_CHECKING
 import click
 
 from orchestrator.cli import terminal
-from orchestrator.cli.commands.wait import seconds
 from orchestrator.cli.display.formats import plural, size
-from orchestrator.cli.selection import database, output_option, yes_option
+from orchestrator.cli.selection import database, output_option, time_span, yes_option
 
 if TYPE_CHECKING:
     from orchestrator.storage import garbage
@@ -19,7 +18,7 @@ LINES_SHOWN = 20
 @click.option("--dry-run", is_flag=True, help="Only say what would go.")
 @click.option("--cache", "all_caches", is_flag=True, help="Every activation cache that no process uses, however young.")
 @click.option(
-    "--older-than", metavar="TIME", default="7d", show_default=True, callback=seconds,
+    "--older-than", metavar="TIME", default="7d", show_default=True, callback=time_span,
     help="Age at which unused caches and tokens go, checkpoints of failed and cancelled jobs, and ended workers.",
 )  # fmt: skip
 @yes_option()
@@ -29,8 +28,7 @@ def gc(*, dry_run: bool, all_caches: bool, older_than: float, yes: bool, output:
 
     Checkpoints of jobs that have ended (the final autoencoder stays), activation caches over their quota or long
     unused, token files of no job that is not over, what was left half-written, and the names of workers that ended
-    long ago. Nothing that a job which runs,
-    waits or is paused would miss.
+    long ago. Nothing that a job needs which runs, waits or is paused.
     """
     from orchestrator.queue import workers
     from orchestrator.storage import garbage

@@ -27,19 +27,19 @@ FOLLOW_SECONDS = 0.3
 def logs(*, job: int, follow: bool, attempt: int | None, tail: int | None) -> None:
     """Print what a job's trainer wrote."""
     with database() as (settings, engine):
-        folder = Path(settings.home, "logs", str(job))
         row = job_rows(engine, [str(job)])[0]
-        number = attempt or _last(folder) or max(1, row.attempt)
+        newest = max(_attempts(settings.log_file(job, 1).parent), default=None)
+        file = settings.log_file(job, attempt or newest or max(1, row.attempt))
         if not follow:
-            _print(folder / f"{number}.log", job, tail)
+            _print(file, job, tail)
             return
-        for line in _follow(engine, job, folder / f"{number}.log", tail=tail):
+        for line in _follow(engine, job, file, tail=tail):
             terminal.echo(line)
 
 
 def _print(path: Path, job: int, tail: int | None) -> None:
     if not path.exists():
-        there = sorted(int(found.stem) for found in path.parent.glob("*.log") if found.stem.isdigit())
+        there = sorted(_attempts(path.parent))
         known = f"Attempts with a log: {', '.join(map(str, there))}" if there else f"orch explain {job} says why"
         raise NotFound(
             f"job {job} has no log of attempt {path.stem}" if there else f"job {job} has no log yet", hint=known
@@ -51,19 +51,19 @@ def _print(path: Path, job: int, tail: int | None) -> None:
 
 def _follow(engine: "Engine", job: int, path: Path, *, tail: int | None) -> Iterator[str]:
     """Yield lines as they are written, then those of the next attempt, until the job has ended."""
-    place = 0
+    position = 0
     if tail is not None and path.exists():
         with path.open("rb") as file:
             lines = file.readlines()
-        place = sum(map(len, lines[: max(0, len(lines) - tail)]))
+        position = sum(map(len, lines[: max(0, len(lines) - tail)]))
     while True:
         newer = path.with_name(f"{int(path.stem) + 1}.log")
         # Asked before the file is read: what was written until then is all there is.
         over, ended = newer.exists(), job_rows(engine, [str(job)])[0].state in TERMINAL
-        text, place = _read(path, place)
+        text, position = _read(path, position)
         yield from text
         if over:
-            path, place = newer, 0
+            path, position = newer, 0
             yield f"==> attempt {path.stem} <=="
         elif ended:
             return
@@ -71,15 +71,17 @@ def _follow(engine: "Engine", job: int, path: Path, *, tail: int | None) -> Iter
             time.sleep(FOLLOW_SECONDS)
 
 
-def _read(path: Path, place: int) -> tuple[list[str], int]:
-    """Return the whole lines after a place in a file, and the place after them."""
+def _read(path: Path, position: int) -> tuple[list[str], int]:
+    """Return the complete lines after a position in a file, and the position after them."""
     if not path.exists():
-        return [], place
+        return [], position
     with path.open("rb") as file:
-        file.seek(place)
+        file.seek(position)
         whole, newline, _ = file.read().rpartition(b"\n")
-    return whole.decode(errors="replace").split("\n") if newline else [], place + len(whole) + len(newline)
+    lines = whole.decode(errors="replace").split("\n") if newline else []
+    return lines, position + len(whole) + len(newline)
 
 
-def _last(folder: Path) -> int | None:
-    return max((int(found.stem) for found in folder.glob("*.log") if found.stem.isdigit()), default=None)
+def _attempts(folder: Path) -> list[int]:
+    """Return the attempts that have a log in a folder."""
+    return [int(file.stem) for file in folder.glob("*.log") if file.stem.isdigit()]

@@ -8,10 +8,10 @@ import click
 from orchestrator.cli import terminal
 from orchestrator.cli.commands.forecast_command import whole_numbers
 from orchestrator.cli.commands.plan_file import MARK, write
-from orchestrator.cli.display.formats import duration, plural, scientific
+from orchestrator.cli.display.formats import plural, scientific
 from orchestrator.cli.display.tables import Column, table
 from orchestrator.cli.selection import database
-from orchestrator.formatting import NONE, count
+from orchestrator.formatting import NONE, count, duration
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine
@@ -48,9 +48,10 @@ def plan(
     given = whole_numbers(ks, "--k") if ks else []
     with database() as (settings, engine):
         if rates:
-            from orchestrator.cli.commands import lr_search_follow as search
+            from orchestrator.cli.commands.lr_search_follow import search
+            from orchestrator.lr_search import SearchScope
 
-            search.search(settings, engine, search.Asked(sweeps, tuple(wanted), tuple(given)), follow, output)
+            search(settings, engine, SearchScope(sweeps, tuple(wanted), tuple(given)), follow=follow, output=output)
         else:
             _propose(engine, sweeps, device=device, budget=budget, target=target_fvu, ks=given, output=output)
 

@@ -5,11 +5,11 @@ from typing import TYPE_CHECKING
 import click
 
 from orchestrator.cli import terminal
-from orchestrator.cli.display.formats import clock, duration, plural
+from orchestrator.cli.display.formats import clock, plural
 from orchestrator.cli.display.queue_view import state_counts
 from orchestrator.cli.display.records import record
 from orchestrator.cli.selection import database, output_option
-from orchestrator.formatting import count
+from orchestrator.formatting import count, duration
 
 if TYPE_CHECKING:
     from orchestrator.results import QueueStats

@@ -1,4 +1,4 @@
-"""`orch init, config, completion`: where things are, and what a config may say."""
+"""`orch init, config, completion`: settings, the schema of configs, and the shell."""
 
 import json
 from pathlib import Path
@@ -126,10 +126,9 @@ def schema() -> None:
 @config.command()
 def path() -> None:
     """Print which orch.toml is in force; nothing when there is none."""
-    from orchestrator.settings import FILE_NAME
+    from orchestrator.settings import nearest_file
 
-    here = Path.cwd()
-    found = next((file for folder in (here, *here.parents) if (file := folder / FILE_NAME).is_file()), None)
+    found = nearest_file(Path.cwd())
     if found:
         terminal.echo(str(found))
     else:

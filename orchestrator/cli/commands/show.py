@@ -2,18 +2,17 @@
 
 import json
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from orchestrator.cli import terminal
 from orchestrator.cli.display.columns import progress_cell, state_cell, why
-from orchestrator.cli.display.formats import clock, duration, ratio, scientific, share, sparkline
+from orchestrator.cli.display.formats import clock, ratio, scientific, share, sparkline
 from orchestrator.cli.display.records import csv_text, record
 from orchestrator.cli.display.tables import Column, table
 from orchestrator.cli.selection import database, job_argument, job_rows, output_option
-from orchestrator.formatting import NONE, count
+from orchestrator.formatting import NONE, count, duration
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine
@@ -65,7 +64,7 @@ def _print_summary(settings: "Settings", engine: "Engine", row: "JobRow", output
     curve = sparkline([point.fvu for point in results.curve(engine, row.id)], 32)
     title = f"job {row.id}  {row.sweep}  {state_cell(row, drawn=terminal.is_live())}"
     terminal.echo(click.style(title, bold=True) + (f"  {why(row)}" if why(row) else ""))
-    for name, value in [*_facts(row), ("curve", curve), *_counts(counts), *_places(settings, row)]:
+    for name, value in [*_facts(row), ("curve", curve), *_counts(counts), *_files(settings, row)]:
         if value and value != NONE:
             terminal.echo(f"  {click.style(f'{name:<14}', dim=True)}{value}")
     terminal.note(
@@ -103,8 +102,8 @@ def _counts(counts: list[dict[str, Any]]) -> list[tuple[str, str]]:
     ]
 
 
-def _places(settings: "Settings", row: "JobRow") -> list[tuple[str, str]]:
-    log = Path(settings.home, "logs", str(row.id), f"{row.attempt}.log")
+def _files(settings: "Settings", row: "JobRow") -> list[tuple[str, str]]:
+    log = settings.log_file(row.id, row.attempt)
     return [
         ("config", row.config_id),
         ("MLflow run", row.mlflow_run_id or ""),

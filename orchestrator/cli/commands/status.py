@@ -1,4 +1,4 @@
-"""`orch status`: jobs and how far they are, once or again and again."""
+"""`orch status`: show jobs and how far they are, once or until Ctrl-C."""
 
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -10,8 +10,8 @@ import click
 from orchestrator.cli import terminal
 from orchestrator.cli.display.columns import job_columns, why
 from orchestrator.cli.display.formats import clock, plural, ratio
-from orchestrator.cli.display.live_canvas import MIN_SECONDS, Canvas
-from orchestrator.cli.display.queue_view import FOREMOST, Curves, Snapshot, foremost, picture, state_counts
+from orchestrator.cli.display.live_canvas import MIN_SECONDS, LiveCanvas
+from orchestrator.cli.display.queue_view import DISPLAY_ORDER, Snapshot, Sparklines, first_shown, screen, state_counts
 from orchestrator.cli.display.records import csv_text, record
 from orchestrator.cli.display.tables import table
 from orchestrator.cli.selection import database, output_option, selectors, states_option
@@ -79,7 +79,7 @@ def _read(
     if limit is None or sum(results.counts(engine).values()) <= limit:
         return results.jobs(engine, ids=ids, states=states)
     rows: list[JobRow] = []
-    for state in FOREMOST:  # among many, what runs or failed before what waits, and that before what is done
+    for state in DISPLAY_ORDER:  # among many, what runs or failed before what waits, and that before what is done
         if len(rows) < limit and (states is None or state in states):
             rows += results.jobs(engine, ids=ids, states=[state], limit=limit - len(rows))
     return sorted(rows, key=lambda row: row.id)
@@ -131,19 +131,19 @@ def _watch(engine: "Engine", read: Read, *, seconds: float, output: str | None) 
 def _draw(engine: "Engine", read: Read, seconds: float) -> None:
     from orchestrator import results
 
-    curves, last = Curves(engine), Snapshot(())
-    with Canvas() as canvas:
+    sparklines, last = Sparklines(engine), Snapshot(())
+    with LiveCanvas() as canvas:
         while True:
             try:
                 rows = read()
                 names = [str(worker.worker) for worker in results.workers(engine)]
-                last = Snapshot(rows, names, curves.of(foremost(rows, 60)))
+                last = Snapshot(rows, names, sparklines.of(first_shown(rows, 60)))
             except StorageError as error:
                 if not last.rows:
                     raise
-                last = replace(last, remark=f"{error.message} · looking again")
+                last = replace(last, notice=f"{error.message} · looking again")
             title = last.rows[0].sweep if len({row.sweep for row in last.rows}) == 1 else "orch"
-            canvas.draw(picture(last, size=canvas.size, title=title, clock=clock(time.time())))
+            canvas.draw(screen(last, size=canvas.size, title=title, clock=clock(time.time())))
             time.sleep(seconds)
 
 

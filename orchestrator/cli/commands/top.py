@@ -1,4 +1,4 @@
-"""`orch top`: the workers and what runs, again and again."""
+"""`orch top`: watch the workers and the running jobs."""
 
 import os
 import signal
@@ -12,7 +12,7 @@ import click
 from orchestrator.cli import terminal
 from orchestrator.cli.display.columns import job_columns, worker_columns
 from orchestrator.cli.display.formats import clock, plural
-from orchestrator.cli.display.live_canvas import MIN_SECONDS, Canvas, Keys
+from orchestrator.cli.display.live_canvas import MIN_SECONDS, KeyInput, LiveCanvas
 from orchestrator.cli.display.queue_view import state_counts
 from orchestrator.cli.display.tables import cut, table, visible
 from orchestrator.cli.selection import database
@@ -25,19 +25,19 @@ if TYPE_CHECKING:
     from orchestrator.results import JobRow, RegisteredWorker
 
 _SHOWN = {"ID", "SWEEP", "N", "K", "SWEPT", "PROGRESS", "TOK/S", "ETA", "FVU", "WORKER"}
-_CHROME = 7
-"""Lines that are neither worker nor job: headline, two headers, three gaps, the footer."""
+_OTHER_LINES = 7
+"""Lines that are neither worker nor job: title, two headers, three gaps, the footer."""
 
 
 @dataclass(frozen=True)
-class Scene:
+class WorkersSnapshot:
     """What was read from the database at one moment."""
 
     workers: "Sequence[RegisteredWorker]" = ()
     running: "Sequence[JobRow]" = ()
     counts: Mapping[str, int] | None = None
     is_paused: bool = False
-    remark: str = ""
+    notice: str = ""
 
 
 @click.command()
@@ -49,31 +49,31 @@ def top(*, every: float) -> None:
         if terminal.is_live():
             _watch(engine, max(MIN_SECONDS, every))
             return
-        for line in scene_lines(_look(engine), width=terminal.width(), drawn=False):
+        for line in snapshot_lines(_read(engine), width=terminal.width(), drawn=False):
             terminal.echo(line)
 
 
 def _watch(engine: "Engine", seconds: float) -> None:
     for number in (signal.SIGTERM, signal.SIGHUP):  # the terminal is given back then, too
         signal.signal(number, signal.default_int_handler)
-    scene = Scene()
-    with Keys() as keys, Canvas() as canvas:
+    snapshot = WorkersSnapshot()
+    with KeyInput() as keys, LiveCanvas() as canvas:
         while True:
             try:
-                scene = _look(engine)
+                snapshot = _read(engine)
             except StorageError as error:
-                if scene.counts is None:
+                if snapshot.counts is None:
                     raise
-                scene = replace(scene, remark=f"{error.message} · looking again")
-            canvas.draw(_picture(scene, canvas.size))
+                snapshot = replace(snapshot, notice=f"{error.message} · looking again")
+            canvas.draw(_screen(snapshot, canvas.size))
             if "q" in keys.pressed(seconds).lower():
                 return
 
 
-def _look(engine: "Engine") -> Scene:
+def _read(engine: "Engine") -> WorkersSnapshot:
     from orchestrator import results
 
-    return Scene(
+    return WorkersSnapshot(
         workers=results.registered_workers(engine),
         running=results.jobs(engine, states=["running"]),
         counts=results.counts(engine),
@@ -81,30 +81,32 @@ def _look(engine: "Engine") -> Scene:
     )
 
 
-def _picture(scene: Scene, size: os.terminal_size) -> list[str]:
+def _screen(snapshot: WorkersSnapshot, size: os.terminal_size) -> list[str]:
     """Return the lines that fit; workers get half of them at most where there are many jobs."""
-    room = max(2, size.lines - _CHROME)
-    n_workers = min(len(scene.workers), max(room // 2, room - len(scene.running)))
-    shown = replace(scene, workers=scene.workers[:n_workers], running=scene.running[: room - n_workers])
-    hidden = (len(scene.workers) - len(shown.workers), len(scene.running) - len(shown.running))
+    room = max(2, size.lines - _OTHER_LINES)
+    n_workers = min(len(snapshot.workers), max(room // 2, room - len(snapshot.running)))
+    shown = replace(snapshot, workers=snapshot.workers[:n_workers], running=snapshot.running[: room - n_workers])
+    hidden = (len(snapshot.workers) - len(shown.workers), len(snapshot.running) - len(shown.running))
     more = [plural(number, word) for number, word in zip(hidden, ("more worker", "more job"), strict=True) if number]
-    said = click.style(scene.remark, fg="yellow") if scene.remark else click.style("q ends", dim=True)
-    lines = scene_lines(shown, width=size.columns, drawn=True, rate=_rate(scene))
+    said = click.style(snapshot.notice, fg="yellow") if snapshot.notice else click.style("q ends", dim=True)
+    lines = snapshot_lines(shown, width=size.columns, drawn=True, rate=_rate(snapshot))
     return [*lines, "", cut("  ".join([said, *more]), size.columns)]
 
 
-def scene_lines(scene: Scene, *, width: int | None, drawn: bool, rate: float | None = None) -> list[str]:
-    """Return the headline, the workers and the running jobs; `rate` is in tokens/s, that of the scene by default."""
-    counts = "  ".join(state_counts(scene.counts or {})) or "the queue is empty"
-    paused = click.style("  paused", fg="yellow", bold=True) if scene.is_paused else ""
-    head = f"{click.style('orch', bold=True)}  {counts}{paused}  {count(rate or _rate(scene))} tokens/s"
+def snapshot_lines(
+    snapshot: WorkersSnapshot, *, width: int | None, drawn: bool, rate: float | None = None
+) -> list[str]:
+    """Return the title, the workers and the running jobs; `rate` (tokens/s) is by default the sum over these jobs."""
+    counts = "  ".join(state_counts(snapshot.counts or {})) or "the queue is empty"
+    paused = click.style("  paused", fg="yellow", bold=True) if snapshot.is_paused else ""
+    head = f"{click.style('orch', bold=True)}  {counts}{paused}  {count(rate or _rate(snapshot))} tokens/s"
     now = clock(time.time())
     gap = 2 if width is None else width - visible(head) - len(now)
     lines = [head + " " * gap + click.style(now, dim=True) if gap > 1 else cut(head, width), ""]
-    lines += table(scene.workers, worker_columns(), width=width) if scene.workers else ["no worker is there"]
-    columns = [column for column in job_columns(scene.running, drawn=drawn) if column.title in _SHOWN]
-    return [*lines, "", *(table(scene.running, columns, width=width) if scene.running else ["nothing runs"])]
+    lines += table(snapshot.workers, worker_columns(), width=width) if snapshot.workers else ["no worker is there"]
+    columns = [column for column in job_columns(snapshot.running, drawn=drawn) if column.title in _SHOWN]
+    return [*lines, "", *(table(snapshot.running, columns, width=width) if snapshot.running else ["nothing runs"])]
 
 
-def _rate(scene: Scene) -> float:
-    return sum(row.tokens_per_second or 0.0 for row in scene.running)
+def _rate(snapshot: WorkersSnapshot) -> float:
+    return sum(row.tokens_per_second or 0.0 for row in snapshot.running)

@@ -1,6 +1,5 @@
 """`orch wait`: until jobs have ended; the exit code says how."""
 
-import re
 import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
@@ -10,7 +9,7 @@ import click
 from orchestrator.cli import terminal
 from orchestrator.cli.display.columns import COLOURS, why
 from orchestrator.cli.display.formats import ratio
-from orchestrator.cli.selection import database, selectors
+from orchestrator.cli.selection import database, selectors, time_span
 from orchestrator.job_states import TERMINAL
 
 if TYPE_CHECKING:
@@ -20,23 +19,12 @@ if TYPE_CHECKING:
 
 POLL_SECONDS = 0.5
 TIMED_OUT, FAILED, CANCELLED = 6, 7, 8
-_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
-
-
-def seconds(ctx: click.Context, param: click.Parameter, value: str | None) -> float | None:
-    """Read a time span: 90, 90s, 10m, 2h or 1d."""
-    if value is None:
-        return None
-    found = re.fullmatch(r"(\d+(?:\.\d*)?)([smhd]?)", value)
-    if not found:
-        raise click.BadParameter(f"{value!r} is no time span: write 90, 90s, 10m, 2h or 1d.", ctx=ctx, param=param)
-    return float(found[1]) * _UNITS[found[2] or "s"]
 
 
 @click.command()
 @selectors(required=True)
 @click.option(
-    "--timeout", metavar="TIME", callback=seconds, help="Give up after that long (exit code 6); for example 90s, 10m."
+    "--timeout", metavar="TIME", callback=time_span, help="Give up after that long (exit code 6); for example 90s, 10m."
 )
 @click.option("--any", "first", is_flag=True, help="Wait for the first of them only.")
 @click.pass_context

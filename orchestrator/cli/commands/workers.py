@@ -11,9 +11,9 @@ from orchestrator.cli.display.columns import worker_columns
 from orchestrator.cli.display.formats import plural
 from orchestrator.cli.display.records import record
 from orchestrator.cli.display.tables import table
-from orchestrator.cli.python_process import python_command, python_environment
 from orchestrator.cli.selection import database, output_option
 from orchestrator.errors import NotFound, StateError
+from orchestrator.processes.python_process import python_command, python_environment
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine

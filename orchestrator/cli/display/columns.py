@@ -2,14 +2,13 @@
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from itertools import takewhile
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from orchestrator.cli.display.formats import bar, clock, duration, ratio, share
+from orchestrator.cli.display.formats import bar, clock, ratio, share
 from orchestrator.cli.display.tables import Column
-from orchestrator.formatting import NONE, count
+from orchestrator.formatting import NONE, count, duration
 from orchestrator.job_states import TERMINAL
 
 if TYPE_CHECKING:
@@ -27,21 +26,21 @@ MARKS = {"queued": "○", "running": "●", "paused": "‖", "succeeded": "✓",
 WORKER_COLOURS = {"at work": "cyan", "idle": "white", "draining": "yellow", "stopping": "yellow", "lost": "red"}
 _LEASE_LOW = 30
 _JOBS_NAMED = 6
-_LONG_BEGINNING = 8
+_LONG_PREFIX = 8
 
 
 def job_columns(
     rows: "Sequence[JobRow]", *, drawn: bool, wide: bool = False, curve: "Callable[[JobRow], str] | None" = None
 ) -> "list[Column[JobRow]]":
     """Return the columns for these jobs; `drawn` ones have marks and bars, `curve` adds a sparkline."""
-    beginnings = {} if wide else _beginnings(rows)
+    prefix_lengths = {} if wide else _common_prefixes(rows)
     columns: list[Column[JobRow]] = [
         Column("ID", lambda row: str(row.id), right=True),
         Column("SWEEP", lambda row: row.sweep, weight=5),
         Column("STATE", lambda row: state_cell(row, drawn=drawn)),
         Column("N", lambda row: str(row.n_latents or "auto"), right=True),
         Column("K", lambda row: str(row.k), right=True),
-        Column("SWEPT", lambda row: swept_cell(row, beginnings), weight=6),
+        Column("SWEPT", lambda row: swept_cell(row, prefix_lengths), weight=6),
         Column("PROGRESS", lambda row: progress_cell(row, 12 if drawn else 0), right=True, weight=8),
         Column("TOK/S", lambda row: count(row.tokens_per_second), right=True, weight=4),
         Column("ETA", lambda row: duration(remaining(row)), right=True, weight=5),
@@ -85,39 +84,42 @@ def state_cell(row: "JobRow", *, drawn: bool) -> str:
     return click.style(f"{mark}{row.state}{asked}", fg=COLOURS[row.state], bold=row.state == "running")
 
 
-def swept_cell(row: "JobRow", beginnings: Mapping[str, int]) -> str:
+def swept_cell(row: "JobRow", prefix_lengths: Mapping[str, int]) -> str:
     """Return what else than n and k sets a job apart from the others of its sweep, by the keys' last parts."""
     short = {key: key.rpartition(".")[2] for key in row.swept}
     names = [*short.values()]
     parts = (
-        f"{short[key] if names.count(short[key]) == 1 else key}={_value(value, leave_out=beginnings.get(key, 0))}"
+        f"{short[key] if names.count(short[key]) == 1 else key}={_value(value, skip=prefix_lengths.get(key, 0))}"
         for key, value in row.swept.items()
     )
     return " ".join(parts) or NONE
 
 
-def _beginnings(rows: "Sequence[JobRow]") -> dict[str, int]:
-    """Return, by key, how long a beginning all its texts have in common, up to a mark that parts words."""
+def _common_prefixes(rows: "Sequence[JobRow]") -> dict[str, int]:
+    """Return, by key, the length of a long prefix that all its texts share, up to a separator."""
     texts: dict[str, list[str]] = {}
     for row in rows:
         for key, value in row.swept.items():
             texts.setdefault(key, []).append(value if isinstance(value, str) else "")
-    shared = {key: _common(min(found), max(found)) for key, found in texts.items()}  # what these share, all do
+    shared = {key: _common_prefix(min(found), max(found)) for key, found in texts.items()}  # all have what these share
     lengths = {key: 1 + max(text.rfind(mark) for mark in "/:?&") for key, text in shared.items()}
-    return {key: length for key, length in lengths.items() if length >= _LONG_BEGINNING}
+    return {key: length for key, length in lengths.items() if length >= _LONG_PREFIX}
 
 
-def _common(one: str, other: str) -> str:
-    return "".join(a for a, _ in takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False)))
+def _common_prefix(one: str, other: str) -> str:
+    length = 0
+    while length < min(len(one), len(other)) and one[length] == other[length]:
+        length += 1
+    return one[:length]
 
 
-def _value(value: Any, *, leave_out: int) -> str:
+def _value(value: Any, *, skip: int) -> str:
     if isinstance(value, int) and not isinstance(value, bool):
         return f"{value:_}"
     if isinstance(value, float):
         return f"{value:g}"
     if isinstance(value, str):
-        return f"…{value[leave_out:]}" if leave_out else value
+        return f"…{value[skip:]}" if skip else value
     return json.dumps(value)  # null and true, as a sweep file has them
 
 

@@ -30,19 +30,6 @@ def scientific(value: float | None) -> str:
     return f"{mantissa}e{int(exponent)}"
 
 
-def duration(seconds: float | None) -> str:
-    """Write a time span with its two largest units: 4m10s."""
-    if seconds is None or not math.isfinite(seconds):
-        return NONE
-    left = max(0, round(seconds))
-    days, hours, minutes = left // 86_400, left // 3600 % 24, left // 60 % 60
-    if days:
-        return f"{days}d{hours:02}h"
-    if hours:
-        return f"{hours}h{minutes:02}m"
-    return f"{minutes}m{left % 60:02}s" if minutes else f"{left}s"
-
-
 def ratio(value: float | None) -> str:
     """Write an fvu with four digits after the point."""
     return NONE if value is None or not math.isfinite(value) else f"{value:.4f}"

@@ -1,4 +1,4 @@
-"""A picture in the terminal that is redrawn in place, and the keys a person presses meanwhile."""
+"""Lines on a terminal that are redrawn in place, and the keys pressed meanwhile."""
 
 import os
 import select
@@ -14,11 +14,11 @@ from typing import Self
 import click
 
 MIN_SECONDS = 0.5
-"""No picture is drawn more often than this."""
+"""Seconds between two drawings, at least."""
 
 
-class Canvas:
-    """The terminal's lower lines; the last picture stays when the canvas closes."""
+class LiveCanvas:
+    """The lowest lines of the terminal; what was drawn last stays when the canvas closes."""
 
     def __init__(self) -> None:
         """Prepare; nothing is drawn yet."""
@@ -37,7 +37,7 @@ class Canvas:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Give the cursor back."""
+        """Show the cursor again."""
         self._live.stop()
 
     @property
@@ -52,15 +52,15 @@ class Canvas:
         self._live.update(Text.from_ansi("\n".join(lines), no_wrap=True, overflow="crop"), refresh=True)
 
 
-class Keys:
+class KeyInput:
     """Single keys from the terminal, not shown and without Enter; afterwards the terminal is as it was."""
 
     def __init__(self) -> None:
-        """Prepare; where no terminal is, no key is ever pressed."""
+        """Prepare; without a terminal no key is ever pressed."""
         self._input = sys.stdin.fileno() if sys.stdin.isatty() else None
 
     def __enter__(self) -> Self:
-        """Take the keys as they come; Ctrl-C stays Ctrl-C."""
+        """Switch to single keys; Ctrl-C stays an interrupt."""
         if self._input is not None:
             self._before = termios.tcgetattr(self._input)
             tty.setcbreak(self._input)
@@ -69,12 +69,12 @@ class Keys:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Give the terminal back as it was."""
+        """Restore the terminal."""
         if self._input is not None:
             termios.tcsetattr(self._input, termios.TCSADRAIN, self._before)
 
     def pressed(self, seconds: float) -> str:
-        """Return what is pressed within so many seconds, or nothing."""
+        """Return the keys pressed within so many seconds, or an empty text."""
         if self._input is None:
             time.sleep(seconds)
             return ""

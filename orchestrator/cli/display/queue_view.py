@@ -1,4 +1,4 @@
-"""One picture of a queue: an overall bar, the jobs that fit, and who works."""
+"""The live view of a queue as lines: an overall bar, the jobs that fit, the workers."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -17,10 +17,10 @@ if TYPE_CHECKING:
     from orchestrator.results import JobRow
 
 SPARK_WIDTH = 12
-FOREMOST = ("running", "failed", "paused", "queued", "succeeded", "cancelled")
-"""States by how much a person wants to see them."""
-_CHROME = 6
-"""Lines of a picture that are no job: two above and below, the table's header, the prompt."""
+DISPLAY_ORDER = ("running", "failed", "paused", "queued", "succeeded", "cancelled")
+"""States of jobs, those to show first where not all jobs fit."""
+_OTHER_LINES = 6
+"""Lines that are no job: two above and below, the table's header, the prompt."""
 
 
 @dataclass(frozen=True)
@@ -29,18 +29,19 @@ class Snapshot:
 
     rows: "Sequence[JobRow]"
     workers: Sequence[str] = ()
-    curves: Mapping[int, str] = field(default_factory=dict)
-    """Sparklines by job."""
-    remark: str = ""
+    sparklines: Mapping[int, str] = field(default_factory=dict)
+    """By job."""
+    notice: str = ""
+    """Shown instead of the workers."""
 
 
-class Curves:
-    """Sparklines of jobs, each read again only after a new point."""
+class Sparklines:
+    """Sparklines of the curves of jobs, each read again only after a new point."""
 
     def __init__(self, engine: "Engine") -> None:
         """Read from this database."""
         self._engine = engine
-        self._drawn: dict[int, tuple[tuple[object, ...], str]] = {}
+        self._known: dict[int, tuple[tuple[object, ...], str]] = {}
 
     def of(self, rows: "Sequence[JobRow]") -> dict[int, str]:
         """Return the sparkline of every job that has a curve."""
@@ -48,25 +49,25 @@ class Curves:
 
         for row in rows:
             mark = (row.state, row.attempt, row.fvu)
-            if row.fvu is not None and self._drawn.get(row.id, ((), ""))[0] != mark:
+            if row.fvu is not None and self._known.get(row.id, ((), ""))[0] != mark:
                 values = [point.fvu for point in results.curve(self._engine, row.id)]
-                self._drawn[row.id] = (mark, sparkline(values, SPARK_WIDTH))
-        return {row.id: self._drawn[row.id][1] for row in rows if row.id in self._drawn}
+                self._known[row.id] = (mark, sparkline(values, SPARK_WIDTH))
+        return {row.id: self._known[row.id][1] for row in rows if row.id in self._known}
 
 
-def picture(snapshot: Snapshot, *, size: os.terminal_size, title: str, clock: str) -> list[str]:
-    """Return the lines of the picture, no more than fit."""
+def screen(snapshot: Snapshot, *, size: os.terminal_size, title: str, clock: str) -> list[str]:
+    """Return the lines to draw, no more than fit."""
     width, height = size
-    rows = foremost(snapshot.rows, max(1, height - _CHROME))
-    columns = job_columns(snapshot.rows, drawn=True, curve=lambda row: _curve(row, snapshot))
+    rows = first_shown(snapshot.rows, max(1, height - _OTHER_LINES))
+    columns = job_columns(snapshot.rows, drawn=True, curve=lambda row: _sparkline(row, snapshot))
     lines = table(rows, columns, width=width)
     if len(rows) < len(snapshot.rows):
         lines.append(click.style(f"… {len(snapshot.rows) - len(rows)} more", dim=True))
-    return [headline(snapshot, title=title, width=width, clock=clock), "", *lines, "", _footer(snapshot, width)]
+    return [title_line(snapshot, title=title, width=width, clock=clock), "", *lines, "", _footer(snapshot, width)]
 
 
-def headline(snapshot: Snapshot, *, title: str, width: int, clock: str) -> str:
-    """Return the line above: title, overall bar, how many jobs are in which state, the time."""
+def title_line(snapshot: Snapshot, *, title: str, width: int, clock: str) -> str:
+    """Return the title, the overall bar, how many jobs are in which state, the time."""
     part = done_share(snapshot.rows)
     done, left = bar(part, max(8, min(32, width // 4)))
     drawn = click.style(done, fg="green" if part == 1 else "cyan") + click.style(left, fg="bright_black")
@@ -78,29 +79,33 @@ def headline(snapshot: Snapshot, *, title: str, width: int, clock: str) -> str:
 
 def count_states(rows: "Sequence[JobRow]") -> dict[str, int]:
     """Count jobs by state."""
-    return {state: sum(row.state == state for row in rows) for state in FOREMOST}
+    return {state: sum(row.state == state for row in rows) for state in DISPLAY_ORDER}
 
 
 def state_counts(counts: Mapping[str, int]) -> list[str]:
     """Return the states that occur, each with its mark and count."""
     return [
         click.style(f"{MARKS[state]} {counts[state]} {state}", fg=COLOURS[state])
-        for state in FOREMOST
+        for state in DISPLAY_ORDER
         if counts.get(state)
     ]
 
 
-def foremost(rows: "Sequence[JobRow]", room: int) -> "list[JobRow]":
-    """Return the jobs most worth seeing, in order of their ids: what runs, failed or waits before what is done."""
-    chosen = sorted(rows, key=lambda row: (FOREMOST.index(row.state), -row.id if row.state in FOREMOST[4:] else row.id))
-    return sorted(chosen[:room], key=lambda row: row.id)
+def first_shown(rows: "Sequence[JobRow]", room: int) -> "list[JobRow]":
+    """Return the jobs to show, in order of their ids: what runs, failed or waits before what is done."""
+
+    def rank(row: "JobRow") -> tuple[int, int]:
+        is_done = row.state in ("succeeded", "cancelled")
+        return DISPLAY_ORDER.index(row.state), -row.id if is_done else row.id  # of what is done, the newest first
+
+    return sorted(sorted(rows, key=rank)[:room], key=lambda row: row.id)
 
 
-def _curve(row: "JobRow", snapshot: Snapshot) -> str:
-    return click.style(snapshot.curves.get(row.id, ""), fg=COLOURS[row.state])
+def _sparkline(row: "JobRow", snapshot: Snapshot) -> str:
+    return click.style(snapshot.sparklines.get(row.id, ""), fg=COLOURS[row.state])
 
 
 def _footer(snapshot: Snapshot, width: int) -> str:
     names = sorted(set(snapshot.workers))
     work = f"workers: {', '.join(names)}" if names else "no worker is at work"
-    return cut(click.style(snapshot.remark, fg="yellow") if snapshot.remark else click.style(work, dim=True), width)
+    return cut(click.style(snapshot.notice, fg="yellow") if snapshot.notice else click.style(work, dim=True), width)

@@ -1,4 +1,4 @@
-"""What a sweep came to: a table of results, and where everything lies."""
+"""The results of a sweep as a table, and where its files and pages are."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -40,7 +40,7 @@ def result_lines(rows: "Sequence[JobRow]", *, width: int | None) -> list[str]:
 
 
 def where_lines(settings: "Settings", engine: "Engine", sweep: str, *, report: "Path") -> list[str]:
-    """Return where everything lies and the command that shows it."""
+    """Return where report, database, SAEs, MLflow and logs are, and the command that shows each."""
     from orchestrator import results
     from orchestrator.settings import mask
 
@@ -53,12 +53,12 @@ def where_lines(settings: "Settings", engine: "Engine", sweep: str, *, report: "
         ("database", mask(settings.database).removeprefix("sqlite:///"), "orch status, orch show JOB --curve"),
         ("SAEs", str(settings.artifacts_folder), "orch show JOB names its files"),
         ("MLflow", page, "orch ui opens it" if server == UI else ""),
-        ("logs", str(settings.home / "logs"), "orch logs JOB"),
+        ("logs", str(settings.logs_folder), "orch logs JOB"),
     )
-    longest = max(len(place) for _, place, _ in facts)
+    longest = max(len(where) for _, where, _ in facts)
     return [
-        f"{click.style(f'{name:<9}', bold=True)} {place:<{longest}}   {click.style(hint, dim=True)}".rstrip()
-        for name, place, hint in facts
+        f"{click.style(f'{name:<9}', bold=True)} {where:<{longest}}   {click.style(hint, dim=True)}".rstrip()
+        for name, where, hint in facts
     ]
 
 

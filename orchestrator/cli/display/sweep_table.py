@@ -1,4 +1,4 @@
-"""The points of a sweep as a table: only the keys that vary, what each costs, and what is already there."""
+"""The configs of a sweep as a table: the keys that vary, what each costs, and which are in the queue already."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,6 +8,7 @@ import click
 
 from orchestrator.cli.display.formats import scientific
 from orchestrator.cli.display.tables import Column, table
+from orchestrator.config.flat_keys import flatten, varied_keys
 from orchestrator.formatting import count
 
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ ROWS_SHOWN = 40
 
 @dataclass(frozen=True)
 class PlannedJob:
-    """One point of a sweep, with what becomes of it."""
+    """One config of a sweep, with its cost and its job."""
 
     config: "JobConfig"
     cost: "Cost"
@@ -28,8 +29,10 @@ class PlannedJob:
     is_new: bool
 
 
-def plan(configs: "Sequence[JobConfig]", *, job_ids: Sequence[int | None], new: Sequence[bool]) -> list[PlannedJob]:
-    """Join each config with its cost and its fate."""
+def planned_jobs(
+    configs: "Sequence[JobConfig]", *, job_ids: Sequence[int | None], new: Sequence[bool]
+) -> list[PlannedJob]:
+    """Join each config with its cost and its job."""
     from orchestrator.estimates.flops import estimate, hook_width
 
     widths = {subject: hook_width(subject) for subject in {config.subject for config in configs}}
@@ -39,10 +42,10 @@ def plan(configs: "Sequence[JobConfig]", *, job_ids: Sequence[int | None], new: 
     ]
 
 
-def plan_lines(jobs: Sequence[PlannedJob], *, width: int | None) -> list[str]:
+def sweep_lines(jobs: Sequence[PlannedJob], *, width: int | None) -> list[str]:
     """Return the table, its middle left out where it is long."""
-    values = [_flat(job.config) for job in jobs]
-    varied = [key for key in values[0] if len({str(point[key]) for point in values}) > 1]
+    values = [flatten(job.config.model_dump(mode="json")) for job in jobs]
+    varied = varied_keys(values)
     lasts = [key.rpartition(".")[2] for key in varied]
     titles = {key: last if lasts.count(last) == 1 else key for key, last in zip(varied, lasts, strict=True)}
 
@@ -50,7 +53,7 @@ def plan_lines(jobs: Sequence[PlannedJob], *, width: int | None) -> list[str]:
         return Column(titles[key], lambda row: _value(row[1][key]), right=True)
 
     columns: list[Column[tuple[PlannedJob, dict[str, Any]]]] = [
-        Column("JOB", lambda row: _fate(row[0]), right=True),
+        Column("JOB", lambda row: _job_cell(row[0]), right=True),
         *map(varying, varied),
         Column("TOKENS", lambda row: count(row[0].cost.tokens), right=True, weight=5),
         Column("FLOPS", lambda row: scientific(row[0].cost.flops_dense), right=True, weight=4),
@@ -72,8 +75,8 @@ def total_line(jobs: Sequence[PlannedJob]) -> str:
     return f"at most {count(sum(cost.tokens for cost in fresh))} training tokens{said}"
 
 
-def plan_record(job: PlannedJob) -> dict[str, Any]:
-    """Return one point for a program."""
+def job_record(job: PlannedJob) -> dict[str, Any]:
+    """Return one planned job for a program."""
     return {
         "id": job.job_id,
         "config_id": job.config.config_id,
@@ -85,15 +88,10 @@ def plan_record(job: PlannedJob) -> dict[str, Any]:
     }
 
 
-def _fate(job: PlannedJob) -> str:
+def _job_cell(job: PlannedJob) -> str:
     if job.job_id is not None:
         return str(job.job_id)
     return click.style("new", fg="green") if job.is_new else click.style("there", dim=True)
-
-
-def _flat(config: "JobConfig") -> dict[str, Any]:
-    parts = config.model_dump(mode="json")
-    return {f"{part}.{key}": value for part, inner in parts.items() for key, value in inner.items()}
 
 
 def _value(value: Any) -> str:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from orchestrator.config.job import JobConfig
 from orchestrator.config.validation import parse
 from orchestrator.errors import ConfigError
-from orchestrator.sweep import check_name, check_places, expand
+from orchestrator.sweep import check_name, check_paths, expand
 from orchestrator.sweep.sweep import Limits, Sweep
 
 settings.register_profile("orch", deadline=None, database=None)
@@ -177,7 +177,7 @@ def test_messages_say_where_and_what(text: str, said: str) -> None:
     assert caught.value.hint
 
 
-def test_a_base_names_its_own_place() -> None:
+def test_a_base_names_its_own_file() -> None:
     write("sae:\n  k: none", "b.yaml")
     with pytest.raises(ConfigError, match=r"^b\.yaml:2:6: sae\.k"):
         expand(write("base: b.yaml"))
@@ -260,9 +260,9 @@ def test_a_missing_path_is_named_before_anything_is_queued(tmp_path: Path) -> No
     file = tmp_path / "s.yaml"
     file.write_text("data: {source: ./none.txt}\n")
     with pytest.raises(ConfigError, match=r"data\.source: there is no \./none\.txt") as caught:
-        check_places(expand(file).configs)
+        check_paths(expand(file).configs)
     assert caught.value.hint
     (tmp_path / "none.txt").write_text("there")
-    check_places(expand(file).configs)
+    check_paths(expand(file).configs)
     file.write_text("subject: {model: some/id}\ndata: {source: some/dataset}\n")
-    check_places(expand(file).configs)
+    check_paths(expand(file).configs)

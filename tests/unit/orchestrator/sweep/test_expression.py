@@ -25,7 +25,7 @@ VALUES: dict[str, Any] = {
 
 
 def holds(text: str) -> bool:
-    return compile_expression(text, place="f.yaml:1:1", keys=VALUES).holds(VALUES)
+    return compile_expression(text, location="f.yaml:1:1", keys=VALUES).holds(VALUES)
 
 
 @pytest.mark.parametrize(
@@ -103,7 +103,7 @@ def test_values(text: str, answer: bool) -> None:
 )
 def test_forms_that_are_refused(text: str, said: str) -> None:
     with pytest.raises(ConfigError, match=said) as caught:
-        compile_expression(text, place="f.yaml:1:1", keys=VALUES)
+        compile_expression(text, location="f.yaml:1:1", keys=VALUES)
     assert caught.value.message.startswith("f.yaml:1:1")
     assert caught.value.hint
 
@@ -157,5 +157,5 @@ def test_any_text_is_answered_or_refused(text: str) -> None:
 
 
 def test_the_tree_holds_known_nodes_only() -> None:
-    tree = compile_expression("sae.k in [1, -2] and not true", place="", keys=VALUES).tree
+    tree = compile_expression("sae.k in [1, -2] and not true", location="", keys=VALUES).tree
     assert not [node for node in ast.walk(tree) if isinstance(node, ast.Call | ast.Subscript | ast.Lambda)]

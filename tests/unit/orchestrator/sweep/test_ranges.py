@@ -40,7 +40,7 @@ settings.load_profile("orch")
     ],
 )
 def test_values(kind: str, arguments: list[Number], values: list[Number]) -> None:
-    found = spread(kind, arguments, place="f")
+    found = spread(kind, arguments, location="f")
     assert found == values
     assert [type(value) for value in found] == [type(value) for value in values]
 
@@ -72,7 +72,7 @@ def test_values(kind: str, arguments: list[Number], values: list[Number]) -> Non
 )
 def test_what_is_refused(kind: str, arguments: list[object], said: str) -> None:
     with pytest.raises(ConfigError, match=said) as caught:
-        spread(kind, arguments, place="f.yaml:3:4")
+        spread(kind, arguments, location="f.yaml:3:4")
     assert caught.value.message.startswith(f"f.yaml:3:4: {kind}: [")
     assert caught.value.hint.startswith(f"Write {kind}: [first")
 
@@ -84,7 +84,7 @@ _reals = st.floats(1e-9, 1e9)
 def test_ends_are_as_written_and_order_is_kept(kind: str, start: float, stop: float, count: int) -> None:
     if start == stop:
         return
-    found = spread(kind, [start, stop, count], place="f")
+    found = spread(kind, [start, stop, count], location="f")
     assert (found[0], found[-1], len(found)) == (start, stop, count)
     inner = found[1:-1]
     assert inner == sorted(inner, reverse=stop < start)
@@ -94,8 +94,8 @@ def test_ends_are_as_written_and_order_is_kept(kind: str, start: float, stop: fl
 @given(st.integers(-1000, 1000), st.integers(1, 50), st.integers(1, 100))
 def test_range_is_pythons_with_its_end(start: int, step: int, count: int) -> None:
     stop = start + step * count
-    assert spread("range", [start, stop, step], place="f") == list(range(start, stop + 1, step))
-    assert spread("range", [stop, start, -step], place="f") == list(range(stop, start - 1, -step))
+    assert spread("range", [start, stop, step], location="f") == list(range(start, stop + 1, step))
+    assert spread("range", [stop, start, -step], location="f") == list(range(stop, start - 1, -step))
 
 
 def test_is_range() -> None:

@@ -1,4 +1,4 @@
-"""YAML as this project reads it: 1.2's numbers, places, and nothing that runs or never ends."""
+"""YAML as this project reads it: 1.2's numbers, locations, and nothing that runs or never ends."""
 
 from contextlib import suppress
 from pathlib import Path
@@ -62,12 +62,12 @@ def test_not_a_number_is_read_as_such() -> None:
     assert str(parse_text(".nan", "f").value) == "nan"
 
 
-def test_places_are_of_values_and_keys() -> None:
+def test_locations_are_of_values_and_keys() -> None:
     root = parse_text("a:\n  b:  [1,\n    2]\n", "f.yaml")
     inner = root.value["a"].value["b"]
-    assert (inner.key_place, inner.place) == ("f.yaml:2:3", "f.yaml:2:7")
-    assert [item.place for item in inner.value] == ["f.yaml:2:8", "f.yaml:3:5"]
-    assert parse_text("[1]", "override", lines=False).value[0].place == "override"
+    assert (inner.key_location, inner.location) == ("f.yaml:2:3", "f.yaml:2:7")
+    assert [item.location for item in inner.value] == ["f.yaml:2:8", "f.yaml:3:5"]
+    assert parse_text("[1]", "override", lines=False).value[0].location == "override"
 
 
 _TEN = ", ".join(["*{0}"] * 10)
@@ -112,7 +112,7 @@ def test_what_is_refused(text: str, said: str) -> None:
 @given(st.text(max_size=80))
 def test_any_text_is_read_or_refused(text: str) -> None:
     with suppress(ConfigError):
-        assert parse_text(text, "f.yaml").place.startswith("f.yaml")
+        assert parse_text(text, "f.yaml").location.startswith("f.yaml")
 
 
 def test_files(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from orchestrator.cli.display import formats
 from orchestrator.cli.display.records import csv_text, record
 from orchestrator.cli.display.tables import Column, cut, table, visible
 from orchestrator.curves.point import Point
-from orchestrator.formatting import count
+from orchestrator.formatting import count, duration
 
 
 @pytest.mark.parametrize(
@@ -25,7 +25,7 @@ def test_count(value: float | None, text: str) -> None:
     [(None, "–"), (math.inf, "–"), (0.4, "0s"), (59.6, "1m00s"), (250, "4m10s"), (3599.7, "1h00m"), (90_000, "1d01h")],
 )
 def test_duration(seconds: float | None, text: str) -> None:
-    assert formats.duration(seconds) == text
+    assert duration(seconds) == text
 
 
 def test_small_figures() -> None:

@@ -1,4 +1,4 @@
-"""A copy of the database, while workers write to it."""
+"""Copy a database into a file while workers write to it: SQLite by its backup API, PostgreSQL by pg_dump."""
 
 import os
 import shlex
@@ -20,7 +20,7 @@ _FROM_URL = {
     "sslmode": "PGSSLMODE", "sslrootcert": "PGSSLROOTCERT", "sslcert": "PGSSLCERT", "sslkey": "PGSSLKEY",
     "options": "PGOPTIONS", "passfile": "PGPASSFILE", "password": "PGPASSWORD", "service": "PGSERVICE",
 }  # fmt: skip
-"""What a URL may say behind its question mark, by the environment variable in which PostgreSQL's programs read it."""
+"""Query parameters of a database URL, and the environment variables in which PostgreSQL's programs read them."""
 
 
 def back_up(url: str, file: Path, *, force: bool) -> str:
@@ -34,21 +34,20 @@ def back_up(url: str, file: Path, *, force: bool) -> str:
     """
     from sqlalchemy import make_url
 
-    place = make_url(url)
-    is_sqlite = place.get_backend_name() == "sqlite"
-    if is_sqlite:
-        source = Path(place.database or "")
+    address = make_url(url)
+    if address.get_backend_name() == "sqlite":
+        source = Path(address.database or "")
         if not source.is_file():
             raise NotFound(f"there is no database yet: {source}", hint="orch doctor says where everything is")
-        _into(file, lambda new: _copy_sqlite(source, new), force=force)
+        _write_beside(file, lambda new: _copy_sqlite(source, new), force=force)
         return f"stop the workers, remove {source}-wal and {source}-shm, and copy {file} to {source}"
-    _into(file, lambda new: _dump_postgres(place, new, shown=file), force=force)
-    name = place.database or "orch"
+    _write_beside(file, lambda new: _dump_postgres(address, new, shown=file), force=force)
+    name = address.database or "orch"
     return f"stop the workers, createdb NEW, pg_restore --dbname=NEW {file}, and let database_url name NEW, not {name}"
 
 
-def _into(file: Path, write: Callable[[Path], None], *, force: bool) -> None:
-    """Let a file beside the wanted one be written, then give it its name."""
+def _write_beside(file: Path, write: Callable[[Path], None], *, force: bool) -> None:
+    """Let a temporary file beside the wanted one be written, then rename it: a copy is there whole or not at all."""
     if file.exists() and not force:
         raise StateError(f"{file} is there already", hint="Name another file, or write over it with --force")
     handle, name = tempfile.mkstemp(prefix=f".{file.name}.", suffix=".partial", dir=file.parent)
@@ -76,15 +75,15 @@ def _copy_sqlite(source: Path, new: Path) -> None:
         raise StorageError(f"{source} is damaged: {found}", hint="The copy was thrown away. Go back to an earlier one.")
 
 
-def _dump_postgres(place: "URL", new: Path, *, shown: Path) -> None:
-    command = ["pg_dump", "--format=custom", "--no-password", *_connection(place)]
+def _dump_postgres(address: "URL", new: Path, *, shown: Path) -> None:
+    command = ["pg_dump", "--format=custom", "--no-password", *_connection(address)]
     if shutil.which("pg_dump") is None:
         there = shlex.join([*command, f"--file={shown}"])
         raise OrchError(
             "pg_dump is not on the PATH: PostgreSQL's own program makes the copy",
             hint=f"Install it, or run this where it is, the password in PGPASSWORD or ~/.pgpass: {there}",
         )
-    environment = os.environ | {"PGAPPNAME": "orch", "PGCONNECT_TIMEOUT": "10"} | _secrets(place)
+    environment = os.environ | {"PGAPPNAME": "orch", "PGCONNECT_TIMEOUT": "10"} | _secrets(address)
     done = subprocess.run(
         [*command, f"--file={new}"],
         env=environment,
@@ -98,13 +97,14 @@ def _dump_postgres(place: "URL", new: Path, *, shown: Path) -> None:
         raise StorageError(f"pg_dump: {last}", hint="It must be as new as the server, and reach it: orch doctor")
 
 
-def _connection(place: "URL") -> list[str]:
+def _connection(address: "URL") -> list[str]:
     """Return the flags that name the database, nothing secret among them."""
-    named = {"host": place.host, "port": place.port, "username": place.username, "dbname": place.database}
+    named = {"host": address.host, "port": address.port, "username": address.username, "dbname": address.database}
     return [f"--{name}={value}" for name, value in named.items() if value]
 
 
-def _secrets(place: "URL") -> dict[str, str]:
-    given = {_FROM_URL[name]: value for name, value in place.query.items() if name in _FROM_URL}
+def _secrets(address: "URL") -> dict[str, str]:
+    """Return what must not be seen in a list of processes, as environment variables."""
+    given = {_FROM_URL[name]: value for name, value in address.query.items() if name in _FROM_URL}
     found = {name: value if isinstance(value, str) else value[-1] for name, value in given.items()}
-    return found | ({"PGPASSWORD": str(place.password)} if place.password else {})
+    return found | ({"PGPASSWORD": str(address.password)} if address.password else {})

@@ -1,4 +1,4 @@
-"""Other programs of this project, run by the same Python from wherever one stands."""
+"""Commands and environment to run a module of this project by the same Python, whatever the working folder."""
 
 import os
 import sys

@@ -10,13 +10,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple, Self
 
-from orchestrator.cli.python_process import python_command, python_environment
-from orchestrator.cli.terminal import note
+from orchestrator.processes.python_process import python_command, python_environment
 
 TAIL_LINES = 12
 
 
-class Member(NamedTuple):
+class DemoWorker(NamedTuple):
     """One worker process."""
 
     name: str
@@ -31,10 +30,10 @@ class DemoWorkers:
         """Prepare `size` workers whose trainers use `threads` threads each, for up to `jobs` jobs."""
         self._logs, self._size, self._grace = logs, size, grace_seconds
         self._flags = ("--threads", str(threads), "--jobs", str(jobs))
-        self._members: list[Member] = []
+        self._workers: list[DemoWorker] = []
 
     def __enter__(self) -> Self:
-        """Start the workers. Ctrl-C does not reach them by itself: they are told when we are."""
+        """Start the workers, each in a session of its own: Ctrl-C reaches them through `__exit__` alone."""
         self._logs.mkdir(parents=True, exist_ok=True)
         for number in range(1, self._size + 1):
             name = f"demo-{number}"
@@ -45,46 +44,44 @@ class DemoWorkers:
                     python_command("worker", *flags), stdin=subprocess.DEVNULL, stdout=out, stderr=out,
                     env=python_environment(), start_new_session=True,
                 )  # fmt: skip
-            self._members.append(Member(name, process, log))
+            self._workers.append(DemoWorker(name, process, log))
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Let the workers write their checkpoints and end; kill what does not."""
-        if kind is KeyboardInterrupt and self.is_at_work:
-            note("\nStopping: the workers write their checkpoints. (Ctrl-C again: do not wait for them.)")
-        for member in self._members:
+        """Let the workers write their checkpoints and end; kill those that do not."""
+        for worker in self._workers:
             with suppress(ProcessLookupError):
-                member.process.send_signal(signal.SIGTERM)
+                worker.process.send_signal(signal.SIGTERM)
         try:
             self.wait(self._grace)
         finally:
-            for member in self._members:
+            for worker in self._workers:
                 with suppress(ProcessLookupError):
-                    if member.process.poll() is None:
-                        os.killpg(member.process.pid, signal.SIGKILL)  # its trainer ends when it does
-                member.process.wait()
+                    if worker.process.poll() is None:
+                        os.killpg(worker.process.pid, signal.SIGKILL)  # its trainer ends when it does
+                worker.process.wait()
 
     @property
-    def is_at_work(self) -> bool:
+    def are_running(self) -> bool:
         """Say whether a worker still runs."""
-        return any(member.process.poll() is None for member in self._members)
+        return any(worker.process.poll() is None for worker in self._workers)
 
     def wait(self, seconds: float) -> None:
-        """Wait until all have ended, so long at most."""
+        """Wait until all have ended, for so many seconds at most."""
         deadline = time.monotonic() + seconds
-        while self.is_at_work and time.monotonic() < deadline:
+        while self.are_running and time.monotonic() < deadline:
             time.sleep(0.1)
 
-    def dead(self) -> Sequence[Member]:
-        """Return the workers that ended badly."""
-        return [member for member in self._members if member.process.poll() not in (None, 0)]
+    def failed(self) -> Sequence[DemoWorker]:
+        """Return the workers that ended with another exit status than 0."""
+        return [worker for worker in self._workers if worker.process.poll() not in (None, 0)]
 
-    def last_words(self) -> str:
-        """Return the end of the logs of those that ended badly, else of all."""
-        told = []
-        for member in self.dead() or self._members:
-            lines = member.log.read_text(encoding="utf-8", errors="replace").splitlines()[-TAIL_LINES:]
-            told.append("\n".join([f"{member.log}:", *(f"  {line}" for line in lines)]))
-        return "\n".join(told)
+    def log_tails(self) -> str:
+        """Return the end of the logs of those that failed, else of all."""
+        tails = []
+        for worker in self.failed() or self._workers:
+            lines = worker.log.read_text(encoding="utf-8", errors="replace").splitlines()[-TAIL_LINES:]
+            tails.append("\n".join([f"{worker.log}:", *(f"  {line}" for line in lines)]))
+        return "\n".join(tails)

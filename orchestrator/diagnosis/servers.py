@@ -1,41 +1,32 @@
-"""What `orch doctor` finds of the servers and of who works: is each within reach, and if not, what to do."""
+"""Check the database, its clock, the workers, the broker and the tracking store: is each within reach?"""
 
 import os
 import sqlite3
 import time
 import urllib.request
 from base64 import b64encode
-from contextlib import closing, suppress
+from collections.abc import Iterator
+from contextlib import closing, contextmanager, suppress
 from http.client import HTTPException
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
-from orchestrator.cli.display.formats import duration, plural
-from orchestrator.cli.selection import database
+from orchestrator.diagnosis.finding import Finding
 from orchestrator.errors import OrchError
+from orchestrator.formatting import duration, named
+from orchestrator.settings import Settings, mask
 
 if TYPE_CHECKING:
-    from orchestrator.settings import Settings
+    from sqlalchemy import Engine
 
 CLOCK_SECONDS, DAY_SECONDS = 5.0, 86_400.0
-"""By how much this machine's clock may be off before it is worth a word."""
+"""How far this machine's clock may be off without a warning; how long a step of the database's is told."""
 
 
-class Finding(NamedTuple):
-    """What one check found."""
-
-    level: str
-    """OK, WARN or FAIL."""
-    name: str
-    text: str
-    hint: str = ""
-
-
-def check_database(settings: "Settings") -> Finding:
+def check_database(settings: Settings) -> Finding:
     """Look whether the database answers, and whether its schema is that of this version."""
     from orchestrator.database.schema import HEAD, current
-    from orchestrator.settings import mask
 
     try:
         found = current(settings)
@@ -49,8 +40,8 @@ def check_database(settings: "Settings") -> Finding:
     return Finding("FAIL", "database", text, "Run: orch db upgrade")
 
 
-def _holders(settings: "Settings") -> str:
-    """Say which other processes have SQLite's file open: one that stands still may keep all others from writing."""
+def _holders(settings: Settings) -> str:
+    """Say which other processes have SQLite's file open: one that is stopped may keep all others from writing."""
     if not settings.embedded:
         return ""
     import psutil
@@ -63,7 +54,7 @@ def _holders(settings: "Settings") -> str:
     return f", open in process {', '.join(found)}" if found else ""
 
 
-def check_clock(settings: "Settings") -> Finding:
+def check_clock(settings: Settings) -> Finding:
     """Compare this machine's clock with the database's."""
     from sqlalchemy import select
 
@@ -72,7 +63,7 @@ def check_clock(settings: "Settings") -> Finding:
 
     if not _is_current(settings):
         return _unknown("clock")
-    with database() as (_, engine), reading(engine) as session:
+    with _opened(settings) as engine, reading(engine) as session:
         session.execute(select(1))  # the connection is made before the time is taken
         before = time.time()
         theirs = float(session.execute(select(db_now())).scalar_one())
@@ -89,13 +80,13 @@ def check_clock(settings: "Settings") -> Finding:
     return Finding("WARN", "clock", text, hint)
 
 
-def check_workers(settings: "Settings") -> Finding:
-    """Look who is at work, and whether somebody is where there is work."""
+def check_workers(settings: Settings) -> Finding:
+    """Look which workers there are, and whether there is one where jobs wait."""
     from orchestrator import results
 
     if not _is_current(settings):
         return _unknown("workers")
-    with database() as (_, engine):
+    with _opened(settings) as engine:
         found = [worker.state for worker in results.registered_workers(engine)]
         waiting = results.counts(engine)["queued"]
     there = ", ".join(f"{found.count(state)} {state}" for state in dict.fromkeys(found)) or "none"
@@ -103,18 +94,16 @@ def check_workers(settings: "Settings") -> Finding:
         hint = "Killed, or cut off from the database; their jobs go on elsewhere. Who: orch worker list"
         return Finding("WARN", "workers", there, f"{hint}. To forget them: orch gc --older-than 0s")
     if waiting and not found:
-        return Finding("WARN", "workers", f"none, and {plural(waiting, 'job')} queued", "Start one: orch worker")
+        return Finding("WARN", "workers", f"none, and {named(waiting, 'job')} queued", "Start one: orch worker")
     return Finding("OK", "workers", there, "" if found else "Start one: orch worker")
 
 
-def check_broker(settings: "Settings") -> Finding:
+def check_broker(settings: Settings) -> Finding:
     """Look whether the broker answers at its configured URL."""
     if not settings.broker_url:
         return Finding("OK", "broker", f"none: workers look at the queue every {settings.poll:g} s")
     from redis import Redis
     from redis.exceptions import RedisError
-
-    from orchestrator.settings import mask
 
     try:
         client = Redis.from_url(settings.broker_url, socket_connect_timeout=3, socket_timeout=3)
@@ -126,10 +115,8 @@ def check_broker(settings: "Settings") -> Finding:
     return Finding("OK", "broker", f"{mask(settings.broker_url)} answers")
 
 
-def check_tracking(settings: "Settings") -> Finding:
+def check_tracking(settings: Settings) -> Finding:
     """Look whether MLflow's store can be reached: a server, or a file on this machine."""
-    from orchestrator.settings import mask
-
     address = mask(settings.tracking)
     try:
         text = _reach_tracking(settings.tracking)
@@ -172,7 +159,18 @@ def _health(url: str) -> urllib.request.Request:
     return asked
 
 
-def _is_current(settings: "Settings") -> bool:
+@contextmanager
+def _opened(settings: Settings) -> "Iterator[Engine]":
+    from orchestrator.database.schema import open_database
+
+    engine = open_database(settings)
+    try:
+        yield engine
+    finally:
+        engine.dispose()
+
+
+def _is_current(settings: Settings) -> bool:
     """Say whether there are tables to ask: looking makes and upgrades nothing."""
     from orchestrator.database.schema import HEAD, current
 

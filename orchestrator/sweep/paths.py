@@ -1,4 +1,4 @@
-"""Whether the files and folders that a sweep speaks of are there."""
+"""Check that the files and folders a sweep names exist."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -9,8 +9,8 @@ from orchestrator.errors import ConfigError
 _SUFFIXES = (".txt", ".jsonl", ".parquet")
 
 
-def check_places(configs: Iterable[JobConfig]) -> None:
-    """Make sure that every path is there; ids of models and data sets are left to the trainer.
+def check_paths(configs: Iterable[JobConfig]) -> None:
+    """Check that every path exists; ids of models and data sets are left to the trainer.
 
     Raises:
         ConfigError: names the first path that is missing.
