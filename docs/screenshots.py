@@ -126,8 +126,8 @@ def main() -> None:
         terminal.process.terminate()
         if demo.wait() != 0:
             sys.exit("the demo failed")
-        keep(browser.look(page, width=1010, height=312), "status.png")
-        keep(browser.look(folder / "home" / "reports" / "quickstart.html", width=1100, height=1240), "report.png")
+        keep(browser.look(page, width=1010, height=298), "status.png")
+        keep(browser.look(folder / "home" / "reports" / "quickstart.html", width=1100, height=1262), "report.png")
 
 
 if __name__ == "__main__":
