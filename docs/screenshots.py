@@ -6,6 +6,7 @@ the terminal's is what `orch status --watch` wrote to a terminal of 116 columns 
 
 import fcntl
 import html
+import json
 import os
 import pty
 import struct
@@ -91,14 +92,13 @@ def orch(*arguments: str) -> list[str]:
 
 def moments(demo: subprocess.Popen[bytes], environ: dict[str, str]) -> Iterator[float]:
     """Yield the share of the demo's training that is done, until it has ended."""
-    question = "from orchestrator.cli.display.columns import done_share; from orchestrator.results import jobs; " \
-        "from orchestrator.cli.selection import database\n" \
-        "with database() as (_, engine): print(done_share(jobs(engine)))"  # fmt: skip
     while demo.poll() is None:
         asked = subprocess.run(
-            [sys.executable, "-c", question], env=environ, cwd=ROOT, capture_output=True, text=True, check=False
+            orch("status", "quickstart", "-o", "json"), env=environ, cwd=ROOT, capture_output=True, check=False
         )
-        yield float(asked.stdout or 0)
+        jobs = json.loads(asked.stdout)["items"] if asked.returncode == 0 else []
+        parts = [1.0 if job["outcome"] else job["tokens_seen"] / job["max_tokens"] for job in jobs]
+        yield sum(parts) / max(1, len(parts))
         time.sleep(1)
 
 
