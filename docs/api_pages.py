@@ -28,6 +28,11 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
     return markdown.replace(PLACE, "\n".join(["| package | what it holds |", "|---|---|", *rows]))
 
 
+def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -> str:
+    """Leave out what mkdocs-click writes for an option without a default: click's internal mark."""
+    return html.replace("<code>Sentinel.UNSET</code>", "")
+
+
 def packages() -> list[str]:
     """Return the packages that get a page: the children of both wings."""
     found = (path.parent for wing in WINGS for path in (ROOT / wing).glob("*/__init__.py"))
