@@ -28,6 +28,7 @@ ENTRYPOINT ["orch"]
 FROM whole AS test
 RUN pip install --no-cache-dir --editable ".[dev]" && chown orch /orch
 COPY benchmarks benchmarks
+COPY docs docs
 COPY tests tests
 USER 10001:10001
 ENTRYPOINT ["python", "-m", "pytest", "-p", "no:cacheprovider"]

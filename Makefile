@@ -4,8 +4,9 @@ TORCH ?= torch>=2.11,<2.14
 BIN := .venv/bin
 READY := .venv/.ready
 KERNELS := .venv/.kernels
+DOCS := .venv/.docs
 
-.PHONY: demo test check bench soak format clean
+.PHONY: demo test check bench soak docs screenshots format clean
 .DEFAULT_GOAL := demo
 
 demo: $(READY)  ## train the quickstart sweep on the language model that ships here
@@ -20,13 +21,20 @@ check: $(READY)  ## format, lint, types, import contracts
 	@$(BIN)/python -m mypy
 	@$(BIN)/python -c "from importlinter.cli import lint_imports_command; lint_imports_command()"
 
-bench: $(READY)  ## the figures of the README
+bench: $(READY)  ## the figures of docs/benchmarks.md
 	@for name in step capture shared_stream memory scale queue laws; do \
 		echo "== $$name"; $(BIN)/python -W ignore -m benchmarks.$$name --short || exit 1; \
 	done
 
 soak: $(READY)  ## workers, trainers and servers killed and frozen for some minutes: nothing lost, nothing twice
 	@$(BIN)/python -W ignore -m benchmarks.soak --both
+
+docs: $(READY) $(DOCS)  ## the documentation as pages, in site/; a broken link is an error
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+	@echo "site/index.html"
+
+screenshots: $(READY) $(DOCS)  ## the pictures of the README, from a demo of its own; needs chromium
+	@$(BIN)/python -m docs.screenshots
 
 format: $(READY)
 	@$(BIN)/python -m ruff format .
@@ -43,5 +51,9 @@ $(KERNELS): $(READY)  # Triton, for the kernels' tests in its interpreter: a gig
 	@$(BIN)/python -m pip install --quiet --editable ".[kernels]" || echo "no Triton here: its kernels are not tested"
 	@touch $@
 
+$(DOCS): $(READY)
+	@$(BIN)/python -m pip install --quiet --editable ".[docs]"
+	@touch $@
+
 clean:
-	rm -rf .venv .orch
+	rm -rf .venv .orch site

@@ -245,8 +245,12 @@ CARD = """\
 
 A language model of the GPT-2 architecture, trained by this project on the source of the Python standard library, so
 that the demo, the tests and the examples read real activations without a download. It is good for nothing else.
+
 6 blocks, width 128, 4 heads, context 128, tied embeddings, 1,730,560 parameters in float32. Byte-level BPE of 4096
-tokens; `<|endoftext|>` (0) ends every document. Made by
+tokens; `<|endoftext|>` (0) ends every document. In a sweep file it is `subject.model: shipped:stdlib-gpt2`, and with
+`data.source: python:stdlib` it reads the standard library of the Python that runs it.
+
+Made by
 `python examples/train_subject.py --out examples/subject --max-minutes {max_minutes:g}`.
 
 | | |
@@ -257,6 +261,8 @@ tokens; `<|endoftext|>` (0) ends every document. Made by
 | with | {made} |
 | schedule | to {tokens:,} tokens or {max_minutes:g} minutes, whichever is first |
 | optimizer | AdamW, {batch} x 128 tokens a step, peak rate {learning_rate}, cosine, bfloat16 products, seed {seed} |
+
+Loss on text that was never trained on, of the model and of counting alone (lower is better; nats are natural logs):
 
 | on the same held-out predictions | nats per token |
 |---|---|
