@@ -107,7 +107,7 @@ def test_commands_and_targets_are_there(page: Path) -> None:
 def test_config_keys_and_settings_are_there(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
     for key in re.findall(r"`((?:subject|data|sae|optimizer|training|stop)\.[a-z_]+)[`: ]", text):
-        assert key in field_paths() or key.endswith(".safetensors"), key
+        assert key in field_paths() or key.endswith((".safetensors", ".py")), key
     for name in re.findall(r"ORCH_([A-Z_]+[A-Z])\b", text):
         assert name.lower() in NAMES, name
 

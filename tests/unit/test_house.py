@@ -1,14 +1,11 @@
-"""Rules of the source tree: sizes, names, docstrings, imports; README and docs name what exists."""
+"""Rules of the source tree: sizes, names, docstrings, imports."""
 
 import ast
 import inspect
-import re
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
-import click
 import pytest
 
 from orchestrator import errors
@@ -16,7 +13,6 @@ from orchestrator import errors
 ROOT = Path(__file__).parents[2]
 WINGS = ("orchestrator", "worker")
 SOURCES = sorted(path for wing in (*WINGS, "tests", "benchmarks", "examples") for path in (ROOT / wing).rglob("*.py"))
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 CODE = [path for path in SOURCES if path.relative_to(ROOT).parts[0] in WINGS]
 PACKAGES = sorted({path.parent for path in CODE})
 BROAD = {
@@ -116,89 +112,6 @@ def _exported(init: Path) -> set[str]:
     """Return the names that an __init__.py imports from its modules."""
     imports = [node for node in ast.walk(ast.parse(init.read_text())) if isinstance(node, ast.ImportFrom)]
     return {alias.asname or alias.name for node in imports for alias in node.names}
-
-
-def test_the_tree_of_the_readme_names_the_folders() -> None:
-    tree = _tree((ROOT / "README.md").read_text())
-    named = set(re.findall(r"(?<![\w./-])((?:[\w-]+/)+)(?![\w.*])", tree))
-    for package in PACKAGES:
-        assert any(f"/{_name(package)}/".endswith(f"/{words}") for words in named), f"the tree lacks {_name(package)}/"
-    folders = [path for path in ROOT.rglob("*") if path.is_dir() and not _is_hidden(path)]
-    ends = {"/".join([*folder.relative_to(ROOT).parts[at:], ""]) for folder in folders for at in range(4)}
-    for words in named:
-        assert words in ends, f"the tree names {words}, and there is no such folder"
-
-
-def _tree(readme: str) -> str:
-    """Return the fenced block that draws the folders."""
-    blocks = re.findall(r"^```\w*\n(.*?)^```", readme, re.M | re.S)
-    trees: list[str] = [block for block in blocks if re.match(r"(orchestrator|orch)/", block)]
-    assert len(trees) == 1, "one fenced block draws the folders, and begins with orchestrator/ or orch/"
-    return trees[0]
-
-
-def _is_hidden(path: Path) -> bool:
-    return any(part.startswith(".") or part == "__pycache__" for part in path.relative_to(ROOT).parts)
-
-
-@pytest.mark.parametrize("page", PAGES, ids=_name)
-def test_commands_that_pages_name_exist(page: Path) -> None:
-    text = page.read_text()
-    for words in _commands(text):
-        _find_command(words)
-    targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.M)
-    for target in re.findall(r"(?:^|`|\$ |; |&& )make ([a-z][\w-]*)", text, re.M):
-        assert target in targets, f"it speaks of `make {target}`"
-
-
-def _commands(text: str) -> Iterator[list[str]]:
-    """Yield the words after `orch` where it is typed: in inline code and in fenced blocks, behind a prompt or alone."""
-    blocks = "\n".join(re.findall(r"^```(?:\w*)\n(.*?)^```", text, re.M | re.S))
-    typed = re.findall(r"^(?:\$ )?orch ([a-z][^#\n]*)", blocks, re.M)
-    prose = re.sub(r"^```.*?^```", "", text, flags=re.M | re.S)
-    typed += re.findall(r"`orch ([a-z][^`]*)`", prose)
-    yield from (words.split() for words in typed)
-
-
-def _find_command(words: list[str]) -> None:
-    """Follow the words of a command line down the commands, until one is no group or is given options."""
-    from orchestrator.cli.main import ALIASES, cli
-
-    context = click.Context(cli)
-    command: click.Group = cli
-    for at, word in enumerate(words):
-        if at == 0 and word in ALIASES:
-            return
-        if not re.fullmatch(r"[a-z][a-z-]*", word):
-            return
-        found = command.get_command(context, word)
-        assert found is not None, f"it speaks of `orch {' '.join(words)}`"
-        if not isinstance(found, click.Group):
-            return
-        command = found
-
-
-def test_the_readme_is_short() -> None:
-    lines = (ROOT / "README.md").read_text().splitlines()
-    assert len(lines) <= 140
-    assert [number for number, line in enumerate(lines, start=1) if len(line) > 120] == []
-
-
-@pytest.mark.parametrize("page", PAGES, ids=_name)
-def test_prose_is_wrapped(page: Path) -> None:
-    """Tables and code aside: their lines cannot be broken."""
-    prose = re.sub(r"^```.*?^```", lambda block: "\n" * block[0].count("\n"), page.read_text(), flags=re.M | re.S)
-    lines = enumerate(prose.splitlines(), start=1)
-    assert [number for number, line in lines if len(line) > 200 and not line.lstrip().startswith("|")] == []
-
-
-@pytest.mark.parametrize("page", PAGES, ids=_name)
-def test_links_lead_somewhere(page: Path) -> None:
-    prose = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.M | re.S)
-    for target in re.findall(r"\]\(<?([^)\s>]+)>?(?: \"[^\"]*\")?\)|(?:src|href)=\"([^\"]+)\"", prose):
-        path = (target[0] or target[1]).partition("#")[0]
-        if path and not re.match(r"[a-z][a-z+.-]*:", path):
-            assert (page.parent / path).exists(), f"it links to {path}, which is not there"
 
 
 def test_the_wake_up_is_a_registered_task() -> None:

@@ -146,7 +146,7 @@ class Attempt:
     def log(self) -> Path:
         """Return the path under which `orch logs` looks for the trainer's log of this attempt."""
         lease = self._claim.lease
-        return self._context.settings.home / "logs" / str(lease.job_id) / f"{lease.attempt}.log"
+        return self._context.settings.log_file(lease.job_id, lease.attempt)
 
     def assignment(self) -> Assignment:
         """Return what the trainer is sent about this attempt."""
