@@ -29,10 +29,10 @@ FIRST_USE = """
 import sys
 import mlflow
 from orchestrator.settings import load
-from worker.tracking.mlflow_client import Runs
+from worker.tracking.mlflow_client import MlflowClient
 print("ready", flush=True)
 sys.stdin.readline()
-runs = Runs(load())
+runs = MlflowClient(load())
 experiment = runs.experiment("first", known=None, number=1)
 run = runs.create(experiment, sys.argv[1], tags={"who": sys.argv[1]}, at=1.0)
 runs.params(run, {"lr": 0.1})
