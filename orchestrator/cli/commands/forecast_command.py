@@ -1,4 +1,4 @@
-"""`orch forecast`: what sizes that were never trained would come to."""
+"""`orch forecast`: what sizes that were never trained are expected to reach and to cost."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -130,11 +130,9 @@ def _remarks(found: "Sequence[Forecast]") -> list[str]:
 def forecast_record(row: "Forecast") -> dict[str, Any]:
     """Return one size for a program."""
     pace = row.speed
-    intervals = {
-        name: None if value is None else value._asdict()
-        for name in ("fvu", "tokens_to_convergence", "tokens", "flops_dense", "flops_executed", "seconds")
-        for value in (getattr(row, name),)
-    }
+    names = ("fvu", "tokens_to_convergence", "tokens", "flops_dense", "flops_executed", "seconds")
+    values: dict[str, Interval | None] = {name: getattr(row, name) for name in names}
+    intervals = {name: None if value is None else value._asdict() for name, value in values.items()}
     measured = None if pace is None else pace._asdict() | {"flops_per_second": pace.flops_per_second._asdict()}
     return {
         "n_latents": row.n_latents, "k": row.k, **intervals, "extrapolation": row.extrapolation, "law": row.law,
