@@ -1,7 +1,7 @@
 """A sweep on one page: findings, figures, tables and provenance. Start at `collect`, then `page`."""
 
-from orchestrator.report.collect import collect
+from orchestrator.report.collect import collect_contents
 from orchestrator.report.page import render
 from orchestrator.report.page_data import Contents, Missing, Origin, SweepText
 
-__all__ = ["Contents", "Missing", "Origin", "SweepText", "collect", "render"]
+__all__ = ["Contents", "Missing", "Origin", "SweepText", "collect_contents", "render"]

@@ -24,7 +24,7 @@ from orchestrator.scaling.types import Fit, JobMeasurement, LawName, StoredFit
 from orchestrator.settings import mask
 
 
-def collect(
+def collect_contents(
     engine: Engine, sweeps: Sequence[str], *, database: str = "", laws: Sequence[LawName] | None = None
 ) -> Contents:
     """Return the contents of a report on some sweeps; fits that are made for it are stored.

@@ -14,7 +14,7 @@ from orchestrator.cli.commands import services
 from orchestrator.cli.main import run
 from orchestrator.database.schema import open_database
 from orchestrator.fits import store
-from orchestrator.report import collect
+from orchestrator.report import collect_contents
 from orchestrator.settings import Settings
 from tests.integration.test_report_commands import enqueue, train
 from worker.tracking.shipper import sync
@@ -64,7 +64,7 @@ def artifacts(place: Settings, run: Any) -> set[str]:
 def test_a_fit_is_a_run_with_all_of_it(engine: Engine, place: Settings) -> None:
     enqueue(engine, ks=(4,))
     train(engine, 4)
-    stored = {one.id: one for one in collect(engine, ["laws"], laws=("ln", "tn")).fits}
+    stored = {one.id: one for one in collect_contents(engine, ["laws"], laws=("ln", "tn")).fits}
     assert sync(engine, place, "laws", jobs=False) == len(stored) == 2
     runs = shown(place)
     assert set(runs) == set(stored)
@@ -89,7 +89,7 @@ def test_a_fit_is_a_run_with_all_of_it(engine: Engine, place: Settings) -> None:
 def test_twice_changes_nothing_and_a_lost_store_is_rebuilt(engine: Engine, place: Settings) -> None:
     enqueue(engine, ks=(4,))
     train(engine, 4)
-    collect(engine, ["laws"], laws=("ln",))
+    collect_contents(engine, ["laws"], laws=("ln",))
     assert sync(engine, place, "laws", jobs=False) == 1
     (first,) = shown(place).values()
     sync(engine, place, "laws", jobs=False)
@@ -107,7 +107,7 @@ def test_twice_changes_nothing_and_a_lost_store_is_rebuilt(engine: Engine, place
 def test_a_superseded_fit_stays_and_says_by_which(engine: Engine, place: Settings) -> None:
     enqueue(engine, ks=(4,))
     train(engine, 4)
-    (found,) = collect(engine, ["laws"], laws=("ln",)).fits
+    (found,) = collect_contents(engine, ["laws"], laws=("ln",)).fits
     sync(engine, place, "laws", jobs=False)
     (newer,) = store.store(engine, [found.fit])
     sync(engine, place, "laws", jobs=False)

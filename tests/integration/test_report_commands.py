@@ -12,7 +12,7 @@ from orchestrator.cli.main import run
 from orchestrator.config.validation import parse
 from orchestrator.database.schema import open_database
 from orchestrator.fits import store
-from orchestrator.report import collect
+from orchestrator.report import collect_contents
 from orchestrator.settings import Settings
 from orchestrator.sweep.sweep import Sweep
 from tests import planted_laws as planted
@@ -81,11 +81,11 @@ def test_the_page_of_a_sweep(engine: Engine, settings: Settings, capsys: Capture
 def test_fits_are_renewed_when_more_jobs_have_ended(engine: Engine, tmp_path: Path) -> None:
     enqueue(engine)
     train(engine, 4)
-    first = collect(engine, ["laws"])
+    first = collect_contents(engine, ["laws"])
     assert [fit.jobs for fit in first.laws if fit.law == "ln"] == [(1, 2, 3, 4)]
     assert "lnk" in first.missing
     train(engine, 4)
-    second = collect(engine, ["laws"])
+    second = collect_contents(engine, ["laws"])
     assert [fit.jobs for fit in second.laws if fit.law == "ln"] == [(1, 2, 3, 4), (5, 6, 7, 8)]
     assert "lnk" not in second.missing
     old = next(one for one in store.history(engine, sweep="laws") if one.id == first.fits[0].id)
@@ -122,7 +122,7 @@ def test_mixed_subjects_have_a_law_each(engine: Engine, capsys: Capture) -> None
     enqueue(engine, ks=(4,))
     enqueue(engine, subject="other", ks=(4,))
     train(engine, 8)
-    found = collect(engine, ["laws"])
+    found = collect_contents(engine, ["laws"])
     assert [(fit.subject, len(fit.jobs)) for fit in found.laws if fit.law == "ln"] == [
         ("other", 4),
         ("shipped:stdlib-gpt2", 4),

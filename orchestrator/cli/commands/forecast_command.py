@@ -111,9 +111,10 @@ def _remarks(found: "Sequence[Forecast]") -> list[str]:
         for row in found
     )
     speeds = {row.speed.n_latents: row.speed for row in found if row.speed}
+    rivals = {row.form: row.rivals for row in found if row.rivals}
     lines = [f"FVU: {'; '.join(forms)}."]
-    if doubted := {row.form: row.rivals for row in found if row.rivals}:
-        told = "; ".join(f"{' and '.join(others)} beside {form}" for form, others in doubted.items())
+    if rivals:
+        told = "; ".join(f"{' and '.join(others)} beside {form}" for form, others in rivals.items())
         lines.append(f"AICc does not rule out {told}: FVU's intervals do not allow for that, BEYOND above all.")
     if any(row.extrapolation != 1 for row in found):
         lines.append("BEYOND the sizes that were fitted, intervals hold only if the law's form does.")

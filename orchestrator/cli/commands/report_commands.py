@@ -90,10 +90,10 @@ def gather(settings: "Settings", engine: "Engine", sweeps: Sequence[str]) -> "Co
     Raises:
         NotFound: there is no such sweep.
     """
-    from orchestrator.report import collect
+    from orchestrator.report import collect_contents
     from orchestrator.settings import mask
 
-    return collect(engine, list(dict.fromkeys(sweeps)), database=mask(settings.database))
+    return collect_contents(engine, list(dict.fromkeys(sweeps)), database=mask(settings.database))
 
 
 def page_of(contents: "Contents") -> str:
