@@ -1,1 +1,1 @@
-"""Loss curves: points, convergence, divergence, expected stop. Pure; start at `convergence`."""
+"""Loss curves: points, convergence, divergence, expected stop. Pure. Start at `convergence`."""

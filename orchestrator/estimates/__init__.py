@@ -1,1 +1,1 @@
-"""What a config costs before it runs: FLOPs and memory."""
+"""What a config costs before it runs: FLOPs and memory. Start at `flops`."""

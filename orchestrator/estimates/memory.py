@@ -75,7 +75,7 @@ class Room:
         if self._settings.memory_bytes is not None:
             return self._settings.memory_bytes
         if self._device.startswith("cuda") or self.kind == "cuda":
-            return self._free_on_gpu and int(_USABLE * self._free_on_gpu)
+            return None if self._free_on_gpu is None else int(_USABLE * self._free_on_gpu)
         cores = os.cpu_count() or 1
         return int(_USABLE * _free_in_memory() * min(1.0, (self._threads or cores) / cores))
 

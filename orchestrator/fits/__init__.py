@@ -1,1 +1,1 @@
-"""Fits in the database, and the inputs of a forecast that are read from it."""
+"""Fits in the database: stored, read again, and gathered as the inputs of a forecast. Start at `store`."""

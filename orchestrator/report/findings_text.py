@@ -18,14 +18,14 @@ _STALE = "; others have ended since, and this fit does not know of them."
 
 def findings(contents: Contents) -> list[Html]:
     """Return the findings, the sweep's state first, then a sentence per fit, then what could not be fitted."""
-    said = [_jobs(contents), *_best(contents), *_troubles(contents)]
+    found = [_jobs(contents), *_best(contents), *_without_loss(contents)]
     if len(contents.subjects) > 1:
         names = ", ".join(contents.subjects)
-        said.append(join([f"The jobs are of {len(contents.subjects)} subjects: {names}."]))
+        found.append(join([f"The jobs are of {len(contents.subjects)} subjects: {names}."]))
     for law in dict.fromkeys(stored.fit.law for stored in contents.fits):
-        said += _of_law(contents, [stored for stored in contents.fits if stored.fit.law == law])
+        found += _of_law(contents, [stored for stored in contents.fits if stored.fit.law == law])
     names = ", ".join(LAWS[law].title for law in contents.missing)
-    return said + ([join([f"Not fitted: {names}. ", element("a", "Why", href="#not-fitted"), "."])] if names else [])
+    return found + ([join([f"Not fitted: {names}. ", element("a", "Why", href="#not-fitted"), "."])] if names else [])
 
 
 def _of_law(contents: Contents, fits: list[StoredFit]) -> list[Html]:
@@ -84,12 +84,12 @@ def _jobs(contents: Contents) -> Html:
     return join([f"{named(len(contents.rows), 'job')}: {parts or 'none'}.{nothing}"])
 
 
-def _troubles(contents: Contents) -> list[Html]:
-    """Return what is wrong with jobs that have ended, so that nobody wonders why no law has them."""
+def _without_loss(contents: Contents) -> list[Html]:
+    """Name the ended jobs that no law can be fitted to, for want of a curve or of a finite loss."""
     ended = [row for row in contents.rows if row.outcome]
-    bare = [row.job_id for row in ended if not row.curve]
-    broken = [row.job_id for row in ended if row.fvu is not None and not math.isfinite(row.fvu)]
-    pairs = (("No curve is stored of", bare), ("The last loss is no number of", broken))
+    no_curve = [row.job_id for row in ended if not row.curve]
+    not_finite = [row.job_id for row in ended if row.fvu is not None and not math.isfinite(row.fvu)]
+    pairs = (("No curve is stored of", no_curve), ("The last loss is no number of", not_finite))
     return [join([f"{words} {named(len(jobs), 'job')}: ", job_links(jobs), "."]) for words, jobs in pairs if jobs]
 
 

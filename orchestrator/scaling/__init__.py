@@ -1,1 +1,1 @@
-"""Scaling laws: measured SAEs in; coefficients, forecasts and figures out. Pure: it knows no database."""
+"""Scaling laws: jobs in; coefficients, forecasts and figures out. Pure: no database. Start at `law`, then `laws`."""

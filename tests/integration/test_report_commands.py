@@ -40,7 +40,8 @@ def enqueue(
         for k in ks
         for n in SIZES
     ]
-    queue.enqueue(engine, Sweep(name, tuple(configs), labels={"who": "<script>alert(1)</script>"}, text="name: laws"))
+    text = f"name: laws\noverrides: {{subject.model: {subject}}}"
+    queue.enqueue(engine, Sweep(name, tuple(configs), labels={"who": "<script>alert(1)</script>"}, text=text))
 
 
 def train(engine: Engine, number: int, *, with_curve: bool = True) -> None:
@@ -173,6 +174,7 @@ def test_passwords_do_not_reach_the_page(engine: Engine, capsys: Capture) -> Non
     text = capsys.readouterr().out
     assert "hunter2" not in text
     assert "https://me:***@host/model" in text
+    assert "overrides: {subject.model: https://me:***@host/model}" in text, "in the sweep's file too"
 
 
 @pytest.mark.parametrize(

@@ -62,7 +62,7 @@ def test_a_running_job_says_where_its_curve_will_settle(engine: Engine) -> None:
     assert settling.expected_tokens is None, "three points in two doublings are too few"
     for lease_of in (1, 2):
         lease = queue.Lease(lease_of, 1, attempt(engine, lease_of, 1).token)
-        more = [int(2**18 * 2 ** (i / 4) / 256) * 256 for i in range(8)]
+        more = [int(2**18 * 2 ** (i / 4) / 256) * 256 for i in range(12)]
         queue.record(engine, lease, [point(t, 0.3 + 0.5 * (t / 8192) ** -0.7) for t in more if t > grid[-1]])
     settling, spending = results.jobs(engine)
     assert settling.expected_tokens is not None
@@ -70,10 +70,10 @@ def test_a_running_job_says_where_its_curve_will_settle(engine: Engine) -> None:
     assert spending.expected_tokens is None
     for lease_of in (1, 2):
         lease = queue.Lease(lease_of, 1, attempt(engine, lease_of, 1).token)
-        queue.heartbeat(engine, lease, lease_seconds=60, tokens_seen=2**20, tokens_per_second=1000.0)
+        queue.heartbeat(engine, lease, lease_seconds=60, tokens_seen=2**21, tokens_per_second=1000.0)
     eta, budget = (remaining(row) for row in results.jobs(engine))
-    assert eta == (settling.expected_tokens - 2**20) / 1000
-    assert budget == (2**24 - 2**20) / 1000
+    assert eta == (settling.expected_tokens - 2**21) / 1000
+    assert budget == (2**24 - 2**21) / 1000
     queue.finish(engine, queue.Lease(1, 1, attempt(engine, 1, 1).token), result())
     assert results.jobs(engine, ids=[1])[0].expected_tokens is None
 

@@ -1,4 +1,4 @@
-"""`orch forecast`: what sizes that were never trained would come to."""
+"""`orch forecast`: what sizes that were never trained are expected to reach and to cost."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -111,9 +111,10 @@ def _remarks(found: "Sequence[Forecast]") -> list[str]:
         for row in found
     )
     speeds = {row.speed.n_latents: row.speed for row in found if row.speed}
+    rivals = {row.form: row.rivals for row in found if row.rivals}
     lines = [f"FVU: {'; '.join(forms)}."]
-    if doubted := {row.form: row.rivals for row in found if row.rivals}:
-        told = "; ".join(f"{' and '.join(others)} beside {form}" for form, others in doubted.items())
+    if rivals:
+        told = "; ".join(f"{' and '.join(others)} beside {form}" for form, others in rivals.items())
         lines.append(f"AICc does not rule out {told}: FVU's intervals do not allow for that, BEYOND above all.")
     if any(row.extrapolation != 1 for row in found):
         lines.append("BEYOND the sizes that were fitted, intervals hold only if the law's form does.")
@@ -130,11 +131,9 @@ def _remarks(found: "Sequence[Forecast]") -> list[str]:
 def forecast_record(row: "Forecast") -> dict[str, Any]:
     """Return one size for a program."""
     pace = row.speed
-    intervals = {
-        name: None if value is None else value._asdict()
-        for name in ("fvu", "tokens_to_convergence", "tokens", "flops_dense", "flops_executed", "seconds")
-        for value in (getattr(row, name),)
-    }
+    names = ("fvu", "tokens_to_convergence", "tokens", "flops_dense", "flops_executed", "seconds")
+    values: dict[str, Interval | None] = {name: getattr(row, name) for name in names}
+    intervals = {name: None if value is None else value._asdict() for name, value in values.items()}
     measured = None if pace is None else pace._asdict() | {"flops_per_second": pace.flops_per_second._asdict()}
     return {
         "n_latents": row.n_latents, "k": row.k, **intervals, "extrapolation": row.extrapolation, "law": row.law,

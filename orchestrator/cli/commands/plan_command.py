@@ -40,7 +40,7 @@ def plan(
     Give one of --budget, --target-fvu and --lr. Hours are of one device; FLOPs are executed ones, the subject's too.
     Every job counts with its whole budget of tokens, so that no plan costs more than it says.
     """
-    if (budget is not None) + (target_fvu is not None) + rates != 1:
+    if [budget is not None, target_fvu is not None, rates].count(True) != 1:
         raise click.UsageError("Give one of --budget, --target-fvu and --lr.")
     if (follow and not rates) or (sizes and not rates) or (ks and budget is not None):
         raise click.UsageError("--follow and --n-latents go with --lr, --k with --lr or --target-fvu.")
@@ -62,16 +62,16 @@ def _propose(
 ) -> None:  # fmt: skip
     from orchestrator.fits.forecast_inputs import load_inputs
     from orchestrator.scaling.plan.budget import allowance
-    from orchestrator.scaling.plan.budget_plan import shrink
-    from orchestrator.scaling.plan.target_plan import reach
+    from orchestrator.scaling.plan.budget_plan import plan_within_budget
+    from orchestrator.scaling.plan.target_plan import plan_for_target
 
     limit = allowance(budget) if budget is not None else None
     loaded = load_inputs(engine, sweeps, device=device, rates=True)
     if limit is not None:
-        choices, promises = shrink(loaded.inputs, limit)
+        choices, promises = plan_within_budget(loaded.inputs, limit)
         told = f"--budget {budget!r}"
     else:
-        choices, promises = reach(loaded.inputs, target or 0.0, ks)
+        choices, promises = plan_for_target(loaded.inputs, target or 0.0, ks)
         told = f"--target-fvu {target:g}"
     if limit and limit.unit == "seconds":
         kind = loaded.inputs.device or "no device"

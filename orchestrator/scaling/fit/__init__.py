@@ -1,1 +1,1 @@
-"""Finished jobs to fitted laws: eligible jobs, samples, the robust fit, the choice of a form. Start at `fitting`."""
+"""From finished jobs to fitted laws: eligible jobs, samples, robust fit, choice of a form. Start at `fitting`."""

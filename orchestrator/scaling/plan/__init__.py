@@ -1,1 +1,1 @@
-"""From fitted laws to forecasts and to the jobs to run next."""
+"""From fitted laws to forecasts and to the jobs to run next. Start at `forecast`."""

@@ -92,7 +92,7 @@ class _Uncertainty:
         return kept
 
 
-def shrink(inputs: ForecastInputs, budget: Allowance) -> tuple[list[Choice], list[str]]:
+def plan_within_budget(inputs: ForecastInputs, budget: Allowance) -> tuple[list[Choice], list[str]]:
     """Return jobs within a budget, greedily the one that shrinks most per cost first, and what they are to bring.
 
     What shrinks is the variance of the exponent and of ln fvu at the largest size, by the bootstrap's draws; jobs that

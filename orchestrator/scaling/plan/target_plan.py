@@ -19,7 +19,7 @@ _STEPS = 16
 """Sizes between two powers of two that are tried."""
 
 
-def reach(inputs: ForecastInputs, fvu: float, ks: Sequence[int] = ()) -> tuple[list[Choice], list[str]]:
+def plan_for_target(inputs: ForecastInputs, fvu: float, ks: Sequence[int] = ()) -> tuple[list[Choice], list[str]]:
     """Return the one job that is expected to reach an fvu for the fewest FLOPs, and what the other k would take.
 
     Raises:
@@ -32,7 +32,8 @@ def reach(inputs: ForecastInputs, fvu: float, ks: Sequence[int] = ()) -> tuple[l
     fits = {k: loss_fit(inputs.losses, k) for k in asked}
     if not fits:
         raise FitError("no fit speaks of fvu", hint="Fit one: orch fit SWEEP")
-    found = {k: n for k, fit in fits.items() if (n := smallest(fit, fvu, k)) is not None}
+    tried = {k: smallest(fit, fvu, k) for k, fit in fits.items()}
+    found = {k: n for k, n in tried.items() if n is not None}
     if not found:
         raise _unreachable(fvu, fits)
     jobs = {k: candidate(inputs, n, k) for k, n in found.items()}
@@ -80,7 +81,8 @@ def floor(fit: Fit, k: int) -> Interval | None:
 
 
 def _unreachable(fvu: float, fits: dict[int, Fit]) -> ConfigError:
-    floors = {k: found for k, fit in fits.items() if (found := floor(fit, k)) is not None and found.value >= fvu}
+    known = {k: floor(fit, k) for k, fit in fits.items()}
+    floors = {k: found for k, found in known.items() if found is not None and found.value >= fvu}
     if floors:
         told = "; ".join(
             f"e = {one.value:.4f} ({one.low:.4f} to {one.high:.4f}) at k = {k}" for k, one in floors.items()

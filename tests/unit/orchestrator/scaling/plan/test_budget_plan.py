@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 from orchestrator.config.validation import parse
 from orchestrator.errors import ConfigError, FitError
 from orchestrator.scaling.plan.budget import Allowance, allowance
-from orchestrator.scaling.plan.budget_plan import shrink
+from orchestrator.scaling.plan.budget_plan import plan_within_budget
 from orchestrator.scaling.plan.candidates import MARGIN, budget_tokens, candidate, rate
 from orchestrator.scaling.plan.forecast import ForecastInputs, noise
-from orchestrator.scaling.plan.target_plan import FARTHEST, floor, reach, smallest
+from orchestrator.scaling.plan.target_plan import FARTHEST, floor, plan_for_target, smallest
 from orchestrator.scaling.types import Fit, Residual, Score
 from tests.made_fits import fit, measured, power_law
 
@@ -70,9 +70,9 @@ def test_a_plan_never_exceeds_its_budget(amount: float, unit: str, seed: int) ->
     cheapest = min(candidate(made, n, 8).price(limit.unit) or 0.0 for n in (*NS, 4096, 8192, 16_384))
     if cheapest > limit.amount:
         with pytest.raises(ConfigError, match="below the cheapest job"):
-            shrink(made, limit)
+            plan_within_budget(made, limit)
         return
-    chosen, _ = shrink(made, limit)
+    chosen, _ = plan_within_budget(made, limit)
     assert sum(one.job.price(limit.unit) or math.inf for one in chosen) <= limit.amount
     configs = [one.job.config.config_id for one in chosen]
     assert len(set(configs)) == len(configs)
@@ -105,7 +105,7 @@ def test_what_shrinks_is_what_least_squares_says(between: float, n_latents: int)
     within = 0.05**2 - between**2
     known = replace(line(n_draws=40_000), seed_sigma=math.sqrt(within))
     assert noise(known) == pytest.approx(0.05)
-    (choice, *_), _ = shrink(inputs(known), Allowance(1e6, "seconds"))
+    (choice, *_), _ = plan_within_budget(inputs(known), Allowance(1e6, "seconds"))
     assert choice.job.n_latents == n_latents
     x = np.log(np.array(sorted({*NS, n_latents}), dtype=float))
     errors = np.full(len(x), between**2 + within)
@@ -120,18 +120,18 @@ def test_what_shrinks_is_what_least_squares_says(between: float, n_latents: int)
 def test_seeds_where_sizes_err_rather_than_seeds_bring_nothing() -> None:
     """Six seeds of a size whose loss is off the law are as far off as one."""
     alike = replace(line(), seed_sigma=0.0)
-    choices, _ = shrink(inputs(alike), Allowance(1e6, "seconds"))
+    choices, _ = plan_within_budget(inputs(alike), Allowance(1e6, "seconds"))
     assert not [one for one in choices if one.job.n_latents in NS]
-    apart, _ = shrink(inputs(replace(line(), seed_sigma=0.05)), Allowance(1e6, "seconds"))
+    apart, _ = plan_within_budget(inputs(replace(line(), seed_sigma=0.05)), Allowance(1e6, "seconds"))
     assert [one for one in apart if one.job.n_latents in NS]
 
 
 def test_new_sizes_and_seeds_where_one_job_tells_little() -> None:
-    quiet, promises = shrink(inputs(line()), Allowance(1e6, "seconds"))
+    quiet, promises = plan_within_budget(inputs(line()), Allowance(1e6, "seconds"))
     assert any("2× beyond the largest" in one.why and one.job.n_latents == 4096 for one in quiet)
     assert any("another seed: one job errs by 5.0%" in one.why for one in quiet)
     assert max(sum(one.job.n_latents == n for one in quiet) for n in (*NS, 4096)) <= 4
-    loud, _ = shrink(inputs(replace(line(), seed_sigma=0.3)), Allowance(1e6, "seconds"))
+    loud, _ = plan_within_budget(inputs(replace(line(), seed_sigma=0.3)), Allowance(1e6, "seconds"))
     assert "errs by 30.0%" in " ".join(one.why for one in loud)
     assert "b = -0.3000" in promises[0]
 
@@ -139,17 +139,17 @@ def test_new_sizes_and_seeds_where_one_job_tells_little() -> None:
 def test_a_form_that_is_not_ruled_out_is_told() -> None:
     known = line()
     scores = tuple(Score(form, 2, aicc, 0.05, None) for form, aicc in (("pure", -20.0), ("+e", -17.0)))
-    _, (told,) = shrink(inputs(replace(known, scores=scores)), Allowance(1e6, "seconds"))
+    _, (told,) = plan_within_budget(inputs(replace(known, scores=scores)), Allowance(1e6, "seconds"))
     assert told.endswith("; AICc does not rule out +e: larger sizes tell them apart")
     sure = replace(known, scores=(scores[0], replace(scores[1], aicc=-10.0)))
-    _, (told,) = shrink(inputs(sure), Allowance(1e6, "seconds"))
+    _, (told,) = plan_within_budget(inputs(sure), Allowance(1e6, "seconds"))
     assert "rule out" not in told
 
 
 def test_jobs_that_wait_count_as_done() -> None:
     waiting = [measured(9, n_latents=n, state="queued", outcome=None, lr=2.5e-4) for n in (4096, 8192)]
-    plain, before = shrink(inputs(line()), Allowance(1e6, "seconds"))
-    later, _ = shrink(inputs(line(), rows=(*ROWS, *waiting)), Allowance(1e6, "seconds"))
+    plain, before = plan_within_budget(inputs(line()), Allowance(1e6, "seconds"))
+    later, _ = plan_within_budget(inputs(line(), rows=(*ROWS, *waiting)), Allowance(1e6, "seconds"))
     first = next(one for one in plain if one.job.n_latents == 4096)
     assert "beyond" in first.why
     again = [one for one in later if one.job.n_latents in {4096, 8192}]
@@ -161,9 +161,9 @@ def test_jobs_that_wait_count_as_done() -> None:
 def test_a_plan_without_a_price_or_draws() -> None:
     bare = inputs(rows=tuple(replace(row, device=None) for row in ROWS), device=None)
     with pytest.raises(FitError, match="nothing tells what a job would cost in seconds"):
-        shrink(bare, Allowance(10, "seconds"))
+        plan_within_budget(bare, Allowance(10, "seconds"))
     with pytest.raises(FitError, match="no bootstrap draws"):
-        shrink(inputs(replace(power_law(), draws=())), Allowance(10, "seconds"))
+        plan_within_budget(inputs(replace(power_law(), draws=())), Allowance(10, "seconds"))
 
 
 def test_where_a_rate_comes_from() -> None:
@@ -191,7 +191,7 @@ def test_where_a_budget_of_tokens_comes_from() -> None:
 
 def test_the_smallest_size_that_reaches_a_loss() -> None:
     law = power_law()
-    (choice,), _ = reach(inputs(law), 0.2)
+    (choice,), _ = plan_for_target(inputs(law), 0.2)
     exact = math.exp((0.5 - math.log(0.1)) / 0.3)
     assert exact <= choice.job.n_latents <= exact * 2 ** (1 / 16) * 33 / 32
     assert choice.job.n_latents % 2 ** (choice.job.n_latents.bit_length() - 6) == 0
@@ -202,28 +202,28 @@ def test_the_smallest_size_that_reaches_a_loss() -> None:
 def test_the_cheapest_k_is_chosen_and_the_others_are_told() -> None:
     small, large = power_law(), power_law(e=0.05)
     at_16 = replace(large, group="k=16", residuals=tuple(replace(one, k=16) for one in large.residuals))
-    (choice,), told = reach(inputs(small, at_16), 0.2)
+    (choice,), told = plan_for_target(inputs(small, at_16), 0.2)
     assert choice.job.k == 16
     assert told[0].startswith("k = 8 would take n_latents = ")
-    (kept,), _ = reach(inputs(small, at_16), 0.2, [8])
+    (kept,), _ = plan_for_target(inputs(small, at_16), 0.2, [8])
     assert kept.job.k == 8
-    (only,), told = reach(inputs(small, at_16), 0.08)
+    (only,), told = plan_for_target(inputs(small, at_16), 0.08)
     assert only.job.k == 16
     assert told == ["k = 8 does not reach fvu 0.08: its floor is 0.1000"]
 
 
 def test_what_cannot_be_reached() -> None:
     with pytest.raises(ConfigError, match=r"no size reaches fvu 0\.05: the floor .* e = 0\.1000 \(.*\) at k = 8"):
-        reach(inputs(), 0.05)
+        plan_for_target(inputs(), 0.05)
     pure = fit("ln", "pure", {"a": 0.5, "b": -0.1}, [(0.5, -0.1)] * 3, power_law().residuals, group="k=8")
     assert floor(pure, 8) is None
     with pytest.raises(ConfigError, match=f"no size up to {FARTHEST:g}× the largest"):
-        reach(inputs(pure), 0.01)
+        plan_for_target(inputs(pure), 0.01)
     for target in (0.0, 1.0, -1.0, math.nan):
         with pytest.raises(ConfigError, match="no share between 0 and 1"):
-            reach(inputs(), target)
+            plan_for_target(inputs(), target)
     with pytest.raises(FitError, match="no fit speaks of k = 64"):
-        reach(inputs(), 0.2, [64])
+        plan_for_target(inputs(), 0.2, [64])
 
 
 def test_the_form_that_was_drawn_may_have_a_term_more() -> None:
@@ -231,8 +231,8 @@ def test_the_form_that_was_drawn_may_have_a_term_more() -> None:
     known = line()
     drawn = tuple((a, 1.2 * b, 0.01) for a, b in known.draws)
     wide = replace(known, draws=drawn, drawn_form="+e")
-    _, (narrow,) = shrink(inputs(known), Allowance(1e6, "seconds"))
-    choices, (told,) = shrink(inputs(wide), Allowance(1e6, "seconds"))
+    _, (narrow,) = plan_within_budget(inputs(known), Allowance(1e6, "seconds"))
+    choices, (told,) = plan_within_budget(inputs(wide), Allowance(1e6, "seconds"))
     assert choices
     assert "by the form pure; its error should fall to" in narrow
     assert "by the form pure; its error, reckoned in the form +e, should fall to" in told
@@ -255,5 +255,5 @@ def test_the_floor_of_a_surface() -> None:
     assert found is not None
     assert found.value == pytest.approx(math.exp(-2.0 - 0.1 * math.log(16)))
     with pytest.raises(ConfigError, match=r"at k = 8; e = .* at k = 16"):
-        reach(inputs(surface), 0.05)
-    assert shrink(inputs(surface), Allowance(1e5, "seconds"))[0]
+        plan_for_target(inputs(surface), 0.05)
+    assert plan_within_budget(inputs(surface), Allowance(1e5, "seconds"))[0]
