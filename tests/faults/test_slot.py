@@ -10,8 +10,8 @@ from orchestrator.errors import StateError, StorageError
 from tests.small_world import ROOT, World
 from worker.supervisor import gpu_lock
 
-HOLD = "import sys; from pathlib import Path; from worker import slot\n"
-HOLD += "with slot.held(['GPU-1', '2'], Path(sys.argv[1])): print('held', flush=True); sys.stdin.read()"
+HOLD = "import sys; from pathlib import Path; from worker.supervisor import gpu_lock\n"
+HOLD += "with gpu_lock.held(['GPU-1', '2'], Path(sys.argv[1])): print('held', flush=True); sys.stdin.read()"
 
 
 def test_f29_a_slot_is_held_until_its_process_ends(tmp_path: Path) -> None:
