@@ -92,8 +92,8 @@ def _config() -> JobConfig:
 def test_a_checkpoint_made_of_something_else_is_refused_and_not_run(
     name: str, kind: str, bomb: Bomb, tmp_path: Path
 ) -> None:
-    trainee = TrainState.fresh(_config(), torch.randn(64, 8, generator=torch.Generator().manual_seed(0)))
-    folder = Path(checkpoint.save(tmp_path / "job", trainee, _config(), facts={}).uri)
+    state = TrainState.fresh(_config(), torch.randn(64, 8, generator=torch.Generator().manual_seed(0)))
+    folder = Path(checkpoint.save(tmp_path / "job", state, _config(), facts={}).uri)
     checkpoint.load(str(folder), _config())
     _forge(folder / name, kind, bomb)
     if name != "manifest.json":  # whoever can write the file can write its checksum

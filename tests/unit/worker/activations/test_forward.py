@@ -1,4 +1,4 @@
-"""Forward passes: a context's values do not depend on its company; how many tokens a GPU's memory is given."""
+"""Forward batches: a context's values do not depend on its company; how many tokens a GPU's memory is given."""
 
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from worker.data.token_file import TokenFile
 from worker.subject.model import Subject, load
 
 
-def passes_of(config: JobConfig, folder: Path) -> ForwardBatches:
+def forward_of(config: JobConfig, folder: Path) -> ForwardBatches:
     subject: Subject = load(config.subject)
     text = np.random.default_rng(0).integers(0, subject.vocabulary, 40_000).astype(np.uint16)
     text.tofile(folder / "text.u16")
@@ -33,14 +33,14 @@ def test_company_does_not_matter(tmp_path: Path, model: str, dtype: str, threads
     where = model if model == SHIPPED_SUBJECT else str(save_model(model, tmp_path / "model"))
     torch.set_num_threads(threads)
     try:
-        passes = passes_of(JobConfig.model_validate({"subject": {"model": where, "dtype": dtype}}), tmp_path)
-        assert passes.size == 128
-        whole = passes(np.arange(128))[0]
+        forward = forward_of(JobConfig.model_validate({"subject": {"model": where, "dtype": dtype}}), tmp_path)
+        assert forward.size == 128
+        whole = forward(np.arange(128))[0]
         other = np.random.default_rng(1).permutation(1000)[:128]
         other[[5, 77, 127]] = 40, 0, 127
-        assert torch.equal(passes(other)[0][[5, 77, 127]], whole[[40, 0, 127]])
+        assert torch.equal(forward(other)[0][[5, 77, 127]], whole[[40, 0, 127]])
         # Few contexts are filled up to a whole pass.
-        assert torch.equal(passes(np.array([40, 3]))[0], whole[[40, 3]])
+        assert torch.equal(forward(np.array([40, 3]))[0], whole[[40, 3]])
     finally:
         torch.set_num_threads(1)
 
@@ -48,9 +48,9 @@ def test_company_does_not_matter(tmp_path: Path, model: str, dtype: str, threads
 def test_each_hook_point_is_read_once(tmp_path: Path) -> None:
     parts = make_parts(tmp_path)
     low = parts.subject.at(parts.config.subject.model_copy(update={"layer": 0}))
-    passes = ForwardBatches([parts.subject, low, parts.subject], parts.tokens)
-    assert passes.subjects == [parts.subject, low]
-    assert [found.shape for found in passes(np.arange(3))] == [(3, 16, 16)] * 2
+    forward = ForwardBatches([parts.subject, low, parts.subject], parts.tokens)
+    assert forward.subjects == [parts.subject, low]
+    assert [found.shape for found in forward(np.arange(3))] == [(3, 16, 16)] * 2
 
 
 def test_tokens_of_a_pass_are_a_power_of_two_that_fits() -> None:
