@@ -5,6 +5,13 @@ from pathlib import Path
 
 import pytest
 
+from tests.integration.conftest import (  # noqa: F401 - fixtures
+    _postgres_template,
+    new_postgres,
+    postgres_server,
+    postgres_settings,
+    redis_url,
+)
 from tests.small_world import make_subject
 
 
