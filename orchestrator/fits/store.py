@@ -1,4 +1,4 @@
-"""Fits as they are kept: each stays; a newer one of the same law, sweeps, group and subject supersedes it."""
+"""Fits in the database. None is deleted; a newer one of the same law, sweeps, group and subject supersedes it."""
 
 import json
 from collections.abc import Sequence
@@ -19,8 +19,8 @@ _LOCK = 0x6F726368_66
 """Whoever stores fits holds this advisory lock until the commit, so that one of two at once is the newer."""
 
 
-def store(engine: Engine, fits: Sequence[Fit]) -> list[int]:
-    """Keep fits, each with the version and commit that made it, and return their ids.
+def save(engine: Engine, fits: Sequence[Fit]) -> list[int]:
+    """Store fits, each with the version and commit that made it, and return their ids.
 
     Raises:
         StorageError: the database did not answer; nothing was stored.
@@ -29,7 +29,7 @@ def store(engine: Engine, fits: Sequence[Fit]) -> list[int]:
     with transaction(engine) as session:
         if session.get_bind().dialect.name == "postgresql":  # SQLite has one writer at a time anyway
             session.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _LOCK})
-        return [_stored(session, fit, origin) for fit in fits]
+        return [_insert(session, fit, origin) for fit in fits]
 
 
 def newest(engine: Engine, *, sweep: str, law: LawName | None = None) -> list[StoredFit]:
@@ -64,7 +64,7 @@ def shipped(engine: Engine, fit_id: int, *, mlflow_run_id: str) -> None:
             raise NotFound(f"there is no fit {fit_id}")
 
 
-def _stored(session: Session, fit: Fit, origin: dict[str, Any]) -> int:
+def _insert(session: Session, fit: Fit, origin: dict[str, Any]) -> int:
     key = {"law": fit.law, "sweeps": _names(fit.sweeps), "group": fit.group, "subject": fit.subject}
     new = insert(FitRow).values(**key, **origin, created_at=db_now(), payload=_payload(fit)).returning(FitRow.id)
     fit_id = int(session.execute(new).scalar_one())
@@ -89,7 +89,7 @@ def _names(sweeps: Sequence[str]) -> str:
 
 def _payload(fit: Fit) -> dict[str, Any]:
     values = asdict(fit)
-    # By name, for whoever reads the database without us; pairs, because JSON may forget the order of names.
+    # By name, for readers other than this program; in a list, because JSON objects are not ordered.
     values["coefficients"] = [{"name": name} | one._asdict() for name, one in fit.coefficients.items()]
     return values
 

@@ -68,7 +68,7 @@ def renew(
         if law not in fresh:
             found, why = fit_everywhere(law, rows)
             if found:
-                store.store(engine, [replace(one, sweeps=tuple(sorted(sweeps))) for one in found])
+                store.save(engine, [replace(one, sweeps=tuple(sorted(sweeps))) for one in found])
             elif why is not None:
                 missing[law] = why
     return missing

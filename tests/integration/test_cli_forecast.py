@@ -69,7 +69,7 @@ def test_a_forecast_for_a_person(known: Engine, capsys: Capture) -> None:
 
 def test_a_stored_fit_is_used_until_a_job_ends_after_it(known: Engine) -> None:
     rows = measured(known, ["law"])
-    store.store(known, fit("ln", rows, n_bootstrap=50))
+    store.save(known, fit("ln", rows, n_bootstrap=50))
     first = load_inputs(known, ["law"]).inputs
     assert all(one.n_bootstrap <= 50 for one in first.losses if one.law == "ln")
     queue.enqueue(known, Sweep("law", (config(4096),)))
@@ -84,7 +84,7 @@ def test_a_job_that_ends_while_a_fit_is_made_is_not_forgotten(known: Engine) -> 
     rows = measured(known, ["law"])
     queue.enqueue(known, Sweep("law", (config(4096),)))
     job_id = finish(known)
-    store.store(known, fit("ln", rows, n_bootstrap=50))
+    store.save(known, fit("ln", rows, n_bootstrap=50))
     assert any(job_id in one.jobs for one in load_inputs(known, ["law"]).inputs.losses if one.law == "ln")
 
 

@@ -109,7 +109,7 @@ def test_a_superseded_fit_stays_and_says_by_which(engine: Engine, place: Setting
     train(engine, 4)
     (found,) = collect_contents(engine, ["laws"], laws=("ln",)).fits
     sync(engine, place, "laws", jobs=False)
-    (newer,) = store.store(engine, [found.fit])
+    (newer,) = store.save(engine, [found.fit])
     sync(engine, place, "laws", jobs=False)
     runs = shown(place)
     assert set(runs) == {found.id, newer}

@@ -30,7 +30,7 @@ FIT = Fit(
 
 
 def test_a_fit_comes_back_as_it_was(engine: Engine) -> None:
-    [fit_id] = store.store(engine, [FIT])
+    [fit_id] = store.save(engine, [FIT])
     [found] = store.newest(engine, sweep="s")
     assert found.fit == FIT
     assert list(found.fit.coefficients) == ["b", "a", "e"], "the draws are in this order"
@@ -42,7 +42,7 @@ def test_a_fit_comes_back_as_it_was(engine: Engine) -> None:
 
 
 def test_a_fit_of_an_earlier_version_says_not_what_was_drawn(engine: Engine) -> None:
-    [fit_id] = store.store(engine, [FIT])
+    [fit_id] = store.save(engine, [FIT])
     with transaction(engine) as session:
         row = session.get_one(FitRow, fit_id)
         row.payload = {name: value for name, value in row.payload.items() if name != "drawn_form"}
@@ -51,9 +51,9 @@ def test_a_fit_of_an_earlier_version_says_not_what_was_drawn(engine: Engine) -> 
 
 
 def test_a_newer_fit_supersedes_and_overwrites_nothing(engine: Engine) -> None:
-    [first] = store.store(engine, [FIT])
+    [first] = store.save(engine, [FIT])
     newer = replace(FIT, n_bootstrap=4000)
-    [second] = store.store(engine, [newer])
+    [second] = store.save(engine, [newer])
     assert [one.id for one in store.newest(engine, sweep="s")] == [second]
     assert [(one.id, one.superseded_by) for one in store.history(engine, sweep="s")] == [
         (second, None),
@@ -68,13 +68,13 @@ def test_a_newer_fit_supersedes_and_overwrites_nothing(engine: Engine) -> None:
     ids=lambda one: next(iter(one)),
 )
 def test_what_differs_supersedes_nothing(engine: Engine, other: dict[str, object]) -> None:
-    store.store(engine, [FIT, replace(FIT, **other)])  # type: ignore[arg-type]
+    store.save(engine, [FIT, replace(FIT, **other)])  # type: ignore[arg-type]
     assert len(store.newest(engine, sweep="s")) == 2
 
 
 def test_fits_are_found_by_sweep_and_law(engine: Engine) -> None:
     both = replace(FIT, sweeps=("t", "s"))
-    store.store(engine, [replace(FIT, law="tn"), both, replace(FIT, sweeps=("st",))])
+    store.save(engine, [replace(FIT, law="tn"), both, replace(FIT, sweeps=("st",))])
     assert [one.fit.law for one in store.newest(engine, sweep="s")] == ["ln", "tn"]
     assert [one.fit.sweeps for one in store.newest(engine, sweep="t")] == [("t", "s")]
     assert [one.fit.law for one in store.newest(engine, sweep="s", law="tn")] == ["tn"]
@@ -82,7 +82,7 @@ def test_fits_are_found_by_sweep_and_law(engine: Engine) -> None:
 
 
 def test_two_at_once_leave_one_newest(engine: Engine) -> None:
-    threads = [threading.Thread(target=store.store, args=(engine, [FIT] * 3)) for _ in range(6)]
+    threads = [threading.Thread(target=store.save, args=(engine, [FIT] * 3)) for _ in range(6)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -94,7 +94,7 @@ def test_two_at_once_leave_one_newest(engine: Engine) -> None:
 
 
 def test_where_a_fit_is_shown(engine: Engine) -> None:
-    [fit_id] = store.store(engine, [FIT])
+    [fit_id] = store.save(engine, [FIT])
     store.shipped(engine, fit_id, mlflow_run_id="run")
     assert store.newest(engine, sweep="s")[0].mlflow_run_id == "run"
     with pytest.raises(NotFound, match="no fit 99"):

@@ -60,7 +60,7 @@ def fit(
         done = fit_laws(wanted, rows, options, n_bootstrap=bootstrap, seed=seed)
         if not done.fits:
             raise done.refused[0].error
-        ids = fit_store.store(engine, done.fits) if store else []
+        ids = fit_store.save(engine, done.fits) if store else []
     _print(done, ids, output, is_asked=bool(laws))
     if ids:
         ship(sweeps)
