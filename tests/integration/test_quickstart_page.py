@@ -1,9 +1,9 @@
 """The commands of docs/quickstart.md, in order, in an empty folder: each runs, and prints what the page shows.
 
-The page is read, not copied: a fenced block `yaml title="NAME"` is the file NAME, and in a block `console` a line that
-begins with `$ ` is a command, those below it what it prints. Shown and printed lines agree when they are the same but
-for numbers, bars, times, the spaces between words and the names of the two workers; `...` stands for any text within a
-line, and for any lines on a line of its own.
+The page is read, not copied: a fenced block with a `title="NAME"` is the file NAME, and in a block `console` a line
+that begins with `$ ` is a command, those below it what it prints. Shown and printed lines agree when they are the same
+but for numbers, bars, times, the spaces between words and the names of the two workers; `...` stands for any text
+within a line, and for any lines on a line of its own.
 """
 
 import os
@@ -44,7 +44,7 @@ def steps(page: str) -> list[Step]:
 
 
 def files(page: str) -> dict[str, str]:
-    return dict(re.findall(r'^```yaml title="([^"]+)"\n(.*?)^```$', page, re.M | re.S))
+    return dict(re.findall(r'^```\w+ title="([^"]+)"\n(.*?)^```$', page, re.M | re.S))
 
 
 def plain(line: str) -> str:
@@ -66,9 +66,10 @@ def run(commands: list[str], folder: Path) -> list[str]:
     """Run commands in one shell, until one fails; return what each printed, errors among it."""
     bin_folder = folder / "bin"
     bin_folder.mkdir()
-    orch = bin_folder / "orch"
-    orch.write_text(f'#!/bin/sh\nPYTHONPATH="{ROOT}" exec "{sys.executable}" -m orchestrator "$@"\n')
-    orch.chmod(0o755)
+    programs = {"python": f'"{sys.executable}"', "orch": f'PYTHONPATH="{ROOT}" "{sys.executable}" -m orchestrator'}
+    for name, program in programs.items():
+        (bin_folder / name).write_text(f'#!/bin/sh\n{program} "$@"\n')
+        (bin_folder / name).chmod(0o755)
     place = folder / "empty"
     place.mkdir()
     for name, text in files(PAGE.read_text(encoding="utf-8")).items():

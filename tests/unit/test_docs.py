@@ -63,7 +63,7 @@ def test_paths_that_are_named_are_there(page: Path) -> None:
     # A file named alone stands somewhere in the wings, or beside the README.
     alone = set(re.findall(rf"`((?:\w+/)*\w+\.(?:{_SUFFIXES}))`", text)) - named
     known = {path.relative_to(ROOT).as_posix() for top in TOP for path in (ROOT / top).rglob("*.*")}
-    known |= {path.name for path in ROOT.iterdir()} | {"orch.toml", "common.yaml", "mine.yaml"}
+    known |= {path.name for path in ROOT.iterdir()} | {"orch.toml", "common.yaml", "mine.yaml", "load.py"}
     lost = [path for path in sorted(alone) if not any(f"/{one}".endswith(f"/{path}") for one in known)]
     assert lost == []
 
