@@ -5,6 +5,7 @@ import pytest
 
 from orchestrator.scaling.fit.fitting import fit
 from orchestrator.scaling.fit.predict import predict
+from orchestrator.scaling.laws.registry import LAWS
 from orchestrator.scaling.types import Fit
 from tests.job_measurements import EQUATION_3, N_OF_G1, grid, line, measured, surface
 
@@ -43,7 +44,7 @@ def test_equation_3_without_noise_is_exact() -> None:
     assert found.form == "+e(k)"
     for name, truth in EQUATION_3.items():
         assert found.coefficients[name].value == pytest.approx(truth, rel=1e-6)
-    assert predict(found, x=2**24, k=512).value == pytest.approx(0.1868, abs=5e-5)
+    assert predict(LAWS[found.law], found, x=2**24, k=512).value == pytest.approx(0.1868, abs=5e-5)
 
 
 def test_the_truth_is_inside_its_interval_as_often_as_it_should_be() -> None:
@@ -126,5 +127,5 @@ def test_larger_subjects_have_shallower_laws() -> None:
     assert _inside(found, "gamma", 0.02)
     assert found.coefficients["gamma"].value == pytest.approx(0.02, abs=0.002)
     assert any("-0.12" in note and "small" in note for note in found.notes)
-    at_large = predict(found, x=4096, subject_size=10**8)
+    at_large = predict(LAWS[found.law], found, x=4096, subject_size=10**8)
     assert at_large.low < rows[-1].fvu < at_large.high  # type: ignore[operator]

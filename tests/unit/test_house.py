@@ -4,6 +4,7 @@ import ast
 import inspect
 import subprocess
 import sys
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -120,6 +121,30 @@ def test_the_wake_up_is_a_registered_task() -> None:
 
     app.loader.import_default_modules()
     assert TASK_NAME in app.tasks
+
+
+def test_no_import_circles() -> None:
+    """Imports inside functions count, too: an import that must be late is a circle that was hidden."""
+    modules = {_module(path): path for path in CODE}
+    imports = {name: _imported(path) & modules.keys() - {name} for name, path in modules.items()}
+    list(TopologicalSorter(imports).static_order())  # raises CycleError, which names the circle
+
+
+def _module(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+def _imported(path: Path) -> set[str]:
+    """Return what a file imports: modules, and names that may be modules; of a package alone not its own parts."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            inner = {f"{node.module}.{alias.name}" for alias in node.names}
+            known = {name for name in inner if (ROOT / name.replace(".", "/")).with_suffix(".py").exists()}
+            found |= known or {node.module}
+    return found
 
 
 def test_import_contracts() -> None:

@@ -6,16 +6,16 @@ import numpy as np
 
 from orchestrator.errors import ConfigError
 from orchestrator.formatting import Interval
-from orchestrator.scaling.forms import Array, design, log_values, parameters
-from orchestrator.scaling.laws.registry import LAWS
+from orchestrator.scaling.forms import Array, Form, design, log_values, parameters
+from orchestrator.scaling.law import Law
 from orchestrator.scaling.types import Fit
 
 LOW, HIGH = 0.05, 0.95
 """Quantiles of the 90% interval."""
 
 
-def predict(fit: Fit, *, x: float, k: int | None = None, subject_size: float | None = None) -> Interval:
-    """Return the law's value at x (latents; FLOPs for L(C)) with the 90% interval of its draws.
+def predict(law: Law, fit: Fit, *, x: float, k: int | None = None, subject_size: float | None = None) -> Interval:
+    """Return a law's value at x (latents; FLOPs for L(C)), as a fit of it says, with the 90% interval of its draws.
 
     `k` is needed by L(N,K) alone, `subject_size` by L_s(N) alone. The interval is of the law, not of a job's loss,
     which also has the noise between seeds.
@@ -23,41 +23,43 @@ def predict(fit: Fit, *, x: float, k: int | None = None, subject_size: float | N
     Raises:
         ConfigError: x, k or the subject's size is missing or not positive.
     """
-    return band(fit, [x], k, subject_size=subject_size)[0]
+    return band(law, fit, [x], k, subject_size=subject_size)[0]
 
 
-def band(fit: Fit, xs: Sequence[float], k: int | None = None, *, subject_size: float | None = None) -> list[Interval]:
-    """Return the law's value at each x with the 90% interval of its draws.
+def band(
+    law: Law, fit: Fit, xs: Sequence[float], k: int | None = None, *, subject_size: float | None = None
+) -> list[Interval]:
+    """Return a law's value at each x, as a fit of it says, with the 90% interval of its draws.
 
     Raises:
         ConfigError: an x, k or the subject's size is missing or not positive.
     """
-    second = _second(fit, k, subject_size)
+    second = _second(law, k, subject_size)
     if not all(x > 0 and np.isfinite(x) for x in xs) or not second > 0:
-        raise ConfigError(f"{fit.law} is a law of positive sizes", hint="Give sizes above 0.")
-    values = np.exp(_logs(fit, fit.form, [tuple(one.value for one in fit.coefficients.values())], xs, second))[0]
+        raise ConfigError(f"{law.key} is a law of positive sizes", hint="Give sizes above 0.")
+    coefficients = [tuple(one.value for one in fit.coefficients.values())]
+    values = np.exp(_logs(law.form(fit.form), coefficients, xs, second))[0]
     if not fit.draws:
         return [Interval(float(value), float(value), float(value)) for value in values]
-    drawn = np.exp(_logs(fit, fit.taken, fit.draws, xs, second))
+    drawn = np.exp(_logs(law.form(fit.taken), fit.draws, xs, second))
     # The draws may have a term that the chosen form lacks: its value is within the interval all the same.
     low, high = np.quantile(drawn, [LOW, HIGH], axis=0)
     ends = np.minimum(low, values), np.maximum(high, values)
     return [Interval(*map(float, found)) for found in zip(values, *ends, strict=True)]
 
 
-def _logs(fit: Fit, name: str, rows: Sequence[Sequence[float]], xs: Sequence[float], second: float) -> Array:
-    """Return ln of the form of this name at each x, for rows of its coefficients: (n_rows, n_xs)."""
-    form = LAWS[fit.law].form(name)
+def _logs(form: Form, rows: Sequence[Sequence[float]], xs: Sequence[float], second: float) -> Array:
+    """Return ln of a form at each x, for rows of its coefficients: (n_rows, n_xs)."""
     points = design(form, np.asarray(xs, dtype=float), np.full(len(xs), float(second)))
     return log_values(parameters(form, np.asarray(rows, dtype=float)), points)[0]
 
 
-def _second(fit: Fit, k: int | None, subject_size: float | None) -> float:
-    """Return the second variable of a fit; 1 where its law has none."""
-    second = LAWS[fit.law].second
-    if second is None:
+def _second(law: Law, k: int | None, subject_size: float | None) -> float:
+    """Return the value of a law's second variable; 1 where it has none."""
+    if law.second is None:
         return 1.0
-    value = {"k": k, "subject_size": subject_size}[second.argument]
+    name = law.second.argument
+    value = {"k": k, "subject_size": subject_size}[name]
     if value is None:
-        raise ConfigError(f"{fit.law} needs {second.argument}", hint=f"Say for which {second.argument} to predict.")
+        raise ConfigError(f"{law.key} needs {name}", hint=f"Say for which {name} to predict.")
     return float(value)

@@ -138,7 +138,7 @@ def loss_fit(fits: Sequence[Fit], k: int) -> Fit:
 
 def expected(fit: Fit, n_latents: float, k: int) -> Interval:
     """Return what a fit says at a size."""
-    return predict(fit, x=n_latents, k=k)
+    return predict(LAWS[fit.law], fit, x=n_latents, k=k)
 
 
 def _wider_rivals(fit: Fit) -> tuple[str, ...]:

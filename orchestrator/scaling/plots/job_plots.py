@@ -84,7 +84,7 @@ def compute(law: "Law", name: str, rows: Rows, fits: Fits) -> Drawing | None:
             sheet.mark(line, "curve", jobs=(row.job_id,), hint=_named(row))
     for fit in drawn:
         mine = colours[names[id(fit)]]
-        draw_law(sheet, fit, mine, sizes=[point.x for point in fit.residuals], k=fit.residuals[0].k)
+        draw_law(sheet, law, fit, pen=mine, sizes=[point.x for point in fit.residuals], k=fit.residuals[0].k)
         for point in fit.residuals:
             draw_residual(sheet, point, mine)
     envelope = [point for fit in drawn for point in fit.residuals]

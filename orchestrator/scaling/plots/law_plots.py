@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, TypeAlias
 
 from orchestrator.formatting import digits, jobs_named, named
+from orchestrator.scaling.fit.predict import band
 from orchestrator.scaling.plots.canvas import FAINT, INK, Drawing, Pen, Sheet, at_sizes, logarithmic, pens
 from orchestrator.scaling.types import Fit, JobMeasurement, Residual
 
@@ -42,7 +43,7 @@ def against_size(law: "Law", name: str, rows: Rows, fits: Fits) -> Drawing | Non
             size = subject_sizes.get(points[0].jobs[0]) if law.compares_subjects else None
             if size or not law.compares_subjects:
                 places = [point.x for point in points]
-                draw_law(sheet, fit, colours[series], sizes=places, k=points[0].k, subject_size=size)
+                draw_law(sheet, law, fit, pen=colours[series], sizes=places, k=points[0].k, subject_size=size)
             for point in points:
                 draw_residual(sheet, point, colours[series])
     for row, why in left_out:
@@ -81,14 +82,19 @@ def _series(fit: Fit, *, several: bool) -> dict[str, list[Residual]]:
 
 
 def draw_law(
-    sheet: Sheet, fit: Fit, pen: Pen, *, sizes: Sequence[float], k: int | None, subject_size: float | None = None
+    sheet: Sheet,
+    law: "Law",
+    fit: Fit,
+    *,
+    pen: Pen,
+    sizes: Sequence[float],
+    k: int | None,
+    subject_size: float | None = None,
 ) -> None:
     """Draw the line of a fit over some sizes and a little beyond, with the 90% band of its bootstrap."""
-    from orchestrator.scaling.fit.predict import band  # it reads the registry, whose entries name these figures
-
     low, high = math.log(min(sizes)) - 0.1, math.log(max(sizes)) + 0.25
     xs = [math.exp(low + (high - low) * at / _STEPS) for at in range(_STEPS + 1)]
-    found = band(fit, xs, k, subject_size=subject_size)
+    found = band(law, fit, xs, k, subject_size=subject_size)
     axes = sheet.panels[0]
     if fit.draws:
         axes.fill_between(
@@ -158,27 +164,25 @@ def surface(law: "Law", name: str, rows: Rows, fits: Fits) -> Drawing | None:
     sheet = Sheet(name, panels=2)
     colours = pens(series_name(p, fit, several=False) for p in sorted(fit.residuals, key=lambda p: p.k or 0))
     for series, points in _series(fit, several=False).items():
-        draw_law(sheet, fit, colours[series], sizes=[point.x for point in points], k=points[0].k)
+        draw_law(sheet, law, fit, pen=colours[series], sizes=[point.x for point in points], k=points[0].k)
         for point in points:
             draw_residual(sheet, point, colours[series])
     at_sizes(sheet.panels[0], [int(point.x) for point in fit.residuals])
     logarithmic(sheet.panels[0], "y", law.quantity.label, values=[point.observed for point in fit.residuals], pad=0.1)
     sheet.legend(list(colours.items()))
-    _draw_contours(sheet, fit)
+    _draw_contours(sheet, law, fit)
     more = f" Only the first of {len(drawn)} subjects: {fit.subject}." if len(drawn) > 1 else ""
     said = "Left: a line per k. Right: lines of equal fvu, as the law has them; dots are the jobs."
     return sheet.done(law.heading, f"{spelled(fit.equation)}. {said} Bands: 90% of the bootstrap refits.{more}")
 
 
-def _draw_contours(sheet: Sheet, fit: Fit) -> None:
-    from orchestrator.scaling.fit.predict import band  # as above
-
+def _draw_contours(sheet: Sheet, law: "Law", fit: Fit) -> None:
     sizes, ks = sorted({p.x for p in fit.residuals}), sorted({p.k or 1 for p in fit.residuals})
     xs = [sizes[0] * (sizes[-1] / sizes[0]) ** (at / 12) for at in range(13)]
     ys = sorted({round(ks[0] * (ks[-1] / ks[0]) ** (at / 8)) for at in range(9)})
     axes = sheet.panels[1]
     if len(sizes) > 1 and len(ks) > 1:
-        losses = [[value.value for value in band(fit, xs, y)] for y in ys]
+        losses = [[value.value for value in band(law, fit, xs, y)] for y in ys]
         lines = axes.contour(xs, ys, losses, levels=7, colors=[INK], linewidths=0.9, linestyles="-", alpha=0.75)
         axes.clabel(lines, fontsize=8.5, fmt=lambda level: f"{level:.3g}")
     colours = pens(p.k for p in sorted(fit.residuals, key=lambda p: p.k or 0))

@@ -167,7 +167,7 @@ def test_a_forecast_allows_for_the_term_that_was_not_chosen() -> None:
     truth = float(line([far])[0].fvu or 0)
     fits = [fit("ln", line(N_OF_G1, noise=0.01, seed=seed), n_bootstrap=200)[0] for seed in range(40)]
     assert sum(one.form == "pure" for one in fits) >= 10
-    told = [predict(one, x=far) for one in fits]
+    told = [predict(LAWS[one.law], one, x=far) for one in fits]
     assert all(one.low <= one.value <= one.high for one in told)
     assert sum(one.low <= truth <= one.high for one in told) >= 32
 
@@ -188,7 +188,7 @@ def test_one_term_more_and_not_two() -> None:
     [found] = fit("lnk", rows, n_bootstrap=400)
     assert ([one.form for one in found.scores], found.form, found.drawn_form) == (["pure", "+e", "+e(k)"], "pure", "+e")
     assert "Bands and forecasts are drawn in the form +e, of which pure is a special case." in found.notes
-    far = predict(found, x=8192, k=64)
+    far = predict(LAWS[found.law], found, x=8192, k=64)
     assert far.high < 1.5 * far.value
 
 
@@ -199,7 +199,7 @@ def test_two_k_do_not_tell_how_a_floor_tilts(ks: tuple[int, ...], drawn: str) ->
             for n in (64, 128, 256, 512, 1024, 2048) for k in ks]  # fmt: skip
     [found] = fit("lnk", rows, n_bootstrap=400)
     assert (found.form, found.drawn_form) == ("+e", drawn)
-    assert predict(found, x=8192, k=64).high < 0.3
+    assert predict(LAWS[found.law], found, x=8192, k=64).high < 0.3
 
 
 def test_a_term_that_only_the_smallest_size_would_have_is_not_drawn() -> None:
@@ -207,7 +207,7 @@ def test_a_term_that_only_the_smallest_size_would_have_is_not_drawn() -> None:
     rows = line((64, 128, 256, 512, 1024, 2048), noise=0.06, seed=6)
     [found] = fit("ln", rows, n_bootstrap=400)
     assert ([one.form for one in found.scores], found.form, found.drawn_form) == (["pure", "+e"], "pure", "pure")
-    assert predict(found, x=64).high < 1.5
+    assert predict(LAWS[found.law], found, x=64).high < 1.5
     assert not [note for note in found.notes if " to " in note and "would be" in note], (
         "of no refits there is no interval"
     )

@@ -122,18 +122,18 @@ def test_a_seed_that_does_not_converge_speaks_against_its_learning_rate() -> Non
 def test_predictions_and_bands() -> None:
     [found] = fit("ln", line((64, 128, 256, 512, 1024), e=0.0, noise=0.01))
     known = {one.x: one.predicted for one in found.residuals}
-    for x, interval in zip(known, band(found, list(known)), strict=True):
+    for x, interval in zip(known, band(LAWS[found.law], found, list(known)), strict=True):
         assert interval.value == pytest.approx(known[x])
         assert interval.low < interval.value < interval.high
-    near, far = predict(found, x=256), predict(found, x=2**20)
+    near, far = predict(LAWS[found.law], found, x=256), predict(LAWS[found.law], found, x=2**20)
     assert far.high / far.low > near.high / near.low, "further away less is known"
     for wrong in (0.0, -1.0, math.inf):
         with pytest.raises(ConfigError):
-            predict(found, x=wrong)
+            predict(LAWS[found.law], found, x=wrong)
     [over_k] = fit("lnk", [row for k in (8, 16) for row in line((64, 128, 256), k=k, e=0.0, noise=0.01)])
     with pytest.raises(ConfigError, match="needs k"):
-        predict(over_k, x=64)
-    assert predict(over_k, x=64, k=8).low > 0
+        predict(LAWS[over_k.law], over_k, x=64)
+    assert predict(LAWS[over_k.law], over_k, x=64, k=8).low > 0
 
 
 def test_names_of_laws() -> None:

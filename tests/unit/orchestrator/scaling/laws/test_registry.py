@@ -69,7 +69,7 @@ def test_a_seventh_law_is_fitted_and_predicts() -> None:
     [found] = fit("dn", ROWS, n_bootstrap=60)
     assert found.jobs == tuple(row.job_id for row in ROWS)
     assert 0 < found.coefficients["r"].value < 1
-    assert predict(found, x=2048).value > predict(found, x=1024).value
+    assert predict(LAWS[found.law], found, x=2048).value > predict(LAWS[found.law], found, x=1024).value
     refused = fit_laws(["dn"], ROWS[:2], FitOptions(), n_bootstrap=60, seed=0).refused[0].error
     assert refused.message.startswith("D(N) (k=4) needs ended jobs at 3 sizes or more; it has n = 64, 128")
     assert "sae.n_latents=256 sae.k=4" in refused.hint
