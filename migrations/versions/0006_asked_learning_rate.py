@@ -26,7 +26,7 @@ IS_AUTO = JOBS.c.config.contains('"lr":"auto"', autoescape=True)
 
 
 def upgrade() -> None:
-    op.execute(JOBS.update().where(IS_AUTO).values(lr=None))
+    op.execute(JOBS.update().where(IS_AUTO, JOBS.c.lr.is_not(None)).values(lr=None))
 
 
 def downgrade() -> None:

@@ -106,6 +106,15 @@ def spelled(found: Synthetic) -> str:
     return f"{PREFIX}{name}?" + "&".join(f"{key}={value}" for key, value in asdict(found).items())
 
 
+def is_known(model: str) -> bool:
+    """Say whether this version can read a model's word: any word but that of a distribution it does not know."""
+    try:
+        canonical(model)
+    except ValueError:
+        return False
+    return True
+
+
 def canonical(model: str) -> str:
     """Return a synthetic subject's canonical name, so that one distribution has one config_id; else the model as it is.
 

@@ -3,10 +3,11 @@
 import json
 from collections.abc import Collection, Mapping
 from difflib import get_close_matches
-from typing import Any
+from typing import Any, Literal, get_args, get_origin
 
 from pydantic import ValidationError
 
+from orchestrator.config import synthetic
 from orchestrator.config.flat_keys import flatten
 from orchestrator.config.job import JobConfig, Part, text_id
 from orchestrator.errors import ConfigError
@@ -32,8 +33,8 @@ def read_stored(text: str, config_id: str) -> JobConfig:
 
     A text whose sha256 is its `config_id` is what a validated config wrote: its values are taken as they are, and a
     field that a later version added has its default. The config keeps that id, also where the new field would give
-    another. Any other text has been edited since, or holds keys that this version does not know: it is validated like
-    values that come in, and its id is computed anew.
+    another. Any other text has been edited since, or comes from a later version, with a key or a choice (an activation,
+    a site) that this one does not know: it is validated like values that come in, and its id is computed anew.
 
     Raises:
         ConfigError: not a config of this version; says field, value and what is allowed.
@@ -42,12 +43,16 @@ def read_stored(text: str, config_id: str) -> JobConfig:
         values = json.loads(text)
     except ValueError as error:
         raise ConfigError(f"not JSON: {error}", hint=SCHEMA_HINT) from None
-    if text_id(text) != config_id or not _has_known_keys(values):
+    if text_id(text) != config_id or not _is_known(values):
         return parse(values)
     parts: dict[str, Any] = {name: _part(name, part) for name, part in values.items()}
     config = JobConfig.model_construct(**parts)
     config.__dict__["config_id"] = config_id
     return config
+
+
+def _is_choice(annotation: Any) -> bool:
+    return get_origin(annotation) is Literal
 
 
 _PARTS: Mapping[str, type[Part]] = {
@@ -56,13 +61,23 @@ _PARTS: Mapping[str, type[Part]] = {
     if isinstance(info.annotation, type) and issubclass(info.annotation, Part)
 }
 _FIELDS = {name: frozenset(kind.model_fields) for name, kind in _PARTS.items()}
+_CHOICES = {
+    name: {field: get_args(info.annotation) for field, info in kind.model_fields.items() if _is_choice(info.annotation)}
+    for name, kind in _PARTS.items()
+}
+"""By part and field: the values of those fields that take one of a few."""
 
 
-def _has_known_keys(values: Any) -> bool:
-    """Say whether values are parts that this version knows, with fields that it knows."""
-    return isinstance(values, dict) and all(
-        name in _FIELDS and isinstance(part, dict) and part.keys() <= _FIELDS[name] for name, part in values.items()
-    )
+def _is_known(values: Any) -> bool:
+    """Say whether this version knows every part, field and choice of some values."""
+    if not isinstance(values, dict):
+        return False
+    for name, part in values.items():
+        if name not in _FIELDS or not isinstance(part, dict) or not part.keys() <= _FIELDS[name]:
+            return False
+        if any(part[field] not in choices for field, choices in _CHOICES[name].items() if field in part):
+            return False
+    return synthetic.is_known(values.get("subject", {}).get("model", ""))
 
 
 def _part(name: str, values: Mapping[str, Any]) -> Part:

@@ -27,12 +27,12 @@ def stop_tokens(
     """Return where three evaluations in a row will have fallen by less than `epsilon`: tokens_seen, at most the budget.
 
     `points` are (tokens_seen, fvu). The curve goes on as L∞ + a · t^(−b), fitted to its last two doublings, and is
-    judged where the trainer will judge it. None where the tail has too few points (`tail.LEAST_POINTS`), or the curve a
-    loss that is not finite.
+    judged where the trainer will judge it. None where the tail has too few points (`tail.LEAST_POINTS`), or a loss is
+    not finite or not above 0.
     Source: numerics 6.
     """
     tail = tail_points(points)
-    if not tail or not all(math.isfinite(loss) for _, loss in points):
+    if not tail or tail[-1] != points[-1] or not all(math.isfinite(loss) for _, loss in points):
         return None
     l_inf, a, b = _fit(tail)
     seen = points[-1][0]

@@ -7,10 +7,9 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from orchestrator.config.job import JobConfig
+from orchestrator.estimates.memory import SAMPLE_TOKENS
 from worker.subject.model import Replace
 
-SAMPLE_TOKENS = 16_384
-"""Normalised activations that μ, v and the geometric median are measured on."""
 Vectors = tuple[Tensor, ...]
 """The vectors of some positions at each hook point of a config: one (n_tokens, d_model) for each, float32, normalised.
 

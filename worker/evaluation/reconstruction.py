@@ -7,9 +7,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from orchestrator.estimates.memory import EVALUATED_TOKENS
 from worker.sae.model import SparseAutoencoder
-
-_CHUNK_TOKENS = 2048
 
 
 class Reconstruction(NamedTuple):
@@ -23,7 +22,7 @@ class Reconstruction(NamedTuple):
 
 @torch.no_grad()
 def measure_reconstruction(
-    model: SparseAutoencoder, heldout: Float[Tensor, "n_tokens d_model"], *, chunk_tokens: int = _CHUNK_TOKENS
+    model: SparseAutoencoder, heldout: Float[Tensor, "n_tokens d_model"], *, chunk_tokens: int = EVALUATED_TOKENS
 ) -> Reconstruction:
     """Measure fvu and L0 on the held-out set; sums are kept in float64, so chunks do not matter."""
     was_training = model.training

@@ -100,3 +100,20 @@ def test_an_id_is_computed_once_and_a_copy_has_its_own(monkeypatch: pytest.Monke
     other = config.model_copy(update={"sae": SaeConfig(k=5)})
     assert other.config_id != first
     assert other.config_id == parse({"sae": {"k": 5}}).config_id
+
+
+@pytest.mark.parametrize(
+    ("part", "values", "says"),
+    [
+        ("sae", {"activation": "gated"}, "sae.activation"),
+        ("subject", {"site": "attn_z"}, "subject.site"),
+        ("stop", {"rule": "never"}, "stop.rule"),
+        ("data", {"special_tokens": "keep"}, "data.special_tokens"),
+        ("subject", {"model": "synthetic:cauchy?d_model=8"}, "subject.model"),
+    ],
+)
+def test_a_choice_of_a_later_version_is_refused(part: str, values: dict[str, Any], says: str) -> None:
+    """Its hash is right: a later version validated it. This one cannot train it."""
+    text = changed(part, **values)
+    with pytest.raises(ConfigError, match=says):
+        read_stored(text, text_id(text))
