@@ -51,6 +51,11 @@ def obstacle() -> ColumnElement[Obstacle | None]:
     return case((Job.state != "queued", None), *found, else_=None)
 
 
+def obstacle_flags(job_id: int) -> Select[*tuple[bool, ...]]:
+    """Select of one job whether each obstacle is in its way, by the obstacle's name, whatever its state."""
+    return select(*(holds.label(name) for name, holds in _obstacles().items())).where(Job.id == job_id)
+
+
 @cache
 def waits_by_itself() -> ColumnElement[bool]:
     """Return the condition on a job that is queued and will run without a person doing anything."""

@@ -2,7 +2,7 @@
 
 from orchestrator.results.fit_rows import measured
 from orchestrator.results.job_history import attempts, checkpoints, config, convergence, curve, events
-from orchestrator.results.job_rows import jobs
+from orchestrator.results.job_rows import jobs, waiting_for
 from orchestrator.results.queue_position import QueuePosition, position_in_queue
 from orchestrator.results.queue_stats import counts, paused_since, stats, sweeps, workers
 from orchestrator.results.rows import (
@@ -47,5 +47,6 @@ __all__ = [
     "registered_workers",
     "stats",
     "sweeps",
+    "waiting_for",
     "workers",
 ]

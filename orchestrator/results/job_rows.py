@@ -8,7 +8,7 @@ from sqlalchemy.orm import Session
 
 from orchestrator.database import models as m
 from orchestrator.database.engine import db_now, reading
-from orchestrator.queue.eligibility import obstacle, queue_order
+from orchestrator.queue.eligibility import Obstacle, obstacle, obstacle_flags, queue_order
 from orchestrator.results.eta import expected_tokens
 from orchestrator.results.learning_rates import trained_lr
 from orchestrator.results.rows import JobRow
@@ -16,6 +16,13 @@ from orchestrator.results.varied_keys import differences
 from orchestrator.results.worker_rows import worker_stance
 
 EPSILON = 0.01
+_REASONS: dict[Obstacle, str] = {
+    "queue paused": "QueuePaused",
+    "sweep paused": "SweepPaused",
+    "backoff": "Backoff",
+    "sweep cap": "SweepCap",
+}
+"""How people are told of an obstacle; of one that they asked for themselves the state tells."""
 _IDS_PER_QUERY = 10_000
 
 
@@ -142,17 +149,24 @@ def _reason(row: Row[Any], context: _QueueContext) -> str | None:
         return "Paused"
     if row.state != "queued":
         return stored
-    match row.obstacle:
-        case "queue paused":
-            return "QueuePaused"
-        case "sweep paused":
-            return "SweepPaused"
-        case "backoff":
-            return f"Backoff({span(row.not_before - context.now)})" + (f": {stored}" if stored else "")
-        case "sweep cap":
-            most = context.sweeps[row.sweep_id].max_parallel
-            return f"SweepCap({context.running.get(row.sweep_id, 0)}/{most})"
-    return context.no_worker or "Priority"
+    if row.obstacle is None:
+        return context.no_worker or "Priority"
+    word = _REASONS[row.obstacle]
+    if word == "Backoff":
+        return f"{word}({span(row.not_before - context.now)})" + (f": {stored}" if stored else "")
+    if word == "SweepCap":
+        return f"{word}({context.running.get(row.sweep_id, 0)}/{context.sweeps[row.sweep_id].max_parallel})"
+    return word
+
+
+def waiting_for(engine: Engine, job_id: int) -> list[str]:
+    """Return the words of everything that keeps a queued or paused job from running, where `JobRow.reason` has one."""
+    with reading(engine) as session:
+        now = session.execute(select(db_now())).scalar_one()
+        flags = session.execute(obstacle_flags(job_id)).mappings().one()
+        words = [word for obstacle, word in _REASONS.items() if flags[obstacle]]
+        no_worker = _no_worker(session, now)
+    return [*words, no_worker] if no_worker else words
 
 
 def span(seconds: float) -> str:

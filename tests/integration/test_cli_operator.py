@@ -129,15 +129,38 @@ def test_explain_knows_the_workers(engine: Engine, capsys: Capture) -> None:
     claim(engine)
     registry.ask(engine, ["w1"], "drain")
     assert "(WorkersLeaving)" in explained(2)
-    assert "it claims no more. Start one with: orch worker" in explained(2)
+    assert "it claims no more. Start another with: orch worker" in explained(2)
     assert "Its worker drains: it finishes this job" in explained(1)
     registry.ask(engine, ["w1"], "stop")
     assert "Its worker was asked to stop: it writes a checkpoint" in explained(1)
     silence(engine, "w1")
-    assert "Its worker was last heard of 1m" in explained(1)
+    assert "It runs." in explained(1)
+    assert "Its worker has not reported for 1m" in explained(1)
     with transaction(engine) as session:
         session.execute(update(LeaseRow).values(expires_at=db_now() - 65))
-    assert "Its lease ran out 1m05s ago" in explained(1)
+    assert "Its lease ran out 1m05s ago: any worker puts it back into the queue 15 s after that" in explained(1)
+    assert "It runs." not in explained(1)
+
+
+def test_explain_names_everything_in_the_way(engine: Engine, capsys: Capture) -> None:
+    def explained(job: int) -> str:
+        assert run(["explain", str(job)]) == 0
+        return capsys.readouterr().out
+
+    enqueue(engine, 2, max_parallel=1)
+    report(engine, "w1")
+    claim(engine)
+    assert run(["queue", "pause"]) == 0
+    assert "Also: As many jobs of its sweep run" in explained(2)
+    assert "The whole queue is paused" in explained(2)
+    queue.pause(engine, [2])
+    assert "It is paused. To end that: orch resume 2" in explained(2)
+    assert "Also: The whole queue is paused" in explained(2)
+    silence(engine, "w1")
+    assert run(["queue", "resume"]) == 0
+    with transaction(engine) as session:
+        session.execute(update(LeaseRow).values(expires_at=db_now() - 65))
+    assert "Also: No worker is at work" in explained(2)
 
 
 def test_top_in_a_pipe_is_printed_once(engine: Engine, capsys: Capture) -> None:

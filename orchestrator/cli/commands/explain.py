@@ -20,17 +20,17 @@ if TYPE_CHECKING:
 _MEANINGS = {
     "Priority": "The workers are busy, or other jobs are before it: of higher priority, or older.",
     "Backoff": "Its last attempt failed; it is tried again when the time in brackets is over.",
-    "Paused": "It is paused. It goes on with: orch resume {id}",
-    "QueuePaused": "The whole queue is paused: no worker claims. It goes on with: orch queue resume",
-    "SweepPaused": "Its sweep is paused. It goes on with: orch resume {sweep}",
+    "Paused": "It is paused. To end that: orch resume {id}",
+    "QueuePaused": "The whole queue is paused: no worker claims. To end that: orch queue resume",
+    "SweepPaused": "Its sweep is paused. To end that: orch resume {sweep}",
     "SweepCap": "As many jobs of its sweep run as limits.max_parallel allows.",
     "NoWorker": "No worker is at work. Start one with: orch worker",
-    "WorkersLeaving": "Every worker that is there drains or stops: it claims no more. Start one with: orch worker",
+    "WorkersLeaving": "Every worker that is there drains or stops: it claims no more. Start another with: orch worker",
 }
 _HOLDERS = {
     "draining": "Its worker drains: it finishes this job, claims no more, and ends.",
     "stopping": "Its worker was asked to stop: it writes a checkpoint, and another worker goes on from there.",
-    "lost": "Its worker was last heard of {silent} ago; when the lease runs out too, the job goes on elsewhere.",
+    "lost": "Its worker has not reported for {silent}.",
 }
 _ENDINGS = {
     "converged": "Three evaluations in a row gained less than stop.epsilon since half the tokens.",
@@ -48,11 +48,11 @@ def explain(*, job: int) -> None:
         terminal.echo(
             f"job {row.id} of {row.sweep}: {state_cell(row, drawn=False)}" + (f" ({why(row)})" if why(row) else "")
         )
-        for line in [*_explanation(engine, row), *_sharing(settings, engine, row)]:
+        for line in [*_explanation(settings, engine, row), *_sharing(settings, engine, row)]:
             terminal.echo(line)
 
 
-def _explanation(engine: "Engine", row: "JobRow") -> list[str]:
+def _explanation(settings: "Settings", engine: "Engine", row: "JobRow") -> list[str]:
     from orchestrator import results
 
     names = {"id": row.id, "sweep": row.sweep}
@@ -60,8 +60,10 @@ def _explanation(engine: "Engine", row: "JobRow") -> list[str]:
         return [_ENDINGS.get(row.outcome or "", "").format(**names)]
     if row.state == "running":
         asked = {"cancel": "It was asked to cancel", "pause": "It was asked to pause"}.get(row.desired, "")
-        beat = f"{asked}, and does so at its next heartbeat." if asked else "It runs."
-        left = f" {_lease(row.lease_left)}" if row.lease_left is not None else ""
+        is_held = row.lease_left is None or row.lease_left >= 0
+        held = "It runs." if is_held else "It ran."
+        beat = f"{asked}, and does so at its next heartbeat." if asked else held
+        left = f" {_lease(settings, row.lease_left)}" if row.lease_left is not None else ""
         others = _companions(engine, row)
         with_whom = f" Its trainer began with job{'s' * (len(others) > 1)} {', '.join(others)} too." if others else ""
         there = f"{beat} Attempt {row.attempt}, on {row.worker or 'a worker'}.{left}{with_whom}"
@@ -70,17 +72,21 @@ def _explanation(engine: "Engine", row: "JobRow") -> list[str]:
         tried = [a for a in results.attempts(engine, row.id) if a.error]
         last = [f"Attempt {tried[-1].attempt}: {tried[-1].error}", f"Its log: orch logs {row.id}"] if tried else []
         return [*last, f"To try again: orch retry {row.id}"]
-    lines = [_MEANINGS.get((row.reason or "").partition("(")[0], "It waits for a worker.").format(**names)]
+    first = (row.reason or "").partition("(")[0]
+    lines = [_MEANINGS.get(first, "It waits for a worker.").format(**names)]
+    others = [word for word in results.waiting_for(engine, row.id) if word != first]
+    lines += [f"Also: {_MEANINGS[word].format(**names)}" for word in others]
     position = results.position_in_queue(engine, row.id)
     if row.state == "queued" and position.before:
         lines.append(f"{plural(position.before, 'queued job')} may run before it; the first is job {position.first}.")
     return lines
 
 
-def _lease(left: float) -> str:
+def _lease(settings: "Settings", left: float) -> str:
     if left >= 0:
         return f"Its lease is renewed in time: {duration(left)} are left."
-    return f"Its lease ran out {duration(-left)} ago: it goes back to the queue as soon as a worker looks."
+    grace = f"{settings.grace_seconds:g} s after that"
+    return f"Its lease ran out {duration(-left)} ago: any worker puts it back into the queue {grace}."
 
 
 def _of_its_worker(engine: "Engine", row: "JobRow") -> list[str]:
@@ -120,7 +126,7 @@ def _sharing(settings: "Settings", engine: "Engine", row: "JobRow") -> list[str]
     position = results.position_in_queue(engine, row.id)
     if position.is_alone:
         return [*lines, "It is trained alone: it failed or lost its worker before, or an older orch queued it."]
-    at_work = f", and {position.companions_running} that run" if position.companions_running else ""
+    at_work = f", and by {position.companions_running} running" if position.companions_running else ""
     return [
         *lines,
         f"Its stream of activations is read by {plural(position.companions_queued, 'other queued job')}{at_work}.",
