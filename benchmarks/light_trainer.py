@@ -130,7 +130,7 @@ def main() -> int:
     saved_at = float("-inf")
     while jobs:
         jobs = [job for job in jobs if not job.step()]
-        leaving = {wish.job_id: wish for wish in channel.drop_requests()}
+        leaving = {request.job_id: request for request in channel.drop_requests()}
         for job in [job for job in jobs if job.job_id in leaving]:
             job.leave(save=leaving[job.job_id].save)
             jobs.remove(job)

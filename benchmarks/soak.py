@@ -178,8 +178,10 @@ class _Feed:
         dispatch.wake(self._setup.settings, self.jobs[start:])
 
     def retry(self) -> None:
-        """Retry the jobs that were given up as poison."""
-        given_up = select(Job.id).where(Job.state == "failed", Job.reason.startswith("poison"))
+        """Retry the jobs that were given up because they lost their worker again and again."""
+        given_up = select(Job.id).where(
+            Job.state == "failed", Job.reason.contains("attempts in a row lost their worker")
+        )
         with reading(self._setup.engine) as session:
             ids = session.scalars(given_up).all()
         for job_id in ids:
@@ -241,7 +243,7 @@ def _summary(
         "lost": len(lost),
         "doubled": len(doubled),
         "altered curves": len(altered),
-        "given up as poison, retried": feed.retried,
+        "given up after lost workers, retried": feed.retried,
         **_spread("failover", found.plain),
         **_spread("of that, until the lease is judged", found.judged),
         "failover bound s": bound,

@@ -7,7 +7,7 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
-WINGS = ("orchestrator", "worker")
+PACKAGES = ("orchestrator", "worker")
 ROOT = Path(__file__).parents[1]
 PLACE = "<!-- packages -->"
 
@@ -35,7 +35,7 @@ def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -
 
 def packages() -> list[str]:
     """Return the packages that get a page: the children of both wings."""
-    found = (path.parent for wing in WINGS for path in (ROOT / wing).glob("*/__init__.py"))
+    found = (path.parent for wing in PACKAGES for path in (ROOT / wing).glob("*/__init__.py"))
     return sorted(".".join(path.relative_to(ROOT).parts) for path in found)
 
 

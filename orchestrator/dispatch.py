@@ -83,18 +83,18 @@ def wake(settings: Settings, job_ids: Sequence[int]) -> bool:
     return _send(settings, list(job_ids)[:MAX_MESSAGES]) is not None
 
 
-def reconcile(engine: Engine, settings: Settings, *, judge: bool = True) -> Reconciled:
+def reconcile(engine: Engine, settings: Settings, *, release: bool = True) -> Reconciled:
     """Release expired leases and send the wake-ups that are missing; any number of processes may do so at once.
 
-    With `judge` off no lease is judged: after an outage of the database every lease looks expired, and its worker must
-    have the time to renew it.
+    With `release` off no lease is released: after an outage of the database every lease looks expired, and its worker
+    must have the time to renew it.
 
     Raises:
         StorageError: the database did not answer. A broker that does not answer is no error here.
     """
     from orchestrator.queue import release_expired, waiting
 
-    released = release_expired(engine, grace_seconds=settings.grace_seconds) if judge else []
+    released = release_expired(engine, grace_seconds=settings.grace_seconds) if release else []
     due = waiting(engine, limit=MAX_MESSAGES if settings.broker_url else 1)  # also says whether the database answers
     if not settings.broker_url:
         return Reconciled(released, 0)

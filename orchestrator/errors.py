@@ -1,7 +1,7 @@
 """Every error raised on purpose, split by what the catcher should do.
 
 OrchError                     exit 1   anything of ours
-├── ConfigError(ValueError)   exit 2   the person mends the file or the flag
+├── ConfigError(ValueError)   exit 2   the person corrects the file or the flag
 ├── NotFound(LookupError)     exit 3   the person names something else
 ├── StateError                exit 4   the action is not allowed now, or the lease has gone to another worker
 ├── StorageError              exit 5   database, broker or disk: try again later (retry = True)

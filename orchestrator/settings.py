@@ -260,7 +260,7 @@ def _read(file: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(file.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise ConfigError(f"{file}: {error}", hint="Mend the file, or make a new one with: orch init") from None
+        raise ConfigError(f"{file}: {error}", hint="Correct the file, or make a new one with: orch init") from None
 
 
 _HINT = f"Known settings: {', '.join(NAMES)}"

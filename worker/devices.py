@@ -54,7 +54,7 @@ def _checked_parts(name: str) -> list[str]:
     are_gpus = all(re.fullmatch(r"cuda:\d+", part) for part in parts) and len({*map(_index, parts)}) == len(parts)
     if not (is_one or are_cpus or are_gpus):
         raise ConfigError(
-            f"device {name!r} is none", hint="Devices: auto, cpu, cuda, cuda:N, or some that share each job: 0+1"
+            f"{name!r} is not a device", hint="Devices: auto, cpu, cuda, cuda:N, or some that share each job: 0+1"
         )
     return parts
 

@@ -98,7 +98,7 @@ def _check_states(ctx: click.Context, param: click.Parameter, value: str | None)
         if state not in STATES:
             near = get_close_matches(state, STATES, n=1)
             meant = f" Did you mean {near[0]!r}?" if near else f" States: {', '.join(STATES)}."
-            raise click.BadParameter(f"{state!r} is no state.{meant}", ctx=ctx, param=param)
+            raise click.BadParameter(f"{state!r} is not a state.{meant}", ctx=ctx, param=param)
     return given
 
 

@@ -76,7 +76,7 @@ def check_clock(settings: Settings) -> Finding:
     if abs(ahead) <= CLOCK_SECONDS:
         return Finding("OK", "clock", f"within {max(abs(ahead), 0.001):.3f} s of the database's")
     text = f"{duration(abs(ahead))} {'ahead of' if ahead > 0 else 'behind'} the database's clock"
-    hint = "Leases do not mind: only the database's clock judges them. Times in logs are off: let NTP set this clock."
+    hint = "Leases follow the database's clock alone. Times in logs are off: let NTP set this clock."
     return Finding("WARN", "clock", text, hint)
 
 

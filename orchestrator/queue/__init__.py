@@ -1,4 +1,4 @@
-"""The only author of a job's state. Each verb is one short transaction, and every write of a worker is fenced.
+"""The only code that changes a job's state. Each verb is one short transaction; every write of a worker is fenced.
 
 Start at `submission`, `claims`, `heartbeats`, `outcomes`, and `control`; `eligibility` says which jobs may run.
 """

@@ -89,7 +89,7 @@ def test_reconcile_without_a_broker(engine: Engine, settings: Settings) -> None:
     enqueue(engine, 2)
     claim(engine)
     run_out(engine, 1)
-    assert reconcile(engine, settings, judge=False) == Reconciled([], 0)
+    assert reconcile(engine, settings, release=False) == Reconciled([], 0)
     assert reconcile(engine, settings) == Reconciled([1], 0)
     assert reconcile(engine, settings) == Reconciled([], 0)
 

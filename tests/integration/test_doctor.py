@@ -36,7 +36,7 @@ def test_doctor_looks_at_clock_workers_and_artifacts(
     monkeypatch.setattr(servers, "time", type("Clock", (), {"time": staticmethod(lambda: 4e9)}))
     ill = found()
     assert (ill["clock"]["level"], "ahead of the database's clock" in ill["clock"]["text"]) == ("WARN", True)
-    assert "Leases do not mind" in ill["clock"]["hint"]
+    assert "Leases follow the database's clock alone" in ill["clock"]["hint"]
     report(engine, "gpu-7")
     report(engine, "gpu-7", elapsed=120.0)
     assert found()["clock"]["text"] == "the database's clock was set -120 s within the last day, as gpu-7 saw"

@@ -158,7 +158,7 @@ def _json_lines(path: Path, column: str) -> Iterator[str]:
                 row = json.loads(line)
             except ValueError as error:
                 raise SubjectError(
-                    f"{path}, line {number}: not JSON ({error})", hint="Mend or remove the line."
+                    f"{path}, line {number}: not JSON ({error})", hint="Correct or remove the line."
                 ) from None
             yield _text_of(row if isinstance(row, dict) else {}, column, f"{path}, line {number}")
 

@@ -94,6 +94,6 @@ def aux_share(error: Float[Tensor, "n_tokens d_model"], found: Float[Tensor, "n_
     """Return ‖e − ê‖² / ‖e − mean_batch(e)‖²; 0 where that is not finite."""
     missing = (error - found).square().sum()
     spread = (error - error.mean(0)).square().sum()
-    # A branch on the quotient alone would let 0 · ∞ into the gradient: the divisor is mended first.
+    # A branch on the quotient alone would let 0 · ∞ into the gradient: the divisor is made safe first.
     usable = (spread > 0) & missing.isfinite()
     return torch.where(usable, missing / spread.where(usable, 1.0), 0.0)

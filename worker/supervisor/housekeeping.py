@@ -1,4 +1,4 @@
-"""What a worker does from time to time beside its jobs: it reports that it lives, and releases expired leases."""
+"""What a worker does from time to time beside its jobs: it reports that it is running, and releases expired leases."""
 
 import math
 import time
@@ -38,7 +38,7 @@ class Housekeeping:
         self._report_at, self._reported_at = 0.0, -math.inf
         self._desired: workers.Desired = "run"
         self._is_away = False
-        self._due_at = self._judge_at = 0.0
+        self._due_at = self._release_at = 0.0
         self._called_at = -math.inf
 
     def run_if_due(self) -> workers.Desired:
@@ -47,7 +47,7 @@ class Housekeeping:
         since_last, self._called_at = now - self._called_at, now
         if since_last > self._settings.lease_seconds / 2:
             # Just started, suspended, or hung: other workers may have been too, and need time to renew their leases.
-            self._judge_at = now + self._settings.lease_seconds
+            self._release_at = now + self._settings.lease_seconds
         if now >= self._due_at:
             self._due_at = now + self._settings.reconcile_seconds
             self._run()
@@ -60,10 +60,10 @@ class Housekeeping:
         self._is_away = True
 
     def note_answer(self) -> None:
-        """Note that the database answers. After an outage every lease looks expired: none is judged for a whole one."""
+        """Note that the database answers. After an outage every lease looks expired: none is released for one lease."""
         if self._is_away:
             self._say("the database answers again")
-            self._judge_at = time.monotonic() + self._settings.lease_seconds
+            self._release_at = time.monotonic() + self._settings.lease_seconds
         self._is_away = False
 
     def end(self) -> None:
@@ -75,8 +75,8 @@ class Housekeeping:
         try:
             if time.monotonic() >= self._report_at:
                 self._report()
-            judge = not self._is_away and time.monotonic() >= self._judge_at
-            released = dispatch.reconcile(self._engine, self._settings, judge=judge).released
+            release = not self._is_away and time.monotonic() >= self._release_at
+            released = dispatch.reconcile(self._engine, self._settings, release=release).released
         except StorageError as error:
             self.note_outage(error)
             return

@@ -62,9 +62,9 @@ class JobTraining:
         if progress.point is None:
             return None
         self._channel.send(CurvePointMessage(progress.point), self.job_id)
-        return self.verdict()
+        return self.outcome_so_far()
 
-    def verdict(self) -> str | None:
+    def outcome_so_far(self) -> str | None:
         """Return the outcome that the curve means so far, None while training goes on.
 
         A pure function of the curve: a resumed job ends where an uninterrupted one does.

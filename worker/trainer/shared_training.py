@@ -28,7 +28,7 @@ class SharedTraining:
     def run(self) -> Exit:
         """Train until no job is left, or until told to yield."""
         for job in tuple(self._jobs):  # a resumed one may have been at its end already
-            self._end_if_over(job, job.verdict())
+            self._end_if_over(job, job.outcome_so_far())
         while self._jobs:
             slots = self._slots_in_use()
             try:

@@ -55,9 +55,9 @@ def _follow(settings: "Settings", engine: "Engine", scope: "SearchScope") -> Non
             terminal.note(f"job {change.job_id}  cannot catch up: {change.effect}")
         for (n_latents, k), found in step.found.items():
             for one in found.tried:
-                if printed.get((one.job_id, one.lr)) != one.fate:
-                    printed[one.job_id, one.lr] = one.fate
-                    terminal.note(f"job {one.job_id}  n={n_latents} k={k} lr={_rate(one.lr)}  {one.fate}")
+                if printed.get((one.job_id, one.lr)) != one.outcome:
+                    printed[one.job_id, one.lr] = one.outcome
+                    terminal.note(f"job {one.job_id}  n={n_latents} k={k} lr={_rate(one.lr)}  {one.outcome}")
 
 
 def _offer(engine: "Engine", scope: "SearchScope", found: "SearchStep", output: str | None) -> None:
@@ -113,8 +113,8 @@ def found_record(size: tuple[int, int], found: "Found", added: Sequence[float | 
 
 
 def _tried(one: "Tried") -> str:
-    told = ratio(one.fvu) if one.fvu is not None and one.fate != "diverged" else ""
-    return f"{_rate(one.lr)}:{told}{_SIGNS[one.fate]}"
+    told = ratio(one.fvu) if one.fvu is not None and one.outcome != "diverged" else ""
+    return f"{_rate(one.lr)}:{told}{_SIGNS[one.outcome]}"
 
 
 def _rate(lr: float | None, without: str = "auto") -> str:

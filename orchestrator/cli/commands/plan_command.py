@@ -68,19 +68,19 @@ def _propose(
     limit = allowance(budget) if budget is not None else None
     loaded = load_inputs(engine, sweeps, device=device, rates=True)
     if limit is not None:
-        choices, promises = plan_within_budget(loaded.inputs, limit)
+        choices, expected = plan_within_budget(loaded.inputs, limit)
         told = f"--budget {budget!r}"
     else:
-        choices, promises = plan_for_target(loaded.inputs, target or 0.0, ks)
+        choices, expected = plan_for_target(loaded.inputs, target or 0.0, ks)
         told = f"--target-fvu {target:g}"
     if limit and limit.unit == "seconds":
         kind = loaded.inputs.device or "no device"
         doubt = " It is no GPU." if limit.device == "gpu" and not kind.startswith("cuda") else ""
-        promises = [f"Hours are of {kind}, on which most of the jobs ended; another: --device.{doubt}", *promises]
-    head = [f"{MARK} {' '.join(sweeps)} {told}", *loaded.notes, *promises]
+        expected = [f"Hours are of {kind}, on which most of the jobs ended; another: --device.{doubt}", *expected]
+    head = [f"{MARK} {' '.join(sweeps)} {told}", *loaded.notes, *expected]
     _show(choices, output)
     if output != "json":
-        for line in (*loaded.notes, *promises):
+        for line in (*loaded.notes, *expected):
             terminal.note(line)
     configs, remarks = [one.job.config for one in choices], [one.why for one in choices]
     write(engine, sweeps[0], configs, remarks=remarks, head=head, output=output)

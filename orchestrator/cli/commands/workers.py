@@ -115,15 +115,15 @@ def stop(*, names: tuple[str, ...], everybody: bool, output: str | None) -> None
     _ask("stop", names, everybody=everybody, output=output)
 
 
-def _ask(wish: "Desired", names: tuple[str, ...], *, everybody: bool, output: str | None) -> None:
+def _ask(desired: "Desired", names: tuple[str, ...], *, everybody: bool, output: str | None) -> None:
     if bool(names) == everybody:
         raise click.UsageError("Name workers, or say --all.")
     from orchestrator.queue import workers
 
     with database() as (_, engine):
         chosen = _chosen(engine, names)
-        workers.ask(engine, [row.token for row in chosen], wish)
-    effects = [(row, _effect(row, wish)) for row in chosen]
+        workers.ask(engine, [row.token for row in chosen], desired)
+    effects = [(row, _effect(row, desired)) for row in chosen]
     if output == "json":
         items = ({"name": row.name, "host": row.host, "pid": row.pid, "effect": effect} for row, effect in effects)
         terminal.echo_json(terminal.envelope("worker", items))
@@ -134,13 +134,13 @@ def _ask(wish: "Desired", names: tuple[str, ...], *, everybody: bool, output: st
         terminal.note("There is no worker.")
 
 
-def _effect(row: "RegisteredWorker", wish: "Desired") -> str:
+def _effect(row: "RegisteredWorker", desired: "Desired") -> str:
     if row.state == "lost":
         return "is lost; it would hear of it if it came back"
     if row.state == "stopping":
         return "was asked to stop before"
     runs = f", {plural(len(row.jobs), 'job')} running" if row.jobs else ""
-    return f"asked to {wish}{runs}"
+    return f"asked to {desired}{runs}"
 
 
 def _chosen(engine: "Engine", names: tuple[str, ...]) -> "list[RegisteredWorker]":

@@ -15,7 +15,7 @@ from orchestrator.formatting import rounded
 from orchestrator.job_states import FREED
 from orchestrator.scaling.types import JobMeasurement
 
-Fate = Literal["waiting", "converged", "unconverged", "diverged", "given up", "failed"]
+TrialOutcome = Literal["waiting", "converged", "unconverged", "diverged", "given up", "failed"]
 Size = tuple[int, int]
 """n_latents and k."""
 
@@ -44,7 +44,7 @@ class Tried(NamedTuple):
     lr: float | None
     """None: auto, and no attempt has told what it comes to."""
     job_id: int
-    fate: Fate
+    outcome: TrialOutcome
     fvu: float | None
     """The last of its curve."""
 
@@ -109,21 +109,21 @@ def _one_seed(rows: list[JobMeasurement]) -> list[JobMeasurement]:
 
 
 def _known(rows: Sequence[JobMeasurement]) -> Found:
-    tried = tuple(Tried(row.lr, row.job_id, _fate(row), row.fvu) for row in rows)
-    ended = [one for one in tried if one.fate in {"converged", "unconverged"} and one.lr and _is_loss(one.fvu)]
+    tried = tuple(Tried(row.lr, row.job_id, _outcome(row), row.fvu) for row in rows)
+    ended = [one for one in tried if one.outcome in {"converged", "unconverged"} and one.lr and _is_loss(one.fvu)]
     best = min(ended, key=lambda one: (one.fvu, one.lr)).lr if ended else None
-    largest = max((one.lr for one in ended if one.lr and one.fate == "converged"), default=None)
+    largest = max((one.lr for one in ended if one.lr and one.outcome == "converged"), default=None)
     found = Found(largest, best, tried, False, "")
     trouble = _trouble(found)
     return found._replace(is_bracketed=not trouble and _is_bracketed(found), trouble=trouble)
 
 
-def _fate(row: JobMeasurement) -> Fate:
+def _outcome(row: JobMeasurement) -> TrialOutcome:
     if row.outcome == "diverged":
         return "diverged"
     if row.state == "succeeded":
         return "converged" if row.outcome == "converged" and (row.fvu or 1.0) < 1 else "unconverged"
-    ended: dict[str, Fate] = {"failed": "failed", "cancelled": "given up"}
+    ended: dict[str, TrialOutcome] = {"failed": "failed", "cancelled": "given up"}
     return ended.get(row.state, "waiting")
 
 
@@ -142,7 +142,7 @@ def _missing(found: Found) -> Sequence[float | None]:
 
 
 def _waits(found: Found) -> bool:
-    return any(one.fate == "waiting" for one in found.tried)
+    return any(one.outcome == "waiting" for one in found.tried)
 
 
 class _Place(NamedTuple):
@@ -190,16 +190,16 @@ def _trouble(found: Found) -> str:
         return ""
     for one in found.tried:
         is_needed = one.lr is None or found.best is None or any(_holds([one.lr], place) for place in _places(found))
-        if one.fate == "failed" and is_needed:
+        if one.outcome == "failed" and is_needed:
             return f"job {one.job_id} failed: orch retry {one.job_id}"
-        if one.fate == "given up" and one.lr is None:
+        if one.outcome == "given up" and one.lr is None:
             return f"job {one.job_id} was cancelled before it told its rate: orch retry {one.job_id}"
     return "" if len(found.tried) < MOST_RATES or _is_bracketed(found) else f"not bracketed within {MOST_RATES} rates"
 
 
 def _settled(found: Found) -> float:
     """Return the rate below which it is settled what converges: the largest that did, else the largest that ended."""
-    ended = [one.lr for one in found.tried if one.lr and one.fate == "unconverged"]
+    ended = [one.lr for one in found.tried if one.lr and one.outcome == "unconverged"]
     return found.largest_converging or max(ended, default=0.0)
 
 

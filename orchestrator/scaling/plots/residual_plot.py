@@ -39,7 +39,7 @@ def residuals(fits: Sequence[Fit]) -> Drawing | None:
             at_sizes(axes, [int(point.x) for _, point in points], most=4)
     sheet.legend(list(colours.items()), panel=None)
     return sheet.done(
-        "What the laws leave over",
+        "Residuals of the laws",
         "A law that fits scatters about zero, without a trend. Hollow: censored, or left out of the fit.",
     )
 

@@ -46,7 +46,7 @@ def test_wrong_words_are_usage_errors(words: str, says: str) -> None:
 
 @pytest.mark.parametrize("name", ["tpu", "cuda:x", "cpu+cuda:0", "cuda:0+cuda:0", "cuda+cuda", ""])
 def test_what_is_no_device_is_refused(name: str) -> None:
-    with pytest.raises(ConfigError, match="is none"):
+    with pytest.raises(ConfigError, match="is not a device"):
         check(name)
 
 

@@ -85,8 +85,8 @@ def test_what_cannot_catch_up_is_given_up() -> None:
     found = laboratory.run().found[256, 8]
     assert found.is_bracketed
     assert found.best == pytest.approx(2 * AUTO, rel=1e-3)
-    fates = {round(math.log2((one.lr or 0) / AUTO)): one.fate for one in found.tried}
-    assert fates[-1] == "given up"
+    outcomes = {round(math.log2((one.lr or 0) / AUTO)): one.outcome for one in found.tried}
+    assert outcomes[-1] == "given up"
     assert laboratory.cancelled
     for job_id in laboratory.cancelled:
         assert BUDGET / 8 <= laboratory.jobs[job_id].tokens_seen < BUDGET, "after the first rung, before the end"
