@@ -166,13 +166,13 @@ def test_grace_is_added_to_the_lease(engine: Engine) -> None:
     assert queue.release_expired(engine, grace_seconds=30.0) == [1]
 
 
-def test_three_losses_without_a_checkpoint_are_poison(engine: Engine) -> None:
+def test_three_losses_without_a_checkpoint_end_it(engine: Engine) -> None:
     enqueue(engine, 2)
     for _ in range(3):
         assert claim(engine).lease.job_id == 1
         lose(engine, 1)
     assert state(engine, 1) == "failed"
-    assert "poison" in (job(engine, 1).reason or "")
+    assert "3 attempts in a row lost their worker" in (job(engine, 1).reason or "")
     assert claim(engine).lease.job_id == 2
 
 

@@ -235,20 +235,20 @@ def test_signals_reach_the_loop(bench: Bench) -> None:
 
 def test_after_an_outage_nobody_is_judged_for_a_lease(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     bench.trainer(END)
-    judged: list[bool] = []
+    released: list[bool] = []
 
-    def reconcile(*_: object, judge: bool) -> dispatch.Reconciled:
-        judged.append(judge)
-        if len(judged) == 2:
+    def reconcile(*_: object, release: bool) -> dispatch.Reconciled:
+        released.append(release)
+        if len(released) == 2:
             raise StorageError("away")
-        if len(judged) > 4 and judge:
+        if len(released) > 4 and release:
             bench.supervisor.stop()
         return dispatch.Reconciled([], 0)
 
     monkeypatch.setattr(dispatch, "reconcile", reconcile)
     assert bench.run(until_empty=False) == "succeeded"
-    quiet = judged[2:-1]
-    assert not judged[0]  # a worker that has just started cannot know how long everybody was away
+    quiet = released[2:-1]
+    assert not released[0]  # a worker that has just started cannot know how long everybody was away
     assert len(quiet) >= 3
     assert not any(quiet)
-    assert judged[-1]
+    assert released[-1]
