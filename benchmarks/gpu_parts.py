@@ -21,9 +21,7 @@ from orchestrator.config.job import JobConfig
 from orchestrator.config.validation import parse
 from worker.sae.compiled import autotune
 from worker.sae.compiled.autotune_cases import TRIALS, Shape
-from worker.sae import manual_gradients
 from worker.sae.compiled.compiled_step import CompiledStep
-from worker.sae.compiled.step_graph import Graph, StepScalars, StepTensors
 from worker.sae.train_state import TrainState, train_step
 
 DEAD_AFTER = 10_000_000
@@ -90,7 +88,9 @@ def step(place: Place, which: int) -> dict[str, Any]:
     config, x = _config(shape), _batch(shape, place)
     said: list[str] = []
     state = TrainState.fresh(config, x[: min(len(x), 4096)])
+    started = time.perf_counter()
     compiled = _compiled(state, config, place, said)
+    started = time.perf_counter() - started
     W_enc, rows = state.model.W_enc.detach().to(torch.bfloat16), x.to(torch.bfloat16)
     out = torch.empty(len(x), len(W_enc), device=place.device, dtype=torch.bfloat16)
     works: dict[str, Callable[[], object]] = {
@@ -98,44 +98,29 @@ def step(place: Place, which: int) -> dict[str, Any]:
         "step": lambda: compiled(state, x, config),
     }
     took = timed(works, place)
-    found: dict[str, Any] = {**shape._asdict(), "said": said, "way": "graph" if compiled.failed is None else "eager"}
+    way = "plain" if compiled.failed else "CUDA graph" if compiled._replays else "compiled"
+    found: dict[str, Any] = {**shape._asdict(), "said": said, "way": way, "start s": started}
     found["ms"] = {name: 1e3 * seconds for name, seconds in took.items()}
     found["host ms"] = 1e3 * _host_seconds(works["step"], place)
     found["syncs"] = _syncs(works["step"], place)
     found["kernels"] = _choices(shape, place)
     found["profile"] = _profile(works["step"], place)
     found["peak GB"] = torch.cuda.max_memory_allocated() / 1e9 if place.device == "cuda" else None
-    try:
-        found["ms"]["replayed"] = 1e3 * _replayed(compiled, state, x, config, place)
-    except Exception as error:  # noqa: BLE001
-        found["error, replayed"] = f"{type(error).__name__}: {error}"[:500]
     found["dead share"] = _put_to_sleep(state, 0.1)
     try:
         found["ms"]["step, 10% dead"] = 1e3 * timed({"step": works["step"]}, place)["step"]
         assert state.aux_tokens > 0, "AuxK did not run"
+        assert float(state.sums[1]) > 0, "no latent was dead"
         found["profile, 10% dead"] = _profile(works["step"], place)
     except Exception as error:  # noqa: BLE001 - the other figures count without it
         found["error, 10% dead"] = f"{type(error).__name__}: {error}"[:500]
     try:
-        found["ms"]["plain torch"] = 1e3 * timed({"plain": lambda: train_step(state, x, config)}, place, repeats=3)["plain"]
+        found["ms"]["plain torch"] = (
+            1e3 * timed({"plain": lambda: train_step(state, x, config)}, place, repeats=3)["plain"]
+        )
     except Exception as error:  # noqa: BLE001
         found["error, plain"] = f"{type(error).__name__}: {error}"[:500]
     return found | _ratios(found["ms"], shape)
-
-
-def _replayed(compiled: CompiledStep, state: TrainState, x: Tensor, config: JobConfig, place: Place) -> float:
-    """Return the seconds of a step that is replayed as one CUDA graph."""
-    if place.device != "cuda":
-        return float("nan")
-    parts, k_aux, aux_coef, _ = manual_gradients.LossTerms.of(state.model, config.sae, variance=state.variance)
-    described = Graph(parts, k_aux, aux_coef, config.optimizer, state.model.product_dtype, with_aux=False)
-    numbers = torch.tensor(StepScalars(1e-5, 1.0, state.variance, DEAD_AFTER), dtype=torch.float64, device=x.device)
-    tensors = StepTensors.of(state)
-    compiled._compiled(tensors, x, numbers, described, compiled._kernels)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        compiled._compiled(tensors, x, numbers, described, compiled._kernels)
-    return timed({"replayed": graph.replay}, place)["replayed"]
 
 
 def _ratios(ms: Mapping[str, float], shape: StepShape) -> dict[str, Any]:
@@ -338,6 +323,9 @@ def job(place: Place) -> dict[str, Any]:
                 found[name] = {"error": str(error)[-1500:]}
     if len(curves) == 3:
         found["killed = whole"] = curves["killed"] == curves["whole"]
+        found["first that differs"] = next(
+            (pair for pair in zip(curves["killed"], curves["whole"], strict=False) if pair[0] != pair[1]), None
+        )
         found["points"] = len(curves["whole"])
         pairs = [(a, b) for a, b in zip(curves["whole"], curves["cpu"], strict=False)]
         found["largest relative gap of a fvu to the CPU's"] = max(abs(a[1] - b[1]) / b[1] for a, b in pairs)

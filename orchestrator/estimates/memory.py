@@ -102,7 +102,8 @@ def trainer_bytes(configs: Sequence[JobConfig], *, kind: str = "cpu") -> int:
     """Return the most memory that training some jobs together takes.
 
     The subject, one forward pass of it, a window of activations for each hook point, a held-out set for each place,
-    the state of every job; and of what each needs only for a while, one after another, the largest.
+    the state of every job; and of what each needs only for a while, one after another, the largest. On a GPU the
+    steps keep memory of their own, of the largest of them: that of their CUDA graphs.
     """
     places = {(hook_key(config.subject), config.sae.normalize): config for config in configs}
     hooks = {hook: config for (hook, _), config in places.items()}
@@ -111,7 +112,9 @@ def trainer_bytes(configs: Sequence[JobConfig], *, kind: str = "cpu") -> int:
     heldout = sum(config.training.heldout_tokens * _width(config) * _FLOAT for config in places.values())
     one_pass = _PASS_TOKENS[kind] * _PASS_WIDTHS * max(map(_width, configs)) * _FLOAT
     lasting = _PROGRAM[kind] + _subject_bytes(first.subject) + windows + heldout + sum(map(state_bytes, configs))
-    return lasting + max(one_pass, *(_passing_bytes(config, kind) for config in configs))
+    step = max(_step_bytes(config, kind) for config in configs)
+    other = max(one_pass, *map(_passing_bytes, configs))
+    return lasting + (step + other if kind == "cuda" else max(step, other))
 
 
 def state_bytes(config: JobConfig) -> int:
@@ -124,14 +127,18 @@ def hook_key(subject: SubjectConfig) -> tuple[str, ...]:
     return (subject.hook or "", str(subject.layer), subject.site)
 
 
-def _passing_bytes(config: JobConfig, kind: str) -> int:
-    """Return what a job needs at times: a step's pre-activations; averaged weights and those of an evaluation."""
+def _step_bytes(config: JobConfig, kind: str) -> int:
+    """Return what a step needs: its pre-activations, for the most part."""
     n, d, batch = config.sae.latents(_width(config)), _width(config), config.training.batch_tokens
     by_hand = kind == "cpu" and ACTIVATIONS[config.sae.activation].selects_per_token
-    step = batch * ((_TILES_BY_HAND if by_hand else _TILES) * n + 4 * d) * _FLOAT
+    return batch * ((_TILES_BY_HAND if by_hand else _TILES) * n + 4 * d) * _FLOAT
+
+
+def _passing_bytes(config: JobConfig) -> int:
+    """Return what a job needs at times besides: averaged weights and those of an evaluation."""
+    n, d = config.sae.latents(_width(config)), _width(config)
     evaluation = _weights(config) + EVALUATED_TOKENS * (_TILES * n + 3 * d) * _FLOAT
-    start = _SAMPLE_COPIES * SAMPLE_TOKENS * d * _FLOAT
-    return max(step, evaluation, start)
+    return max(evaluation, _SAMPLE_COPIES * SAMPLE_TOKENS * d * _FLOAT)
 
 
 def _weights(config: JobConfig) -> int:

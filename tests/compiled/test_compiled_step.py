@@ -30,16 +30,33 @@ def _walk(folder: Path, what: str = "{}", **environment: str) -> dict[str, Any]:
 @pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")), reason="no C++ compiler on this machine")
 def test_the_compiled_step_is_the_step(tmp_path: Path) -> None:
     """fullgraph: a graph break would have been an error; AuxK joins in while it runs."""
-    found = _walk(tmp_path)
+    check_step(_walk(tmp_path))
+    assert any(tmp_path.rglob("*.so")), "the next job finds the graph in the folder"
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize(("n_dead", "rooms"), [(30, [0, 64]), (80, [0, 97])])
+@pytest.mark.parametrize("encode_dtype", ["float32", "bfloat16"])
+def test_replayed_as_cuda_graphs_the_compiled_step_is_the_step(
+    tmp_path: Path, encode_dtype: str, n_dead: int, rooms: list[int]
+) -> None:
+    """With room for few dead latents and for all of them."""
+    found = _walk(tmp_path, json.dumps({"device": "cuda", "encode_dtype": encode_dtype, "n_dead": n_dead}))
+    check_step(found, apart=1e-3)
+    assert found["replayed"] == rooms
+
+
+def check_step(found: dict[str, Any], *, apart: float = 1e-5) -> None:
     assert found["failed"] is None
+    assert found["said"] == []
+    assert found["resumed_is_the_same"]
     assert found["untouched"], "a rehearsal leaves the trainee as it is"
     assert found["aux_loss"] > 0
     assert found["tokens_seen"][0] == found["tokens_seen"][1]
     assert found["aux_tokens"][0] >= found["aux_tokens"][1] > 0
     assert found["apart"]["tokens_since_fired"] == 0
-    assert all(gap < 1e-5 for name, gap in found["apart"].items() if name != "sums"), found["apart"]
-    assert found["apart"]["sums"] < 1e-3
-    assert any(tmp_path.rglob("*.so")), "the next job finds the graph in the folder"
+    assert all(gap < apart for name, gap in found["apart"].items() if name != "sums"), found["apart"]
+    assert found["apart"]["sums"] < 100 * apart
 
 
 def test_every_job_of_a_trainer_has_its_own_two_graphs(tmp_path: Path) -> None:
@@ -49,6 +66,6 @@ def test_every_job_of_a_trainer_has_its_own_two_graphs(tmp_path: Path) -> None:
 def test_without_a_compiler_training_goes_on_and_says_so_once(tmp_path: Path) -> None:
     found = _walk(tmp_path, CXX="no-such-compiler")
     assert "torch.compile failed, training goes on without it" in found["said"][0]
-    assert len(found["said"]) == 1
+    assert len(set(found["said"])) == 1
     assert found["failed"] in found["said"][0]
     assert all(gap == 0 for gap in found["apart"].values())

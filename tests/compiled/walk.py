@@ -37,19 +37,30 @@ def main() -> None:
     if sys.argv[1] == "many":
         many()
         return
-    config = _config(json.loads(sys.argv[1]))
-    x = torch.randn(N_STEPS * BATCH, D_MODEL, generator=torch.Generator().manual_seed(0))
+    given = json.loads(sys.argv[1])
+    device, n_dead = given.pop("device", "cpu"), given.pop("n_dead", 30)
+    config = _config(given, given.pop("encode_dtype", "float32"))
+    x = torch.randn(N_STEPS * BATCH, D_MODEL, generator=torch.Generator().manual_seed(0)).to(device)
     plain = TrainState.fresh(config, x)
     with torch.no_grad():
-        plain.model.b_enc[:30] -= 10.0  # they do not fire
+        plain.model.b_enc[:n_dead] -= 10.0  # they do not fire
     compiled = copy.deepcopy(plain)
     said: list[str] = []
     step = CompiledStep(config, plain, say=said.append)
     step.compile_first_graph(compiled)
     untouched = torch.equal(compiled.model.W_enc, plain.model.W_enc) and compiled.tokens_seen == 0
-    for batch in torch.split(x, BATCH):
+    resumed: TrainState | None = None
+    for number, batch in enumerate(torch.split(x, BATCH)):
+        if number == N_STEPS // 2 + 3:  # a process that was killed here, between two looks for dead latents
+            tensors = {name: value.clone() for name, value in compiled.tensors().items()}
+            resumed = TrainState.restored(config, tensors, compiled.values(), device=device)
+            other = CompiledStep(config, resumed, say=said.append)
         step(compiled, batch, config)
         train_step(plain, batch, config)
+        if resumed is not None:
+            other(resumed, batch, config)
+    assert resumed is not None
+    kept = zip(compiled.tensors().values(), resumed.tensors().values(), strict=True)
     pairs = zip(compiled.tensors().items(), plain.tensors().values(), strict=True)
     apart = {name: float((one.double() - other.double()).abs().max()) for (name, one), other in pairs}
     print(
@@ -58,6 +69,9 @@ def main() -> None:
                 "failed": step.failed,
                 "said": said,
                 "untouched": untouched,
+                "resumed_is_the_same": all(torch.equal(one, other) for one, other in kept)
+                and compiled.values() == resumed.values(),
+                "replayed": sorted(graph.room for graph in step._replays or {}),
                 "apart": apart,
                 "aux_loss": float(plain.sums[1]),
                 "aux_tokens": [compiled.aux_tokens, plain.aux_tokens],
@@ -67,8 +81,14 @@ def main() -> None:
     )
 
 
-def _config(sae: dict[str, object]) -> JobConfig:
-    training = {"batch_tokens": BATCH, "shuffle_tokens": BATCH, "dead_after_tokens": 5 * BATCH, "max_tokens": 2**20}
+def _config(sae: dict[str, object], encode_dtype: str = "float32") -> JobConfig:
+    training = {
+        "encode_dtype": encode_dtype,
+        "batch_tokens": BATCH,
+        "shuffle_tokens": BATCH,
+        "dead_after_tokens": 5 * BATCH,
+        "max_tokens": 2**20,
+    }
     return parse(
         {
             "sae": {"n_latents": 97, "k": 4, "k_aux": 8, **sae},

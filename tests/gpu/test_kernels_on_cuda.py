@@ -33,7 +33,7 @@ def test_latents_that_fire_on_every_token(n_tokens: int) -> None:
     checks.check_popular(device="cuda", n_tokens=n_tokens)
 
 
-@pytest.mark.parametrize("wide", [True, False])
+@pytest.mark.parametrize("way", ["wide", "narrow", "library"])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(
     "size",
@@ -45,13 +45,14 @@ def test_latents_that_fire_on_every_token(n_tokens: int) -> None:
         Size(64, 200_000, 64, 8),
     ],
 )
-def test_encode_and_selection(size: Size, dtype: torch.dtype, wide: bool) -> None:
-    checks.check_encode(size, device="cuda", dtype=dtype, wide=wide)
+def test_encode_and_selection(size: Size, dtype: torch.dtype, way: str) -> None:
+    checks.check_encode(size, device="cuda", dtype=dtype, way=way)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("k", [1, 2, 5, 100, 200])
-def test_selection_of_ties_and_of_what_is_not_finite(k: int) -> None:
-    checks.check_select(checks.awkward_values("cuda"), k)
+def test_selection_of_ties_and_of_what_is_not_finite(k: int, dtype: torch.dtype) -> None:
+    checks.check_select(checks.awkward_values("cuda").to(dtype), k)
 
 
 @pytest.mark.parametrize("size", [Size(1, 1, 1, 1), Size(5, 1100, 1, 4), Size(16_384, 4096, 1, 32)])
@@ -73,6 +74,7 @@ def _step(operations: Operations, x: torch.Tensor, W: torch.Tensor, b: torch.Ten
     return squares, *operations.latent_gradients(acts.relu(), indices, error, x, W)
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # inductor's own
 def test_traced_and_replayed_as_a_graph_it_is_the_same() -> None:
     given = (
         checks.drawn(64, 96, device="cuda"),
@@ -91,6 +93,7 @@ def test_traced_and_replayed_as_a_graph_it_is_the_same() -> None:
         assert torch.equal(third, one)
 
 
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode")
 def test_no_kernel_makes_the_host_wait() -> None:
     given = (
         checks.drawn(64, 96, device="cuda"),

@@ -45,6 +45,8 @@ class TrainState:
         self.tokens_seen = 0
         self.aux_tokens = 0
         """Tokens trained on while AuxK was active."""
+        self.room_for_dead, self.next_look_tokens = 0, 0
+        """What a step in fixed shapes asked last, and when it asks again: where it has room, its sums are others."""
         self.wall_seconds = 0.0
         self.flops_subject = 0.0
         """What the subject did for it: its share of every capture. Like its share of the time, the caller's to add."""
@@ -148,7 +150,7 @@ class TrainState:
     def values(self) -> dict[str, Any]:
         """Return the rest of the state, as JSON can hold it; floats keep every bit."""
         return {
-            **{name: getattr(self, name) for name in _VALUES},
+            **{name: getattr(self, name) for name in (*_VALUES, *_LATER_VALUES)},
             "lr": self.optimizer.lr,
             "n_steps": self.optimizer.n_steps,
             "curve": [list(point) for point in self.curve],
@@ -181,6 +183,8 @@ class TrainState:
             getattr(self, name).copy_(tensors[name])
         for name in _VALUES:
             setattr(self, name, values[name])
+        for name in _LATER_VALUES:
+            setattr(self, name, values.get(name, 0))
         self.optimizer.lr = values["lr"]
         self.optimizer.restore(dict(tensors), n_steps=values["n_steps"])
         self.curve = [Point(*point) for point in values["curve"]]
@@ -190,6 +194,9 @@ class TrainState:
 _VALUES = (
     "variance", "steps_since_point", "tokens_seen", "aux_tokens", "wall_seconds", "flops_subject", "untrained_fvu",
 )  # fmt: skip
+
+_LATER_VALUES = ("room_for_dead", "next_look_tokens")
+"""What checkpoints of earlier versions lack."""
 
 Step = Callable[[TrainState, Tensor, JobConfig], None]
 """What takes a state one batch further."""

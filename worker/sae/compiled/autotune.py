@@ -19,6 +19,8 @@ from worker.sae.compiled.operations import PLAIN, Operations
 
 _RUNS = 7
 """Timed runs of each, of which the median counts."""
+_LONG_MS = 20.0
+"""A run that takes longer than this is not repeated: plain torch takes seconds where one latent fires on most tokens."""
 
 
 class _Measured(NamedTuple):
@@ -54,8 +56,9 @@ def implementations(part: str) -> dict[str, Operations]:
     kernels = triton_operations()
     found = {"torch": PLAIN, "triton": kernels}
     if part == "encode":
-        narrow = {name: functools.partial(getattr(kernels, name), wide=False) for name in ("encode", "encode_top_k")}
-        found["triton-narrow"] = kernels._replace(**narrow)
+        for way in ("narrow", "library"):
+            encoders = {name: functools.partial(getattr(kernels, name), way=way) for name in ("encode", "encode_top_k")}
+            found[f"triton-{way}"] = kernels._replace(**encoders)
     return found
 
 
@@ -132,11 +135,9 @@ def measure(
 
 
 def _milliseconds(run: Callable[[], object]) -> float:
-    """Return the median time of a run by the device's own clock."""
-    for _ in range(2):
-        run()
+    """Return the median time of a run by the device's own clock; the caller has warmed it up."""
     times: list[float] = []
-    for _ in range(_RUNS):
+    while len(times) < _RUNS and max(times, default=0.0) < _LONG_MS:
         begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
         begin.record()
         run()

@@ -14,14 +14,15 @@ from torch import Tensor
 
 from orchestrator.config.job import JobConfig
 from worker.sae import manual_gradients
-from worker.sae.compiled.step_graph import Graph, Kernels, StepScalars, StepTensors, whole_step
+from worker.sae.compiled.replay import Replay
+from worker.sae.compiled.step_graph import Graph, Kernels, StepScalars, StepTensors, few, whole_step
 from worker.sae.train_state import Step, TrainState, train_step
 
 _STEPS_BETWEEN_LOOKS = 32
 """How often the host waits to learn whether a latent can be dead before the next look, which decides on the graph."""
 
 _GRAPHS = 1024
-"""Graphs of one process: two for each job of another shape, and torch would give up after the eighth."""
+"""Graphs of one process: three for each job of another shape, and torch would give up after the eighth."""
 _FAILURES = (torch._dynamo.exc.TorchDynamoException, torch._dynamo.exc.FailOnRecompileLimitHit)
 
 
@@ -41,7 +42,7 @@ def stepper(
 
 
 class CompiledStep:
-    """Takes training steps through two graphs, with and without AuxK; through `train_step` where compiling fails."""
+    """Takes training steps through up to three graphs, without AuxK and with it for few or many dead latents; through `train_step` where compiling fails."""
 
     def __init__(
         self,
@@ -62,7 +63,9 @@ class CompiledStep:
         if backend == "inductor" and device.type == "cpu":
             options = {"max_fusion_size": 1}
         self._compiled = torch.compile(whole_step, fullgraph=True, dynamic=False, backend=backend, options=options)
-        self._may_be_dead, self._look_at = False, 0
+        self._replays: dict[Graph, Replay] | None = {} if device.type == "cuda" else None
+        """The graphs as the device has them; None where there are none."""
+        self._compiled_graphs: set[Graph] = set()
         self.failed: str | None = None
         """Why steps are taken without a graph."""
 
@@ -82,29 +85,49 @@ class CompiledStep:
         """Compile the first graph, on copies: whether that works is known, and its time spent, before training."""
         copied = copy.deepcopy(state)
         self(copied, state.mu.expand(self._config.training.batch_tokens, -1).contiguous(), self._config)
-        self._may_be_dead, self._look_at = False, 0
 
     def _step(self, state: TrainState, batch: Tensor) -> None:
         model, optimizer, config = state.model, state.optimizer, self._config
-        with_aux = config.sae.aux_coef > 0 and self._may_have_dead(state, batch)
+        room = self._room_for_dead(state, batch) if config.sae.aux_coef > 0 else 0
         parts, k_aux, aux_coef, _ = manual_gradients.LossTerms.of(model, config.sae, variance=state.variance)
-        graph = Graph(parts, k_aux, aux_coef, config.optimizer, model.product_dtype, with_aux)
+        graph = Graph(parts, k_aux, aux_coef, config.optimizer, model.product_dtype, room)
         beta1, beta2 = config.optimizer.betas
         t, lr = optimizer.n_steps + 1, state.next_lr(config)
         dead_after = config.training.dead_after_tokens
         scalars = StepScalars(lr / (1 - beta1**t), math.sqrt(1 - beta2**t), state.variance, dead_after)
         numbers = torch.tensor(scalars, dtype=torch.float64).to(batch.device, non_blocking=True)
-        sums = self._compiled(StepTensors.of(state), batch, numbers, graph, self._kernels)
+        sums = self._run(StepTensors.of(state), batch, numbers, graph)
         optimizer.n_steps += 1
-        state.count_step(sums, len(batch), with_aux=with_aux)
+        state.count_step(sums, len(batch), with_aux=room > 0)
 
-    def _may_have_dead(self, state: TrainState, batch: Tensor) -> bool:
-        """Say whether a latent may be dead in this step: asked once in a while, for all the steps until then."""
+    def _run(self, tensors: StepTensors, batch: Tensor, numbers: Tensor, graph: Graph) -> Tensor:
+        """Take a step: as a CUDA graph from the second of its kind on, one launch instead of some sixty."""
+        known = None if self._replays is None else self._replays.get(graph)
+        if known is not None and known.is_of(tensors):
+            return known(batch, numbers)
+        if self._replays is not None and graph in self._compiled_graphs:
+            try:
+                self._replays[graph] = replay = Replay(self._compiled, tensors, batch, numbers, graph, self._kernels)
+                return replay(batch, numbers)
+            except RuntimeError as error:  # nothing was computed: a capture only takes down what would be
+                self._replays = None
+                reason = str(error).strip().partition("\n")[0][:200]
+                self._say(f"no CUDA graph, the compiled step is launched kernel by kernel: {reason}")
+        self._compiled_graphs.add(graph)
+        return self._compiled(tensors, batch, numbers, graph, self._kernels)
+
+    def _room_for_dead(self, state: TrainState, batch: Tensor) -> int:
+        """Return room for the latents that may be dead in this step: asked once in a while, for all steps until then.
+
+        There are two sizes of it, so two graphs: for a few dead latents, and for all.
+        """
         ahead = _STEPS_BETWEEN_LOOKS * len(batch)
         dead_after = self._config.training.dead_after_tokens
         if state.tokens_seen + len(batch) <= dead_after:
-            return False
-        if state.tokens_seen >= self._look_at:
-            self._may_be_dead = bool((state.tokens_since_fired + ahead > dead_after).any())
-            self._look_at = state.tokens_seen + ahead
-        return self._may_be_dead
+            return 0
+        if state.tokens_seen >= state.next_look_tokens:
+            n_dead = int((state.tokens_since_fired + ahead > dead_after).sum())
+            n = state.model.n_latents
+            state.room_for_dead = 0 if not n_dead else few(n) if n_dead <= few(n) else n
+            state.next_look_tokens = state.tokens_seen + ahead
+        return state.room_for_dead

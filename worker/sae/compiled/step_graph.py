@@ -50,7 +50,8 @@ class Graph(NamedTuple):
     aux_coef: float
     optimizer: OptimizerConfig
     product_dtype: torch.dtype | None
-    with_aux: bool
+    room: int
+    """The most latents that may be dead; without AuxK 0."""
 
 
 class Kernels(NamedTuple):
@@ -58,6 +59,7 @@ class Kernels(NamedTuple):
 
     step: Operations
     aux: Operations
+    """Encodes the dead latents alone, and decodes k_aux of them."""
 
     @classmethod
     def of(cls, state: TrainState, n_tokens: int, *, folder: Path | None) -> "Kernels":
@@ -65,8 +67,22 @@ class Kernels(NamedTuple):
         model = state.model
         dtype, device = model.product_dtype or torch.float32, model.W_enc.device.type
         shape = Shape(device, n_tokens, model.d_model, model.n_latents, model.k_widest, dtype)
+        of_dead = shape._replace(n_latents=few(model.n_latents))
+        of_dead = of_dead._replace(k=min(candidates(model.k_aux, model.product_dtype), of_dead.n_latents))
+        encoder = operations(of_dead, folder=folder, parts=("encode",))
         aux = operations(shape._replace(k=model.k_aux), folder=folder, parts=("decode", "sample", "gradients"))
-        return cls(operations(shape, folder=folder), aux)
+        encode = {name: getattr(encoder, name) for name in ("encode", "select", "encode_top_k")}
+        return cls(operations(shape, folder=folder), aux._replace(**encode))
+
+
+def few(n_latents: int) -> int:
+    """Return how many latents may be dead in a graph that is made for a few: an eighth, in whole blocks."""
+    return min(n_latents, -(-n_latents // 8 // 64) * 64)
+
+
+def candidates(k: int, product_dtype: torch.dtype | None) -> int:
+    """Return how many latents a product selects: twice as many where it is rounded, to be computed again exactly."""
+    return k if product_dtype is None else 2 * k
 
 
 class StepScalars(NamedTuple):
@@ -97,7 +113,7 @@ def whole_step(
     total, error, by_reconstruction = _losses(weights, x, selected, graph, variance=numbers[2], step=step)
     gradients = _gradients(weights, selected, by_reconstruction, graph, step)
     aux = torch.zeros_like(total)
-    if graph.with_aux:
+    if graph.room:
         dead = tensors.tokens_since_fired > scalars[3]
         aux = _add_aux(gradients, weights, selected, error, dead=dead, graph=graph, kernels=kernels.aux)
     norm = _descend(tensors, gradients, numbers, graph.optimizer, step)
@@ -105,19 +121,20 @@ def whole_step(
 
 
 def _select(weights: manual_gradients.Weights, x: Tensor, graph: Graph, step: Operations) -> Selected:
-    centred, k, dtype = x - weights.b_pre, graph.parts[-1][0], graph.product_dtype
-    encoder = (weights.W_enc, weights.b_enc)
-    if dtype is not None:
-        rounded = [part.to(dtype) for part in (centred, *encoder)]
-        pre_acts, maxima = step.encode(*rounded)
-        candidates = step.select(pre_acts, maxima, k=min(2 * k, len(weights.W_enc)))[1]
-        values, indices = best_of(candidates, centred, encoder, k, product=step.sampled_product)
-    elif graph.with_aux:
-        pre_acts, maxima = step.encode(centred, *encoder)
-        values, indices = step.select(pre_acts, maxima, k=k)
-    else:  # only here may the pre-activations come and go in tiles
-        pre_acts, (values, indices) = None, step.encode_top_k(centred, *encoder, k=k)
-    return Selected(centred, values.relu(), indices, pre_acts)
+    centred = x - weights.b_pre
+    values, indices = _largest(centred, (weights.W_enc, weights.b_enc), graph.parts[-1][0], graph.product_dtype, step)
+    return Selected(centred, values.relu(), indices, None)
+
+
+def _largest(
+    centred: Tensor, encoder: tuple[Tensor, Tensor], k: int, dtype: torch.dtype | None, by: Operations
+) -> tuple[Tensor, Tensor]:
+    """Return the k largest pre-activations of each token, in full precision, and their places."""
+    if dtype is None:
+        return by.encode_top_k(centred, *encoder, k=k)
+    rounded = [part.to(dtype) for part in (centred, *encoder)]
+    found = by.encode_top_k(*rounded, k=min(candidates(k, dtype), len(encoder[0])))[1]
+    return best_of(found, centred, encoder, k, product=by.sampled_product)
 
 
 def _losses(
@@ -173,14 +190,11 @@ def _add_aux(
     kernels: Operations,
 ) -> Float[Tensor, ""]:
     """Add AuxK's gradients and return its loss, without asking how many are dead: of the others every value is −∞."""
-    assert selected.pre_acts is not None, "AuxK looks for the dead among the pre-activations"
-    pre_acts = selected.pre_acts.masked_fill(~dead, -torch.inf)
-    values, indices = torch.topk(pre_acts, min(graph.k_aux, len(dead)), dim=1)
-    if graph.product_dtype is not None:  # rounded: good for candidates only
-        rounded, candidates = torch.topk(pre_acts, min(2 * graph.k_aux, len(dead)), dim=1)
-        exact = kernels.sampled_product(selected.centred, candidates, weights.W_enc) + weights.b_enc[candidates]
-        values, at = exact.where(rounded > -torch.inf, -torch.inf).topk(values.shape[1], dim=1)
-        indices = candidates.gather(1, at)
+    # Of the dead alone, in as many rows as there may be of them; where there are fewer, a bias of −∞ keeps the rest out.
+    listed, is_one = _listed(dead, graph.room)
+    encoder = weights.W_enc[listed], weights.b_enc[listed].where(is_one, -torch.inf)
+    values, places = _largest(selected.centred, encoder, min(graph.k_aux, graph.room), graph.product_dtype, kernels)
+    indices = listed[places]
     acts = values.relu()
     left = error - kernels.decode(acts, indices, weights.W_dec)
     missing, spread = left.square().sum(), (error - error.mean(0)).square().sum()
@@ -189,6 +203,16 @@ def _add_aux(
     into = (gradients.W_dec, gradients.W_enc, gradients.b_enc)
     kernels.add_latent_gradients(acts, indices, left.nan_to_num() * scale, selected.centred, weights.W_dec, *into)
     return torch.where(usable, missing / spread.where(usable, 1.0), 0.0)
+
+
+def _listed(dead: Tensor, room: int) -> tuple[Int[Tensor, " room"], Tensor]:
+    """Return the places of the first `room` true values in their order, then zeros; and which of these are places."""
+    place = dead.cumsum(0) - 1
+    target = place.where(dead & (place < room), room)  # what is not listed is written behind the end
+    everyone = torch.arange(len(dead), device=dead.device)
+    listed = everyone.new_zeros(room + 1).scatter_(0, target, everyone)[:room]
+    is_one = everyone[:room] < dead.sum()
+    return listed.where(is_one, 0), is_one
 
 
 def _descend(

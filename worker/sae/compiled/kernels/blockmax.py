@@ -16,6 +16,7 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from torch.nn import functional
 
 BLOCK = 64
 """Latents per maximum."""
@@ -81,13 +82,27 @@ def encode_kernel(
 
 @triton.jit
 @no_type_check
+def maxima_kernel(pre_acts, maxima, n_latents, n_blocks, BLOCK: tl.constexpr, BLOCKS: tl.constexpr):
+    """Write the key of the largest of each block of latents of one row, BLOCKS of them."""
+    row = tl.program_id(0).to(tl.int64)
+    blocks = tl.program_id(1) * BLOCKS + tl.arange(0, BLOCKS)
+    places = blocks[:, None] * BLOCK + tl.arange(0, BLOCK)[None, :]
+    inside = places < n_latents
+    acts = tl.load(pre_acts + row * n_latents + places, mask=inside, other=0.0).to(tl.float32)
+    largest = tl.max(tl.where(inside, sort_key(acts), _LOWEST), axis=1)
+    tl.store(maxima + row * n_blocks + blocks, largest, mask=blocks < n_blocks)
+
+
+@triton.jit
+@no_type_check
 def select_kernel(
     maxima, pre_acts, chosen, out, values, n_from, n_latents, k,
-    BLOCK: tl.constexpr, SIZE: tl.constexpr, OF_BLOCKS: tl.constexpr,
+    BLOCK: tl.constexpr, SIZE: tl.constexpr, OF_BLOCKS: tl.constexpr, BITS: tl.constexpr,
 ):  # fmt: skip
     """Write, in ascending order, the k places of one row with the largest keys; of equal ones at the edge the lowest.
 
-    OF_BLOCKS: places of block maxima; else latents, in the n_from / BLOCK blocks of `chosen`.
+    OF_BLOCKS: places of block maxima; else latents, in the n_from / BLOCK blocks of `chosen`. BITS: of a key that tell
+    values apart; 16 where they are bfloat16, whose lower half says only what the sign says.
     """
     row = tl.program_id(0).to(tl.int64)
     at = tl.arange(0, SIZE)
@@ -101,10 +116,11 @@ def select_kernel(
         there = there & (places < n_latents)
         acts = tl.load(pre_acts + row * n_latents + places, mask=there, other=0.0)
         keys = tl.where(there, sort_key(acts.to(tl.float32)), _LOWEST)
+    keys = keys >> (32 - BITS)
     # The k-th largest key, bit by bit from the top; the sign bit first, since the keys are signed.
-    edge = tl.where(tl.sum((keys >= 0).to(tl.int32), axis=0) >= k, 0, _LOWEST)
-    for step in range(31):
-        higher = edge | (1 << (30 - step))
+    edge = tl.where(tl.sum((keys >= 0).to(tl.int32), axis=0) >= k, 0, -(1 << (BITS - 1)))
+    for step in range(BITS - 1):
+        higher = edge | (1 << (BITS - 2 - step))
         edge = tl.where(tl.sum((keys >= higher).to(tl.int32), axis=0) >= k, higher, edge)
     above, equal = keys > edge, keys == edge
     wanted = k - tl.sum(above.to(tl.int32), axis=0)
@@ -113,22 +129,26 @@ def select_kernel(
     tl.store(out + row * k + target, places, mask=kept)
     if not OF_BLOCKS:
         # Read off the keys, which are in registers; every NaN has become one NaN, and −0 has become 0.
-        bits = keys ^ ((keys >> 31) & 0x7FFFFFFF)
+        bits = (keys ^ ((keys >> 31) & ((1 << (BITS - 1)) - 1))) << (32 - BITS)
         tl.store(values + row * k + target, bits.to(tl.float32, bitcast=True), mask=kept)
 
 
 @torch.library.custom_op("orch::encode", mutates_args=())
-def encode(centred: Tensor, W_enc: Tensor, b_enc: Tensor, *, wide: bool = True) -> tuple[Tensor, Tensor]:
+def encode(centred: Tensor, W_enc: Tensor, b_enc: Tensor, *, way: str = "wide") -> tuple[Tensor, Tensor]:
     """Return centred · W_encᵀ + b_enc, in the dtype of `centred`, and the int32 key of each block's maximum.
 
     Floor: 2·B·D·n operations, on the tensor cores for bfloat16, summed in float32 (float32 is multiplied exactly,
-    without tf32); reads B·D and n·D once, writes B·n and B·n/64. `wide`: tiles of 128 × 256 for one program per
-    multiprocessor, else 128 × 128 for two, of which one multiplies while the other writes: the faster is measured.
+    without tf32); reads B·D and n·D once, writes B·n and B·n/64. `way`, of which the fastest is measured: "wide", tiles
+    of 128 × 256 for one program per multiprocessor; "narrow", 128 × 128 for two, of which one multiplies while the
+    other writes; "library", the library's own product, read once more for the maxima: B·n bytes against a better loop.
     """
     n_tokens, n_latents = len(centred), len(W_enc)
+    if way == "library":
+        pre_acts = functional.linear(centred, W_enc, b_enc.to(centred.dtype))
+        return pre_acts, _maxima(pre_acts)
     pre_acts = centred.new_empty(n_tokens, n_latents)
     maxima = centred.new_empty(n_tokens, triton.cdiv(n_latents, BLOCK), dtype=torch.int32)
-    _encode(centred, W_enc, b_enc, (pre_acts, maxima), wide=wide)
+    _encode(centred, W_enc, b_enc, (pre_acts, maxima), wide=way == "wide")
     return pre_acts, maxima
 
 
@@ -153,7 +173,7 @@ def select(pre_acts: Tensor, maxima: Tensor, *, k: int) -> tuple[Tensor, Tensor]
             size = triton.next_power_of_2(n_from)
             select_kernel[n_tokens,](
                 maxima, pre_acts, blocks, out, values, n_from, n_latents, n_kept,
-                BLOCK=BLOCK, SIZE=size, OF_BLOCKS=of_blocks,
+                BLOCK=BLOCK, SIZE=size, OF_BLOCKS=of_blocks, BITS=16 if pre_acts.dtype == torch.bfloat16 else 32,
                 num_warps=max(1, min(32, size // 512)), enable_fp_fusion=True,
             )  # fmt: skip
     # They lie in the order of their places, so that a stable sort by value leaves equal ones so.
@@ -162,13 +182,13 @@ def select(pre_acts: Tensor, maxima: Tensor, *, k: int) -> tuple[Tensor, Tensor]
 
 
 @torch.library.custom_op("orch::encode_top_k", mutates_args=())
-def encode_top_k(centred: Tensor, W_enc: Tensor, b_enc: Tensor, *, k: int, wide: bool = True) -> tuple[Tensor, Tensor]:
+def encode_top_k(centred: Tensor, W_enc: Tensor, b_enc: Tensor, *, k: int, way: str = "wide") -> tuple[Tensor, Tensor]:
     """Do `encode` and `select` by tiles of tokens, so that no more than 1 GiB of pre-activations exists at a time."""
     n_latents = len(W_enc)
     n_tiles = triton.cdiv(centred.numel() // centred.shape[1] * n_latents * centred.element_size(), _TILE_BYTES)
     found = []
     for tile in centred.chunk(max(1, n_tiles)):
-        pre_acts, maxima = encode(tile, W_enc, b_enc, wide=wide)
+        pre_acts, maxima = encode(tile, W_enc, b_enc, way=way)
         found.append(select(pre_acts, maxima, k=k))
         # Freed before the next is made: the allocator hands out the same memory again.
         del pre_acts, maxima
@@ -195,13 +215,24 @@ def _encode(centred: Tensor, W_enc: Tensor, b_enc: Tensor, out: tuple[Tensor, Te
     )  # fmt: skip
 
 
+def _maxima(pre_acts: Tensor) -> Tensor:
+    n_tokens, n_latents = pre_acts.shape
+    n_blocks = triton.cdiv(n_latents, BLOCK)
+    maxima = pre_acts.new_empty(n_tokens, n_blocks, dtype=torch.int32)
+    if maxima.numel():
+        size = min(64, triton.next_power_of_2(n_blocks))
+        grid = (n_tokens, triton.cdiv(n_blocks, size))
+        maxima_kernel[grid](pre_acts, maxima, n_latents, n_blocks, BLOCK=BLOCK, BLOCKS=size, num_warps=4)
+    return maxima
+
+
 def _by_sorting(pre_acts: Tensor, k: int) -> tuple[Tensor, Tensor]:
     values, indices = pre_acts.sort(dim=1, descending=True, stable=True)
     return values[:, :k].contiguous(), indices[:, :k].contiguous()
 
 
 @encode.register_fake
-def _(centred: Tensor, W_enc: Tensor, b_enc: Tensor, *, wide: bool = True) -> tuple[Tensor, Tensor]:
+def _(centred: Tensor, W_enc: Tensor, b_enc: Tensor, *, way: str = "wide") -> tuple[Tensor, Tensor]:
     n_tokens, n_latents = centred.shape[0], W_enc.shape[0]
     n_blocks = (n_latents + BLOCK - 1) // BLOCK
     return centred.new_empty(n_tokens, n_latents), centred.new_empty(n_tokens, n_blocks, dtype=torch.int32)
@@ -214,6 +245,6 @@ def _(pre_acts: Tensor, maxima: Tensor, *, k: int) -> tuple[Tensor, Tensor]:
 
 
 @encode_top_k.register_fake
-def _(centred: Tensor, W_enc: Tensor, b_enc: Tensor, *, k: int, wide: bool = True) -> tuple[Tensor, Tensor]:
+def _(centred: Tensor, W_enc: Tensor, b_enc: Tensor, *, k: int, way: str = "wide") -> tuple[Tensor, Tensor]:
     shape = (centred.shape[0], k)
     return centred.new_empty(shape), centred.new_empty(shape, dtype=torch.int64)

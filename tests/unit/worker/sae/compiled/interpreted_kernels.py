@@ -41,14 +41,21 @@ def test_encode_and_selection(size: Size, dtype: torch.dtype) -> None:
     checks.check_encode(size, dtype=dtype)
 
 
-@pytest.mark.parametrize(("dtype", "wide"), [(torch.float32, True), (torch.float16, True), (torch.float16, False)])
-def test_a_product_of_many_tiles(dtype: torch.dtype, wide: bool) -> None:
-    checks.check_product(Size(1100, 400, 33, 1), dtype=dtype, wide=wide)
+@pytest.mark.parametrize("way", ["wide", "narrow", "library"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_a_product_of_many_tiles(dtype: torch.dtype, way: str) -> None:
+    checks.check_product(Size(1100, 400, 33, 1), dtype=dtype, way=way)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("k", [1, 2, 5, 100, 200])
-def test_selection_of_ties_and_of_what_is_not_finite(k: int) -> None:
-    checks.check_select(checks.awkward_values(), k)
+def test_selection_of_ties_and_of_what_is_not_finite(k: int, dtype: torch.dtype) -> None:
+    checks.check_select(checks.awkward_values().to(dtype), k)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_selection_of_rounded_values(dtype: torch.dtype) -> None:
+    checks.check_select(checks.drawn(6, 500).to(dtype), 40)
 
 
 def test_a_selection_too_large_for_one_program() -> None:
