@@ -6,7 +6,7 @@ READY := .venv/.ready
 KERNELS := .venv/.kernels
 DOCS := .venv/.docs
 
-.PHONY: demo test check bench soak docs screenshots format clean
+.PHONY: demo test check bench gpu-check wheels soak docs screenshots format clean
 .DEFAULT_GOAL := demo
 
 demo: $(READY)  ## train the quickstart sweep on the language model that ships here
@@ -25,6 +25,15 @@ bench: $(READY)  ## the figures of docs/benchmarks.md
 	@for name in step capture shared_stream memory scale queue laws; do \
 		echo "== $$name"; $(BIN)/python -W ignore -m benchmarks.$$name --short || exit 1; \
 	done
+
+gpu-check:  ## every path of a GPU: do they work, and how fast; needs torch and Triton, no network, no .venv
+	@$(PYTHON) -m benchmarks.gpu_check $(if $(wildcard .wheels),--wheels .wheels)
+
+wheels: $(READY)  ## in .wheels: what a GPU machine without a network lacks beside torch (PYTHON=3.12: its version there)
+	@$(BIN)/python -m pip download -qqq --no-deps --only-binary=:all: --dest .wheels --implementation cp \
+		--python-version $(if $(filter python3,$(PYTHON)),3.12,$(PYTHON)) $(foreach v,2_28 2_24 2_17 2_5,--platform manylinux_$(v)_x86_64) \
+		--platform manylinux2014_x86_64 --requirement benchmarks/gpu_wheels.txt
+	@du -sh .wheels
 
 soak: $(READY)  ## workers, trainers and servers killed and frozen for some minutes: nothing lost, nothing twice
 	@$(BIN)/python -W ignore -m benchmarks.soak --both

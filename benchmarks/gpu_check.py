@@ -12,6 +12,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -38,10 +39,18 @@ def main() -> None:
     options.add_argument("--out", type=Path, default=Path("gpu_check"))
     options.add_argument("--rehearse", action="store_true", help="tiny sizes, on a CPU")
     options.add_argument("--seconds", type=float, default=480, help="the whole of it takes no longer")
+    options.add_argument("--wheels", type=Path, help="install these first, for this run alone")
     options.add_argument("--only", default="", help="names of parts, with commas between them")
     given = options.parse_args()
     given.out.mkdir(parents=True, exist_ok=True)
-    run = Run(given.out, rehearse=given.rehearse, deadline=time.monotonic() + given.seconds)
+    if given.wheels:
+        install(given.wheels, given.out / "site")
+    with tempfile.TemporaryDirectory() as work:
+        check(Run(given.out, Path(work), rehearse=given.rehearse, deadline=time.monotonic() + given.seconds), given)
+
+
+def check(run: "Run", given: argparse.Namespace) -> None:
+    """Run what was asked for: what is not timed all at once, the rest alone."""
     wanted = set(given.only.split(",")) if given.only else None
     chosen = [part for part in BESIDE if wanted is None or part.name in wanted]
     started = [(part, run.start(part.name)) for part in chosen]
@@ -56,14 +65,20 @@ def main() -> None:
     print(run.summary())
 
 
+def install(wheels: Path, folder: Path) -> None:
+    """Unpack wheels, and let every process that is started from here find them."""
+    how = ["--quiet", "--no-index", "--no-deps", "--no-compile", "--upgrade", "--target", str(folder.resolve())]
+    subprocess.run([sys.executable, "-m", "pip", "install", *how, *map(str, wheels.glob("*.whl"))], check=True)
+    os.environ["PYTHONPATH"] = str(folder.resolve())
+
+
 class Run:
     """One check: what was found so far, in memory and on disk."""
 
-    def __init__(self, out: Path, *, rehearse: bool, deadline: float) -> None:
-        """Prepare the folder that compiled code is kept in, so that the timed parts find it."""
+    def __init__(self, out: Path, work: Path, *, rehearse: bool, deadline: float) -> None:
+        """Begin; in `work` compiled code is kept, so that the timed parts find it."""
         self.found: dict[str, Any] = {}
-        self._out, self._rehearse, self._deadline = out, rehearse, deadline
-        self._work = Path(os.environ.get("TMPDIR", "/tmp")) / "gpu_check"
+        self._out, self._work, self._rehearse, self._deadline = out, work, rehearse, deadline
         self._started = time.monotonic()
 
     def start(self, name: str) -> "subprocess.Popen[str]":
@@ -85,7 +100,8 @@ class Run:
             "TORCHINDUCTOR_CACHE_DIR": str(self._work / "inductor"), "TRITON_CACHE_DIR": str(self._work / "triton"),
             "TORCHINDUCTOR_COMPILE_THREADS": "4",
         }  # fmt: skip
-        environ = {**os.environ, **caches, "HF_HUB_OFFLINE": "1"}
+        path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
+        environ = {**os.environ, **caches, "HF_HUB_OFFLINE": "1", "PYTHONPATH": path}
         errors = (self._out / f"{name}.err").open("w")
         return subprocess.Popen(
             command, cwd=ROOT, env=environ, stdout=subprocess.PIPE, stderr=errors, text=True, start_new_session=True

@@ -6,53 +6,22 @@ runs at tiny sizes, with plain torch in the place of the kernels.
 
 import argparse
 import json
-import statistics
+import shutil
 import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from benchmarks import gpu_step
+from benchmarks.gpu_step import Place, compiled_step, timed
 from orchestrator.config.job import JobConfig
 from orchestrator.config.validation import parse
-from worker.sae.compiled import autotune
-from worker.sae.compiled.autotune_cases import TRIALS, Shape
-from worker.sae.compiled.compiled_step import CompiledStep
-from worker.sae.train_state import TrainState, train_step
-
-DEAD_AFTER = 10_000_000
-
-
-class Place(NamedTuple):
-    """Where a part runs, and at what size."""
-
-    device: str
-    folder: Path
-    is_rehearsal: bool
-
-
-class StepShape(NamedTuple):
-    d_model: int
-    n_latents: int
-    k: int
-    batch_tokens: int
-
-    @property
-    def operations(self) -> float:
-        """Return the floating-point operations of the encoder's product."""
-        return 2.0 * self.batch_tokens * self.d_model * self.n_latents
-
-
-SHAPES = (
-    StepShape(768, 32_768, 32, 8192),
-    StepShape(768, 131_072, 32, 16_384),
-    StepShape(2304, 65_536, 64, 8192),
-)
-REHEARSED = (StepShape(16, 128, 4, 64),) * len(SHAPES)
+from worker.sae.train_state import TrainState
 
 
 def main() -> None:
@@ -67,179 +36,25 @@ def main() -> None:
     print(json.dumps(PARTS[given.part](place)), flush=True)
 
 
-def ceilings(place: Place) -> dict[str, Any]:
-    """Return what this device does at best: a square bfloat16 product, and a copy counted read and written."""
-    size = 64 if place.is_rehearsal else 8192
-    a, b = (torch.randn(size, size, device=place.device).to(torch.bfloat16) for _ in range(2))
-    source = torch.empty(size * size * 16, device=place.device, dtype=torch.uint8).random_()
-    target = torch.empty_like(source)
-    took = timed({"product": lambda: a @ b, "copy": lambda: target.copy_(source)}, place, repeats=20)
-    return {
-        "device": torch.cuda.get_device_name() if place.device == "cuda" else "cpu",
-        "torch": torch.__version__,
-        "bf16 TFLOP/s": 2.0 * size**3 / took["product"] / 1e12,
-        "copy TB/s": 2.0 * len(source) / took["copy"] / 1e12,
-    }
-
-
-def step(place: Place, which: int) -> dict[str, Any]:
-    """Return the step against the bare bfloat16 product of its shape, with and without dead latents."""
-    shape = (REHEARSED if place.is_rehearsal else SHAPES)[which]
-    config, x = _config(shape), _batch(shape, place)
-    said: list[str] = []
-    state = TrainState.fresh(config, x[: min(len(x), 4096)])
-    started = time.perf_counter()
-    compiled = _compiled(state, config, place, said)
-    started = time.perf_counter() - started
-    W_enc, rows = state.model.W_enc.detach().to(torch.bfloat16), x.to(torch.bfloat16)
-    out = torch.empty(len(x), len(W_enc), device=place.device, dtype=torch.bfloat16)
-    works: dict[str, Callable[[], object]] = {
-        "product": lambda: torch.mm(rows, W_enc.T, out=out),
-        "step": lambda: compiled(state, x, config),
-    }
-    took = timed(works, place)
-    way = "plain" if compiled.failed else "CUDA graph" if compiled._replays else "compiled"
-    found: dict[str, Any] = {**shape._asdict(), "said": said, "way": way, "start s": started}
-    found["ms"] = {name: 1e3 * seconds for name, seconds in took.items()}
-    found["host ms"] = 1e3 * _host_seconds(works["step"], place)
-    found["syncs"] = _syncs(works["step"], place)
-    found["kernels"] = _choices(shape, place)
-    found["profile"] = _profile(works["step"], place)
-    found["peak GB"] = torch.cuda.max_memory_allocated() / 1e9 if place.device == "cuda" else None
-    found["dead share"] = _put_to_sleep(state, 0.1)
-    try:
-        found["ms"]["step, 10% dead"] = 1e3 * timed({"step": works["step"]}, place)["step"]
-        assert state.aux_tokens > 0, "AuxK did not run"
-        assert float(state.sums[1]) > 0, "no latent was dead"
-        found["profile, 10% dead"] = _profile(works["step"], place)
-    except Exception as error:  # noqa: BLE001 - the other figures count without it
-        found["error, 10% dead"] = f"{type(error).__name__}: {error}"[:500]
-    try:
-        found["ms"]["plain torch"] = (
-            1e3 * timed({"plain": lambda: train_step(state, x, config)}, place, repeats=3)["plain"]
-        )
-    except Exception as error:  # noqa: BLE001
-        found["error, plain"] = f"{type(error).__name__}: {error}"[:500]
-    return found | _ratios(found["ms"], shape)
-
-
-def _ratios(ms: Mapping[str, float], shape: StepShape) -> dict[str, Any]:
-    seconds = ms["step"] / 1e3
-    return {
-        "step/product": ms["step"] / ms["product"],
-        "dead/product": ms["step, 10% dead"] / ms["product"] if "step, 10% dead" in ms else None,
-        "product TFLOP/s": shape.operations / ms["product"] / 1e9,
-        "tokens/s": shape.batch_tokens / seconds,
-    }
-
-
-def warm(place: Place, which: int) -> dict[str, Any]:
-    """Compile what `step` will need, beside other parts; what is timed meanwhile is thrown away."""
-    shape = (REHEARSED if place.is_rehearsal else SHAPES)[which]
-    config, x = _config(shape), _batch(shape, place)
-    state = TrainState.fresh(config, x[: min(len(x), 4096)])
-    said: list[str] = []
-    started = time.perf_counter()
-    compiled = _compiled(state, config, place, said)
-    _put_to_sleep(state, 0.1)
-    compiled(state, x, config)
-    _synchronize(place)
-    return {"seconds": time.perf_counter() - started, "said": said, "failed": compiled.failed}
-
-
-def peers(place: Place) -> dict[str, Any]:
-    """Return sparsify's step, with its Triton decoder, beside ours; the decoder alone at flex-sae's published cell."""
-    found: dict[str, Any] = {}
-    for which in (0, 1):
-        shape = (REHEARSED if place.is_rehearsal else SHAPES)[which]
-        config, x = _config(shape), _batch(shape, place)
-        state = TrainState.fresh(config, x[: min(len(x), 4096)])
-        compiled = _compiled(state, config, place, [])
-        works: dict[str, Callable[[], object]] = {"ours": lambda c=compiled, s=state, x=x, g=config: c(s, x, g)}  # type: ignore[misc]
-        try:
-            works["sparsify"] = _sparsify(x, shape)
-            took = timed(works, place, repeats=5)
-        except Exception as error:  # noqa: BLE001
-            return found | {"error": f"{type(error).__name__}: {error}"[:500]}
-        found[f"n {shape.n_latents}"] = {name: 1e3 * seconds for name, seconds in took.items()}
-        del works, state, compiled
-        if place.device == "cuda":
-            torch.cuda.empty_cache()
-    return found
-
-
-def _sparsify(x: Tensor, shape: StepShape) -> Callable[[], object]:
-    import importlib
-
-    sparsify: Any = importlib.import_module("sparsify")
-    kind = importlib.import_module("sparsify.utils").decoder_impl.__name__  # type: ignore[attr-defined]
-    assert kind == "triton_decode" or x.device.type == "cpu", kind
-    config = sparsify.SparseCoderConfig(num_latents=shape.n_latents, k=shape.k)
-    sae = sparsify.SparseCoder(shape.d_model, config, device=x.device)
-    optimizer = torch.optim.Adam(sae.parameters(), lr=1e-4, fused=x.is_cuda)
-    total_variance = (x - x.mean(0)).pow(2).sum()
-    silent = torch.zeros(shape.n_latents, dtype=torch.long, device=x.device)
-
-    def run() -> None:
-        sae.set_decoder_norm_to_unit_norm()
-        out = sae(x, total_variance=total_variance)
-        out.fvu.backward()
-        fired = torch.zeros(shape.n_latents, dtype=torch.bool, device=x.device)
-        fired[out.latent_indices.flatten()] = True
-        silent.add_(len(x))[fired] = 0
-        sae.remove_gradient_parallel_to_decoder_directions()
-        optimizer.step()
-        optimizer.zero_grad()
-
-    return run
-
-
-def decoder(place: Place) -> dict[str, Any]:
-    """Return the decoder forward and backward at flex-sae's published cell."""
-    n, d, batch = (128, 16, 64) if place.is_rehearsal else (65_536, 2304, 8192)
-    found: dict[str, Any] = {}
-    for k in (4,) if place.is_rehearsal else (32, 64, 128):
-        shape = Shape(place.device, batch, d, n, k, torch.bfloat16)
-        for part in ("decode", "gradients"):
-            at = TRIALS[part].inputs(shape)
-            works = {name: lambda ops=ops, at=at, part=part: TRIALS[part].run(ops, at)  # type: ignore[misc]
-                     for name, ops in _implementations(part, place).items()}  # fmt: skip
-            found[f"{part}, k {k}"] = {name: 1e3 * s for name, s in timed(works, place, repeats=5).items()}
-    return found
-
-
 def capture(place: Place) -> dict[str, Any]:
-    """Return capture against the bare truncated forward pass, and eight SAEs on one stream against one after another."""
+    """Return capture against the bare truncated forward pass, and eight SAEs on one stream against one by one."""
     from benchmarks import shared_stream as benchmark
     from benchmarks.capture import cut_off
     from orchestrator.estimates.memory import trainer_bytes
     from worker.activations.forward import tokens_per_pass
-    from worker.activations.stream import heldout, sample, stream
+    from worker.activations.stream import sample, stream
     from worker.subject.model import load
 
     place.folder.mkdir(parents=True, exist_ok=True)
     window, batch = (4096, 2048) if place.is_rehearsal else (2**20, 8192)
     benchmark.gpt2_small(place.folder)
-    n_jobs = 2 if place.is_rehearsal else 8
-    sizes = ((256, 8), (512, 8)) if place.is_rehearsal else ((16_384, 16), (16_384, 32), (32_768, 32), (32_768, 64)) * 2
-    configs = [
-        parse(
-            {
-                "subject": {"model": str(place.folder / "model"), "layer": 6, "dtype": "float32" if place.is_rehearsal else "bfloat16"},
-                "data": {"context_length": benchmark.CONTEXT, "special_tokens": "train"},
-                "sae": {"n_latents": n, "k": k},
-                "training": {
-                    "batch_tokens": batch, "shuffle_tokens": window, "heldout_tokens": 2048, "seed": seed, "max_tokens": 2**40,
-                    "first_point_tokens": 2**40, "encode_dtype": "float32" if place.is_rehearsal else "bfloat16",
-                },
-            }
-        )
-        for seed, (n, k) in enumerate(sizes[:n_jobs])
-    ]  # fmt: skip
+    large = ((16_384, 16), (16_384, 32), (32_768, 32), (32_768, 64)) * 2
+    sizes, dtype = (((256, 8), (512, 8)), "float32") if place.is_rehearsal else (large, "bfloat16")
+    configs = _configs(place, sizes, dtype=dtype, window=window, batch=batch)
     config = configs[0]
     subject = load(config.subject, place.device)
     tokens = benchmark.random_text(place.folder / "text.u16", n_contexts=4 * window // benchmark.CONTEXT)
-    held, taken = heldout(subject, tokens, config), sample(subject, tokens, config, 4096)
+    taken = sample(subject, tokens, config, 4096)
     pass_tokens = tokens_per_pass(subject, benchmark.CONTEXT)
     trunk = cut_off(subject, 6)
     ids = torch.randint(512, (pass_tokens // benchmark.CONTEXT, benchmark.CONTEXT), device=place.device)
@@ -252,35 +67,29 @@ def capture(place: Place) -> dict[str, Any]:
     batches = window // batch
     alone = stream(subject, tokens, config)
     steps, states = [], [TrainState.fresh(one, taken) for one in configs]
-    for state, one in zip(states, configs, strict=True):
+    for state, its_config in zip(states, configs, strict=True):
         state.untrained_fvu = 1.0
-        steps.append(_compiled(state, one, place, []))
+        steps.append(compiled_step(state, its_config, place, []))
     fixed = taken.repeat(-(-batch // len(taken)), 1)[:batch].contiguous()
+    everyone = list(zip(steps, states, configs, strict=True))
 
-    def train_only() -> None:
-        for _ in range(batches):
-            steps[0](states[0], fixed, config)
+    def take(some: Sequence[Any], batches: Iterable[Tensor]) -> int:
+        n_batches = 0
+        for x in batches:
+            for step, state, its_config in some:
+                step(state, x, its_config)
+            n_batches += 1
+        return n_batches
 
-    def one() -> None:
-        for x in islice(alone, batches):
-            steps[0](states[0], x, config)
-
-    def together() -> None:
-        for x in islice(alone, batches):
-            for step_, state, config_ in zip(steps, states, configs, strict=True):
-                step_(state, x, config_)
-
-    def apart() -> None:
-        for step_, state, config_ in zip(steps, states, configs, strict=True):
-            for x in islice(alone, batches):
-                step_(state, x, config_)
+    def window_of() -> Iterable[Tensor]:
+        return islice(alone, batches)
 
     works: dict[str, Callable[[], object]] = {
-        "bare": bare, "capture": lambda: sum(1 for _ in islice(alone, batches)), "train": train_only, "both": one,
-        "together": together, "apart": apart,
+        "bare": bare, "capture": lambda: take([], window_of()), "train": lambda: take(everyone[:1], [fixed] * batches),
+        "both": lambda: take(everyone[:1], window_of()), "together": lambda: take(everyone, window_of()),
+        "apart": lambda: [take([one], window_of()) for one in everyone],
     }  # fmt: skip
     took = timed(works, place, repeats=1, rounds=3, warm_up=1)
-    del held
     return {
         "pass tokens": pass_tokens, "window": window, "seconds": took,
         "capture/bare": took["capture"] / took["bare"],
@@ -290,6 +99,25 @@ def capture(place: Place) -> dict[str, Any]:
         "peak GB": torch.cuda.max_memory_allocated() / 1e9 if place.device == "cuda" else None,
         "predicted GB": trainer_bytes(configs, kind="cuda" if place.device == "cuda" else "cpu") / 1e9,
     }  # fmt: skip
+
+
+def _configs(place: Place, sizes: Sequence[tuple[int, int]], *, dtype: str, window: int, batch: int) -> list[JobConfig]:
+    from benchmarks.shared_stream import CONTEXT
+
+    return [
+        parse(
+            {
+                "subject": {"model": str(place.folder / "model"), "layer": 6, "dtype": dtype},
+                "data": {"context_length": CONTEXT, "special_tokens": "train"},
+                "sae": {"n_latents": n, "k": k},
+                "training": {
+                    "batch_tokens": batch, "shuffle_tokens": window, "heldout_tokens": 2048, "seed": seed,
+                    "max_tokens": 2**40, "first_point_tokens": 2**40, "encode_dtype": dtype,
+                },
+            }
+        )
+        for seed, (n, k) in enumerate(sizes)
+    ]  # fmt: skip
 
 
 def job(place: Place) -> dict[str, Any]:
@@ -303,6 +131,9 @@ def job(place: Place) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name, device in (("whole", place.device), ("killed", place.device), ("cpu", "cpu")):
         started = time.perf_counter()
+        chosen = place.folder / "whole" / "compile"
+        if name == "killed" and chosen.exists():  # the curve is the same, bit for bit, where the kernels are
+            shutil.copytree(chosen, place.folder / "killed" / "compile", dirs_exist_ok=True)
         with small_world(place.folder / name) as world:
             (job_id,) = world.enqueue(config)
             arguments = ("--device", device, "--threads", "1")
@@ -332,128 +163,12 @@ def job(place: Place) -> dict[str, Any]:
     return found
 
 
-def _compiled(state: TrainState, config: JobConfig, place: Place, said: list[str]) -> CompiledStep:
-    backend = "eager" if place.is_rehearsal else "inductor"
-    made = CompiledStep(config, state, say=said.append, folder=place.folder / "kernels", backend=backend)
-    made.compile_first_graph(state)
-    return made
-
-
-def _config(shape: StepShape) -> JobConfig:
-    batch = shape.batch_tokens
-    training = {"batch_tokens": batch, "shuffle_tokens": batch, "max_tokens": 2**41, "encode_dtype": "bfloat16"}
-    return parse(
-        {
-            "sae": {"n_latents": shape.n_latents, "k": shape.k},
-            "training": {**training, "dead_after_tokens": DEAD_AFTER},
-        }
-    )
-
-
-def _batch(shape: StepShape, place: Place) -> Tensor:
-    x = torch.randn(shape.batch_tokens, shape.d_model, generator=torch.Generator().manual_seed(0))
-    return torch.nn.functional.normalize(x).to(place.device)
-
-
-def _put_to_sleep(state: TrainState, share: float) -> float:
-    """Make the first latents too weak to be selected, and dead; return their share."""
-    n_dead = int(share * state.model.n_latents)
-    with torch.no_grad():
-        state.model.W_enc[:n_dead] *= 1e-3
-        state.model.b_enc[:n_dead] = -1.0
-    state.tokens_seen = DEAD_AFTER
-    state.tokens_since_fired[:n_dead] = 2 * DEAD_AFTER
-    return n_dead / state.model.n_latents
-
-
-def _synchronize(place: Place) -> None:
-    if place.device == "cuda":
-        torch.cuda.synchronize()
-
-
-def timed(
-    works: Mapping[str, Callable[[], object]], place: Place, *, repeats: int = 10, rounds: int = 5, warm_up: int = 2
-) -> dict[str, float]:
-    """Return the median seconds of one run of each, in turns, each `repeats` times without waiting in between."""
-    if place.is_rehearsal:
-        repeats = rounds = warm_up = 1
-    times: dict[str, list[float]] = {name: [] for name in works}
-    for _ in range(rounds + warm_up):
-        for name, work in works.items():
-            _synchronize(place)
-            started = time.perf_counter()
-            for _ in range(repeats):
-                work()
-            _synchronize(place)
-            times[name].append((time.perf_counter() - started) / repeats)
-    return {name: statistics.median(taken[warm_up:]) for name, taken in times.items()}
-
-
-def _host_seconds(work: Callable[[], object], place: Place) -> float:
-    """Return the host's part of a run: what it takes until everything is queued."""
-    _synchronize(place)
-    started = time.perf_counter()
-    for _ in range(5):
-        work()
-    seconds = (time.perf_counter() - started) / 5
-    _synchronize(place)
-    return seconds
-
-
-def _syncs(work: Callable[[], object], place: Place) -> int | None:
-    """Return how often eight runs make the host wait for the device."""
-    if place.device != "cuda":
-        return None
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        torch.cuda.set_sync_debug_mode("warn")
-        try:
-            for _ in range(8):
-                work()
-        finally:
-            torch.cuda.set_sync_debug_mode("default")
-    return sum("synchroniz" in str(one.message) for one in caught)
-
-
-def _profile(work: Callable[[], object], place: Place) -> dict[str, float]:
-    """Return the milliseconds of each kernel in a step, the longest first."""
-    if place.device != "cuda":
-        return {}
-    from torch.profiler import ProfilerActivity, profile
-
-    with profile(activities=[ProfilerActivity.CUDA]) as seen:
-        for _ in range(3):
-            work()
-        torch.cuda.synchronize()
-    rows = sorted(seen.key_averages(), key=lambda row: -row.self_device_time_total)
-    return {row.key[:70]: round(row.self_device_time_total / 3e3, 4) for row in rows[:18]}
-
-
-def _implementations(part: str, place: Place) -> Mapping[str, Any]:
-    if place.device != "cuda":
-        return {"torch": autotune.PLAIN}
-    return autotune.implementations(part)
-
-
-def _choices(shape: StepShape, place: Place) -> dict[str, Any]:
-    """Return the milliseconds of each implementation of each part, as remembered by `autotune`."""
-    folder = place.folder / "kernels"
-    found = {}
-    for path in sorted(folder.glob("*.json")) if folder.exists() else ():
-        content = json.loads(path.read_bytes())
-        key = json.loads(content["key"])
-        if key["n_latents"] == shape.n_latents:
-            name = f"{key['part']}, k {key['k']}"
-            found[name] = {each: round(ms, 4) for each, ms in content["milliseconds"].items()}
-    return found
-
-
 PARTS: dict[str, Callable[[Place], dict[str, Any]]] = {
-    "ceilings": ceilings,
-    **{f"warm{i}": lambda place, i=i: warm(place, i) for i in range(len(SHAPES))},  # type: ignore[misc]
-    **{f"step{i}": lambda place, i=i: step(place, i) for i in range(len(SHAPES))},  # type: ignore[misc]
-    "peers": peers,
-    "decoder": decoder,
+    "ceilings": gpu_step.ceilings,
+    **{f"warm{i}": lambda place, i=i: gpu_step.warm(place, i) for i in range(len(gpu_step.SHAPES))},  # type: ignore[misc]
+    **{f"step{i}": lambda place, i=i: gpu_step.step(place, i) for i in range(len(gpu_step.SHAPES))},  # type: ignore[misc]
+    "peers": gpu_step.peers,
+    "decoder": gpu_step.decoder,
     "capture": capture,
     "job": job,
 }

@@ -20,7 +20,7 @@ from worker.sae.compiled.operations import PLAIN, Operations
 _RUNS = 7
 """Timed runs of each, of which the median counts."""
 _LONG_MS = 20.0
-"""A run that takes longer than this is not repeated: plain torch takes seconds where one latent fires on most tokens."""
+"""A longer run is not repeated: plain torch takes seconds where one latent fires on most tokens."""
 
 
 class _Measured(NamedTuple):

@@ -42,7 +42,10 @@ def stepper(
 
 
 class CompiledStep:
-    """Takes training steps through up to three graphs, without AuxK and with it for few or many dead latents; through `train_step` where compiling fails."""
+    """Takes training steps through up to three graphs: without AuxK, and with it for a few dead latents or for many.
+
+    Where compiling fails `train_step` takes them.
+    """
 
     def __init__(
         self,
@@ -102,19 +105,24 @@ class CompiledStep:
 
     def _run(self, tensors: StepTensors, batch: Tensor, numbers: Tensor, graph: Graph) -> Tensor:
         """Take a step: as a CUDA graph from the second of its kind on, one launch instead of some sixty."""
+
+        def step(batch: Tensor, numbers: Tensor) -> Tensor:
+            sums: Tensor = self._compiled(tensors, batch, numbers, graph, self._kernels)
+            return sums
+
         known = None if self._replays is None else self._replays.get(graph)
         if known is not None and known.is_of(tensors):
             return known(batch, numbers)
         if self._replays is not None and graph in self._compiled_graphs:
             try:
-                self._replays[graph] = replay = Replay(self._compiled, tensors, batch, numbers, graph, self._kernels)
+                self._replays[graph] = replay = Replay(step, tensors, batch, numbers)
                 return replay(batch, numbers)
             except RuntimeError as error:  # nothing was computed: a capture only takes down what would be
                 self._replays = None
                 reason = str(error).strip().partition("\n")[0][:200]
                 self._say(f"no CUDA graph, the compiled step is launched kernel by kernel: {reason}")
         self._compiled_graphs.add(graph)
-        return self._compiled(tensors, batch, numbers, graph, self._kernels)
+        return step(batch, numbers)
 
     def _room_for_dead(self, state: TrainState, batch: Tensor) -> int:
         """Return room for the latents that may be dead in this step: asked once in a while, for all steps until then.

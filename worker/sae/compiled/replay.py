@@ -1,27 +1,26 @@
 """A compiled step as a CUDA graph: the host launches the whole of it at once."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from worker.sae.compiled.step_graph import Graph, Kernels, StepTensors
-
-Compiled = Callable[[StepTensors, Tensor, Tensor, Graph, Kernels], Tensor]
+from worker.sae.compiled.step_graph import StepTensors
 
 
 class Replay:
-    """One compiled step over the tensors of one training, captured once; it reads batch and scalars from its own memory.
+    """One compiled step over the tensors of one training, captured once; batch and scalars are copied into its memory.
 
     Launched kernel by kernel, the host took 5.1 ms for a step that kept an H100 busy for 3.3 (n 32,768, 8,192 tokens).
     """
 
-    _pool: tuple[int, int] | None = None
+    _pool: Any = None
     """Memory of every graph of this process: no two run at once, so what one leaves the next one takes."""
 
     def __init__(
-        self, compiled: Compiled, tensors: StepTensors, batch: Tensor, numbers: Tensor, graph: Graph, kernels: Kernels
+        self, step: Callable[[Tensor, Tensor], Tensor], tensors: StepTensors, batch: Tensor, numbers: Tensor
     ) -> None:
         """Capture; nothing is computed.
 
@@ -34,7 +33,7 @@ class Replay:
         Replay._pool = Replay._pool or torch.cuda.graph_pool_handle()
         # Only what this thread does is watched: capture of activations may allocate meanwhile, in another.
         with torch.cuda.graph(self._cuda, pool=Replay._pool, capture_error_mode="thread_local"):
-            self._sums = compiled(tensors, self._batch, self._numbers, graph, kernels)
+            self._sums = step(self._batch, self._numbers)
 
     def is_of(self, tensors: StepTensors) -> bool:
         """Say whether these are the tensors that were captured: a state that was copied or restored has others."""

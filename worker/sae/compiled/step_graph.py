@@ -190,7 +190,7 @@ def _add_aux(
     kernels: Operations,
 ) -> Float[Tensor, ""]:
     """Add AuxK's gradients and return its loss, without asking how many are dead: of the others every value is −∞."""
-    # Of the dead alone, in as many rows as there may be of them; where there are fewer, a bias of −∞ keeps the rest out.
+    # Of the dead alone, in as many rows as there may be of them; where they are fewer, −∞ as bias keeps the rest out.
     listed, is_one = _listed(dead, graph.room)
     encoder = weights.W_enc[listed], weights.b_enc[listed].where(is_one, -torch.inf)
     values, places = _largest(selected.centred, encoder, min(graph.k_aux, graph.room), graph.product_dtype, kernels)

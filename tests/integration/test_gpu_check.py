@@ -1,0 +1,36 @@
+"""The check of a GPU, rehearsed on a CPU: each part gives its figures, and one that fails is told and passed over."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[2]
+
+
+def check(folder: Path, *arguments: str) -> tuple[str, dict[str, Any]]:
+    command = [sys.executable, "-m", "benchmarks.gpu_check", "--rehearse", "--out", str(folder), *arguments]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=250, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    found: dict[str, Any] = json.loads((folder / "gpu_check.json").read_text())
+    return done.stdout, found
+
+
+def test_every_part_runs(tmp_path: Path) -> None:
+    said, found = check(tmp_path, "--only", "warm0,job,step0,ceilings,decoder,peers")
+    assert found["warm0"]["failed"] is None
+    assert found["step0"]["ms"]["step"] > found["step0"]["ms"]["product"] > 0
+    assert "error, 10% dead" not in found["step0"], found["step0"]
+    assert found["ceilings"]["device"] == "cpu"
+    assert found["decoder"]["decode, k 4"]["torch"] > 0
+    assert found["job"]["killed = whole"] is True
+    assert found["job"]["killed"]["attempts"][0][0] == "lost"
+    assert "| 16 | 128 | 4 | 64 |" in said
+    assert "| 16 | 128 | 4 | 64 |" in (tmp_path / "gpu_check.md").read_text()
+
+
+def test_a_part_that_does_not_end_is_told(tmp_path: Path) -> None:
+    said, found = check(tmp_path, "--only", "step0", "--seconds", "0.5")
+    assert found["step0"]["error"] == "exit status -9"
+    assert "step0: " in said
