@@ -10,6 +10,7 @@ import shutil
 import time
 import warnings
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -55,8 +56,7 @@ def capture(place: Place) -> dict[str, Any]:
     subject = load(config.subject, place.device)
     tokens = benchmark.random_text(place.folder / "text.u16", n_contexts=4 * window // benchmark.CONTEXT)
     taken = sample(subject, tokens, config, 4096)
-    pass_tokens = tokens_per_pass(subject, benchmark.CONTEXT)
-    trunk = cut_off(subject, 6)
+    trunk, pass_tokens = cut_off(subject, 6), tokens_per_pass(subject, benchmark.CONTEXT)
     ids = torch.randint(512, (pass_tokens // benchmark.CONTEXT, benchmark.CONTEXT), device=place.device)
 
     def bare() -> None:
@@ -81,9 +81,7 @@ def capture(place: Place) -> dict[str, Any]:
             n_batches += 1
         return n_batches
 
-    def window_of() -> Iterable[Tensor]:
-        return islice(alone, batches)
-
+    window_of = partial(islice, alone, batches)
     works: dict[str, Callable[[], object]] = {
         "bare": bare, "capture": lambda: take([], window_of()), "train": lambda: take(everyone[:1], [fixed] * batches),
         "both": lambda: take(everyone[:1], window_of()), "together": lambda: take(everyone, window_of()),
