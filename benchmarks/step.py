@@ -117,8 +117,8 @@ def _step(case: Case, x: torch.Tensor, step: Step) -> Callable[[], object]:
 
     def run() -> float:
         if n_dead:
-            state.tokens_seen = config.training.dead_after_tokens
-            state.tokens_since_fired[:n_dead] = 2 * config.training.dead_after_tokens
+            state.tokens_seen = state.dead_after_tokens
+            state.tokens_since_fired[:n_dead] = 2 * state.dead_after_tokens
             with torch.no_grad():
                 state.model.W_enc[:n_dead] = asleep
                 state.model.b_enc[:n_dead] = 0.0

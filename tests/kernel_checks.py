@@ -184,10 +184,11 @@ def check_adam(shape: tuple[int, ...], *, sphere: bool, device: str = "cpu") -> 
         if sphere:
             wanted.data /= wanted.data.norm(dim=1, keepdim=True)
         average.lerp_(wanted.data, 1 - ema)
-        scalars = torch.tensor([1e-2 / (1 - betas[0] ** t), math.sqrt(1 - betas[1] ** t), scale], device=device)
+        numbers = [1e-2 / (1 - betas[0] ** t), math.sqrt(1 - betas[1] ** t), scale, 1 - ema]
+        scalars = torch.tensor(numbers, device=device)
         assert_near(ours.gradient_squares(state[0], gradient, sphere=sphere), projected.square().sum(), tolerance=1e-4)
         w, m, v, mean = state
-        squares = ours.adam(w, gradient, m, v, mean, scalars, betas=list(betas), eps=eps, ema=ema, sphere=sphere)
+        squares = ours.adam(w, gradient, m, v, mean, scalars, betas=list(betas), eps=eps, sphere=sphere)
         assert_near(squares, projected.square().sum(), tolerance=1e-4)
         assert_near(w, wanted.data, tolerance=1e-4)
         assert_near(mean, average, tolerance=1e-4)

@@ -154,6 +154,10 @@ class SaeConfig(Part):
         return self.k_aux or 2 ** max(0, int(math.log2(max(1, d_model // 2))))
 
 
+_DEAD_AFTER = 10_000_000
+"""Source: Gao et al. 2024, A.2."""
+
+
 class OptimizerConfig(Part):
     """Adam, and what surrounds it."""
 
@@ -167,8 +171,8 @@ class OptimizerConfig(Part):
     """Linear decay to zero over the last tokens of the budget."""
     clip_norm: PositiveFloat | None = None
     """Global norm the gradient is clipped to."""
-    ema: Share = 0.999
-    """Coefficient of the weights' moving average, per step."""
+    ema: Share | Literal["auto"] = "auto"
+    """Coefficient of the weights' moving average, per step; auto grows with the steps taken, to 0.999."""
 
 
 class TrainingConfig(Part):
@@ -178,8 +182,8 @@ class TrainingConfig(Part):
     """Tokens per optimiser step."""
     max_tokens: PositiveInt = 20_000_000
     """The budget; a job that reaches it unconverged is censored."""
-    dead_after_tokens: PositiveInt = 10_000_000
-    """A latent silent for this many training tokens is dead."""
+    dead_after_tokens: PositiveInt | Literal["auto"] = "auto"
+    """A latent silent for this many training tokens is dead; auto is 10 million, less where the budget is small."""
     shuffle_tokens: PositiveInt = 65_536
     """Window in which activations are shuffled."""
     heldout_tokens: PositiveInt = 16_384
@@ -230,6 +234,29 @@ class JobConfig(Part):
     optimizer: OptimizerConfig = OptimizerConfig()
     training: TrainingConfig = TrainingConfig()
     stop: StopConfig = StopConfig()
+
+    @model_validator(mode="after")
+    def _schedule_fits(self) -> Self:
+        lengths = {name: getattr(self.optimizer, name) for name in ("warmup_tokens", "decay_tokens")}
+        total, budget = sum(lengths.values()), self.training.max_tokens
+        if total > budget:
+            told = " + ".join(f"optimizer.{name} = {value}" for name, value in lengths.items() if value)
+            raise ValueError(
+                f"{told} is longer than training.max_tokens = {budget}: the job would never train at its learning rate"
+            )
+        return self
+
+    def dead_after_tokens(self, d_model: int) -> int:
+        """Return after how many silent tokens a latent is dead; where that is not below the budget, none ever is.
+
+        auto: the paper's 10,000,000, no more than an eighth of the budget, no less than 100 · n_latents / k, the tokens
+        in which a latent of a hundredth of the mean rate fires once. Source: numerics 3.
+        """
+        given = self.training.dead_after_tokens
+        if given != "auto":
+            return given
+        least = math.ceil(100 * self.sae.latents(d_model) / self.sae.k)
+        return max(least, min(_DEAD_AFTER, self.training.max_tokens // 8))
 
     def canonical_json(self) -> str:
         """Return the one JSON text of this config: every field, sorted keys, no spaces."""

@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from orchestrator.config import synthetic
 from orchestrator.config.flat_keys import flatten
-from orchestrator.config.job import JobConfig, Part, text_id
+from orchestrator.config.job import JobConfig, Part, canonical_text, text_id
 from orchestrator.errors import ConfigError
 
 SCHEMA_HINT = "Every key and what it takes: orch config schema"
@@ -49,6 +49,16 @@ def read_stored(text: str, config_id: str) -> JobConfig:
     config = JobConfig.model_construct(**parts)
     config.__dict__["config_id"] = config_id
     return config
+
+
+def from_stored(values: Mapping[str, Any]) -> JobConfig:
+    """Return the config of values that a validated config wrote into a file of ours.
+
+    Raises:
+        ConfigError: as `read_stored`.
+    """
+    text = canonical_text(values)
+    return read_stored(text, text_id(text))
 
 
 def _is_choice(annotation: Any) -> bool:

@@ -7,14 +7,14 @@ _POINTS_PER_DOUBLING = 4
 
 
 class Point(NamedTuple):
-    """What one evaluation on the held-out set found. `fvu` is of the EMA weights."""
+    """What one evaluation on the held-out set found."""
 
     tokens_seen: int
     """Training tokens so far."""
     fvu: float
-    """Σ‖x−x̂‖² / Σ‖x−μ‖² on the held-out set, EMA weights (numerics: the paper's normalised MSE)."""
+    """Σ‖x−x̂‖² / Σ‖x−μ‖² on the held-out set (the paper's normalised MSE): the lower of averaged and raw weights'."""
     fvu_raw: float
-    """The same with the raw weights."""
+    """With the raw weights."""
     loss: float
     """Mean training loss since the last point, AuxK included."""
     aux_loss: float
@@ -22,7 +22,7 @@ class Point(NamedTuple):
     dead_share: float
     """Share of latents silent for more than dead_after_tokens."""
     l0: float
-    """Mean active latents per held-out token, EMA weights."""
+    """Mean active latents per held-out token, of the weights that `fvu` is of."""
     grad_norm: float
     """Mean global gradient norm since the last point."""
     wall_seconds: float
@@ -33,6 +33,8 @@ class Point(NamedTuple):
     """2·n·D + 8·k·D per token, + 8·k_aux·D with AuxK active."""
     flops_subject: float
     """2 × subject parameters run × tokens captured."""
+    fvu_averaged: float = math.nan
+    """With the averaged weights; NaN in points of earlier versions, whose `fvu` it was."""
 
 
 def evaluation_grid(*, first_point_tokens: int, batch_tokens: int, max_tokens: int) -> list[int]:

@@ -150,6 +150,8 @@ class CurvePoint(Table):
     attempt: Mapped[int]
     fvu: Mapped[float | None] = mapped_column(Finite)
     fvu_raw: Mapped[float | None] = mapped_column(Finite)
+    fvu_averaged: Mapped[float | None] = mapped_column(Finite)
+    """NULL from workers of the version before, whose fvu it is."""
     loss: Mapped[float | None] = mapped_column(Finite)
     aux_loss: Mapped[float | None] = mapped_column(Finite)
     dead_share: Mapped[float | None] = mapped_column(Finite)

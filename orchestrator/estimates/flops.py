@@ -37,7 +37,7 @@ def estimate(config: JobConfig, d_model: int | None) -> Cost:
     if d_model is None:
         return Cost(tokens, None, sae.n_latents, None, None)
     n_latents = sae.latents(d_model)
-    aux_tokens = max(0, tokens - config.training.dead_after_tokens) if sae.aux_coef > 0 else 0
+    aux_tokens = max(0, tokens - config.dead_after_tokens(d_model)) if sae.aux_coef > 0 else 0
     dense = tokens * dense_flops(n_latents, d_model) + aux_tokens * dense_aux_flops(n_latents, d_model)
     aux = aux_tokens * executed_aux_flops(sae.aux_latents(d_model), d_model)
     executed = tokens * step_flops(sae, d_model) + aux

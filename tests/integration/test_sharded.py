@@ -67,7 +67,7 @@ def reference(case: Case) -> tuple[TrainState, dict[str, Any]]:
     encoded = model.encode(x, k=model.k_widest)
     narrow = narrowed(encoded, model.k)
     since = count_tokens_since_fired(narrow.top_acts, narrow.top_indices, state.tokens_since_fired)
-    silent = since > config.training.dead_after_tokens
+    silent = since > state.dead_after_tokens
     dead = silent if silent.any() else None
     told = losses(model, x, encoded, config=config.sae, variance=state.variance, dead=dead)
     told.total.backward()  # type: ignore[no-untyped-call]

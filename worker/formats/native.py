@@ -10,7 +10,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from orchestrator.config.job import JobConfig
-from orchestrator.config.validation import parse
+from orchestrator.config.validation import from_stored
 from orchestrator.errors import ConfigError
 from worker import checked_folder
 from worker.formats.tensor_file import write_tensors
@@ -33,7 +33,7 @@ class FinalSae(NamedTuple):
 
 
 def save_final(folder: Path, state: TrainState, config: JobConfig, *, facts: Mapping[str, Any]) -> FinalSae:
-    """Write `<folder>/final/`: the averaged weights and what is needed to use them.
+    """Write `<folder>/final/`: the better of average and weights, and what is needed to use them.
 
     sae.safetensors holds W_enc, b_enc, W_dec (unit rows), b_pre; config.json the sizes, the kind of normalisation, the
     whole JobConfig and `facts`.
@@ -41,7 +41,7 @@ def save_final(folder: Path, state: TrainState, config: JobConfig, *, facts: Map
     Raises:
         StorageError: the disk is full or refuses; nothing half-written stays.
     """
-    model = state.whole().averaged()
+    model = state.whole().best()
     about = {
         "format": _FORMAT,
         **state.facts(),
@@ -71,7 +71,7 @@ def load_final(uri: str, *, device: torch.device | str = "cpu") -> tuple[SparseA
     checked_folder.verify(folder)
     try:
         about: dict[str, Any] = json.loads((folder / _CONFIG).read_text())
-        config = parse(about["config"])
+        config = from_stored(about["config"])
         model = SparseAutoencoder(config.sae, about["d_model"], dtype=config.training.encode_dtype)
         model.load_state_dict(load_file(folder / _WEIGHTS))
     except (OSError, SafetensorError, ConfigError, ValueError, KeyError, RuntimeError) as error:

@@ -36,7 +36,7 @@ def initialise(model: SparseAutoencoder, sample: Float[Tensor, "n_tokens d_model
     model.W_enc.mul_(scale)
     if model.own:
         model.function.rescale(scale, model.own)
-        model.function.follow(model.encode(rows).top_acts, model.own, memory=0.0)
+        model.function.calibrate(model.encode(rows).pre_acts, model.own, k=model.k)
 
 
 @torch.no_grad()

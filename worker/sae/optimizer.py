@@ -1,7 +1,7 @@
 """Adam and what surrounds it: projection, clipping, unit decoder rows, average of the weights, learning rate."""
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -14,6 +14,23 @@ from worker.sae.model import SparseAutoencoder
 _PART_ELEMENTS = 2**19
 """Of each of the five tensors in one visit: 10 MB in all. On two cores with 32 MB of cache the step over 2 × 12.6 M
 parameters took 26 ms in such parts, 37 ms one operation after another, and Adam alone 13 ms."""
+
+
+_STEPS_PER_REMEMBERED, _LONGEST_MEMORY = 10, 1000
+
+
+def ema_coefficient(ema: float | Literal["auto"], step: int) -> float:
+    """Return the share of the average that a step keeps, the first step being 1.
+
+    auto: 1 − 1 / min(1000, 1 + (step − 1) / 10), a memory of a tenth of the steps taken, at most that of 0.999. The
+    first step keeps nothing, so there is no bias to correct.
+    Measured on the shipped subject (n 512 and 2,048, k 8 and 32, batches of 512; the rate auto, half and twice that):
+    of memories of a half to a twentieth of the steps an eighth to a twelfth gave the lowest fvu after 64, 128 and 256
+    steps: at 256 and `lr: auto` 0.89 to 0.97 of the raw weights', where 0.999 from the start gave 1.14 to 1.24 of it.
+    """
+    if ema != "auto":
+        return ema
+    return 1 - 1 / min(_LONGEST_MEMORY, 1 + (step - 1) / _STEPS_PER_REMEMBERED)
 
 
 class _Part(NamedTuple):
@@ -66,7 +83,8 @@ class Optimizer:
         """Return the bias-corrected average of the weights, decoder rows at unit norm; before any step, the weights."""
         if self.n_steps == 0:
             return {name: value.detach().clone() for name, value in self.model.named_parameters()}
-        weights = {name: value / (1 - self.config.ema**self.n_steps) for name, value in self.average.items()}
+        missing = 0.0 if self.config.ema == "auto" else self.config.ema**self.n_steps
+        weights = {name: value / (1 - missing) for name, value in self.average.items()}
         unit_rows(weights["W_dec"])
         return weights
 
@@ -116,7 +134,7 @@ class Optimizer:
         )  # fmt: skip
         for i in decoder:
             unit_rows(part.weights[i])
-        torch._foreach_lerp_(part.averages, part.weights, 1 - self.config.ema)
+        torch._foreach_lerp_(part.averages, part.weights, 1 - ema_coefficient(self.config.ema, self.n_steps + 1))
         return norms
 
     def _norm(self, names: list[str], norms: Float[Tensor, " n_parts"]) -> Float[Tensor, ""]:

@@ -38,6 +38,7 @@ class TrainState:
         """Mean of the sample."""
         self.variance = math.nan
         """v: mean ‖x − μ‖² of the sample; the loss is in units of it."""
+        self.dead_after_tokens = config.dead_after_tokens(d_model)
         self.tokens_since_fired = torch.zeros(self.model.n_latents, dtype=torch.int64, device=device)
         self.sums: Float[Tensor, " 3"] = torch.zeros(3, dtype=torch.float64, device=device)
         """Loss, AuxK loss and gradient norm, summed over the steps since the last point."""
@@ -81,13 +82,13 @@ class TrainState:
     def _by_hand(self, batch: Tensor, config: JobConfig) -> tuple[Tensor, Tensor, bool]:
         model, weights = self.model, manual_gradients.Weights.of(self.model)
         terms = manual_gradients.LossTerms.of(model, config.sae, variance=self.variance)
-        encoder, limit = (weights.W_enc, weights.b_enc), config.training.dead_after_tokens
+        encoder, limit = (weights.W_enc, weights.b_enc), self.dead_after_tokens
         # Dead after this batch are those that do not fire in it: AuxK will ask for their pre-activations.
         n_tokens = len(batch)
         at_risk = find_dead(self.tokens_since_fired + n_tokens, self.tokens_seen + n_tokens, limit)
         watched = None if at_risk is None or not terms.aux_coef else manual_gradients.listed(at_risk, terms.k_aux)
         selected = select(batch, weights.b_pre, encoder, k=model.k_widest, dtype=model.product_dtype, watched=watched)
-        dead = self.count(*selected.narrowed(model.k), limit)
+        dead = self.count(*selected.narrowed(model.k))
         found = manual_gradients.forward(weights, batch, selected, terms=terms, dead=dead)
         self._gradients = self._gradients or weights.like()
         manual_gradients.backward(weights, selected, found, terms=terms, out=self._gradients)
@@ -99,18 +100,16 @@ class TrainState:
         """Do the same under autograd: the reference of `_by_hand`, and the only way for the other activations."""
         model = self.model
         encoded = model.encode(batch, k=model.k_widest)
-        with torch.no_grad():
-            model.function.follow(encoded.top_acts, model.own)
         narrow = narrowed(encoded, model.k)
-        dead = self.count(narrow.top_acts.detach(), narrow.top_indices, config.training.dead_after_tokens)
+        dead = self.count(narrow.top_acts.detach(), narrow.top_indices)
         found = losses(model, batch, encoded, config=config.sae, variance=self.variance, dead=dead)
         found.total.backward()  # type: ignore[no-untyped-call]
         return found.total.detach(), found.aux.detach(), dead is not None
 
-    def count(self, top_acts: Tensor, top_indices: Tensor | None, dead_after_tokens: int) -> Tensor | None:
+    def count(self, top_acts: Tensor, top_indices: Tensor | None) -> Tensor | None:
         """Count over a batch the tokens since each latent fired; return which latents are dead, None if none is."""
         self.tokens_since_fired = count_tokens_since_fired(top_acts, top_indices, self.tokens_since_fired)
-        return find_dead(self.tokens_since_fired, self.tokens_seen + len(top_acts), dead_after_tokens)
+        return find_dead(self.tokens_since_fired, self.tokens_seen + len(top_acts), self.dead_after_tokens)
 
     def next_lr(self, config: JobConfig) -> float:
         """Return the learning rate of the next step, with warm-up and decay."""
@@ -128,6 +127,12 @@ class TrainState:
         model = copy.deepcopy(self.model).eval().requires_grad_(False)
         model.load_state_dict(self.optimizer.averaged(), strict=False)
         return model
+
+    def best(self) -> SparseAutoencoder:
+        """Return a copy of the model for use: the average or the weights, whichever the last point found better."""
+        last = self.curve[-1] if self.curve else None
+        is_raw = last is not None and last.fvu == last.fvu_raw < last.fvu_averaged
+        return copy.deepcopy(self.model).eval().requires_grad_(False) if is_raw else self.averaged()
 
     def facts(self) -> dict[str, Any]:
         """Return what the config left open and this training settled."""

@@ -22,7 +22,7 @@ from orchestrator.job_states import TERMINAL
 from orchestrator.settings import mask
 
 MEASURES = (
-    "fvu", "fvu_raw", "loss", "aux_loss", "dead_share", "l0", "grad_norm", "wall_seconds",
+    "fvu", "fvu_raw", "fvu_averaged", "loss", "aux_loss", "dead_share", "l0", "grad_norm", "wall_seconds",
     "flops_dense", "flops_executed", "flops_subject",
 )  # fmt: skip
 _FINAL = ("fvu", "fvu_raw", "untrained_fvu", "dead_share", "l0", "l_inf", "l_inf_se", "tokens_seen", "wall_seconds")

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from orchestrator.checkpoint_ref import CheckpointRef
 from orchestrator.config.job import JobConfig
-from orchestrator.config.validation import parse
+from orchestrator.config.validation import from_stored
 from orchestrator.errors import CheckpointError, StorageError
 from worker import checked_folder
 from worker.formats.tensor_file import write_tensors
@@ -107,6 +107,6 @@ def _verify(folder: Path, config: JobConfig) -> str:
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise checked_folder.unreadable(folder, error) from error
     # Parsed, not compared as text: a field that a later version adds has its default here.
-    if parse(values) != config:
+    if from_stored(values) != config:
         raise CheckpointError(f"the checkpoint {folder} is of another config")
     return sha256

@@ -18,7 +18,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from orchestrator.config.job import JobConfig
-from orchestrator.config.validation import parse
+from orchestrator.config.validation import from_stored
 from worker.sae.sharded.model import check_divisible
 from worker.sae.sharded.shard import Shard, broadcast_json, peer_errors
 from worker.sae.sharded.train_state import ShardedTrainState
@@ -85,7 +85,7 @@ class Leader:
 def follow(device: str) -> None:
     """Take part in a training as a process of another rank, from `Leader` to `Leader.end`."""
     described, shape = broadcast_json(None)
-    config = parse(described)
+    config = from_stored(described)
     shard = Shard(config.sae.latents(shape[1]), dist.get_rank(), dist.get_world_size())
     state = ShardedTrainState.scatter(None, config, shard=shard, device=device)
     heldout = torch.empty(shape, device=device)

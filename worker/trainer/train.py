@@ -6,13 +6,15 @@ from bisect import bisect_right
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from orchestrator.config.job import JobConfig, SaeConfig
 from orchestrator.curves.point import Point, evaluation_grid
 from orchestrator.estimates.flops import dense_aux_flops, dense_flops, executed_aux_flops, step_flops
-from worker.evaluation.reconstruction import measure_reconstruction
+from worker.evaluation.reconstruction import Reconstruction, measure_reconstruction
+from worker.sae.model import SparseAutoencoder
 from worker.sae.train_state import Step, TrainState, train_step
 
 _STEPS_BETWEEN_CHECKS = 64
@@ -57,7 +59,7 @@ def train(
         is_broken = state.optimizer.n_steps % _STEPS_BETWEEN_CHECKS == 0 and not state.sums.isfinite().all()
         point = None
         if is_broken or bisect_right(grid, before) < bisect_right(grid, state.tokens_seen):
-            point = _point(state, heldout, config)
+            point = _point(state, batch, heldout, config)
         now = time.monotonic()
         state.wall_seconds += now - started
         if point is not None:
@@ -79,26 +81,40 @@ def evaluation_tokens(config: JobConfig) -> list[int]:
     )
 
 
-def _point(state: TrainState, heldout: Float[Tensor, "n_tokens d_model"], config: JobConfig) -> Point:
-    averaged = measure_reconstruction(state.averaged(), heldout)
+def _point(state: TrainState, batch: Tensor, heldout: Float[Tensor, "n_tokens d_model"], config: JobConfig) -> Point:
+    """Measure average and weights; what only evaluation needs is set by the batch, and kept for the better of them."""
+    averaged = state.averaged()
+    average, raw = (_measured(model, batch, heldout) for model in (averaged, state.model))
+    better = raw if raw.fvu < average.fvu else average
+    if better is average:
+        for name, value in averaged.named_buffers():
+            state.model.get_buffer(name).copy_(value)
     loss, aux_loss, grad_norm = (state.sums / state.steps_since_point).tolist()
     state.sums.zero_()
     state.steps_since_point = 0
     flops_dense, flops_executed = flops(state, config.sae)
     return Point(
         tokens_seen=state.tokens_seen,
-        fvu=averaged.fvu if math.isfinite(loss) else math.nan,
-        fvu_raw=measure_reconstruction(state.model, heldout).fvu,
+        fvu=better.fvu if math.isfinite(loss) else math.nan,
+        fvu_raw=raw.fvu,
+        fvu_averaged=average.fvu,
         loss=loss,
         aux_loss=aux_loss,
-        dead_share=state.model.share(state.tokens_since_fired > config.training.dead_after_tokens),
-        l0=averaged.l0,
+        dead_share=state.model.share(state.tokens_since_fired > state.dead_after_tokens),
+        l0=better.l0,
         grad_norm=grad_norm,
         wall_seconds=state.wall_seconds,
         flops_dense=flops_dense,
         flops_executed=flops_executed,
         flops_subject=state.flops_subject,
     )
+
+
+@torch.no_grad()
+def _measured(model: SparseAutoencoder, batch: Tensor, heldout: Tensor) -> Reconstruction:
+    if model.own:
+        model.function.calibrate(model.encode(batch).pre_acts, model.own, k=model.k)
+    return measure_reconstruction(model, heldout)
 
 
 def flops(state: TrainState, config: SaeConfig) -> tuple[float, float]:

@@ -86,13 +86,13 @@ def _optimizer(shape: Shape) -> dict[str, Any]:
     size = (shape.n_latents, shape.d_model)
     w, g, m, v, average = (torch.randn(size, generator=generator, device=shape.device) for _ in range(5))
     w /= torch.linalg.vector_norm(w, dim=1, keepdim=True)
-    scalars = torch.tensor([1e-3, 1.0, 0.5], device=shape.device)
+    scalars = torch.tensor([1e-3, 1.0, 0.5, 1e-3], device=shape.device)
     return {"state": (w, g, m, v.square_(), average), "scalars": scalars}
 
 
 def _adam(operations: Operations, at: dict[str, Any]) -> tuple[Tensor, ...]:
     w, _, m, v, average = at["state"]
-    squares = operations.adam(*at["state"], at["scalars"], betas=[0.9, 0.999], eps=6.25e-10, ema=0.999, sphere=True)
+    squares = operations.adam(*at["state"], at["scalars"], betas=[0.9, 0.999], eps=6.25e-10, sphere=True)
     return w, m, v, average, squares
 
 

@@ -16,6 +16,7 @@ from orchestrator.config.job import JobConfig
 from worker.sae import manual_gradients
 from worker.sae.compiled.replay import Replay
 from worker.sae.compiled.step_graph import Graph, Kernels, StepScalars, StepTensors, few, whole_step
+from worker.sae.optimizer import ema_coefficient
 from worker.sae.train_state import Step, TrainState, train_step
 
 _STEPS_BETWEEN_LOOKS = 32
@@ -96,8 +97,8 @@ class CompiledStep:
         graph = Graph(parts, k_aux, aux_coef, config.optimizer, model.product_dtype, room)
         beta1, beta2 = config.optimizer.betas
         t, lr = optimizer.n_steps + 1, state.next_lr(config)
-        dead_after = config.training.dead_after_tokens
-        scalars = StepScalars(lr / (1 - beta1**t), math.sqrt(1 - beta2**t), state.variance, dead_after)
+        dead_after, share = state.dead_after_tokens, 1 - ema_coefficient(config.optimizer.ema, t)
+        scalars = StepScalars(lr / (1 - beta1**t), math.sqrt(1 - beta2**t), state.variance, dead_after, share)
         numbers = torch.tensor(scalars, dtype=torch.float64).to(batch.device, non_blocking=True)
         sums = self._run(StepTensors.of(state), batch, numbers, graph)
         optimizer.n_steps += 1
@@ -130,7 +131,7 @@ class CompiledStep:
         There are two sizes of it, so two graphs: for a few dead latents, and for all.
         """
         ahead = _STEPS_BETWEEN_LOOKS * len(batch)
-        dead_after = self._config.training.dead_after_tokens
+        dead_after = state.dead_after_tokens
         if state.tokens_seen + len(batch) <= dead_after:
             return 0
         if state.tokens_seen >= state.next_look_tokens:

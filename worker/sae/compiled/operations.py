@@ -44,7 +44,7 @@ class Operations(NamedTuple):
     count_tokens_since_fired: Callable[[Tensor, Tensor, Tensor], Tensor]
     """(top_acts, top_indices, tokens_since_fired) -> tokens_since_fired after the batch."""
     adam: Callable[..., Tensor]
-    """(weights, gradient, exp_avg, exp_avg_sq, average, scalars, *, betas, eps, ema, sphere) -> Σ g²; in place."""
+    """(weights, gradient, exp_avg, exp_avg_sq, average, scalars, *, betas, eps, sphere) -> Σ g²; in place."""
     gradient_squares: Callable[..., Tensor]
     """(weights, gradient, *, sphere) -> the Σ g² that `adam` would return; changes nothing."""
 
@@ -106,22 +106,20 @@ def sums_by_latent(
 
 
 @torch.no_grad()
-def adam(
-    weights: Tensor, gradient: Tensor, *state: Tensor, betas: list[float], eps: float, ema: float, sphere: bool
-) -> Tensor:
+def adam(weights: Tensor, gradient: Tensor, *state: Tensor, betas: list[float], eps: float, sphere: bool) -> Tensor:
     """Take the step of kernels.adam by plain operations; `state` is (exp_avg, exp_avg_sq, average, scalars)."""
     exp_avg, exp_avg_sq, average, scalars = state
     if sphere:
         gradient = gradient - torch.linalg.vecdot(gradient, weights).unsqueeze(1) * weights
     squares = gradient.square().sum()
-    step_size, root, scale = scalars
+    step_size, root, scale, share = scalars
     gradient = gradient * scale
     exp_avg.lerp_(gradient, 1 - betas[0])
     exp_avg_sq.mul_(betas[1]).addcmul_(gradient, gradient, value=1 - betas[1])
     weights.sub_(step_size * exp_avg / (exp_avg_sq.sqrt() / root + eps))
     if sphere:
         weights.div_(torch.linalg.vector_norm(weights, dim=1, keepdim=True))
-    average.lerp_(weights, 1 - ema)
+    average.lerp_(weights, share)
     return squares
 
 

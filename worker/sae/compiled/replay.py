@@ -40,7 +40,7 @@ class Replay:
         return self._places == _places(tensors)
 
     def __call__(
-        self, batch: Float[Tensor, "batch_tokens d_model"], numbers: Float[Tensor, " 4"]
+        self, batch: Float[Tensor, "batch_tokens d_model"], numbers: Float[Tensor, " 5"]
     ) -> Float[Tensor, " 3"]:
         """Take a step; return loss, AuxK loss and gradient norm."""
         self._batch.copy_(batch)

@@ -94,13 +94,15 @@ class StepScalars(NamedTuple):
     """√(1 − β2^t)."""
     variance: float
     dead_after_tokens: int
+    share: float
+    """What the average takes of the new weights: 1 − ema."""
 
 
 @torch.no_grad()
 def whole_step(
     tensors: StepTensors,
     x: Float[Tensor, "n_tokens d_model"],
-    scalars: Float[Tensor, " 4"],
+    scalars: Float[Tensor, " 5"],
     graph: Graph,
     kernels: Kernels,
 ) -> Float[Tensor, " 3"]:
@@ -229,8 +231,8 @@ def _descend(
         parts = zip(tensors.weights, gradients, spheres, strict=True)
         norm = torch.stack([step.gradient_squares(w, g, sphere=sphere) for w, g, sphere in parts]).sum().sqrt()
         scale = (config.clip_norm / (norm + 1e-30)).clamp(max=1.0)
-    scalars = torch.stack([numbers[0], numbers[1], scale])
-    how = {"betas": [*config.betas], "eps": config.eps, "ema": config.ema}
+    scalars = torch.stack([numbers[0], numbers[1], scale, numbers[4]])
+    how = {"betas": [*config.betas], "eps": config.eps}
     squares = [
         step.adam(*parts, scalars, **how, sphere=sphere)
         for *parts, sphere in zip(

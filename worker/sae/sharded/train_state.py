@@ -73,7 +73,7 @@ class ShardedTrainState(TrainState):
     ) -> tuple[Float[Tensor, ""], Float[Tensor, ""], bool]:
         """Leave this process's part of the gradient; return the loss, AuxK's, and whether AuxK was active."""
         self.before_step(batch)
-        code, dead_after = Code.of(self.model, batch), config.training.dead_after_tokens
+        code, dead_after = Code.of(self.model, batch), self.dead_after_tokens
         self.tokens_since_fired = count_tokens_since_fired(*code.narrow, self.tokens_since_fired)
         dead = None
         # Before that many tokens no latent can be dead, and nobody need be asked.

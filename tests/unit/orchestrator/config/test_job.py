@@ -44,6 +44,35 @@ def test_canonical_json_is_sorted_whole_and_reads_back() -> None:
     assert parse(values).config_id == config.config_id
 
 
+@pytest.mark.parametrize(
+    ("training", "k", "expected"),
+    [
+        ({"dead_after_tokens": 7}, 8, 7),
+        ({"max_tokens": 2**40}, 8, 10_000_000),
+        ({"max_tokens": 8_000_000}, 8, 1_000_000),
+        ({"max_tokens": 655_360}, 8, 81_920),
+        ({"max_tokens": 655_360}, 2, 81_920),
+        ({"max_tokens": 65_536}, 2, 51_200),
+        ({"max_tokens": 65_536}, 1, 102_400),
+    ],
+)
+def test_the_window_of_dead_latents_follows_the_budget(training: dict[str, Any], k: int, expected: int) -> None:
+    """An eighth of the budget, the paper's at most, 100 · n / k at least; above the budget no latent is ever dead."""
+    found = parse({"sae": {"n_latents": 1024, "k": k}, "training": training}).dead_after_tokens(d_model=64)
+    assert found == expected
+
+
+@pytest.mark.parametrize(
+    "lengths",
+    [{"warmup_tokens": 20_000_000}, {"decay_tokens": 1_000_001}, {"warmup_tokens": 600_000, "decay_tokens": 500_000}],
+)
+def test_a_schedule_longer_than_the_budget_is_refused(lengths: dict[str, int]) -> None:
+    whole = {"optimizer": lengths, "training": {"max_tokens": 1_000_000}}
+    with pytest.raises(ConfigError, match=r"optimizer\.\w+ = \d+.* longer than training.max_tokens = 1000000"):
+        parse(whole)
+    assert parse(whole | {"training": {"max_tokens": sum(lengths.values())}})
+
+
 @pytest.mark.parametrize("key", field_paths())
 def test_writing_a_default_out_changes_no_identity(key: str) -> None:
     part, _, leaf = key.partition(".")

@@ -80,20 +80,19 @@ def test_relu_keeps_every_positive_one() -> None:
     torch.testing.assert_close(model(x), pre_acts.relu() @ model.W_dec + model.b_pre)
 
 
-def test_batchtopk_evaluates_with_the_threshold_it_learned() -> None:
+def test_batchtopk_evaluates_with_the_threshold_of_a_batch() -> None:
     model, x = _model(activation="batchtopk"), _x(400)
     encoded = model.encode(x)
     assert int((encoded.top_acts > 0).sum()) == 3 * 400
     smallest = encoded.top_acts[encoded.top_acts > 0].min()
-    model.function.follow(encoded.top_acts, model.own, memory=0.0)
+    model.function.calibrate(encoded.pre_acts, model.own, k=model.k)
     assert model.threshold == smallest
     alone = model.eval().encode(x[:1])  # one token alone gives what it gives among others
     torch.testing.assert_close(alone.top_acts, model.encode(x).top_acts[:1])
     torch.testing.assert_close(model.encode(x).top_acts, encoded.top_acts)
     nothing_fires = model.encode(x[:1] * 0 - 1e9)
-    model.function.follow(nothing_fires.top_acts, model.own)
-    assert isinstance(model.threshold, torch.Tensor)
-    assert model.threshold.isfinite()
+    model.function.calibrate(nothing_fires.pre_acts.clamp(max=-1.0), model.own, k=model.k)
+    assert model.threshold == 0, "no latent that is not above 0 is active"
 
 
 def test_jumprelu_has_the_rectangle_kernel_gradients() -> None:

@@ -9,7 +9,7 @@ from orchestrator.config.job import JobConfig, OptimizerConfig, SaeConfig
 from orchestrator.config.validation import parse
 from worker.sae.learning_rate import auto_factor, auto_lr, base_lr, lr_factor, paper_lr
 from worker.sae.model import SparseAutoencoder
-from worker.sae.optimizer import Optimizer, project, unit_rows
+from worker.sae.optimizer import Optimizer, ema_coefficient, project, unit_rows
 
 
 def _model() -> SparseAutoencoder:
@@ -75,6 +75,19 @@ def test_steps_follow_the_formulas(clip: float | None, elements: int, monkeypatc
         if name == "W_dec":
             wanted /= wanted.norm(dim=1, keepdim=True)
         torch.testing.assert_close(read[name], wanted)
+
+
+def test_the_average_remembers_a_tenth_of_the_steps() -> None:
+    assert [ema_coefficient("auto", step) for step in (1, 11, 101)] == pytest.approx([0.0, 0.5, 1 - 1 / 11])
+    assert ema_coefficient("auto", 10**6) == pytest.approx(0.999)
+    assert ema_coefficient(0.97, 1) == 0.97
+    model = _model()
+    optimizer, average = Optimizer(model, OptimizerConfig(), lr=0.01), torch.zeros_like(model.W_enc)
+    for step in range(1, 6):
+        _give_gradients(model, step)
+        optimizer.step()
+        average += (model.W_enc.detach() - average) / (1 + (step - 1) / 10)
+        torch.testing.assert_close(optimizer.averaged()["W_enc"], average)
 
 
 def test_average_before_the_first_step_is_the_weights() -> None:

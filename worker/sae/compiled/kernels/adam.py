@@ -15,7 +15,7 @@ _FLAT = 1024
 @no_type_check
 def adam_kernel(
     weights, gradient, exp_avg, exp_avg_sq, average, scalars, squares, n_values, width,
-    beta1: tl.constexpr, beta2: tl.constexpr, eps: tl.constexpr, ema: tl.constexpr,
+    beta1: tl.constexpr, beta2: tl.constexpr, eps: tl.constexpr,
     SPHERE: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
     """Take the step for ROWS rows; write the sum of their squared gradients, projected and unclipped.
@@ -35,13 +35,14 @@ def adam_kernel(
         g -= tl.sum(g * w, axis=1)[:, None] * w
     tl.store(squares + tl.program_id(0), tl.sum(tl.sum(g * g, axis=1), axis=0))
     step_size, root, scale = tl.load(scalars), tl.load(scalars + 1), tl.load(scalars + 2)
+    share = tl.load(scalars + 3)
     g *= scale
     m += (1 - beta1) * (g - m)
     v = beta2 * v + (1 - beta2) * g * g
     w -= step_size * m / (tl.sqrt(v) / root + eps)
     if SPHERE:
         w /= tl.where(inside, tl.sqrt(tl.sum(w * w, axis=1))[:, None], 1.0)
-    mean += (1 - ema) * (w - mean)
+    mean += share * (w - mean)
     tl.store(weights + at, w, mask=inside)
     tl.store(exp_avg + at, m, mask=inside)
     tl.store(exp_avg_sq + at, v, mask=inside)
@@ -76,15 +77,14 @@ def adam(
     *,
     betas: list[float],
     eps: float,
-    ema: float,
     sphere: bool,
 ) -> Tensor:
     """Take one step in place; return Σ g² of the gradient, projected and unscaled. `sphere`: rows (n, D) of unit norm.
 
     g ← scale · (g − ⟨g, w⟩ w); m ← β₁ m + (1 − β₁) g; v ← β₂ v + (1 − β₂) g²; w ← w − s · m / (√v / r + ε);
-    w ← w / ‖w‖; average ← ema · average + (1 − ema) · w; without ⟨g, w⟩ w and w / ‖w‖ if not `sphere`. `scalars` is
-    (s, r, scale) = (lr / (1 − β₁^t), √(1 − β₂^t), clip scale), float32 on the device: neither a new step nor a clip
-    makes the host wait or compiles anything again.
+    w ← w / ‖w‖; average ← average + share · (w − average); without ⟨g, w⟩ w and w / ‖w‖ if not `sphere`. `scalars` is
+    (s, r, scale, share) = (lr / (1 − β₁^t), √(1 − β₂^t), clip scale, 1 − ema), float32 on the device: neither a new
+    step nor a clip makes the host wait or compiles anything again.
     Floor: 36 bytes per parameter: w, g, m, v, average read, w, m, v, average written; about 20 operations each.
     """
     blocks, width, sizes = _layout(weights, sphere)
@@ -92,7 +92,7 @@ def adam(
     if blocks:
         adam_kernel[blocks,](
             weights, gradient.contiguous(), exp_avg, exp_avg_sq, average, scalars, squares,
-            weights.numel(), width, beta1=betas[0], beta2=betas[1], eps=eps, ema=ema, SPHERE=sphere, **sizes,
+            weights.numel(), width, beta1=betas[0], beta2=betas[1], eps=eps, SPHERE=sphere, **sizes,
         )  # fmt: skip
     return squares.sum()
 
@@ -134,7 +134,6 @@ def _(
     *,
     betas: list[float],
     eps: float,
-    ema: float,
     sphere: bool,
 ) -> Tensor:
     return scalars.new_empty(())

@@ -107,8 +107,8 @@ def test_a_whole_step_traces_without_a_graph_break() -> None:
         ours.add_latent_gradients(acts.relu(), indices, error, x, W_dec, *found)
         silent = ours.count_tokens_since_fired(acts, indices, torch.zeros(len(b), dtype=torch.int64))
         zeros = torch.zeros_like(W_dec)
-        state = (W_dec.clone(), found[0], zeros, zeros.clone(), zeros.clone(), torch.ones(3))
-        norm = ours.adam(*state, betas=[0.9, 0.999], eps=1e-9, ema=0.9, sphere=True)
+        state = (W_dec.clone(), found[0], zeros, zeros.clone(), zeros.clone(), torch.ones(4))
+        norm = ours.adam(*state, betas=[0.9, 0.999], eps=1e-9, sphere=True)
         return squares, by_acts, *found, silent, state[0], norm
 
     given = (checks.drawn(4, 6), checks.drawn(70, 6), checks.drawn(70), torch.eye(70, 6) + 1)
@@ -129,7 +129,7 @@ def test_each_operation_does_what_it_is_registered_to_do() -> None:
     given = (acts, indices, checks.drawn(4, 6, seed=1), x, W)
     maxima = torch.zeros(4, 1, dtype=torch.int32)
     state = tuple(torch.rand(9, 6) for _ in range(5))
-    constants = {"betas": [0.9, 0.99], "eps": 1e-9, "ema": 0.9, "sphere": True}
+    constants = {"betas": [0.9, 0.99], "eps": 1e-9, "sphere": True}
     calls: list[tuple[Any, tuple[torch.Tensor, ...], dict[str, Any]]] = [
         (ours.encode, (x, W, b), {}),
         (ours.select, (x, maxima), {"k": 2}),
@@ -141,7 +141,7 @@ def test_each_operation_does_what_it_is_registered_to_do() -> None:
         (ours.add_latent_gradients, (*given, torch.rand(9, 6), torch.rand(9, 6), torch.rand(9)), {}),
         (ours.sums_by_latent, (acts, acts.clone(), indices, x, x.clone()), {"n_latents": 9}),
         (ours.count_tokens_since_fired, (acts, indices, torch.arange(9)), {}),
-        (ours.adam, (*state, torch.ones(3)), constants),
+        (ours.adam, (*state, torch.ones(4)), constants),
         (ours.gradient_squares, state[:2], {"sphere": True}),
     ]
     assert {call[0] for call in calls} == set(ours)
