@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 from sqlalchemy import create_engine, text
 
 OVER = ("succeeded", "failed", "cancelled")
-RESULTS = ("converged", "max_tokens", "diverged")
+RESULTS = ("converged", "max_tokens", "not_learning", "diverged")
 KEPT = 2
 """The newest checkpoints of an attempt that must be on disk; older ones may be gone."""
 _QUERIES = {

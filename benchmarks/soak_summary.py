@@ -14,8 +14,7 @@ from benchmarks.outages import Outage
 from orchestrator.config.job import JobConfig
 from orchestrator.database.engine import reading
 from orchestrator.database.models import Attempt, CurvePoint, Event, Job, ResultRow
-
-RESULTS = ("converged", "max_tokens", "diverged")
+from orchestrator.job_states import OUTCOMES
 
 
 class Failovers(NamedTuple):
@@ -47,7 +46,7 @@ def lost(engine: Engine, job_ids: Iterable[int]) -> list[str]:
 
 def doubled(engine: Engine) -> list[str]:
     """Return the jobs that ended with a result more than once, or while another attempt had them."""
-    ends = select(Attempt.job_id).where(Attempt.outcome.in_(RESULTS)).group_by(Attempt.job_id)
+    ends = select(Attempt.job_id).where(Attempt.outcome.in_(OUTCOMES)).group_by(Attempt.job_id)
     told = select(Event.job_id).where(Event.kind == "succeeded").group_by(Event.job_id)
     stale = select(ResultRow.job_id).join(Job, Job.id == ResultRow.job_id).where(ResultRow.attempt != Job.attempt)
     with reading(engine) as session:

@@ -10,6 +10,7 @@ from orchestrator import queue
 from orchestrator.config.job import JobConfig
 from orchestrator.config.validation import parse
 from orchestrator.curves.point import Point, evaluation_grid
+from orchestrator.job_states import Outcome
 from orchestrator.sweep.sweep import Sweep
 from tests.queue_shorthand import claim
 
@@ -58,9 +59,7 @@ def points(values: Sequence[tuple[int, float]], n_latents: int, k: int) -> list[
     ]
 
 
-def finish(
-    engine: Engine, *, noise: float = 0.003, outcome: queue.types.Outcome = "converged", lr: float = 1e-3
-) -> int:
+def finish(engine: Engine, *, noise: float = 0.003, outcome: Outcome = "converged", lr: float = 1e-3) -> int:
     """Claim the next job, let it have come to what the law says, and return its id."""
     claimed = claim(engine)
     sae, training = claimed.config.sae, claimed.config.training

@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 from functools import lru_cache
 
-from orchestrator.curves.convergence import IN_A_ROW, fall
+from orchestrator.curves.convergence import IN_A_ROW, gain
 from orchestrator.curves.point import evaluation_grid
 from orchestrator.curves.tail import EXPONENTS, tail_points
 
@@ -24,11 +24,11 @@ _FINER = tuple(_SPAN ** (i / 75) for i in (-4, -3, -2, -1, 1, 2, 3, 4))
 def stop_tokens(
     points: Points, *, epsilon: float, first_point_tokens: int, batch_tokens: int, max_tokens: int
 ) -> int | None:
-    """Return where three evaluations in a row will have fallen by less than `epsilon`: tokens_seen, at most the budget.
+    """Return where three evaluations in a row will gain less than `epsilon` beyond doubt, at most the budget.
 
-    `points` are (tokens_seen, fvu). The curve goes on as L∞ + a · t^(−b), fitted to its last two doublings, and is
-    judged where the trainer will judge it. None where the tail has too few points (`tail.LEAST_POINTS`), or a loss is
-    not finite or not above 0.
+    `points` are (tokens_seen, fvu) at a constant learning rate. The curve goes on as L∞ + a · t^(−b), fitted to its
+    last two doublings, and is judged where the trainer will judge it, with the scatter it has now. None where the tail
+    has too few points (`tail.LEAST_POINTS`), or a loss is not finite or not above 0.
     Source: numerics 6.
     """
     tail = tail_points(points)
@@ -38,12 +38,14 @@ def stop_tokens(
     seen = points[-1][0]
     grid = evaluation_grid(first_point_tokens=first_point_tokens, batch_tokens=batch_tokens, max_tokens=max_tokens)
     ahead = [(t, l_inf + a * (t / seen) ** -b) for t in grid if t > seen]
-    whole = [*points, *ahead]
+    whole, now = [*points, *ahead], gain(points)
     quiet = 0
-    for index in range(max(0, len(points) - IN_A_ROW), len(whole)):
-        quiet = quiet + 1 if abs(fall(whole, index)) < epsilon else 0
-        if quiet >= IN_A_ROW and index >= len(points) - 1:
-            return min(whole[index][0], max_tokens)
+    for end in range(max(1, len(points) - IN_A_ROW + 1), len(whole) + 1):
+        # What lies ahead is drawn without noise: it will scatter as the curve does now.
+        found = gain(whole[:end], noise=now.noise if now and end > len(points) else None)
+        quiet = quiet + 1 if found and abs(found.value) + found.doubt < epsilon else 0
+        if quiet >= IN_A_ROW and end >= len(points):
+            return min(whole[end - 1][0], max_tokens)
     return max_tokens
 
 

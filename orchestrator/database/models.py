@@ -164,7 +164,7 @@ class CurvePoint(Table):
 
 
 class ResultRow(Table):
-    """What a job came to; written with the state `succeeded` and never again."""
+    """What a job came to; written with the state `succeeded`, and anew by `orch db reanalyse`, from the curve alone."""
 
     __tablename__ = "results"
     job_id: Mapped[int] = mapped_column(ForeignKey("jobs.id"), primary_key=True, autoincrement=False)
@@ -194,6 +194,9 @@ class ConvergenceRow(Table):
     epsilon: Mapped[float] = mapped_column(primary_key=True)
     tokens: Mapped[float | None] = mapped_column(Finite)
     lower_bound: Mapped[float | None] = mapped_column(Finite)
+    low: Mapped[float | None] = mapped_column(Finite)
+    """Ends of the 90% interval of `tokens`."""
+    high: Mapped[float | None] = mapped_column(Finite)
 
 
 class CheckpointRow(Table):

@@ -5,6 +5,7 @@ Start at `submission`, `claims`, `heartbeats`, `outcomes`, and `control`; `eligi
 
 from orchestrator.checkpoint_ref import CheckpointRef
 from orchestrator.job_states import State
+from orchestrator.queue.analysis import Reanalysed, reanalyse
 from orchestrator.queue.claims import claim, claim_companion, waiting
 from orchestrator.queue.control import cancel, pause, pause_sweep, resume, resume_sweep, retry
 from orchestrator.queue.expiry import release_expired
@@ -31,6 +32,7 @@ __all__ = [
     "Enqueued",
     "Lease",
     "LeaseLost",
+    "Reanalysed",
     "Result",
     "State",
     "Worker",
@@ -47,6 +49,7 @@ __all__ = [
     "pause",
     "pause_queue",
     "pause_sweep",
+    "reanalyse",
     "record",
     "release",
     "release_expired",

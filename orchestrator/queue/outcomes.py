@@ -1,22 +1,16 @@
 """How an attempt ends: with a result, a failure, or the job handed back. Each is one fenced transaction."""
 
-from typing import NamedTuple, cast
+from typing import cast
 
 from sqlalchemy import Engine, insert, select
 from sqlalchemy.orm import Session
 
-from orchestrator.database.engine import db_now, reading, transaction
-from orchestrator.database.models import Attempt, ConvergenceRow, CurvePoint, Job, ResultRow, SweepRow
+from orchestrator.database.engine import db_now, transaction
+from orchestrator.database.models import Attempt, ConvergenceRow, Job, ResultRow, SweepRow
 from orchestrator.job_states import State
+from orchestrator.queue.analysis import Analysis, analyse
 from orchestrator.queue.fencing import MAX_PREEMPTIONS, backoff, close_attempt, log_event, lost, move
 from orchestrator.queue.types import Lease, Result
-
-
-class _Analysis(NamedTuple):
-    last: CurvePoint | None
-    l_inf: float | None
-    l_inf_se: float | None
-    counts: list[dict[str, float | None]]
 
 
 def finish(engine: Engine, lease: Lease, result: Result) -> None:
@@ -29,7 +23,7 @@ def finish(engine: Engine, lease: Lease, result: Result) -> None:
     """
     # Only the holder of the lease writes the curve, and `close_attempt` below proves that it is still this one: the
     # curve analysed before the transaction is the one that the transaction finds, and no lock is held meanwhile.
-    analysis = _analyse(engine, lease.job_id, result.outcome)
+    analysis = analyse(engine, lease.job_id, result.outcome)
     with transaction(engine) as session:
         if close_attempt(session, lease, outcome=result.outcome, exit_code=0) is None:
             if _finished_before(session, lease):
@@ -124,23 +118,9 @@ def _finished_before(session: Session, lease: Lease) -> bool:
     return session.scalar(select(ResultRow.job_id).where(ResultRow.job_id == lease.job_id, *mine)) is not None
 
 
-def _analyse(engine: Engine, job_id: int, outcome: str) -> _Analysis:
-    from orchestrator.curves.convergence import EPSILONS, tail_fit, tokens_to_convergence
-
-    with reading(engine) as session:
-        query = select(CurvePoint).where(CurvePoint.job_id == job_id).order_by(CurvePoint.tokens_seen)
-        points = session.scalars(query).all()
-        session.expunge_all()
-    curve = [(point.tokens_seen, float("nan") if point.fvu is None else point.fvu) for point in points]
-    tail = None if outcome == "diverged" else tail_fit(curve)  # a loss that went away tends to nothing
-    counts = [tokens_to_convergence(curve, epsilon=epsilon, tail=tail) for epsilon in EPSILONS]
-    rows = [{"epsilon": c.epsilon, "tokens": c.tokens, "lower_bound": c.lower_bound} for c in counts]
-    return _Analysis(points[-1] if points else None, tail and tail.l_inf, tail and tail.l_inf_se, rows)
-
-
-def _store(session: Session, lease: Lease, result: Result, analysis: _Analysis) -> None:
-    measured = {n: getattr(analysis.last, n, None) for n in ("fvu", "fvu_raw", "dead_share", "l0")}
-    row = vars(result) | measured | {"l_inf": analysis.l_inf, "l_inf_se": analysis.l_inf_se}
+def _store(session: Session, lease: Lease, result: Result, analysis: Analysis) -> None:
+    measured = {name: getattr(analysis.last, name, None) for name in ("fvu", "fvu_raw", "dead_share", "l0")}
+    row = vars(result) | measured | analysis.limit
     session.execute(insert(ResultRow).values(job_id=lease.job_id, attempt=lease.attempt, token=lease.token, **row))
     if analysis.counts:
         session.execute(insert(ConvergenceRow), [{"job_id": lease.job_id} | count for count in analysis.counts])

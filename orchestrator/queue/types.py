@@ -5,13 +5,12 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from orchestrator.checkpoint_ref import CheckpointRef
 from orchestrator.errors import StateError
-from orchestrator.job_states import State
+from orchestrator.job_states import Outcome, State
 
 if TYPE_CHECKING:
     from orchestrator.config.job import JobConfig
 
 Desired = Literal["run", "pause", "cancel"]
-Outcome = Literal["converged", "max_tokens", "diverged"]
 
 
 class LeaseLost(StateError):

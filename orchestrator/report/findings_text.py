@@ -77,7 +77,7 @@ def _group(fit: Fit) -> str:
 
 
 def _jobs(contents: Contents) -> Html:
-    words = {"max_tokens": "out of budget before convergence"}
+    words = {"max_tokens": "out of budget before convergence", "not_learning": "not learning"}
     tally = Counter(row.outcome or row.state for row in contents.rows)
     parts = ", ".join(f"{number} {words.get(how, how)}" for how, number in tally.most_common())
     nothing = "" if any(row.outcome for row in contents.rows) else " No job has ended yet: there is nothing to fit."

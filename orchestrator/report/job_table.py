@@ -97,7 +97,7 @@ def _links(fits: Sequence[tuple[int, str]]) -> Html:
 
 def outcome(row: JobMeasurement) -> str:
     """Return how a job ended, or why it has not."""
-    words = {"max_tokens": "out of budget"}
+    words = {"max_tokens": "out of budget", "not_learning": "not learning"}
     ended = words.get(row.outcome, row.outcome) if row.outcome else row.state
     return f"{ended}: {row.reason}" if row.reason and not row.outcome else ended
 

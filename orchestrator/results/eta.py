@@ -29,8 +29,9 @@ def expected_tokens(session: Session, job_ids: Sequence[int]) -> dict[int, int]:
 
 def _stop(text: str, curve: list[tuple[int, float]]) -> int | None:
     config = json.loads(text)
-    training, stop = config["training"], config["stop"]
-    if stop["rule"] != "plateau":
+    training, stop, optimizer = config["training"], config["stop"], config["optimizer"]
+    if stop["rule"] != "plateau" or optimizer["decay_tokens"]:
         return None
+    curve = [(tokens, fvu) for tokens, fvu in curve if tokens >= optimizer["warmup_tokens"]]
     sizes = {name: training[name] for name in ("first_point_tokens", "batch_tokens", "max_tokens")}
     return stop_tokens(tuple(curve), epsilon=stop["epsilon"], **sizes)

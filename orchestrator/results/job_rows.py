@@ -92,7 +92,7 @@ def _query() -> Select[Any]:
             point.tokens_seen.label("point_tokens"), point.fvu, point.dead_share, point.l0, point.wall_seconds,
             m.ResultRow.tokens_seen.label("result_tokens"), m.ResultRow.outcome, m.ResultRow.l_inf,
             m.ResultRow.untrained_fvu, m.ResultRow.artifact_uri,
-            m.ConvergenceRow.tokens, m.ConvergenceRow.lower_bound,
+            m.ConvergenceRow.tokens, m.ConvergenceRow.lower_bound, m.ConvergenceRow.low, m.ConvergenceRow.high,
             m.Attempt.worker, m.Attempt.started_at,
         )
         .outerjoin(m.Attempt, (m.Attempt.job_id == job.id) & (m.Attempt.attempt == job.attempt))
@@ -131,7 +131,8 @@ def _job(row: Row[Any], context: _QueueContext, expected: int | None, swept: dic
         failures=row.failures, preemptions=row.preemptions, n_latents=row.n_latents, k=row.k, lr=row.lr, seed=row.seed,
         d_model=row.d_model, max_tokens=row.max_tokens, tokens_seen=next(n for n in seen if n is not None),
         tokens_per_second=row.tokens_per_second, fvu=row.fvu, dead_share=row.dead_share, l0=row.l0,
-        outcome=row.outcome, tokens_to_convergence=row.tokens, tokens_lower_bound=row.lower_bound, l_inf=row.l_inf,
+        outcome=row.outcome, tokens_to_convergence=row.tokens, tokens_lower_bound=row.lower_bound,
+        tokens_low=row.low, tokens_high=row.high, l_inf=row.l_inf,
         untrained_fvu=row.untrained_fvu, wall_seconds=row.wall_seconds, created_at=row.created_at,
         started_at=row.started_at, finished_at=row.finished_at, age=context.now - row.created_at, worker=row.worker,
         lease_left=None if row.expires_at is None else row.expires_at - context.now, reason=_reason(row, context),

@@ -13,7 +13,7 @@ from orchestrator.results.rows import QueueStats, SweepRow, WorkerRow
 HOUR = 3600.0
 KINDS = ("results", "failures", "preemptions", "lost", "other")
 _KIND_OF = {
-    "converged": "results", "max_tokens": "results", "diverged": "results",
+    "converged": "results", "max_tokens": "results", "not_learning": "results", "diverged": "results",
     "preempted": "preemptions", "lost": "lost", "paused": "other", "cancelled": "other",
 }  # fmt: skip
 """Every other outcome of an attempt is a failure."""

@@ -32,11 +32,14 @@ class JobRow:
     dead_share: float | None
     l0: float | None
     outcome: str | None
-    """converged, max_tokens or diverged."""
+    """converged, max_tokens, not_learning or diverged."""
     tokens_to_convergence: float | None
     """At epsilon 0.01; None when censored."""
     tokens_lower_bound: float | None
     """What a censored count is known to exceed."""
+    tokens_low: float | None
+    """Ends of the 90% interval of tokens_to_convergence; None when censored, or analysed before there was one."""
+    tokens_high: float | None
     l_inf: float | None
     untrained_fvu: float | None
     wall_seconds: float | None
@@ -205,3 +208,6 @@ class ConvergenceRow:
     tokens: float | None
     """None when censored."""
     lower_bound: float | None
+    low: float | None
+    """Ends of its 90% interval; None when censored."""
+    high: float | None

@@ -18,6 +18,7 @@ from orchestrator.database.models import Job
 from orchestrator.database.schema import open_database
 from orchestrator.fits import store
 from orchestrator.fits.forecast_inputs import load_inputs
+from orchestrator.job_states import Outcome
 from orchestrator.results.fit_rows import measured
 from orchestrator.scaling.fit.fitting import fit
 from orchestrator.settings import Settings
@@ -219,7 +220,7 @@ class Player(threading.Thread):
         loss = 0.2 * (1 + 0.2 * abs(value / 2e-3 - 1))
         known = points([(8192 * 2**at, loss * (1 + 0.5**at)) for at in range(12)], 256, 8)
         queue.record(self.engine, claimed.lease, known)
-        outcome: queue.types.Outcome = "diverged" if value >= 8e-3 else "converged"
+        outcome: Outcome = "diverged" if value >= 8e-3 else "converged"
         ended = queue.Result(outcome, known[-1].tokens_seen, 1.2, "file", 1.0, 1e9, 1e9, 1e9)
         queue.finish(self.engine, claimed.lease, ended)
 

@@ -6,7 +6,7 @@ import pytest
 from sqlalchemy import Engine, func, select
 
 from orchestrator import queue, results
-from orchestrator.curves import convergence
+from orchestrator.curves import convergence, limit
 from orchestrator.database.engine import reading
 from orchestrator.database.models import ResultRow
 from orchestrator.queue import Lease, LeaseLost
@@ -41,11 +41,11 @@ def test_a_result_comes_with_its_counts_and_state(engine: Engine) -> None:
     assert (row.state, row.outcome, row.tokens_seen, row.dead_share) == ("succeeded", "converged", 2**15, 0.25)
     assert row.finished_at is not None
     points = [(p.tokens_seen, p.fvu) for p in results.curve(engine, 1)]
-    tail = convergence.tail_fit(points)
+    tail = limit.tail_fit(points)
     assert tail is not None
     assert row.l_inf == tail.l_inf
     for got in results.convergence(engine, 1):
-        asked = convergence.tokens_to_convergence(points, epsilon=got.epsilon, tail=tail)
+        asked = limit.tokens_to_convergence(points, epsilon=got.epsilon, tail=tail)
         assert (got.tokens, got.lower_bound) == (asked.tokens, asked.lower_bound)
     assert [c.epsilon for c in results.convergence(engine, 1)] == sorted(convergence.EPSILONS)
     assert leases(engine) == set()

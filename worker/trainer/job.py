@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from orchestrator.curves.convergence import has_converged, has_diverged
+from orchestrator.curves.outcome import outcome_of
 from worker.activations.source import Vectors
 from worker.formats.native import save_final
 from worker.protocol import Assignment, CurvePointMessage, Ended, Left
@@ -57,7 +57,7 @@ class JobTraining:
         progress = next(self._steps, None)
         self._batch = None
         if progress is None:
-            return "max_tokens"
+            return self.outcome_so_far() or "max_tokens"
         self._channel.alive(progress.tokens_seen, self.job_id)
         if progress.point is None:
             return None
@@ -69,13 +69,9 @@ class JobTraining:
 
         A pure function of the curve: a resumed job ends where an uninterrupted one does.
         """
-        stop, max_tokens = self._job.config.stop, self._job.config.training.max_tokens
         curve = [(point.tokens_seen, point.fvu) for point in self._state.curve]
-        if has_diverged(curve, max_tokens=max_tokens):
-            return "diverged"
-        if stop.rule == "plateau" and has_converged(curve, epsilon=stop.epsilon):
-            return "converged"
-        return "max_tokens" if self.tokens_seen >= max_tokens else None
+        untrained = self._state.untrained_fvu
+        return outcome_of(curve, self._job.config, untrained_fvu=untrained, tokens_seen=self.tokens_seen)
 
     def save(self) -> None:
         """Write a checkpoint and report it."""

@@ -49,6 +49,23 @@ def check() -> None:
 
 
 @db.command()
+def reanalyse() -> None:
+    """Judge every stored curve anew, by this version's rules.
+
+    L∞, its standard error, tokens to convergence and their intervals are functions of the stored curve; so is whether a
+    job learned anything. No job is trained again. Fits of laws stay as they were stored: orch fit SWEEP makes new ones.
+    """
+    from orchestrator.cli.selection import database
+    from orchestrator.queue import reanalyse as judge_anew
+
+    with database() as (_, engine):
+        found = judge_anew(engine)
+    terminal.echo(f"{found.n_jobs} results judged anew: L∞ or tokens to convergence of {found.n_limits} are others now")
+    for job_id, (before, now) in found.outcomes.items():
+        terminal.echo(f"job {job_id}: {before} is now {now}")
+
+
+@db.command()
 @click.argument("file", type=click.Path(dir_okay=False, path_type=Path))
 @click.option("--force", is_flag=True, help="Write over a file that is there.")
 def backup(*, file: Path, force: bool) -> None:

@@ -33,9 +33,12 @@ _HOLDERS = {
     "lost": "Its worker has not reported for {silent}.",
 }
 _ENDINGS = {
-    "converged": "Three evaluations in a row gained less than stop.epsilon since half the tokens.",
+    "converged": "At three evaluations in a row it gained less than stop.epsilon per doubling of tokens, beyond doubt.",
     "max_tokens": "It used its whole token budget before it converged.",
-    "diverged": "Its loss was no longer finite, or rose far above its best. That is a result: orch show {id} --curve",
+    "not_learning": "It hardly learned: at the end of its budget its fvu is within a tenth of what untrained weights, "
+    "or the mean alone, score. Its learning rate is too low, or its budget too short: orch show {id} --curve",
+    "diverged": "Its loss was no longer finite, or rose far above its best, or above that of its untrained weights. "
+    "That is a result: orch show {id} --curve",
 }
 
 

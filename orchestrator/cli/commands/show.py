@@ -95,11 +95,16 @@ def _counts(counts: list[dict[str, Any]]) -> list[tuple[str, str]]:
     return [
         (
             f"T({100 * c['epsilon']:g}%)",
-            f"{count(c['tokens'])} tokens" if c["tokens"] else f"> {count(c['lower_bound'])} tokens",
+            _tokens(c) if c["tokens"] else f"> {count(c['lower_bound'])} tokens",
         )
         for c in counts
         if c["tokens"] or c["lower_bound"]
     ]
+
+
+def _tokens(found: dict[str, Any]) -> str:
+    interval = f" (90%: {count(found['low'])} to {count(found['high'])})" if found["low"] else ""
+    return f"{count(found['tokens'])} tokens{interval}"
 
 
 def _files(settings: "Settings", row: "JobRow") -> list[tuple[str, str]]:

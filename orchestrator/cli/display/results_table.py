@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from orchestrator.settings import Settings
 
 UI = "http://127.0.0.1:5000"
-_OUTCOMES = {"converged": "green", "max_tokens": "yellow", "diverged": "red"}
+_OUTCOMES = {"converged": "green", "max_tokens": "yellow", "not_learning": "red", "diverged": "red"}
 
 
 def result_lines(rows: "Sequence[JobRow]", *, width: int | None) -> list[str]:

@@ -42,7 +42,8 @@ def why_not_ended(row: JobMeasurement) -> str:
 
 def why_diverged(row: JobMeasurement) -> str:
     """Return why a job has no result, or one that no loss can be taken from; empty where it can."""
-    return why_not_ended(row) or ("it diverged" if row.outcome == "diverged" else "")
+    without = {"diverged": "it diverged", "not_learning": "not learning: its fvu stayed near that of untrained weights"}
+    return why_not_ended(row) or without.get(row.outcome or "", "")
 
 
 def why_not_converged(row: JobMeasurement) -> str:

@@ -79,6 +79,9 @@ def like_the_others(n: int, k: int, rows: Sequence[JobMeasurement]) -> MissingJo
     if short := [row for row in here if row.outcome == "max_tokens"]:
         return MissingJob(n, k, lr, f" training.max_tokens={2 * max(row.max_tokens for row in short)}")
     ended = [row for row in here if row.state == "succeeded"]
+    too_small = [row.lr for row in ended if row.lr is not None and row.outcome == "not_learning"]
+    if too_small:
+        return MissingJob(n, k, f"{2 * max(too_small):.3g}")
     too_large = [row.lr for row in ended if row.lr is not None and (row.outcome == "diverged" or row.is_dead)]
     if too_large:
         return MissingJob(n, k, f"{min(too_large) / 2:.3g}")
@@ -89,10 +92,11 @@ def like_the_others(n: int, k: int, rows: Sequence[JobMeasurement]) -> MissingJo
 def at_a_larger_rate(n: int, k: int, rows: Sequence[JobMeasurement]) -> MissingJob:
     """Return a job with a larger learning rate than any that was tried; with a smaller one where none converges."""
     here = [row for row in rows if row.k == k and row.n_latents == n]
-    rates = {rate: jobs for rate, jobs in by_rate(here).items() if rate}
+    learning = [row for row in here if row.outcome != "not_learning"]
+    rates = {rate: jobs for rate, jobs in by_rate(learning or here).items() if rate}
     if not rates:
         return MissingJob(n, k, _rate_to_try(n, k, rows))
-    some_converge = any(converges(jobs) for jobs in rates.values())
+    some_converge = not learning or any(converges(jobs) for jobs in rates.values())
     return MissingJob(n, k, f"{2 * max(rates) if some_converge else min(rates) / 2:.3g}")
 
 

@@ -30,6 +30,7 @@ def _samples(law: LawName, rows: Sequence[JobMeasurement], **values: Any) -> lis
         ({"state": "failed", "outcome": None, "reason": "Boom"}, "it failed: Boom"),
         ({"state": "cancelled", "outcome": None}, "it was cancelled"),
         ({"outcome": "diverged"}, "it diverged"),
+        ({"outcome": "not_learning"}, "not learning: its fvu stayed near that of untrained weights"),
         ({"outcome": "max_tokens"}, "not converged: it reached its budget of 1000 tokens"),
         ({"fvu": None}, "no curve is stored of it"),
         ({"fvu": math.nan}, "its last loss is not a number"),
@@ -175,6 +176,16 @@ def test_what_diverged_or_died_is_tried_more_slowly() -> None:
     rows = [measured(64), measured(128, lr=0.04, outcome="diverged"), measured(256, lr=0.02, fvu=1.1)]
     with pytest.raises(FitError, match=r"\(n=128, k=8, lr=0.02\), \(n=256, k=8, lr=0.01\)"):
         fit("ln", rows)
+
+
+def test_what_hardly_learned_is_tried_faster() -> None:
+    """It is as high as what diverged, and the hint once halved its rate."""
+    rows = [measured(64), measured(128, lr=1e-6, outcome="not_learning", fvu=1.1)]
+    with pytest.raises(FitError, match=r"\(n=128, k=8, lr=2e-06\)"):
+        fit("ln", rows)
+    rows = [measured(64, lr=0.04), measured(128, lr=1e-6, outcome="not_learning", fvu=1.1), measured(256, lr=0.01)]
+    with pytest.raises(FitError, match=r"\(n=128, k=8, lr=2e-06\)"):
+        fit("lr", rows)
 
 
 def test_a_learning_rate_is_bracketed_from_both_sides() -> None:
