@@ -118,7 +118,8 @@ def fit_groups(
         asked: dict[str, float | int | str | None] = {
             "epsilon": options.epsilon, "loss": options.loss, "flops": options.flops, "jobs ended": ended(rows),
         }  # fmt: skip
-        fits.append(replace(found, sweeps=sweeps, options=found.options | asked))
+        shared = {name: getattr(kept[0], name) for name in law.grounds if name != "subject"}
+        fits.append(replace(found, sweeps=sweeps, options=found.options | asked, **shared))
     if not fits and not refused:
         refused.append(Refusal(name, "", shortage(law, None, rows, excluded=excluded)))
     return Fitted(tuple(fits), tuple(refused))

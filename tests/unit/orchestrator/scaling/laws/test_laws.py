@@ -86,7 +86,10 @@ def test_a_mixture_is_refused_and_says_how_to_choose(name: Any, plural: str) -> 
     [found] = fit("ln", rows, n_bootstrap=100, options=FitOptions(**{name: "two"}))  # type: ignore[arg-type]
     assert found.jobs == tuple(row.job_id for row in rows[3:])
     assert {one.why for one in found.excluded} == {f"another {name}: one"}
-    assert found.group == ("k=8" if name == "subject" else f"k=8, {name}=two")
+    assert found.group == "k=8", "a fit of these jobs alone has the same name"
+    assert getattr(found, name) == "two"
+    [alone] = fit("ln", rows[3:], n_bootstrap=100)
+    assert (alone.group, getattr(alone, name)) == (found.group, "two")
 
 
 def test_the_best_learning_rate_of_each_cell() -> None:
