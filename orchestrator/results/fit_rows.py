@@ -128,6 +128,7 @@ def _measured(row: Row[Any], config: dict[str, Any], known: _Tables) -> JobMeasu
         device=facts.get("device", row.device), threads=facts.get("threads"),
         curve=tuple(known.curves.get(row.id, ())),
         layer=None if config["subject"]["hook"] else config["subject"]["layer"],
+        stop_epsilon=config["stop"]["epsilon"],
     )  # fmt: skip
 
 

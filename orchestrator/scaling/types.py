@@ -55,6 +55,8 @@ class JobMeasurement:
     curve: tuple[Point, ...]
     layer: int | None = None
     """As its config names it; None where that says auto, or names a module."""
+    stop_epsilon: float = 0.005
+    """Of its stop rule."""
 
     @property
     def is_dead(self) -> bool:
