@@ -85,8 +85,9 @@ def _print(done: "Fitted", ids: list[int], output: str | None, *, is_asked: bool
         for line in fit_lines(one, number, width=terminal.width()):
             terminal.echo(line)
     for refusal in done.refused:
-        name = f"{LAWS[refusal.law].title}{f', {refusal.group}' if refusal.group else ''}"
+        title, why = LAWS[refusal.law].title, refusal.error.message
+        said = f"Not fitted: {why if why.startswith(title) else f'{title}: {why}'}"
         if is_asked:
-            terminal.warn(f"{name} was not fitted: {refusal.error.message}", refusal.error.hint)
+            terminal.warn(said, refusal.error.hint)
         else:
-            terminal.note(f"Not fitted: {refusal.error.message}")
+            terminal.note(said)

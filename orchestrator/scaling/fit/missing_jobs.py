@@ -100,8 +100,8 @@ def _longer(job: MissingJob, short: Sequence[JobMeasurement]) -> MissingJob:
     fall = f", its fvu {1 - last.fvu / first.fvu:.1%} lower" if last.fvu and first.fvu else ""
     return job._replace(
         no_use=f"n = {job.n}, k = {job.k}: job {first.job_id} reached its budget, and so did job {last.job_id} with"
-        f" {last.max_tokens / first.max_tokens:.3g} times as much{fall}. A still larger one is not advised: look at orch"
-        f" show {last.job_id} --curve, then change the learning rate or raise stop.epsilon"
+        f" {last.max_tokens / first.max_tokens:.3g} times as much{fall}. No larger one is advised: look at"
+        f" orch show {last.job_id} --curve, then change the learning rate or raise stop.epsilon"
     )
 
 
