@@ -248,8 +248,8 @@ def _promise(uncertainty: _Uncertainty) -> str:
     ids, parts = uncertainty.unfinished, uncertainty.left_by_them
     first = ""
     if ids and parts is not None:
-        has = "have" if len(ids) > 1 else "has"
-        first = f", of which {jobs_named(ids)}, which {has} not ended, should leave {parts[0]:.0%} and {parts[1]:.0%}"
+        alone = "themselves" if len(ids) > 1 else "itself"
+        first = f"; {jobs_named(ids)}, not ended yet, should bring them to {parts[0]:.0%} and {parts[1]:.0%} by {alone}"
     open_to = " and ".join(rivals(fit.scores, fit.form))
     undecided = f"; AICc does not rule out {open_to}: larger sizes tell them apart" if open_to else ""
     return (

@@ -196,6 +196,13 @@ def test_several_hook_points_are_told_apart_everywhere() -> None:
         assert page.text.count(f"resid_post of block {layer}") >= 5 + 3, "its jobs, its fit, its panels"
 
 
+def test_a_layer_with_too_few_jobs_is_noted_with_the_fit_of_the_other() -> None:
+    rows = [*planted.grid(ks=(4,)), planted.job(99, 64, 4, hook="resid_post of block 1")]
+    [found], missing = fit_everywhere("ln", rows)
+    assert missing is not None
+    assert found.notes[-1].startswith("Not fitted at resid_post of block 1: L(N) (k=4) needs converged jobs")
+
+
 def test_a_law_that_is_not_fitted_is_named_once() -> None:
     missing = {"lnk": Missing("L(N,K) needs converged jobs", ""), "ln": Missing("these jobs mix texts", "")}
     page = Page(page_of(replace(contents([planted.job(1)]), missing=missing)))

@@ -158,10 +158,10 @@ def test_jobs_that_have_not_ended_are_expected_and_told_apart() -> None:
     assert all(one.job.seed > 0 and "another seed" in one.why for one in again)
     assert before[0].startswith("L(N) (k=8): b = -0.3000")
     assert "not ended" not in before[0]
-    assert ", of which jobs 9, 9, which have not ended, should leave " in after[0]
+    assert "; jobs 9, 9, not ended yet, should bring them to " in after[0]
     alone, planned = (
         float(found[1])
-        for found in (re.search(r"leave (\d+)%", after[0]), re.search(r"fall to (\d+)%", after[0]))
+        for found in (re.search(r"bring them to (\d+)%", after[0]), re.search(r"fall to (\d+)%", after[0]))
         if found
     )
     assert planned <= alone < 100
