@@ -91,7 +91,7 @@ def fit_everywhere(law: LawName, rows: Sequence[JobMeasurement]) -> tuple[list[F
 
 
 def _options(law: LawName, rows: Sequence[JobMeasurement]) -> dict[str, FitOptions]:
-    """Return the options of a fit for each combination of what jobs differ in and a fit's jobs must not, by its words."""
+    """Return the options of a fit by the words of each combination of what jobs differ in and a fit's jobs must not."""
     varied = [name for name in LAWS[law].grounds if len({getattr(row, name) for row in rows}) > 1]
     mixtures = dict.fromkeys(tuple(getattr(row, name) for name in varied) for row in rows)
     return {", ".join(mixture): FitOptions(**dict(zip(varied, mixture, strict=True))) for mixture in mixtures}
