@@ -14,8 +14,9 @@ from orchestrator.fits.job_choice import ANY, JobChoice
 from orchestrator.job_states import OPEN
 from orchestrator.results.fit_rows import measured
 from orchestrator.results.stored_configs import configs, last_ended
-from orchestrator.scaling.fit.fitting import ended, fit
+from orchestrator.scaling.fit.fitting import curve_points, ended, fit
 from orchestrator.scaling.fit.options import GROUNDS
+from orchestrator.scaling.laws.registry import LAWS
 from orchestrator.scaling.plan.forecast import ForecastInputs
 from orchestrator.scaling.plan.throughput import device_of
 from orchestrator.scaling.types import Fit, JobMeasurement, LawName, StoredFit
@@ -141,8 +142,10 @@ class _KnownFits(NamedTuple):
 
 
 def is_current(stored: StoredFit, rows: Sequence[JobMeasurement], last: float | None) -> bool:
-    """Say whether no job has ended since a fit was made, nor while it was."""
-    return stored.created_at >= (last or 0.0) and stored.fit.options.get("jobs ended") == ended(rows)
+    """Say whether no job has ended since a fit was made, nor while it was, and no curve it was made from has grown."""
+    told = stored.fit.options
+    has_grown = LAWS[stored.fit.law].is_over_compute and told.get("curve points") != curve_points(rows)
+    return stored.created_at >= (last or 0.0) and told.get("jobs ended") == ended(rows) and not has_grown
 
 
 def _is_plain(found: Fit) -> bool:

@@ -94,6 +94,23 @@ def test_fits_are_renewed_when_more_jobs_have_ended(engine: Engine, tmp_path: Pa
     assert second.origins[1].flops == (last.flops_dense, last.flops_executed)
 
 
+def test_a_law_of_curves_is_renewed_when_they_have_grown(engine: Engine) -> None:
+    """While jobs ran, L(C) stayed that of the first report, beside the curves of the present."""
+    enqueue(engine, ks=(4,))
+    train(engine, 3)
+    claimed = claim(engine)
+    points = planted.job(claimed.lease.job_id, claimed.config.sae.n_latents or 0, 4).curve
+    queue.begin(engine, claimed.lease, {"d_model": planted.D_MODEL}, 0)
+    queue.record(engine, claimed.lease, list(points[:8]))
+    first, again = (collect_contents(engine, ["laws"], laws=["ln", "lc"]).fits for _ in range(2))
+    assert [one.id for one in again] == [one.id for one in first], "nothing has changed"
+    queue.record(engine, claimed.lease, list(points[8:]))
+    second = {one.fit.law: one.id for one in collect_contents(engine, ["laws"], laws=["ln", "lc"]).fits}
+    before = {one.fit.law: one.id for one in first}
+    assert second["lc"] > before["lc"]
+    assert second["ln"] == before["ln"], "it reads jobs that ended"
+
+
 def test_figures_as_files(engine: Engine, tmp_path: Path, capsys: Capture) -> None:
     enqueue(engine)
     train(engine, 8)

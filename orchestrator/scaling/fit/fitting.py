@@ -117,6 +117,7 @@ def fit_groups(
         found = _compose(law, tried, n_bootstrap=n_bootstrap, seed=seed)
         asked: dict[str, float | int | str | None] = {
             "epsilon": options.epsilon, "loss": options.loss, "flops": options.flops, "jobs ended": ended(rows),
+            "curve points": curve_points(rows),
         }  # fmt: skip
         shared = {name: getattr(kept[0], name) for name in law.grounds if name != "subject"}
         fits.append(replace(found, sweeps=sweeps, options=found.options | asked, **shared))
@@ -128,6 +129,11 @@ def fit_groups(
 def ended(rows: Sequence[JobMeasurement]) -> int:
     """Return how many jobs have ended: by this number, stored with a fit, one that ended meanwhile is noticed."""
     return sum(row.state in TERMINAL for row in rows)
+
+
+def curve_points(rows: Sequence[JobMeasurement]) -> int:
+    """Return how many points the curves have: by this number a fit to curves that have grown since is noticed."""
+    return sum(len(row.curve) for row in rows)
 
 
 def fit_laws(
