@@ -160,6 +160,8 @@ def test_the_jobs_of_one_layer_are_chosen_and_those_not_ended_told(engine: Engin
         assert items(capsys) == found
     assert run(["plan", "law", "--layer", "1", "--budget", "1h", "-o", "json"]) == 0
     assert {one["config"]["subject"]["layer"] for one in items(capsys)} == {1}
+    assert run(["plan", "law", "--layer", "1", "--budget", "1h", "-o", "-"]) == 0
+    assert "orch plan law --budget '1h' --layer 1\n" in capsys.readouterr().out
     waiting = queue.enqueue(engine, Sweep("law", tuple(_of_layer(1, 4096)))).job_ids
     assert run(["forecast", "law", *sizes, "--layer", "1"]) == 0
     assert "1 of these 6 jobs have not ended (1 queued): no law knows of them yet." in capsys.readouterr().err

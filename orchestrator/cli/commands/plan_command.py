@@ -85,6 +85,7 @@ def _propose(
         kind = loaded.inputs.device or "no device"
         doubt = " It is no GPU." if limit.device == "gpu" and not kind.startswith("cuda") else ""
         expected = [f"Hours are of {kind}, on which most of the jobs ended; another: --device.{doubt}", *expected]
+    told += "".join(f" --{name} {value!r}" for name, value in choice._asdict().items() if value is not None)
     head = [f"{MARK} {' '.join(sweeps)} {told}", *loaded.notes, *expected]
     _show(choices, output)
     if output != "json":

@@ -14,8 +14,8 @@ from orchestrator.scaling.plots.law_plots import (
     draw_law,
     draw_residual,
     fits_to_draw,
+    forms_of,
     series_name,
-    spelled,
 )
 from orchestrator.scaling.plots.naming import differing, in_order, place
 from orchestrator.scaling.plots.panels import laid_out
@@ -112,7 +112,7 @@ def compute(law: "Law", name: str, rows: Rows, fits: Fits) -> Drawing | None:
     sheet.legend([("curve of a job", Pen(FAINT, "", "-")), *colours.items()])
     thin = "Thin, in the colour of the envelope it is part of, else grey" if of_fit else "Grey"
     said = f"{thin}: every stored curve. Points: the lower envelope of all of them, in equal steps of log C."
-    return sheet.done(law.heading, f"{spelled(drawn[0].equation)} ({drawn[0].form}). {said} Band: 90% of the refits.")
+    return sheet.done(law.heading, f"{forms_of(drawn)}. {said} Band: 90% of the refits.")
 
 
 def rates(law: "Law", name: str, rows: Rows, fits: Fits) -> Drawing | None:

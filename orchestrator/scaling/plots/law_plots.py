@@ -61,6 +61,11 @@ def fits_to_draw(law: "Law", fits: Fits) -> list[Fit]:
     return [fit for fit in fits if fit.law == law.key and fit.residuals]
 
 
+def forms_of(fits: Fits) -> str:
+    """Return the equations of fits, each with the name of its form."""
+    return "; ".join(sorted({f"{spelled(fit.equation)} ({fit.form})" for fit in fits}))
+
+
 def spelled(text: str) -> str:
     """Return an equation, or a coefficient's name, with Greek letters."""
     return re.sub(r"alpha|beta|gamma|zeta|eta", lambda found: _GREEK[found[0]], text)
@@ -154,9 +159,8 @@ def _with_predictions(fits: Fits, heights: list[float]) -> list[float]:
 
 
 def _caption(fits: Fits, left_out: Sequence[object]) -> str:
-    forms = "; ".join(sorted({f"{spelled(fit.equation)} ({fit.form})" for fit in fits}))
     censored = sum(point.censored for fit in fits for point in fit.residuals)
-    said = [f"Lines: {forms}. Bands: 90% of the bootstrap refits."]
+    said = [f"Lines: {forms_of(fits)}. Bands: 90% of the bootstrap refits."]
     said += [f"{named(censored, 'count')} censored: the arrow says that the truth is above."] if censored else []
     said += [f"Hollow grey: {named(len(left_out), 'job')} left out of the fit."] if left_out else []
     return " ".join(said)
