@@ -217,6 +217,16 @@ def test_a_rate_above_the_largest_that_converges_may_wait_already() -> None:
     assert not any("n_latents=64" in line for line in told)
 
 
+def test_jobs_of_another_layer_supply_nothing() -> None:
+    """A job that ran at layer 1 was said to be on its way for the law of layer 3."""
+    other = [measured(n, hook="layer 1", state="running", outcome=None) for n in (64, 128, 256)]
+    with pytest.raises(FitError) as told:
+        fit("ln", [*other, measured(64, hook="layer 3")], options=FitOptions(hook="layer 3"))
+    assert "missing: (n=128, k=8" in told.value.message
+    assert "there already" not in told.value.message
+    assert "not ended" not in told.value.hint
+
+
 def test_no_job_is_asked_for_that_is_there() -> None:
     """T(N) asked for the same config again, which would come to the same bound."""
     known = [*line((64, 128)), measured(256, tokens=None, bound=700.0)]
