@@ -4,8 +4,8 @@ OrchError                     exit 1   anything of ours
 ├── ConfigError(ValueError)   exit 2   the person corrects the file or the flag
 ├── NotFound(LookupError)     exit 3   the person names something else
 ├── StateError                exit 4   the action is not allowed now, or the lease has gone to another worker
+├── FitError                  exit 4   a fit lacks jobs: the message names them
 ├── StorageError              exit 5   database, broker or disk: try again later (retry = True)
-├── FitError                  exit 5   a fit lacks jobs: the message names them
 ├── SubjectError              exit 1   the language model or its text cannot be used
 ├── TrainingError             exit 1   the trainer failed
 │   ├── Diverged              exit 1   a result, not a crash
@@ -63,7 +63,7 @@ class StorageError(OrchError):
 class FitError(OrchError):
     """There are too few jobs for this fit."""
 
-    exit_code = 5
+    exit_code = 4
 
 
 class SubjectError(OrchError):

@@ -13,6 +13,7 @@ from orchestrator.config.job import JobConfig
 from orchestrator.dispatch import wake
 from orchestrator.errors import NotFound, StateError
 from orchestrator.fits.forecast_inputs import check_one_kind
+from orchestrator.fits.job_choice import ANY, JobChoice
 from orchestrator.results.fit_rows import measured
 from orchestrator.results.stored_configs import configs, stored_sweep
 from orchestrator.scaling.plan.forecast import check_size, sized
@@ -31,6 +32,8 @@ class SearchScope(NamedTuple):
     """Values of n_latents beside those the sweeps have."""
     ks: tuple[int, ...]
     """Empty: every k the sweeps have."""
+    choice: JobChoice = ANY
+    """Which of their jobs are meant."""
 
 
 class SearchStep(NamedTuple):
@@ -55,7 +58,8 @@ def propose(engine: Engine, scope: SearchScope) -> SearchStep:
         NotFound: an unknown sweep, or one without a job of the wanted k.
         ConfigError: jobs of several subjects, or a size that no job can have.
     """
-    rows = [row for row in measured(engine, scope.sweeps) if not scope.ks or row.k in scope.ks]
+    meant = scope.choice.of(measured(engine, scope.sweeps))
+    rows = [row for row in meant if not scope.ks or row.k in scope.ks]
     if not rows:
         raise NotFound(
             f"no job of {', '.join(scope.sweeps)} has such a k" if scope.ks else f"{scope.sweeps[0]} has no job",

@@ -60,6 +60,19 @@ def job_argument() -> Callable[[_Decorated], _Decorated]:
     return click.argument("job", metavar="JOB", type=click.IntRange(1), shell_complete=_complete)
 
 
+def job_choice_options(command: _Decorated) -> _Decorated:
+    """Give a command the options that say which jobs of its sweeps are meant: the fields of `JobChoice`."""
+    for option in (
+        click.option("--activation", help="Only SAEs of this activation."),
+        click.option("--data", help="Only jobs of this text."),
+        click.option("--layer", type=int, help="Only jobs read at this layer, as their configs name it."),
+        click.option("--hook", help="Only jobs read at this hook point."),
+        click.option("--subject", help="Only jobs of this subject."),
+    ):
+        command = option(command)
+    return command
+
+
 def output_option(*formats: str) -> Callable[[_Decorated], _Decorated]:
     """Give a command -o with the formats it knows."""
     return click.option("-o", "--output", type=click.Choice(formats), help="Print for a program instead of a person.")

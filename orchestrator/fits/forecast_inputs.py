@@ -1,5 +1,6 @@
 """The inputs of forecasts and plans, from the database: jobs, their fits (stored ones, else made now), a config."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -9,10 +10,13 @@ from orchestrator.config.flat_keys import flatten, varied_keys
 from orchestrator.config.job import JobConfig
 from orchestrator.errors import ConfigError, FitError
 from orchestrator.fits import store
+from orchestrator.fits.job_choice import ANY, JobChoice
+from orchestrator.job_states import OPEN
 from orchestrator.results.fit_rows import measured
 from orchestrator.results.stored_configs import configs, last_ended
-from orchestrator.scaling.fit.fitting import ended, fit
+from orchestrator.scaling.fit.fitting import curve_points, ended, fit
 from orchestrator.scaling.fit.options import GROUNDS
+from orchestrator.scaling.laws.registry import LAWS
 from orchestrator.scaling.plan.forecast import ForecastInputs
 from orchestrator.scaling.plan.throughput import device_of
 from orchestrator.scaling.types import Fit, JobMeasurement, LawName, StoredFit
@@ -30,23 +34,27 @@ class LoadedInputs(NamedTuple):
 
 
 def load_inputs(
-    engine: Engine, sweeps: Sequence[str], *, device: str | None = None, rates: bool = False
-) -> LoadedInputs:
+    engine: Engine, sweeps: Sequence[str], *, choice: JobChoice = ANY, device: str | None = None,
+    rates: bool = False,
+) -> LoadedInputs:  # fmt: skip
     """Return what is known of sweeps: stored fits that no job is newer than, and fits made now where there are none.
 
-    `rates` asks for lr*(N) too.
+    `choice` says which of their jobs are meant; `rates` asks for lr*(N) too.
 
     Raises:
         NotFound: one of the names is no sweep.
-        ConfigError: jobs of several subjects, hook points or texts; no job ended on the device asked for.
+        ConfigError: jobs of several subjects, hook points or texts, or none that is meant; no job ended on the device
+            asked for.
         FitError: too few jobs for any law of fvu.
     """
-    rows = measured(engine, sweeps)
+    everything = measured(engine, sweeps)
+    rows = choice.of(everything)
     check_one_kind(rows)
-    losses, no_loss = _losses(engine, sweeps, rows)
-    lengths, no_length = _fits_or_why(engine, sweeps, rows, "tn")
+    known = _KnownFits(engine, sweeps, everything, rows)
+    losses, no_loss = known.losses()
+    lengths, no_length = known.of_or_why("tn")
     # A learning rate has other sources too: that there is no lr*(N) is not worth a note.
-    largest_rates = _fits_or_why(engine, sweeps, rows, "lr")[0] if rates else []
+    largest_rates = known.of_or_why("lr")[0] if rates else []
     base = max((row for row in rows if row.n_latents), key=lambda row: (row.outcome == "converged", row.n_latents or 0))
     by_id = configs(engine, [row.job_id for row in rows])
     if device is not None and all(row.device != device for row in rows):
@@ -55,7 +63,7 @@ def load_inputs(
     inputs = ForecastInputs(
         tuple(rows), by_id[base.job_id], tuple(losses), tuple(lengths), tuple(largest_rates), device or device_of(rows)
     )
-    return LoadedInputs(inputs, (*no_loss, *no_length, *_other_keys(by_id, base.job_id)))
+    return LoadedInputs(inputs, (*_unfinished(rows), *no_loss, *no_length, *_other_keys(by_id, base.job_id)))
 
 
 def check_one_kind(rows: Sequence[JobMeasurement]) -> None:
@@ -65,17 +73,15 @@ def check_one_kind(rows: Sequence[JobMeasurement]) -> None:
         ConfigError: names what differs, and where.
     """
     for name, plural in GROUNDS.items():
-        for has_run in (True, False):  # a job that no attempt has begun names its hook point as its config does
-            kinds: dict[str, JobMeasurement] = {}
-            for row in rows:
-                if (row.d_model is not None) == has_run:
-                    kinds.setdefault(getattr(row, name), row)
-            if len(kinds) > 1:
-                listed = "; ".join(f"{value} (job {row.job_id} of {row.sweep})" for value, row in kinds.items())
-                raise ConfigError(
-                    f"these jobs are of several {plural}: {listed}",
-                    hint="A law holds for one of them: name sweeps of one alone, or give each a sweep of its own.",
-                )
+        kinds: dict[str, JobMeasurement] = {}
+        for row in rows:
+            kinds.setdefault(getattr(row, name), row)
+        if len(kinds) > 1:
+            listed = "; ".join(f"{value} (job {row.job_id} of {row.sweep})" for value, row in kinds.items())
+            raise ConfigError(
+                f"these jobs are of several {plural}: {listed}",
+                hint=f"A law holds for one of them. Choose: --{name} {min(kinds)!r}",
+            )
 
 
 def _other_keys(asked: Mapping[int, JobConfig], base: int) -> list[str]:
@@ -87,42 +93,59 @@ def _other_keys(asked: Mapping[int, JobConfig], base: int) -> list[str]:
     return [f"These jobs vary {', '.join(varied)} too, which no law knows of; a new job has that of job {base}."]
 
 
-def _losses(engine: Engine, sweeps: Sequence[str], rows: Sequence[JobMeasurement]) -> tuple[list[Fit], list[str]]:
-    """Return the fits of fvu, and what could not be fitted; one of L(N) and L(N,K) is enough."""
-    found: list[Fit] = []
-    errors: list[FitError] = []
-    for law in ("ln", "lnk"):
+def _unfinished(rows: Sequence[JobMeasurement]) -> list[str]:
+    """Say how many jobs have not ended: what is told of them rests on those that have."""
+    waiting = Counter(row.state for row in rows if row.state in OPEN)
+    if not waiting:
+        return []
+    parts = ", ".join(f"{number} {state}" for state, number in waiting.items())
+    return [f"{waiting.total()} of these {len(rows)} jobs have not ended ({parts}): no law knows of them yet."]
+
+
+class _KnownFits(NamedTuple):
+    """The fits to the jobs of sweeps that are meant."""
+
+    engine: Engine
+    sweeps: Sequence[str]
+    everything: Sequence[JobMeasurement]
+    """Every job of the sweeps."""
+    rows: Sequence[JobMeasurement]
+    """Those that are meant."""
+
+    def losses(self) -> tuple[list[Fit], list[str]]:
+        """Return the fits of fvu, and what could not be fitted; one of L(N) and L(N,K) is enough."""
+        found: list[Fit] = []
+        errors: list[FitError] = []
+        for law in ("ln", "lnk"):
+            try:
+                found += self.of(law)
+            except FitError as error:
+                errors.append(error)
+        if not found:
+            raise errors[0]
+        return found, [] if found[0].law == "ln" else [errors[0].message]
+
+    def of_or_why(self, law: LawName) -> tuple[list[Fit], list[str]]:
+        """Return the fits of a law, or why there are none."""
         try:
-            found += _fits(engine, sweeps, rows, law)
+            return self.of(law), []
         except FitError as error:
-            errors.append(error)
-    if not found:
-        raise errors[0]
-    return found, [] if found[0].law == "ln" else [errors[0].message]
+            return [], [error.message]
 
-
-def _fits_or_why(
-    engine: Engine, sweeps: Sequence[str], rows: Sequence[JobMeasurement], law: LawName
-) -> tuple[list[Fit], list[str]]:
-    """Return the fits of a law, or why there are none."""
-    try:
-        return _fits(engine, sweeps, rows, law), []
-    except FitError as error:
-        return [], [error.message]
-
-
-def _fits(engine: Engine, sweeps: Sequence[str], rows: Sequence[JobMeasurement], law: LawName) -> list[Fit]:
-    """Return the stored fits of a law, if no job has ended since they were made; else fits made now."""
-    names = tuple(sorted(set(sweeps)))
-    stored = [one for one in store.newest(engine, sweep=names[0], law=law) if one.fit.sweeps == names]
-    last = last_ended(engine, sweeps)
-    plain = [one.fit for one in stored if is_current(one, rows, last) and _is_plain(one.fit)]
-    return plain or fit(law, rows)
+    def of(self, law: LawName) -> list[Fit]:
+        """Return the stored fits of a law, if no job has ended since they were made; else fits made now."""
+        names, meant = tuple(sorted(set(self.sweeps))), {row.job_id for row in self.rows}
+        stored = [one for one in store.newest(self.engine, sweep=names[0], law=law) if one.fit.sweeps == names]
+        last = last_ended(self.engine, self.sweeps)
+        current = [one.fit for one in stored if is_current(one, self.everything, last)]
+        return [one for one in current if _is_plain(one) and meant.issuperset(one.jobs)] or fit(law, self.rows)
 
 
 def is_current(stored: StoredFit, rows: Sequence[JobMeasurement], last: float | None) -> bool:
-    """Say whether no job has ended since a fit was made, nor while it was."""
-    return stored.created_at >= (last or 0.0) and stored.fit.options.get("jobs ended") == ended(rows)
+    """Say whether no job has ended since a fit was made, nor while it was, and no curve it was made from has grown."""
+    told = stored.fit.options
+    has_grown = LAWS[stored.fit.law].is_over_compute and told.get("curve points") != curve_points(rows)
+    return stored.created_at >= (last or 0.0) and told.get("jobs ended") == ended(rows) and not has_grown
 
 
 def _is_plain(found: Fit) -> bool:

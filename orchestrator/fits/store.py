@@ -1,11 +1,15 @@
-"""Fits in the database. None is deleted; a newer one of the same law, sweeps, group and subject supersedes it."""
+"""Fits in the database. A newer one to the same kind of jobs supersedes one, and only a person removes any.
+
+The kind is the law, the sweeps, the group, and what all jobs of a fit share: subject, hook point, text, activation.
+"""
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from sqlalchemy import Engine, insert, select, text, update
+from sqlalchemy import Engine, delete, insert, select, text, update
 from sqlalchemy.orm import Session
 
 from orchestrator.database.engine import db_now, reading, transaction
@@ -15,6 +19,8 @@ from orchestrator.formatting import Interval
 from orchestrator.scaling.types import Excluded, Fit, LawName, Residual, Score, StoredFit
 from orchestrator.versions import git_commit, versions
 
+_SHARED = ("hook", "data", "activation")
+"""What else all jobs of a fit share, by the field of a fit; a fit of an earlier version may not say."""
 _LOCK = 0x6F726368_66
 """Whoever stores fits holds this advisory lock until the commit, so that one of two at once is the newer."""
 
@@ -64,14 +70,45 @@ def shipped(engine: Engine, fit_id: int, *, mlflow_run_id: str) -> None:
             raise NotFound(f"there is no fit {fit_id}")
 
 
+def remove(engine: Engine, fit_ids: Sequence[int]) -> list[StoredFit]:
+    """Delete fits and return them, the newest first; what one of them had superseded is as if it had never been made.
+
+    Raises:
+        NotFound: there is no such fit; nothing is deleted.
+        StorageError: the database did not answer.
+    """
+    with transaction(engine) as session:
+        rows = list(session.scalars(select(FitRow).where(FitRow.id.in_(fit_ids)).order_by(FitRow.id.desc())))
+        if unknown := sorted(set(fit_ids) - {row.id for row in rows}):
+            raise NotFound(
+                f"there is no fit {', '.join(map(str, unknown))}", hint="The fits of a sweep: orch fit SWEEP"
+            )
+        removed = [_fit(row) for row in rows]
+        for stored in removed:  # the newest first: what superseded an older one of them stays
+            older = update(FitRow).where(FitRow.superseded_by == stored.id)
+            successor = select(FitRow.superseded_by).where(FitRow.id == stored.id).scalar_subquery()
+            session.execute(older.values(superseded_by=successor))
+        session.execute(delete(FitRow).where(FitRow.id.in_(fit_ids)))
+    return removed
+
+
 def _insert(session: Session, fit: Fit, origin: dict[str, Any]) -> int:
-    key = {"law": fit.law, "sweeps": _names(fit.sweeps), "group": fit.group, "subject": fit.subject}
-    new = insert(FitRow).values(**key, **origin, created_at=db_now(), payload=_payload(fit)).returning(FitRow.id)
-    fit_id = int(session.execute(new).scalar_one())
+    key = {"law": fit.law, "sweeps": _names(fit.sweeps), "subject": fit.subject}
     same = [getattr(FitRow, name) == value for name, value in key.items()]
-    old = update(FitRow).where(*same, FitRow.superseded_by.is_(None), FitRow.id != fit_id)
-    session.execute(old.values(superseded_by=fit_id))
+    current = session.scalars(select(FitRow).where(*same, FitRow.superseded_by.is_(None)))
+    old = [row.id for row in current if _is_of_the_same(_unpacked(row.payload), fit)]
+    values = key | origin | {"group": fit.group, "created_at": db_now(), "payload": _payload(fit)}
+    fit_id = int(session.execute(insert(FitRow).values(**values).returning(FitRow.id)).scalar_one())
+    session.execute(update(FitRow).where(FitRow.id.in_(old)).values(superseded_by=fit_id))
     return fit_id
+
+
+def _is_of_the_same(old: Fit, new: Fit) -> bool:
+    """Say whether two fits of one law, sweeps and subject are of one group and hook point, text and activation.
+
+    What an earlier version did not store is taken to be what the new fit says.
+    """
+    return old.group == new.group and all(getattr(old, name) in ("", getattr(new, name)) for name in _SHARED)
 
 
 def _read(engine: Engine, sweep: str, law: LawName | None, *, superseded: bool) -> list[StoredFit]:
@@ -105,7 +142,7 @@ def _unpacked(values: dict[str, Any]) -> Fit:
     coefficients = {one["name"]: Interval(one["value"], one["low"], one["high"]) for one in values["coefficients"]}
     between = values["irreducible"]
     return Fit(
-        **values | {
+        **_with_places(values) | {
             "sweeps": tuple(values["sweeps"]),
             "coefficients": coefficients,
             "scores": tuple(Score(**one) for one in values["scores"]),
@@ -117,3 +154,11 @@ def _unpacked(values: dict[str, Any]) -> Fit:
             "notes": tuple(values["notes"]),
         }
     )  # fmt: skip
+
+
+def _with_places(values: dict[str, Any]) -> dict[str, Any]:
+    """Return the fields of a fit; earlier versions named the hook point, text and activation in its group."""
+    if "hook" in values:
+        return values
+    group, *chosen = re.split(rf"(?:^|, )({'|'.join(_SHARED)})=", values["group"])
+    return values | {"group": group} | dict(zip(chosen[::2], chosen[1::2], strict=True))

@@ -75,22 +75,26 @@ def renew(
 
 
 def fit_everywhere(law: LawName, rows: Sequence[JobMeasurement]) -> tuple[list[Fit], Missing | None]:
-    """Fit a law to each subject, hook point, text and activation there is; return the fits, and why one is lacking."""
+    """Fit a law to each subject, hook point, text and activation there is; return the fits, and why one is lacking.
+
+    Where some are fitted and some are not, the fits note why.
+    """
     found: list[Fit] = []
-    reasons: list[Missing] = []
-    for options in _options(law, rows):
+    reasons: dict[str, Missing] = {}
+    for where, options in _options(law, rows).items():
         try:
             found += fit(law, rows, options=options)
         except FitError as error:
-            reasons.append(Missing(mask(error.message), "\n".join(map(mask, error.hint.splitlines()))))
-    return found, next(iter(reasons), None)
+            reasons[where] = Missing(mask(error.message), "\n".join(map(mask, error.hint.splitlines())))
+    notes = tuple(f"Not fitted at {mask(where)}: {missing.why}." for where, missing in reasons.items() if where)
+    return [replace(one, notes=one.notes + notes) for one in found], next(iter(reasons.values()), None)
 
 
-def _options(law: LawName, rows: Sequence[JobMeasurement]) -> list[FitOptions]:
-    """Return the options of a fit for each combination of what jobs differ in and a fit's jobs must not."""
+def _options(law: LawName, rows: Sequence[JobMeasurement]) -> dict[str, FitOptions]:
+    """Return the options of a fit by the words of each combination of what jobs differ in and a fit's jobs must not."""
     varied = [name for name in LAWS[law].grounds if len({getattr(row, name) for row in rows}) > 1]
     mixtures = dict.fromkeys(tuple(getattr(row, name) for name in varied) for row in rows)
-    return [FitOptions(**dict(zip(varied, mixture, strict=True))) for mixture in mixtures]
+    return {", ".join(mixture): FitOptions(**dict(zip(varied, mixture, strict=True))) for mixture in mixtures}
 
 
 def fits_of(engine: Engine, sweeps: Sequence[str]) -> list[StoredFit]:

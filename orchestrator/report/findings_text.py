@@ -2,12 +2,14 @@
 
 import math
 from collections import Counter
+from collections.abc import Sequence
 
 from orchestrator.formatting import digits, interval, named, share
 from orchestrator.report.html import Html, element, job_links, join
 from orchestrator.report.page_data import Contents
 from orchestrator.scaling.laws.registry import LAWS
 from orchestrator.scaling.plots.law_plots import spelled
+from orchestrator.scaling.plots.naming import differing, place
 from orchestrator.scaling.types import Fit, JobMeasurement, StoredFit
 
 FORMS = {"pure": "a pure power law", "+e": "a power law and an irreducible term e"}
@@ -30,29 +32,28 @@ def findings(contents: Contents) -> list[Html]:
 
 def _of_law(contents: Contents, fits: list[StoredFit]) -> list[Html]:
     """Return a sentence per fit of a law; one for all of them where they are many."""
-    several = len(contents.subjects) > 1
+    differs = differing([stored.fit for stored in fits])
     if len(fits) <= _MANY:
-        return [finding(stored, several=several, stale=stored.id in contents.stale) for stored in fits]
+        return [finding(stored, differs, stale=stored.id in contents.stale) for stored in fits]
     law = LAWS[fits[0].fit.law]
     head = element("strong", f"{law.title}: ")
-    parts = [_in_short(stored, law.exponent, several=several, stale=stored.id in contents.stale) for stored in fits]
+    parts = [_in_short(stored, law.exponent, differs, stale=stored.id in contents.stale) for stored in fits]
     return [join([head, f"{law.finding}. ", element("ul", *(element("li", part) for part in parts))])]
 
 
-def _in_short(stored: StoredFit, name: str, *, several: bool, stale: bool) -> Html:
+def _in_short(stored: StoredFit, name: str, differs: Sequence[str], *, stale: bool) -> Html:
     fit = stored.fit
-    where = f"{_group(fit).removeprefix(' at ')}{f' of {fit.subject}' if several else ''}: "
+    where = f"{_group(fit).removeprefix(' at ')}{_of(fit, differs)}: "
     missed = "" if fit.holdout_error is None else f", {share(math.expm1(fit.holdout_error))} off at the largest n"
     jobs = element("a", named(len(fit.jobs), "job"), href=f"#fit-{stored.id}")
     value = f"{spelled(name)} = {interval(fit.coefficients[name])}, form {fit.form}{missed}; "
     return join([where, value, jobs, _STALE if stale else "."])
 
 
-def finding(stored: StoredFit, *, several: bool = False, stale: bool = False) -> Html:
-    """Return what a fit says: exponent with interval, form, irreducible term, holdout."""
+def finding(stored: StoredFit, differs: Sequence[str] = (), *, stale: bool = False) -> Html:
+    """Return what a fit says: exponent with interval, form, irreducible term, holdout; named by what `differs`."""
     fit, law = stored.fit, LAWS[stored.fit.law]
-    subject = f" of {fit.subject}" if several else ""
-    head = element("strong", f"{law.title}{_group(fit)}{subject}: ")
+    head = element("strong", f"{law.title}{_group(fit)}{_of(fit, differs)}: ")
     exponent = f"{law.finding}, {spelled(law.exponent)} = {interval(fit.coefficients[law.exponent])}, "
     form = f"in the form of {FORMS.get(fit.form, 'a power law ' + fit.form)}. "
     jobs = element("a", named(len(fit.jobs), "job"), href=f"#fit-{stored.id}")
@@ -70,6 +71,11 @@ def _more(fit: Fit) -> list[str]:
     censored = sum(residual.censored for residual in fit.residuals)
     said += [f"{named(censored, 'count')} censored. "] if censored else []
     return said
+
+
+def _of(fit: Fit, differs: Sequence[str]) -> str:
+    told = place(fit, differs)
+    return f" of {told}" if told else ""
 
 
 def _group(fit: Fit) -> str:

@@ -22,11 +22,17 @@ def _not_fitted(contents: Contents) -> Html:
         block
         for law, missing in contents.missing.items()
         for block in (
-            element("p", element("strong", f"{LAWS[law].title}: "), f"{missing.why}."),
+            element("p", *_headed(LAWS[law].title, missing.why), "."),
             element("pre", missing.hint) if missing.hint else Html(""),
         )
     ]
     return element("section", element("h3", "Laws that are not fitted"), *blocks, id="not-fitted")
+
+
+def _headed(title: str, text: str) -> list[Html | str]:
+    """Return a text that begins with a law's title in bold, once."""
+    rest = text.removeprefix(title)
+    return [element("strong", title), f": {text}" if rest == text else rest]
 
 
 def _section(stored: StoredFit) -> Html:
@@ -36,7 +42,7 @@ def _section(stored: StoredFit) -> Html:
     left_out = f"{named(len(fit.excluded), 'job')} left out, and why"
     return element(
         "section",
-        element("h3", title, element("small", f" fit {stored.id}, {fit.subject}")),
+        element("h3", title, element("small", f" fit {stored.id}, {', '.join(filter(None, (fit.subject, fit.hook)))}")),
         element("p", finding(stored)),
         element("p", element("code", spelled(fit.equation)), class_="equation"),
         element("div", _coefficients(fit), _scores(fit), class_="side"),

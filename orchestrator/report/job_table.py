@@ -2,15 +2,19 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from operator import attrgetter
 from typing import NamedTuple
 
 from orchestrator.formatting import NONE, digits, ratio, scientific, share, whole
 from orchestrator.report.html import Head, Html, element, grid, join, number
 from orchestrator.report.page_data import Contents
 from orchestrator.scaling.plots.job_plots import EPSILON, tokens_to_convergence
+from orchestrator.scaling.plots.naming import differing
 from orchestrator.scaling.types import JobMeasurement
 
 _Cell = Callable[[JobMeasurement], str]
+_PLACES = {"subject": "subject", "hook": "hook point", "data": "text", "activation": "activation"}
+"""Heads of the columns, by the field of a job."""
 
 
 class _Column(NamedTuple):
@@ -19,7 +23,7 @@ class _Column(NamedTuple):
 
 
 def job_grid(contents: Contents) -> Html:
-    """Return the table of jobs; sweep and subject are shown where there are several."""
+    """Return the table of jobs; sweep, subject, hook point, text and activation are shown where there are several."""
     columns = [
         _Column(Head("job"), lambda row: number(str(row.job_id), row.job_id)),
         *_names(contents),
@@ -32,10 +36,9 @@ def job_grid(contents: Contents) -> Html:
 
 def _names(contents: Contents) -> list[_Column]:
     columns = [_Column(Head("sweep", right=False), lambda row: row.sweep)] if len(contents.sweeps) > 1 else []
-    if len(contents.subjects) > 1:
-        columns.append(_Column(Head("subject", right=False), lambda row: row.subject))
     return [
         *columns,
+        *(_Column(Head(_PLACES[name], right=False), attrgetter(name)) for name in differing(contents.rows)),
         _Column(Head("n", help="latents"), lambda row: number(whole(row.n_latents), row.n_latents)),
         _Column(Head("k", help="latents kept per token"), lambda row: number(str(row.k), row.k)),
         _Column(

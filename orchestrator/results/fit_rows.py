@@ -127,6 +127,8 @@ def _measured(row: Row[Any], config: dict[str, Any], known: _Tables) -> JobMeasu
         wall_seconds=row.wall_seconds if row.wall_seconds is not None else getattr(last, "wall_seconds", None),
         device=facts.get("device", row.device), threads=facts.get("threads"),
         curve=tuple(known.curves.get(row.id, ())),
+        layer=None if config["subject"]["hook"] else config["subject"]["layer"],
+        stop_epsilon=config["stop"]["epsilon"],
     )  # fmt: skip
 
 

@@ -21,8 +21,11 @@ class MissingJob(NamedTuple):
     """A number, or auto."""
     more: str = ""
     """What the command needs besides, such as a larger budget."""
-    is_coming: bool = False
-    """It is in the queue, or can be tried again: no command need ask for it."""
+    held_by: str = ""
+    """The jobs that it will come of, with their states: they wait, run, or can be tried again. No command asks for it.
+    """
+    no_use: str = ""
+    """Why no job of this size would help, in a sentence, where that was tried. No command asks for it."""
 
 
 class SecondVariable(NamedTuple):

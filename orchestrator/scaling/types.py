@@ -53,6 +53,10 @@ class JobMeasurement:
     device: str | None
     threads: int | None
     curve: tuple[Point, ...]
+    layer: int | None = None
+    """As its config names it; None where that says auto, or names a module."""
+    stop_epsilon: float = 0.005
+    """Of its stop rule."""
 
     @property
     def is_dead(self) -> bool:
@@ -140,6 +144,12 @@ class Fit:
     """epsilon, seed of the bootstrap and what else was asked for."""
     medians: dict[str, float] = field(default_factory=dict)
     """Of the bootstrap, by coefficient; one far from its value says that the interval leans."""
+    hook: str = ""
+    """The hook point its jobs were read at; empty where they may differ in it, or in a fit of an earlier version."""
+    data: str = ""
+    """Their text, likewise."""
+    activation: str = ""
+    """The activation of their SAEs, likewise."""
     drawn_form: str = ""
     """What bands, forecasts and plans take for true: one term more than the chosen form has, where the jobs bear it,
     for the choice may be wrong. Empty: the chosen one."""
@@ -162,7 +172,8 @@ class StoredFit:
     id: int
     created_at: float
     superseded_by: int | None
-    """The newer fit of the same law, sweeps, group and subject; None: this is the newest."""
+    """The newer fit of the same law, sweeps, group, subject, hook point, text and activation; None: this is the newest.
+    """
     version: str
     """Of orch."""
     commit: str | None

@@ -159,7 +159,7 @@ def test_an_unknown_sweep(engine: Engine, capsys: Capture) -> None:
 
 def test_an_empty_sweep(engine: Engine, capsys: Capture) -> None:
     queue.enqueue(engine, Sweep("hollow", ()))
-    assert _fit("hollow") == 5
+    assert _fit("hollow") == 4
     said = capsys.readouterr().err
     assert "there is no job" in said
     assert "orch enqueue FILE" in said
@@ -167,7 +167,7 @@ def test_an_empty_sweep(engine: Engine, capsys: Capture) -> None:
 
 def test_too_few_jobs(engine: Engine, capsys: Capture) -> None:
     _job(engine, n=64)
-    assert _fit("s", "--law", "ln") == 5
+    assert _fit("s", "--law", "ln") == 4
     said = capsys.readouterr().err
     assert "missing: (n=128, k=8, lr=auto), (n=256, k=8, lr=auto)" in said
     assert "orch enqueue FILE --name s sae.n_latents=128,256 sae.k=8 optimizer.lr=auto" in said
@@ -175,7 +175,7 @@ def test_too_few_jobs(engine: Engine, capsys: Capture) -> None:
 
 def test_the_command_that_is_named_supplies_what_is_missing(engine: Engine, capsys: Capture, tmp_path: Path) -> None:
     _job(engine, n=64)
-    assert _fit("s", "--law", "ln") == 5
+    assert _fit("s", "--law", "ln") == 4
     line = next(line for line in capsys.readouterr().err.splitlines() if "orch enqueue FILE" in line)
     (tmp_path / "file.yaml").write_text("sweep: [{zip: {sae.n_latents: [32, 64], optimizer.lr: [0.1, 0.2]}}]\n")
     words = line.partition("orch ")[2].replace("FILE", str(tmp_path / "file.yaml")).split()
@@ -192,7 +192,7 @@ def test_the_command_that_is_named_supplies_what_is_missing(engine: Engine, caps
 def test_jobs_of_two_hook_points(engine: Engine, capsys: Capture) -> None:
     _grid(engine)
     _grid(engine, layer=4)
-    assert _fit("s", "-l", "ln") == 5
+    assert _fit("s", "-l", "ln") == 4
     said = capsys.readouterr().err
     assert "these jobs mix hook points: resid_post of h.3 (6 jobs, such as 1); resid_post of h.4 (6 jobs" in said
     assert "Choose one: --hook 'resid_post of h.3'" in said
@@ -241,12 +241,80 @@ def test_what_no_job_is_of_is_named_with_what_there_is(engine: Engine, capsys: C
 
 def test_one_size_is_no_law_of_compute(engine: Engine, capsys: Capture) -> None:
     _job(engine, n=256)
-    assert _fit("s", "-l", "lc") == 5
+    assert _fit("s", "-l", "lc") == 4
     said = capsys.readouterr().err
     assert "of 3 sizes or more" in said
     assert "bins of n = 256" in said
     assert "sae.n_latents=" in said
     _job(engine, n=1024)
-    assert _fit("s", "-l", "lc") == 5
+    assert _fit("s", "-l", "lc") == 4
     _job(engine, n=4096)
     assert _fit("s", "-l", "lc") == 0
+
+
+def test_a_fit_made_before_the_other_layer_had_run_does_not_double_the_report(
+    engine: Engine, tmp_path: Path, capsys: Capture
+) -> None:
+    _grid(engine)
+    for n in SIZES:
+        queue.enqueue(engine, Sweep("s", (parse({"subject": {"layer": 4}, "sae": {"n_latents": n, "k": 8}}),)))
+    assert _fit("s", "-l", "ln") == 0
+    [first] = store.newest(engine, sweep="s", law="ln")
+    assert first.fit.hook == "resid_post of h.3"
+    assert "resid_post of h.3" in capsys.readouterr().out
+    _run_waiting(engine, layer=4)
+    assert run(["plot", "s", "--figure", "ln", "--folder", str(tmp_path)]) == 0
+    kept = store.newest(engine, sweep="s", law="ln")
+    assert sorted((one.fit.group, one.fit.hook, one.fit.jobs[0]) for one in kept) == [
+        ("k=8", "resid_post of h.3", 1), ("k=8", "resid_post of h.4", 7)
+    ]  # fmt: skip
+    assert first.id not in {one.id for one in kept}
+
+
+def _run_waiting(engine: Engine, *, layer: int) -> None:
+    """Let the jobs that wait come to what the law says."""
+    for n in SIZES:
+        lease = claim(engine).lease
+        facts = {"lr": 0.1, "n_latents": n, "d_model": 128, "subject": {"site": f"resid_post of h.{layer}"}}
+        queue.begin(engine, lease, facts, 0)
+        queue.record(engine, lease, [point(100 * n * t, _law(n, 8) * (1 + 1 / t)) for t in range(1, 33)])
+        queue.finish(engine, lease, result(tokens_seen=3200 * n))
+
+
+def test_stored_fits_are_removed(engine: Engine, capsys: Capture) -> None:
+    _grid(engine, ks=(8, 32))
+    for _ in range(2):
+        assert _fit("s", "-l", "ln", "-l", "tn") == 0
+    old = store.history(engine, sweep="s")
+    capsys.readouterr()
+    assert run(["fit", "--remove", str(old[-1].id)]) == 0
+    assert capsys.readouterr().out.startswith(f"Removed fit {old[-1].id}: L(N), k=8, shipped:stdlib-gpt2, resid_post")
+    assert len(store.history(engine, sweep="s")) == 7
+    assert run(["fit", "s", "--law", "ln", "--remove"]) == 2, "three fits, and nobody to ask"
+    assert run(["fit", "s", "--law", "ln", "--remove", "--layer", "3", "-y", "-o", "json"]) == 0
+    removed = json.loads(capsys.readouterr().out)["items"]
+    assert [one["law"] for one in removed] == ["ln"] * 3
+    assert {one.fit.law for one in store.history(engine, sweep="s")} == {"tn"}
+    assert run(["fit", "s", "--remove", "-y"]) == 0
+    assert store.history(engine, sweep="s") == []
+
+
+def test_what_is_not_stored_cannot_be_removed(engine: Engine, capsys: Capture) -> None:
+    _grid(engine)
+    assert _fit("s", "-l", "ln") == 0
+    for arguments, says in (
+        (["7777"], "there is no fit 7777"),
+        (["s", "--law", "tn"], "no stored fit to s is of that\nfit "),
+        (["nowhere"], "nowhere"),
+    ):
+        assert run(["fit", *arguments, "--remove"]) == 3
+        assert says in capsys.readouterr().err
+    assert len(store.history(engine, sweep="s")) == 1
+
+
+@pytest.mark.parametrize("option", ["--subject", "--hook", "--data", "--activation"])
+def test_all_that_speak_of_laws_take_the_same_choice(engine: Engine, capsys: Capture, option: str) -> None:
+    _grid(engine)
+    for command in (["forecast", "s", "--n-latents", "512"], ["plan", "s", "--budget", "1h"], ["plan", "s", "--lr"]):
+        assert run([*command, option, "nowhere"]) == 2
+        assert f"{option}: no job is of 'nowhere'" in capsys.readouterr().err

@@ -12,6 +12,7 @@ from sqlalchemy import Engine, update
 
 from orchestrator import lr_search, queue, results
 from orchestrator.cli.main import run
+from orchestrator.config.job import JobConfig
 from orchestrator.config.validation import parse
 from orchestrator.database.engine import transaction
 from orchestrator.database.models import Job
@@ -138,6 +139,51 @@ def _first(engine: Engine, n: int) -> list[Any]:
     return measured(engine, ["law"])[:n]
 
 
+def _of_layer(layer: int, *sizes: int) -> list[JobConfig]:
+    found = [config(n) for n in sizes]
+    return [one.model_copy(update={"subject": one.subject.model_copy(update={"layer": layer})}) for one in found]
+
+
+def test_the_jobs_of_one_layer_are_chosen_and_those_not_ended_told(engine: Engine, capsys: Capture) -> None:
+    finished_sweep(engine, *_of_layer(3, *SIZES), *_of_layer(1, *SIZES))
+    capsys.readouterr()
+    sizes = ["--n-latents", "512,4096"]
+    for command in (["forecast", "law", *sizes], ["plan", "law", "--budget", "1h"], ["plan", "law", "--lr"]):
+        assert run(command) == 2
+        said = capsys.readouterr().err
+        assert "these jobs are of several hook points: resid_post of block 3 (job 1 of law)" in said
+        assert "Choose: --hook 'resid_post of block 1'" in said
+        assert run([*command, "--layer", "2"]) == 2
+        assert "--layer 2: no job is of it\nLayers: 1, 3." in capsys.readouterr().err
+        assert run([*command, "--layer", "1", "-o", "json"]) == 0
+        found, other = items(capsys), ["--hook", "resid_post of block 1", "-o", "json"]
+        assert run([*command, *other]) == 0
+        assert items(capsys) == found
+    assert run(["plan", "law", "--layer", "1", "--budget", "1h", "-o", "json"]) == 0
+    assert {one["config"]["subject"]["layer"] for one in items(capsys)} == {1}
+    assert run(["plan", "law", "--layer", "1", "--budget", "1h", "-o", "-"]) == 0
+    assert "orch plan law --budget '1h' --layer 1\n" in capsys.readouterr().out
+    waiting = queue.enqueue(engine, Sweep("law", tuple(_of_layer(1, 4096)))).job_ids
+    assert run(["forecast", "law", *sizes, "--layer", "1"]) == 0
+    assert "1 of these 6 jobs have not ended (1 queued): no law knows of them yet." in capsys.readouterr().err
+    assert run(["plan", "law", "--budget", "1h", "--layer", "1"]) == 0
+    said = capsys.readouterr().err
+    assert "1 of these 6 jobs have not ended (1 queued)" in said
+    assert f"; job {waiting[0]}, not ended yet, should bring them to " in said
+    assert run(["plan", "law", "--budget", "1h", "--layer", "3"]) == 0
+    assert "not ended" not in capsys.readouterr().err
+
+
+def test_a_layer_that_has_not_run_is_no_part_of_another(engine: Engine, capsys: Capture) -> None:
+    """Its jobs counted as on their way for the law of the layer that had run."""
+    finished_sweep(engine, *_of_layer(3, *SIZES))
+    queue.enqueue(engine, Sweep("law", tuple(_of_layer(1, *SIZES))))
+    assert run(["plan", "law", "--budget", "1h"]) == 2
+    assert "several hook points" in capsys.readouterr().err
+    assert run(["plan", "law", "--budget", "1h", "--layer", "3"]) == 0
+    assert "not ended" not in capsys.readouterr().err
+
+
 def test_a_target(known: Engine, capsys: Capture, tmp_path: Path) -> None:
     file = tmp_path / "target.yaml"
     assert run(["plan", "law", "--target-fvu", "0.3", "--k", "8", "-o", str(file)]) == 0
@@ -164,8 +210,8 @@ def test_a_target(known: Engine, capsys: Capture, tmp_path: Path) -> None:
         (["plan", "law", "--budget", "1s"], 2, "is below the cheapest job"),
         (["plan", "law", "--target-fvu", "2"], 2, "no share between 0 and 1"),
         (["plan", "law", "--target-fvu", "0.001"], 2, "0.001"),
-        (["plan", "few", "--budget", "1h"], 5, "L(N)"),
-        (["forecast", "few", "--n-latents", "512"], 5, "needs converged jobs at 3 sizes or more"),
+        (["plan", "few", "--budget", "1h"], 4, "L(N)"),
+        (["forecast", "few", "--n-latents", "512"], 4, "needs converged jobs at 3 sizes or more"),
         (["forecast", "law", "mixed", "--n-latents", "512"], 2, "these jobs are of several hook points"),
         (["plan", "mixed", "law", "--lr"], 2, "these jobs are of several hook points"),
         (["plan", "law", "--lr", "--k", "3"], 3, "has such a k"),

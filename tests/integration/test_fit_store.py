@@ -25,6 +25,7 @@ FIT = Fit(
     residuals=(Residual((1, 2), 64.0, 8, "m", 0.5, 0.501, -0.002), Residual((3,), 128.0, 8, "m", 0.4, 0.4, 0.0, True)),
     excluded=(Excluded(4, "it diverged"),), holdout_error=0.004, holdout_jobs=(3,), seed_sigma=None,
     draws=((-0.16, 0.4, 0.2), (-0.161, 0.41, 0.19)), n_bootstrap=2000, notes=("a note",), drawn_form="+e",
+    hook="layer 1, resid_post", data="a b", activation="topk",
     options={"epsilon": 0.01, "seed": 0, "loss": "fvu", "nothing": None},
 )  # fmt: skip
 
@@ -64,12 +65,53 @@ def test_a_newer_fit_supersedes_and_overwrites_nothing(engine: Engine) -> None:
 
 @pytest.mark.parametrize(
     "other",
-    [{"law": "tn"}, {"sweeps": ("s", "t")}, {"group": "k=16"}, {"subject": "n"}],
+    [
+        {"law": "tn"},
+        {"sweeps": ("s", "t")},
+        {"group": "k=16"},
+        {"subject": "n"},
+        {"hook": "layer 2, resid_post"},
+        {"data": "other"},
+        {"activation": "relu"},
+    ],
     ids=lambda one: next(iter(one)),
 )
 def test_what_differs_supersedes_nothing(engine: Engine, other: dict[str, object]) -> None:
     store.save(engine, [FIT, replace(FIT, **other)])  # type: ignore[arg-type]
     assert len(store.newest(engine, sweep="s")) == 2
+
+
+def test_a_fit_of_an_earlier_version_that_named_no_hook_point_is_superseded(engine: Engine) -> None:
+    """Stored as `k=8` while one layer alone had run; else it would stay in reports beside the new fit of that layer."""
+    before = ("hook", "data", "activation")
+    names = {"k=8": "k=8", "k=8, epsilon=0.02, hook=layer 1, resid_post, data=a b": "k=8, epsilon=0.02"}
+    for old, group in names.items():
+        [fit_id] = store.save(engine, [FIT])
+        with transaction(engine) as session:
+            row = session.get_one(FitRow, fit_id)
+            row.payload = {key: value for key, value in row.payload.items() if key not in before} | {"group": old}
+        [found] = store.newest(engine, sweep="s")
+        assert found.fit.group == group
+        assert (found.fit.hook, found.fit.data) == (("layer 1, resid_post", "a b") if "hook" in old else ("", ""))
+        new = replace(FIT, group=group)
+        other = replace(new, hook="layer 3, resid_post")
+        kept = store.save(engine, [new, other])
+        assert {one.id for one in store.newest(engine, sweep="s")} == set(kept)
+        store.remove(engine, [one.id for one in store.history(engine, sweep="s")])
+
+
+def test_a_fit_is_removed_and_the_one_before_it_stands_again(engine: Engine) -> None:
+    first, second, third = (store.save(engine, [FIT])[0] for _ in range(3))
+    assert [one.id for one in store.remove(engine, [second])] == [second]
+    assert [(one.id, one.superseded_by) for one in store.history(engine, sweep="s")] == [(third, None), (first, third)]
+    assert [one.id for one in store.remove(engine, [third])] == [third]
+    assert [one.id for one in store.newest(engine, sweep="s")] == [first]
+    with pytest.raises(NotFound, match="there is no fit 77, 78"):
+        store.remove(engine, [first, 78, 77])
+    assert [one.id for one in store.history(engine, sweep="s")] == [first], "nothing was removed"
+    more = [store.save(engine, [FIT])[0] for _ in range(3)]
+    store.remove(engine, [first, *more[1:]])
+    assert [(one.id, one.superseded_by) for one in store.history(engine, sweep="s")] == [(more[0], None)]
 
 
 def test_fits_are_found_by_sweep_and_law(engine: Engine) -> None:

@@ -94,6 +94,23 @@ def test_fits_are_renewed_when_more_jobs_have_ended(engine: Engine, tmp_path: Pa
     assert second.origins[1].flops == (last.flops_dense, last.flops_executed)
 
 
+def test_a_law_of_curves_is_renewed_when_they_have_grown(engine: Engine) -> None:
+    """While jobs ran, L(C) stayed that of the first report, beside the curves of the present."""
+    enqueue(engine, ks=(4,))
+    train(engine, 3)
+    claimed = claim(engine)
+    points = planted.job(claimed.lease.job_id, claimed.config.sae.n_latents or 0, 4).curve
+    queue.begin(engine, claimed.lease, {"d_model": planted.D_MODEL}, 0)
+    queue.record(engine, claimed.lease, list(points[:8]))
+    first, again = (collect_contents(engine, ["laws"], laws=["ln", "lc"]).fits for _ in range(2))
+    assert [one.id for one in again] == [one.id for one in first], "nothing has changed"
+    queue.record(engine, claimed.lease, list(points[8:]))
+    second = {one.fit.law: one.id for one in collect_contents(engine, ["laws"], laws=["ln", "lc"]).fits}
+    before = {one.fit.law: one.id for one in first}
+    assert second["lc"] > before["lc"]
+    assert second["ln"] == before["ln"], "it reads jobs that ended"
+
+
 def test_figures_as_files(engine: Engine, tmp_path: Path, capsys: Capture) -> None:
     enqueue(engine)
     train(engine, 8)
@@ -139,8 +156,8 @@ def test_mixed_subjects_have_a_law_each(engine: Engine, capsys: Capture) -> None
         (["report", "nothing"], 3, "there is no sweep 'nothing'"),
         (["plot", "nothing"], 3, "there is no sweep 'nothing'"),
         (["plot", "laws", "--figure", "lcc"], 2, "Did you mean 'lc'?"),
-        (["plot", "laws"], 5, "there is nothing to draw of laws: none of its jobs has a curve yet"),
-        (["plot", "laws", "--figure", "ln"], 5, "there is nothing to draw of laws: L(N)"),
+        (["plot", "laws"], 4, "there is nothing to draw of laws: none of its jobs has a curve yet"),
+        (["plot", "laws", "--figure", "ln"], 4, "there is nothing to draw of laws: L(N)"),
         (["report"], 2, "Missing argument"),
         (["plot", "laws", "--format", "gif"], 2, "'svg', 'png'"),
     ],

@@ -36,9 +36,9 @@ def _project(engine: Engine, runs: MlflowClient, stored: StoredFit) -> None:
     identity = {"orch.kind": "fit", "orch.fit_id": stored.id, "orch.fit_sha256": _digest(stored.fit)}
     run = runs.find(stored.mlflow_run_id, experiment, identity)
     if run is None:
-        group = f", {stored.fit.group}" if stored.fit.group else ""
+        held = "".join(f", {part}" for part in (stored.fit.group, stored.fit.hook) if part)
         tags = {**identity, "orch.law": stored.fit.law, "orch.sweeps": ", ".join(stored.fit.sweeps)}
-        run = runs.create(experiment, f"fit {stored.id}: {stored.fit.law}{group}", tags=tags, at=stored.created_at)
+        run = runs.create(experiment, f"fit {stored.id}: {stored.fit.law}{held}", tags=tags, at=stored.created_at)
     if run != stored.mlflow_run_id:
         store.shipped(engine, stored.id, mlflow_run_id=run)
     if stored.superseded_by is not None:
@@ -61,6 +61,7 @@ def _experiment(engine: Engine, runs: MlflowClient, name: str) -> str:
 def _fill(engine: Engine, runs: MlflowClient, run: str, stored: StoredFit) -> None:
     fit = stored.fit
     facts = {"law": fit.law, "form": fit.form, "equation": fit.equation, "group": fit.group, "subject": fit.subject}
+    facts |= {"hook": fit.hook, "data": fit.data, "activation": fit.activation}
     told = {"sweeps": ", ".join(fit.sweeps), "jobs": ", ".join(map(str, fit.jobs)), "version": stored.version}
     options = {f"options.{_plain(name)}": value for name, value in fit.options.items()}
     runs.params(run, facts | told | options | {"n_bootstrap": fit.n_bootstrap, "commit": stored.commit or ""})

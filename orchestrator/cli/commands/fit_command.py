@@ -1,12 +1,12 @@
 """`orch fit`: scaling laws from the jobs in the database."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from orchestrator.cli import terminal
 from orchestrator.cli.commands.services import ship
-from orchestrator.cli.selection import database, output_option
+from orchestrator.cli.selection import database, job_choice_options, output_option, yes_option
 
 if TYPE_CHECKING:
     from orchestrator.scaling.fit.fitting import Fitted
@@ -24,39 +24,42 @@ _LAWS = "ln, lc, lnk, tn, lr or ls"
               help="A job's last held-out fvu, or the limit of its curve's tail.")  # fmt: skip
 @click.option("--flops", type=click.Choice(["dense", "executed", "subject+executed"]), default="dense",
               show_default=True, help="What the axis of L(C) counts.")  # fmt: skip
-@click.option("--subject", help="Only jobs of this subject.")
-@click.option("--hook", help="Only jobs read at this hook point.")
-@click.option("--data", help="Only jobs of this text.")
-@click.option("--activation", help="Only SAEs of this activation.")
+@job_choice_options
 @click.option("--bootstrap", type=click.IntRange(100, 100_000), default=2000, show_default=True,
               help="Refits behind the intervals.")  # fmt: skip
 @click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True, help="Of the bootstrap.")
 @click.option("--store/--no-store", default=True, help="Keep the fits in the database (the default), or only print.")
+@click.option("--remove", is_flag=True,
+              help="Fit nothing: remove stored fits, of --law alone if it is given; a number is one fit.")  # fmt: skip
+@yes_option()
 @output_option("json")
 def fit(
-    *, sweeps: tuple[str, ...], laws: tuple[str, ...], epsilon: float, loss: str, flops: str, subject: str | None,
-    hook: str | None, data: str | None, activation: str | None, bootstrap: int, seed: int, store: bool,
-    output: str | None,
+    *, sweeps: tuple[str, ...], laws: tuple[str, ...], epsilon: float, loss: str, flops: str, bootstrap: int,
+    seed: int, store: bool, remove: bool, yes: bool, output: str | None, **choice: Any,
 ) -> None:  # fmt: skip
     """Fit scaling laws to the jobs of sweeps, and keep the fits.
 
     ln is L(N), the loss at convergence by latents; lc is L(C), by FLOPs, on the envelope of all curves; lnk is L(N,K);
     tn is T(N), tokens to convergence; lr is lr*(N), the largest learning rate that converges; ls is L(N) across
-    subjects. A fit supersedes the older one of the same law, sweeps, k and subject, and overwrites none.
+    subjects. A fit supersedes the older one of the same law, sweeps, k, subject, hook point, text and activation, and
+    overwrites none. With --remove, the one it had superseded stands again.
     """
     from orchestrator import results
+    from orchestrator.cli.commands.fit_removal import remove_fits
     from orchestrator.fits import store as fit_store
+    from orchestrator.fits.job_choice import JobChoice
     from orchestrator.scaling.fit.fitting import fit_laws
-    from orchestrator.scaling.fit.options import check_jobs_exist, options_of
+    from orchestrator.scaling.fit.options import options_of
     from orchestrator.scaling.laws.registry import LAWS, law_named
 
-    options = options_of(
-        epsilon=epsilon, loss=loss, flops=flops, subject=subject, hook=hook, data=data, activation=activation
-    )
-    wanted = list(dict.fromkeys(law_named(name) for name in laws)) or list(LAWS)
+    named = list(dict.fromkeys(law_named(name) for name in laws))
+    wanted = named or list(LAWS)
     with database() as (_, engine):
+        if remove:
+            remove_fits(engine, sweeps, named, JobChoice(**choice), yes=yes, output=output)
+            return
         rows = results.measured(engine, sweeps, curves=any(LAWS[law].is_over_compute for law in wanted))
-        check_jobs_exist(rows, options)
+        options = options_of(epsilon=epsilon, loss=loss, flops=flops, **JobChoice(**choice).grounds(rows))
         done = fit_laws(wanted, rows, options, n_bootstrap=bootstrap, seed=seed)
         if not done.fits:
             raise done.refused[0].error
@@ -82,8 +85,9 @@ def _print(done: "Fitted", ids: list[int], output: str | None, *, is_asked: bool
         for line in fit_lines(one, number, width=terminal.width()):
             terminal.echo(line)
     for refusal in done.refused:
-        name = f"{LAWS[refusal.law].title}{f', {refusal.group}' if refusal.group else ''}"
+        title, why = LAWS[refusal.law].title, refusal.error.message
+        said = f"Not fitted: {why if why.startswith(title) else f'{title}: {why}'}"
         if is_asked:
-            terminal.warn(f"{name} was not fitted: {refusal.error.message}", refusal.error.hint)
+            terminal.warn(said, refusal.error.hint)
         else:
-            terminal.note(f"Not fitted: {refusal.error.message}")
+            terminal.note(said)

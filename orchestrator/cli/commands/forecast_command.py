@@ -7,7 +7,7 @@ import click
 from orchestrator.cli import terminal
 from orchestrator.cli.display.formats import ratio, scientific
 from orchestrator.cli.display.tables import Column, table
-from orchestrator.cli.selection import database, output_option
+from orchestrator.cli.selection import database, job_choice_options, output_option
 from orchestrator.formatting import NONE, count, duration
 
 if TYPE_CHECKING:
@@ -40,9 +40,12 @@ def whole_numbers(text: str, name: str) -> list[int]:
 @click.argument("sweeps", metavar="SWEEP...", nargs=-1, required=True)
 @click.option("--n-latents", "sizes", required=True, metavar="N,...", help="Sizes: 1024,4096 or 'pow2(10,14)'.")
 @click.option("--k", "ks", metavar="K,...", help="Latents kept per token; by default every k that was fitted.")
+@job_choice_options
 @click.option("--device", help="Whose hours to tell; by default the device on which most of the jobs ended.")
 @output_option("json")
-def forecast(*, sweeps: tuple[str, ...], sizes: str, ks: str | None, device: str | None, output: str | None) -> None:
+def forecast(
+    *, sweeps: tuple[str, ...], sizes: str, ks: str | None, device: str | None, output: str | None, **choice: Any
+) -> None:
     """Say what sizes that were never trained would come to, from the laws fitted to some sweeps.
 
     FVU is by L(N) at a k that was fitted, else by L(N,K); T(1%) by T(N). TOKENS, FLOPS (executed, the subject's among
@@ -50,6 +53,7 @@ def forecast(*, sweeps: tuple[str, ...], sizes: str, ks: str | None, device: str
     interval. BEYOND: how far outside the fitted sizes n lies.
     """
     from orchestrator.fits.forecast_inputs import load_inputs
+    from orchestrator.fits.job_choice import JobChoice
     from orchestrator.scaling.plan.forecast import forecast as foretell
     from orchestrator.scaling.plan.forecast import ks_of, remarks_on_k
 
@@ -57,7 +61,7 @@ def forecast(*, sweeps: tuple[str, ...], sizes: str, ks: str | None, device: str
     given = whole_numbers(ks, "--k") if ks else None
     _check(wanted, given)
     with database() as (_, engine):
-        loaded = load_inputs(engine, sweeps, device=device)
+        loaded = load_inputs(engine, sweeps, choice=JobChoice(**choice), device=device)
         known = given or sorted({k for fit in loaded.inputs.losses for k in ks_of(fit)})
         found = foretell(loaded.inputs, [(n, k) for k in known for n in wanted])
     if output == "json":

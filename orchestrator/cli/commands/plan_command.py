@@ -10,12 +10,13 @@ from orchestrator.cli.commands.forecast_command import whole_numbers
 from orchestrator.cli.commands.plan_file import MARK, write
 from orchestrator.cli.display.formats import plural, scientific
 from orchestrator.cli.display.tables import Column, table
-from orchestrator.cli.selection import database
+from orchestrator.cli.selection import database, job_choice_options
 from orchestrator.formatting import NONE, count, duration
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine
 
+    from orchestrator.fits.job_choice import JobChoice
     from orchestrator.scaling.plan.budget_plan import Choice
 
 
@@ -27,13 +28,14 @@ if TYPE_CHECKING:
 @click.option("--follow", is_flag=True, help="With --lr: enqueue, watch, and cancel what cannot catch up, to the end.")
 @click.option("--n-latents", "sizes", metavar="N,...", help="With --lr: search these sizes too.")
 @click.option("--k", "ks", metavar="K,...", help="With --target-fvu or --lr: these k alone.")
+@job_choice_options
 @click.option("--device", help="Whose hours to count; by default the device on which most of the jobs ended.")
 @click.option(
     "-o", "--output", metavar="FILE|json", help="Write the sweep file, - for stdout; json prints for a program instead."
 )
 def plan(
     *, sweeps: tuple[str, ...], budget: str | None, target_fvu: float | None, rates: bool, follow: bool,
-    sizes: str | None, ks: str | None, device: str | None, output: str | None,
+    sizes: str | None, ks: str | None, device: str | None, output: str | None, **choice: Any,
 ) -> None:  # fmt: skip
     """Propose the jobs to run next, as a sweep file ready to enqueue. Nothing is enqueued, but by --follow.
 
@@ -46,19 +48,25 @@ def plan(
         raise click.UsageError("--follow and --n-latents go with --lr, --k with --lr or --target-fvu.")
     wanted = whole_numbers(sizes, "--n-latents") if sizes else []
     given = whole_numbers(ks, "--k") if ks else []
+    from orchestrator.fits.job_choice import JobChoice
+
+    meant = JobChoice(**choice)
     with database() as (settings, engine):
         if rates:
             from orchestrator.cli.commands.lr_search_follow import search
             from orchestrator.lr_search import SearchScope
 
-            search(settings, engine, SearchScope(sweeps, tuple(wanted), tuple(given)), follow=follow, output=output)
+            scope = SearchScope(sweeps, tuple(wanted), tuple(given), meant)
+            search(settings, engine, scope, follow=follow, output=output)
         else:
-            _propose(engine, sweeps, device=device, budget=budget, target=target_fvu, ks=given, output=output)
+            _propose(
+                engine, sweeps, choice=meant, device=device, budget=budget, target=target_fvu, ks=given, output=output
+            )
 
 
 def _propose(
-    engine: "Engine", sweeps: tuple[str, ...], *, device: str | None, budget: str | None, target: float | None,
-    ks: Sequence[int], output: str | None,
+    engine: "Engine", sweeps: tuple[str, ...], *, choice: "JobChoice", device: str | None, budget: str | None,
+    target: float | None, ks: Sequence[int], output: str | None,
 ) -> None:  # fmt: skip
     from orchestrator.fits.forecast_inputs import load_inputs
     from orchestrator.scaling.plan.budget import allowance
@@ -66,7 +74,7 @@ def _propose(
     from orchestrator.scaling.plan.target_plan import plan_for_target
 
     limit = allowance(budget) if budget is not None else None
-    loaded = load_inputs(engine, sweeps, device=device, rates=True)
+    loaded = load_inputs(engine, sweeps, choice=choice, device=device, rates=True)
     if limit is not None:
         choices, expected = plan_within_budget(loaded.inputs, limit)
         told = f"--budget {budget!r}"
@@ -77,6 +85,7 @@ def _propose(
         kind = loaded.inputs.device or "no device"
         doubt = " It is no GPU." if limit.device == "gpu" and not kind.startswith("cuda") else ""
         expected = [f"Hours are of {kind}, on which most of the jobs ended; another: --device.{doubt}", *expected]
+    told += "".join(f" --{name} {value!r}" for name, value in choice._asdict().items() if value is not None)
     head = [f"{MARK} {' '.join(sweeps)} {told}", *loaded.notes, *expected]
     _show(choices, output)
     if output != "json":

@@ -121,7 +121,7 @@ def law_lines(contents: "Contents") -> list[str]:
         jobs = f"from jobs {', '.join(map(str, fit.jobs))}"
         form = f"{spelled(fit.equation)}, form {fit.form}"
         lines.append(f"L(N) at {fit.group.replace('=', ' = ')}: {form}, {exponent}, {jobs}")
-    return lines or [f"L(N) is not fitted: {contents.missing['ln'].why}"]
+    return lines or [f"Not fitted: {contents.missing['ln'].why}"]
 
 
 def report_path(settings: "Settings", sweeps: Sequence[str]) -> Path:

@@ -12,7 +12,7 @@ from orchestrator.cli.display.tables import Column, table
 from orchestrator.formatting import NONE, count, jobs_named, share
 
 if TYPE_CHECKING:
-    from orchestrator.scaling.types import Fit, Residual, Score
+    from orchestrator.scaling.types import Fit, Residual, Score, StoredFit
 
 _JOBS_NAMED = 12
 _NOTHING = 1e-9
@@ -30,6 +30,16 @@ def fit_lines(fit: "Fit", number: int | None, *, width: int | None) -> list[str]
         [f"  {click.style('note', dim=True)}  {note}" for note in fit.notes],
     ]
     return [line for part in parts if part for line in (*part, "")][:-1]
+
+
+def fit_line(stored: "StoredFit") -> str:
+    """Return a stored fit on one line: its number, what it is of, and which one superseded it."""
+    from orchestrator.scaling.laws.registry import LAWS
+
+    fit = stored.fit
+    parts = (LAWS[fit.law].title, fit.group, fit.subject, fit.hook, f"form {fit.form}")
+    newer = f", superseded by fit {stored.superseded_by}" if stored.superseded_by is not None else ""
+    return f"fit {stored.id}: {', '.join(filter(None, parts))} ({', '.join(fit.sweeps)}){newer}"
 
 
 def fit_record(fit: "Fit", number: int | None) -> dict[str, Any]:
@@ -50,7 +60,8 @@ def _head(fit: "Fit", number: int | None) -> list[str]:
     title = click.style(f"{LAWS[fit.law].title}{held}", bold=True)
     loss = {"l_inf": "; fvu here is L∞, the limit of each curve's tail"}.get(str(fit.options.get("loss")), "")
     return [
-        f"{title}  {fit.subject}  ({', '.join(fit.sweeps)}){click.style(kept, dim=True)}",
+        f"{title}  {fit.subject}{f'  {fit.hook}' if fit.hook else ''}  ({', '.join(fit.sweeps)})"
+        f"{click.style(kept, dim=True)}",
         f"  {fit.equation}   form {fit.form}{loss}",
     ]
 

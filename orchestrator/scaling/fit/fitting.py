@@ -15,7 +15,7 @@ from orchestrator.scaling.fit.estimate import Estimate, data_of, estimate
 from orchestrator.scaling.fit.missing_jobs import shortage
 from orchestrator.scaling.fit.model_selection import allowed, chosen, profile, rivals, score
 from orchestrator.scaling.fit.notes import notes_on, seed_sigma
-from orchestrator.scaling.fit.options import FitOptions
+from orchestrator.scaling.fit.options import GROUNDS, FitOptions
 from orchestrator.scaling.fit.predict import HIGH, LOW
 from orchestrator.scaling.fit.sample import Observation, Sample
 from orchestrator.scaling.forms import Array, coefficients, log_values
@@ -105,11 +105,12 @@ def fit_groups(
     law = LAWS[name]
     fits, refused = list[Fit](), list[Refusal]()
     sweeps = tuple(sorted({row.sweep for row in rows}))
+    meant = [row for row in rows if all(getattr(options, name) in (None, getattr(row, name)) for name in GROUNDS)]
     kept, excluded = sort_out(law, rows, options)
     for sample in law.samples(kept, excluded, options):
         forms = allowed(law.forms, sample)
         if not forms or not law.is_enough(sample):
-            refused.append(Refusal(name, sample.group, shortage(law, sample, rows)))
+            refused.append(Refusal(name, sample.group, shortage(law, sample, meant)))
             continue
         estimates = [estimate(form, sample) for form in forms]
         scores = [score(one, sample) for one in estimates]
@@ -117,16 +118,23 @@ def fit_groups(
         found = _compose(law, tried, n_bootstrap=n_bootstrap, seed=seed)
         asked: dict[str, float | int | str | None] = {
             "epsilon": options.epsilon, "loss": options.loss, "flops": options.flops, "jobs ended": ended(rows),
+            "curve points": curve_points(rows),
         }  # fmt: skip
-        fits.append(replace(found, sweeps=sweeps, options=found.options | asked))
+        shared = {name: getattr(kept[0], name) for name in law.grounds if name != "subject"}
+        fits.append(replace(found, sweeps=sweeps, options=found.options | asked, **shared))
     if not fits and not refused:
-        refused.append(Refusal(name, "", shortage(law, None, rows, excluded=excluded)))
+        refused.append(Refusal(name, "", shortage(law, None, meant, excluded=excluded)))
     return Fitted(tuple(fits), tuple(refused))
 
 
 def ended(rows: Sequence[JobMeasurement]) -> int:
     """Return how many jobs have ended: by this number, stored with a fit, one that ended meanwhile is noticed."""
     return sum(row.state in TERMINAL for row in rows)
+
+
+def curve_points(rows: Sequence[JobMeasurement]) -> int:
+    """Return how many points the curves have: by this number a fit to curves that have grown since is noticed."""
+    return sum(len(row.curve) for row in rows)
 
 
 def fit_laws(

@@ -30,7 +30,8 @@ def shortage(
     missing = missing_jobs(law, sample, inside)
     own = {row.job_id for row in inside}
     reasons = [one for one in (sample.excluded if sample is not None else excluded) if one.job_id in own]
-    there, absent, left_out = _what_there_is(law, sample), _what_is_missing(missing), _what_was_left_out(reasons)
+    absent = _what_is_missing(missing) + _what_is_coming(missing)
+    there, left_out = _what_there_is(law, sample), _what_was_left_out(reasons)
     return FitError(
         f"{law.title}{held} needs {law.needs}; it has {there}{absent}{left_out}",
         hint="\n".join(commands(law, inside, missing)),
@@ -43,8 +44,9 @@ def missing_jobs(law: Law, sample: Sample | None, rows: Sequence[JobMeasurement]
         return []  # more jobs of a subject of unknown size are of no use either
     sizes = sorted({row.n_latents for row in rows if row.n_latents})
     known = set[tuple[int, int]]()
-    if law.is_over_compute:  # the envelope has to be longer: larger sizes
-        wanted = _ladder(sizes, len(sizes) + 2)[len(sizes) :]
+    if law.is_over_compute:  # the envelope has to be longer: the sizes that are on their way, else larger ones
+        coming = sorted({row.n_latents for row in rows if row.n_latents and row.state in OPEN})
+        wanted = [*coming, *_ladder(sizes, len(sizes) + max(0, 2 - len(coming)))[len(sizes) :]]
     else:
         wanted = _ladder(sizes, _LEAST_SIZES)
         subjects = {row.subject for row in rows}
@@ -63,7 +65,8 @@ def commands(law: Law, rows: Sequence[JobMeasurement], missing: Sequence[Missing
     if failed := [row for row in rows if row.state == "failed"]:
         lines.append(f"Try the failed again: orch retry {' '.join(str(row.job_id) for row in failed[:_MOST_NAMED])}")
     subject = f" subject.model={rows[0].subject.replace('@', ' subject.revision=')}" if law.compares_subjects else ""
-    for grid in _grids([one for one in missing if not one.is_coming]):
+    lines += dict.fromkeys(one.no_use for one in missing if one.no_use)
+    for grid in _grids([one for one in missing if not one.held_by and not one.no_use]):
         lines.append(f"Supply them: orch enqueue FILE --name {sweep} {grid}{subject}")
     if law.compares_subjects and not missing:
         lines.append(f"Add a subject: orch enqueue FILE --name {sweep} subject.model=ANOTHER")
@@ -71,13 +74,13 @@ def commands(law: Law, rows: Sequence[JobMeasurement], missing: Sequence[Missing
 
 
 def like_the_others(n: int, k: int, rows: Sequence[JobMeasurement]) -> MissingJob:
-    """Return a job like the others; longer, slower or once more where one like it gave no loss."""
+    """Return a job like the others; longer, slower or of another seed where one like it gave no loss."""
     here = [row for row in rows if (row.n_latents, row.k) == (n, k)]
     lr = _rate_to_try(n, k, rows)
-    if any(row.state in (*OPEN, "failed") for row in here):
-        return MissingJob(n, k, lr, is_coming=True)
+    if held := [row for row in here if row.state in (*OPEN, "failed")]:
+        return MissingJob(n, k, lr, held_by=_with_states(held))
     if short := [row for row in here if row.outcome == "max_tokens"]:
-        return MissingJob(n, k, lr, f" training.max_tokens={2 * max(row.max_tokens for row in short)}")
+        return _longer(MissingJob(n, k, lr), short)
     ended = [row for row in here if row.state == "succeeded"]
     too_small = [row.lr for row in ended if row.lr is not None and row.outcome == "not_learning"]
     if too_small:
@@ -85,8 +88,37 @@ def like_the_others(n: int, k: int, rows: Sequence[JobMeasurement]) -> MissingJo
     too_large = [row.lr for row in ended if row.lr is not None and (row.outcome == "diverged" or row.is_dead)]
     if too_large:
         return MissingJob(n, k, f"{min(too_large) / 2:.3g}")
-    # What is there already would be skipped.
-    return MissingJob(n, k, lr, " --allow-duplicate" if ended else "")
+    if unsettled := [row for row in ended if any(row.tokens_lower_bound.values())]:
+        return _past_its_plateau(MissingJob(n, k, lr), unsettled)
+    # A job of the same config would come to the same.
+    return MissingJob(n, k, lr, f" training.seed={1 + max(row.seed for row in ended)}" if ended else "")
+
+
+def _longer(job: MissingJob, short: Sequence[JobMeasurement]) -> MissingJob:
+    """Return a job with twice the budget; none where twice the budget was too short already."""
+    ordered = sorted(short, key=lambda row: row.max_tokens)
+    first, last = ordered[0], ordered[-1]
+    if last.max_tokens < 2 * first.max_tokens:
+        return job._replace(more=f" training.max_tokens={2 * last.max_tokens}")
+    fall = f", its fvu {1 - last.fvu / first.fvu:.1%} lower" if last.fvu and first.fvu else ""
+    return job._replace(
+        no_use=f"n = {job.n}, k = {job.k}: job {first.job_id} reached its budget, and so did job {last.job_id} with"
+        f" {last.max_tokens / first.max_tokens:.3g} times as much{fall}. No larger one is advised: look at"
+        f" orch show {last.job_id} --curve, then change the learning rate or raise stop.epsilon"
+    )
+
+
+def _past_its_plateau(job: MissingJob, unsettled: Sequence[JobMeasurement]) -> MissingJob:
+    """Return a job that goes on past its plateau, so that its limit settles; none where one such did not settle."""
+    ordered = sorted(unsettled, key=lambda row: row.stop_epsilon)
+    strictest, loosest = ordered[0], ordered[-1]
+    if loosest.stop_epsilon < 2 * strictest.stop_epsilon:
+        return job._replace(more=f" stop.epsilon={strictest.stop_epsilon / 2:g}")
+    return job._replace(
+        no_use=f"n = {job.n}, k = {job.k}: the limit of job {loosest.job_id} is not settled, and neither is that of job"
+        f" {strictest.job_id}, stopped at epsilon {strictest.stop_epsilon:g}. A still smaller one is not advised: add"
+        f" seeds or another size"
+    )
 
 
 def at_a_larger_rate(n: int, k: int, rows: Sequence[JobMeasurement]) -> MissingJob:
@@ -96,7 +128,14 @@ def at_a_larger_rate(n: int, k: int, rows: Sequence[JobMeasurement]) -> MissingJ
     rates = {rate: jobs for rate, jobs in by_rate(learning or here).items() if rate}
     if not rates:
         return MissingJob(n, k, _rate_to_try(n, k, rows))
+<<<<<<< HEAD
     some_converge = not learning or any(converges(jobs) for jobs in rates.values())
+=======
+    works = [rate for rate, jobs in rates.items() if converges(jobs)]
+    some_converge = bool(works)
+    if held := [row for row in here if row.state in OPEN and (row.lr is None or row.lr > max(works, default=0.0))]:
+        return MissingJob(n, k, _rate_to_try(n, k, rows), held_by=_with_states(held))
+>>>>>>> fits
     return MissingJob(n, k, f"{2 * max(rates) if some_converge else min(rates) / 2:.3g}")
 
 
@@ -156,11 +195,20 @@ def _what_there_is(law: Law, sample: Sample | None) -> str:
 
 
 def _what_is_missing(missing: Sequence[MissingJob]) -> str:
-    if not missing:
-        return ""
-    listed = ", ".join(f"(n={one.n}, k={one.k}, lr={one.lr})" for one in missing[:_MOST_NAMED])
-    more = len(missing) - _MOST_NAMED
-    return f"; missing: {listed}" + (f" and {more} more" if more > 0 else "")
+    return _listed("missing", [f"(n={one.n}, k={one.k}, lr={one.lr})" for one in missing if not one.held_by])
+
+
+def _what_is_coming(missing: Sequence[MissingJob]) -> str:
+    return _listed("there already", [f"(n={one.n}, k={one.k}: {one.held_by})" for one in missing if one.held_by])
+
+
+def _listed(word: str, parts: Sequence[str]) -> str:
+    more = len(parts) - _MOST_NAMED
+    return f"; {word}: {', '.join(parts[:_MOST_NAMED])}{f' and {more} more' if more > 0 else ''}" if parts else ""
+
+
+def _with_states(rows: Sequence[JobMeasurement]) -> str:
+    return ", ".join(f"job {row.job_id} {row.state}" for row in rows)
 
 
 def _what_was_left_out(excluded: Sequence[Excluded]) -> str:

@@ -36,12 +36,12 @@ class FitOptions:
         return row.fvu if self.loss == "fvu" else row.l_inf
 
     def label(self) -> tuple[str, ...]:
-        """Return what was chosen against the defaults, as parts of a group's name; the subject has a field of its own.
+        """Return what was chosen against the defaults, as parts of a group's name, such as `epsilon=0.02`.
 
-        Such as `epsilon=0.02`.
+        Which jobs were chosen is no part of it: a fit has fields of its own for what all its jobs share.
         """
         default = FitOptions()
-        names = ("loss", "flops", "epsilon", *(name for name in GROUNDS if name != "subject"))
+        names = ("loss", "flops", "epsilon")
         values = {name: getattr(self, name) for name in names if getattr(self, name) != getattr(default, name)}
         return tuple(f"{name}={value:g}" if name == "epsilon" else f"{name}={value}" for name, value in values.items())
 

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from orchestrator.errors import ConfigError, FitError
+from orchestrator.formatting import jobs_named
 from orchestrator.job_states import OPEN
 from orchestrator.scaling.fit.model_selection import rivals
 from orchestrator.scaling.forms import Array, design, log_values, parameters
@@ -58,6 +59,10 @@ class _Uncertainty:
     """σ²."""
     there: Counter[tuple[int, int]]
     """Jobs at each place, those that were chosen among them."""
+    unfinished: tuple[int, ...] = ()
+    """Jobs at these places that have not ended: they are coming, and no law has them yet."""
+    left_by_them: Array | None = None
+    """What they should leave of the two standard deviations, as parts of those at the start, (2,)."""
 
     @property
     def noise(self) -> float:
@@ -95,8 +100,9 @@ class _Uncertainty:
 def plan_within_budget(inputs: ForecastInputs, budget: Allowance) -> tuple[list[Choice], list[str]]:
     """Return jobs within a budget, greedily the one that shrinks most per cost first, and what they are to bring.
 
-    What shrinks is the variance of the exponent and of ln fvu at the largest size, by the bootstrap's draws; jobs that
-    wait or run already count as done. Every job counts with its whole max_tokens, so that no plan exceeds its budget.
+    What shrinks is the variance of the exponent and of ln fvu at the largest size, by the bootstrap's draws. Jobs that
+    have not ended are expected to bring what jobs bring, so that none is proposed in their place, and are told apart
+    from what the plan adds. Every job counts with its whole max_tokens, so that no plan exceeds its budget.
 
     Raises:
         FitError: no draws to plan from, or no way to tell what a job costs.
@@ -130,6 +136,8 @@ class _Offer:
     price: float
     seeds: int
     """That the place has, or will have."""
+    has_unfinished: bool
+    """Whether a job at the place has not ended."""
 
     @property
     def gains(self) -> Array:
@@ -154,10 +162,11 @@ def _uncertainties(inputs: ForecastInputs) -> Iterator[_Uncertainty]:
             continue
         places = list(sizes(fit, sorted(ks_of(fit))))
         uncertainty = _uncertainty(fit, places)
-        for row in inputs.rows:
-            place = (row.n_latents or 0, row.k)
-            if row.state in OPEN and place in places:
-                uncertainty.observe(place)
+        coming = [row for row in inputs.rows if row.state in OPEN and (row.n_latents, row.k) in places]
+        for row in coming:
+            uncertainty.observe((row.n_latents or 0, row.k))
+        uncertainty.unfinished = tuple(row.job_id for row in coming)
+        uncertainty.left_by_them = uncertainty.left()
         yield uncertainty
 
 
@@ -199,7 +208,8 @@ def _offer(
     price = job.price(budget.unit)
     there = [row for row in inputs.rows if (row.n_latents, row.k) == place]
     seeds = {row.seed for row in there if row.outcome == "converged" or row.state in OPEN}
-    return _Offer(job, uncertainty, place, price, len(seeds)) if price else None
+    is_coming = any(row.state in OPEN for row in there)
+    return _Offer(job, uncertainty, place, price, len(seeds), is_coming) if price else None
 
 
 def _check_budget(offers: Sequence[_Offer], budget: Allowance) -> None:
@@ -223,6 +233,7 @@ def _why(offer: _Offer) -> str:
     beyond = extrapolation(uncertainty.fit, job.n_latents)
     new = f"{beyond:.3g}× beyond the largest" if beyond > 1 else "a size between"
     what = f"another seed: one job errs by {uncertainty.noise:.1%}" if offer.seeds else new
+    what += ", beside one that has not ended" if offer.has_unfinished else ""
     exponent, far = offer.gains
     return f"{what}; variance of {uncertainty.exponent} −{exponent:.0%}, of ln fvu at n={uncertainty.far} −{far:.0%}"
 
@@ -234,10 +245,15 @@ def _promise(uncertainty: _Uncertainty) -> str:
     held = f" ({fit.group})" if fit.group else ""
     interval = fit.coefficients[uncertainty.exponent]
     by_form = "" if fit.taken == fit.form else f", reckoned in the form {fit.taken},"
+    ids, parts = uncertainty.unfinished, uncertainty.left_by_them
+    first = ""
+    if ids and parts is not None:
+        alone = "themselves" if len(ids) > 1 else "itself"
+        first = f"; {jobs_named(ids)}, not ended yet, should bring them to {parts[0]:.0%} and {parts[1]:.0%} by {alone}"
     open_to = " and ".join(rivals(fit.scores, fit.form))
     undecided = f"; AICc does not rule out {open_to}: larger sizes tell them apart" if open_to else ""
     return (
         f"{LAWS[fit.law].title}{held}: {uncertainty.exponent} = {interval.value:.4f}"
         f" ({interval.low:.4f} to {interval.high:.4f}) by the form {fit.form}; its error{by_form} should fall to"
-        f" {exponent:.0%}, that of fvu at n={uncertainty.far} to {far:.0%}{undecided}"
+        f" {exponent:.0%}, that of fvu at n={uncertainty.far} to {far:.0%}{first}{undecided}"
     )

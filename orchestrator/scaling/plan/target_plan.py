@@ -6,10 +6,11 @@ from collections.abc import Sequence
 import numpy as np
 
 from orchestrator.errors import ConfigError, FitError
-from orchestrator.formatting import Interval
+from orchestrator.formatting import Interval, jobs_named
+from orchestrator.job_states import OPEN
 from orchestrator.scaling.laws.registry import LAWS
 from orchestrator.scaling.plan.budget_plan import Choice
-from orchestrator.scaling.plan.candidates import candidate
+from orchestrator.scaling.plan.candidates import Candidate, candidate
 from orchestrator.scaling.plan.forecast import ForecastInputs, expected, extrapolation, ks_of, loss_fit
 from orchestrator.scaling.types import Fit
 
@@ -41,7 +42,7 @@ def plan_for_target(inputs: ForecastInputs, fvu: float, ks: Sequence[int] = ()) 
     others = [
         _at_another_k(k, found.get(k), fits[k], fvu, jobs[k].flops if k in jobs else None) for k in asked if k != best
     ]
-    return [Choice(jobs[best], _why(fits[best], found[best], best, fvu))], others
+    return [Choice(jobs[best], _why(fits[best], found[best], best, fvu))], [*_unfinished(inputs, jobs[best]), *others]
 
 
 def smallest(fit: Fit, fvu: float, k: int) -> int | None:
@@ -109,6 +110,12 @@ def _why(fit: Fit, n_latents: int, k: int, fvu: float) -> str:
         f"the smallest expected to reach fvu {fvu:g}: {told.value:.4f} ({told.low:.4f} to {told.high:.4f}) by the form"
         f" {fit.form}{'' if fit.taken == fit.form else f', the interval by {fit.taken}'}{where}"
     )
+
+
+def _unfinished(inputs: ForecastInputs, job: Candidate) -> list[str]:
+    """Say which jobs of this size have not ended: one of them may be what is asked for."""
+    ids = [row.job_id for row in inputs.rows if row.state in OPEN and (row.n_latents, row.k) == (job.n_latents, job.k)]
+    return [f"of this n and k there is, not ended yet: {jobs_named(ids)}; look at it first"] if ids else []
 
 
 def _at_another_k(k: int, n_latents: int | None, fit: Fit, fvu: float, flops: float | None) -> str:

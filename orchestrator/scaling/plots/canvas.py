@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from itertools import chain, count
+from textwrap import wrap
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from orchestrator.formatting import tick
@@ -24,6 +25,9 @@ _MARKERS, _LINES = "osD^vPX", ("-", "--", "-.", ":", (0, (6, 2, 1, 2, 1, 2)))
 _STEPS = ((1.0,), (1.0, 3.0), (1.0, 2.0, 5.0), (1.0, 1.5, 2.0, 3.0, 5.0, 7.0))
 """Digits of the ticks of a decade, the coarsest first."""
 _FEWEST_TICKS, _MOST_TICKS = 3, 7
+_FEW_PANELS = 9
+_LETTERS, _LEGEND_LETTERS = 10, 32
+"""Letters of a title on an inch; letters of a line in a legend."""
 
 
 class Pen(NamedTuple):
@@ -52,15 +56,17 @@ class Drawing(NamedTuple):
 class Sheet:
     """A figure that is being drawn: its panels, and the hints and jobs of what was drawn so far."""
 
-    def __init__(self, name: str, *, panels: int = 1, wide: bool = False, columns: int = 4) -> None:
-        """Lay out so many panels, at most `columns` of them in a row."""
+    def __init__(self, name: str, *, panels: int = 1, wide: bool = False, columns: int = 3) -> None:
+        """Lay out so many panels, at most `columns` of them in a row; four, where they are many."""
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
 
         self.name, self._hints, self._jobs = name, dict[str, str](), set[int]()
-        self.columns = min(panels, columns)
+        self.columns = min(panels, columns if panels <= _FEW_PANELS else 4)
+        if (panels, columns) == (4, 3):
+            self.columns = 2
         n_rows = -(-panels // self.columns)
-        size = (11.5 if wide or panels > 1 else 5.6, 3.9 if n_rows == 1 else 3.3 * n_rows)
+        size = (11.5 if wide or panels > 1 else 6.4, 3.9 if n_rows == 1 else 3.3 * n_rows)
         self.figure = Figure(figsize=size, layout="constrained")
         FigureCanvasAgg(self.figure)
         laid: list[Axes] = list(self.figure.subplots(n_rows, self.columns, squeeze=False).flat)
@@ -89,8 +95,13 @@ class Sheet:
         self._hints[own] = hint
         self._jobs.update(jobs)
 
-    def legend(self, entries: Sequence[tuple[str, Pen]], *, panel: int | None = 0) -> None:
-        """Name the pens in a panel, or with none beside them all."""
+    def title(self, text: str, *, panel: int = 0) -> None:
+        """Head a panel; a long text goes on in a second line."""
+        width = int(_LETTERS * self.figure.get_figwidth() / self.columns)
+        self.panels[panel].set_title(_wrapped(text, width), loc="left")
+
+    def legend(self, entries: Sequence[tuple[str, Pen]]) -> None:
+        """Name the pens beside the panels, where no data can be."""
         from matplotlib.lines import Line2D
 
         if entries:
@@ -101,11 +112,8 @@ class Sheet:
                 )
                 for _, pen in entries
             ]  # fmt: skip
-            names = [name for name, _ in entries]
-            if panel is None:
-                self.figure.legend(handles, names, framealpha=0.0, loc="outside right upper")
-            else:
-                self.panels[panel].legend(handles, names, framealpha=0.0, ncols=2 if len(entries) > 7 else 1)
+            names = [_wrapped(name, _LEGEND_LETTERS) for name, _ in entries]
+            self.figure.legend(handles, names, framealpha=0.0, loc="outside right upper")
 
     def done(self, title: str, caption: str) -> Drawing:
         """Return what was drawn."""
@@ -187,6 +195,11 @@ def round_ticks(low: float, high: float) -> list[float]:
     span = 10.0 ** math.floor(math.log10(high - low)) if high > low else low
     step = next(part * span for part in (1.0, 0.5, 0.25, 0.2, 0.1) if (high - low) / (part * span) >= _FEWEST_TICKS)
     return [at * step for at in range(math.ceil(low / step), math.floor(high / step) + 1)]
+
+
+def _wrapped(text: str, width: int) -> str:
+    """Break a text into lines, not beside an equals sign."""
+    return "\n".join(wrap(text.replace(" = ", "\u00a0=\u00a0"), width)).replace("\u00a0", " ")
 
 
 def _ticks(axes: "Axes", direction: Direction, places: list[float], write: Callable[[float], str]) -> None:

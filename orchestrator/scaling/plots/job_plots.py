@@ -5,10 +5,20 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, TypeAlias
 
 from orchestrator.curves.point import Point
-from orchestrator.formatting import count, digits, named, power_tick, share, tick
+from orchestrator.formatting import count, digits, named, power_tick, share
+from orchestrator.job_states import OPEN
 from orchestrator.scaling.fit.options import flops_of
 from orchestrator.scaling.plots.canvas import FAINT, INK, Drawing, Pen, Sheet, at_sizes, linear, logarithmic, pens
-from orchestrator.scaling.plots.law_plots import draw_law, draw_residual, fits_to_draw, series_name, spelled
+from orchestrator.scaling.plots.law_plots import (
+    differing_in,
+    draw_law,
+    draw_residual,
+    fits_to_draw,
+    forms_of,
+    series_name,
+)
+from orchestrator.scaling.plots.naming import differing, in_order, place
+from orchestrator.scaling.plots.panels import laid_out
 from orchestrator.scaling.types import Fit, JobMeasurement
 
 if TYPE_CHECKING:
@@ -16,7 +26,6 @@ if TYPE_CHECKING:
 
 Rows: TypeAlias = Sequence[JobMeasurement]
 Fits: TypeAlias = Sequence[Fit]
-MOST_PANELS, COLUMNS = 9, 3
 EPSILON = 0.01
 """Of the tokens to convergence that are drawn."""
 _HIGHEST = 1.0
@@ -28,17 +37,17 @@ def curves(rows: Rows) -> Drawing | None:
     drawn = [row for row in rows if _usable(row.curve)]
     if not drawn:
         return None
-    groups = _panels(drawn)
-    sheet = Sheet("curves", panels=len(groups), wide=True, columns=COLUMNS)
-    colours = pens(sorted({row.n_latents or 0 for row in drawn}))
-    for panel, (name, members) in enumerate(groups.items()):
+    layout = laid_out(drawn)
+    sheet = Sheet("curves", panels=len(layout.panels), wide=True)
+    for panel, (name, members) in enumerate(layout.panels.items()):
         for row in members:
-            _draw_curve(sheet, row, colours[row.n_latents or 0], panel=panel)
+            _draw_curve(sheet, row, layout.pens[layout.series(row)], panel=panel)
         _curve_axes(sheet, members, panel, name, drawn)
-    sheet.legend([(f"n = {tick(n)}", colours[n]._replace(marker="")) for n in colours], panel=None)
+    sheet.legend([(name, pen._replace(marker="")) for name, pen in layout.pens.items()])
     return sheet.done(
         "Curves: fvu against training tokens",
-        f"Held-out fvu of {named(len(drawn), 'job')} with averaged weights. Ring: within 1% of the limit of the curve.",
+        f"Held-out fvu of {named(len(drawn), 'job')} with averaged weights. Ring: within 1% of the limit of the curve."
+        f"{layout.left_out}",
     )
 
 
@@ -62,7 +71,7 @@ def _curve_axes(sheet: Sheet, members: Rows, panel: int, title: str, everything:
     tokens = [point.tokens_seen for row in members for point in _usable(row.curve)]
     logarithmic(sheet.panels[panel], "x", "training tokens", values=tokens)
     logarithmic(sheet.panels[panel], "y", "" if panel % sheet.columns else "fvu (held out)", values=losses)
-    sheet.panels[panel].set_title(title, loc="left")
+    sheet.title(title, panel=panel)
 
 
 def compute(law: "Law", name: str, rows: Rows, fits: Fits) -> Drawing | None:
@@ -73,14 +82,16 @@ def compute(law: "Law", name: str, rows: Rows, fits: Fits) -> Drawing | None:
     sheet = Sheet(name)
     axes = sheet.panels[0]
     counted = str(drawn[0].options.get("flops") or "dense")
-    several = len({fit.subject for fit in drawn}) > 1
-    names = {id(fit): series_name(fit.residuals[0], fit, several=several) for fit in drawn}
+    differs = differing_in(drawn)
+    names = {id(fit): series_name(fit.residuals[0], fit, differs) for fit in drawn}
     colours = pens(names.values())
+    of_fit = {job: colours[names[id(fit)]].colour for fit in drawn for job in fit.jobs} if len(drawn) > 1 else {}
     for row in rows:
         known = [(flops_of(point, counted), point.fvu) for point in _usable(row.curve)]
         places = [place for place in known if place[0] > 0]
         if places:
-            (line,) = axes.plot(*zip(*places, strict=True), color=FAINT, linewidth=0.8, alpha=0.6, zorder=2)
+            colour = of_fit.get(row.job_id, FAINT)
+            (line,) = axes.plot(*zip(*places, strict=True), color=colour, linewidth=0.8, alpha=0.6, zorder=2)
             sheet.mark(line, "curve", jobs=(row.job_id,), hint=_named(row))
     for fit in drawn:
         mine = colours[names[id(fit)]]
@@ -99,40 +110,43 @@ def compute(law: "Law", name: str, rows: Rows, fits: Fits) -> Drawing | None:
     )
     logarithmic(axes, "y", law.quantity.label, values=[lowest, highest], pad=0.15)
     sheet.legend([("curve of a job", Pen(FAINT, "", "-")), *colours.items()])
-    said = "Grey: every stored curve. Points: the lower envelope of all of them, in equal steps of log C."
-    return sheet.done(law.heading, f"{spelled(drawn[0].equation)} ({drawn[0].form}). {said} Band: 90% of the refits.")
+    thin = "Thin, in the colour of the envelope it is part of, else grey" if of_fit else "Grey"
+    said = f"{thin}: every stored curve. Points: the lower envelope of all of them, in equal steps of log C."
+    return sheet.done(law.heading, f"{forms_of(drawn)}. {said} Band: 90% of the refits.")
 
 
 def rates(law: "Law", name: str, rows: Rows, fits: Fits) -> Drawing | None:
     """Draw fvu against lr, a line per n, the tokens to convergence written at each point (the paper's Figure 3)."""
     known = [row for row in rows if row.lr and row.n_latents and (_is_loss(row.fvu) or row.outcome == "diverged")]
-    groups = _panels(_searched(known))
-    if not any(_is_loss(row.fvu) for members in groups.values() for row in members):
+    ended = _searched([row for row in known if row.outcome])
+    layout = laid_out(ended, by_budget=True)
+    drawn = [row for members in layout.panels.values() for row in members]
+    losses = [row.fvu for row in drawn if row.fvu is not None and _is_loss(row.fvu)]
+    if not losses:
         return None
-    drawn = [row for members in groups.values() for row in members]
-    sheet = Sheet(name, panels=len(groups), wide=len(drawn) > 12, columns=COLUMNS)
-    colours = pens(sorted({row.n_latents or 0 for row in drawn}))
-    for panel, (title, members) in enumerate(groups.items()):
-        axes = sheet.panels[panel]
-        for n, mine in colours.items():
-            _draw_rates(sheet, [row for row in members if row.n_latents == n], mine, panel=panel)
-        logarithmic(axes, "x", "learning rate lr", values=[row.lr or 0 for row in members], pad=0.14)
-        losses = [row.fvu for row in drawn if row.fvu is not None and _is_loss(row.fvu)]
-        logarithmic(axes, "y", "" if panel % sheet.columns else "fvu (held out)", values=losses, pad=0.2)
-        axes.set_title(title, loc="left")
-    sheet.legend([(f"n = {tick(n)}", colours[n]) for n in colours], panel=None)
+    sheet = Sheet(name, panels=len(layout.panels), wide=len(drawn) > 12)
+    for panel, (title, members) in enumerate(layout.panels.items()):
+        for series, mine in layout.pens.items():
+            _draw_rates(sheet, [row for row in members if layout.series(row) == series], mine, panel=panel)
+        logarithmic(sheet.panels[panel], "x", "learning rate lr", values=[row.lr or 0 for row in members], pad=0.14)
+        logarithmic(sheet.panels[panel], "y", "" if panel % sheet.columns else "fvu (held out)", values=losses, pad=0.2)
+        sheet.title(title, panel=panel)
+    sheet.legend(list(layout.pens.items()))
     said = "At each point: tokens to within 1% of the limit; > where training ended before. Hollow: not converged."
     more = " Crosses at the top: diverged." if any(row.outcome == "diverged" for row in drawn) else ""
-    return sheet.done("Learning rates: fvu against lr", said + more)
+    waiting = sum(row.state in OPEN for row in known)
+    more += f" {named(waiting, 'job')} not drawn: not ended." if waiting else ""
+    return sheet.done("Learning rates: fvu against lr", said + more + layout.left_out)
 
 
 def _searched(rows: Rows) -> list[JobMeasurement]:
-    """Return the jobs of those k at which several rates were tried; all jobs where there is no such k."""
+    """Return the jobs of those k, at one place, at which several rates were tried; all where there is no such k."""
+    differs = differing(rows)
     tried: dict[tuple[str, int, int | None], set[float | None]] = {}
     for row in rows:
-        tried.setdefault((row.subject, row.k, row.n_latents), set()).add(row.lr)
-    several = {(subject, k) for (subject, k, _), lrs in tried.items() if len(lrs) > 1}
-    return [row for row in rows if not several or (row.subject, row.k) in several]
+        tried.setdefault((place(row, differs), row.k, row.n_latents), set()).add(row.lr)
+    several = {(where, k) for (where, k, _), lrs in tried.items() if len(lrs) > 1}
+    return [row for row in rows if not several or (place(row, differs), row.k) in several]
 
 
 def _draw_rates(sheet: Sheet, members: Rows, pen: Pen, *, panel: int) -> None:
@@ -142,15 +156,13 @@ def _draw_rates(sheet: Sheet, members: Rows, pen: Pen, *, panel: int) -> None:
         line = [(row.lr or 0.0, row.fvu or 0.0) for row in ordered if row.seed == seed]
         axes.plot(*zip(*line, strict=True), color=pen.colour, linestyle=pen.line, linewidth=1.2, zorder=2)
     for row in ordered:
-        text, place = tokens_to_convergence(row), (row.lr or 0.0, row.fvu or 0.0)
+        text, at = tokens_to_convergence(row), (row.lr or 0.0, row.fvu or 0.0)
         hint = f"{_named(row)}, lr {digits(row.lr)}: fvu {digits(row.fvu, 4)}, T(1%) {text}, {row.outcome or row.state}"
-        sheet.point(place, pen, jobs=(row.job_id,), hint=hint, panel=panel, hollow=row.outcome != "converged")
+        sheet.point(at, pen, jobs=(row.job_id,), hint=hint, panel=panel, hollow=row.outcome != "converged")
     for lr in {row.lr for row in ordered}:  # seeds of one rate lie upon each other: one label for all of them
         same = [row for row in ordered if row.lr == lr]
-        text, place = ", ".join(map(tokens_to_convergence, same)), (lr or 0.0, max(row.fvu or 0.0 for row in same))
-        axes.annotate(
-            text, place, xytext=(0, 6), textcoords="offset points", ha="center", fontsize=9, color=INK, zorder=5
-        )
+        text, at = ", ".join(map(tokens_to_convergence, same)), (lr or 0.0, max(row.fvu or 0.0 for row in same))
+        axes.annotate(text, at, xytext=(0, 6), textcoords="offset points", ha="center", fontsize=9, color=INK, zorder=5)
     for row in members:
         if row.outcome == "diverged" and not _is_loss(row.fvu):
             top = axes.get_xaxis_transform()
@@ -166,25 +178,26 @@ def tokens_to_convergence(row: JobMeasurement, epsilon: float = EPSILON) -> str:
 
 def dead(rows: Rows) -> Drawing | None:
     """Draw the share of dead latents at the end against n."""
-    drawn = [row for row in rows if row.dead_share is not None and math.isfinite(row.dead_share) and row.n_latents]
+    known = [row for row in rows if row.dead_share is not None and math.isfinite(row.dead_share) and row.n_latents]
+    drawn = [row for row in known if row.outcome]
     if not drawn:
         return None
     sheet = Sheet("dead")
-    several = len({row.subject for row in drawn}) > 1
-    colours = pens(_group(row, several=several) for row in sorted(drawn, key=_order))
-    for row in drawn:
-        hint = f"{_named(row)}: {share(row.dead_share)} dead"
-        place = (row.n_latents or 0, 100 * (row.dead_share or 0))
-        mine = colours[_group(row, several=several)]
-        sheet.point(place, mine, jobs=(row.job_id,), hint=hint, hollow=row.outcome != "converged")
-    for name, mine in colours.items():
-        line = sorted(
-            (r.n_latents or 0, 100 * (r.dead_share or 0)) for r in drawn if _group(r, several=several) == name
-        )
-        sheet.panels[0].plot(*zip(*_means(line), strict=True), color=mine.colour, linestyle=mine.line, linewidth=1.2)
+    differs = differing(drawn)
+    groups: dict[str, list[JobMeasurement]] = {}
+    for row in sorted(drawn, key=lambda row: (in_order(place(row, differs)), row.k)):
+        groups.setdefault(", ".join(filter(None, (place(row, differs), f"k = {row.k}"))), []).append(row)
+    colours = pens(groups)
+    for name, members in groups.items():
+        at = [(row.n_latents or 0, 100 * (row.dead_share or 0)) for row in members]
+        for row, where in zip(members, at, strict=True):
+            hint = f"{_named(row)}: {share(row.dead_share)} dead"
+            sheet.point(where, colours[name], jobs=(row.job_id,), hint=hint, hollow=row.outcome != "converged")
+        mine = colours[name]
+        sheet.panels[0].plot(*zip(*_means(at), strict=True), color=mine.colour, linestyle=mine.line, linewidth=1.2)
     at_sizes(sheet.panels[0], [row.n_latents or 0 for row in drawn])
     linear(sheet.panels[0], "y", "dead latents (%)", lambda value: f"{value:g}")
-    sheet.panels[0].set_ylim(bottom=min(-0.5, sheet.panels[0].get_ylim()[0]))
+    sheet.panels[0].set_ylim(0, max(1.0, sheet.panels[0].get_ylim()[1]))
     sheet.legend(list(colours.items()))
     return sheet.done(
         "Dead latents",
@@ -197,23 +210,6 @@ def _means(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
     places = sorted({x for x, _ in points})
     heights = {x: [y for at, y in points if at == x] for x in places}
     return [(x, sum(ys) / len(ys)) for x, ys in heights.items()]
-
-
-def _panels(rows: Rows) -> dict[str, list[JobMeasurement]]:
-    """Return the jobs of each k (and subject), at most nine panels; more than that share one."""
-    several = len({row.subject for row in rows}) > 1
-    names = list(dict.fromkeys(_group(row, several=several) for row in sorted(rows, key=_order)))
-    if len(names) > MOST_PANELS:
-        return {f"all of {names[0]} to {names[-1]}": list(rows)}
-    return {name: [row for row in rows if _group(row, several=several) == name] for name in names}
-
-
-def _group(row: JobMeasurement, *, several: bool) -> str:
-    return f"{row.subject}, k = {row.k}" if several else f"k = {row.k}"
-
-
-def _order(row: JobMeasurement) -> tuple[str, int]:
-    return row.subject, row.k
 
 
 def _named(row: JobMeasurement) -> str:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, TypeAlias
 from orchestrator.formatting import digits, jobs_named, named
 from orchestrator.scaling.fit.predict import band
 from orchestrator.scaling.plots.canvas import FAINT, INK, Drawing, Pen, Sheet, at_sizes, logarithmic, pens
+from orchestrator.scaling.plots.naming import differing, place
 from orchestrator.scaling.types import Fit, JobMeasurement, Residual
 
 if TYPE_CHECKING:
@@ -33,13 +34,12 @@ def against_size(law: "Law", name: str, rows: Rows, fits: Fits) -> Drawing | Non
     if not drawn:
         return None
     sheet = Sheet(name)
-    several = len({residual.subject for fit in drawn for residual in fit.residuals}) > 1
-    keys = [(series_name(residual, fit, several=several), fit) for fit in drawn for residual in fit.residuals]
-    colours = pens(series for series, _ in keys)
+    differs = differing_in(drawn)
+    colours = pens(series_name(residual, fit, differs) for fit in drawn for residual in fit.residuals)
     left_out = _left_out(rows, drawn) if law.quantity.is_loss else []
     subject_sizes = {row.job_id: row.subject_size for row in rows}
     for fit in drawn:
-        for series, points in _series(fit, several=several).items():
+        for series, points in _series(fit, differs).items():
             size = subject_sizes.get(points[0].jobs[0]) if law.compares_subjects else None
             if size or not law.compares_subjects:
                 places = [point.x for point in points]
@@ -61,23 +61,35 @@ def fits_to_draw(law: "Law", fits: Fits) -> list[Fit]:
     return [fit for fit in fits if fit.law == law.key and fit.residuals]
 
 
+def forms_of(fits: Fits) -> str:
+    """Return the equations of fits, each with the name of its form."""
+    return "; ".join(sorted({f"{spelled(fit.equation)} ({fit.form})" for fit in fits}))
+
+
 def spelled(text: str) -> str:
     """Return an equation, or a coefficient's name, with Greek letters."""
     return re.sub(r"alpha|beta|gamma|zeta|eta", lambda found: _GREEK[found[0]], text)
 
 
-def series_name(residual: Residual, fit: Fit, *, several: bool) -> str:
-    """Return what a legend calls the series of a point: its k and what else is fixed, its subject where there are
-    several.
-    """
-    parts = (residual.subject if several else "", "" if "k=" in fit.group or residual.k is None else f"k={residual.k}")
-    return ", ".join(filter(None, (*parts, fit.group))).replace("=", " = ") or fit.subject
+def differing_in(fits: Fits) -> tuple[str, ...]:
+    """Return which of subject, hook point, text and activation tell fits, or the points of one, apart."""
+    told = differing(fits)
+    is_several = len({residual.subject for fit in fits for residual in fit.residuals}) > 1
+    return ("subject", *told) if is_several and "subject" not in told else told
 
 
-def _series(fit: Fit, *, several: bool) -> dict[str, list[Residual]]:
+def series_name(residual: Residual, fit: Fit, differs: Sequence[str]) -> str:
+    """Return what a legend calls the series of a point: what `differs` of it, then its k and what else is fixed."""
+    subject = residual.subject if "subject" in differs else ""
+    parts = (subject, place(fit, [name for name in differs if name != "subject"]))
+    k = "" if "k=" in fit.group or residual.k is None else f"k={residual.k}"
+    return ", ".join(filter(None, (*parts, ", ".join(filter(None, (k, fit.group))).replace("=", " = ")))) or fit.subject
+
+
+def _series(fit: Fit, differs: Sequence[str]) -> dict[str, list[Residual]]:
     found: dict[str, list[Residual]] = {}
     for residual in sorted(fit.residuals, key=lambda residual: residual.x):
-        found.setdefault(series_name(residual, fit, several=several), []).append(residual)
+        found.setdefault(series_name(residual, fit, differs), []).append(residual)
     return found
 
 
@@ -119,9 +131,9 @@ def draw_residual(sheet: Sheet, point: Residual, pen: Pen, *, panel: int = 0) ->
 def draw_arrow(sheet: Sheet, point: Residual, colour: str, *, panel: int = 0) -> None:
     """Draw an arrow up from a censored point: the truth is above."""
     style = {"arrowstyle": "<|-", "color": colour, "linewidth": 1.3, "shrinkA": 0, "shrinkB": 3.5}
-    place, above = (point.x, point.observed), (0, 24)
+    at, above = (point.x, point.observed), (0, 24)
     arrow = sheet.panels[panel].annotate(
-        "", xy=place, xytext=above, textcoords="offset points", arrowprops=style, zorder=4
+        "", xy=at, xytext=above, textcoords="offset points", arrowprops=style, zorder=4
     )
     sheet.mark(arrow.arrow_patch, "arrow", jobs=point.jobs, hint=f"{jobs_named(point.jobs)}: censored")
 
@@ -147,9 +159,8 @@ def _with_predictions(fits: Fits, heights: list[float]) -> list[float]:
 
 
 def _caption(fits: Fits, left_out: Sequence[object]) -> str:
-    forms = "; ".join(sorted({f"{spelled(fit.equation)} ({fit.form})" for fit in fits}))
     censored = sum(point.censored for fit in fits for point in fit.residuals)
-    said = [f"Lines: {forms}. Bands: 90% of the bootstrap refits."]
+    said = [f"Lines: {forms_of(fits)}. Bands: 90% of the bootstrap refits."]
     said += [f"{named(censored, 'count')} censored: the arrow says that the truth is above."] if censored else []
     said += [f"Hollow grey: {named(len(left_out), 'job')} left out of the fit."] if left_out else []
     return " ".join(said)
@@ -162,8 +173,8 @@ def surface(law: "Law", name: str, rows: Rows, fits: Fits) -> Drawing | None:
         return None
     fit = drawn[0]
     sheet = Sheet(name, panels=2)
-    colours = pens(series_name(p, fit, several=False) for p in sorted(fit.residuals, key=lambda p: p.k or 0))
-    for series, points in _series(fit, several=False).items():
+    colours = pens(series_name(p, fit, ()) for p in sorted(fit.residuals, key=lambda p: p.k or 0))
+    for series, points in _series(fit, ()).items():
         draw_law(sheet, law, fit, pen=colours[series], sizes=[point.x for point in points], k=points[0].k)
         for point in points:
             draw_residual(sheet, point, colours[series])
@@ -171,7 +182,8 @@ def surface(law: "Law", name: str, rows: Rows, fits: Fits) -> Drawing | None:
     logarithmic(sheet.panels[0], "y", law.quantity.label, values=[point.observed for point in fit.residuals], pad=0.1)
     sheet.legend(list(colours.items()))
     _draw_contours(sheet, law, fit)
-    more = f" Only the first of {len(drawn)} subjects: {fit.subject}." if len(drawn) > 1 else ""
+    where = place(fit, differing(drawn)) or fit.group
+    more = f" Only the first of {len(drawn)} fits: {where}." if len(drawn) > 1 else ""
     said = "Left: a line per k. Right: lines of equal fvu, as the law has them; dots are the jobs."
     return sheet.done(law.heading, f"{spelled(fit.equation)}. {said} Bands: 90% of the bootstrap refits.{more}")
 

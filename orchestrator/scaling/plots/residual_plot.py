@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from orchestrator.formatting import jobs_named, power_tick, share
 from orchestrator.scaling.laws.registry import LAWS
 from orchestrator.scaling.plots.canvas import FAINT, Drawing, Sheet, at_sizes, linear, logarithmic, pens
-from orchestrator.scaling.plots.law_plots import series_name
+from orchestrator.scaling.plots.law_plots import differing_in, series_name
 from orchestrator.scaling.types import Fit
 
 _MOST_PANELS = 4
@@ -17,9 +17,9 @@ def residuals(fits: Sequence[Fit]) -> Drawing | None:
     laws = list(dict.fromkeys(fit.law for fit in fits if fit.residuals))[:_MOST_PANELS]
     if not laws:
         return None
-    sheet = Sheet("residuals", panels=len(laws), wide=len(laws) > 1)
-    several = len({point.subject for fit in fits for point in fit.residuals}) > 1
-    named_points = [(series_name(p, fit, several=several), fit, p) for fit in fits for p in fit.residuals]
+    sheet = Sheet("residuals", panels=len(laws), wide=len(laws) > 1, columns=_MOST_PANELS)
+    differs = differing_in([fit for fit in fits if fit.residuals])
+    named_points = [(series_name(p, fit, differs), fit, p) for fit in fits for p in fit.residuals]
     colours = pens(name for name, fit, _ in named_points if fit.law in laws)
     for at, law in enumerate(laws):
         points = [(name, point) for name, fit, point in named_points if fit.law == law]
@@ -37,7 +37,7 @@ def residuals(fits: Sequence[Fit]) -> Drawing | None:
             logarithmic(axes, "x", "compute C (FLOPs)", values=[point.x for _, point in points], write=power_tick)
         else:
             at_sizes(axes, [int(point.x) for _, point in points], most=4)
-    sheet.legend(list(colours.items()), panel=None)
+    sheet.legend(list(colours.items()))
     return sheet.done(
         "Residuals of the laws",
         "A law that fits scatters about zero, without a trend. Hollow: censored, or left out of the fit.",

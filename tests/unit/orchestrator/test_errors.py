@@ -11,7 +11,7 @@ CODES = {
     "NotFound": 3,
     "StateError": 4,
     "StorageError": 5,
-    "FitError": 5,
+    "FitError": 4,
     "SubjectError": 1,
     "TrainingError": 1,
     "Diverged": 1,

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from orchestrator.report import Contents, Missing, Origin, SweepText, render
+from orchestrator.report.collect import fit_everywhere
 from orchestrator.report.html import Html, element, grid, number
 from orchestrator.scaling.plots.all_plots import draw_all
 from orchestrator.scaling.types import JobMeasurement
@@ -180,6 +181,35 @@ def test_several_subjects_get_a_column() -> None:
     page = Page(page_of(contents(rows, fits=())))
     assert "The jobs are of 2 subjects: shipped:stdlib-gpt2, other." in page.text
     assert page.words.count("other") == 5
+
+
+def test_several_hook_points_are_told_apart_everywhere() -> None:
+    rows = [
+        replace(row, job_id=row.job_id + 50 * at, hook=f"resid_post of block {layer}")
+        for at, layer in enumerate((1, 3))
+        for row in planted.grid(ks=(4,))
+    ]
+    page = Page(page_of(contents(rows, fits=planted.stored(fit_everywhere("ln", rows)[0]))))
+    assert "hook point" in page.text
+    for layer in (1, 3):
+        assert f"L(N) at k = 4 of resid_post of block {layer}: " in page.text
+        assert page.text.count(f"resid_post of block {layer}") >= 5 + 3, "its jobs, its fit, its panels"
+
+
+def test_a_layer_with_too_few_jobs_is_noted_with_the_fit_of_the_other() -> None:
+    rows = [*planted.grid(ks=(4,)), planted.job(99, 64, 4, hook="resid_post of block 1")]
+    [found], missing = fit_everywhere("ln", rows)
+    assert missing is not None
+    assert found.notes[-1].startswith("Not fitted at resid_post of block 1: L(N) (k=4) needs converged jobs")
+
+
+def test_a_law_that_is_not_fitted_is_named_once() -> None:
+    missing = {"lnk": Missing("L(N,K) needs converged jobs", ""), "ln": Missing("these jobs mix texts", "")}
+    page = Page(page_of(replace(contents([planted.job(1)]), missing=missing)))
+    said = "".join(page.words)
+    assert "L(N,K) needs converged jobs." in said
+    assert "L(N,K): L(N,K)" not in said
+    assert "L(N): these jobs mix texts." in said
 
 
 def test_a_fit_that_newer_jobs_do_not_belong_to_says_so() -> None:

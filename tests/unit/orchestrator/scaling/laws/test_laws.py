@@ -87,7 +87,10 @@ def test_a_mixture_is_refused_and_says_how_to_choose(name: Any, plural: str) -> 
     [found] = fit("ln", rows, n_bootstrap=100, options=FitOptions(**{name: "two"}))  # type: ignore[arg-type]
     assert found.jobs == tuple(row.job_id for row in rows[3:])
     assert {one.why for one in found.excluded} == {f"another {name}: one"}
-    assert found.group == ("k=8" if name == "subject" else f"k=8, {name}=two")
+    assert found.group == "k=8", "a fit of these jobs alone has the same name"
+    assert getattr(found, name) == "two"
+    [alone] = fit("ln", rows[3:], n_bootstrap=100)
+    assert (alone.group, getattr(alone, name)) == (found.group, "two")
 
 
 def test_the_best_learning_rate_of_each_cell() -> None:
@@ -172,6 +175,72 @@ def test_jobs_on_their_way_are_waited_for_and_failed_ones_tried_again() -> None:
     assert f"orch retry {rows[2].job_id}" in told.value.hint
 
 
+def _advice(law: LawName, rows: Sequence[JobMeasurement]) -> tuple[str, list[str]]:
+    with pytest.raises(FitError) as told:
+        fit(law, rows)
+    return told.value.message, told.value.hint.splitlines()
+
+
+def test_a_budget_is_doubled_once() -> None:
+    """Jobs that used up a budget and twice that one were told to double it again, and so for ever."""
+    known = [*line((64, 128), e=0.0), measured(256, outcome="max_tokens", fvu=0.4)]
+    assert any(words.endswith("training.max_tokens=2000") for words in _advice("ln", known)[1])
+    again = measured(256, outcome="max_tokens", max_tokens=2000, fvu=0.38)
+    _, (told,) = _advice("ln", [*known, again])
+    assert told.startswith(f"n = 256, k = 8: job {known[-1].job_id} reached its budget, and so did job {again.job_id}")
+    assert "with 2 times as much, its fvu 5.0% lower" in told
+    assert "orch enqueue" not in told
+    waiting = measured(256, state="queued", outcome=None, max_tokens=2000, fvu=None)
+    message, (told,) = _advice("ln", [*known, waiting])
+    assert f"there already: (n=256, k=8: job {waiting.job_id} queued)" in message
+    assert "missing" not in message
+    assert told == "1 of them have not ended: orch wait s"
+
+
+def test_sizes_that_wait_are_not_asked_for_by_the_law_of_compute() -> None:
+    """With 64 of 64, 128 and 256 trained it asked for 512 and 1,024."""
+    states = ("queued", "paused")
+    coming = [measured(n, state=s, outcome=None, fvu=None) for n, s in zip((128, 256), states, strict=True)]
+    message, told = _advice("lc", [measured(64), *coming])
+    parts = ", ".join(f"(n={r.n_latents}, k=8: job {r.job_id} {r.state})" for r in coming)
+    assert f"there already: {parts}" in message
+    assert "missing" not in message
+    assert told == ["2 of them have not ended: orch wait s"]
+    message, told = _advice("lc", [measured(64), coming[0]])
+    assert "missing: (n=256, k=8, lr=0.00707)" in message
+    assert told[1].endswith("sae.n_latents=256 sae.k=8 optimizer.lr=0.00707")
+
+
+def test_a_rate_above_the_largest_that_converges_may_wait_already() -> None:
+    waiting = measured(64, lr=0.02, state="running", outcome=None)
+    message, told = _advice("lr", [measured(64, lr=0.01), waiting])
+    assert f"(n=64, k=8: job {waiting.job_id} running)" in message
+    assert not any("n_latents=64" in line for line in told)
+
+
+def test_jobs_of_another_layer_supply_nothing() -> None:
+    """A job that ran at layer 1 was said to be on its way for the law of layer 3."""
+    other = [measured(n, hook="layer 1", state="running", outcome=None) for n in (64, 128, 256)]
+    with pytest.raises(FitError) as told:
+        fit("ln", [*other, measured(64, hook="layer 3")], options=FitOptions(hook="layer 3"))
+    assert "missing: (n=128, k=8" in told.value.message
+    assert "there already" not in told.value.message
+    assert "not ended" not in told.value.hint
+
+
+def test_no_job_is_asked_for_that_is_there() -> None:
+    """T(N) asked for the same config again, which would come to the same bound."""
+    known = [*line((64, 128)), measured(256, tokens=None, bound=700.0)]
+    _, (told,) = _advice("tn", known)
+    assert told.endswith("sae.n_latents=256 sae.k=8 optimizer.lr=0.01 stop.epsilon=0.0025")
+    stricter = measured(256, tokens=None, bound=1400.0, stop_epsilon=0.0025)
+    _, (told,) = _advice("tn", [*known, stricter])
+    assert told.startswith(
+        f"n = 256, k = 8: the limit of job {known[-1].job_id} is not settled, and neither is that of"
+    )
+    assert "orch enqueue" not in told
+
+
 def test_what_diverged_or_died_is_tried_more_slowly() -> None:
     rows = [measured(64), measured(128, lr=0.04, outcome="diverged"), measured(256, lr=0.02, fvu=1.1)]
     with pytest.raises(FitError, match=r"\(n=128, k=8, lr=0.02\), \(n=256, k=8, lr=0.01\)"):
@@ -219,7 +288,7 @@ def test_jobs_of_no_use_have_an_answer(law: LawName, broken: dict[str, Any]) -> 
         fit(law, rows)
     assert "Left out" in told.value.message
     sizes = "512,1024" if law == "lc" else "64,128,256"
-    again = "" if law in ("lc", "lr") else " --allow-duplicate"
+    again = "" if law in ("lc", "lr") else " training.seed=1"
     lr = "0.02" if law == "lr" else "auto"
     assert f"orch enqueue FILE --name s sae.n_latents={sizes} sae.k=8 optimizer.lr={lr}{again}" in told.value.hint
 

@@ -1,6 +1,7 @@
 """Plans from fits made by hand: what is chosen, what it costs, and what no budget or law allows."""
 
 import math
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -146,16 +147,34 @@ def test_a_form_that_is_not_ruled_out_is_told() -> None:
     assert "rule out" not in told
 
 
-def test_jobs_that_wait_count_as_done() -> None:
+def test_jobs_that_have_not_ended_are_expected_and_told_apart() -> None:
     waiting = [measured(9, n_latents=n, state="queued", outcome=None, lr=2.5e-4) for n in (4096, 8192)]
     plain, before = plan_within_budget(inputs(line()), Allowance(1e6, "seconds"))
-    later, _ = plan_within_budget(inputs(line(), rows=(*ROWS, *waiting)), Allowance(1e6, "seconds"))
+    later, after = plan_within_budget(inputs(line(), rows=(*ROWS, *waiting)), Allowance(1e6, "seconds"))
     first = next(one for one in plain if one.job.n_latents == 4096)
     assert "beyond" in first.why
     again = [one for one in later if one.job.n_latents in {4096, 8192}]
     assert len(later) < len(plain)
     assert all(one.job.seed > 0 and "another seed" in one.why for one in again)
     assert before[0].startswith("L(N) (k=8): b = -0.3000")
+    assert "not ended" not in before[0]
+    assert "; jobs 9, 9, not ended yet, should bring them to " in after[0]
+    alone, planned = (
+        float(found[1])
+        for found in (re.search(r"bring them to (\d+)%", after[0]), re.search(r"fall to (\d+)%", after[0]))
+        if found
+    )
+    assert planned <= alone < 100
+    assert all("beside one that has not ended" in one.why for one in again)
+    assert not any("beside one" in one.why for one in plain)
+
+
+def test_a_job_of_the_wanted_size_that_has_not_ended_is_told() -> None:
+    (choice,), told = plan_for_target(inputs(power_law()), 0.2)
+    assert told == []
+    waiting = measured(9, n_latents=choice.job.n_latents, k=choice.job.k, state="running", outcome=None, lr=2.5e-4)
+    _, told = plan_for_target(inputs(power_law(), rows=(*ROWS, waiting)), 0.2)
+    assert told == ["of this n and k there is, not ended yet: job 9; look at it first"]
 
 
 def test_a_plan_without_a_price_or_draws() -> None:
