@@ -17,6 +17,7 @@ from orchestrator.scaling.fit.model_selection import allowed, chosen, profile, r
 from orchestrator.scaling.fit.notes import notes_on, seed_sigma
 from orchestrator.scaling.fit.options import FitOptions
 from orchestrator.scaling.fit.predict import HIGH, LOW
+from orchestrator.scaling.fit.repeated_text import note_on_passes
 from orchestrator.scaling.fit.sample import Observation, Sample
 from orchestrator.scaling.forms import Array, coefficients, log_values
 from orchestrator.scaling.law import Law
@@ -118,7 +119,8 @@ def fit_groups(
         asked: dict[str, float | int | str | None] = {
             "epsilon": options.epsilon, "loss": options.loss, "flops": options.flops, "jobs ended": ended(rows),
         }  # fmt: skip
-        fits.append(replace(found, sweeps=sweeps, options=found.options | asked))
+        notes = (*found.notes, *note_on_passes(kept, found.jobs))
+        fits.append(replace(found, sweeps=sweeps, options=found.options | asked, notes=notes))
     if not fits and not refused:
         refused.append(Refusal(name, "", shortage(law, None, rows, excluded=excluded)))
     return Fitted(tuple(fits), tuple(refused))
