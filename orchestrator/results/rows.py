@@ -64,7 +64,7 @@ class JobRow:
     swept: dict[str, Any] = field(default_factory=dict)
     """The dotted keys, but n_latents and k, that set its config apart from the others asked for of its sweep."""
     trainable_tokens: int | None = None
-    """Of one pass over its text; None before an attempt has told, and where there is no text."""
+    """Of one pass over its text; None before the newest attempt has told, and where there is no text."""
     passes: float | None = None
     """Over its text, in the whole budget: above 1, tokens are trained on more than once."""
 

@@ -18,15 +18,13 @@ _ORDER = ("seed", "activations", "context_length")
 
 
 def trainable_tokens() -> ColumnElement[int | None]:
-    """Return the expression on a job for the tokens of one pass over its text; NULL before an attempt has told.
+    """Return the expression on an attempt for the tokens of one pass over its text; NULL before it has told.
 
     Attempts of versions before this count tell the length of the text alone, so that its special tokens, which do not
     train, count too: 0.1% of Python's source, and of a corpus of sentences some 5%.
     """
     text, length = Attempt.facts[("tokens", "trainable")], Attempt.facts[("tokens", "n_tokens")]
-    told = func.coalesce(text.as_integer(), length.as_integer() - Attempt.facts["heldout_tokens"].as_integer())
-    newest = select(told).where(Attempt.job_id == Job.id, told.is_not(None)).order_by(Attempt.attempt.desc())
-    return newest.limit(1).correlate(Job).scalar_subquery()
+    return func.coalesce(text.as_integer(), length.as_integer() - Attempt.facts["heldout_tokens"].as_integer())
 
 
 def trainable_of(facts: Mapping[str, Any]) -> int | None:
