@@ -1,5 +1,7 @@
 """Losses are compared, and laws fitted, at one L0."""
 
+from typing import Any
+
 import pytest
 
 from orchestrator.scaling.fit.eligible_jobs import sort_out
@@ -15,7 +17,7 @@ def test_l0_is_k_within_five_per_cent(l0: float, is_told: bool) -> None:
 
 
 @pytest.mark.parametrize("values", [{"l0": None}, {"outcome": "diverged", "l0": 0.0}, {"fvu": 1.2, "l0": 0.1}])
-def test_what_is_told_by_other_checks_is_left_to_them(values: dict[str, float]) -> None:
+def test_what_is_told_by_other_checks_is_left_to_them(values: dict[str, Any]) -> None:
     assert why_other_sparsity(measured(**values)) == ""
 
 
