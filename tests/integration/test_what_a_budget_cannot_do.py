@@ -32,6 +32,7 @@ overrides:
   training.shuffle_tokens: 1024
   training.heldout_tokens: {HELDOUT}
   training.max_tokens: {BUDGET}
+  training.dead_after_tokens: 10_000_000
   sae.n_latents: 256
   sae.k: 8
 """
