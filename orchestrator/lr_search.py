@@ -9,15 +9,17 @@ from typing import NamedTuple
 from sqlalchemy import Engine
 
 from orchestrator import queue
+from orchestrator.config.activation_functions import ACTIVATIONS
 from orchestrator.config.job import JobConfig
 from orchestrator.dispatch import wake
-from orchestrator.errors import NotFound, StateError
+from orchestrator.errors import ConfigError, NotFound, StateError
 from orchestrator.fits.forecast_inputs import check_one_kind
 from orchestrator.fits.job_choice import ANY, JobChoice
 from orchestrator.results.fit_rows import measured
 from orchestrator.results.stored_configs import configs, stored_sweep
 from orchestrator.scaling.plan.forecast import check_size, sized
 from orchestrator.scaling.plan.lr_search import Rate, Step, next_step
+from orchestrator.scaling.sparsity import why_other_sparsity
 from orchestrator.scaling.types import JobMeasurement
 from orchestrator.settings import Settings
 
@@ -56,7 +58,7 @@ def propose(engine: Engine, scope: SearchScope) -> SearchStep:
 
     Raises:
         NotFound: an unknown sweep, or one without a job of the wanted k.
-        ConfigError: jobs of several subjects, or a size that no job can have.
+        ConfigError: jobs of several subjects, or a size that no job can have, or jobs whose L0 is not their k.
     """
     meant = scope.choice.of(measured(engine, scope.sweeps))
     rows = [row for row in meant if not scope.ks or row.k in scope.ks]
@@ -66,12 +68,25 @@ def propose(engine: Engine, scope: SearchScope) -> SearchStep:
             hint="A search takes all but n, k and lr from a job: enqueue one first.",
         )
     check_one_kind(rows)
+    _check_sparsity(rows)
     ks = scope.ks or tuple(sorted({row.k for row in rows}))
     sizes = [(n_latents, k) for n_latents in scope.sizes for k in ks]
     for size in sizes:
         check_size(*size)
     step = next_step(rows, sizes=sizes)
     return SearchStep(step, tuple(_config(engine, rate, rows) for rate in step.enqueue))
+
+
+def _check_sparsity(rows: Sequence[JobMeasurement]) -> None:
+    """Refuse jobs whose L0 moves with the learning rate: of theirs, the lowest fvu is the least sparse one's."""
+    for row in rows:
+        why = why_other_sparsity(row)
+        is_set_by_k = any(name == row.activation and facts.selects_per_token for name, facts in ACTIVATIONS.items())
+        if why and not is_set_by_k:
+            raise ConfigError(
+                f"learning rates are compared at one L0, and job {row.job_id} has another: {why}",
+                hint="Search with sae.activation topk, whose L0 is k, or compare jobs of one L0: orch report",
+            )
 
 
 def follow(settings: Settings, engine: Engine, scope: SearchScope) -> Iterator[SearchRound]:

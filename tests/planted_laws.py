@@ -33,14 +33,21 @@ def job(job_id: int, n: int = 128, k: int = 4, **values: Any) -> JobMeasurement:
         "tokens_seen": int(4 * tokens), "fvu": limit, "untrained_fvu": 1.2, "dead_share": 0.01 * math.log2(n),
         "l_inf": limit * 0.998, "l_inf_se": 0.0004, "tokens_to_convergence": dict.fromkeys(EPSILONS, tokens),
         "tokens_lower_bound": dict.fromkeys(EPSILONS), "wall_seconds": 12.5, "device": "cpu", "threads": 1,
-        "curve": curve(n, limit, tokens),
+        "curve": curve(n, limit, tokens, l0=float(k)), "l0": float(k),
     }  # fmt: skip
     return JobMeasurement(**start | values)
 
 
-def curve(n: int, limit: float, tokens: float) -> tuple[Point, ...]:
+def curve(n: int, limit: float, tokens: float, *, l0: float) -> tuple[Point, ...]:
     """Return a curve that falls to its limit."""
-    rest = {"loss": 0.1, "aux_loss": 0.0, "dead_share": 0.0, "l0": 4.0, "grad_norm": 0.1, "flops_subject": 0.0}
+    rest = {
+        "loss": 0.1,
+        "aux_loss": 0.0,
+        "dead_share": 0.01 * math.log2(n),
+        "l0": l0,
+        "grad_norm": 0.1,
+        "flops_subject": 0.0,
+    }
     places = [int(tokens * 2.0 ** (at / 4 - 5)) for at in range(29)]
     return tuple(
         Point(tokens_seen=t, fvu=min(0.9, limit * (1 + 0.02 * (tokens / t))), fvu_raw=limit, wall_seconds=t / 1e4,

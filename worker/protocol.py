@@ -221,9 +221,9 @@ def describe(message: Message) -> str:
         case Alive(tokens_seen, rate, phase):
             return f"{phase}: {tokens_seen:,} tokens, {rate:,.0f}/s"
         case CurvePointMessage(point):
-            return (
-                f"{point.tokens_seen:>13,} tokens  fvu {point.fvu:.4f}  l0 {point.l0:.1f}  dead {point.dead_share:.1%}"
-            )
+            # Of no dead latents, this cannot tell whether one could be.
+            dead = f"  dead {point.dead_share:.1%}" if point.dead_share > 0 else ""
+            return f"{point.tokens_seen:>13,} tokens  fvu {point.fvu:.4f}  l0 {point.l0:.1f}{dead}"
         case CheckpointRef(uri, tokens_seen):
             return f"checkpoint at {tokens_seen:,} tokens: {uri}"
         case Cached(_, uri, _, hook, _, n_bytes, shards, complete):

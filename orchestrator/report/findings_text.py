@@ -7,20 +7,24 @@ from collections.abc import Sequence
 from orchestrator.formatting import digits, interval, named, share
 from orchestrator.report.html import Html, element, job_links, join
 from orchestrator.report.page_data import Contents
+from orchestrator.scaling.fit.repeated_text import repeating, told_passes
 from orchestrator.scaling.laws.registry import LAWS
 from orchestrator.scaling.plots.law_plots import spelled
 from orchestrator.scaling.plots.naming import differing, place
+from orchestrator.scaling.sparsity import by_l0
 from orchestrator.scaling.types import Fit, JobMeasurement, StoredFit
 
 FORMS = {"pure": "a pure power law", "+e": "a power law and an irreducible term e"}
 _MANY = 2
 """Fits of a law: more of them share one sentence."""
+_MOST_L0 = 12
+"""Values of L0 that are listed; where a penalty sets it, every job has its own."""
 _STALE = "; others have ended since, and this fit does not know of them."
 
 
 def findings(contents: Contents) -> list[Html]:
     """Return the findings, the sweep's state first, then a sentence per fit, then what could not be fitted."""
-    found = [_jobs(contents), *_best(contents), *_without_loss(contents)]
+    found = [_jobs(contents), *_lowest(contents), *_repeated_text(contents), *_without_loss(contents)]
     if len(contents.subjects) > 1:
         names = ", ".join(contents.subjects)
         found.append(join([f"The jobs are of {len(contents.subjects)} subjects: {names}."]))
@@ -99,12 +103,34 @@ def _without_loss(contents: Contents) -> list[Html]:
     return [join([f"{words} {named(len(jobs), 'job')}: ", job_links(jobs), "."]) for words, jobs in pairs if jobs]
 
 
-def _best(contents: Contents) -> list[Html]:
-    def loss(row: JobMeasurement) -> float:
-        return row.fvu if row.outcome and row.fvu is not None and math.isfinite(row.fvu) else math.inf
+def _lowest(contents: Contents) -> list[Html]:
+    """Return the lowest fvu at each L0, of each place and text that jobs read: no others can be compared."""
+    ended = [row for row in contents.rows if row.outcome and row.fvu is not None and math.isfinite(row.fvu)]
+    grounds = {row.job_id: (row.subject, row.hook, row.data) for row in ended}
+    varied = [at for at, values in enumerate(zip(*grounds.values(), strict=True)) if len(set(values)) > 1]
+    found = []
+    for ground in dict.fromkeys(grounds.values()):
+        where = "".join(f", {ground[at]}" for at in varied)
+        groups = by_l0(row for row in ended if grounds[row.job_id] == ground)
+        found += [_lowest_of(group, where) for group in groups]
+    if len(found) <= _MANY:
+        return [join(["The lowest fvu at ", one, "."]) for one in found]
+    more = [element("li", f"and {len(found) - _MOST_L0} more")] if len(found) > _MOST_L0 else []
+    listed = element("ul", *(element("li", one) for one in found[:_MOST_L0]), *more)
+    return [join(["The lowest fvu at each L0: ", listed])]
 
-    best = min(contents.rows, key=loss, default=None)
-    if best is None or math.isinf(loss(best)):
+
+def _lowest_of(rows: Sequence[JobMeasurement], where: str) -> Html:
+    lowest = min(rows, key=lambda row: (math.inf if row.fvu is None else row.fvu, row.job_id))
+    size = f"n = {lowest.n_latents}, k = {lowest.k}"
+    of = f", of {named(len(rows), 'job')}" if len(rows) > 1 else ""
+    said = f"L0 {digits(lowest.l0)}{where}: {digits(lowest.fvu, 4)}, at {size}: job "
+    return join([said, job_links([lowest.job_id]), of])
+
+
+def _repeated_text(contents: Contents) -> list[Html]:
+    repeated = repeating(contents.rows)
+    if not repeated:
         return []
-    said = f"The lowest fvu is {digits(best.fvu, 4)}, at n = {best.n_latents}, k = {best.k}: job "
-    return [join([said, job_links([best.job_id]), "."])]
+    head = f"{named(len(repeated), 'job')} read the text more than once: {told_passes(repeated)}."
+    return [join([element("strong", "Repeated text: "), head])]

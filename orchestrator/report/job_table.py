@@ -52,12 +52,17 @@ def _names(contents: Contents) -> list[_Column]:
 def _measures() -> list[_Column]:
     return [
         _Column(Head("fvu", help="held out, averaged weights"), lambda row: _ratio(row.fvu)),
+        _Column(Head("L0", help="mean active latents per held-out token"), lambda row: number(digits(row.l0), row.l0)),
         _Column(Head("untrained"), lambda row: _ratio(row.untrained_fvu)),
         _Column(Head("L∞ ± se", help="limit of the curve"), _limit),
         _Column(Head("T(1%)", help="tokens to within 1% of the limit; > where training ended before"), _convergence),
         _Column(Head("outcome", right=False), outcome),
-        _Column(Head("dead"), lambda row: number(share(row.dead_share), row.dead_share)),
+        _Column(
+            Head("dead", help="latents; – where the dead window had not passed"),
+            lambda row: number(share(row.dead_share), row.dead_share),
+        ),
         _Column(Head("tokens"), lambda row: number(whole(row.tokens_seen), row.tokens_seen)),
+        _Column(Head("passes", help="over the text, so far"), lambda row: number(digits(row.passes), row.passes)),
     ]
 
 

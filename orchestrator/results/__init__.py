@@ -1,5 +1,6 @@
 """The read side: flat rows of jobs, sweeps, workers, curves and histories."""
 
+from orchestrator.results.dead_share import can_measure, dead_window
 from orchestrator.results.fit_rows import measured
 from orchestrator.results.job_history import attempts, checkpoints, config, convergence, curve, events
 from orchestrator.results.job_rows import jobs, waiting_for
@@ -17,6 +18,7 @@ from orchestrator.results.rows import (
     WorkerRow,
 )
 from orchestrator.results.selectors import existing, find
+from orchestrator.results.text_passes import text_sizes
 from orchestrator.results.worker_rows import last_clock_step, registered_workers
 
 __all__ = [
@@ -31,11 +33,13 @@ __all__ = [
     "SweepRow",
     "WorkerRow",
     "attempts",
+    "can_measure",
     "checkpoints",
     "config",
     "convergence",
     "counts",
     "curve",
+    "dead_window",
     "events",
     "existing",
     "find",
@@ -47,6 +51,7 @@ __all__ = [
     "registered_workers",
     "stats",
     "sweeps",
+    "text_sizes",
     "waiting_for",
     "workers",
 ]

@@ -13,8 +13,11 @@ from orchestrator.config.synthetic import is_synthetic
 from orchestrator.curves.point import Point
 from orchestrator.database import models as m
 from orchestrator.database.engine import reading
+from orchestrator.results.dead_share import measured_share, stored_window
+from orchestrator.results.job_history import measured_points
 from orchestrator.results.learning_rates import lr_of
 from orchestrator.results.selectors import sweep_ids
+from orchestrator.results.text_passes import trainable_of
 from orchestrator.scaling.types import JobMeasurement
 
 _Counts = dict[int, dict[float, tuple[float | None, float | None]]]
@@ -104,7 +107,9 @@ def _last(session: Session, ids: Select[Any]) -> dict[int, Any]:
     ends = newest.where(m.CurvePoint.job_id.in_(ids)).group_by(m.CurvePoint.job_id).subquery()
     at = (m.CurvePoint.job_id == ends.c.job_id) & (m.CurvePoint.tokens_seen == ends.c.tokens)
     point = m.CurvePoint
-    query = select(point.job_id, point.tokens_seen, point.fvu, point.dead_share, point.wall_seconds).join(ends, at)
+    query = select(point.job_id, point.tokens_seen, point.fvu, point.dead_share, point.l0, point.wall_seconds).join(
+        ends, at
+    )
     found: dict[int, Any] = {row.job_id: row for row in session.execute(query)}
     return found
 
@@ -114,6 +119,8 @@ def _measured(row: Row[Any], config: dict[str, Any], known: _Tables) -> JobMeasu
     subject, last, counts = facts.get("subject", {}), known.last.get(row.id), known.counts.get(row.id, {})
     tokens = row.result_tokens if row.result_tokens is not None else getattr(last, "tokens_seen", 0)
     hook = subject.get("site") or known.sites.get(_asked(config))
+    window = stored_window(row.config, row.config_id, row.d_model)
+    dead_share = None if last is None else measured_share(last.dead_share, last.tokens_seen, window)
     return JobMeasurement(
         job_id=row.id, sweep=row.sweep, config_id=row.config_id, state=row.state, outcome=row.outcome,
         reason=row.reason, subject=_subject(config["subject"]), subject_size=subject.get("parameters_run"),
@@ -121,12 +128,13 @@ def _measured(row: Row[Any], config: dict[str, Any], known: _Tables) -> JobMeasu
         activation=config["sae"]["activation"], d_model=row.d_model, n_latents=row.n_latents, k=row.k,
         lr=lr_of(row.lr, facts), lr_is_auto=config["optimizer"]["lr"] == "auto", seed=row.seed,
         batch_tokens=config["training"]["batch_tokens"], max_tokens=row.max_tokens, tokens_seen=tokens,
-        fvu=_number(last, "fvu"), untrained_fvu=row.untrained_fvu, dead_share=getattr(last, "dead_share", None),
+        fvu=_number(last, "fvu"), untrained_fvu=row.untrained_fvu, dead_share=dead_share,
         l_inf=row.l_inf, l_inf_se=row.l_inf_se, tokens_to_convergence={e: one[0] for e, one in counts.items()},
         tokens_lower_bound={e: one[1] for e, one in counts.items()},
         wall_seconds=row.wall_seconds if row.wall_seconds is not None else getattr(last, "wall_seconds", None),
         device=facts.get("device", row.device), threads=facts.get("threads"),
-        curve=tuple(known.curves.get(row.id, ())),
+        curve=tuple(measured_points(known.curves.get(row.id, ()), window)),
+        l0=getattr(last, "l0", None), trainable_tokens=trainable_of(facts),
         layer=None if config["subject"]["hook"] else config["subject"]["layer"],
         stop_epsilon=config["stop"]["epsilon"],
     )  # fmt: skip

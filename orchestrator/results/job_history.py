@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Sequence
 from typing import Any
 
 from sqlalchemy import Engine, select
@@ -10,16 +11,27 @@ from orchestrator.curves.point import Point
 from orchestrator.database import models as m
 from orchestrator.database.engine import reading
 from orchestrator.errors import NotFound
+from orchestrator.results.dead_share import measured_share, stored_window
 from orchestrator.results.rows import AttemptRow, CheckpointRow, ConvergenceRow, EventRow
 
 
 def curve(engine: Engine, job_id: int) -> list[Point]:
-    """Return a job's curve by tokens; what was not finite is nan."""
+    """Return a job's curve by tokens; what was not finite, or not measured, is nan."""
     columns = [getattr(m.CurvePoint, name) for name in Point._fields]
     query = select(*columns).where(m.CurvePoint.job_id == job_id).order_by(m.CurvePoint.tokens_seen)
     with reading(engine) as session:
         rows = session.execute(query).all()
-    return [Point._make(math.nan if value is None else value for value in row) for row in rows]
+        stored = select(m.Job.config, m.Job.config_id, m.Job.d_model).where(m.Job.id == job_id)
+        job = session.execute(stored).one_or_none() if rows else None
+    points = [Point._make(math.nan if value is None else value for value in row) for row in rows]
+    return points if job is None else measured_points(points, stored_window(*job))
+
+
+def measured_points(points: Sequence[Point], window: int | None) -> list[Point]:
+    """Return the points with a share of dead latents only where one could be dead, nan before; the window in tokens."""
+    shares = [measured_share(point.dead_share, point.tokens_seen, window) for point in points]
+    pairs = zip(points, shares, strict=True)
+    return [point._replace(dead_share=math.nan) if share is None else point for point, share in pairs]
 
 
 def attempts(engine: Engine, job_id: int) -> list[AttemptRow]:

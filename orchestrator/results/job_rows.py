@@ -3,15 +3,17 @@
 from collections.abc import Collection
 from typing import Any, NamedTuple
 
-from sqlalchemy import ColumnElement, Engine, Row, Select, func, select
+from sqlalchemy import ColumnElement, Engine, Row, Select, case, func, select
 from sqlalchemy.orm import Session
 
 from orchestrator.database import models as m
 from orchestrator.database.engine import db_now, reading
 from orchestrator.queue.eligibility import Obstacle, obstacle, obstacle_flags, queue_order
+from orchestrator.results.dead_share import measured_share, stored_window
 from orchestrator.results.eta import expected_tokens
 from orchestrator.results.learning_rates import trained_lr
 from orchestrator.results.rows import JobRow
+from orchestrator.results.text_passes import trainable_tokens
 from orchestrator.results.varied_keys import differences
 from orchestrator.results.worker_rows import worker_stance
 
@@ -87,9 +89,11 @@ def _query() -> Select[Any]:
         select(
             *(getattr(job, name) for name in own + more),
             trained_lr().label("lr"), job.sweep_id, job.not_before, job.reason.label("stored_reason"),
-            obstacle().label("obstacle"),
+            obstacle().label("obstacle"), trainable_tokens().label("trainable_tokens"),
             m.LeaseRow.tokens_seen.label("lease_tokens"), m.LeaseRow.tokens_per_second, m.LeaseRow.expires_at,
             point.tokens_seen.label("point_tokens"), point.fvu, point.dead_share, point.l0, point.wall_seconds,
+            # Read where no latent is dead, to tell whether one could be: else the share is known to be measured.
+            case((point.dead_share == 0, job.config)).label("config_if_none_dead"),
             m.ResultRow.tokens_seen.label("result_tokens"), m.ResultRow.outcome, m.ResultRow.l_inf,
             m.ResultRow.untrained_fvu, m.ResultRow.artifact_uri,
             m.ConvergenceRow.tokens, m.ConvergenceRow.lower_bound, m.ConvergenceRow.low, m.ConvergenceRow.high,
@@ -130,15 +134,22 @@ def _job(row: Row[Any], context: _QueueContext, expected: int | None, swept: dic
         id=row.id, sweep=sweep.name, state=row.state, desired=row.desired, priority=row.priority, attempt=row.attempt,
         failures=row.failures, preemptions=row.preemptions, n_latents=row.n_latents, k=row.k, lr=row.lr, seed=row.seed,
         d_model=row.d_model, max_tokens=row.max_tokens, tokens_seen=next(n for n in seen if n is not None),
-        tokens_per_second=row.tokens_per_second, fvu=row.fvu, dead_share=row.dead_share, l0=row.l0,
+        tokens_per_second=row.tokens_per_second, fvu=row.fvu, dead_share=_dead_share(row), l0=row.l0,
         outcome=row.outcome, tokens_to_convergence=row.tokens, tokens_lower_bound=row.lower_bound,
         tokens_low=row.low, tokens_high=row.high, l_inf=row.l_inf,
         untrained_fvu=row.untrained_fvu, wall_seconds=row.wall_seconds, created_at=row.created_at,
         started_at=row.started_at, finished_at=row.finished_at, age=context.now - row.created_at, worker=row.worker,
         lease_left=None if row.expires_at is None else row.expires_at - context.now, reason=_reason(row, context),
         config_id=row.config_id, mlflow_run_id=row.mlflow_run_id, artifact_uri=row.artifact_uri, labels=sweep.labels,
-        expected_tokens=expected, swept=swept,
+        expected_tokens=expected, swept=swept, trainable_tokens=row.trainable_tokens,
+        passes=row.max_tokens / row.trainable_tokens if row.trainable_tokens else None,
     )  # fmt: skip
+
+
+def _dead_share(row: Row[Any]) -> float | None:
+    config: str | None = row.config_if_none_dead
+    window = None if config is None else stored_window(config, row.config_id, row.d_model)
+    return measured_share(row.dead_share, row.point_tokens, window)
 
 
 def _reason(row: Row[Any], context: _QueueContext) -> str | None:

@@ -30,7 +30,9 @@ class JobRow:
     """Of a running job."""
     fvu: float | None
     dead_share: float | None
+    """None also where no latent could be dead yet: `results.dead_share`."""
     l0: float | None
+    """Mean active latents per held-out token, as measured."""
     outcome: str | None
     """converged, max_tokens, not_learning or diverged."""
     tokens_to_convergence: float | None
@@ -64,6 +66,10 @@ class JobRow:
     """Where its own curve says that it will stop, of a running job that stops on a plateau; max_tokens at most."""
     swept: dict[str, Any] = field(default_factory=dict)
     """The dotted keys, but n_latents and k, that set its config apart from the others asked for of its sweep."""
+    trainable_tokens: int | None = None
+    """Of one pass over its text; None before the newest attempt has told, and where there is no text."""
+    passes: float | None = None
+    """Over its text, in the whole budget: above 1, tokens are trained on more than once."""
 
 
 @dataclass(frozen=True, slots=True)

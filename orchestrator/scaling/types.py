@@ -57,6 +57,15 @@ class JobMeasurement:
     """As its config names it; None where that says auto, or names a module."""
     stop_epsilon: float = 0.005
     """Of its stop rule."""
+    l0: float | None = None
+    """Mean active latents per held-out token at the last point."""
+    trainable_tokens: int | None = None
+    """Of one pass over its text; None where no attempt has told, or there is no text."""
+
+    @property
+    def passes(self) -> float | None:
+        """Return how many passes over its text a job has made."""
+        return self.tokens_seen / self.trainable_tokens if self.trainable_tokens else None
 
     @property
     def is_dead(self) -> bool:

@@ -53,7 +53,7 @@ def _job(engine: Engine, *, n: int, k: int = 8, name: str = "s", layer: int = 3,
         engine,
         lease,
         [
-            point(t, fvu, flops_dense=12.0 * n * 128 * t, flops_executed=2.0 * n * 128 * t)
+            point(t, fvu, l0=k, flops_dense=12.0 * n * 128 * t, flops_executed=2.0 * n * 128 * t)
             for t, fvu in zip(tokens, falling, strict=False)
         ],
     )
@@ -184,7 +184,7 @@ def test_the_command_that_is_named_supplies_what_is_missing(engine: Engine, caps
         lease = claim(engine).lease
         facts = {"n_latents": n, "lr": 0.01, "d_model": 128, "subject": {"site": "resid_post of h.3"}}
         queue.begin(engine, lease, facts, 0)
-        queue.record(engine, lease, [point(400, _law(n, 8))])
+        queue.record(engine, lease, [point(400, _law(n, 8), l0=8.0)])
         queue.finish(engine, lease, result())
     assert _fit("s", "--law", "ln") == 0
 

@@ -145,7 +145,7 @@ def test_status_of_a_life(queued: Engine, capsys: Capture) -> None:
     said = capsys.readouterr()
     head, line = said.out.strip().splitlines()
     assert head.split()[:5] == ["ID", "STATE", "N", "K", "PROGRESS"]
-    assert line.split()[:9] == ["1", "running", "256", "4", "25%", "1.00k", "49s", "0.5000", "1.0%"]
+    assert line.split()[:9] == ["1", "running", "256", "4", "25%", "1.00k", "49s", "0.5000", "4.0"]
     assert "1 running" in said.err
     assert "1 worker at work" in said.err
     _finish(queued, lease)
@@ -258,7 +258,7 @@ def test_wait(queued: Engine, capsys: Capture) -> None:
     assert "4 of 4 jobs had not ended" in capsys.readouterr().err
     _finish(queued, _claim(queued))
     assert run(["wait", "1"]) == 0
-    assert "job 1 succeeded  fvu 0.2560  converged" in capsys.readouterr().out
+    assert "job 1 succeeded  fvu 0.2560, L0 4.0  converged" in capsys.readouterr().out
     assert run(["wait", "small", "--any"]) == 0
     assert run(["cancel", "2"]) == 0
     assert run(["wait", "1", "2"]) == 8

@@ -162,7 +162,7 @@ def test_the_demo_in_a_pipe_then_again(file: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "\x1b" not in done.stdout
     assert done.stdout.count(" succeeded: fvu 0.") == 2
-    assert re.search(r"^ +1 +64 +32 +0\.\d{4} +\d\.\d{4}", done.stdout, re.M)
+    assert re.search(r"^ +1 +64 +32 +0\.\d{4} +\d+\.\d +\d\.\d{4}", done.stdout, re.M)
     assert "orch ui opens it" in done.stdout
     assert "Not fitted: L(N) needs" in done.stdout
     (page,) = re.findall(r"^report +(/.*\.html) ", done.stdout, re.M)

@@ -79,6 +79,11 @@ class Contexts:
         return int(self.counts.sum())
 
     @property
+    def captured_per_vector(self) -> float:
+        """Return the tokens the subject reads for one trained vector: above 1 where special tokens are left out."""
+        return self.n_training * self.tokens.context_length / self.n_vectors
+
+    @property
     def heldout(self) -> NDArray[np.int64]:
         """Return the contexts that never train."""
         return np.arange(self.n_training, self.n_training + self.n_heldout)

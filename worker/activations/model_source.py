@@ -11,6 +11,7 @@ from torch import Tensor
 from orchestrator.config.job import JobConfig, SubjectConfig
 from worker.activations import stream
 from worker.activations.cached_forward import CacheStore
+from worker.activations.heldout_split import Contexts
 from worker.activations.source import Vectors
 from worker.data.token_file import TokenFile
 from worker.subject.model import Replace, Subject, run_patched
@@ -68,7 +69,7 @@ class ModelActivations:
     def flops(self, configs: Sequence[JobConfig]) -> float:
         """Return 2 · parameters up to the deepest hook point · tokens read for one trained vector."""
         deepest = max(view.parameters_run for config in configs for view in self._views_of(config))
-        return 2.0 * deepest * self._tokens_per_vector
+        return 2.0 * deepest * self._contexts.captured_per_vector
 
     def facts(self, config: JobConfig) -> dict[str, Any]:
         """Return what a job's record says of the model and the text."""
@@ -82,12 +83,13 @@ class ModelActivations:
             "site": str(view.hook),
             "sha256": view.fingerprint,
         }
-        text = {"id": self.tokens.id, "n_tokens": self.tokens.n_tokens}
+        trainable = self._contexts.n_vectors
+        text = {"id": self.tokens.id, "n_tokens": self.tokens.n_tokens, "trainable": trainable}
         return {"subject": model, "tokens": text, "flops_subject_per_token": self.flops([config])}
 
     @cached_property
-    def _tokens_per_vector(self) -> float:
-        return stream.captured_per_vector(self.tokens, self.config)
+    def _contexts(self) -> Contexts:
+        return Contexts.of(self.tokens, self.config)
 
     def _views_of(self, config: JobConfig) -> tuple[Subject, ...]:
         """Return a view of the model for each hook point of a config: one, until a config can name several."""

@@ -113,12 +113,6 @@ def sample(
     return normalized(buffer.take(0)[0], config.sae.normalize)
 
 
-def captured_per_vector(tokens: TokenFile, config: JobConfig) -> float:
-    """Return the tokens the subject reads for one trained vector: above 1 where special tokens are left out."""
-    contexts = Contexts.of(tokens, config)
-    return contexts.n_training * tokens.context_length / contexts.n_vectors
-
-
 def _forward_batches(
     subjects: Sequence[Subject], tokens: TokenFile, configs: Sequence[JobConfig], store: CacheStore | None
 ) -> ForwardBatches:

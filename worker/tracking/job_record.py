@@ -19,6 +19,7 @@ from orchestrator.database.models import (
     SweepRow,
 )
 from orchestrator.job_states import TERMINAL
+from orchestrator.results.dead_share import measured_share, stored_window
 from orchestrator.settings import mask
 
 MEASURES = (
@@ -76,7 +77,16 @@ def read(engine: Engine, job_id: int) -> JobRecord:
             ),
         )  # fmt: skip
         session.expunge_all()
+    _leave_out_unmeasured(record)
     return record
+
+
+def _leave_out_unmeasured(record: JobRecord) -> None:
+    """Take the shares of dead latents out of points and result where no latent could be dead."""
+    window = stored_window(record.job.config, record.job.config_id, record.job.d_model)
+    rows: list[CurvePoint | ResultRow] = [*record.points, *([record.result] if record.result else [])]
+    for row in rows:
+        row.dead_share = measured_share(row.dead_share, row.tokens_seen, window)
 
 
 def draw_curve(record: JobRecord, file: Path) -> None:

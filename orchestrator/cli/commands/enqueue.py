@@ -73,23 +73,28 @@ def _preview(sweep: "Sweep", *, needed: bool) -> "list[PlannedJob]":
     from orchestrator.settings import load
 
     there: set[str] = set()
-    if needed and not (load().embedded and schema.current(load()) is None):  # a dry run makes no database
+    if load().embedded and schema.current(load()) is None:  # a dry run makes no database
+        texts = results.text_sizes(None, sweep.configs)
+    else:
         with database() as (_, engine):
-            there = results.existing(engine, sweep.name)
+            there = results.existing(engine, sweep.name) if needed else there
+            texts = results.text_sizes(engine, sweep.configs)
     new = [config.config_id not in there for config in sweep.configs]
-    return planned_jobs(sweep.configs, job_ids=[None] * len(new), new=new)
+    return planned_jobs(sweep.configs, job_ids=[None] * len(new), new=new, texts=texts)
 
 
 def _add(engine: "Engine", sweep: "Sweep", *, priority: int, needed: bool) -> "list[PlannedJob]":
-    from orchestrator import queue
+    from orchestrator import queue, results
     from orchestrator.cli.display.sweep_table import planned_jobs
 
     added = queue.enqueue(engine, sweep, allow_duplicate=not needed, priority=priority)
-    return planned_jobs(sweep.configs, job_ids=added.job_ids, new=[job_id is not None for job_id in added.job_ids])
+    new = [job_id is not None for job_id in added.job_ids]
+    texts = results.text_sizes(engine, sweep.configs)
+    return planned_jobs(sweep.configs, job_ids=added.job_ids, new=new, texts=texts)
 
 
 def _print(sweep: "Sweep", jobs: "list[PlannedJob]", output: str | None, *, dry_run: bool = False) -> None:
-    from orchestrator.cli.display.sweep_table import job_record, sweep_lines, total_line
+    from orchestrator.cli.display.sweep_table import budget_notes, job_record, sweep_lines, total_line
 
     new = sum(job.is_new for job in jobs)
     if output == "json":
@@ -105,6 +110,8 @@ def _print(sweep: "Sweep", jobs: "list[PlannedJob]", output: str | None, *, dry_
         added = "would add" if dry_run else "added"
         cost = f" · {total_line(jobs)}" if new else ""
         terminal.echo(f"\n{sweep.name}: {added} {new}, already there {len(jobs) - new}{cost}")
+    for note in budget_notes(jobs):
+        terminal.warn(note.text, note.hint)
 
 
 def _wake(settings: "Settings", jobs: "list[PlannedJob]") -> None:

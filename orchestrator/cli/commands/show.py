@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from orchestrator.cli import terminal
+from orchestrator.cli.display.budget_notes import dead_note, passes_text
 from orchestrator.cli.display.columns import progress_cell, state_cell, why
-from orchestrator.cli.display.formats import clock, ratio, scientific, share, sparkline
+from orchestrator.cli.display.formats import active_latents, clock, passes, ratio, scientific, share, sparkline
 from orchestrator.cli.display.records import csv_text, record
 from orchestrator.cli.display.tables import Column, table
 from orchestrator.cli.selection import database, job_argument, job_rows, output_option
@@ -49,6 +50,8 @@ def show(*, job: int, part: str | None, output: str | None) -> None:
     else:
         for line in table(rows, _COLUMNS[part], width=terminal.width()):
             terminal.echo(line)
+        if part == "curve":
+            terminal.note(_ON_CURVES)
 
 
 def _print_summary(settings: "Settings", engine: "Engine", row: "JobRow", output: str | None) -> None:
@@ -64,7 +67,12 @@ def _print_summary(settings: "Settings", engine: "Engine", row: "JobRow", output
     curve = sparkline([point.fvu for point in results.curve(engine, row.id)], 32)
     title = f"job {row.id}  {row.sweep}  {state_cell(row, drawn=terminal.is_live())}"
     terminal.echo(click.style(title, bold=True) + (f"  {why(row)}" if why(row) else ""))
-    for name, value in [*_facts(row), ("curve", curve), *_counts(counts), *_files(settings, row)]:
+    for name, value in [
+        *_facts(row, dead=_dead_latents(engine, row)),
+        ("curve", curve),
+        *_counts(counts),
+        *_files(settings, row),
+    ]:
         if value and value != NONE:
             terminal.echo(f"  {click.style(f'{name:<14}', dim=True)}{value}")
     terminal.note(
@@ -72,16 +80,17 @@ def _print_summary(settings: "Settings", engine: "Engine", row: "JobRow", output
     )
 
 
-def _facts(row: "JobRow") -> list[tuple[str, str]]:
+def _facts(row: "JobRow", *, dead: str) -> list[tuple[str, str]]:
     speed = f", {count(row.tokens_per_second)} tokens/s" if row.tokens_per_second else ""
     gain = f" (untrained {ratio(row.untrained_fvu)})" if row.untrained_fvu is not None else ""
     return [
         ("SAE", f"n_latents {row.n_latents or 'auto'}, k {row.k}, d_model {row.d_model or NONE}"),
         ("training", f"lr {'auto' if row.lr is None else f'{row.lr:g}'}, seed {row.seed}, priority {row.priority}"),
         ("progress", f"{progress_cell(row, 24)}  {count(row.tokens_seen)} of {count(row.max_tokens)} tokens{speed}"),
+        ("text", _text(row)),
         ("fvu", f"{ratio(row.fvu)}{gain}"),
-        ("dead latents", share(row.dead_share)),
-        ("l0", NONE if row.l0 is None else f"{row.l0:.2f}"),
+        ("L0", NONE if row.l0 is None else f"{row.l0:.2f} latents per token, k {row.k}"),
+        ("dead latents", dead),
         ("L∞", ratio(row.l_inf)),
         ("attempt", f"{row.attempt}, {row.failures} failed, {row.preemptions} preempted" if row.attempt else NONE),
         ("worker", f"{row.worker}, lease {duration(row.lease_left)}" if row.worker and row.lease_left else NONE),
@@ -89,6 +98,27 @@ def _facts(row: "JobRow") -> list[tuple[str, str]]:
         ("started", clock(row.started_at)),
         ("finished", clock(row.finished_at)),
     ]
+
+
+def _text(row: "JobRow") -> str:
+    """Return how often the budget reads the text, once an attempt has told how long that is."""
+    from orchestrator.estimates.text_size import TextSize
+
+    if not row.trainable_tokens:
+        return ""
+    text = TextSize(row.trainable_tokens, "")
+    so_far = f", {passes(text.passes(row.tokens_seen))} so far" if row.tokens_seen < row.max_tokens else ""
+    repeats = "; past the first, no text is new" if (row.passes or 0) > 1 else ""
+    return f"{passes_text(text, row.max_tokens)} in the whole budget{so_far}{repeats}"
+
+
+def _dead_latents(engine: "Engine", row: "JobRow") -> str:
+    """Return the share of dead latents, or that there is none to measure, and what to set."""
+    from orchestrator.results.stored_configs import configs
+
+    if row.dead_share is None and (note := dead_note(configs(engine, [row.id])[row.id], row.d_model)):
+        return f"{NONE}: {note.text} {note.hint}"
+    return share(row.dead_share)
 
 
 def _counts(counts: list[dict[str, Any]]) -> list[tuple[str, str]]:
@@ -123,6 +153,12 @@ def _print_records(part: str, rows: Sequence[Any], output: str) -> None:
         terminal.echo(csv_text(records))
     else:
         terminal.echo_json(terminal.envelope(part, records))
+
+
+_ON_CURVES = """
+AUX: what AuxK's dead latents leave of the SAE's error, relative to the error's mean square about its mean. Predicting
+nothing scores 1 or a little above: only what is below that is learnt. It is the mean of the steps since the point
+before; those before AuxK first acts count 0. – while no latent is dead, as is DEAD while none can be."""
 
 
 def _column(title: str, cell: Callable[[Any], str], *, left: bool = False) -> Column[Any]:
@@ -160,9 +196,9 @@ _COLUMNS: dict[str, list[Column[Any]]] = {
         _column("FVU", lambda p: ratio(p.fvu)),
         _column("FVU RAW", lambda p: ratio(p.fvu_raw)),
         _column("LOSS", lambda p: ratio(p.loss)),
-        _column("AUX", lambda p: ratio(p.aux_loss)),
+        _column("AUX", lambda p: ratio(p.aux_loss or None)),
         _column("DEAD", lambda p: share(p.dead_share)),
-        _column("L0", lambda p: f"{p.l0:.1f}"),
+        _column("L0", lambda p: active_latents(p.l0)),
         _column("GRAD", lambda p: f"{p.grad_norm:.3g}"),
         _column("TIME", lambda p: duration(p.wall_seconds)),
         _column("FLOPS", lambda p: scientific(p.flops_dense)),

@@ -9,7 +9,7 @@ import click
 
 from orchestrator.cli import terminal
 from orchestrator.cli.display.columns import job_columns, why
-from orchestrator.cli.display.formats import clock, plural, ratio
+from orchestrator.cli.display.formats import clock, loss, plural
 from orchestrator.cli.display.live_canvas import MIN_SECONDS, LiveCanvas
 from orchestrator.cli.display.queue_view import DISPLAY_ORDER, Snapshot, Sparklines, first_shown, screen, state_counts
 from orchestrator.cli.display.records import csv_text, record
@@ -50,8 +50,9 @@ def status(
 
     SWEPT is what sets the jobs shown apart besides N and K, if they are no more than 1,000. PROGRESS is the share of
     the token budget. ETA is the time until its own curve will have met the job's stop rule, and the time to the end of
-    the budget as long as the curve is too short to say. T(1%) is the number of tokens to convergence. -o json prints
-    everything there is.
+    the budget as long as the curve is too short to say. L0 is how many latents are active per token: compare FVU at one
+    L0 alone. DEAD is – while no latent can be dead. T(1%) is the number of tokens to convergence. PASSES, with -o wide,
+    is how often the budget reads the text. -o json prints everything there is.
     """
     if watch is not None and output in {"csv", "name"}:
         raise click.UsageError(
@@ -166,7 +167,7 @@ def change_line(row: "JobRow") -> str:
     """Return one job on one line, for those who read a log."""
     said = [f"{clock(time.time())}  job {row.id} {row.state}", f"n={row.n_latents or 'auto'} k={row.k}"]
     if row.fvu is not None:
-        said.append(f"{count(row.tokens_seen)} of {count(row.max_tokens)} tokens  fvu {ratio(row.fvu)}")
+        said.append(f"{count(row.tokens_seen)} of {count(row.max_tokens)} tokens  {loss(row.fvu, row.l0)}")
     if row.state in TERMINAL and why(row):
         said.append(why(row))
     return "  ".join(said)

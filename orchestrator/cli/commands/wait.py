@@ -8,7 +8,7 @@ import click
 
 from orchestrator.cli import terminal
 from orchestrator.cli.display.columns import COLOURS, why
-from orchestrator.cli.display.formats import ratio
+from orchestrator.cli.display.formats import loss
 from orchestrator.cli.selection import database, selectors, time_span
 from orchestrator.job_states import TERMINAL
 
@@ -77,6 +77,6 @@ def _code(states: list[str]) -> int:
 
 
 def _line(row: "JobRow") -> str:
-    said = f"  fvu {ratio(row.fvu)}" if row.fvu is not None else ""
+    said = f"  {loss(row.fvu, row.l0)}" if row.fvu is not None else ""
     more = f"  {why(row)}" if why(row) else ""
     return f"job {row.id} {click.style(row.state, fg=COLOURS[row.state])}{said}{more}"

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from orchestrator.cli.display.formats import bar, clock, ratio, share
+from orchestrator.cli.display.formats import active_latents, bar, clock, passes, ratio, share
 from orchestrator.cli.display.tables import Column
 from orchestrator.formatting import NONE, count, duration
 from orchestrator.job_states import TERMINAL
@@ -45,6 +45,7 @@ def job_columns(
         Column("TOK/S", lambda row: count(row.tokens_per_second), right=True, weight=4),
         Column("ETA", lambda row: duration(remaining(row)), right=True, weight=5),
         Column("FVU", lambda row: ratio(row.fvu), right=True),
+        Column("L0", lambda row: active_latents(row.l0), right=True, weight=_l0_weight(rows)),
         Column("CURVE", curve or (lambda row: ""), weight=6),
         Column("DEAD", lambda row: share(row.dead_share), right=True, weight=3),
         Column("T(1%)", convergence_cell, right=True, weight=7),
@@ -55,6 +56,11 @@ def job_columns(
     hidden |= set() if curve else {"CURVE"}
     hidden |= set() if any(row.swept for row in rows) else {"SWEPT"}
     return [column for column in columns if column.title not in hidden] + (_wide_columns() if wide else [])
+
+
+def _l0_weight(rows: "Sequence[JobRow]") -> int:
+    """Return the weight of L0: where it is k, it says nothing that a narrow terminal must show."""
+    return 9 if any(row.l0 is not None and round(row.l0, 1) != row.k for row in rows) else 2
 
 
 def worker_columns() -> "list[Column[RegisteredWorker]]":
@@ -174,7 +180,7 @@ def _wide_columns() -> "list[Column[JobRow]]":
         Column("D_MODEL", lambda row: str(row.d_model or NONE), right=True),
         Column("LR", lambda row: "auto" if row.lr is None else f"{row.lr:g}", right=True),
         Column("SEED", lambda row: str(row.seed), right=True),
-        Column("L0", lambda row: NONE if row.l0 is None else f"{row.l0:.1f}", right=True),
+        Column("PASSES", lambda row: passes(row.passes), right=True),
         Column("L∞", lambda row: ratio(row.l_inf), right=True),
         Column("UNTRAINED", lambda row: ratio(row.untrained_fvu), right=True),
         Column("CONFIG", lambda row: row.config_id[:10]),

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from orchestrator.cli import terminal
 from orchestrator.cli.display.columns import done_share, why
-from orchestrator.cli.display.formats import ratio
+from orchestrator.cli.display.formats import loss
 from orchestrator.cli.display.live_canvas import LiveCanvas
 from orchestrator.cli.display.queue_view import Snapshot, Sparklines, count_states, screen
 from orchestrator.formatting import count, duration
@@ -73,7 +73,7 @@ class LineView:
         known = {row.id for row in ended} if self._ended is None else self._ended
         elapsed = duration(time.monotonic() - self._began)
         for row in (row for row in ended if row.id not in known):
-            said = f"fvu {ratio(row.fvu)} after {count(row.tokens_seen)} tokens" if row.fvu is not None else ""
+            said = f"{loss(row.fvu, row.l0)} after {count(row.tokens_seen)} tokens" if row.fvu is not None else ""
             name = f"job {row.id} (n {row.n_latents or 'auto'}, k {row.k}) {row.state}"
             terminal.echo(f"{elapsed:>6}  {name}: {said} {why(row)}".rstrip())
         self._ended = known | {row.id for row in ended}

@@ -40,6 +40,21 @@ def share(value: float | None) -> str:
     return NONE if value is None or not math.isfinite(value) else f"{value:.1%}"
 
 
+def active_latents(value: float | None) -> str:
+    """Write an L0, latents per token, with a digit after the point."""
+    return NONE if value is None or not math.isfinite(value) else f"{value:.1f}"
+
+
+def loss(fvu: float | None, l0: float | None) -> str:
+    """Write an fvu with the L0 it was reached at, without which it says little: fvu 0.1234, L0 8.0."""
+    return f"fvu {ratio(fvu)}" + ("" if l0 is None else f", L0 {active_latents(l0)}")
+
+
+def passes(value: float | None) -> str:
+    """Write how many passes over a text a budget is, with two digits at least."""
+    return NONE if value is None or not math.isfinite(value) else f"{value:.2g}" if value < 10 else f"{value:.0f}"
+
+
 def moment(seconds: float | None) -> str | None:
     """Write epoch seconds as RFC 3339, in UTC."""
     if seconds is None:

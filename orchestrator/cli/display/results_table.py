@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import click
 
 from orchestrator.cli.display.columns import COLOURS, convergence_cell
-from orchestrator.cli.display.formats import ratio, share
+from orchestrator.cli.display.formats import active_latents, ratio, share
 from orchestrator.cli.display.tables import Column, table
 from orchestrator.formatting import NONE, count
 
@@ -29,6 +29,7 @@ def result_lines(rows: "Sequence[JobRow]", *, width: int | None) -> list[str]:
         Column("N", lambda row: str(row.n_latents or "auto"), right=True),
         Column("K", lambda row: str(row.k), right=True),
         Column("FVU", lambda row: click.style(ratio(row.fvu), bold=True), right=True),
+        Column("L0", lambda row: active_latents(row.l0), right=True),
         Column("UNTRAINED", lambda row: ratio(row.untrained_fvu), right=True),
         Column("DEAD", lambda row: share(row.dead_share), right=True),
         Column("TOKENS", lambda row: count(row.tokens_seen), right=True, weight=5),

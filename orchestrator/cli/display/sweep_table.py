@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from orchestrator.cli.display.formats import scientific
+from orchestrator.cli.display.budget_notes import BudgetNote, dead_note, passes_note, told_once
+from orchestrator.cli.display.formats import passes, scientific
 from orchestrator.cli.display.tables import Column, table
 from orchestrator.config.flat_keys import flatten, varied_keys
 from orchestrator.formatting import count
@@ -14,6 +15,7 @@ from orchestrator.formatting import count
 if TYPE_CHECKING:
     from orchestrator.config.job import JobConfig
     from orchestrator.estimates.flops import Cost
+    from orchestrator.estimates.text_size import TextSize
 
 ROWS_SHOWN = 40
 
@@ -27,19 +29,34 @@ class PlannedJob:
     job_id: int | None
     """Its id in the queue; None in a dry run, and where the sweep holds the config already."""
     is_new: bool
+    text: "TextSize | None" = None
+    """How much text there is, as far as that is known before it runs."""
+
+    @property
+    def passes(self) -> float | None:
+        """Return how many passes over its text its budget is."""
+        return None if self.text is None else self.text.passes(self.cost.tokens)
 
 
 def planned_jobs(
-    configs: "Sequence[JobConfig]", *, job_ids: Sequence[int | None], new: Sequence[bool]
-) -> list[PlannedJob]:
-    """Join each config with its cost and its job."""
+    configs: "Sequence[JobConfig]", *, job_ids: Sequence[int | None], new: Sequence[bool],
+    texts: "Sequence[TextSize | None]",
+) -> list[PlannedJob]:  # fmt: skip
+    """Join each config with its cost, its job and the size of its text."""
     from orchestrator.estimates.flops import estimate, hook_width
 
     widths = {subject: hook_width(subject) for subject in {config.subject for config in configs}}
     return [
-        PlannedJob(config, estimate(config, widths[config.subject]), job_id, is_new)
-        for config, job_id, is_new in zip(configs, job_ids, new, strict=True)
+        PlannedJob(config, estimate(config, widths[config.subject]), job_id, is_new, text)
+        for config, job_id, is_new, text in zip(configs, job_ids, new, texts, strict=True)
     ]
+
+
+def budget_notes(jobs: Sequence[PlannedJob]) -> list[BudgetNote]:
+    """Return what the budgets of the new jobs cannot do."""
+    fresh = [job for job in jobs if job.is_new]
+    dead = [dead_note(job.config, job.cost.d_model) for job in fresh]
+    return told_once(dead) + told_once([passes_note(job.config, job.text) for job in fresh])
 
 
 def sweep_lines(jobs: Sequence[PlannedJob], *, width: int | None) -> list[str]:
@@ -56,9 +73,12 @@ def sweep_lines(jobs: Sequence[PlannedJob], *, width: int | None) -> list[str]:
         Column("JOB", lambda row: _job_cell(row[0]), right=True),
         *map(varying, varied),
         Column("TOKENS", lambda row: count(row[0].cost.tokens), right=True, weight=5),
+        Column("PASSES", lambda row: _passes_cell(row[0]), right=True, weight=4),
         Column("FLOPS", lambda row: scientific(row[0].cost.flops_dense), right=True, weight=4),
         Column("CONFIG", lambda row: row[0].config.config_id[:10], weight=3),
     ]
+    if all(job.passes is None for job in jobs):
+        columns = [column for column in columns if column.title != "PASSES"]
     head, *lines = table(list(zip(jobs, values, strict=True)), columns, width=width)
     if len(lines) > ROWS_SHOWN and width is not None:
         left_out = click.style(f"… {len(lines) - ROWS_SHOWN} more …", dim=True)
@@ -84,6 +104,10 @@ def job_record(job: PlannedJob) -> dict[str, Any]:
         "tokens": job.cost.tokens,
         "flops_dense": job.cost.flops_dense,
         "flops_executed": job.cost.flops_executed,
+        "trainable_tokens": None if job.text is None else job.text.trainable_tokens,
+        "trainable_tokens_are": None if job.text is None else job.text.how or "counted",
+        "passes": job.passes,
+        "measures_dead_latents": dead_note(job.config, job.cost.d_model) is None,
         "config": job.config.model_dump(mode="json"),
     }
 
@@ -92,6 +116,11 @@ def _job_cell(job: PlannedJob) -> str:
     if job.job_id is not None:
         return str(job.job_id)
     return click.style("new", fg="green") if job.is_new else click.style("there", dim=True)
+
+
+def _passes_cell(job: PlannedJob) -> str:
+    sign = {"at most": "≥", "about": "~"}.get(job.text.how, "") if job.text else ""
+    return sign + passes(job.passes)
 
 
 def _value(value: Any) -> str:

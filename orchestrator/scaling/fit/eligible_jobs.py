@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from orchestrator.errors import FitError
 from orchestrator.scaling.fit.options import GROUNDS, FitOptions
 from orchestrator.scaling.law import Law
+from orchestrator.scaling.sparsity import why_other_sparsity
 from orchestrator.scaling.types import Excluded, JobMeasurement
 
 
@@ -20,6 +21,7 @@ def sort_out(
     kept, excluded, seen = [], [], dict[str, int]()
     for row in rows:
         why = _why_another(row, options) or _why_repeated(row, seen) or law.why_excluded(row, options)
+        why = why or why_other_sparsity(row)
         if why:
             excluded.append(Excluded(row.job_id, why))
         else:

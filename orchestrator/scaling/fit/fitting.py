@@ -17,6 +17,7 @@ from orchestrator.scaling.fit.model_selection import allowed, chosen, profile, r
 from orchestrator.scaling.fit.notes import notes_on, seed_sigma
 from orchestrator.scaling.fit.options import GROUNDS, FitOptions
 from orchestrator.scaling.fit.predict import HIGH, LOW
+from orchestrator.scaling.fit.repeated_text import note_on_passes
 from orchestrator.scaling.fit.sample import Observation, Sample
 from orchestrator.scaling.forms import Array, coefficients, log_values
 from orchestrator.scaling.law import Law
@@ -121,7 +122,8 @@ def fit_groups(
             "curve points": curve_points(rows),
         }  # fmt: skip
         shared = {name: getattr(kept[0], name) for name in law.grounds if name != "subject"}
-        fits.append(replace(found, sweeps=sweeps, options=found.options | asked, **shared))
+        notes = (*found.notes, *note_on_passes(kept, found.jobs))
+        fits.append(replace(found, sweeps=sweeps, options=found.options | asked, notes=notes, **shared))
     if not fits and not refused:
         refused.append(Refusal(name, "", shortage(law, None, meant, excluded=excluded)))
     return Fitted(tuple(fits), tuple(refused))

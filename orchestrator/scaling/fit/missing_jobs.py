@@ -128,14 +128,10 @@ def at_a_larger_rate(n: int, k: int, rows: Sequence[JobMeasurement]) -> MissingJ
     rates = {rate: jobs for rate, jobs in by_rate(learning or here).items() if rate}
     if not rates:
         return MissingJob(n, k, _rate_to_try(n, k, rows))
-<<<<<<< HEAD
-    some_converge = not learning or any(converges(jobs) for jobs in rates.values())
-=======
     works = [rate for rate, jobs in rates.items() if converges(jobs)]
-    some_converge = bool(works)
+    some_converge = not learning or bool(works)
     if held := [row for row in here if row.state in OPEN and (row.lr is None or row.lr > max(works, default=0.0))]:
         return MissingJob(n, k, _rate_to_try(n, k, rows), held_by=_with_states(held))
->>>>>>> fits
     return MissingJob(n, k, f"{2 * max(rates) if some_converge else min(rates) / 2:.3g}")
 
 

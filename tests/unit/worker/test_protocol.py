@@ -97,6 +97,11 @@ def test_not_a_number_survives() -> None:
     assert math.isnan(said.message.point.fvu)
 
 
+@pytest.mark.parametrize(("share", "said"), [(0.0, False), (math.nan, False), (0.125, True)])
+def test_a_log_says_no_share_of_dead_latents_that_may_not_have_been_measured(share: float, said: bool) -> None:
+    assert ("dead" in describe(CurvePointMessage(POINT._replace(dead_share=share)))) == said
+
+
 def test_a_wish_comes_out_as_it_went_in() -> None:
     for wish in (DropJob(7, save=True), DropJob(8, save=False)):
         assert wish.to_json().endswith(b"\n")

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from orchestrator.config.job import JobConfig
 from tests.unit.worker.activations.tiny_stream import BATCH, Parts, change, make_parts
+from worker.activations.heldout_split import Contexts
 from worker.activations.model_source import ModelActivations
 from worker.activations.source import HookSlots, Vectors
 from worker.subject.model import Subject
@@ -60,3 +61,10 @@ def test_the_model_runs_with_its_hook_points_patched(parts: Parts) -> None:
     assert torch.equal(both.run_patched(parts.config, IDS, [torch.zeros_like, torch.zeros_like]), first)
     with pytest.raises(ValueError, match="shorter"):
         both.run_patched(parts.config, IDS, [torch.zeros_like])
+
+
+def test_its_facts_tell_the_tokens_of_one_pass(parts: Parts) -> None:
+    for special in ("mask", "train"):
+        one = change(parts, "data", special_tokens=special)
+        contexts = Contexts.of(one.tokens, one.config)
+        assert ModelActivations(*one).facts(one.config)["tokens"]["trainable"] == contexts.n_vectors

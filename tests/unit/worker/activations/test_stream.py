@@ -14,7 +14,7 @@ from tests.unit.worker.activations.tiny_stream import BATCH, WINDOW, Parts, chan
 from tests.unit.worker.subject.tiny_models import CONTEXT, WIDTH
 from worker.activations import forward
 from worker.activations.heldout_split import Contexts
-from worker.activations.stream import captured_per_vector, heldout, sample, shared_stream, stream
+from worker.activations.stream import heldout, sample, shared_stream, stream
 from worker.sae.normalize import normalize
 from worker.subject.model import capture
 
@@ -64,7 +64,7 @@ def test_forward_passes_all_have_one_size(parts: Parts, monkeypatch: pytest.Monk
         heldout(*parts)
     assert set(sizes) == {4}
     # Nothing is captured twice at the borders of windows: no more than one pass is not used up.
-    needed = n_windows * WINDOW * captured_per_vector(parts.tokens, parts.config)
+    needed = n_windows * WINDOW * Contexts.of(parts.tokens, parts.config).captured_per_vector
     assert n_forwards * 64 < 1.1 * needed + 64
 
 
@@ -94,8 +94,8 @@ def test_a_sample_is_of_the_training_part(parts: Parts) -> None:
 
 def test_special_tokens_train_only_when_asked(parts: Parts) -> None:
     every = change(parts, "data", special_tokens="train")
-    assert captured_per_vector(every.tokens, every.config) == 1
-    assert captured_per_vector(parts.tokens, parts.config) > 1
+    assert Contexts.of(every.tokens, every.config).captured_per_vector == 1
+    assert Contexts.of(parts.tokens, parts.config).captured_per_vector > 1
     assert len(heldout(*every)) == 7 * 16 > len(heldout(*parts))
 
 

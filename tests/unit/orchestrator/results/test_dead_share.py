@@ -1,0 +1,36 @@
+"""A share of dead latents is one only after the dead window."""
+
+import math
+
+import pytest
+
+from orchestrator.config.validation import parse
+from orchestrator.results.dead_share import can_measure, measured_share, stored_window
+
+
+@pytest.mark.parametrize(
+    ("share", "tokens", "window", "shown"),
+    [
+        (0.0, 4096, 4096, None),  # nobody can have been silent for more than 4096 of 4096 tokens
+        (0.0, 4097, 4096, 0.0),
+        (0.0, 100, 10_000_000, None),
+        (0.0, None, 10_000_000, None),
+        (0.125, 100, 10_000_000, 0.125),  # found dead: the window had passed
+        (None, 5000, 4096, None),
+        (0.0, 100, None, 0.0),
+    ],
+)
+def test_what_is_shown(share: float | None, tokens: int | None, window: int | None, shown: float | None) -> None:
+    assert measured_share(share, tokens, window) == shown
+
+
+def test_what_was_not_finite_stays() -> None:
+    assert math.isnan(measured_share(math.nan, 100, 4096) or 0.0)
+
+
+@pytest.mark.parametrize(("window", "is_measured"), [(99_999, True), (100_000, False), (10_000_000, False)])
+def test_whether_a_budget_can_measure(window: int, is_measured: bool) -> None:
+    values = {"max_tokens": 100_000, "dead_after_tokens": window}
+    config = parse({"sae": {"n_latents": 64}, "training": values})
+    assert can_measure(config, 64) == is_measured
+    assert stored_window(config.canonical_json(), config.config_id, 64) == window
