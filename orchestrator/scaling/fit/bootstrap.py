@@ -18,6 +18,9 @@ from orchestrator.scaling.forms import Array, Flags, Form, Numbers, exponents, l
 STEEPEST = 3.0
 """Eightfold for every doubling: no law is steeper. Steeper power terms describe the smallest size alone."""
 
+STEEPEST_FLOOR = 1.0
+"""Of the irreducible term in k: twofold for every doubling. Where there is no such term, any tilt fits as well."""
+
 
 class Refits(NamedTuple):
     """The parameters of every refit that converged."""
@@ -55,10 +58,18 @@ def refit(found: Estimate, sample: Sample, *, n_refits: int, seed: int) -> Refit
 
 
 def is_runaway(form: Form, theta: Array, sample: Sample) -> Flags:
-    """Say which fits, (n_fits, size), have an exponent in x that no law has, offset by a floor."""
+    """Say which fits, (n_fits, size), have an exponent in x that no law has, offset by a floor; or such a floor."""
     if not form.floor:
         return np.zeros(len(theta), dtype=bool)
-    return np.asarray((np.abs(exponents(form, theta, sample.z)) > STEEPEST).any(axis=1))
+    is_steep = (np.abs(exponents(form, theta, sample.z)) > STEEPEST).any(axis=1)
+    tilts = theta[:, len(form.power) + 1 :]
+    return np.asarray(is_steep | (np.abs(tilts) > STEEPEST_FLOOR).any(axis=1))
+
+
+def sober(form: Form, theta: Array, sample: Sample) -> Array | None:
+    """Return the fits, (n_fits, size), that did not run away; None where half of them or more did."""
+    kept = theta[~is_runaway(form, theta, sample)]
+    return kept if 2 * len(kept) > len(theta) else None
 
 
 def _drawn(found: Estimate, sample: Sample, n_refits: int, random: np.random.Generator) -> Array:
