@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from orchestrator.scaling.fit.estimate import Estimate, data_of, freedom
+from orchestrator.scaling.fit.estimate import CLIP, Estimate, data_of, freedom
 from orchestrator.scaling.fit.huber import minimise, slopes
 from orchestrator.scaling.fit.sample import Sample
 from orchestrator.scaling.forms import Array, Flags, Form, Numbers, exponents, log_values
@@ -86,7 +86,8 @@ def _drawn(found: Estimate, sample: Sample, n_refits: int, random: np.random.Gen
 
 def _errors(found: Estimate, sample: Sample) -> _Errors:
     cells, known = sample.cells, ~sample.censored
-    left = found.residuals
+    # What Huber's loss bounded when it fitted is bounded here: one pair of seeds or one cell does not set all widths.
+    left = np.clip(found.residuals, -CLIP * found.sigma, CLIP * found.sigma)
     counts = np.bincount(cells[known], minlength=cells.max() + 1)
     means = np.bincount(cells[known], left[known], minlength=cells.max() + 1) / np.maximum(counts, 1)
     within = (left - means[cells])[known & (counts[cells] > 1)]

@@ -11,6 +11,8 @@ from orchestrator.scaling.forms import Array, Design, Form, design
 
 HUBER = 1.345
 """Width of Huber's loss in standard deviations: 95% efficient where errors are normal."""
+CLIP = 3.0
+"""Standard deviations beyond which a residual counts no more when forms are compared and errors drawn anew."""
 _SHARES = (1e-3, 0.1, 0.3, 0.5, 0.7, 0.85, 0.95, 0.99)
 """Starts: the floor as a share of the smallest loss; the power terms follow by least squares (variable projection)."""
 _TILTS = (0.0, -0.2)

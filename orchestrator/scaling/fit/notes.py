@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from orchestrator.scaling.fit.estimate import Estimate
+from orchestrator.scaling.fit.estimate import CLIP, Estimate
 from orchestrator.scaling.fit.predict import HIGH, LOW
 from orchestrator.scaling.fit.sample import Sample
 from orchestrator.scaling.forms import Array, Form, coefficients
@@ -46,7 +46,10 @@ def notes_on(
 
 
 def seed_sigma(sample: Sample) -> float | None:
-    """Return the standard deviation of ln(loss) between seeds of one cell; None where no two are there."""
+    """Return the standard deviation of ln(loss) between seeds of one cell, pooled, the deviations clipped.
+
+    None where no two are there.
+    """
     cells: dict[tuple[float, float], list[float]] = {}
     for one in sample.observations:
         if not one.censored:
@@ -55,8 +58,10 @@ def seed_sigma(sample: Sample) -> float | None:
     is_over_compute = any(one.x != one.cell[0] for one in sample.observations[:1])  # points of one curve are no seeds
     if not repeated or is_over_compute:
         return None
+    off = np.concatenate([np.array(values) - np.mean(values) for values in repeated])
+    most = CLIP * 1.4826 * float(np.median(np.abs(off))) * math.sqrt(2)  # of two seeds each is off by σ/√2
     freedom = sum(len(values) - 1 for values in repeated)
-    return math.sqrt(sum(float(np.var(values)) * len(values) for values in repeated) / freedom)
+    return math.sqrt(float(np.sum(np.clip(off, -most, most) ** 2)) / freedom)
 
 
 def _exponent_by_form(law: Law, tried: Sequence[Estimate], at: int, preferred: Refitted | None) -> list[str]:

@@ -8,6 +8,7 @@ from orchestrator.scaling.fit.bootstrap import STEEPEST, Refits, _drawn, _errors
 from orchestrator.scaling.fit.estimate import Estimate, estimate
 from orchestrator.scaling.fit.fitting import fit
 from orchestrator.scaling.fit.model_selection import allowed, chosen, profile, score
+from orchestrator.scaling.fit.notes import seed_sigma
 from orchestrator.scaling.fit.predict import predict
 from orchestrator.scaling.fit.sample import Observation, Sample
 from orchestrator.scaling.laws.registry import LAWS
@@ -43,6 +44,16 @@ def test_those_of_one_cell_err_together() -> None:
     drawn = _drawn(estimate(PURE, sample), sample, 10, np.random.default_rng(1)).reshape(10, 40, 3)
     np.testing.assert_allclose(drawn[:, :, 0], drawn[:, :, 2], atol=1e-9)
     assert len(_errors(estimate(PURE, sample), sample).between) == 40
+
+
+def test_one_bad_seed_does_not_set_the_spread_of_all() -> None:
+    """A pair of seeds of which one is 100 times the scatter off; its mean square alone would be 0.2² / 8."""
+    sample = _sample(between=0.0, within=0.002, n_cells=8, seeds=2)
+    bad = sample.observations[5]._replace(value=sample.observations[5].value * 1.2)
+    off = sample.of([*sample.observations[:5], bad, *sample.observations[6:]])
+    usual, found = (_errors(estimate(PURE, one), one) for one in (sample, off))
+    assert np.std(found.within) < 3 * np.std(usual.within)
+    assert (seed_sigma(off) or 1) < 3 * (seed_sigma(sample) or 0)
 
 
 def test_few_points_give_wide_intervals() -> None:
