@@ -2,7 +2,7 @@
 
 Planted laws: equation 3 of the paper over 10 sizes, 5 values of k and 10 seeds, with errors of 1%. Prints, for each
 law, its time, its refits and its exponent beside the planted one; then what a whole `orch fit` of them takes.
-With --coverage also how often the truth lies in its interval: six sizes, errors of 0.3%, 200 repetitions.
+Then how often the truth lies in the 90% interval of each coefficient: see `law_coverage`.
 """
 
 import argparse
@@ -14,23 +14,27 @@ from typing import Any
 import numpy as np
 
 from benchmarks.interleaved_timing import table
+from benchmarks.law_coverage import coverage
 from orchestrator.curves.point import Point
 from orchestrator.scaling.fit.fitting import fit, fit_laws
 from orchestrator.scaling.fit.options import FitOptions
 from orchestrator.scaling.laws.registry import LAWS
-from orchestrator.scaling.types import Fit, JobMeasurement, LawName
-from tests.job_measurements import EQUATION_3, N_OF_G1, line, measured, point, surface
+from orchestrator.scaling.types import JobMeasurement, LawName
+from tests.job_measurements import EQUATION_3, measured, point, surface
 
+REFITS = 100
+"""Behind each interval of the coverage: its ends are then uncertain by a tenth of its width."""
 SIZES, KS, SEEDS = [2**e for e in range(9, 19)], (8, 16, 32, 64, 128), 10
 
 
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("--short", action="store_true", help="500 refits instead of 2,000")
-    options.add_argument("--coverage", action="store_true", help="also how often intervals hold the truth")
+    options.add_argument("--short", action="store_true", help="500 refits instead of 2,000, few repetitions")
     options.add_argument("--refits", type=int, default=0)
+    options.add_argument("--repetitions", type=int, default=0, help="of coverage; 200, or 4 with --short")
     chosen = options.parse_args()
     refits = chosen.refits or (500 if chosen.short else 2000)
+    repetitions = chosen.repetitions or (4 if chosen.short else 200)
     rows = _jobs()
     print(f"{len(rows)} jobs, {refits} refits, {os.cpu_count()} cores, numpy {np.__version__}\n")
     found = [_timed(law, rows, refits) for law in LAWS if law not in ("lr", "ls")]
@@ -42,8 +46,8 @@ def main() -> None:
     )
     print(table(found))
     print(json.dumps(found))
-    if chosen.coverage:
-        _coverage(200)
+    print(f"\n{repetitions} repetitions of {REFITS} refits\n")
+    print(table(coverage(repetitions, refits=REFITS)))
 
 
 def _jobs() -> list[JobMeasurement]:
@@ -78,22 +82,6 @@ def _timed(law: LawName, rows: list[JobMeasurement], refits: int) -> dict[str, A
 def _planted(law: LawName) -> str:
     slope = EQUATION_3["beta_n"] + EQUATION_3["gamma"] * float(np.log(KS[-1]))
     return {"ln": f"{slope:.4f}", "lnk": f"{EQUATION_3['gamma']:.4f}", "tn": "0.6"}.get(law, "")
-
-
-def _coverage(repetitions: int) -> None:
-    fits = [fit("ln", line(N_OF_G1, noise=0.003, seed=at), n_bootstrap=2000, seed=at)[0] for at in range(repetitions)]
-    shares = {name: f"{np.mean([_holds(one, name, truth) for one in fits]):.1%}" for name, truth in
-              (("a", 0.4), ("b", -0.163), ("e", 0.199))}  # fmt: skip
-    worse = np.mean([(one.scores[0].aicc or 0.0) > (one.scores[1].aicc or 0.0) for one in fits])
-    print(
-        f"\ntruth inside its 90% interval, {repetitions} repetitions: {shares}; without e worse by AICc in {worse:.0%}"
-    )
-
-
-def _holds(found: Fit, name: str, truth: float) -> bool:
-    if name not in found.coefficients:
-        return False
-    return found.coefficients[name].low <= truth <= found.coefficients[name].high
 
 
 if __name__ == "__main__":

@@ -9,7 +9,8 @@ def dead_window(config: JobConfig, d_model: int | None) -> int | None:
 
     Units: tokens. Source: numerics 3.
     """
-    return config.training.dead_after_tokens
+    is_known = config.training.dead_after_tokens != "auto" or config.sae.n_latents is not None or d_model is not None
+    return config.dead_after_tokens(d_model or 0) if is_known else None
 
 
 def can_measure(config: JobConfig, d_model: int | None) -> bool:

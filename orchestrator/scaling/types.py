@@ -126,7 +126,7 @@ class Fit:
     """What was held fixed, such as `k=8`; empty: nothing."""
     subject: str
     form: str
-    """The form AICc chose: always to be said beside an exponent."""
+    """The widest form that the jobs determine: always to be said beside an exponent. `scores` tells AICc's choice."""
     equation: str
     """Such as `fvu = exp(a + b·ln n) + e`."""
     coefficients: dict[str, Interval]
@@ -160,8 +160,7 @@ class Fit:
     activation: str = ""
     """The activation of their SAEs, likewise."""
     drawn_form: str = ""
-    """What bands, forecasts and plans take for true: one term more than the chosen form has, where the jobs bear it,
-    for the choice may be wrong. Empty: the chosen one."""
+    """The form of `draws`; another than `form` in fits stored before 2026-11-27. Empty: `form`."""
 
     @property
     def taken(self) -> str:

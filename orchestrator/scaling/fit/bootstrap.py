@@ -10,13 +10,16 @@ from typing import NamedTuple
 
 import numpy as np
 
-from orchestrator.scaling.fit.estimate import Estimate, data_of, freedom
+from orchestrator.scaling.fit.estimate import CLIP, Estimate, data_of, freedom
 from orchestrator.scaling.fit.huber import minimise, slopes
 from orchestrator.scaling.fit.sample import Sample
 from orchestrator.scaling.forms import Array, Flags, Form, Numbers, exponents, log_values
 
 STEEPEST = 3.0
 """Eightfold for every doubling: no law is steeper. Steeper power terms describe the smallest size alone."""
+
+STEEPEST_FLOOR = 1.0
+"""Of the irreducible term in k: twofold for every doubling. Where there is no such term, any tilt fits as well."""
 
 
 class Refits(NamedTuple):
@@ -55,10 +58,18 @@ def refit(found: Estimate, sample: Sample, *, n_refits: int, seed: int) -> Refit
 
 
 def is_runaway(form: Form, theta: Array, sample: Sample) -> Flags:
-    """Say which fits, (n_fits, size), have an exponent in x that no law has, offset by a floor."""
+    """Say which fits, (n_fits, size), have an exponent in x that no law has, offset by a floor; or such a floor."""
     if not form.floor:
         return np.zeros(len(theta), dtype=bool)
-    return np.asarray((np.abs(exponents(form, theta, sample.z)) > STEEPEST).any(axis=1))
+    is_steep = (np.abs(exponents(form, theta, sample.z)) > STEEPEST).any(axis=1)
+    tilts = theta[:, len(form.power) + 1 :]
+    return np.asarray(is_steep | (np.abs(tilts) > STEEPEST_FLOOR).any(axis=1))
+
+
+def sober(form: Form, theta: Array, sample: Sample) -> Array | None:
+    """Return the fits, (n_fits, size), that did not run away; None where half of them or more did."""
+    kept = theta[~is_runaway(form, theta, sample)]
+    return kept if 2 * len(kept) > len(theta) else None
 
 
 def _drawn(found: Estimate, sample: Sample, n_refits: int, random: np.random.Generator) -> Array:
@@ -75,7 +86,8 @@ def _drawn(found: Estimate, sample: Sample, n_refits: int, random: np.random.Gen
 
 def _errors(found: Estimate, sample: Sample) -> _Errors:
     cells, known = sample.cells, ~sample.censored
-    left = found.residuals
+    # What Huber's loss bounded when it fitted is bounded here: one pair of seeds or one cell does not set all widths.
+    left = np.clip(found.residuals, -CLIP * found.sigma, CLIP * found.sigma)
     counts = np.bincount(cells[known], minlength=cells.max() + 1)
     means = np.bincount(cells[known], left[known], minlength=cells.max() + 1) / np.maximum(counts, 1)
     within = (left - means[cells])[known & (counts[cells] > 1)]

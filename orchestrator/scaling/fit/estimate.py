@@ -1,5 +1,6 @@
 """One form fitted to one sample: many starts, Huber's loss at a width taken from the residuals themselves."""
 
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -10,11 +11,15 @@ from orchestrator.scaling.forms import Array, Design, Form, design
 
 HUBER = 1.345
 """Width of Huber's loss in standard deviations: 95% efficient where errors are normal."""
+CLIP = 3.0
+"""Standard deviations beyond which a residual counts no more when forms are compared and errors drawn anew."""
 _SHARES = (1e-3, 0.1, 0.3, 0.5, 0.7, 0.85, 0.95, 0.99)
 """Starts: the floor as a share of the smallest loss; the power terms follow by least squares (variable projection)."""
 _TILTS = (0.0, -0.2)
-_ROUNDS = 3
-"""With an outlier the width would go on narrowing, while the estimates hardly change any more."""
+_AT_REST = 1e-3
+"""Relative change of the width between two rounds."""
+_MOST_ROUNDS = 100
+"""Where the width goes to and fro between two values."""
 _LEAST_SIGMA = 1e-9
 
 
@@ -42,7 +47,7 @@ def data_of(form: Form, sample: Sample, *, delta: float = np.inf) -> Data:
 
 
 def estimate(form: Form, sample: Sample) -> Estimate:
-    """Fit a form: least squares from every start, then Huber from the best few, its width renewed three times."""
+    """Fit a form: least squares from every start, then Huber from the best few, its width renewed until it rests."""
     data = data_of(form, sample)
     found = minimise(
         data, starts(form, sample), most_steps=40
@@ -50,12 +55,15 @@ def estimate(form: Form, sample: Sample) -> Estimate:
     best = found.theta[np.argsort(found.objective)[:3]]
     known = ~sample.censored
     n_places = len(set(sample.places[known]))
-    for _ in range(_ROUNDS):
-        sigma = spread(residuals(data, best[:1])[0][known], n_places=n_places, n_coefficients=form.size)
+    left, sigma = residuals(data, best[:1])[0], math.inf
+    for _ in range(_MOST_ROUNDS):
+        before, sigma = sigma, spread(left[known], n_places=n_places, n_coefficients=form.size)
         found = minimise(data._replace(delta=HUBER * sigma), best)
         order = np.argsort(found.objective)
         best = found.theta[order]
-    left = residuals(data, best[:1])[0]
+        left = residuals(data, best[:1])[0]
+        if abs(sigma - before) <= _AT_REST * sigma:
+            break
     return Estimate(form, best[0], sigma, left, bool(found.converged[order[0]]))
 
 
@@ -68,12 +76,13 @@ def freedom(form: Form, sample: Sample) -> int:
 def spread(left: Array, *, n_places: int, n_coefficients: int) -> float:
     """Return the standard deviation of residuals from the median of their sizes, degrees of freedom respected.
 
-    Errors of seeds at one place are correlated: it is places that count as degrees of freedom.
+    Errors of seeds at one place are correlated: it is places that count as degrees of freedom. As many of them as there
+    are coefficients can be met exactly, and say nothing: the median is of the others, or the width would shrink to 0.
     """
     if not len(left):
         return _LEAST_SIGMA
-    inflation = np.sqrt(n_places / max(1, n_places - n_coefficients))
-    return max(_LEAST_SIGMA, 1.4826 * float(np.median(np.abs(left))) * float(inflation))
+    met = len(left) * min(n_coefficients, n_places - 1) // n_places
+    return max(_LEAST_SIGMA, 1.4826 * float(np.median(np.sort(np.abs(left))[met:])))
 
 
 def starts(form: Form, sample: Sample) -> Array:

@@ -1,5 +1,6 @@
 """A law fitted to jobs: the forms it can take, the one AICc chooses, its bootstrap, and what a reader must know."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import NamedTuple
@@ -9,13 +10,14 @@ import numpy as np
 from orchestrator.errors import FitError
 from orchestrator.formatting import Interval
 from orchestrator.job_states import TERMINAL
-from orchestrator.scaling.fit.bootstrap import is_runaway, refit
+from orchestrator.scaling.fit.bootstrap import Refits, is_runaway, refit, sober
 from orchestrator.scaling.fit.eligible_jobs import sort_out
 from orchestrator.scaling.fit.estimate import Estimate, data_of, estimate
 from orchestrator.scaling.fit.missing_jobs import shortage
-from orchestrator.scaling.fit.model_selection import allowed, chosen, profile, rivals, score
-from orchestrator.scaling.fit.notes import notes_on, seed_sigma
+from orchestrator.scaling.fit.model_selection import allowed, chosen, profile, score
+from orchestrator.scaling.fit.notes import Refitted, notes_on, seed_sigma
 from orchestrator.scaling.fit.options import GROUNDS, FitOptions
+from orchestrator.scaling.fit.outliers import without_outliers
 from orchestrator.scaling.fit.predict import HIGH, LOW
 from orchestrator.scaling.fit.repeated_text import note_on_passes
 from orchestrator.scaling.fit.sample import Observation, Sample
@@ -30,6 +32,9 @@ KEPT_DRAWS = 400
 """Refits that are stored with a fit."""
 _LEAST_FOR_FLOOR = 3
 """Values of the second variable that determine a floor which depends on it."""
+
+_NO_FLOOR = -27.0
+"""ln of a floor that no loss feels: where an interval of ζ ends that of its floor reaches 0."""
 
 
 class Refusal(NamedTuple):
@@ -53,25 +58,23 @@ class _Tried(NamedTuple):
     sample: Sample
     estimates: list[Estimate]
     scores: list[Score]
-    at: int
-    """Of the chosen one."""
+    preferred: int
+    """By AICc."""
 
-    @property
-    def chosen(self) -> Estimate:
-        """Return the form with the lowest AICc."""
-        return self.estimates[self.at]
+    def determined(self) -> list[int]:
+        """Return the forms with more terms than AICc prefers that the jobs determine, the widest first.
 
-    @property
-    def wider(self) -> Estimate:
-        """Return the form with one term more, which may be the true one; the chosen one where the jobs bear no more.
-
-        Not the widest, and no floor that varies with k where only two k are there: such a law is undetermined at any
-        other k. And none whose power terms describe the smallest size alone.
+        No floor that varies with k where only two k are there: such a law is undetermined at any other k. And none
+        whose power terms describe the smallest size alone.
         """
-        more = self.estimates[min(self.at + 1, len(self.estimates) - 1)]
         n_seconds = len({one.z for one in self.sample.observations})
-        is_open = "z" in more.form.floor and n_seconds < _LEAST_FOR_FLOOR
-        return self.chosen if is_open or is_runaway(more.form, more.theta[None], self.sample)[0] else more
+        found = []
+        for at in range(len(self.estimates) - 1, self.preferred, -1):
+            form, theta = self.estimates[at].form, self.estimates[at].theta
+            is_open = "z" in form.floor and n_seconds < _LEAST_FOR_FLOOR
+            if not is_open and not is_runaway(form, theta[None], self.sample)[0]:
+                found.append(at)
+        return found
 
 
 def fit(
@@ -113,7 +116,8 @@ def fit_groups(
         if not forms or not law.is_enough(sample):
             refused.append(Refusal(name, sample.group, shortage(law, sample, meant)))
             continue
-        estimates = [estimate(form, sample) for form in forms]
+        sample = without_outliers(sample, forms[-1])
+        estimates = [estimate(form, sample) for form in allowed(law.forms, sample)]
         scores = [score(one, sample) for one in estimates]
         tried = _Tried(sample, estimates, scores, chosen(scores))
         found = _compose(law, tried, n_bootstrap=n_bootstrap, seed=seed)
@@ -156,54 +160,88 @@ def fit_laws(
 
 
 def _compose(law: Law, tried: _Tried, *, n_bootstrap: int, seed: int) -> Fit:
-    found, form, sample = tried.chosen, tried.chosen.form, tried.sample
+    at, refits = _widest(tried, n_refits=n_bootstrap, seed=seed)
+    found, form, sample = tried.estimates[at], tried.estimates[at].form, tried.sample
     irreducible = profile(found, sample)
-    refits = refit(found, sample, n_refits=n_bootstrap, seed=seed)
     drawn = coefficients(form, refits.theta)
-    wider = _wider_draws(tried, n_refits=n_bootstrap, seed=seed)
-    taken, draws = (form, drawn) if wider is None else (tried.wider.form, wider)
+    preferred = _refit_preferred(tried, at, n_refits=n_bootstrap, seed=seed)
     _, there = sample.without_largest()
-    notes = notes_on(law, sample, tried.estimates, tried.at, irreducible=irreducible, wider=wider)
+    notes = notes_on(law, sample, tried.estimates, at, irreducible=irreducible, preferred=preferred)
     return Fit(
         law=law.key, sweeps=(), group=sample.group, subject=sample.subject, form=form.name, equation=form.equation,
-        coefficients=_intervals(form.names, coefficients(form, found.theta), drawn), scores=tuple(tried.scores),
+        coefficients=_intervals(found, drawn, preferred, irreducible), scores=tuple(tried.scores),
         irreducible=irreducible, residuals=_residuals(found, sample), excluded=sample.excluded,
-        holdout_error=tried.scores[tried.at].holdout_error,
+        holdout_error=tried.scores[at].holdout_error,
         holdout_jobs=tuple(dict.fromkeys(job for one in there.observations for job in one.jobs)),
         seed_sigma=seed_sigma(sample),
-        draws=_thinned(draws), drawn_form=taken.name, n_bootstrap=len(refits.theta),
-        notes=(*notes, *_notes_on_form(tried, taken.name)),
+        draws=_thinned(drawn), drawn_form=form.name, n_bootstrap=len(refits.theta),
+        notes=(*notes, *_note_on_form(tried, at)),
         options={"seed": seed, "refits that did not converge": refits.failed},
         medians=dict(zip(form.names, np.median(drawn, axis=0).tolist(), strict=True)) if len(drawn) else {},
     )  # fmt: skip
 
 
-def _wider_draws(tried: _Tried, *, n_refits: int, seed: int) -> Array | None:
-    """Return coefficients of refits of the wider form; None where there is none, or half of them or more ran away."""
-    found = tried.wider
-    if found is tried.chosen:
+def _widest(tried: _Tried, *, n_refits: int, seed: int) -> tuple[int, Refits]:
+    """Return the widest form that the jobs determine, with its refits.
+
+    One whose refits run away in half the cases or more is not determined. Where none is, the one AICc prefers is taken.
+    """
+    for at in tried.determined():
+        found = tried.estimates[at]
+        refits = refit(found, tried.sample, n_refits=n_refits, seed=seed)
+        kept = sober(found.form, refits.theta, tried.sample)
+        if kept is not None:
+            return at, refits._replace(theta=kept)
+    found = tried.estimates[tried.preferred]
+    refits = refit(found, tried.sample, n_refits=n_refits, seed=seed)
+    kept = sober(found.form, refits.theta, tried.sample)
+    return tried.preferred, refits if kept is None else refits._replace(theta=kept)
+
+
+def _refit_preferred(tried: _Tried, at: int, *, n_refits: int, seed: int) -> Refitted | None:
+    """Return refits of the form that AICc prefers; None where it is the one that is printed."""
+    if at == tried.preferred:
         return None
+    found = tried.estimates[tried.preferred]
     theta = refit(found, tried.sample, n_refits=n_refits, seed=seed).theta
-    kept = theta[~is_runaway(found.form, theta, tried.sample)]
-    return coefficients(found.form, kept) if 2 * len(kept) > n_refits else None
+    return Refitted(found.form, coefficients(found.form, theta))
 
 
-def _notes_on_form(tried: _Tried, taken: str) -> list[str]:
-    """Say which forms are not ruled out, and in which one bands are drawn."""
-    form = tried.chosen.form.name
-    open_to = " and ".join(rivals(tried.scores, form))
-    lines = []
-    if open_to:
-        lines.append(f"AICc does not rule out {open_to}: the coefficients' intervals take the form {form} for true.")
-    if taken != form:
-        lines.append(f"Bands and forecasts are drawn in the form {taken}, of which {form} is a special case.")
-    return lines
+def _note_on_form(tried: _Tried, at: int) -> list[str]:
+    """Say where AICc prefers another form than the one that is printed."""
+    best, printed = tried.scores[tried.preferred], tried.scores[at]
+    if at == tried.preferred or best.aicc is None or printed.aicc is None:
+        return []
+    return [
+        f"AICc prefers the form {best.form} (by {printed.aicc - best.aicc:.1f}), a special case of {printed.form}:"
+        " the intervals allow for both."
+    ]
 
 
-def _intervals(names: Sequence[str], values: Array, drawn: Array) -> dict[str, Interval]:
+def _intervals(
+    found: Estimate, drawn: Array, preferred: Refitted | None, irreducible: tuple[float, float] | None
+) -> dict[str, Interval]:
+    """Return the coefficients with their 90% intervals, which hold those of the form that AICc prefers.
+
+    That of a constant floor holds its profile interval too: where every refit has lost its floor, only the profile
+    tells how large it may be.
+    """
+    form = found.form
+    values = coefficients(form, found.theta)
     low, high = np.quantile(drawn, [LOW, HIGH], axis=0) if len(drawn) else (values, values)
-    triples = zip(values.tolist(), low.tolist(), high.tolist(), strict=True)
-    return {name: Interval(*found) for name, found in zip(names, triples, strict=True)}
+    ends = dict(zip(form.names, zip(low.tolist(), high.tolist(), strict=True), strict=True))
+    others: dict[str, tuple[float, float]] = {}
+    if preferred is not None and len(preferred.drawn):
+        others = dict(
+            zip(preferred.form.names, np.quantile(preferred.drawn, [LOW, HIGH], axis=0).T.tolist(), strict=True)
+        )
+    if irreducible is not None and form.floor == ("1",):
+        least = math.exp(_NO_FLOOR)
+        between = irreducible if form.kinds[-1] == "exp" else tuple(math.log(max(least, end)) for end in irreducible)
+        others[form.names[-1]] = between[0], between[1]
+    for name, other in others.items():
+        ends[name] = min(ends[name][0], other[0]), max(ends[name][1], other[1])
+    return {name: Interval(value, *ends[name]) for name, value in zip(form.names, values.tolist(), strict=True)}
 
 
 def _thinned(drawn: Array) -> tuple[tuple[float, ...], ...]:

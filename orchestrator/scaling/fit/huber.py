@@ -30,7 +30,7 @@ class Data(NamedTuple):
     observed: Array
     """ln of what was observed: (n_points,), or (n_fits, n_points)."""
     censored: Flags
-    """(n_points,) of bool: the truth is above what was observed."""
+    """(n_points,) or (n_fits, n_points) of bool: the truth is above what was observed."""
     delta: float
     """Where Huber's loss turns from squares to lines; inf: least squares."""
 
@@ -54,16 +54,16 @@ class _State(NamedTuple):
 
 def minimise(data: Data, starts: Array, *, held: bool = False, most_steps: int = _MOST_STEPS) -> Solution:
     """Fit from each start, shape (n_fits, size); `held` keeps each start's floor at the mean of its regressors."""
-    observed = np.broadcast_to(data.observed, (len(starts), data.points.power.shape[0]))
+    shape = len(starts), data.points.power.shape[0]
+    observed, censored = np.broadcast_to(data.observed, shape), np.broadcast_to(data.censored, shape)
     standard, back = _standardised(data.points)
     inner = starts @ np.linalg.inv(back).T
     size = max(1, _AT_ONCE // max(1, observed.shape[1]))
-    parts = [
-        _descend(
-            data._replace(points=standard, observed=observed[at : at + size]), inner[at : at + size], held, most_steps
-        )
-        for at in range(0, len(starts), size)
-    ]
+    parts = []
+    for at in range(0, len(starts), size):
+        now = slice(at, at + size)
+        part = Data(standard, observed[now], censored[now], data.delta)
+        parts.append(_descend(part, inner[now], held, most_steps))
     theta, objective, converged = (np.concatenate(part) for part in zip(*parts, strict=True))
     return Solution(theta @ back.T, objective, converged)
 
@@ -108,7 +108,7 @@ def _descend(data: Data, theta: Array, held: bool, most_steps: int) -> Solution:
         now = _State(*(part[open_] for part in state))
         step, fall = _step(_hold(now, data.points.power.shape[1]) if held else now, damping[open_])
         tried = theta[open_] + step
-        part = data._replace(observed=data.observed[open_])
+        part = data._replace(observed=data.observed[open_], censored=data.censored[open_])
         new = _state(part, tried)
         better = new.objective <= now.objective
         done[open_] = fall <= TOLERANCE * now.objective + floor
@@ -143,17 +143,17 @@ def _step(state: _State, damping: Array) -> tuple[Array, Array]:
 
 def _state(data: Data, theta: Array) -> _State:
     points, delta = data.points, data.delta
-    n_power = points.power.shape[1]
+    n_power, has_bounds = points.power.shape[1], bool(data.censored.any())
     values, share = log_values(theta, points)
     left = data.observed - values
-    if data.censored.any():
+    if has_bounds:
         left = np.where(data.censored, np.maximum(left, 0.0), left)
     clipped = np.clip(left, -delta, delta)
     # Huber's loss: r²/2 within delta, delta·|r| − delta²/2 beyond; both are clipped·(r − clipped/2).
     objective = np.sum(clipped * (left - 0.5 * clipped), axis=1)
     inside = np.minimum(1.0, _OUTSIDE * delta / np.maximum(np.abs(left), 1e-300))
     inside[np.abs(left) <= delta] = 1.0
-    if data.censored.any():
+    if has_bounds:
         inside *= ~data.censored | (left > 0)
     rest = 1.0 - share
     gradient = -np.concatenate([(clipped * rest) @ points.power, (clipped * share) @ points.floor], axis=1)

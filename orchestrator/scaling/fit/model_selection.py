@@ -6,14 +6,13 @@ from collections.abc import Sequence
 import numpy as np
 from scipy.special import stdtrit
 
-from orchestrator.scaling.fit.estimate import Estimate, data_of, estimate, freedom, projected
+from orchestrator.scaling.fit.estimate import CLIP, Estimate, data_of, estimate, freedom, projected
 from orchestrator.scaling.fit.huber import minimise, residuals
 from orchestrator.scaling.fit.sample import Sample
 from orchestrator.scaling.forms import Array, Form, design
 from orchestrator.scaling.types import Score
 
 _GRID = 40
-_CLIP = 3.0
 _LEAST_SHARE = 1e-4
 """Of the smallest loss: a floor below it is none."""
 _RULED_OUT = 6.0
@@ -82,7 +81,7 @@ def _aicc(found: Estimate, left: Array) -> float | None:
     n, size = len(left), found.form.size
     if n <= size + 1:
         return None
-    width = _CLIP * found.sigma
+    width = CLIP * found.sigma
     return n * math.log(max(1e-18, float(np.mean(np.clip(left, -width, width) ** 2)))) + 2 * size * n / (n - size - 1)
 
 

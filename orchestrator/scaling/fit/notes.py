@@ -2,24 +2,33 @@
 
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
-from orchestrator.scaling.fit.estimate import Estimate
+from orchestrator.scaling.fit.estimate import CLIP, Estimate
 from orchestrator.scaling.fit.predict import HIGH, LOW
 from orchestrator.scaling.fit.sample import Sample
-from orchestrator.scaling.forms import Array, coefficients
+from orchestrator.scaling.forms import Array, Form, coefficients
 from orchestrator.scaling.law import Law
 
 _IN_THE_FORM = {"pure": "Without an irreducible term", "+e": "With one irreducible term e"}
 
 
+class Refitted(NamedTuple):
+    """A form with the coefficients of its refits."""
+
+    form: Form
+    drawn: Array
+    """(n_refits, size)."""
+
+
 def notes_on(
     law: Law, sample: Sample, tried: Sequence[Estimate], at: int, *, irreducible: tuple[float, float] | None,
-    wider: Array | None,
+    preferred: Refitted | None,
 ) -> tuple[str, ...]:  # fmt: skip
-    """Return what must be said beside the numbers of the form `at`; `wider` are refits of the form after it."""
-    found = [*sample.notes, *_exponent_by_form(law, tried, at, wider), *_exponent_by_second(law, sample, tried[at])]
+    """Return what must be said beside the numbers of the form `at`; `preferred` is AICc's, with its refits."""
+    found = [*sample.notes, *_exponent_by_form(law, tried, at, preferred), *_exponent_by_second(law, sample, tried[at])]
     if any(not one.converged for one in tried):
         names = ", ".join(one.form.name for one in tried if not one.converged)
         found.append(f"The fit of the form {names} has not converged to the last digit.")
@@ -37,7 +46,10 @@ def notes_on(
 
 
 def seed_sigma(sample: Sample) -> float | None:
-    """Return the standard deviation of ln(loss) between seeds of one cell; None where no two are there."""
+    """Return the standard deviation of ln(loss) between seeds of one cell, pooled, the deviations clipped.
+
+    None where no two are there.
+    """
     cells: dict[tuple[float, float], list[float]] = {}
     for one in sample.observations:
         if not one.censored:
@@ -46,11 +58,13 @@ def seed_sigma(sample: Sample) -> float | None:
     is_over_compute = any(one.x != one.cell[0] for one in sample.observations[:1])  # points of one curve are no seeds
     if not repeated or is_over_compute:
         return None
+    off = np.concatenate([np.array(values) - np.mean(values) for values in repeated])
+    most = CLIP * 1.4826 * float(np.median(np.abs(off))) * math.sqrt(2)  # of two seeds each is off by σ/√2
     freedom = sum(len(values) - 1 for values in repeated)
-    return math.sqrt(sum(float(np.var(values)) * len(values) for values in repeated) / freedom)
+    return math.sqrt(float(np.sum(np.clip(off, -most, most) ** 2)) / freedom)
 
 
-def _exponent_by_form(law: Law, tried: Sequence[Estimate], at: int, wider: Array | None) -> list[str]:
+def _exponent_by_form(law: Law, tried: Sequence[Estimate], at: int, preferred: Refitted | None) -> list[str]:
     """Say what the exponent would have been in the other forms: it means nothing without its form."""
     lines = []
     for number, one in enumerate(tried):
@@ -58,8 +72,8 @@ def _exponent_by_form(law: Law, tried: Sequence[Estimate], at: int, wider: Array
             continue
         place = one.form.names.index(law.exponent)
         value = f"{coefficients(one.form, one.theta)[place]:.3f}"
-        if number == at + 1 and wider is not None and len(wider):
-            low, high = np.quantile(wider[:, place], [LOW, HIGH])
+        if preferred is not None and one.form is preferred.form and len(preferred.drawn):
+            low, high = np.quantile(preferred.drawn[:, place], [LOW, HIGH])
             value += f" ({low:.3f} to {high:.3f})"
         where = _IN_THE_FORM.get(one.form.name, f"In the form {one.form.name}")
         lines.append(f"{where} {law.exponent} would be {value}.")

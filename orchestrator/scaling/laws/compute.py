@@ -21,8 +21,7 @@ _FORMS = (
 
 def _samples(kept: list[JobMeasurement], excluded: list[Excluded], options: FitOptions) -> list[Sample]:
     return [
-        envelope.sample(rows, excluded, options.flops, forms=_FORMS, name=group(k, options), k=k)
-        for k, rows in per_k(kept).items()
+        envelope.sample(rows, excluded, options.flops, name=group(k, options), k=k) for k, rows in per_k(kept).items()
     ]
 
 

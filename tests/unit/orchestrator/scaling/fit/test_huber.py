@@ -134,6 +134,9 @@ def test_the_spread_respects_degrees_of_freedom() -> None:
     random = np.random.default_rng(0)
     found = [spread(random.normal(size=1001) * 0.02, n_places=1001, n_coefficients=1) for _ in range(20)]
     assert np.mean(found) == pytest.approx(0.02, rel=0.02)
-    assert spread(np.ones(6), n_places=6, n_coefficients=3) == pytest.approx(1.4826 * np.sqrt(2))
-    assert spread(np.ones(30), n_places=6, n_coefficients=3) == pytest.approx(1.4826 * np.sqrt(2))
+    assert spread(np.array([0.0, 0.0, 0.0, 1, 1, 1]), n_places=6, n_coefficients=3) == pytest.approx(1.4826), (
+        "three of six can be met exactly, and say nothing"
+    )
+    assert spread(np.repeat([0.0, 0.0, 0.0, 1, 1, 1], 5), n_places=6, n_coefficients=3) == pytest.approx(1.4826)
+    assert spread(np.array([0.0, 1.0]), n_places=2, n_coefficients=3) == pytest.approx(1.4826)
     assert freedom(LAWS["ln"].form("+e"), _sample(0.0, n=6)) == 3
