@@ -11,6 +11,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from orchestrator.config import synthetic
 from orchestrator.config.activation_functions import Activation
+from orchestrator.config.dead_window import dead_window
 from orchestrator.config.sites import SITES, Site
 from orchestrator.errors import ConfigError
 
@@ -154,10 +155,6 @@ class SaeConfig(Part):
         return self.k_aux or 2 ** max(0, int(math.log2(max(1, d_model // 2))))
 
 
-_DEAD_AFTER = 10_000_000
-"""Source: Gao et al. 2024, A.2."""
-
-
 class OptimizerConfig(Part):
     """Adam, and what surrounds it."""
 
@@ -247,16 +244,9 @@ class JobConfig(Part):
         return self
 
     def dead_after_tokens(self, d_model: int) -> int:
-        """Return after how many silent tokens a latent is dead; where that is not below the budget, none ever is.
-
-        auto: the paper's 10,000,000, no more than an eighth of the budget, no less than 100 · n_latents / k, the tokens
-        in which a latent of a hundredth of the mean rate fires once. Source: numerics 3.
-        """
-        given = self.training.dead_after_tokens
-        if given != "auto":
-            return given
-        least = math.ceil(100 * self.sae.latents(d_model) / self.sae.k)
-        return max(least, min(_DEAD_AFTER, self.training.max_tokens // 8))
+        """Return after how many silent tokens a latent is dead: `dead_window` at a given width."""
+        given, n_latents = self.training.dead_after_tokens, self.sae.latents(d_model)
+        return dead_window(given, n_latents=n_latents, k=self.sae.k, max_tokens=self.training.max_tokens)
 
     def canonical_json(self) -> str:
         """Return the one JSON text of this config: every field, sorted keys, no spaces."""

@@ -102,8 +102,9 @@ def has_diverged(points: Points, *, max_tokens: int, reference: float | None = N
 def learns(points: Points, *, reference: float | None) -> bool:
     """Say whether the last loss is at least 10% below the smaller of `reference` and 1, which the mean alone scores.
 
-    A rate that is far too low leaves a curve as flat as a converged one, but here. Jobs that train explain 40% and
-    more of what their untrained weights leave (README sweeps: fvu 0.07 to 0.6, untrained 1.0 to 1.3).
+    A rate far too low leaves a curve as flat as a converged one, but near where it began. Measured: rates of 1e-6 and
+    1e-5 are 1% and 3 to 9% below after 131k tokens; on independent Gaussians, where there is nothing to find, trained
+    SAEs end 22 to 27% below (n 512 and 2,048, k 4), on a language model's activations more than 60%.
     """
     least = min(1.0, 1.0 if reference is None else reference)
     return bool(points) and points[-1][1] < (1 - _LEARNT) * least

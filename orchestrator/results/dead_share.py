@@ -1,22 +1,26 @@
 """The share of dead latents, where it was measured: within the dead window of its start, a job cannot have any."""
 
-from orchestrator.config.job import JobConfig
-from orchestrator.config.validation import read_stored
+import json
+from typing import TYPE_CHECKING, Any
+
+from orchestrator.config import dead_window as window
+
+if TYPE_CHECKING:  # `orch status` reads what is stored without it
+    from orchestrator.config.job import JobConfig
 
 
-def dead_window(config: JobConfig, d_model: int | None) -> int | None:
+def dead_window(config: "JobConfig", d_model: int | None) -> int | None:
     """Return after how many silent training tokens a latent is dead; None where that depends on an unknown width.
 
     Units: tokens. Source: numerics 3.
     """
-    is_known = config.training.dead_after_tokens != "auto" or config.sae.n_latents is not None or d_model is not None
-    return config.dead_after_tokens(d_model or 0) if is_known else None
+    return _window(config.model_dump(), d_model)
 
 
-def can_measure(config: JobConfig, d_model: int | None) -> bool:
+def can_measure(config: "JobConfig", d_model: int | None) -> bool:
     """Say whether a latent can be dead, and AuxK act, before the budget is spent; True where the window is unknown."""
-    window = dead_window(config, d_model)
-    return window is None or config.training.max_tokens > window
+    found = dead_window(config, d_model)
+    return found is None or config.training.max_tokens > found
 
 
 def measured_share(share: float | None, tokens_seen: int | None, window: int | None) -> float | None:
@@ -29,6 +33,14 @@ def measured_share(share: float | None, tokens_seen: int | None, window: int | N
     return share if (tokens_seen or 0) > window else None
 
 
-def stored_window(config: str, config_id: str, d_model: int | None) -> int | None:
-    """Return the dead window of a stored config."""
-    return dead_window(read_stored(config, config_id), d_model)
+def stored_window(config: str, d_model: int | None) -> int | None:
+    """Return the dead window of a stored config, given as its text."""
+    return _window(json.loads(config), d_model)
+
+
+def _window(config: dict[str, Any], d_model: int | None) -> int | None:
+    given, sae, max_tokens = config["training"]["dead_after_tokens"], config["sae"], config["training"]["max_tokens"]
+    n_latents = sae["n_latents"] or (sae["expansion"] or 8) * (d_model or 0)
+    if given == "auto" and not n_latents:
+        return None
+    return window.dead_window(given, n_latents=n_latents, k=sae["k"], max_tokens=max_tokens)

@@ -119,7 +119,7 @@ def _measured(row: Row[Any], config: dict[str, Any], known: _Tables) -> JobMeasu
     subject, last, counts = facts.get("subject", {}), known.last.get(row.id), known.counts.get(row.id, {})
     tokens = row.result_tokens if row.result_tokens is not None else getattr(last, "tokens_seen", 0)
     hook = subject.get("site") or known.sites.get(_asked(config))
-    window = stored_window(row.config, row.config_id, row.d_model)
+    window = stored_window(row.config, row.d_model)
     dead_share = None if last is None else measured_share(last.dead_share, last.tokens_seen, window)
     return JobMeasurement(
         job_id=row.id, sweep=row.sweep, config_id=row.config_id, state=row.state, outcome=row.outcome,

@@ -21,7 +21,7 @@ def curve(engine: Engine, job_id: int) -> list[Point]:
     query = select(*columns).where(m.CurvePoint.job_id == job_id).order_by(m.CurvePoint.tokens_seen)
     with reading(engine) as session:
         rows = session.execute(query).all()
-        stored = select(m.Job.config, m.Job.config_id, m.Job.d_model).where(m.Job.id == job_id)
+        stored = select(m.Job.config, m.Job.d_model).where(m.Job.id == job_id)
         job = session.execute(stored).one_or_none() if rows else None
     points = [Point._make(math.nan if value is None else value for value in row) for row in rows]
     return points if job is None else measured_points(points, stored_window(*job))

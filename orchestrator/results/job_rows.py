@@ -148,7 +148,7 @@ def _job(row: Row[Any], context: _QueueContext, expected: int | None, swept: dic
 
 def _dead_share(row: Row[Any]) -> float | None:
     config: str | None = row.config_if_none_dead
-    window = None if config is None else stored_window(config, row.config_id, row.d_model)
+    window = None if config is None else stored_window(config, row.d_model)
     return measured_share(row.dead_share, row.point_tokens, window)
 
 

@@ -2,14 +2,16 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import ColumnElement, Engine, func, select
 
-from orchestrator.config.job import JobConfig
 from orchestrator.database.engine import reading
 from orchestrator.database.models import Attempt, Job
-from orchestrator.estimates.text_size import TextSize, estimate_text
+
+if TYPE_CHECKING:  # `orch status` reads what is stored without it
+    from orchestrator.config.job import JobConfig
+    from orchestrator.estimates.text_size import TextSize
 
 _NEWEST = 500
 """Attempts that are looked through for one of the same text."""
@@ -35,11 +37,13 @@ def trainable_of(facts: Mapping[str, Any]) -> int | None:
     return None if heldout is None or "n_tokens" not in text else int(text["n_tokens"]) - int(heldout)
 
 
-def text_sizes(engine: Engine | None, configs: Sequence[JobConfig]) -> list[TextSize | None]:
+def text_sizes(engine: Engine | None, configs: Sequence["JobConfig"]) -> list["TextSize | None"]:
     """Return what is known, before they run, of the text of each config: counted by a job, or estimated.
 
     `engine`: None where there is no database yet.
     """
+    from orchestrator.estimates.text_size import TextSize, estimate_text
+
     counted = _counted(engine) if engine is not None else {}
     known: dict[tuple[str, int], TextSize | None] = {}
     keys = [(_text_key(config.model_dump(mode="json")), config.training.heldout_tokens) for config in configs]

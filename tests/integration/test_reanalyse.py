@@ -50,9 +50,10 @@ def test_what_an_earlier_version_stored_becomes_what_this_one_finds(engine: Engi
     ]
     assert (rows[good].l_inf, rows[idle].l_inf, rows[high].l_inf, rows[gone].l_inf) == (limit, None, None, None)
     assert limit == pytest.approx(0.3, rel=1e-3)
-    assert rows[good].tokens_low is not None
-    assert rows[good].tokens_high is not None
-    assert rows[good].tokens_low <= (rows[good].tokens_to_convergence or 0.0) <= rows[good].tokens_high
+    least, most = rows[good].tokens_low, rows[good].tokens_high
+    assert least is not None
+    assert most is not None
+    assert least <= (rows[good].tokens_to_convergence or 0.0) <= most
     assert queue.reanalyse(engine) == (4, 0, {}), "twice is once"
 
 

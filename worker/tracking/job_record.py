@@ -83,7 +83,7 @@ def read(engine: Engine, job_id: int) -> JobRecord:
 
 def _leave_out_unmeasured(record: JobRecord) -> None:
     """Take the shares of dead latents out of points and result where no latent could be dead."""
-    window = stored_window(record.job.config, record.job.config_id, record.job.d_model)
+    window = stored_window(record.job.config, record.job.d_model)
     rows: list[CurvePoint | ResultRow] = [*record.points, *([record.result] if record.result else [])]
     for row in rows:
         row.dead_share = measured_share(row.dead_share, row.tokens_seen, window)

@@ -33,4 +33,4 @@ def test_whether_a_budget_can_measure(window: int, is_measured: bool) -> None:
     values = {"max_tokens": 100_000, "dead_after_tokens": window}
     config = parse({"sae": {"n_latents": 64}, "training": values})
     assert can_measure(config, 64) == is_measured
-    assert stored_window(config.canonical_json(), config.config_id, 64) == window
+    assert stored_window(config.canonical_json(), 64) == window
