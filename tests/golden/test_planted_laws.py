@@ -70,12 +70,19 @@ def test_the_exponent_without_e_is_the_known_wrong_one() -> None:
     assert "Without an irreducible term b would be -0.090." in found.notes
 
 
-def test_a_pure_power_law_gets_no_irreducible_term() -> None:
-    pure = [
-        fit("ln", line(N_OF_G1, e=0.0, noise=0.003, seed=at), n_bootstrap=100)[0].form == "pure" for at in range(50)
-    ]
-    print(f"\npure power law: {np.mean(pure):.0%} of 50 fitted without e")
-    assert np.mean(pure) >= 0.9
+def _preferred(found: Fit) -> str:
+    return min(found.scores, key=lambda one: one.aicc or 0.0).form
+
+
+def test_a_pure_power_law_is_preferred_without_an_irreducible_term() -> None:
+    fits = [fit("ln", line(N_OF_G1, e=0.0, noise=0.003, seed=at), n_bootstrap=100)[0] for at in range(50)]
+    pure, held = (
+        np.mean([_preferred(one) == "pure" for one in fits]),
+        np.mean([_inside(one, "b", -0.163) for one in fits]),
+    )
+    print(f"\npure power law: in {pure:.0%} of 50 AICc prefers it without e; b inside its interval in {held:.0%}")
+    assert pure >= 0.9
+    assert held >= 0.8
 
 
 def test_one_bad_job_does_not_move_the_law() -> None:
@@ -122,10 +129,10 @@ def test_larger_subjects_have_shallower_laws() -> None:
         for n in (64, 256, 1024, 4096)
     ]  # fmt: skip
     [found] = fit("ls", rows)
-    assert found.form == "pure"
+    assert _preferred(found) == "pure"
     assert found.subject == "small, medium, large"
     assert _inside(found, "gamma", 0.02)
-    assert found.coefficients["gamma"].value == pytest.approx(0.02, abs=0.002)
+    assert found.coefficients["gamma"].value == pytest.approx(0.02, abs=0.004)
     assert any("-0.12" in note and "small" in note for note in found.notes)
     at_large = predict(LAWS[found.law], found, x=4096, subject_size=10**8)
     assert at_large.low < rows[-1].fvu < at_large.high  # type: ignore[operator]
