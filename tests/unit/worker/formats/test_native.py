@@ -26,7 +26,7 @@ def _trained() -> TrainState:
     return state
 
 
-def test_final_is_the_averaged_model_and_says_how_to_use_it(tmp_path: Path) -> None:
+def test_final_is_the_better_model_and_says_how_to_use_it(tmp_path: Path) -> None:
     state = _trained()
     saved = save_final(tmp_path, state, CONFIG, facts=FACTS)
     again = save_final(tmp_path, state, CONFIG, facts=FACTS)
@@ -40,7 +40,7 @@ def test_final_is_the_averaged_model_and_says_how_to_use_it(tmp_path: Path) -> N
     )
     x = torch.randn(9, 8)
     vectors, mean, scale = normalize(x, about["normalize"])
-    assert torch.equal(model(vectors), state.averaged()(vectors))
+    assert torch.equal(model(vectors), state.best()(vectors))
     assert denormalize(model(vectors), mean, scale).shape == x.shape
     torch.testing.assert_close(model.W_dec.norm(dim=1), torch.ones(40))
     assert json.loads((Path(saved.uri) / "config.json").read_text())["k_aux"] == 4
