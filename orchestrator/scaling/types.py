@@ -107,6 +107,11 @@ class Residual:
     flagged: str = ""
     """Why a reader should doubt it, such as off-trend; empty: nothing."""
 
+    @property
+    def is_fitted(self) -> bool:
+        """Say whether the law was fitted to it, or only shows it: the flag of what was left out says so."""
+        return not self.flagged.endswith("not fitted")
+
 
 @dataclass(frozen=True, slots=True)
 class Excluded:

@@ -211,7 +211,7 @@ def extrapolation(fit: Fit, n_latents: int) -> float:
 
 def noise(fit: Fit) -> float:
     """Return the standard deviation of ln fvu of one job around a law: between seeds, or of the residuals."""
-    errors = [one.log_residual for one in fit.residuals if not one.censored]
+    errors = [one.log_residual for one in fit.residuals if one.is_fitted and not one.censored]
     around = math.sqrt(sum(error**2 for error in errors) / max(1, len(errors) - len(fit.coefficients)))
     return max(_LEAST_NOISE, around, fit.seed_sigma or 0.0)
 

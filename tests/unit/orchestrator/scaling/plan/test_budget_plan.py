@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 
 from orchestrator.config.validation import parse
 from orchestrator.errors import ConfigError, FitError
+from orchestrator.scaling.fit.envelope import END, GAP
+from orchestrator.scaling.fit.outliers import OFF_LAW, OFF_TREND
 from orchestrator.scaling.plan.budget import Allowance, allowance
 from orchestrator.scaling.plan.budget_plan import plan_within_budget
 from orchestrator.scaling.plan.candidates import MARGIN, budget_tokens, candidate, rate
@@ -116,6 +118,15 @@ def test_what_shrinks_is_what_least_squares_says(between: float, n_latents: int)
     after = np.linalg.inv(_information(x, weights=1 / errors))[1, 1]
     told = int(choice.why.partition("variance of b −")[2].partition("%")[0]) / 100
     assert told == pytest.approx(1 - after / before, abs=0.02)
+
+
+@pytest.mark.parametrize("flag", [OFF_LAW, OFF_TREND, END, GAP])
+def test_a_job_that_was_left_out_is_no_noise(flag: str) -> None:
+    known = line()
+    far_off = replace(known.residuals[0], log_residual=0.5)
+    assert noise(replace(known, residuals=(*known.residuals, far_off))) > 0.1
+    left_out = replace(far_off, flagged=flag)
+    assert noise(replace(known, residuals=(*known.residuals, left_out))) == noise(known)
 
 
 def test_seeds_where_sizes_err_rather_than_seeds_bring_nothing() -> None:
