@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from benchmarks.peers import sparsify
 from orchestrator.config.job import JobConfig
 from orchestrator.config.validation import parse
 from worker.sae.compiled import autotune
@@ -141,7 +142,7 @@ def peers(place: Place) -> dict[str, Any]:
         compiled = compiled_step(state, config, place, [])
         works: dict[str, Callable[[], object]] = {"ours": partial(compiled, state, x, config)}
         try:
-            works["sparsify"] = _sparsify(x, shape)
+            works["sparsify"] = sparsify(x, shape.n_latents, shape.k)
             took = timed(works, place, repeats=5)
         except Exception as error:  # noqa: BLE001
             return found | {"error": f"{type(error).__name__}: {error}"[:500]}
@@ -150,32 +151,6 @@ def peers(place: Place) -> dict[str, Any]:
         if place.device == "cuda":
             torch.cuda.empty_cache()
     return found
-
-
-def _sparsify(x: Tensor, shape: StepShape) -> Callable[[], object]:
-    import importlib
-
-    sparsify: Any = importlib.import_module("sparsify")
-    kind = importlib.import_module("sparsify.utils").decoder_impl.__name__
-    assert kind == "triton_decode" or x.device.type == "cpu", kind
-    config = sparsify.SparseCoderConfig(num_latents=shape.n_latents, k=shape.k)
-    sae = sparsify.SparseCoder(shape.d_model, config, device=x.device)
-    optimizer = torch.optim.Adam(sae.parameters(), lr=1e-4, fused=x.is_cuda)
-    total_variance = (x - x.mean(0)).pow(2).sum()
-    silent = torch.zeros(shape.n_latents, dtype=torch.long, device=x.device)
-
-    def run() -> None:
-        sae.set_decoder_norm_to_unit_norm()
-        out = sae(x, total_variance=total_variance)
-        out.fvu.backward()
-        fired = torch.zeros(shape.n_latents, dtype=torch.bool, device=x.device)
-        fired[out.latent_indices.flatten()] = True
-        silent.add_(len(x))[fired] = 0
-        sae.remove_gradient_parallel_to_decoder_directions()
-        optimizer.step()
-        optimizer.zero_grad()
-
-    return run
 
 
 def decoder(place: Place) -> dict[str, Any]:

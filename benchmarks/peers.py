@@ -69,27 +69,28 @@ def main() -> None:
 def steps(x: Tensor, *, n_latents: int, k: int) -> dict[str, Step]:
     """Return a step of each peer that is installed, by its name."""
     found: dict[str, Step] = {}
-    for name, make in (("sparsify", _sparsify), ("dictionary_learning", _dictionary_learning), ("SAELens", _sae_lens)):
+    for name, make in (("sparsify", sparsify), ("dictionary_learning", _dictionary_learning), ("SAELens", _sae_lens)):
         with suppress(ImportError), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             found[name] = make(x, n_latents, k)
     return found
 
 
-def _sparsify(x: Tensor, n_latents: int, k: int) -> Step:
-    os.environ.setdefault("SPARSIFY_DISABLE_TRITON", "1")  # its kernels need a GPU
-    sparsify: Any = importlib.import_module("sparsify")
-    config = sparsify.SparseCoderConfig(num_latents=n_latents, k=k)
-    sae = sparsify.SparseCoder(x.shape[1], config)
-    optimizer = torch.optim.Adam(sae.parameters(), lr=1e-4)
+def sparsify(x: Tensor, n_latents: int, k: int) -> Step:
+    """Return sparsify's step on the device of x: on a GPU with its Triton decoder, which the CPU does not have."""
+    if not x.is_cuda:
+        os.environ.setdefault("SPARSIFY_DISABLE_TRITON", "1")
+    module: Any = importlib.import_module("sparsify")
+    sae = module.SparseCoder(x.shape[1], module.SparseCoderConfig(num_latents=n_latents, k=k), device=x.device)
+    optimizer = torch.optim.Adam(sae.parameters(), lr=1e-4, fused=x.is_cuda)
     total_variance = (x - x.mean(0)).pow(2).sum()
-    silent = torch.zeros(n_latents, dtype=torch.long)
+    silent = torch.zeros(n_latents, dtype=torch.long, device=x.device)
 
     def step() -> None:
         sae.set_decoder_norm_to_unit_norm()
         out = sae(x, total_variance=total_variance)
         out.fvu.backward()
-        fired = torch.zeros(n_latents, dtype=torch.bool)
+        fired = torch.zeros(n_latents, dtype=torch.bool, device=x.device)
         fired[out.latent_indices.flatten()] = True
         silent.add_(len(x))[fired] = 0
         sae.remove_gradient_parallel_to_decoder_directions()
