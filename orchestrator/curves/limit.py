@@ -95,7 +95,8 @@ def tokens_to_convergence(points: Sequence[tuple[int, float]], *, epsilon: float
 def tail_fit(points: Sequence[tuple[int, float]]) -> Tail | None:
     """Return the posterior of L∞ and of the curve; `points` are (tokens_seen, fvu) at a constant learning rate.
 
-    None with fewer than `tail.LEAST_POINTS` usable points or less than a doubling of them, or where the curve rises.
+    None with fewer than `tail.LEAST_POINTS` usable points or less than a doubling of them, where the curve rises, or
+    where its points do not determine it.
     """
     usable = usable_points(points)[-_MOST_POINTS:]
     if len(usable) < LEAST_POINTS or usable[-1][0] < 2 * usable[0][0]:
@@ -105,13 +106,16 @@ def tail_fit(points: Sequence[tuple[int, float]]) -> Tail | None:
     tokens, losses = np.array(usable, dtype=np.float64).T
     kept, noise = _without_outliers(np.log2(tokens), np.log(losses))
     curve = _Curve(tokens[kept], losses[kept], noise)
-    # What counts as excess depends on L∞: the second round uses that of the first.
-    first = _posterior(curve, 0.99 * float(losses[-3:].mean()))
-    if first is None:
+    try:
+        # What counts as excess depends on L∞: the second round uses that of the first.
+        first = _posterior(curve, 0.99 * float(losses[-3:].mean()))
+        if first is None:
+            return None
+        mean = float((first.weights * np.array([one.beta[:, 0] for one in first.fits])).sum())
+        second = _posterior(curve, mean)
+        return None if second is None else _drawn(curve, second)
+    except np.linalg.LinAlgError:  # singular but for rounding: its points lie too close together to tell a limit
         return None
-    mean = float((first.weights * np.array([one.beta[:, 0] for one in first.fits])).sum())
-    second = _posterior(curve, mean)
-    return None if second is None else _drawn(curve, second)
 
 
 class _Curve(NamedTuple):

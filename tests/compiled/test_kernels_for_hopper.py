@@ -19,7 +19,7 @@ SHARED_BYTES = 227 * 1024
 """What one program may have on Hopper."""
 TILE = {"BLOCK_M": 128, "BLOCK": 64, "EVEN": True}
 ROWS = [FLOAT] * 2 + [LONG] * 4 + [FLOAT] * 9
-ADAM: dict[str, Any] = {"beta1": 0.9, "beta2": 0.999, "eps": 6.25e-10, "ema": 0.999, "SPHERE": True}
+ADAM: dict[str, Any] = {"beta1": 0.9, "beta2": 0.999, "eps": 6.25e-10, "SPHERE": True}
 
 
 def _ptx(kernel: Any, pointers: list[str], constants: dict[str, Any], folder: Path, **options: int) -> str:

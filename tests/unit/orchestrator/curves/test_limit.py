@@ -157,3 +157,10 @@ def test_any_curve_gets_a_count_within_its_tokens(losses: list[float], epsilon: 
 def test_importing_the_module_loads_no_numerics() -> None:
     code = "import sys, orchestrator.curves.limit; assert not {'numpy', 'scipy', 'torch'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_points_that_determine_no_limit_have_none() -> None:
+    """A hundred points within a doubling and one far away, without noise: its matrices are singular."""
+    points = [(tokens, 1000 / tokens) for tokens in range(1, 101)] + [(2048, 1000 / 2048)]
+    assert tail_fit(points) is None
+    assert tokens_to_convergence(points, epsilon=0.01, tail=None).lower_bound == 2048
