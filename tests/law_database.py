@@ -26,7 +26,7 @@ def config(n_latents: int, k: int = 8, *, seed: int = 0, lr: float | None = 1e-3
             "subject": {"layer": 3},
             "sae": {"n_latents": n_latents, "k": k},
             "optimizer": {"lr": lr or "auto"},
-            "training": {**sizes, "seed": seed, "max_tokens": max_tokens},
+            "training": {**sizes, "seed": seed, "max_tokens": max_tokens, "dead_after_tokens": 10_000_000},
             "stop": {"epsilon": 0.01},
         }
     )

@@ -150,8 +150,6 @@ class CurvePoint(Table):
     attempt: Mapped[int]
     fvu: Mapped[float | None] = mapped_column(Finite)
     fvu_raw: Mapped[float | None] = mapped_column(Finite)
-    fvu_averaged: Mapped[float | None] = mapped_column(Finite)
-    """NULL from workers of the version before, whose fvu it is."""
     loss: Mapped[float | None] = mapped_column(Finite)
     aux_loss: Mapped[float | None] = mapped_column(Finite)
     dead_share: Mapped[float | None] = mapped_column(Finite)
@@ -161,6 +159,8 @@ class CurvePoint(Table):
     flops_dense: Mapped[float | None] = mapped_column(Finite)
     flops_executed: Mapped[float | None] = mapped_column(Finite)
     flops_subject: Mapped[float | None] = mapped_column(Finite)
+    fvu_averaged: Mapped[float | None] = mapped_column(Finite)
+    """NULL from workers of the version before, whose fvu it is."""
 
 
 class ResultRow(Table):

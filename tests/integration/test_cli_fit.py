@@ -277,7 +277,7 @@ def _run_waiting(engine: Engine, *, layer: int) -> None:
         lease = claim(engine).lease
         facts = {"lr": 0.1, "n_latents": n, "d_model": 128, "subject": {"site": f"resid_post of h.{layer}"}}
         queue.begin(engine, lease, facts, 0)
-        queue.record(engine, lease, [point(100 * n * t, _law(n, 8) * (1 + 1 / t)) for t in range(1, 33)])
+        queue.record(engine, lease, [point(100 * n * t, _law(n, 8) * (1 + 1 / t), l0=8) for t in range(1, 33)])
         queue.finish(engine, lease, result(tokens_seen=3200 * n))
 
 
