@@ -10,28 +10,33 @@ machine lacks. `--rehearse` runs everything at tiny sizes on a CPU.
 import argparse
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
 ROOT = Path(__file__).parents[1]
 
 
-class Part(NamedTuple):
+LIMITS = {
+    "tests": 170, "warm0": 170, "warm1": 170, "warm2": 170, "job": 170,
+    "step1": 60, "step0": 60, "peers": 60, "capture": 80, "step2": 60, "ceilings": 30, "decoder": 40,
+}  # fmt: skip
+"""Seconds that each part may take."""
+BESIDE = ("tests", "warm0", "warm1", "warm2", "job")
+"""Not timed, so all at once; the rest one after another."""
+
+
+class Started(NamedTuple):
     name: str
-    limit_seconds: float
-
-
-BESIDE = tuple(Part(name, 170) for name in ("warm0", "warm1", "warm2", "job"))
-"""Not timed, so all at once, and beside the tests."""
-ALONE = (
-    Part("step1", 60), Part("step0", 60), Part("peers", 60), Part("capture", 80), Part("step2", 60),
-    Part("ceilings", 30), Part("decoder", 40),
-)  # fmt: skip
-TESTS = 170.0
+    process: "subprocess.Popen[str]"
+    at: float
+    """By the monotonic clock."""
 
 
 def main() -> None:
@@ -50,18 +55,17 @@ def main() -> None:
 
 
 def check(run: "Run", given: argparse.Namespace) -> None:
-    """Run what was asked for: what is not timed all at once, the rest alone."""
-    wanted = set(given.only.split(",")) if given.only else None
-    chosen = [part for part in BESIDE if wanted is None or part.name in wanted]
-    started = [(part, run.start(part.name)) for part in chosen]
-    tests = run.start_tests() if wanted is None or "tests" in wanted else None
-    for part, process in started:
-        run.end(part.name, process, limit=part.limit_seconds)
-    if tests is not None:
-        run.end_tests(tests)
-    for part in ALONE:
-        if wanted is None or part.name in wanted:
-            run.end(part.name, run.start(part.name), limit=part.limit_seconds)
+    """Run what was asked for."""
+    wanted = set(given.only.split(",")) if given.only else set(LIMITS)
+    beside = [run.start(name) for name in BESIDE if name in wanted]
+    try:
+        for one in beside:
+            run.end(one)
+        for name in LIMITS:
+            if name in wanted and name not in BESIDE:
+                run.end(run.start(name))
+    finally:
+        run.kill()
     print(run.summary())
 
 
@@ -69,7 +73,7 @@ def install(wheels: Path, folder: Path) -> None:
     """Unpack wheels, and let every process that is started from here find them."""
     how = ["--quiet", "--no-index", "--no-deps", "--no-compile", "--upgrade", "--target", str(folder.resolve())]
     subprocess.run([sys.executable, "-m", "pip", "install", *how, *map(str, wheels.glob("*.whl"))], check=True)
-    os.environ["PYTHONPATH"] = str(folder.resolve())
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(folder.resolve()), os.environ.get("PYTHONPATH"))))
 
 
 class Run:
@@ -79,91 +83,81 @@ class Run:
         """Begin; in `work` compiled code is kept, so that the timed parts find it."""
         self.found: dict[str, Any] = {}
         self._out, self._work, self._rehearse, self._deadline = out, work, rehearse, deadline
-        self._started = time.monotonic()
+        self._began, self._running = time.monotonic(), list[Started]()
 
-    def start(self, name: str) -> "subprocess.Popen[str]":
-        folder = self._work / ("warm" if name.startswith("warm") else name if name in ("job", "capture") else "timed")
-        command = [sys.executable, "-m", "benchmarks.gpu_parts", name, "--folder", str(folder)]
-        command += ["--device", "cpu", "--rehearse"] if self._rehearse else []
-        return self._popen(command, name)
-
-    def start_tests(self) -> "subprocess.Popen[str]":
-        what = ["tests/unit/worker/sae/test_topk.py"] if self._rehearse else ["tests/gpu", "tests/compiled"]
-        parallel = [] if self._rehearse else ["-n", "6", "--dist", "load"]
-        return self._popen(
-            [sys.executable, "-m", "pytest", "-p", "no:benchmark", "-q", "--no-header", "--tb=short", *parallel, *what],
-            "tests",
-        )
-
-    def _popen(self, command: list[str], name: str) -> "subprocess.Popen[str]":
+    def start(self, name: str) -> Started:
+        """Start a part, in a process group of its own."""
         caches = {
             "TORCHINDUCTOR_CACHE_DIR": str(self._work / "inductor"), "TRITON_CACHE_DIR": str(self._work / "triton"),
             "TORCHINDUCTOR_COMPILE_THREADS": "4",
         }  # fmt: skip
         path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
         environ = {**os.environ, **caches, "HF_HUB_OFFLINE": "1", "PYTHONPATH": path}
-        errors = (self._out / f"{name}.err").open("w")
-        return subprocess.Popen(
-            command, cwd=ROOT, env=environ, stdout=subprocess.PIPE, stderr=errors, text=True, start_new_session=True
-        )
+        command = [sys.executable, "-m", *(self._tests() if name == "tests" else self._part(name))]
+        with (self._out / f"{name}.err").open("w") as errors:
+            process = subprocess.Popen(
+                command, cwd=ROOT, env=environ, stdout=subprocess.PIPE, stderr=errors, text=True, start_new_session=True
+            )
+        self._running.append(Started(name, process, time.monotonic()))
+        return self._running[-1]
 
-    def end(self, name: str, process: "subprocess.Popen[str]", *, limit: float) -> None:
-        """Wait for a part and keep what it found."""
-        out = self._wait(process, limit)
+    def end(self, one: Started) -> None:
+        """Wait for a part, to its limit, and keep the last of what it found; of one that failed, what it said too."""
+        left = min(one.at + LIMITS[one.name], self._deadline) - time.monotonic()
         try:
-            self.found[name] = json.loads(out.splitlines()[-1])
-        except (IndexError, ValueError):
-            said = (self._out / f"{name}.err").read_text()[-1500:]
-            self.found[name] = {"error": f"exit status {process.returncode}", "said": said}
-        self._keep(name)
-
-    def end_tests(self, process: "subprocess.Popen[str]") -> None:
-        out = self._wait(process, TESTS)
-        lines = out.splitlines()
-        self.found["tests"] = {
-            "counts": lines[-1] if lines else f"exit status {process.returncode}",
-            "failed": [line for line in lines if line.startswith(("FAILED", "ERROR"))][:20],
-        }
-        (self._out / "tests.txt").write_text(out)
-        self._keep("tests")
-
-    def _wait(self, process: "subprocess.Popen[str]", limit: float) -> str:
-        try:
-            left = max(1.0, min(limit, self._deadline - time.monotonic()))
-            return process.communicate(timeout=left)[0] or ""
+            out, _ = one.process.communicate(timeout=max(1.0, left))
         except subprocess.TimeoutExpired:
-            os.killpg(process.pid, 9)
-            return process.communicate()[0] or ""
+            os.killpg(one.process.pid, signal.SIGKILL)
+            out, _ = one.process.communicate()
+        self._running.remove(one)
+        lines = out.splitlines()
+        if one.name == "tests":
+            (self._out / "tests.txt").write_text(out)
+            found: dict[str, Any] = {"counts": lines[-1] if lines else "nothing was printed"}
+            found["failed"] = [line for line in lines if line.startswith(("FAILED", "ERROR"))][:20]
+        else:
+            told = [line for line in lines if line.startswith("{") and line.endswith("}")]
+            found = json.loads(told[-1]) if told else {}
+        if one.process.returncode:
+            said = (self._out / f"{one.name}.err").read_text()[-1500:]
+            found |= {"error": f"exit status {one.process.returncode}", "said": said}
+        self.found[one.name] = found
+        self._keep(one.name)
+
+    def kill(self) -> None:
+        """Leave no process behind: where this one is interrupted, parts still run."""
+        for one in self._running:
+            os.killpg(one.process.pid, signal.SIGKILL)
+            one.process.communicate()
+
+    def _part(self, name: str) -> list[str]:
+        folder = self._work / ("warm" if name.startswith("warm") else name if name in ("job", "capture") else "timed")
+        where = ["--device", "cpu", "--rehearse"] if self._rehearse else []
+        return ["benchmarks.gpu_parts", name, "--folder", str(folder), *where]
+
+    def _tests(self) -> list[str]:
+        what = ["tests/unit/worker/sae/test_topk.py"] if self._rehearse else ["tests/gpu", "tests/compiled"]
+        parallel = [] if self._rehearse else ["-n", "6", "--dist", "load"]
+        return ["pytest", "-p", "no:benchmark", "-q", "--no-header", "--tb=short", *parallel, *what]
 
     def _keep(self, name: str) -> None:
         (self._out / "gpu_check.json").write_text(json.dumps(self.found, indent=1))
-        print(f"{time.monotonic() - self._started:6.1f} s  {name}: {_short(self.found[name])}", flush=True)
+        print(f"{time.monotonic() - self._began:6.1f} s  {name}: {_short(self.found[name])}", flush=True)
 
     def summary(self) -> str:
         """Return a row of Markdown for each step."""
-        heads = "| D | n | k | B | product ms | step ms | step/product | 10% dead | TFLOP/s | tokens/s | syncs | way |"
-        rows = [heads, "|" + "---|" * (heads.count("|") - 1)]
-        for part in ("step0", "step1", "step2"):
-            at = self.found.get(part, {})
+        columns: dict[str, Callable[[dict[str, Any]], Any]] = {
+            **{key: itemgetter(key) for key in ("d_model", "n_latents", "k", "batch_tokens")},
+            "product ms": lambda at: at["ms"]["product"], "step ms": lambda at: at["ms"]["step"],
+            **{key: itemgetter(key) for key in ("step/product", "dead/product", "product TFLOP/s", "tokens/s")},
+            "host syncs": itemgetter("syncs"), "way": itemgetter("way"),
+        }  # fmt: skip
+        lines = [[*columns], ["---"] * len(columns)]
+        for at in (self.found.get(part, {}) for part in ("step0", "step1", "step2")):
             if "ms" in at:
-                values = [
-                    at["d_model"],
-                    at["n_latents"],
-                    at["k"],
-                    at["batch_tokens"],
-                    at["ms"]["product"],
-                    at["ms"]["step"],
-                ]
-                values += [
-                    at["step/product"],
-                    at["dead/product"],
-                    at["product TFLOP/s"],
-                    at["tokens/s"],
-                    at["syncs"],
-                    at["way"],
-                ]
-                rows.append("| " + " | ".join(f"{v:,.2f}" if isinstance(v, float) else str(v) for v in values) + " |")
-        text = "\n".join(rows)
+                values = [read(at) for read in columns.values()]
+                lines.append([f"{value:,.2f}" if isinstance(value, float) else str(value) for value in values])
+        text = "\n".join(f"| {' | '.join(line)} |" for line in lines)
         (self._out / "gpu_check.md").write_text(text + "\n")
         return text
 

@@ -1,7 +1,8 @@
-"""The parts of `benchmarks.gpu_check`: each a process of its own that prints one line of JSON.
+"""The parts of `benchmarks.gpu_check`: each a process of its own.
 
 `python -m benchmarks.gpu_parts NAME --device cuda --folder FOLDER [--rehearse]`. On a CPU (`--rehearse`) the same code
-runs at tiny sizes, with plain torch in the place of the kernels.
+runs at tiny sizes, with plain torch in the place of the kernels. Each line of JSON that a part prints holds all it has
+found so far: what fails later does not take it along.
 """
 
 import argparse
@@ -9,11 +10,11 @@ import json
 import shutil
 import time
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -23,6 +24,9 @@ from benchmarks.gpu_step import Place, compiled_step, timed
 from orchestrator.config.job import JobConfig
 from orchestrator.config.validation import parse
 from worker.sae.train_state import TrainState
+
+if TYPE_CHECKING:  # only one part needs a database
+    from tests.small_world import World
 
 
 def main() -> None:
@@ -34,11 +38,12 @@ def main() -> None:
     given = options.parse_args()
     warnings.simplefilter("ignore")
     place = Place(given.device, given.folder, given.rehearse)
-    print(json.dumps(PARTS[given.part](place)), flush=True)
+    for found in PARTS[given.part](place):
+        print(json.dumps(found), flush=True)
 
 
-def capture(place: Place) -> dict[str, Any]:
-    """Return capture against the bare truncated forward pass, and eight SAEs on one stream against one by one."""
+def capture(place: Place) -> Iterator[dict[str, Any]]:
+    """Yield capture against the bare truncated forward pass, and eight SAEs on one stream against one by one."""
     from benchmarks import shared_stream as benchmark
     from benchmarks.capture import cut_off
     from orchestrator.estimates.memory import trainer_bytes
@@ -88,7 +93,7 @@ def capture(place: Place) -> dict[str, Any]:
         "apart": lambda: [take([one], window_of()) for one in everyone],
     }  # fmt: skip
     took = timed(works, place, repeats=1, rounds=3, warm_up=1)
-    return {
+    yield {
         "pass tokens": pass_tokens, "window": window, "seconds": took,
         "capture/bare": took["capture"] / took["bare"],
         "both/(larger of capture and train)": took["both"] / max(took["capture"], took["train"]),
@@ -118,8 +123,8 @@ def _configs(place: Place, sizes: Sequence[tuple[int, int]], *, dtype: str, wind
     ]  # fmt: skip
 
 
-def job(place: Place) -> dict[str, Any]:
-    """Return how alike one job's curves are: on this device, killed and resumed there, and on the CPU."""
+def job(place: Place) -> Iterator[dict[str, Any]]:
+    """Yield how alike one job's curves are: on this device, killed and resumed there, and on the CPU."""
     from tests.small_world import make_subject, small_config, small_world
 
     place.folder.mkdir(parents=True, exist_ok=True)
@@ -136,32 +141,31 @@ def job(place: Place) -> dict[str, Any]:
             (job_id,) = world.enqueue(config)
             arguments = ("--device", device, "--threads", "1")
             worker = world.start(*arguments)
-            try:
-                if name == "killed":
-                    world.wait(lambda w=world, j=job_id: w.is_in_training(j, 1), 100)  # type: ignore[misc]
-                    worker.kill()
-                    worker.wait()
-                    world.start(*arguments)
-                world.wait(lambda w=world, j=job_id: w.job(j).state in ("succeeded", "failed"), 100)  # type: ignore[misc]
-                curves[name] = world.curve(job_id)
-                found[name] = {
-                    "state": world.job(job_id).state, "attempts": world.attempts(job_id),
-                    "facts": world.last_attempt(job_id).facts, "seconds": time.perf_counter() - started,
-                }  # fmt: skip
-            except AssertionError as error:
-                found[name] = {"error": str(error)[-1500:]}
-    if len(curves) == 3:
-        found["killed = whole"] = curves["killed"] == curves["whole"]
-        found["first that differs"] = next(
-            (pair for pair in zip(curves["killed"], curves["whole"], strict=False) if pair[0] != pair[1]), None
-        )
-        found["points"] = len(curves["whole"])
-        pairs = [(a, b) for a, b in zip(curves["whole"], curves["cpu"], strict=False)]
-        found["largest relative gap of a fvu to the CPU's"] = max(abs(a[1] - b[1]) / b[1] for a, b in pairs)
-    return found
+            if name == "killed":
+                world.wait(partial(world.is_in_training, job_id, 1), 100)
+                worker.kill()
+                worker.wait()
+                world.start(*arguments)
+            world.wait(partial(_has_ended, world, job_id), 100)
+            curves[name] = world.curve(job_id)
+            found[name] = {
+                "state": world.job(job_id).state, "attempts": world.attempts(job_id),
+                "facts": world.last_attempt(job_id).facts, "seconds": time.perf_counter() - started,
+            }  # fmt: skip
+        yield found
+    differing = (pair for pair in zip(curves["killed"], curves["whole"], strict=False) if pair[0] != pair[1])
+    gaps = [abs(ours[1] - cpu[1]) / cpu[1] for ours, cpu in zip(curves["whole"], curves["cpu"], strict=True)]
+    yield found | {
+        "killed = whole": curves["killed"] == curves["whole"], "first that differs": next(differing, None),
+        "points": len(gaps), "largest relative gap of a fvu to the CPU's": max(gaps),
+    }  # fmt: skip
 
 
-PARTS: dict[str, Callable[[Place], dict[str, Any]]] = {
+def _has_ended(world: "World", job_id: int) -> bool:
+    return world.job(job_id).state in ("succeeded", "failed")
+
+
+PARTS: dict[str, Callable[[Place], Iterator[dict[str, Any]]]] = {
     "ceilings": gpu_step.ceilings,
     **{f"warm{i}": lambda place, i=i: gpu_step.warm(place, i) for i in range(len(gpu_step.SHAPES))},  # type: ignore[misc]
     **{f"step{i}": lambda place, i=i: gpu_step.step(place, i) for i in range(len(gpu_step.SHAPES))},  # type: ignore[misc]
