@@ -116,12 +116,13 @@ class CompiledStep:
             return known(batch, numbers)
         if self._replays is not None and graph in self._compiled_graphs:
             try:
-                self._replays[graph] = replay = Replay(step, tensors, batch, numbers)
-                return replay(batch, numbers)
+                self._replays[graph] = Replay(step, tensors, batch, numbers)
             except RuntimeError as error:  # nothing was computed: a capture only takes down what would be
                 self._replays = None
                 reason = str(error).strip().partition("\n")[0][:200]
                 self._say(f"no CUDA graph, the compiled step is launched kernel by kernel: {reason}")
+            else:
+                return self._replays[graph](batch, numbers)
         self._compiled_graphs.add(graph)
         return step(batch, numbers)
 
