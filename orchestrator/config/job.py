@@ -11,8 +11,8 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from orchestrator.config import synthetic
 from orchestrator.config.activation_functions import Activation
-from orchestrator.config.dead_window import dead_window
 from orchestrator.config.sites import SITES, Site
+from orchestrator.config.sizes import dead_window, latents
 from orchestrator.errors import ConfigError
 
 Normalize = Literal["unit", "layer_norm", "none"]
@@ -142,7 +142,7 @@ class SaeConfig(Part):
         Raises:
             ConfigError: k is above it.
         """
-        n_latents = self.n_latents or (self.expansion or 8) * d_model
+        n_latents = latents(self.n_latents, self.expansion, d_model)
         if self.k > n_latents:
             raise ConfigError(
                 f"sae.k = {self.k} is above the {n_latents} latents of {self.expansion or 8} × d_model {d_model}",

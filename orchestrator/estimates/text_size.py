@@ -1,5 +1,7 @@
 """How many tokens of a text train, before a job has read it: bounds and estimates. Reads sizes of files, no text."""
 
+from collections.abc import Iterable
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -53,16 +55,15 @@ def _bytes_of(source: str) -> int | None:
         return None
     path = Path(source).expanduser()
     try:
-        if path.is_file():
-            found = [path]
-        elif path.is_dir():
-            found = sorted(path.iterdir())[: _MOST_FILES + 1]
-        elif any(sign in source for sign in "*?[") and "**" not in source:
-            found = list(Path(path.anchor).glob(str(path.relative_to(path.anchor))))[: _MOST_FILES + 1]
+        if path.is_dir():
+            listed: Iterable[Path] = path.iterdir()
+        elif path.is_file() or "**" in source:  # the latter may be the whole disk
+            listed = [path]
         else:
-            return None
+            listed = Path(path.anchor).glob(str(path.relative_to(path.anchor)))
+        found = list(islice(listed, _MOST_FILES + 1))
         if not found or len(found) > _MOST_FILES or any(file.suffix != _SUFFIX for file in found):
             return None
         return sum(file.stat().st_size for file in found)
-    except (OSError, ValueError, NotImplementedError):
+    except OSError:  # not to be read, or gone since it was listed: the job that reads it says what is there
         return None

@@ -3,7 +3,7 @@
 import json
 from typing import TYPE_CHECKING, Any
 
-from orchestrator.config import dead_window as window
+from orchestrator.config import sizes
 
 if TYPE_CHECKING:  # `orch status` reads what is stored without it
     from orchestrator.config.job import JobConfig
@@ -40,7 +40,7 @@ def stored_window(config: str, d_model: int | None) -> int | None:
 
 def _window(config: dict[str, Any], d_model: int | None) -> int | None:
     given, sae, max_tokens = config["training"]["dead_after_tokens"], config["sae"], config["training"]["max_tokens"]
-    n_latents = sae["n_latents"] or (sae["expansion"] or 8) * (d_model or 0)
+    n_latents = sizes.latents(sae["n_latents"], sae["expansion"], d_model or 0)
     if given == "auto" and not n_latents:
         return None
-    return window.dead_window(given, n_latents=n_latents, k=sae["k"], max_tokens=max_tokens)
+    return sizes.dead_window(given, n_latents=n_latents, k=sae["k"], max_tokens=max_tokens)

@@ -36,7 +36,9 @@ def test_a_limit_is_a_bound(tmp_path: Path) -> None:
     assert estimated(tmp_path, "some", max_tokens=9000) == TextSize(3000, "about"), "the files are smaller"
 
 
-@pytest.mark.parametrize("source", ["rows.jsonl", "python:stdlib", "nowhere", "some/a.txt.gz"])
+@pytest.mark.parametrize(
+    "source", ["rows.jsonl", "python:stdlib", "nowhere", "nowhere/*.txt", "**/*.txt", "some/a.txt.gz"]
+)
 def test_of_others_nothing_is_said(tmp_path: Path, source: str) -> None:
     assert estimated(tmp_path, source) is None
 
