@@ -16,7 +16,6 @@ from orchestrator.config.job import JobConfig
 from orchestrator.config.validation import parse
 from orchestrator.database.engine import transaction
 from orchestrator.database.models import Job
-from orchestrator.database.schema import open_database
 from orchestrator.fits import store
 from orchestrator.fits.forecast_inputs import load_inputs
 from orchestrator.job_states import Outcome
@@ -32,10 +31,9 @@ Capture = pytest.CaptureFixture[str]
 
 
 @pytest.fixture
-def engine(sqlite_settings: Settings) -> Iterator[Engine]:
-    engine = open_database(sqlite_settings)
-    yield engine
-    engine.dispose()
+def settings(sqlite_settings: Settings) -> Settings:
+    """One database is enough here."""
+    return sqlite_settings
 
 
 @pytest.fixture

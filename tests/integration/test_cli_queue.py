@@ -3,7 +3,6 @@
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,7 +11,6 @@ from sqlalchemy import Engine
 from orchestrator import queue, results
 from orchestrator.cli.main import run
 from orchestrator.curves.point import Point
-from orchestrator.database.schema import open_database
 from orchestrator.settings import Settings
 
 SWEEP = """
@@ -33,10 +31,9 @@ def file(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def engine(sqlite_settings: Settings) -> Iterator[Engine]:
-    engine = open_database(sqlite_settings)
-    yield engine
-    engine.dispose()
+def settings(sqlite_settings: Settings) -> Settings:
+    """One database is enough here."""
+    return sqlite_settings
 
 
 @pytest.fixture

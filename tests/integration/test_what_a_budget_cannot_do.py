@@ -3,7 +3,6 @@
 import csv
 import io
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,6 @@ from sqlalchemy import Engine
 from orchestrator import lr_search, queue, results
 from orchestrator.cli.main import run
 from orchestrator.config.validation import parse
-from orchestrator.database.schema import open_database
 from orchestrator.errors import ConfigError
 from orchestrator.formatting import count
 from orchestrator.settings import Settings
@@ -51,10 +49,9 @@ def file(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def engine(sqlite_settings: Settings) -> Iterator[Engine]:
-    engine = open_database(sqlite_settings)
-    yield engine
-    engine.dispose()
+def settings(sqlite_settings: Settings) -> Settings:
+    """One database is enough here."""
+    return sqlite_settings
 
 
 def finished(engine: Engine, **facts: Any) -> int:
