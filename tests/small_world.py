@@ -128,9 +128,13 @@ class World:
         query = select(Attempt.outcome, Attempt.tokens_start).filter_by(job_id=job_id).order_by(Attempt.attempt)
         return [tuple(row) for row in self.rows(query)]
 
-    def curve(self, job_id: int) -> list[tuple[float, ...]]:
-        """Return the stored curve, every bit of it, but for who measured it and how long that took."""
-        columns = [c for c in CurvePoint.__table__.columns if c.name not in ("job_id", "attempt", "wall_seconds")]
+    def curve(self, job_id: int, *, with_subject: bool = True) -> list[tuple[float, ...]]:
+        """Return the stored curve, every bit of it, but for who measured it and how long that took.
+
+        Without the subject's part of the cost it does not depend on what was shared either.
+        """
+        left_out = {"job_id", "attempt", "wall_seconds"} | (set() if with_subject else {"flops_subject"})
+        columns = [column for column in CurvePoint.__table__.columns if column.name not in left_out]
         query = select(*columns).where(CurvePoint.job_id == job_id).order_by(CurvePoint.tokens_seen)
         return [tuple(row) for row in self.rows(query)]
 

@@ -9,7 +9,6 @@ import pytest
 from orchestrator import queue
 from orchestrator.config.job import JobConfig
 from orchestrator.config.validation import parse
-from orchestrator.curves.point import Point
 from tests.small_world import World, is_gone, small_config, small_world, trainers
 
 Curve = list[tuple[float, ...]]
@@ -30,9 +29,7 @@ def jobs(subject: Path) -> list[JobConfig]:
 
 def curves(world: World, ids: list[int]) -> list[Curve]:
     """Return the stored curves, without what the jobs paid for the subject: that depends on who shared it."""
-    columns = [name for name in Point._fields if name != "wall_seconds"]
-    at = columns.index("flops_subject")
-    return [[point[:at] + point[at + 1 :] for point in world.curve(job)] for job in ids]
+    return [world.curve(job, with_subject=False) for job in ids]
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,6 @@ import pytest
 from orchestrator import queue, results
 from orchestrator.cli.main import run
 from orchestrator.config.job import JobConfig
-from orchestrator.curves.point import Point
 from orchestrator.database.schema import HEAD, current
 from orchestrator.fits import store
 from orchestrator.results.stored_configs import configs
@@ -98,6 +97,4 @@ def test_what_was_stopped_goes_on_bit_for_bit_and_the_others_are_trained(world: 
 
 def curve(world: World, job_id: int) -> list[tuple[float, ...]]:
     """Return the stored curve, but for what the subject cost, which depends on who shared it."""
-    names = [name for name in Point._fields if name != "wall_seconds"]
-    at = names.index("flops_subject")
-    return [point[:at] + point[at + 1 :] for point in world.curve(job_id)]
+    return world.curve(job_id, with_subject=False)
