@@ -123,7 +123,9 @@ def _wrong_assignment(path: str, said: str, point: _Point) -> tuple[str, Assignm
         named = re.search(rf"\b{key.rpartition('.')[2]}\b", said) is not None
         return path == key or path.startswith(f"{key}."), named, key in point.varied
 
-    near = [key for key in point.values if f"{key}.".startswith(f"{path}.") or path.startswith(f"{key}.")]
+    # A problem of several parts at once has no path: any key may be its cause.
+    prefix = f"{path}." if path else ""
+    near = [key for key in point.values if f"{key}.".startswith(prefix) or path.startswith(f"{key}.")]
     key = max(reversed(near), key=likelihood)
     return key, point.values[key]
 

@@ -158,6 +158,12 @@ MESSAGES = [
     ),
     ("sweep: [grid: {sae.k: [x]}]\nexclude: [sae.k > 1]", "s.yaml:1:24: sae.k: Input should be a valid integer"),
     ("limits: {runcap: 1}", "s.yaml:1:10: unknown limit 'runcap'; did you mean 'run_cap'"),
+    ("optimizer.warmup_tokens: 30e6", "s.yaml:1:26: optimizer.warmup_tokens = 30000000 is longer than training.max_to"),
+    (
+        "training.max_tokens: 1e6\nsweep: [{grid: {optimizer.decay_tokens: [5, 2e6], sae.k: [8]}}]",
+        "s.yaml:2:45: optimizer.decay_tokens = 2000000 is longer than training.max_tokens = 1000000.*, at point 2",
+    ),
+    ("optimizer.decay_tokens: 2e6\ntraining: {max_tokens: 1e6}", "s.yaml:.*decay_tokens = 2000000 is longer"),
     ("limits: {run_cap: 0}", "s.yaml:1:19: run_cap must be a whole number from 1"),
     ("limits: {max_failures: true}", "max_failures must be a whole number"),
     ("limits: {max_parallel: .nan}", "max_parallel must be a whole number"),
