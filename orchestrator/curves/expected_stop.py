@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 from functools import lru_cache
 
-from orchestrator.curves.convergence import IN_A_ROW, gain
+from orchestrator.curves.convergence import IN_A_ROW, gain, learns
 from orchestrator.curves.point import evaluation_grid
 from orchestrator.curves.tail import EXPONENTS, tail_points
 
@@ -27,7 +27,8 @@ def stop_tokens(
     """Return where three evaluations in a row will gain less than `epsilon` beyond doubt, at most the budget.
 
     `points` are (tokens_seen, fvu) at a constant learning rate. The curve goes on as L∞ + a · t^(−b), fitted to its
-    last two doublings, and is judged where the trainer will judge it, with the scatter it has now. None where the tail
+    last two doublings, and is judged where the trainer will judge it, with the scatter it has now. One that hardly
+    falls below what the mean scores goes on to the budget: its untrained loss is not stored before it ends. None where the tail
     has too few points (`tail.LEAST_POINTS`), or a loss is not finite or not above 0.
     Source: numerics 6.
     """
@@ -44,7 +45,7 @@ def stop_tokens(
         # What lies ahead is drawn without noise: it will scatter as the curve does now.
         found = gain(whole[:end], noise=now.noise if now and end > len(points) else None)
         quiet = quiet + 1 if found and abs(found.value) + found.doubt < epsilon else 0
-        if quiet >= IN_A_ROW and end >= len(points):
+        if quiet >= IN_A_ROW and end >= len(points) and learns(whole[:end], reference=None):
             return min(whole[end - 1][0], max_tokens)
     return max_tokens
 

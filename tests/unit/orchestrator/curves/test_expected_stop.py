@@ -85,3 +85,8 @@ def test_a_looser_rule_is_never_met_later(values: list[float], epsilon: float, l
     assert later is not None
     assert sooner <= later
     assert later <= (_told(curve, epsilon, BUDGET * 4) or 0), "a larger budget never ends a job earlier"
+
+
+@pytest.mark.parametrize(("level", "ends"), [(1.2, BUDGET), (0.95, BUDGET), (0.5, GRID[20])])
+def test_a_flat_curve_of_a_job_that_does_not_learn_goes_on_to_the_budget(level: float, ends: int) -> None:
+    assert _told(tuple((tokens, level) for tokens in GRID[:21]), 0.01) == ends
