@@ -28,8 +28,8 @@ def stop_tokens(
 
     `points` are (tokens_seen, fvu) at a constant learning rate. The curve goes on as L∞ + a · t^(−b), fitted to its
     last two doublings, and is judged where the trainer will judge it, with the scatter it has now. One that hardly
-    falls below what the mean scores goes on to the budget: its untrained loss is not stored before it ends. None where the tail
-    has too few points (`tail.LEAST_POINTS`), or a loss is not finite or not above 0.
+    falls below what the mean scores goes on to the budget: its untrained loss is not stored before it ends. None where
+    the tail has too few points (`tail.LEAST_POINTS`), or a loss is not finite or not above 0.
     Source: numerics 6.
     """
     tail = tail_points(points)
