@@ -131,7 +131,7 @@ def _one_step(case: Case, shards: "Shards") -> dict[str, Any]:
     decoded = state.model.decode(encoded.top_acts, encoded.top_indices)
     total, aux, was_active = state.differentiate(x, config)
     gradients = {name: state._gathered(name, getattr(state.model, name).grad) for name in PARAMETERS}
-    alike = torch.cat([state.model.b_pre.grad.flatten(), total.view(1), aux.view(1)])  # type: ignore[union-attr]
+    alike = torch.cat([state.model.b_pre.grad.flatten(), total.view(1), aux])  # type: ignore[union-attr]
     state.tokens_since_fired.copy_(whole.tokens_since_fired[state.shard.rows])
     state.model.zero_grad()
     train_step(state, x, config)

@@ -35,6 +35,8 @@ class Point(NamedTuple):
     """2 × subject parameters run × tokens captured."""
     fvu_averaged: float = math.nan
     """With the averaged weights; NaN in points of earlier versions, whose `fvu` it was."""
+    aux_nothing: float = math.nan
+    """What `aux_loss` is where AuxK predicts nothing, a little above 1; NaN in points of earlier versions."""
 
 
 def evaluation_grid(*, first_point_tokens: int, batch_tokens: int, max_tokens: int) -> list[int]:

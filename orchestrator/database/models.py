@@ -161,6 +161,8 @@ class CurvePoint(Table):
     flops_subject: Mapped[float | None] = mapped_column(Finite)
     fvu_averaged: Mapped[float | None] = mapped_column(Finite)
     """NULL from workers of the version before, whose fvu it is."""
+    aux_nothing: Mapped[float | None] = mapped_column(Finite)
+    """NULL from workers of the version before."""
 
 
 class ResultRow(Table):

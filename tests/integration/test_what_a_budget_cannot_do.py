@@ -59,7 +59,7 @@ def finished(engine: Engine, **facts: Any) -> int:
     lease = claim(engine).lease
     queue.begin(engine, lease, FACTS | facts, 0)
     points = [point(BUDGET * part // 4, dead_share=0.0, l0=7.9, aux_loss=0.0) for part in (1, 2, 3)]
-    queue.record(engine, lease, [*points, point(BUDGET, 0.4, dead_share=0.0, l0=7.9, aux_loss=1.013)])
+    queue.record(engine, lease, [*points, point(BUDGET, 0.4, dead_share=0.0, l0=7.9, aux_loss=0.808, aux_nothing=1.01)])
     queue.finish(engine, lease, result(outcome="max_tokens", tokens_seen=BUDGET))
     return lease.job_id
 
@@ -152,8 +152,8 @@ def test_auxk_is_told_beside_what_predicting_nothing_scores(file: Path, engine: 
     run(["show", "1", "--curve"])
     told = capsys.readouterr()
     head, *lines = (line.split() for line in told.out.splitlines())
-    assert [line[head.index("AUX") - 1] for line in lines] == ["–", "–", "–", "1.0130"]  # FVU RAW is two words
-    assert "Predicting\nnothing scores 1 or a little above" in told.err
+    assert [line[head.index("AUX") - 1] for line in lines] == ["–", "–", "–", "0.8000"]  # FVU RAW is two words
+    assert "1 where they predict nothing" in told.err
 
 
 def test_learning_rates_are_not_compared_across_l0(engine: Engine) -> None:

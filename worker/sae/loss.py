@@ -18,8 +18,8 @@ class Losses(NamedTuple):
 
     total: Float[Tensor, ""]
     """Reconstruction + α · AuxK + penalty."""
-    aux: Float[Tensor, ""]
-    """AuxK before its weight; exactly 0 with no dead latent."""
+    aux: Float[Tensor, " 2"]
+    """AuxK before its weight, and what it is where nothing is predicted; exactly 0 with no dead latent."""
 
 
 def losses(
@@ -44,9 +44,9 @@ def losses(
     penalty = model.function.penalty(encoded.pre_acts, encoded.top_acts, model.own, model.W_dec)
     total = total + config.sparsity_coef * penalty
     if dead is None or config.aux_coef == 0:
-        return Losses(total, total.new_zeros(()))
+        return Losses(total, total.new_zeros(2))
     aux = aux_loss(model, x, encoded.pre_acts, error=(x - reconstructions[0]).detach(), dead=dead)
-    return Losses(total + config.aux_coef * aux, aux)
+    return Losses(total + config.aux_coef * aux[0], aux)
 
 
 def narrowed(encoded: Encoded, k: int) -> Encoded:
@@ -73,8 +73,8 @@ def aux_loss(
     *,
     error: Float[Tensor, "n_tokens d_model"],
     dead: Bool[Tensor, " n_latents"],
-) -> Float[Tensor, ""]:
-    """Return ‖e − ê‖² / ‖e − mean_batch(e)‖², ê = z_aux · W_dec without a bias; 0 where that is not finite.
+) -> Float[Tensor, " 2"]:
+    """Return ‖e − ê‖² / ‖e − mean_batch(e)‖², ê = z_aux · W_dec without a bias, and the same of ê = 0 (`aux_share`).
 
     z_aux is the ReLU of the k_aux largest pre-activations among the dead latents, all of them if they are fewer. The
     gradient reaches W_enc, b_enc and W_dec at dead latents and nothing else: `error` is a constant, and so is b_pre.
@@ -90,10 +90,15 @@ def aux_loss(
     return aux_share(error, sparse_decode(selected.relu(), top_indices, model.W_dec))
 
 
-def aux_share(error: Float[Tensor, "n_tokens d_model"], found: Float[Tensor, "n_tokens d_model"]) -> Float[Tensor, ""]:
-    """Return ‖e − ê‖² / ‖e − mean_batch(e)‖²; 0 where that is not finite."""
-    missing = (error - found).square().sum()
+def aux_share(
+    error: Float[Tensor, "n_tokens d_model"], found: Float[Tensor, "n_tokens d_model"]
+) -> Float[Tensor, " 2"]:
+    """Return ‖e − ê‖² and ‖e‖², each / ‖e − mean_batch(e)‖²; 0 where the first is not finite.
+
+    The second, a little above 1, is what predicting nothing scores: AuxK has learned what the first is below it.
+    """
+    missing, nothing = (error - found).square().sum(), error.square().sum()
     spread = (error - error.mean(0)).square().sum()
     # A branch on the quotient alone would let 0 · ∞ into the gradient: the divisor is made safe first.
     usable = (spread > 0) & missing.isfinite()
-    return torch.where(usable, missing / spread.where(usable, 1.0), 0.0)
+    return torch.where(usable, torch.stack([missing, nothing]) / spread.where(usable, 1.0), 0.0)

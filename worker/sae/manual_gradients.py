@@ -60,7 +60,8 @@ class LossTerms(NamedTuple):
 class Aux(NamedTuple):
     """AuxK's forward pass, over the dead latents alone."""
 
-    loss: Float[Tensor, ""]
+    loss: Float[Tensor, " 2"]
+    """As `loss.aux_share` returns it."""
     among: Int[Tensor, " n_dead"]
     """The dead latents."""
     acts: Float[Tensor, "n_tokens chosen"]
@@ -75,7 +76,7 @@ class ForwardResult(NamedTuple):
     """The losses of a batch, and what their gradients are made of."""
 
     total: Float[Tensor, ""]
-    aux: Float[Tensor, ""]
+    aux: Float[Tensor, " 2"]
     gradients: list[Float[Tensor, "n_tokens d_model"]]
     """∂total/∂x̂ of each reconstruction."""
     dead: Aux | None
@@ -104,9 +105,9 @@ def forward(
         else:
             gradients.append(error.mul_(scale))
     if dead is None or not with_aux:
-        return ForwardResult(total, total.new_zeros(()), gradients, None)
+        return ForwardResult(total, total.new_zeros(2), gradients, None)
     aux = _aux(weights, selected, first_error, terms=terms, dead=dead)
-    return ForwardResult(total + terms.aux_coef * aux.loss, aux.loss, gradients, aux)
+    return ForwardResult(total + terms.aux_coef * aux.loss[0], aux.loss, gradients, aux)
 
 
 @torch.no_grad()
@@ -148,7 +149,7 @@ def _aux(
     terms: LossTerms,
     dead: Bool[Tensor, " n_latents"],
 ) -> Aux:
-    """Do what `loss.aux_loss` does: ‖e − ê‖² / ‖e − mean_batch(e)‖²; 0 where that is not finite."""
+    """Do what `loss.aux_loss` does."""
     n_dead, indices = int(dead.sum()), None
     among = listed(dead, terms.k_aux)
     acts = selected.pre_acts_of(among, weights.W_enc, weights.b_enc)
@@ -163,10 +164,10 @@ def _aux(
         left = torch.addmm(error, acts, W_dead, alpha=-1)
     else:
         left = error - sparse_decode(acts, indices, W_dead)
-    missing, spread = _squared(left), _squared(error - error.mean(0))
-    if not (spread > 0 and missing.isfinite()):
-        return Aux(torch.zeros_like(missing), among, acts, indices, left.zero_())
-    return Aux(missing / spread, among, acts, indices, left.mul_(-2 * terms.aux_coef / spread))
+    found, spread = torch.stack([_squared(left), _squared(error)]), _squared(error - error.mean(0))
+    if not (spread > 0 and found[0].isfinite()):
+        return Aux(torch.zeros_like(found), among, acts, indices, left.zero_())
+    return Aux(found / spread, among, acts, indices, left.mul_(-2 * terms.aux_coef / spread))
 
 
 def _squared(rows: Tensor) -> Float[Tensor, ""]:

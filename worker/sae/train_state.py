@@ -40,8 +40,8 @@ class TrainState:
         """v: mean ‖x − μ‖² of the sample; the loss is in units of it."""
         self.dead_after_tokens = config.dead_after_tokens(d_model)
         self.tokens_since_fired = torch.zeros(self.model.n_latents, dtype=torch.int64, device=device)
-        self.sums: Float[Tensor, " 3"] = torch.zeros(3, dtype=torch.float64, device=device)
-        """Loss, AuxK loss and gradient norm, summed over the steps since the last point."""
+        self.sums: Float[Tensor, " 4"] = torch.zeros(4, dtype=torch.float64, device=device)
+        """Loss, AuxK loss, gradient norm and AuxK loss of nothing, summed over the steps since the last point."""
         self.steps_since_point = 0
         self.tokens_seen = 0
         self.aux_tokens = 0
@@ -75,8 +75,8 @@ class TrainState:
 
     def differentiate(
         self, batch: Float[Tensor, "batch_tokens d_model"], config: JobConfig
-    ) -> tuple[Float[Tensor, ""], Float[Tensor, ""], bool]:
-        """Leave a gradient in every parameter; return the loss, AuxK's, and whether AuxK was active."""
+    ) -> tuple[Float[Tensor, ""], Float[Tensor, " 2"], bool]:
+        """Leave a gradient in every parameter; return the loss, AuxK's two, and whether AuxK was active."""
         return self._by_hand(batch, config) if self.model.selects_per_token else self.by_autograd(batch, config)
 
     def _by_hand(self, batch: Tensor, config: JobConfig) -> tuple[Tensor, Tensor, bool]:
@@ -115,8 +115,8 @@ class TrainState:
         """Return the learning rate of the next step, with warm-up and decay."""
         return self.optimizer.lr * lr_factor(config, self.tokens_seen)
 
-    def count_step(self, sums: Float[Tensor, " 3"], n_tokens: int, *, with_aux: bool) -> None:
-        """Count one step that was taken; `sums` are its loss, AuxK loss and gradient norm."""
+    def count_step(self, sums: Float[Tensor, " 4"], n_tokens: int, *, with_aux: bool) -> None:
+        """Count one step that was taken; `sums` are its share of `self.sums`."""
         self.sums += sums
         self.steps_since_point += 1
         self.tokens_seen += n_tokens
@@ -182,6 +182,8 @@ class TrainState:
     def _filled(self: _T, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> _T:
         weights = {name.removeprefix("model."): value for name, value in tensors.items() if name.startswith("model.")}
         self.model.load_state_dict(weights)
+        before = len(self.sums) - len(tensors["sums"])  # earlier versions did not count what predicting nothing scores
+        tensors = {**tensors, "sums": torch.cat([tensors["sums"], tensors["sums"][1 : 1 + before]])}
         for name in ("mu", "sums", "tokens_since_fired"):
             # copy_ into memory torch allocated: a tensor mapped from a file may be aligned otherwise, and a matrix
             # product may round otherwise.
@@ -209,6 +211,7 @@ Step = Callable[[TrainState, Tensor, JobConfig], None]
 
 def train_step(state: TrainState, batch: Float[Tensor, "batch_tokens d_model"], config: JobConfig) -> None:
     """Take one training step: losses and gradients, optimiser, counters."""
-    total, aux, aux_is_active = state.differentiate(batch, config)
+    total, (aux, nothing), aux_is_active = state.differentiate(batch, config)
     norm = state.optimizer.step(lr=state.next_lr(config))
-    state.count_step(torch.stack([total, aux, norm]), len(batch), with_aux=aux_is_active and config.sae.aux_coef > 0)
+    sums = torch.stack([total, aux, norm, nothing])
+    state.count_step(sums, len(batch), with_aux=aux_is_active and config.sae.aux_coef > 0)

@@ -23,8 +23,8 @@ from orchestrator.results.dead_share import measured_share, stored_window
 from orchestrator.settings import mask
 
 MEASURES = (
-    "fvu", "fvu_raw", "fvu_averaged", "loss", "aux_loss", "dead_share", "l0", "grad_norm", "wall_seconds",
-    "flops_dense", "flops_executed", "flops_subject",
+    "fvu", "fvu_raw", "fvu_averaged", "loss", "aux_loss", "aux_nothing", "dead_share", "l0", "grad_norm",
+    "wall_seconds", "flops_dense", "flops_executed", "flops_subject",
 )  # fmt: skip
 _FINAL = ("fvu", "fvu_raw", "untrained_fvu", "dead_share", "l0", "l_inf", "l_inf_se", "tokens_seen", "wall_seconds")
 

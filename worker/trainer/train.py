@@ -89,7 +89,7 @@ def _point(state: TrainState, batch: Tensor, heldout: Float[Tensor, "n_tokens d_
     if better is average:
         for name, value in averaged.named_buffers():
             state.model.get_buffer(name).copy_(value)
-    loss, aux_loss, grad_norm = (state.sums / state.steps_since_point).tolist()
+    loss, aux_loss, grad_norm, aux_nothing = (state.sums / state.steps_since_point).tolist()
     state.sums.zero_()
     state.steps_since_point = 0
     flops_dense, flops_executed = flops(state, config.sae)
@@ -98,6 +98,7 @@ def _point(state: TrainState, batch: Tensor, heldout: Float[Tensor, "n_tokens d_
         fvu=better.fvu if math.isfinite(loss) else math.nan,
         fvu_raw=raw.fvu,
         fvu_averaged=average.fvu,
+        aux_nothing=aux_nothing,
         loss=loss,
         aux_loss=aux_loss,
         dead_share=state.model.share(state.tokens_since_fired > state.dead_after_tokens),

@@ -156,9 +156,8 @@ def _print_records(part: str, rows: Sequence[Any], output: str) -> None:
 
 
 _ON_CURVES = """
-AUX: what AuxK's dead latents leave of the SAE's error, relative to the error's mean square about its mean. Predicting
-nothing scores 1 or a little above: only what is below that is learnt. It is the mean of the steps since the point
-before; those before AuxK first acts count 0. – while no latent is dead, as is DEAD while none can be."""
+AUX: what AuxK's dead latents leave of the SAE's error, ‖e − ê‖² / ‖e‖²: 1 where they predict nothing, above it where
+they make it worse; of the steps since the point before. – while no latent is dead, as is DEAD while none can be."""
 
 
 def _column(title: str, cell: Callable[[Any], str], *, left: bool = False) -> Column[Any]:
@@ -196,7 +195,7 @@ _COLUMNS: dict[str, list[Column[Any]]] = {
         _column("FVU", lambda p: ratio(p.fvu)),
         _column("FVU RAW", lambda p: ratio(p.fvu_raw)),
         _column("LOSS", lambda p: ratio(p.loss)),
-        _column("AUX", lambda p: ratio(p.aux_loss or None)),
+        _column("AUX", lambda p: ratio(p.aux_loss / p.aux_nothing if p.aux_loss and p.aux_nothing else None)),
         _column("DEAD", lambda p: share(p.dead_share)),
         _column("L0", lambda p: active_latents(p.l0)),
         _column("GRAD", lambda p: f"{p.grad_norm:.3g}"),

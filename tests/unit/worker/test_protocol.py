@@ -38,7 +38,7 @@ ORDER = Order(
     jobs=JOBS, tokens_folder="/data/tokens", compile_folder="/data/compile", device="cpu", threads=1,
     checkpoint_seconds=60.0, supervisor=42, compile="off",
 )  # fmt: skip
-POINT = Point(1024, 0.1 + 0.2, 1e-300, 1 / 3, math.inf, 0.0, 7.5, 2.0**-1074, 3.25, 1e18, 1e17, 1e19, 0.3)
+POINT = Point(1024, 0.1 + 0.2, 1e-300, 1 / 3, math.inf, 0.0, 7.5, 2.0**-1074, 3.25, 1e18, 1e17, 1e19, 0.3, 1.01)
 
 
 def test_an_order_comes_out_as_it_went_in() -> None:

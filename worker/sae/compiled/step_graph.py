@@ -105,8 +105,8 @@ def whole_step(
     scalars: Float[Tensor, " 5"],
     graph: Graph,
     kernels: Kernels,
-) -> Float[Tensor, " 3"]:
-    """Take one step in place; return loss, AuxK loss and gradient norm. `scalars` are StepScalars in float64."""
+) -> Float[Tensor, " 4"]:
+    """Take one step in place; return what `TrainState.sums` adds up. `scalars` are StepScalars in float64."""
     weights, step = tensors.weights, kernels.step
     selected = _select(weights, x, graph, step)
     narrow = selected.narrowed(graph.parts[0][0])
@@ -114,12 +114,12 @@ def whole_step(
     numbers = scalars.to(x.dtype)
     total, error, by_reconstruction = _losses(weights, x, selected, graph, variance=numbers[2], step=step)
     gradients = _gradients(weights, selected, by_reconstruction, graph, step)
-    aux = torch.zeros_like(total)
+    aux = total.new_zeros(2)
     if graph.room:
         dead = tensors.tokens_since_fired > scalars[3]
         aux = _add_aux(gradients, weights, selected, error, dead=dead, graph=graph, kernels=kernels.aux)
     norm = _descend(tensors, gradients, numbers, graph.optimizer, step)
-    return torch.stack([total + graph.aux_coef * aux, aux, norm])
+    return torch.stack([total + graph.aux_coef * aux[0], aux[0], norm, aux[1]])
 
 
 def _select(weights: manual_gradients.Weights, x: Tensor, graph: Graph, step: Operations) -> Selected:
@@ -190,8 +190,8 @@ def _add_aux(
     dead: Tensor,
     graph: Graph,
     kernels: Operations,
-) -> Float[Tensor, ""]:
-    """Add AuxK's gradients and return its loss, without asking how many are dead: of the others every value is −∞."""
+) -> Float[Tensor, " 2"]:
+    """Add AuxK's gradients and return `loss.aux_share`, without asking how many are dead: others have −∞."""
     # Of the dead alone, in as many rows as there may be of them; where they are fewer, −∞ as bias keeps the rest out.
     listed, is_one = _listed(dead, graph.room)
     encoder = weights.W_enc[listed], weights.b_enc[listed].where(is_one, -torch.inf)
@@ -199,12 +199,12 @@ def _add_aux(
     indices = listed[places]
     acts = values.relu()
     left = error - kernels.decode(acts, indices, weights.W_dec)
-    missing, spread = left.square().sum(), (error - error.mean(0)).square().sum()
-    usable = (spread > 0) & missing.isfinite() & dead.any()
+    found, spread = torch.stack([left.square().sum(), error.square().sum()]), (error - error.mean(0)).square().sum()
+    usable = (spread > 0) & found[0].isfinite() & dead.any()
     scale = torch.where(usable, -2 * graph.aux_coef / spread.where(usable, 1.0), 0.0)
     into = (gradients.W_dec, gradients.W_enc, gradients.b_enc)
     kernels.add_latent_gradients(acts, indices, left.nan_to_num() * scale, selected.centred, weights.W_dec, *into)
-    return torch.where(usable, missing / spread.where(usable, 1.0), 0.0)
+    return torch.where(usable, found / spread.where(usable, 1.0), 0.0)
 
 
 def _listed(dead: Tensor, room: int) -> tuple[Int[Tensor, " room"], Tensor]:

@@ -54,9 +54,9 @@ def sharded_losses(
         wide = model.reconstruct(code.acts, code.mine.indices)
         total = total + weight * reconstruction_loss(x, wide, variance=variance)
     if dead is None or config.aux_coef == 0:
-        return Losses(total, total.new_zeros(()))
+        return Losses(total, total.new_zeros(2))
     aux = _aux_loss(model, x, code.pre_acts, error=(x - reconstruction).detach(), dead=dead)
-    return Losses(total + config.aux_coef * aux, aux)
+    return Losses(total + config.aux_coef * aux[0], aux)
 
 
 class Code(NamedTuple):
@@ -90,7 +90,7 @@ def _aux_loss(
     *,
     error: Float[Tensor, "n_tokens d_model"],
     dead: DeadLatents,
-) -> Float[Tensor, ""]:
+) -> Float[Tensor, " 2"]:
     """Return AuxK as `loss.aux_loss` does, over the dead latents of all processes."""
     shard, b_pre = model.shard, model.b_pre.detach()
     k = min(model.k_aux, sum(dead.counts))

@@ -70,7 +70,7 @@ class ShardedTrainState(TrainState):
 
     def differentiate(
         self, batch: Float[Tensor, "batch_tokens d_model"], config: JobConfig
-    ) -> tuple[Float[Tensor, ""], Float[Tensor, ""], bool]:
+    ) -> tuple[Float[Tensor, ""], Float[Tensor, " 2"], bool]:
         """Leave this process's part of the gradient; return the loss, AuxK's, and whether AuxK was active."""
         self.before_step(batch)
         code, dead_after = Code.of(self.model, batch), self.dead_after_tokens
