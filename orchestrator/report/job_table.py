@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from operator import attrgetter
 from typing import NamedTuple
 
-from orchestrator.formatting import NONE, digits, ratio, scientific, share, whole
+from orchestrator.formatting import NONE, count, digits, ratio, scientific, share, whole
 from orchestrator.report.html import Head, Html, element, grid, join, number
 from orchestrator.report.page_data import Contents
 from orchestrator.scaling.plots.job_plots import EPSILON, tokens_to_convergence
@@ -51,11 +51,14 @@ def _names(contents: Contents) -> list[_Column]:
 
 def _measures() -> list[_Column]:
     return [
-        _Column(Head("fvu", help="held out, averaged weights"), lambda row: _ratio(row.fvu)),
+        _Column(Head("fvu", help="held out, the lower of averaged and raw weights'"), lambda row: _ratio(row.fvu)),
         _Column(Head("L0", help="mean active latents per held-out token"), lambda row: number(digits(row.l0), row.l0)),
         _Column(Head("untrained"), lambda row: _ratio(row.untrained_fvu)),
         _Column(Head("L∞ ± se", help="limit of the curve"), _limit),
-        _Column(Head("T(1%)", help="tokens to within 1% of the limit; > where training ended before"), _convergence),
+        _Column(
+            Head("T(1%)", help="tokens to within 1% of the limit, 90% interval; > where training ended before"),
+            _convergence,
+        ),
         _Column(Head("outcome", right=False), outcome),
         _Column(
             Head("dead", help="latents; – where the dead window had not passed"),
@@ -125,7 +128,9 @@ def _limit(row: JobMeasurement) -> str:
 
 def _convergence(row: JobMeasurement) -> str:
     tokens, bound = row.tokens_to_convergence.get(EPSILON), row.tokens_lower_bound.get(EPSILON)
-    return number(tokens_to_convergence(row), bound if tokens is None else tokens)
+    ends = row.tokens_interval.get(EPSILON)
+    interval = f" ({count(ends[0])} to {count(ends[1])})" if ends else ""
+    return number(tokens_to_convergence(row) + interval, bound if tokens is None else tokens)
 
 
 def _duration(seconds: float | None) -> str:

@@ -20,7 +20,7 @@ from orchestrator.results.selectors import sweep_ids
 from orchestrator.results.text_passes import trainable_of
 from orchestrator.scaling.types import JobMeasurement
 
-_Counts = dict[int, dict[float, tuple[float | None, float | None]]]
+_Counts = dict[int, dict[float, m.ConvergenceRow]]
 """By job and epsilon: tokens, and what they are known to exceed."""
 
 
@@ -88,7 +88,7 @@ def _asked(config: dict[str, Any]) -> tuple[str, str]:
 def _counts(session: Session, ids: Select[Any]) -> _Counts:
     found: _Counts = defaultdict(dict)
     for row in session.scalars(select(m.ConvergenceRow).where(m.ConvergenceRow.job_id.in_(ids))):
-        found[row.job_id][row.epsilon] = row.tokens, row.lower_bound
+        found[row.job_id][row.epsilon] = row
     return found
 
 
@@ -129,8 +129,9 @@ def _measured(row: Row[Any], config: dict[str, Any], known: _Tables) -> JobMeasu
         lr=lr_of(row.lr, facts), lr_is_auto=config["optimizer"]["lr"] == "auto", seed=row.seed,
         batch_tokens=config["training"]["batch_tokens"], max_tokens=row.max_tokens, tokens_seen=tokens,
         fvu=_number(last, "fvu"), untrained_fvu=row.untrained_fvu, dead_share=dead_share,
-        l_inf=row.l_inf, l_inf_se=row.l_inf_se, tokens_to_convergence={e: one[0] for e, one in counts.items()},
-        tokens_lower_bound={e: one[1] for e, one in counts.items()},
+        l_inf=row.l_inf, l_inf_se=row.l_inf_se, tokens_to_convergence={e: one.tokens for e, one in counts.items()},
+        tokens_lower_bound={e: one.lower_bound for e, one in counts.items()},
+        tokens_interval={e: (one.low, one.high) for e, one in counts.items() if one.low and one.high},
         wall_seconds=row.wall_seconds if row.wall_seconds is not None else getattr(last, "wall_seconds", None),
         device=facts.get("device", row.device), threads=facts.get("threads"),
         curve=tuple(measured_points(known.curves.get(row.id, ()), window)),

@@ -59,6 +59,8 @@ class JobMeasurement:
     """Of its stop rule."""
     l0: float | None = None
     """Mean active latents per held-out token at the last point."""
+    tokens_interval: dict[float, tuple[float, float]] = field(default_factory=dict)
+    """By epsilon: the 90% interval of the count; no entry where it is censored."""
     trainable_tokens: int | None = None
     """Of one pass over its text; None where no attempt has told, or there is no text."""
 

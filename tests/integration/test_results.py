@@ -89,6 +89,10 @@ def test_a_finished_job(engine: Engine) -> None:
     assert len(results.convergence(engine, 1)) == 4
     at_one_percent = next(c for c in results.convergence(engine, 1) if c.epsilon == 0.01)
     assert (row.tokens_to_convergence, row.tokens_lower_bound) == (at_one_percent.tokens, at_one_percent.lower_bound)
+    (measured,) = results.measured(engine, ["s"])
+    assert measured.tokens_interval == {
+        one.epsilon: (one.low, one.high) for one in results.convergence(engine, 1) if one.tokens is not None
+    }
 
 
 def test_why_a_job_is_not_running(engine: Engine) -> None:

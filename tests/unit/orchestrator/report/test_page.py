@@ -116,6 +116,14 @@ def test_it_asks_the_network_for_nothing(text: str) -> None:
     assert "default-src 'none'" in text
 
 
+def test_a_count_to_convergence_has_its_interval() -> None:
+    first, second = planted.grid()[:2]
+    first = replace(first, tokens_to_convergence={0.01: 81_920.0}, tokens_interval={0.01: (70_000.0, 99_500.0)})
+    words = Page(page_of(contents([first, planted.censored(second, 600_000.0)]))).words
+    assert "81.9k (70.0k to 99.5k)" in words
+    assert ">600k" in words, "a censored one has none"
+
+
 def test_the_numbers_are_there_with_their_jobs(text: str) -> None:
     row = planted.grid()[0]
     page = Page(text)
