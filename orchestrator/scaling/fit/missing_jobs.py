@@ -1,5 +1,6 @@
 """The error of a fit that lacks jobs: what the law needs, what there is, and what is missing."""
 
+import math
 from collections import defaultdict
 from collections.abc import Sequence
 
@@ -82,9 +83,11 @@ def like_the_others(n: int, k: int, rows: Sequence[JobMeasurement]) -> MissingJo
     if short := [row for row in here if row.outcome == "max_tokens"]:
         return _longer(MissingJob(n, k, lr), short)
     ended = [row for row in here if row.state == "succeeded"]
-    too_small = [row.lr for row in ended if row.lr is not None and row.outcome == "not_learning"]
-    if too_small:
-        return MissingJob(n, k, f"{2 * max(too_small):.3g}")
+    idle = [row for row in ended if row.lr is not None and row.outcome == "not_learning"]
+    if idle:
+        too_small = max(row.lr or 0 for row in idle)
+        learns_nearby = not any(row.lr_is_auto for row in idle) if lr == "auto" else float(lr) > 2 * too_small
+        return MissingJob(n, k, lr if learns_nearby else f"{2 * too_small:.3g}")
     too_large = [row.lr for row in ended if row.lr is not None and (row.outcome == "diverged" or row.is_dead)]
     if too_large:
         return MissingJob(n, k, f"{min(too_large) / 2:.3g}")
@@ -156,11 +159,16 @@ def _ladder(sizes: Sequence[int], least: int) -> list[int]:
 
 
 def _rate_to_try(n: int, k: int, rows: Sequence[JobMeasurement]) -> str:
-    """Return the learning rate to try: as it is elsewhere, ∝ 1/√n."""
+    """Return the learning rate to try: the best of those that learn here or else nearby, ∝ 1/√n."""
     told = [row for row in rows if row.lr is not None and row.n_latents]
-    if not told or all(row.lr_is_auto for row in rows):
+    learning = [row for row in told if row.outcome not in ("not_learning", "diverged") and not row.is_dead]
+
+    def order(row: JobMeasurement) -> tuple[bool, bool, int, float]:
+        return row.n_latents != n, row.k != k, -(row.n_latents or 0), math.inf if row.fvu is None else row.fvu
+
+    near = min(learning or told, key=order, default=None)
+    if near is None or near.lr_is_auto:
         return "auto"
-    near = min(told, key=lambda row: (row.n_latents != n, row.k != k, -(row.n_latents or 0)))
     return f"{(near.lr or 0) * ((near.n_latents or n) / n) ** 0.5:.3g}"
 
 

@@ -167,6 +167,17 @@ def test_what_is_missing_with_lr_auto() -> None:
     assert told.value.hint == "Supply them: orch enqueue FILE --name s sae.n_latents=128,256 sae.k=8 optimizer.lr=auto"
 
 
+def test_the_rate_advised_is_the_best_of_those_that_learn() -> None:
+    """A sweep of lr = 1e-6 beside `auto` was told to double the budget of the first."""
+    idle = [measured(n, lr=1e-6, outcome="not_learning", fvu=1.1) for n in (64, 128)]
+    slow, best = (measured(64, lr=lr, outcome="max_tokens", fvu=fvu) for lr, fvu in ((0.01, 0.36), (0.02, 0.33)))
+    message, _ = _advice("ln", [*idle, slow, best])
+    assert "missing: (n=64, k=8, lr=0.02), (n=128, k=8, lr=0.0141)" in message
+    assert "missing: (n=64, k=8, lr=2e-06), (n=128, k=8, lr=2e-06)" in _advice("ln", idle)[0]
+    by_rule = measured(64, lr=0.02, lr_is_auto=True, outcome="max_tokens", fvu=0.33)
+    assert "missing: (n=64, k=8, lr=auto), (n=128, k=8, lr=auto)" in _advice("ln", [*idle, slow, by_rule])[0]
+
+
 def test_jobs_on_their_way_are_waited_for_and_failed_ones_tried_again() -> None:
     rows = [measured(64), measured(128, state="running", outcome=None), measured(256, state="failed", outcome=None)]
     with pytest.raises(FitError) as told:
@@ -250,7 +261,7 @@ def test_what_diverged_or_died_is_tried_more_slowly() -> None:
 def test_what_hardly_learned_is_tried_faster() -> None:
     """It is as high as what diverged, and the hint once halved its rate."""
     rows = [measured(64), measured(128, lr=1e-6, outcome="not_learning", fvu=1.1)]
-    with pytest.raises(FitError, match=r"\(n=128, k=8, lr=2e-06\)"):
+    with pytest.raises(FitError, match=r"\(n=128, k=8, lr=0.00707\)"):
         fit("ln", rows)
     rows = [measured(64, lr=0.04), measured(128, lr=1e-6, outcome="not_learning", fvu=1.1), measured(256, lr=0.01)]
     with pytest.raises(FitError, match=r"\(n=128, k=8, lr=2e-06\)"):
