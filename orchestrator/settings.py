@@ -10,7 +10,9 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal
 
+from orchestrator import bounded_file
 from orchestrator.errors import ConfigError
+from orchestrator.masking import mask
 
 FILE_NAME = "orch.toml"
 Origin = Literal["environment", "file", "default"]
@@ -137,13 +139,6 @@ class Settings:
 NAMES = tuple(field.name for field in fields(Settings))
 
 
-def mask(text: str) -> str:
-    """Hide the passwords of the URLs in a text, also of one that lacks its scheme; return other text as it is."""
-    hidden = re.sub(r"(?<=://)([^:/@?\s]*):.*@", r"\1:***@", text)
-    hidden = re.sub(r"^(?!\w[\w+.-]*://)([^:/@?\s]+):\S*@", r"\1:***@", hidden)
-    return re.sub(r"([?&][\w-]*(?:password|token|secret)=)[^&#]*", r"\1***", hidden, flags=re.IGNORECASE)
-
-
 def load(*, start: Path | None = None, environ: Mapping[str, str] | None = None) -> Settings:
     """Return the settings in force for a folder: environment over the nearest `orch.toml` over defaults."""
     return Settings(**{name: value for name, (value, _) in resolve(start=start, environ=environ).items()})
@@ -258,7 +253,9 @@ def nearest_file(folder: Path) -> Path | None:
 
 def _read(file: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(file.read_text(encoding="utf-8"))
+        return tomllib.loads(bounded_file.read_text(file, what="settings"))
+    except ConfigError:
+        raise
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise ConfigError(f"{file}: {error}", hint="Correct the file, or make a new one with: orch init") from None
 

@@ -15,7 +15,7 @@ from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.functions import FunctionElement
 
 from orchestrator.errors import ConfigError, StorageError
-from orchestrator.settings import mask
+from orchestrator.masking import mask
 
 _KEEPALIVE = {"keepalives_idle": 10, "keepalives_interval": 5, "keepalives_count": 3, "tcp_user_timeout": 20_000}
 """A connection to a server that vanished fails after about 25 s; the last value is in milliseconds."""

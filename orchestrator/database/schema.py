@@ -13,7 +13,8 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from orchestrator.database.engine import connect, explained
 from orchestrator.errors import StorageError
-from orchestrator.settings import Settings, mask
+from orchestrator.masking import mask
+from orchestrator.settings import Settings
 
 HEAD = "0009"
 """The newest migration; a test compares it with the folder, so that opening need not load Alembic."""

@@ -15,7 +15,8 @@ from urllib.parse import unquote, urlsplit
 from orchestrator.diagnosis.finding import Finding
 from orchestrator.errors import OrchError
 from orchestrator.formatting import duration, named
-from orchestrator.settings import Settings, mask
+from orchestrator.masking import mask
+from orchestrator.settings import Settings
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import NamedTuple
 
+from orchestrator.bounded_file import read_text
 from orchestrator.config import synthetic
 from orchestrator.config.activation_functions import ACTIVATIONS, reconstruction_sizes
 from orchestrator.config.job import SHIPPED_SUBJECT, JobConfig, SaeConfig, SubjectConfig
@@ -90,7 +91,7 @@ def known_width(model: str) -> int | None:
         return synthetic.parse(model).d_model
     folder = SHIPPED_FOLDER if model == SHIPPED_SUBJECT else Path(model)
     try:
-        found = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        found = json.loads(read_text(folder / "config.json", what="a model's config"))
     except (OSError, ValueError, RecursionError):
         return None
     found = found if isinstance(found, dict) else {}

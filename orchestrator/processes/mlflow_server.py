@@ -11,8 +11,9 @@ from types import TracebackType
 from typing import Self
 
 from orchestrator.errors import ConfigError, NotFound, OrchError, StorageError
+from orchestrator.masking import mask
 from orchestrator.processes.python_process import python_command
-from orchestrator.settings import Settings, mask
+from orchestrator.settings import Settings
 
 HOST = "127.0.0.1"
 STORES = ("sqlite:", "postgresql:", "postgresql+", "mysql:", "mysql+", "mssql:", "mssql+")

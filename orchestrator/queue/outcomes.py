@@ -8,6 +8,7 @@ from sqlalchemy.orm import Session
 from orchestrator.database.engine import db_now, transaction
 from orchestrator.database.models import Attempt, ConvergenceRow, Job, ResultRow, SweepRow
 from orchestrator.job_states import State
+from orchestrator.masking import mask
 from orchestrator.queue.analysis import Analysis, analyse
 from orchestrator.queue.fencing import MAX_PREEMPTIONS, backoff, close_attempt, log_event, lost, move
 from orchestrator.queue.types import Lease, Result
@@ -88,8 +89,8 @@ def release(engine: Engine, lease: Lease, *, outcome: str = "preempted", reason:
 
 
 def _storable(text: str) -> str:
-    """Replace what a database refuses in a text: the last output of a crashed process may hold any bytes."""
-    return text.encode(errors="replace").decode().replace("\0", "?")
+    """Mask a text, and replace what a database refuses: the last output of a crashed process may hold any bytes."""
+    return mask(text).encode(errors="replace").decode().replace("\0", "?")
 
 
 def _landing(desired: str, otherwise: State) -> State:

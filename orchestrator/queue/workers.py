@@ -5,7 +5,7 @@ from typing import Literal, cast
 
 from sqlalchemy import ColumnElement, Delete, Engine, delete, func, insert, or_, select, update
 
-from orchestrator.database.engine import db_now, transaction
+from orchestrator.database.engine import db_now, reading, transaction
 from orchestrator.database.models import Event, WorkerRow
 from orchestrator.queue.types import Worker
 
@@ -43,6 +43,17 @@ def report(
             data = {"seconds": round(row.elapsed - elapsed, 1), "worker": worker.name}
             session.execute(insert(Event).values(at=now, kind="clock_stepped", data=data))
     return cast(Desired, row.desired)
+
+
+def count_on(engine: Engine, host: str) -> int:
+    """Return how many workers of a host have neither ended nor fallen silent.
+
+    Raises:
+        StorageError: the database did not answer.
+    """
+    living = select(func.count()).where(WorkerRow.host == host, WorkerRow.ended_at.is_(None), ~is_lost())
+    with reading(engine) as session:
+        return session.scalar(living.select_from(WorkerRow)) or 0
 
 
 def sign_off(engine: Engine, token: str) -> None:

@@ -13,6 +13,7 @@ from queue import Empty, SimpleQueue
 from sqlalchemy import Engine
 
 from orchestrator import queue
+from orchestrator.cores import usable_cores
 from orchestrator.errors import StorageError
 from orchestrator.estimates import memory
 from orchestrator.queue import workers
@@ -36,13 +37,14 @@ class Supervisor:
         engine: Engine,
         *,
         worker: queue.Worker,
-        threads: int,
+        threads: int | None,
         say: Callable[[str], None],
         changed: Callable[[int], None] = lambda _: None,
     ) -> None:
-        """Prepare; nothing is claimed yet."""
+        """Prepare; nothing is claimed yet. `threads`: of a trainer; None: its part of the cores."""
         self._settings, self._engine, self._worker, self._say = settings, engine, worker, say
-        self._context = SupervisorContext(engine, settings, worker.device, threads, say, changed, self._tick)
+        self._threads = threads
+        self._context = SupervisorContext(engine, settings, worker.device, threads or 1, say, changed, self._tick)
         # SimpleQueue.put may be called from a signal handler; the locks of threading.Event may not.
         self._wake_ups: SimpleQueue[None] = SimpleQueue()
         self._idle = threading.Event()
@@ -138,6 +140,7 @@ class Supervisor:
 
     def _work(self, leader: queue.Claim) -> None:
         claims, group = [leader], None
+        self._context = self._context._replace(threads=self._threads or self._part_of_cores())
         try:
             self._gather(leader, claims)
             group = TrainerGroup(claims, self._context)
@@ -146,6 +149,12 @@ class Supervisor:
             jobs = ", ".join(str(claim.lease.job_id) for claim in claims)
             self._say(LogLine(f"job {jobs}: an error in the supervisor:\n{traceback.format_exc()}", level="error"))
             (group or TrainerGroup(claims, self._context)).give_up(f"{type(error).__name__}: {error}")
+
+    def _part_of_cores(self) -> int:
+        here = 1
+        with suppress(StorageError):
+            here = max(here, workers.count_on(self._engine, self._worker.host))
+        return max(1, usable_cores() // here)
 
     def _tick(self) -> int:
         """Do the housekeeping that is due; return how often this worker was told to stop."""

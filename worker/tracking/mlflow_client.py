@@ -1,4 +1,7 @@
-"""MLflow's experiments and runs: found by id or tags, else made; filled in batches. Written, hardly read."""
+"""MLflow's experiments and runs: found by id or tags, else made; filled in batches. Written, hardly read.
+
+All texts that go to MLflow pass through here, without secrets and control characters.
+"""
 
 import fcntl
 import logging
@@ -13,6 +16,7 @@ from urllib.parse import quote, urlsplit
 from urllib.request import getproxies
 
 from orchestrator.database.schema import make_folder
+from orchestrator.masking import clean
 from orchestrator.settings import Settings
 
 ENTITIES_PER_CALL = 90
@@ -61,6 +65,7 @@ class MlflowClient:
         """Return the id of the experiment of that name; it is made if it is not there."""
         if known is not None and known in self._seen:
             return known
+        name = clean(name, lines=False)
         found = self._client.get_experiment_by_name(name)
         if found is not None and found.lifecycle_stage != "active":
             name = f"{name} ({number})"  # MLflow keeps the name of a deleted experiment
@@ -84,8 +89,8 @@ class MlflowClient:
 
     def create(self, experiment: str, name: str, *, tags: Mapping[str, object], at: float) -> str:
         """Make a run."""
-        texts = {key: str(value) for key, value in tags.items()}
-        run = self._client.create_run(experiment, start_time=int(at * 1000), tags=texts, run_name=name)
+        texts = {clean(key): clean(str(value)) for key, value in tags.items()}
+        run = self._client.create_run(experiment, start_time=int(at * 1000), tags=texts, run_name=clean(name))
         self._seen.add(str(run.info.run_id))
         return str(run.info.run_id)
 
@@ -93,7 +98,7 @@ class MlflowClient:
         """Write params; the same ones twice are one."""
         from mlflow.entities import Param
 
-        params = [Param(name, str(value)[:PARAM_LENGTH]) for name, value in values.items()]
+        params = [Param(clean(name), clean(str(value))[:PARAM_LENGTH]) for name, value in values.items()]
         for start in range(0, len(params), ENTITIES_PER_CALL):
             self._client.log_batch(run, params=params[start : start + ENTITIES_PER_CALL])
 
@@ -115,7 +120,7 @@ class MlflowClient:
 
     def tag(self, run: str, name: str, value: str) -> None:
         """Write a tag; the same one twice is one."""
-        self._client.set_tag(run, name, value)
+        self._client.set_tag(run, name, clean(value))
 
     def is_finished(self, run: str) -> bool:
         """Say whether a run has been closed as a good one."""

@@ -10,7 +10,8 @@ from sqlalchemy import Engine, select
 from orchestrator.database.engine import reading
 from orchestrator.database.models import Job, SweepRow
 from orchestrator.errors import NotFound
-from orchestrator.settings import Settings, mask
+from orchestrator.masking import mask
+from orchestrator.settings import Settings
 from worker.tracking.fit_runs import project_fits
 from worker.tracking.job_runs import Projection
 

@@ -10,15 +10,18 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
+from orchestrator import bounded_file
 from orchestrator.checkpoint_ref import CheckpointRef
 from orchestrator.config.job import JobConfig
 from orchestrator.config.validation import from_stored
 from orchestrator.errors import CheckpointError, StorageError
+from orchestrator.masking import mask_all
 from worker import checked_folder
 from worker.formats.tensor_file import write_tensors
 from worker.sae.train_state import TrainState
 
 _CONFIG, _STATE, _TRAINER = "config.json", "state.safetensors", "trainer.json"
+_MOST_OF_A_CURVE = 512 * bounded_file.MB
 _log = logging.getLogger(__name__)
 
 
@@ -34,9 +37,9 @@ def save(folder: Path, state: TrainState, config: JobConfig, *, facts: Mapping[s
 
     def fill(partial: Path) -> None:
         write_tensors(partial / _STATE, state.tensors())
-        values = {"values": state.values(), "facts": dict(facts)}
+        values = {"values": state.values(), "facts": mask_all(facts)}
         checked_folder.write_text(partial / _TRAINER, json.dumps(values))
-        checked_folder.write_text(partial / _CONFIG, config.canonical_json())
+        checked_folder.write_text(partial / _CONFIG, json.dumps(_masked(config)))
 
     sha256 = _readable_sha256(target, config) or checked_folder.write_folder(target, fill)
     return CheckpointRef(str(target.absolute()), state.tokens_seen, sha256)
@@ -53,7 +56,7 @@ def load(uri: str, config: JobConfig, *, sha256: str | None = None, device: torc
     if sha256 not in (None, found):
         raise CheckpointError(f"the checkpoint {folder} is not the one that was recorded (sha256 {found})")
     try:
-        values = json.loads((folder / _TRAINER).read_text())["values"]
+        values = _trainer(folder)["values"]
         return TrainState.restored(config, load_file(folder / _STATE), values, device=device)
     except torch.OutOfMemoryError:
         raise
@@ -63,7 +66,7 @@ def load(uri: str, config: JobConfig, *, sha256: str | None = None, device: torc
 
 def facts_of(uri: str) -> dict[str, Any]:
     """Return the facts that were kept beside a checkpoint."""
-    found: dict[str, Any] = json.loads((Path(uri) / _TRAINER).read_text())["facts"]
+    found: dict[str, Any] = _trainer(Path(uri))["facts"]
     return found
 
 
@@ -103,10 +106,21 @@ def _verify(folder: Path, config: JobConfig) -> str:
     """Check a checkpoint's files and its config; return the sha256 of its manifest."""
     sha256 = checked_folder.verify(folder)
     try:
-        values = json.loads((folder / _CONFIG).read_text())
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        values = json.loads(bounded_file.read_text(folder / _CONFIG, what="a config"))
+    except (OSError, ValueError) as error:
         raise checked_folder.unreadable(folder, error) from error
     # Parsed, not compared as text: a field that a later version adds has its default here.
-    if from_stored(values) != config:
+    if _masked(from_stored(values)) != _masked(config):
         raise CheckpointError(f"the checkpoint {folder} is of another config")
     return sha256
+
+
+def _trainer(folder: Path) -> dict[str, Any]:
+    """Return what is kept beside the tensors: the curve, counters, and the facts of the attempt."""
+    found: dict[str, Any] = json.loads(bounded_file.read_text(folder / _TRAINER, what="a curve", most=_MOST_OF_A_CURVE))
+    return found
+
+
+def _masked(config: JobConfig) -> Any:
+    """Return a config as it is kept beside its weights: a copy of the folder tells nobody a password."""
+    return mask_all(json.loads(config.canonical_json()))

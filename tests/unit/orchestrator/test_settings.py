@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from orchestrator.errors import ConfigError
-from orchestrator.settings import Settings, load, mask, resolve
+from orchestrator.masking import mask
+from orchestrator.settings import Settings, load, resolve
 
 
 def write(folder: Path, text: str) -> Path:
