@@ -14,7 +14,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.cores import usable_cores
-from orchestrator.errors import OrchError, StorageError
+from orchestrator.errors import MachineError, OrchError, StorageError
 from orchestrator.masking import mask
 from orchestrator.settings import Settings, load
 from worker import log_stream
@@ -80,6 +80,7 @@ def _flags_for_each(arguments: Sequence[str] | None) -> list[str]:
 def _work(settings: Settings, asked: argparse.Namespace) -> int:
     """Run one worker in this process."""
     from orchestrator.database.schema import make_folder, open_database
+    from orchestrator.diagnosis.checks import check_for_worker
     from worker.devices import check
     from worker.supervisor import gpu_lock
     from worker.supervisor.fleet import end_with_fleet
@@ -93,6 +94,8 @@ def _work(settings: Settings, asked: argparse.Namespace) -> int:
     settings = _with_jobs_per_trainer(settings, asked.jobs, device)
     make_folder(settings.home)
     engine = open_database(settings)
+    if (found := check_for_worker(settings)) is not None:
+        raise MachineError(f"{found.name}: {found.text}", hint=f"{found.hint} No job is claimed here before.".lstrip())
     me = this_worker(asked.name, pid=os.getpid(), device=device)
     say = WorkerLog(asked.label, worker=me.name, form=settings.log_format)
     Libraries(say).install()

@@ -260,6 +260,8 @@ class WorkerRow(Table):
     desired: Mapped[str]
     """run, drain or stop: the state asked for."""
     ended_at: Mapped[float | None]
+    unwell: Mapped[str | None]
+    """What is wrong with its machine, while it claims nothing for that; NULL: nothing."""
 
 
 class QueuePause(Table):

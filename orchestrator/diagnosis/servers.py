@@ -88,9 +88,16 @@ def check_workers(settings: Settings) -> Finding:
     if not _is_current(settings):
         return _unknown("workers")
     with _opened(settings) as engine:
-        found = [worker.state for worker in results.registered_workers(engine)]
+        registered = results.registered_workers(engine)
+        found = [worker.state for worker in registered]
+        ill = [worker for worker in registered if worker.state == "unwell"]
         waiting = results.counts(engine)["queued"]
     there = ", ".join(f"{found.count(state)} {state}" for state in dict.fromkeys(found)) or "none"
+    if ill:
+        text = "; ".join(f"{worker.name} on {worker.host}: {worker.unwell}" for worker in ill)
+        return Finding(
+            "WARN", "workers", f"{there}; {text}", "It claims nothing until that is over, and looks again by itself."
+        )
     if "lost" in found:
         hint = "Killed, or cut off from the database; their jobs go on elsewhere. Who: orch worker list"
         return Finding("WARN", "workers", there, f"{hint}. To forget them: orch gc --older-than 0s")

@@ -3,7 +3,7 @@
 Its statements are built once: to build one anew takes five times as long as to send it.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from functools import cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -28,16 +28,18 @@ _MOST_PASSED_OVER = 32
 """After so many companions that do not fit, no further one is tried."""
 
 
-def claim(engine: Engine, worker: Worker, *, token: str, lease_seconds: float) -> Claim | None:
+def claim(
+    engine: Engine, worker: Worker, *, token: str, lease_seconds: float, without: Collection[int] = ()
+) -> Claim | None:
     """Take the next job that may run, or None when there is none.
 
     The token is made by the caller before the call. When the answer of a commit was lost, calling again with the same
-    token adopts the claim that was made.
+    token adopts the claim that was made. Jobs of `without` are left to others.
 
     Raises:
         StorageError: the database did not answer; call again with the same token.
     """
-    return _claim(engine, worker, token, lease_seconds, _Choice(_first()))
+    return _claim(engine, worker, token, lease_seconds, _Choice(_first(), without=without))
 
 
 def claim_companion(
@@ -47,6 +49,7 @@ def claim_companion(
     leader: Claim,
     token: str,
     lease_seconds: float,
+    without: Collection[int] = (),
     fits: Callable[["JobConfig"], bool] = lambda _: True,
 ) -> Claim | None:
     """Take the next job that may run in the trainer of `leader`, or None; tokens as in `claim`.
@@ -58,7 +61,7 @@ def claim_companion(
         StorageError: the database did not answer; call again with the same token.
     """
     place = {"its_stream": leader.stream_key, "its_cursor": leader.cursor}
-    return _claim(engine, worker, token, lease_seconds, _Choice(_first_companion(), place, fits))
+    return _claim(engine, worker, token, lease_seconds, _Choice(_first_companion(), place, fits, without))
 
 
 class _Choice(NamedTuple):
@@ -68,6 +71,8 @@ class _Choice(NamedTuple):
     values: Mapping[str, Any] = {}
     """The query's parameters."""
     fits: Callable[["JobConfig"], bool] | None = None
+    without: Collection[int] = ()
+    """Jobs that are not to be claimed."""
 
 
 class _Taken(NamedTuple):
@@ -151,7 +156,7 @@ def _pick(session: Session, choice: _Choice) -> Row[Any] | None:
     enter(session)
     full: list[int] = []
     passed: list[int] = []
-    query = choice.query
+    query = choice.query.where(Job.id.not_in(choice.without)) if choice.without else choice.query
     while len(passed) < _MOST_PASSED_OVER:
         job = session.execute(query, choice.values).one_or_none()
         if job is None:
@@ -162,7 +167,7 @@ def _pick(session: Session, choice: _Choice) -> Row[Any] | None:
             return job
         else:
             passed.append(job.id)
-        query = choice.query.where(Job.sweep_id.not_in(full), Job.id.not_in(passed))
+        query = choice.query.where(Job.sweep_id.not_in(full), Job.id.not_in([*choice.without, *passed]))
     return None
 
 

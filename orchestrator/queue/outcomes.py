@@ -88,6 +88,21 @@ def release(engine: Engine, lease: Lease, *, outcome: str = "preempted", reason:
     return state
 
 
+def hand_back(engine: Engine, lease: Lease, *, error: str) -> State:
+    """Hand a job back that its machine could not serve: it spends nothing and is queued at once. Return its state.
+
+    Raises:
+        LeaseLost: this worker has been given up.
+    """
+    with transaction(engine) as session:
+        if close_attempt(session, lease, outcome="machine", exit_code=None, error=_storable(error)) is None:
+            return _state_after(session, lease, "machine")
+        state = _landing(_budget(session, lease)[0], "queued")
+        move(session, lease, state, reason=_storable(error).partition("\n")[0], not_before=db_now())
+        log_event(session, state, lease, outcome="machine")
+    return state
+
+
 def _storable(text: str) -> str:
     """Mask a text, and replace what a database refuses: the last output of a crashed process may hold any bytes."""
     return mask(text).encode(errors="replace").decode().replace("\0", "?")

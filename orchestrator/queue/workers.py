@@ -18,12 +18,14 @@ STEP_SECONDS = 30.0
 
 
 def report(
-    engine: Engine, worker: Worker, *, token: str, version: str, every_seconds: float, elapsed: float | None = None
-) -> Desired:
+    engine: Engine, worker: Worker, *, token: str, version: str, every_seconds: float, elapsed: float | None = None,
+    unwell: str | None = None,
+) -> Desired:  # fmt: skip
     """Report that a worker lives, and return its desired state; the first report registers it.
 
-    `token` identifies this process, and `every_seconds` is the time to its next report. `elapsed` is the time since its
-    last one by a monotonic clock: where the database's clock differs, an event `clock_stepped` is logged.
+    `token` identifies this process, `unwell` says why it claims nothing at the moment, and `every_seconds` is the time
+    to its next report. `elapsed` is the time since its last one by a monotonic clock: where the database's clock
+    differs, an event `clock_stepped` is logged.
 
     Raises:
         StorageError: the database did not answer; the worker goes on as it was.
@@ -35,10 +37,10 @@ def report(
         if row is None:
             session.execute(_old(WEEK_SECONDS))
             times = {"started_at": now, "seen_at": now, "every_seconds": every_seconds}
-            values = {"token": token, "version": version, "desired": "run"}
+            values = {"token": token, "version": version, "desired": "run", "unwell": unwell}
             session.execute(insert(WorkerRow).values(**values, **vars(worker), **times))
             return "run"
-        session.execute(update(WorkerRow).where(WorkerRow.token == token).values(seen_at=now))
+        session.execute(update(WorkerRow).where(WorkerRow.token == token).values(seen_at=now, unwell=unwell))
         if elapsed is not None and abs(row.elapsed - elapsed) > STEP_SECONDS:
             data = {"seconds": round(row.elapsed - elapsed, 1), "worker": worker.name}
             session.execute(insert(Event).values(at=now, kind="clock_stepped", data=data))

@@ -11,10 +11,10 @@ from orchestrator.job_states import STATES
 from orchestrator.results.rows import QueueStats, SweepRow, WorkerRow
 
 HOUR = 3600.0
-KINDS = ("results", "failures", "preemptions", "lost", "other")
+KINDS = ("results", "failures", "preemptions", "lost", "machine", "other")
 _KIND_OF = {
     "converged": "results", "max_tokens": "results", "not_learning": "results", "diverged": "results",
-    "preempted": "preemptions", "lost": "lost", "paused": "other", "cancelled": "other",
+    "preempted": "preemptions", "lost": "lost", "machine": "machine", "paused": "other", "cancelled": "other",
 }  # fmt: skip
 """Every other outcome of an attempt is a failure."""
 

@@ -13,6 +13,7 @@ from orchestrator.checkpoint_ref import CheckpointRef
 from orchestrator.database.engine import reading
 from orchestrator.database.models import Attempt as AttemptRow
 from orchestrator.database.models import Job
+from orchestrator.errors import CheckpointsElsewhere, is_of_machine
 from orchestrator.settings import Settings
 from worker.protocol import (
     Alive,
@@ -26,6 +27,7 @@ from worker.protocol import (
     Started,
     describe,
 )
+from worker.supervisor.health import Health
 from worker.supervisor.lease import HeldLease, Status, Write
 from worker.supervisor.log import LogLine
 from worker.supervisor.trainer_process import Ending, meaning
@@ -52,6 +54,7 @@ class SupervisorContext(NamedTuple):
     """Called with the id of a job whose rows have changed."""
     tick: Callable[[], int]
     """Does the supervisor's housekeeping where it is due; returns how often this worker was told to stop."""
+    health: Health
 
 
 class AttemptOutcome:
@@ -71,6 +74,7 @@ class AttemptOutcome:
             queue.finish(engine, lease, result)
             self._say(f"{ended.outcome} after {ended.tokens_seen:,} tokens")
 
+        self._context.health.served(self._lease.lease.job_id)
         self._write(finish)
 
     def release(self, outcome: str) -> None:
@@ -82,7 +86,10 @@ class AttemptOutcome:
         self._write(release)
 
     def fail(self, ending: Ending, *, exit_code: int | None, hint: str = "") -> None:
-        """Store a failure; the queue decides whether there is another attempt."""
+        """Store a failure; the queue decides whether there is another attempt. The machine's are handed back."""
+        if ending.outcome == "machine":
+            self._hand_back(ending.text, hint)
+            return
 
         def fail(engine: Engine, lease: queue.Lease) -> None:
             is_second = exit_code == Exit.OUT_OF_MEMORY and _ran_out_before(engine, lease.job_id)
@@ -104,6 +111,13 @@ class AttemptOutcome:
         ending = meaning(code)
         text = failure.message if failure else f"{ending.text}\n{_tail(log)}".strip()
         self.fail(ending._replace(text=text), exit_code=code, hint=failure.hint if failure else "")
+
+    def _hand_back(self, error: str, hint: str) -> None:
+        def hand_back(engine: Engine, lease: queue.Lease) -> None:
+            state = queue.hand_back(engine, lease, error=f"{error}\n{hint}".strip())
+            self._say(LogLine(f"not the job's fault, now {state} for others: {error}", level="warning"))
+
+        self._write(hand_back)
 
     def wait(self) -> None:
         """Wait until the outcome is stored, through an outage too, but not for ever once the worker is told to stop."""
@@ -183,8 +197,14 @@ class Attempt:
                 self.outcome.finish(message)
             case Left():
                 self.release()
-            case Failure(_, text, hint, code):
+            case Failure(kind, text, hint, code):
+                self._note_fault(kind, text, code)
                 self.outcome.fail(meaning(code)._replace(text=text), exit_code=code, hint=hint)
+        if isinstance(message, Started) and message.tokens_seen < self._claim.cursor:
+            lost, start = self._claim.cursor, message.tokens_seen
+            self.say(
+                LogLine(f"its checkpoint at {lost:,} tokens cannot be read: it goes on from {start:,}", level="error")
+            )
         if isinstance(message, Started | CurvePointMessage):
             self.say(describe(message))
             self._context.changed(self.job_id)
@@ -208,14 +228,18 @@ class Attempt:
             elif self.stop is not None or code == Exit.YIELDED:
                 self.release()
             else:
+                if failure:
+                    self._note_fault(failure.kind, failure.message, code)
                 self.outcome.fail_by_exit(code, failure, log)
         self.outcome.wait()
 
-    def give_up(self, error: str, *, wait: bool = True) -> None:
+    def give_up(self, error: Exception, *, wait: bool = True) -> None:
         """Close the attempt after an error of the supervisor itself; an outcome that waits to be stored stands."""
         if not self.outcome.is_decided or self.lease.is_written:
             self.lease.forget()
-            self.outcome.fail(Ending("failed", error, True), exit_code=None)
+            text, code = f"{type(error).__name__}: {error}", Exit.MACHINE if is_of_machine(error) else Exit.INTERNAL
+            self._note_fault(type(error).__name__, text, code)
+            self.outcome.fail(meaning(code)._replace(text=text), exit_code=None)
         if wait:
             self.outcome.wait()
 
@@ -224,6 +248,11 @@ class Attempt:
         lease, level = self._claim.lease, LogLine.of(text).level
         about: dict[str, int | str] = {"job": lease.job_id, "attempt": lease.attempt, "token": lease.token[:8]}
         self._context.say(LogLine(text, prefix=f"{self._name}: ", level=level, **about))
+
+    def _note_fault(self, kind: str, text: str, code: int) -> None:
+        if code == Exit.MACHINE:
+            alone = kind == CheckpointsElsewhere.__name__
+            self._context.health.fault(self.job_id, text, is_of_job_alone=alone)
 
     def _store_pointer(self, engine: Engine, lease: queue.Lease, ref: CheckpointRef) -> None:
         """Store the pointer; only then are the checkpoints before the last one stored deleted."""

@@ -37,6 +37,7 @@ class Housekeeping:
         self._report_every = max(settings.reconcile_seconds, LEAST_REPORT_SECONDS)
         self._report_at, self._reported_at = 0.0, -math.inf
         self._desired: workers.Desired = "run"
+        self._unwell: str | None = None
         self._is_away = False
         self._due_at = self._release_at = 0.0
         self._called_at = -math.inf
@@ -52,6 +53,12 @@ class Housekeeping:
             self._due_at = now + self._settings.reconcile_seconds
             self._run()
         return self._desired
+
+    def tell(self, *, unwell: str | None) -> None:
+        """Report at once where what is wrong with this machine has changed."""
+        if unwell != self._unwell:
+            self._unwell, self._report_at = unwell, 0.0
+            self._run()
 
     def note_outage(self, error: StorageError) -> None:
         """Log that the database does not answer, once."""
@@ -90,6 +97,6 @@ class Housekeeping:
         now = time.monotonic()
         self._desired = workers.report(
             self._engine, self._worker, token=self._token, version=self._version, every_seconds=self._report_every,
-            elapsed=now - self._reported_at if math.isfinite(self._reported_at) else None,
+            elapsed=now - self._reported_at if math.isfinite(self._reported_at) else None, unwell=self._unwell,
         )  # fmt: skip
         self._reported_at, self._report_at = now, time.monotonic() + self._report_every

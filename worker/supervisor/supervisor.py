@@ -19,6 +19,7 @@ from orchestrator.estimates import memory
 from orchestrator.queue import workers
 from orchestrator.settings import Settings
 from worker.supervisor.attempt import SupervisorContext
+from worker.supervisor.health import Health
 from worker.supervisor.housekeeping import Housekeeping
 from worker.supervisor.log import LogLine
 from worker.supervisor.trainer_group import TrainerGroup
@@ -44,7 +45,10 @@ class Supervisor:
         """Prepare; nothing is claimed yet. `threads`: of a trainer; None: its part of the cores."""
         self._settings, self._engine, self._worker, self._say = settings, engine, worker, say
         self._threads = threads
-        self._context = SupervisorContext(engine, settings, worker.device, threads or 1, say, changed, self._tick)
+        self._health = Health(settings, say=say)
+        self._context = SupervisorContext(
+            engine, settings, worker.device, threads or 1, say, changed, self._tick, self._health
+        )
         # SimpleQueue.put may be called from a signal handler; the locks of threading.Event may not.
         self._wake_ups: SimpleQueue[None] = SimpleQueue()
         self._idle = threading.Event()
@@ -76,7 +80,9 @@ class Supervisor:
         """Claim and train until nothing can be claimed."""
         while not self._is_leaving:
             self._tick()
-            leader = None if self._is_leaving else self._claim(queue.claim)
+            may_claim = not self._is_leaving and self._health.may_claim()
+            self._housekeeping.tell(unwell=self._health.reason)
+            leader = self._claim(queue.claim) if may_claim else None
             if leader is None:
                 return
             self._work(leader)
@@ -113,7 +119,10 @@ class Supervisor:
 
     def _claim(self, verb: Callable[..., queue.Claim | None], *, tries: int = 1) -> queue.Claim | None:
         try:
-            claim = verb(self._engine, self._worker, token=self._token, lease_seconds=self._settings.lease_seconds)
+            claim = verb(
+                self._engine, self._worker, token=self._token, lease_seconds=self._settings.lease_seconds,
+                without=self._health.refused,
+            )  # fmt: skip
         except StorageError as error:
             # The next call has the same token: it adopts a claim whose answer was lost.
             self._housekeeping.note_outage(error)
@@ -148,7 +157,7 @@ class Supervisor:
         except Exception as error:  # noqa: BLE001 - an error with some jobs must not end the worker
             jobs = ", ".join(str(claim.lease.job_id) for claim in claims)
             self._say(LogLine(f"job {jobs}: an error in the supervisor:\n{traceback.format_exc()}", level="error"))
-            (group or TrainerGroup(claims, self._context)).give_up(f"{type(error).__name__}: {error}")
+            (group or TrainerGroup(claims, self._context)).give_up(error)
 
     def _part_of_cores(self) -> int:
         here = 1

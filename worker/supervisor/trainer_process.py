@@ -43,12 +43,11 @@ class TrainerProcess:
 
     def __init__(self, order: Order, *, log: Path, command: Sequence[str] | None = None) -> None:
         """Start the trainer and hand it its order; what it prints goes to `log`."""
-        log.parent.mkdir(parents=True, exist_ok=True)
         self.log = log
         self.oom_killed = False
         self._oom_kills = oom_kills()
         self._messages: SimpleQueue[Said | None] = SimpleQueue()
-        with log.open("ab") as errors:
+        with _opened(log) as errors:
             self._child = subprocess.Popen(
                 command or COMMAND, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors,
                 start_new_session=True, env=_environment(order),
@@ -131,6 +130,15 @@ class TrainerProcess:
         self._messages.put(None)
 
 
+def _opened(log: Path) -> IO[bytes]:
+    """Open a log to append to it; where that cannot be, what would go there is lost, and nothing else."""
+    try:
+        log.parent.mkdir(parents=True, exist_ok=True)
+        return log.open("ab")
+    except OSError:
+        return Path(os.devnull).open("ab")
+
+
 def meaning(code: int) -> Ending:
     """Return what an exit status means for the job, when no result came with it."""
     if code < 0:
@@ -140,6 +148,8 @@ def meaning(code: int) -> Ending:
     match code:
         case Exit.YIELDED:
             return Ending("preempted", "the trainer wrote a checkpoint and yielded", True)
+        case Exit.MACHINE:
+            return Ending("machine", "the machine could not do its work", True)
         case Exit.BAD_CONFIG:
             return Ending("bad_config", "the config cannot be trained", False)
         case Exit.OUT_OF_MEMORY:

@@ -14,7 +14,7 @@ from orchestrator import bounded_file
 from orchestrator.checkpoint_ref import CheckpointRef
 from orchestrator.config.job import JobConfig
 from orchestrator.config.validation import from_stored
-from orchestrator.errors import CheckpointError, StorageError
+from orchestrator.errors import CheckpointError, CheckpointsElsewhere
 from orchestrator.masking import mask_all
 from worker import checked_folder
 from worker.formats.tensor_file import write_tensors
@@ -71,25 +71,37 @@ def facts_of(uri: str) -> dict[str, Any]:
 
 
 def newest_readable(
-    refs: Iterable[tuple[str, str | None]], config: JobConfig, *, device: torch.device | str = "cpu"
+    uris: Iterable[str], config: JobConfig, *, folder: Path, device: torch.device | str = "cpu"
 ) -> tuple[str, TrainState] | None:
-    """Return the first of (uri, sha256), newest first, that can be read, with its uri; None if none can.
+    """Return the newest checkpoint of a job that can be read, with its uri; None if none can.
+
+    `uris` are those that were recorded; every other one in `folder`, the job's, counts as well where its manifest and
+    config prove it: a database that was brought back from a copy knows none of the later ones. One outside is not read.
 
     Raises:
-        StorageError: not even their folders are there: the disk is away, and starting over would lose the work.
+        CheckpointsElsewhere: of those recorded not even a folder is there: starting over would lose the work.
     """
-    found = [*refs]
-    if found and not any(Path(uri).parent.exists() for uri, _ in found):
-        raise StorageError(
-            f"none of {len(found)} checkpoints is there, nor the folder of any, such as {Path(found[0][0]).parent}",
-            hint="Is the folder of artifacts (ORCH_ARTIFACTS) mounted, and shared by every worker under this path?",
+    recorded = [Path(uri) for uri in uris]
+    found = {path for path in folder.glob("*/*") if path.name.isdecimal() and path.parent.name.isdecimal()}
+    inside = {path for path in found.union(recorded) if path.resolve().is_relative_to(folder.resolve())}
+    if recorded and not any(path.parent.exists() for path in inside):
+        raise CheckpointsElsewhere(
+            f"none of {len(recorded)} checkpoints is there, nor the folder of any, such as {recorded[0].parent}",
+            hint="Is the folder of artifacts (ORCH_ARTIFACTS, else ORCH_HOME) mounted, and shared by every worker "
+            "under the path it had when this job began?",
         )
-    for uri, sha256 in found:
+    for path in sorted(inside, key=_age, reverse=True):
         try:
-            return uri, load(uri, config, sha256=sha256, device=device)
+            return str(path), load(str(path), config, device=device)
         except CheckpointError as error:
             _log.warning("passed over a checkpoint: %s", error.message)
     return None
+
+
+def _age(path: Path) -> tuple[int, int]:
+    """Return the tokens of a checkpoint and its attempt."""
+    tokens, attempt = path.name, path.parent.name
+    return int(tokens) if tokens.isdecimal() else 0, int(attempt) if attempt.isdecimal() else 0
 
 
 def _readable_sha256(folder: Path, config: JobConfig) -> str | None:

@@ -85,7 +85,7 @@ def show_workers(*, ended: bool, output: str | None) -> None:
         for row in rows:
             terminal.echo(row.name)
     elif rows:
-        for line in table(rows, worker_columns(), width=terminal.width()):
+        for line in table(rows, worker_columns(any_unwell=any(row.unwell for row in rows)), width=terminal.width()):
             terminal.echo(line)
     else:
         terminal.note("There is no worker. Start one with: orch worker")

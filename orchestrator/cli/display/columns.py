@@ -22,7 +22,14 @@ COLOURS = {
     "cancelled": "bright_black",
 }
 MARKS = {"queued": "○", "running": "●", "paused": "‖", "succeeded": "✓", "failed": "✗", "cancelled": "–"}
-WORKER_COLOURS = {"at work": "cyan", "idle": "white", "draining": "yellow", "stopping": "yellow", "lost": "red"}
+WORKER_COLOURS = {
+    "at work": "cyan",
+    "idle": "white",
+    "unwell": "red",
+    "draining": "yellow",
+    "stopping": "yellow",
+    "lost": "red",
+}
 _LEASE_LOW = 30
 _JOBS_NAMED = 6
 _LONG_PREFIX = 8
@@ -62,7 +69,7 @@ def _l0_weight(rows: "Sequence[JobRow]") -> int:
     return 9 if any(row.l0 is not None and round(row.l0, 1) != row.k for row in rows) else 2
 
 
-def worker_columns() -> "list[Column[RegisteredWorker]]":
+def worker_columns(*, any_unwell: bool = False) -> "list[Column[RegisteredWorker]]":
     """Return the columns for workers."""
     return [
         Column("WORKER", lambda row: row.name),
@@ -73,6 +80,7 @@ def worker_columns() -> "list[Column[RegisteredWorker]]":
         Column("BEAT", lambda row: duration(row.silent), right=True, weight=5),
         Column("VERSION", lambda row: row.version, weight=2),
         Column("STATE", lambda row: terminal.style(row.state, fg=WORKER_COLOURS.get(row.state, "bright_black"))),
+        *([Column["RegisteredWorker"]("WHY", lambda row: row.unwell or "", weight=8)] if any_unwell else []),
     ]
 
 

@@ -1,0 +1,19 @@
+"""A worker whose machine cannot do its work says so."""
+
+from collections.abc import Sequence
+
+import sqlalchemy as sa
+from alembic import op
+
+revision: str = "0011"
+down_revision: str | None = "0009"
+branch_labels: str | Sequence[str] | None = None
+depends_on: str | Sequence[str] | None = None
+
+
+def upgrade() -> None:
+    op.add_column("workers", sa.Column("unwell", sa.Text))
+
+
+def downgrade() -> None:
+    op.drop_column("workers", "unwell")
