@@ -123,6 +123,8 @@ def _stop_on_signals(supervisor: "Supervisor") -> None:
     received: list[int] = []
 
     def on_signal(number: int, _frame: FrameType | None) -> None:
+        if "orchestrator.database.answering" in sys.modules:  # it is loaded for PostgreSQL alone
+            sys.modules["orchestrator.database.answering"].be_brief()
         # SIGTERM comes again from impatient service managers: only a second Ctrl-C means "now".
         if not supervisor.is_stopping or (received and number == signal.SIGINT):
             supervisor.stop()

@@ -105,9 +105,8 @@ def check_space(settings: Settings) -> Finding:
         except OSError as error:
             return Finding("FAIL", "disk", f"{folder}: {error.strerror}")
     least = min(free.values())[0]
-    text = ", ".join(
-        f"{n / 1e9:.1f} GB free" + (f" for {folder}" if len(free) > 1 else "") for n, folder in free.values()
-    )
+    told = [found for found in free.values() if least >= LOW_SPACE or found[0] < LOW_SPACE]
+    text = ", ".join(f"{n / 1e9:.1f} GB free" + (f" for {folder}" if len(free) > 1 else "") for n, folder in told)
     if least >= LOW_SPACE:
         return Finding("OK", "disk", text)
     return Finding("FAIL" if least < NO_SPACE else "WARN", "disk", text, "Checkpoints and tokens need room.")

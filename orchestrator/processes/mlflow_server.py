@@ -12,7 +12,7 @@ from typing import Self
 
 from orchestrator.errors import ConfigError, NotFound, OrchError, StorageError
 from orchestrator.masking import mask
-from orchestrator.processes.python_process import python_command
+from orchestrator.processes.python_process import open_log, python_command
 from orchestrator.settings import Settings
 
 HOST = "127.0.0.1"
@@ -49,8 +49,7 @@ class MlflowServer:
 
     def __enter__(self) -> Self:
         """Start the server; it does not answer yet."""
-        self.log.parent.mkdir(parents=True, exist_ok=True)
-        with self.log.open("ab") as out:
+        with open_log(self.log) as out:
             self._process = subprocess.Popen(
                 self._command, stdout=out, stderr=out, env=self._environment, start_new_session=True
             )

@@ -50,8 +50,9 @@ class Housekeeping:
             # Just started, suspended, or hung: other workers may have been too, and need time to renew their leases.
             self._release_at = now + self._settings.lease_seconds
         if now >= self._due_at:
-            self._due_at = now + self._settings.reconcile_seconds
             self._run()
+            took = time.monotonic() - now
+            self._due_at = now + max(self._settings.reconcile_seconds, 5 * took if self._is_away else 0.0)
         return self._desired
 
     def tell(self, *, unwell: str | None) -> None:

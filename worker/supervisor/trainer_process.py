@@ -12,6 +12,7 @@ from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import IO, NamedTuple
 
+from orchestrator.processes.python_process import open_log
 from worker.devices import gpu_environ
 from worker.protocol import DropJob, Exit, Failure, Order, Said, decode
 
@@ -47,7 +48,7 @@ class TrainerProcess:
         self.oom_killed = False
         self._oom_kills = oom_kills()
         self._messages: SimpleQueue[Said | None] = SimpleQueue()
-        with _opened(log) as errors:
+        with open_log(log) as errors:
             self._child = subprocess.Popen(
                 command or COMMAND, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors,
                 start_new_session=True, env=_environment(order),
@@ -128,15 +129,6 @@ class TrainerProcess:
                 if said := decode(line):
                     self._messages.put(said)
         self._messages.put(None)
-
-
-def _opened(log: Path) -> IO[bytes]:
-    """Open a log to append to it; where that cannot be, what would go there is lost, and nothing else."""
-    try:
-        log.parent.mkdir(parents=True, exist_ok=True)
-        return log.open("ab")
-    except OSError:
-        return Path(os.devnull).open("ab")
 
 
 def meaning(code: int) -> Ending:
