@@ -109,6 +109,9 @@ def _work(settings: Settings, asked: argparse.Namespace) -> int:
         stopped = supervisor.run(until_empty=asked.until_empty)
     tracking.close(STOPPED_DRAIN_SECONDS if stopped else DRAIN_SECONDS)
     engine.dispose()
+    if supervisor.database_gone:
+        hint = "What its jobs had reached is in their checkpoints: bring a copy of the database back, and go on."
+        raise StorageError(f"the database is gone: {supervisor.database_gone}", hint=hint)
     say(f"worker {me.name} ends")
     return INTERRUPTED if stopped and asked.until_empty else 0
 

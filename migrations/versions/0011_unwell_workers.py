@@ -1,4 +1,4 @@
-"""A worker whose machine cannot do its work says so."""
+"""A worker whose machine cannot do its work says so; jobs whose trainer crashed share the next one by halves."""
 
 from collections.abc import Sequence
 
@@ -13,7 +13,9 @@ depends_on: str | Sequence[str] | None = None
 
 def upgrade() -> None:
     op.add_column("workers", sa.Column("unwell", sa.Text))
+    op.add_column("jobs", sa.Column("company", sa.Integer))
 
 
 def downgrade() -> None:
+    op.drop_column("jobs", "company")
     op.drop_column("workers", "unwell")

@@ -100,6 +100,8 @@ class Job(Table):
     mlflow_run_id: Mapped[str | None]
     stream_key: Mapped[str | None]
     """Identifies the activations it trains on; jobs of one key can share a trainer. NULL = trained alone."""
+    company: Mapped[int | None]
+    """Most jobs of its next trainer, this one included: half as many as were in one that crashed. NULL = any."""
 
 
 class Attempt(Table):

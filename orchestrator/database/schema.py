@@ -34,7 +34,7 @@ def open_database(settings: Settings) -> Engine:
         make_folder(settings.home, file="orch.db")
     engine = connect(settings.database)
     try:
-        found = _version(engine)
+        found = version(engine)
         if found != HEAD:
             _upgrade_or_refuse(settings, found)
     except BaseException:
@@ -74,7 +74,7 @@ def current(settings: Settings) -> str | None:
         return None
     engine = connect(settings.database)
     try:
-        return _version(engine)
+        return version(engine)
     finally:
         engine.dispose()
 
@@ -104,7 +104,12 @@ def other_schema(settings: Settings, found: str | None) -> StorageError:
     return StorageError(f"database {mask(settings.database)} {state}; this version needs {HEAD}", hint=hint)
 
 
-def _version(engine: Engine) -> str | None:
+def version(engine: Engine) -> str | None:
+    """Return the version of the schema of an engine's database, or None where there is none.
+
+    Raises:
+        StorageError: no answer.
+    """
     try:
         with engine.connect() as connection:
             if engine.dialect.name == "postgresql" and not inspect(connection).has_table(VERSION_TABLE):

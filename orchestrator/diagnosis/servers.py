@@ -1,21 +1,21 @@
 """Check the database, its clock, the workers, the broker and the tracking store: is each within reach?"""
 
 import os
-import sqlite3
 import time
 import urllib.request
 from base64 import b64encode
 from collections.abc import Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from http.client import HTTPException
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
 from orchestrator.diagnosis.finding import Finding
-from orchestrator.errors import OrchError
+from orchestrator.errors import OrchError, StorageError
 from orchestrator.formatting import duration, named
 from orchestrator.masking import mask
+from orchestrator.mlflow_store import fault
 from orchestrator.settings import Settings
 
 if TYPE_CHECKING:
@@ -27,18 +27,38 @@ CLOCK_SECONDS, DAY_SECONDS = 5.0, 86_400.0
 
 def check_database(settings: Settings) -> Finding:
     """Look whether the database answers, and whether its schema is that of this version."""
-    from orchestrator.database.schema import HEAD, current
+    from orchestrator.database.schema import HEAD, current, other_schema
 
     try:
         found = current(settings)
+        if found == HEAD:
+            _try_to_write(settings)
     except OrchError as error:
         return Finding("FAIL", "database", error.message, error.hint)
+    if found and found > HEAD:
+        unknown = other_schema(settings, found)
+        return Finding("FAIL", "database", unknown.message, unknown.hint)
     if found == HEAD:
         return Finding("OK", "database", f"{mask(settings.database)}, schema {found}{_holders(settings)}")
     text = f"{mask(settings.database)} has {f'schema {found}' if found else 'no schema yet'}, {HEAD} is needed"
     if settings.embedded:
         return Finding("OK", "database", text, "It is made when it is first used.")
     return Finding("FAIL", "database", text, "Run: orch db upgrade")
+
+
+def _try_to_write(settings: Settings) -> None:
+    """Take the locks of a write, as a worker does, and write nothing.
+
+    Raises:
+        StorageError: the database may only be read, is full, or is held by another process.
+    """
+    from sqlalchemy import false, update
+
+    from orchestrator.database.engine import transaction
+    from orchestrator.database.models import WorkerRow
+
+    with _opened(settings) as engine, transaction(engine) as session:
+        session.execute(update(WorkerRow).where(false()).values(pid=0))
 
 
 def _holders(settings: Settings) -> str:
@@ -128,7 +148,7 @@ def check_tracking(settings: Settings) -> Finding:
     address = mask(settings.tracking)
     try:
         text = _reach_tracking(settings.tracking)
-    except (OrchError, OSError, ValueError, HTTPException, sqlite3.Error) as error:
+    except (OrchError, OSError, ValueError, HTTPException) as error:
         hint = "Training goes on without it; orch tracking sync makes up for it later. Is tracking_url right?"
         said = error.message if isinstance(error, OrchError) else mask(str(error))
         return Finding("WARN", "tracking", f"{address}: {said}", hint)
@@ -152,8 +172,9 @@ def _reach_tracking(url: str) -> str:
     file = Path(url.removeprefix("sqlite:///"))
     if not file.exists():
         return ", made when it is first used"
-    with closing(sqlite3.connect(f"{file.absolute().as_uri()}?mode=rw", uri=True, timeout=3)) as connection:
-        connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+    wrong = fault(file)
+    if wrong is not None:
+        raise StorageError(f"{wrong}; a worker, or orch tracking sync, sets it aside and makes it anew")
     return ", shown by: orch ui"
 
 

@@ -12,6 +12,7 @@ from typing import Self
 
 from orchestrator.errors import ConfigError, NotFound, OrchError, StorageError
 from orchestrator.masking import mask
+from orchestrator.mlflow_store import fault
 from orchestrator.processes.python_process import open_log, python_command
 from orchestrator.settings import Settings
 
@@ -106,6 +107,9 @@ def _check_store(settings: Settings) -> None:
             f"nothing is tracked yet: {file} is not there",
             hint="A worker makes it: orch worker, or orch demo. What is in the database already: orch tracking sync",
         )
+    wrong = None if settings.tracking_url else fault(file)
+    if wrong is not None:
+        raise StorageError(f"{file} is damaged: {wrong}", hint="orch tracking sync SWEEP makes it anew.")
 
 
 def _check_port(port: int) -> None:

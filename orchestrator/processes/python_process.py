@@ -21,7 +21,7 @@ def python_environment() -> dict[str, str]:
 
 
 def open_log(log: Path) -> IO[bytes]:
-    """Open the log of a process to append to it; where that cannot be, what would go there is lost, and nothing else."""
+    """Open the log of a process to append to it; where that cannot be, what would go there is lost."""
     try:
         log.parent.mkdir(parents=True, exist_ok=True)
         return log.open("ab")

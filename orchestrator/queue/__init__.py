@@ -10,7 +10,7 @@ from orchestrator.queue.claims import claim, claim_companion, waiting
 from orchestrator.queue.control import cancel, pause, pause_sweep, resume, resume_sweep, retry
 from orchestrator.queue.expiry import release_expired
 from orchestrator.queue.heartbeats import begin, checkpointed, heartbeat, record, set_mlflow
-from orchestrator.queue.outcomes import fail, finish, hand_back, release
+from orchestrator.queue.outcomes import crashed_in_company, fail, finish, hand_back, release
 from orchestrator.queue.queue_pause import is_done, pause_queue, resume_queue
 from orchestrator.queue.submission import enqueue
 from orchestrator.queue.types import (
@@ -41,6 +41,7 @@ __all__ = [
     "checkpointed",
     "claim",
     "claim_companion",
+    "crashed_in_company",
     "enqueue",
     "fail",
     "finish",

@@ -48,6 +48,7 @@ def claim_companion(
     *,
     leader: Claim,
     token: str,
+    held: int = 1,
     lease_seconds: float,
     without: Collection[int] = (),
     fits: Callable[["JobConfig"], bool] = lambda _: True,
@@ -55,12 +56,12 @@ def claim_companion(
     """Take the next job that may run in the trainer of `leader`, or None; tokens as in `claim`.
 
     It reads the same stream from the same position, and has not failed: a job that may end its trainer is trained
-    alone. `fits` is called within the transaction, and must answer at once.
+    alone. `held` jobs are in it by now. `fits` is called within the transaction, and must answer at once.
 
     Raises:
         StorageError: the database did not answer; call again with the same token.
     """
-    place = {"its_stream": leader.stream_key, "its_cursor": leader.cursor}
+    place = {"its_stream": leader.stream_key, "its_cursor": leader.cursor, "held": held}
     return _claim(engine, worker, token, lease_seconds, _Choice(_first_companion(), place, fits, without))
 
 
@@ -111,7 +112,7 @@ def _take(
         config = _read(job)
     except ConfigError as error:
         return _Unreadable(lease, f"the stored config is not valid here: {error.message}")
-    return Claim(lease, config, job.sweep, checkpoints, job.stream_key)
+    return Claim(lease, config, job.sweep, checkpoints, job.stream_key, job.company)
 
 
 def waiting(engine: Engine, *, limit: int) -> list[int]:
@@ -180,7 +181,7 @@ def _is_accepted(job: Row[Any], fits: Callable[["JobConfig"], bool]) -> bool:
 
 def _columns() -> list[Any]:
     """Return what a claim is made of, beside its lease and its checkpoints."""
-    own = (Job.id, Job.attempt, Job.sweep_id, Job.config, Job.config_id)
+    own = (Job.id, Job.attempt, Job.sweep_id, Job.config, Job.config_id, Job.company)
     stream_key = case((may_share(), Job.stream_key), else_=None).label("stream_key")
     named = (SweepRow.name.label("sweep"), SweepRow.max_parallel)
     of_sweep = [select(one).where(SweepRow.id == Job.sweep_id).scalar_subquery().label(one.key) for one in named]
@@ -204,6 +205,7 @@ def _first_companion() -> Query:
     """Lock the first job that may run, may share a trainer, and reads `its_stream` from `its_cursor` on."""
     cursor = select(func.max(CheckpointRow.tokens_seen)).where(CheckpointRow.job_id == Job.id).scalar_subquery()
     alike = may_share() & (Job.stream_key == bindparam("its_stream"))
+    alike &= Job.company.is_(None) | (Job.company > bindparam("held"))
     return _first().where(alike, func.coalesce(cursor, 0) == bindparam("its_cursor"))
 
 

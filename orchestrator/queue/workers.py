@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 from typing import Literal, cast
 
-from sqlalchemy import ColumnElement, Delete, Engine, delete, func, insert, or_, select, update
+from sqlalchemy import ColumnElement, Delete, Engine, bindparam, delete, func, insert, or_, select, update
 
 from orchestrator.database.engine import db_now, reading, transaction
-from orchestrator.database.models import Event, WorkerRow
+from orchestrator.database.models import Event, Job, WorkerRow
 from orchestrator.queue.types import Worker
 
 Desired = Literal["run", "drain", "stop"]
@@ -44,6 +44,10 @@ def report(
         if elapsed is not None and abs(row.elapsed - elapsed) > STEP_SECONDS:
             data = {"seconds": round(row.elapsed - elapsed, 1), "worker": worker.name}
             session.execute(insert(Event).values(at=now, kind="clock_stepped", data=data))
+            # Set back: who waits for a time of the old clock would wait as much longer.
+            waiting = (Job.state == "queued", Job.not_before > db_now(), bindparam("step") < 0)
+            earlier = update(Job).where(*waiting).values(not_before=Job.not_before + bindparam("step"))
+            session.connection().execute(earlier, {"step": row.elapsed - elapsed})
     return cast(Desired, row.desired)
 
 

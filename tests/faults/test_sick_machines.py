@@ -1,6 +1,7 @@
 """A machine that cannot do its work: its jobs spend nothing and go on elsewhere, and its worker says why it waits."""
 
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -8,9 +9,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from sqlalchemy import select
+from sqlalchemy import select, text
 
-from orchestrator.database.models import WorkerRow
+from orchestrator.database.engine import connect, transaction
+from orchestrator.database.models import CheckpointRow, WorkerRow
+from orchestrator.database.schema import open_database
 from tests.faults.conftest import BUDGET, MakeWorld
 from tests.small_world import ROOT, World, small_config
 
@@ -156,3 +159,80 @@ def test_a_hub_out_of_reach_for_a_moment_costs_no_job(world: World) -> None:
     worker.terminate()
     worker.wait(60)
     assert [(world.job(job).state, world.job(job).failures) for job in jobs] == [("queued", 0)] * 2
+
+
+@pytest.mark.parametrize("how", ["deleted", "replaced", "emptied"])
+def test_a_database_that_goes_away_under_a_worker_stops_it_and_keeps_its_checkpoints(
+    world: World, subject: Path, how: str
+) -> None:
+    (job,) = world.enqueue(small_config(subject, max_tokens=BUDGET * 16))
+    worker = world.work()
+    world.wait(lambda: world.is_in_training(job, 1))
+    file, saved = world.settings.home / "orch.db", world.settings.artifacts_folder / str(job) / "1"
+    before = {path.name for path in saved.iterdir()}
+    world.engine.dispose()
+    if how == "emptied":
+        engine = connect(world.settings.database)
+        with engine.begin() as connection:
+            connection.exec_driver_sql("DROP TABLE orch_alembic_version")
+        engine.dispose()
+    else:
+        for part in world.settings.home.glob("orch.db*"):
+            part.unlink()
+        if how == "replaced":
+            open_database(world.settings).dispose()
+    assert worker.wait(60) == 5, world.said()
+    words = {"deleted": f"{file} was deleted", "replaced": f"{file} was replaced", "emptied": "its tables are gone"}
+    assert f"the database is gone: {words[how]}" in world.said()
+    after = {int(path.name) for path in saved.iterdir()}
+    assert max(after) >= max(map(int, before)), "a last checkpoint was written"
+
+
+def test_a_job_of_a_database_brought_back_goes_on_from_what_its_folder_proves(
+    world: World, subject: Path, tmp_path: Path
+) -> None:
+    (job,) = world.enqueue(small_config(subject, max_tokens=BUDGET))
+    first = world.work()
+    world.wait(lambda: world.is_in_training(job, 1))
+    copy = tmp_path / "copy.db"
+    assert "A copy of" in _orch(world, "db", "backup", str(copy))
+    known = {row.tokens_seen for row in world.rows(select(CheckpointRow.tokens_seen))}
+    world.wait(lambda: not known & {int(path.name) for path in (world.settings.artifacts_folder / "1" / "1").iterdir()})
+    first.terminate()
+    assert first.wait(60) == 0
+    world.engine.dispose()
+    for part in world.settings.home.glob("orch.db*"):
+        part.unlink()
+    shutil.copy(copy, world.settings.home / "orch.db")
+    assert world.work("--until-empty").wait(200) == 0, world.said()
+    (lost, _), (done, resumed_at) = world.attempts(job)
+    assert (lost, done) == ("lost", "max_tokens")
+    assert (resumed_at or 0) > max(known)
+    tokens = [point[0] for point in world.curve(job)]
+    assert len(tokens) == len(set(tokens))
+    assert any(max(known) < at <= (resumed_at or 0) for at in tokens), "the curve has no gap"
+
+
+def test_checkpoints_that_cannot_be_read_are_passed_over_loudly(world: World, subject: Path) -> None:
+    (job,) = world.enqueue(small_config(subject, max_tokens=BUDGET))
+    first = world.work()
+    world.wait(lambda: world.is_in_training(job, 1))
+    first.terminate()
+    assert first.wait(60) == 0
+    for path in (world.settings.artifacts_folder / str(job)).rglob("manifest.json"):
+        path.write_text("{}")
+    assert world.work("--until-empty").wait(200) == 0, world.said()
+    assert world.attempts(job)[1] == ("max_tokens", 0)
+    assert "tokens cannot be read: it goes on from 0" in world.said()
+
+
+def test_doctor_sees_what_a_worker_would(make_world: MakeWorld, mount: Mount, tmp_path: Path) -> None:
+    mount(tmp_path / "disk", "size=1m")
+    world = make_world(artifacts=tmp_path / "disk")
+    said = _orch(world, "doctor")
+    assert "FAIL  disk      0.0 GB free" in said, "the disk of the artifacts, too"
+    with transaction(world.engine) as session:
+        session.execute(text("UPDATE orch_alembic_version SET version_num = '9999'"))
+    said = _orch(world, "doctor")
+    assert "FAIL  database" in said
+    assert "has schema 9999" in said

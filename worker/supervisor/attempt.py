@@ -106,6 +106,18 @@ class AttemptOutcome:
 
         self._write(fail)
 
+    def crash_in_company(self, code: int, log: Path, *, n_jobs: int) -> None:
+        """Store that the trainer crashed with this job and others in it: whose fault it was nobody knows yet."""
+        error = f"{meaning(code).text}\n{_tail(log)}".strip()
+
+        def crash(engine: Engine, lease: queue.Lease) -> None:
+            state = queue.crashed_in_company(engine, lease, error=error, exit_code=code, n_jobs=n_jobs)
+            why = f"{meaning(code).text}; {n_jobs} jobs shared it, and half as many share the next"
+            text = f"crashed, now {state}: {why}"
+            self._say(LogLine(text, level="warning"))
+
+        self._write(crash)
+
     def fail_by_exit(self, code: int, failure: Failure | None, log: Path) -> None:
         """Store a failure by the exit status, with the trainer's own message or else the end of its log."""
         ending = meaning(code)
@@ -218,8 +230,8 @@ class Attempt:
         """Hand the job back: as preempted, or as the pause or the cancel that was asked for."""
         self.outcome.release(_OUTCOME_OF.get(self.stop or "", "preempted"))
 
-    def settle(self, code: int, failure: Failure | None, log: Path) -> None:
-        """Store how the attempt ended when its trainer did, unless an outcome has been given before."""
+    def settle(self, code: int, failure: Failure | None, log: Path, *, n_jobs: int = 1) -> None:
+        """Store how the attempt ended when its trainer did, with `n_jobs` in it, unless that is known already."""
         if not self.outcome.is_decided:
             if self.stop == "stalled":
                 seconds = self._context.settings.stall_seconds
@@ -227,6 +239,8 @@ class Attempt:
                 self.outcome.fail(Ending("stalled", text, True), exit_code=code)
             elif self.stop is not None or code == Exit.YIELDED:
                 self.release()
+            elif n_jobs > 1 and failure is None and meaning(code).outcome in ("crashed", "failed"):
+                self.outcome.crash_in_company(code, log, n_jobs=n_jobs)
             else:
                 if failure:
                     self._note_fault(failure.kind, failure.message, code)

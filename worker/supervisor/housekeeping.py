@@ -13,6 +13,7 @@ from orchestrator.errors import StorageError
 from orchestrator.queue import Worker, workers
 from orchestrator.settings import Settings
 from orchestrator.versions import versions
+from worker.supervisor.database_identity import DatabaseIdentity
 from worker.supervisor.log import LogLine
 
 LEAST_REPORT_SECONDS = 1.0
@@ -38,6 +39,9 @@ class Housekeeping:
         self._report_at, self._reported_at = 0.0, -math.inf
         self._desired: workers.Desired = "run"
         self._unwell: str | None = None
+        self._identity = DatabaseIdentity(engine)
+        self.gone: str | None = None
+        """What has become of the database that this worker began with; None: it is there."""
         self._is_away = False
         self._due_at = self._release_at = 0.0
         self._called_at = -math.inf
@@ -77,10 +81,16 @@ class Housekeeping:
     def end(self) -> None:
         """Note in the registry that this worker has ended, if the database answers."""
         with suppress(StorageError):
+            if self.gone:
+                return
             workers.sign_off(self._engine, self._token)
 
     def _run(self) -> None:
         try:
+            self.gone = self.gone or self._identity.change()
+            if self.gone:
+                self._desired = "stop"
+                return
             if time.monotonic() >= self._report_at:
                 self._report()
             release = not self._is_away and time.monotonic() >= self._release_at

@@ -62,6 +62,11 @@ class Supervisor:
         """Say whether it was told to stop, or has ended."""
         return self._stops > 0
 
+    @property
+    def database_gone(self) -> str | None:
+        """Return what has become of the database under this worker, where that is why it stopped."""
+        return self._housekeeping.gone
+
     def run(self, *, until_empty: bool = False) -> bool:
         """Work until told to stop or to drain, or until no job is left; say whether it was told to stop."""
         try:
@@ -141,8 +146,11 @@ class Supervisor:
         verb = partial(
             queue.claim_companion, leader=leader, fits=lambda config: room.holds([*(c.config for c in claims), config])
         )
-        while len(claims) < self._settings.jobs_per_trainer and not self._is_leaving:
-            found = self._claim(verb, tries=COMPANION_TRIES)
+        while not self._is_leaving:
+            most = min([self._settings.jobs_per_trainer, *(claim.company for claim in claims if claim.company)])
+            if len(claims) >= most:
+                return
+            found = self._claim(partial(verb, held=len(claims)), tries=COMPANION_TRIES)
             if found is None:
                 return
             claims.append(found)
@@ -178,7 +186,9 @@ class Supervisor:
     def _follow(self, desired: workers.Desired) -> None:
         """Stop or drain, once, where the desired state of this worker says so."""
         if desired == "stop" and not self._stops:
-            self._say("asked to stop: running jobs write a checkpoint")
+            gone = self._housekeeping.gone
+            why = LogLine(f"the database is gone: {gone}", level="error") if gone else "asked to stop"
+            self._say(f"{why}: running jobs write a checkpoint")
             self.stop()
         elif desired == "drain" and not self._is_leaving:
             self._say("asked to drain: running jobs are finished, and no more are claimed")

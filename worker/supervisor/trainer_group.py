@@ -45,9 +45,10 @@ class TrainerGroup:
     def run(self) -> None:
         """Train until every attempt has ended or was stopped, and store how."""
         code, log = self._train()
+        n_jobs = len(self.active)
         for attempt in tuple(self._held):
             with self._isolated(attempt):
-                attempt.settle(code, self._failure, log)
+                attempt.settle(code, self._failure, log, n_jobs=n_jobs)
 
     def give_up(self, error: Exception) -> None:
         """Close what is open after an error of the supervisor itself."""

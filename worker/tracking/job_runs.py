@@ -27,6 +27,8 @@ class Projection:
         """Connect with the store."""
         self._engine, self._artifacts = engine, settings.artifacts_folder
         self._runs = MlflowClient(settings)
+        self.set_aside = self._runs.set_aside
+        """Where a damaged store has gone; None: there was none."""
         self._shipped: dict[str, int] = {}
         self._closed: set[str] = set()
 

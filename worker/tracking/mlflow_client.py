@@ -3,21 +3,18 @@
 All texts that go to MLflow pass through here, without secrets and control characters.
 """
 
-import fcntl
 import logging
 import os
 import socket
-import sqlite3
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import quote, urlsplit
 from urllib.request import getproxies
 
-from orchestrator.database.schema import make_folder
 from orchestrator.masking import clean
 from orchestrator.settings import Settings
+from worker.tracking.own_store import prepare
 
 ENTITIES_PER_CALL = 90
 """MLflow takes up to 100 params and 1,000 metrics in a call."""
@@ -45,7 +42,7 @@ class MlflowClient:
     """One tracking server or store."""
 
     def __init__(self, settings: Settings) -> None:
-        """Connect; make the schema of a store of our own, once, under a lock."""
+        """Connect; a store of our own is made where there is none, or none that is whole."""
         # First: MLflow takes a second to load, and another to notice that no server answers.
         _check_reachable(settings.tracking)
         for name, value in _QUIET.items():
@@ -58,8 +55,9 @@ class MlflowClient:
             logger.handlers, logger.propagate = [], True  # they go through the worker's own log
         self._artifacts = None if settings.tracking.startswith("http") else settings.home / "mlartifacts"
         self._seen: set[str] = set()
-        with _first_use(settings):
-            self._client = MlflowClient(settings.tracking)
+        self.set_aside = prepare(settings)
+        """Where a store that was damaged has gone: a new one, empty, is in its place."""
+        self._client = MlflowClient(settings.tracking)
 
     def experiment(self, name: str, *, known: str | None, number: int) -> str:
         """Return the id of the experiment of that name; it is made if it is not there."""
@@ -151,18 +149,3 @@ def _check_reachable(uri: str) -> None:
     if place.scheme in ("http", "https") and place.hostname and not getproxies():
         port = place.port or (443 if place.scheme == "https" else 80)
         socket.create_connection((place.hostname, port), timeout=3).close()
-
-
-@contextmanager
-def _first_use(settings: Settings) -> Iterator[None]:
-    """Let one process at a time make the schema: six at once were seen to break a fresh SQLite file for good."""
-    if settings.tracking.startswith("http"):
-        yield
-        return
-    make_folder(settings.home, file=None if settings.tracking_url else "mlflow.db")
-    with (settings.home / "mlflow.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
-        if settings.tracking.startswith("sqlite:///"):
-            with closing(sqlite3.connect(settings.tracking.removeprefix("sqlite:///"))) as store:
-                store.execute("PRAGMA journal_mode=WAL")
