@@ -49,6 +49,11 @@ def _orch(world: World, *words: str) -> str:
     return done.stdout + done.stderr
 
 
+def _tokens(folder: Path) -> set[int]:
+    """Return the tokens of the checkpoints in the folder of an attempt."""
+    return {int(path.name) for path in folder.iterdir() if path.name.isdecimal()}
+
+
 @contextmanager
 def _filled(folder: Path) -> Iterator[None]:
     """Fill a disk to its last byte."""
@@ -169,7 +174,7 @@ def test_a_database_that_goes_away_under_a_worker_stops_it_and_keeps_its_checkpo
     worker = world.work()
     world.wait(lambda: world.is_in_training(job, 1))
     file, saved = world.settings.home / "orch.db", world.settings.artifacts_folder / str(job) / "1"
-    before = {path.name for path in saved.iterdir()}
+    before = _tokens(saved)
     world.engine.dispose()
     if how == "emptied":
         engine = connect(world.settings.database)
@@ -184,8 +189,7 @@ def test_a_database_that_goes_away_under_a_worker_stops_it_and_keeps_its_checkpo
     assert worker.wait(60) == 5, world.said()
     words = {"deleted": f"{file} was deleted", "replaced": f"{file} was replaced", "emptied": "its tables are gone"}
     assert f"the database is gone: {words[how]}" in world.said()
-    after = {int(path.name) for path in saved.iterdir()}
-    assert max(after) >= max(map(int, before)), "a last checkpoint was written"
+    assert max(_tokens(saved)) >= max(before), "a last checkpoint was written"
 
 
 def test_a_job_of_a_database_brought_back_goes_on_from_what_its_folder_proves(
@@ -197,7 +201,7 @@ def test_a_job_of_a_database_brought_back_goes_on_from_what_its_folder_proves(
     copy = tmp_path / "copy.db"
     assert "A copy of" in _orch(world, "db", "backup", str(copy))
     known = {row.tokens_seen for row in world.rows(select(CheckpointRow.tokens_seen))}
-    world.wait(lambda: not known & {int(path.name) for path in (world.settings.artifacts_folder / "1" / "1").iterdir()})
+    world.wait(lambda: not known & _tokens(world.settings.artifacts_folder / "1" / "1"))
     first.terminate()
     assert first.wait(60) == 0
     world.engine.dispose()
