@@ -13,7 +13,8 @@ from orchestrator.config.job import SubjectConfig
 from orchestrator.errors import ConfigError, SubjectError
 from worker.subject.hook_points import block_names, check_site, find_hook, hooked
 from worker.subject.hook_sites import HookPoint
-from worker.subject.model_files import describe, fingerprint, load_model, load_tokenizer, locate, quiet
+from worker.subject.model_files import describe, fingerprint, load_model, locate, quiet
+from worker.subject.tokenizer import load_tokenizer
 
 _PROBE_TOKENS = 8
 
