@@ -16,6 +16,7 @@ from worker.data.token_file import TokenFile
 from worker.sae.normalize import normalize
 from worker.subject.model import Subject
 
+_TWO_MODELS = "Check the folder: tokenizer and weights are of two different models."
 _SHARED = ("batch_tokens", "shuffle_tokens", "heldout_tokens")
 
 
@@ -140,7 +141,13 @@ def _contexts(subjects: Sequence[Subject], tokens: TokenFile, config: JobConfig)
     if tokens.largest_id >= subject.vocabulary:
         raise SubjectError(
             f"the tokenizer gives id {tokens.largest_id}, and {config.subject.model} knows {subject.vocabulary} tokens",
-            hint="Check the folder: tokenizer and weights are of two different models.",
+            hint=_TWO_MODELS,
+        )
+    if tokens.bos_id is not None and tokens.bos_id >= subject.vocabulary:
+        raise SubjectError(
+            f"the tokenizer's BOS token has id {tokens.bos_id}, and {config.subject.model} knows "
+            f"{subject.vocabulary} tokens",
+            hint=f"Set data.prepend_bos: false. {_TWO_MODELS}",
         )
     return Contexts.of(tokens, config)
 

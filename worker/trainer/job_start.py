@@ -86,7 +86,8 @@ def refuse_other_source(before: dict[str, Any], here: dict[str, Any]) -> None:
         if digest and then[what] not in (None, digest):
             raise SubjectError(
                 f"the {what} is not the one this job began with (sha256 {digest[:12]}, then {str(then[what])[:12]})",
-                hint="Bring the old one back, or start over: orch enqueue --allow-duplicate",
+                hint="Bring the old one back; where it is unchanged, this version reads it otherwise. To start over: "
+                "orch enqueue --allow-duplicate",
             )
 
 

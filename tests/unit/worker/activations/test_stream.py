@@ -113,6 +113,9 @@ def test_what_does_not_fit_is_said(parts: Parts) -> None:
     strange = parts._replace(tokens=parts.tokens.__class__(**vars(parts.tokens) | {"largest_id": 64}))
     with pytest.raises(SubjectError, match=r"gives id 64, .* knows 64 tokens"):
         heldout(*strange)
+    begun = parts._replace(tokens=parts.tokens.__class__(**vars(parts.tokens) | {"bos_id": 64}))
+    with pytest.raises(SubjectError, match=r"(?s)BOS token has id 64, .* knows 64 tokens.*prepend_bos: false"):
+        heldout(*begun)
 
 
 @pytest.fixture
