@@ -138,3 +138,15 @@ def test_main_exits(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(SystemExit) as ended:
         entry.main()
     assert ended.value.code == 0
+
+
+def test_a_variable_that_sets_nothing_is_said(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("ORCH_LEASE_SECOND", "ORCH_QWERTY", "ORCH_TEST_ME", "ORCH_DEBUG", "ORCH_HEARTBEAT_SECONDS"):
+        monkeypatch.setenv(name, "1")
+    assert run(["config", "path"]) == 0
+    said = capsys.readouterr().err
+    assert "ORCH_LEASE_SECOND sets nothing; did you mean ORCH_LEASE_SECONDS?" in said
+    assert "ORCH_QWERTY sets nothing\n" in said
+    assert said.count("sets nothing") == 2
