@@ -3,6 +3,7 @@
 import shutil
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -150,13 +151,13 @@ class Attempt:
 
     def assignment(self) -> Assignment:
         """Return what the trainer is sent about this attempt."""
-        lease = self._claim.lease
+        lease, settings = self._claim.lease, self._context.settings
         return Assignment(
             job_id=lease.job_id,
             attempt=lease.attempt,
             config=self._claim.config,
-            artifacts=str(self._context.settings.artifacts_folder / str(lease.job_id) / str(lease.attempt)),
-            resume=self._claim.checkpoints,
+            artifacts=str(settings.artifacts_folder / str(lease.job_id) / str(lease.attempt)),
+            resume=tuple(replace(ref, uri=settings.artifact(ref.uri)) for ref in self._claim.checkpoints),
         )
 
     def announce(self, pid: int) -> None:
