@@ -19,9 +19,19 @@ def check_paths(configs: Collection[JobConfig]) -> None:
     for model in sorted(models):
         if model.startswith((".", "/", "~")) and not Path(model).expanduser().exists():
             raise _missing("subject.model", model)
+        if Path(model).expanduser().is_dir():
+            _check_model_folder(model)
     for source in sorted(sources):
         if is_local(source) and not any(True for _ in listed(source)):
             raise _missing("data.source", source)
+
+
+def _check_model_folder(model: str) -> None:
+    for wanted, called in (("config.json", "config.json"), ("*.safetensors", "weights in safetensors")):
+        if not any(Path(model).expanduser().glob(wanted)):
+            raise ConfigError(
+                f"subject.model: {model} holds no {called}", hint="Give a folder written by model.save_pretrained."
+            )
 
 
 def _missing(key: str, value: str) -> ConfigError:

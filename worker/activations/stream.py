@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from orchestrator.config.job import JobConfig, Normalize
+from orchestrator.config.model_fit import check_context
 from orchestrator.errors import ConfigError, SubjectError
 from worker.activations.cached_forward import CacheStore
 from worker.activations.forward import ForwardBatches
@@ -133,11 +134,7 @@ def normalized(raw: Tensor, kind: Normalize, device: torch.device | str | None =
 
 def _contexts(subjects: Sequence[Subject], tokens: TokenFile, config: JobConfig) -> Contexts:
     subject = subjects[0]
-    if subject.max_context is not None and tokens.context_length > subject.max_context:
-        raise ConfigError(
-            f"data.context_length = {tokens.context_length}: the model reads {subject.max_context} at most",
-            hint=f"Set data.context_length to {subject.max_context} or less.",
-        )
+    check_context(config.data, subject.max_context)
     if tokens.largest_id >= subject.vocabulary:
         raise SubjectError(
             f"the tokenizer gives id {tokens.largest_id}, and {config.subject.model} knows {subject.vocabulary} tokens",

@@ -17,7 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from orchestrator.config.job import DataConfig
-from orchestrator.errors import ConfigError, SubjectError
+from orchestrator.config.model_fit import check_bos, check_context
+from orchestrator.errors import SubjectError
 from worker.checked_folder import write_file
 from worker.data.documents import Piece, Source, open_source
 from worker.data.progress import report_progress
@@ -89,10 +90,8 @@ def pack(config: DataConfig, tokenizer: Any, folder: Path, on_progress: OnProgre
         ConfigError: there is no such text, or no BOS token to prepend.
         SubjectError: the text cannot be read, or is empty.
     """
-    if config.prepend_bos and tokenizer.bos_token_id is None:
-        raise ConfigError("data.prepend_bos: this tokenizer has no BOS token", hint="Set data.prepend_bos: false.")
-    if config.context_length <= config.prepend_bos:
-        raise ConfigError("data.context_length: 1 leaves no room for text after the BOS token", hint="Raise it.")
+    check_bos(config, has_bos=tokenizer.bos_token_id is not None)
+    check_context(config, None)
     source = open_source(config)
     identity = {
         "format": FORMAT,

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from orchestrator.config.job import SubjectConfig
+from orchestrator.config.model_fit import check_layer
 from orchestrator.errors import ConfigError, SubjectError
 from worker.subject.hook_sites import ATTENTION, SITE_RULES, HookPoint, child_named, hook_point_at
 
@@ -27,12 +28,8 @@ def find_hook(model: nn.Module, config: SubjectConfig) -> HookPoint:
     if config.hook is not None:
         return _named(model, config.hook)
     blocks = block_names(model)
+    check_layer(config, len(blocks))
     layer = default_layer(len(blocks)) if config.layer is None else config.layer
-    if layer >= len(blocks):
-        raise ConfigError(
-            f"subject.layer = {layer}, and {config.model} has {len(blocks)} blocks, counted from 0",
-            hint=f"Give a layer from 0 to {len(blocks) - 1}.",
-        )
     return hook_point_at(model, blocks[layer], layer=layer, site=config.site)
 
 

@@ -9,7 +9,7 @@ import torch
 
 from orchestrator.config.job import SHIPPED_SUBJECT, SubjectConfig
 from orchestrator.errors import SubjectError
-from orchestrator.estimates.flops import SHIPPED_FOLDER
+from orchestrator.estimates.subject_files import SHIPPED_FOLDER
 from worker.checked_folder import sha256_of_file
 from worker.subject import hub
 

@@ -140,9 +140,13 @@ def path() -> None:
 @click.argument("overrides", metavar="[KEY=VALUE]...", nargs=-1)
 def validate(*, file: Path, overrides: tuple[str, ...]) -> None:
     """Check a sweep file, with overrides; nothing is stored."""
-    from orchestrator.sweep import expand
+    from orchestrator.settings import load
+    from orchestrator.sweep import check_paths, check_subjects, expand
 
     sweep = expand(file, overrides)
+    if load().embedded:
+        check_paths(sweep.configs)
+    check_subjects(sweep.configs)
     terminal.echo(f"{file}: sweep {sweep.name} with {len(sweep.configs)} jobs, all valid")
 
 
