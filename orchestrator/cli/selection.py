@@ -63,7 +63,20 @@ def selectors(*, required: bool) -> Callable[[_Decorated], _Decorated]:
 
 def job_argument() -> Callable[[_Decorated], _Decorated]:
     """Give a command its one JOB argument."""
-    return click.argument("job", metavar="JOB", type=click.IntRange(1), shell_complete=_complete)
+    return click.argument("job", metavar="JOB", type=_JobId(), shell_complete=_complete)
+
+
+class _JobId(click.ParamType[int]):
+    """The number of a job."""
+
+    name = "job"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        if isinstance(value, int):
+            return value
+        if not (value.isascii() and value.isdigit() and 0 < int(value) < 2**63):
+            self.fail(f"{value!r} is no job. A job is a number: orch status lists them, with their sweeps.", param, ctx)
+        return int(value)
 
 
 def job_choice_options(command: _Decorated) -> _Decorated:

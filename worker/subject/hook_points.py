@@ -1,6 +1,6 @@
 """Find the hook point a config names, and read or replace activations there."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from difflib import get_close_matches
 from functools import partial
@@ -89,6 +89,11 @@ def _hook_sum(model: nn.Module, hook: HookPoint, visit: Visit) -> list[Removable
 
     def at_branch(_module: nn.Module, _args: Any, output: Any) -> Any:
         branch = _first(output, hook)
+        if branch.numel() != stream[0].numel():
+            raise SubjectError(
+                f"{hook.name} gives shape {tuple(branch.shape)}, and {hook.block} reads {tuple(stream[0].shape)}",
+                hint="Use subject.site: resid_post, or name a module with subject.hook.",
+            )
         new = visit(stream[0] + branch.reshape(stream[0].shape))
         # What is added is what can be replaced: the sum itself is no module's output.
         return None if new is None else _put_first(output, (new.to(branch.dtype) - stream[0]).reshape(branch.shape))
@@ -117,13 +122,21 @@ def check_site(model: nn.Module, hook: HookPoint, input_ids: Tensor) -> None:
         for key, point in points.items():
             stack.enter_context(hooked(model, point, partial(_keep, seen, key)))
         model(input_ids=input_ids, use_cache=False)
-    found = seen["left"] if minus is None else seen["left"] - seen["minus"]
     slack = 16 * torch.finfo(next(model.parameters()).dtype).eps * seen["block"].norm()
-    if (found.reshape(-1) - seen["right"].reshape(-1)).norm() > 1e-3 * seen["right"].norm() + slack:
+    if not _adds_up(seen, points, slack):
         raise SubjectError(
             f"{type(model).__name__} does not add up as {hook.site} supposes at {hook.block}",
             hint="Use subject.site: resid_post, or name a module with subject.hook.",
         )
+
+
+def _adds_up(seen: dict[str, Tensor], points: Iterable[str], slack: Tensor) -> bool:
+    # A mixture of experts may run a part on some tokens alone, or never.
+    if seen.keys() != {*points} or len({seen[key].numel() for key in seen if key != "block"}) > 1:
+        return False
+    left, right = seen["left"].reshape(-1), seen["right"].reshape(-1)
+    found = left - seen["minus"].reshape(-1) if "minus" in seen else left
+    return bool((found - right).norm() <= 1e-3 * right.norm() + slack)
 
 
 def _keep(seen: dict[str, Tensor], key: str, found: Tensor) -> None:

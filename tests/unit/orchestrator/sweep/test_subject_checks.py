@@ -1,4 +1,4 @@
-"""What a sweep is refused for before it is queued, by the files of models on this disk; and what is left to trainers."""
+"""What a sweep is refused for before it is queued, by files of models on this disk; and what is left to trainers."""
 
 import json
 import shutil
@@ -30,7 +30,7 @@ def folder(tmp_path: Path) -> Path:
     return Path(shutil.copytree(SHIPPED_FOLDER, tmp_path / "model"))
 
 
-REFUSED = [
+REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"subject__layer": 6}, r"(?s)layer = 6, and .* has 6 blocks.*0 to 5"),
     ({"data__context_length": 129}, r"(?s)context_length = 129.*128 at most.*128 or less"),
     ({"data__context_length": 1, "data__prepend_bos": True}, "leaves no room"),
