@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, TextIO
 
 from orchestrator.config.job import STANDARD_LIBRARY, DataConfig
 from orchestrator.config.text_files import is_local, text_files
-from orchestrator.errors import ConfigError, OrchError, SubjectError
+from orchestrator.errors import ConfigError, OrchError, SubjectError, shared_error
 from worker.checked_folder import sha256_of_file
 from worker.data.standard_library import standard_library_documents
 from worker.subject import hub
@@ -158,7 +158,8 @@ def _read_files(files: list[Path], column: str) -> Iterator[Piece]:
     readers = {".jsonl": _json_lines, ".parquet": _parquet}
     for path in files:
         kind = path.suffix.lower()
-        yield from _text(path) if kind == ".txt" else _pieces(readers[kind](path, column))
+        with shared_error("stream"):
+            yield from _text(path) if kind == ".txt" else _pieces(readers[kind](path, column))
 
 
 def _text(path: Path) -> Iterator[Piece]:

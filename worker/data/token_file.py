@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from orchestrator.config.job import DataConfig
 from orchestrator.config.model_fit import check_bos, check_context
-from orchestrator.errors import SubjectError
+from orchestrator.errors import SubjectError, shared_error
 from worker.checked_folder import write_file
 from worker.data.documents import Piece, Source, open_source
 from worker.data.progress import report_progress
@@ -90,8 +90,9 @@ def pack(config: DataConfig, tokenizer: Any, folder: Path, on_progress: OnProgre
         ConfigError: there is no such text, or no BOS token to prepend.
         SubjectError: the text cannot be read, or is empty.
     """
-    check_bos(config, has_bos=tokenizer.bos_token_id is not None)
-    check_context(config, None)
+    with shared_error("stream"):
+        check_bos(config, has_bos=tokenizer.bos_token_id is not None)
+        check_context(config, None)
     source = open_source(config)
     identity = {
         "format": FORMAT,
