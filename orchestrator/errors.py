@@ -15,7 +15,12 @@ OrchError                     exit 1   anything of ours
 A class's docstring is its default message.
 """
 
-from typing import ClassVar
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import ClassVar, Literal
+
+SharedBy = Literal["", "place", "stream"]
+"""Which other jobs an error is of: none; those that read the same stream at the same place; all of the stream."""
 
 
 class OrchError(Exception):
@@ -23,6 +28,7 @@ class OrchError(Exception):
 
     exit_code: ClassVar[int] = 1
     retry: ClassVar[bool] = False
+    shared_by: SharedBy = ""
 
     def __init__(self, message: str = "", *, hint: str = "") -> None:
         """Take what was wrong and where (`message`), and what to do next (`hint`)."""
@@ -84,3 +90,16 @@ class OutOfMemory(TrainingError):
 
 class CheckpointError(OrchError):
     """The checkpoint cannot be read."""
+
+
+@contextmanager
+def shared_error(shared_by: SharedBy) -> Iterator[None]:
+    """Mark what is raised here about a config, its model or its text as an error of all jobs that read the same.
+
+    Only what any machine would find: not that a file, a package or the network is missing on this one.
+    """
+    try:
+        yield
+    except (ConfigError, SubjectError) as error:
+        error.shared_by = error.shared_by or shared_by
+        raise

@@ -9,7 +9,7 @@ from orchestrator.checkpoint_ref import CheckpointRef
 from orchestrator.config.job import JobConfig, canonical_text
 from orchestrator.config.validation import read_stored
 from orchestrator.curves.point import Point
-from orchestrator.errors import ConfigError, OutOfMemory, SubjectError
+from orchestrator.errors import ConfigError, OutOfMemory, SharedBy, SubjectError
 
 
 class Exit(IntEnum):
@@ -161,12 +161,15 @@ class Failure:
     hint: str = ""
     code: int = Exit.INTERNAL
     """What the exit status would be, were the job alone."""
+    shared_by: SharedBy = ""
+    """Which other jobs would fail in the same way."""
 
     @classmethod
     def of(cls, error: Exception) -> "Failure":
         """Return what an error means, and what to do about it."""
         code, hint = _classified(error)
-        return cls(type(error).__name__, getattr(error, "message", "") or str(error) or repr(error), hint, code)
+        message = getattr(error, "message", "") or str(error) or repr(error)
+        return cls(type(error).__name__, message, hint, code, getattr(error, "shared_by", ""))
 
 
 Message = Started | Alive | CurvePointMessage | CheckpointRef | Cached | Ended | Left | Failure

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import click
 
-from orchestrator.cli.terminal import Invocation, complain
+from orchestrator.cli.terminal import Invocation, complain, warn
 from orchestrator.errors import OrchError
 
 SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
@@ -142,6 +142,23 @@ def cli() -> None:
 
     New here? `orch demo` trains a first sweep, on a small language model that ships with orch, and shows the results.
     """
+    _warn_of_unknown_variables()
+
+
+def _warn_of_unknown_variables() -> None:
+    """Say which ORCH_ variables of the environment set nothing, and which one was probably meant."""
+    from difflib import get_close_matches
+
+    from orchestrator.settings import VARIABLES
+
+    own = [str(param.envvar) for param in cli.params if isinstance(param, click.Option) and param.envvar]
+    known = [name.removeprefix("ORCH_") for name in (*VARIABLES, *own)]
+    for name in sorted(os.environ):
+        short = name.removeprefix("ORCH_")
+        if short not in (name, *known) and not short.startswith("TEST_"):
+            near = get_close_matches(short, known, n=1)
+            meant = f"; did you mean ORCH_{near[0]}?" if near else ""
+            warn(f"the environment variable {name} sets nothing{meant}", "Every setting: orch config show")
 
 
 def main(args: Sequence[str] | None = None) -> None:

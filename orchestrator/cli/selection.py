@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -49,6 +50,11 @@ def job_rows(engine: "Engine", selectors: Sequence[str]) -> "list[JobRow]":
     return results.jobs(engine, ids=results.find(engine, selectors))
 
 
+def located(settings: "Settings", rows: "Sequence[JobRow]") -> "list[JobRow]":
+    """Return jobs with the place where their SAEs are now: the folder may have moved since they were stored."""
+    return [replace(row, artifact_uri=row.artifact_uri and settings.artifact(row.artifact_uri)) for row in rows]
+
+
 def selectors(*, required: bool) -> Callable[[_Decorated], _Decorated]:
     """Give a command its JOB|SWEEP arguments."""
     metavar = "JOB|SWEEP..." if required else "[JOB|SWEEP]..."
@@ -57,7 +63,20 @@ def selectors(*, required: bool) -> Callable[[_Decorated], _Decorated]:
 
 def job_argument() -> Callable[[_Decorated], _Decorated]:
     """Give a command its one JOB argument."""
-    return click.argument("job", metavar="JOB", type=click.IntRange(1), shell_complete=_complete)
+    return click.argument("job", metavar="JOB", type=_JobId(), shell_complete=_complete)
+
+
+class _JobId(click.ParamType[int]):
+    """The number of a job."""
+
+    name = "job"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        if isinstance(value, int):
+            return value
+        if not (value.isascii() and value.isdigit() and 0 < int(value) < 2**63):
+            self.fail(f"{value!r} is no job. A job is a number: orch status lists them, with their sweeps.", param, ctx)
+        return int(value)
 
 
 def job_choice_options(command: _Decorated) -> _Decorated:

@@ -8,14 +8,13 @@ from base64 import b64encode
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 from http.client import HTTPException
-from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
 from orchestrator.diagnosis.finding import Finding
 from orchestrator.errors import OrchError
 from orchestrator.formatting import duration, named
-from orchestrator.settings import Settings, mask
+from orchestrator.settings import Settings, mask, sqlite_file
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine
@@ -139,9 +138,9 @@ def _reach_tracking(url: str) -> str:
             session.connection()
         engine.dispose()
         return " answers"
-    if not url.startswith("sqlite:///"):
+    file = sqlite_file(url)
+    if file is None:
         return " was not looked at"
-    file = Path(url.removeprefix("sqlite:///"))
     if not file.exists():
         return ", made when it is first used"
     with closing(sqlite3.connect(f"{file.absolute().as_uri()}?mode=rw", uri=True, timeout=3)) as connection:

@@ -10,7 +10,7 @@ from orchestrator.queue.claims import claim, claim_companion, waiting
 from orchestrator.queue.control import cancel, pause, pause_sweep, resume, resume_sweep, retry
 from orchestrator.queue.expiry import release_expired
 from orchestrator.queue.heartbeats import begin, checkpointed, heartbeat, record, set_mlflow
-from orchestrator.queue.outcomes import fail, finish, release
+from orchestrator.queue.outcomes import fail, fail_alike, finish, release
 from orchestrator.queue.queue_pause import is_done, pause_queue, resume_queue
 from orchestrator.queue.submission import enqueue
 from orchestrator.queue.types import (
@@ -43,6 +43,7 @@ __all__ = [
     "claim_companion",
     "enqueue",
     "fail",
+    "fail_alike",
     "finish",
     "heartbeat",
     "is_done",

@@ -113,7 +113,8 @@ def _validated(point: _Point) -> JobConfig:
         key, found = _wrong_assignment(path, said, point)
         at = f", at {point}" if key in point.varied else ""
         said = said if path in said else f"{path}: {said}"
-        raise ConfigError(f"{found.location}: {said}{at}", hint=SCHEMA_HINT) from None
+        hint = f"To vary it, write sweep: [grid: {{{key}: …}}]." if isinstance(found.value, dict) else SCHEMA_HINT
+        raise ConfigError(f"{found.location}: {said}{at}", hint=hint) from None
 
 
 def _wrong_assignment(path: str, said: str, point: _Point) -> tuple[str, Assignment]:

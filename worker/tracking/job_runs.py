@@ -4,7 +4,6 @@ import math
 from collections.abc import Iterable
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from urllib.parse import unquote, urlparse
 
 from sqlalchemy import Engine
 
@@ -25,7 +24,7 @@ class Projection:
 
     def __init__(self, engine: Engine, settings: Settings) -> None:
         """Connect with the store."""
-        self._engine, self._artifacts = engine, settings.artifacts_folder
+        self._engine, self._settings = engine, settings
         self._runs = MlflowClient(settings)
         self._shipped: dict[str, int] = {}
         self._closed: set[str] = set()
@@ -111,12 +110,9 @@ class Projection:
                 draw_curve(record, Path(folder, "curve.png"))
                 self._runs.add_file(run, Path(folder, "curve.png"), "curve")
         if result and result.artifact_uri and not self._runs.has_file(run, "sae"):
-            for file in sorted(_local(result.artifact_uri).glob("*")):
-                if file.resolve().is_relative_to(self._artifacts.resolve()):  # whatever the database or a link says
+            artifacts = self._settings.artifacts_folder.resolve()
+            for file in sorted(Path(self._settings.artifact(result.artifact_uri)).glob("*")):
+                if file.resolve().is_relative_to(artifacts):  # whatever the database or a link says
                     self._runs.add_file(run, file, "sae")
         self._runs.end(run, _JOB_STATUS[job.state], at=at)
         self._closed.add(run)
-
-
-def _local(uri: str) -> Path:
-    return Path(unquote(urlparse(uri).path)) if uri.startswith("file:") else Path(uri)

@@ -13,11 +13,12 @@ from urllib.parse import quote, urlsplit
 from urllib.request import getproxies
 
 from orchestrator.database.schema import make_folder
-from orchestrator.settings import Settings
+from orchestrator.settings import Settings, sqlite_file
 
 ENTITIES_PER_CALL = 90
 """MLflow takes up to 100 params and 1,000 metrics in a call."""
 PARAM_LENGTH = 1000
+_ARTIFACTS = "mlartifacts"
 _QUIET = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",  # the default blocks a call for four minutes when the server is away
@@ -52,7 +53,7 @@ class MlflowClient:
             logger = logging.getLogger(name)
             logger.setLevel(logging.WARNING)
             logger.handlers, logger.propagate = [], True  # they go through the worker's own log
-        self._artifacts = None if settings.tracking.startswith("http") else settings.home / "mlartifacts"
+        self._artifacts = None if settings.tracking.startswith("http") else settings.home / _ARTIFACTS
         self._seen: set[str] = set()
         with _first_use(settings):
             self._client = MlflowClient(settings.tracking)
@@ -158,6 +159,29 @@ def _first_use(settings: Settings) -> Iterator[None]:
     with (settings.home / "mlflow.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
-        if settings.tracking.startswith("sqlite:///"):
-            with closing(sqlite3.connect(settings.tracking.removeprefix("sqlite:///"))) as store:
+        file = sqlite_file(settings.tracking)
+        if file is not None:
+            with closing(sqlite3.connect(file)) as store:
                 store.execute("PRAGMA journal_mode=WAL")
+                if not settings.tracking_url:
+                    _follow_home(store, settings.home / _ARTIFACTS)
+
+
+def _follow_home(store: sqlite3.Connection, folder: Path) -> None:
+    """Let our own store name the artifacts in the data folder where that is now: MLflow stores whole paths.
+
+    Of a folder that was moved or copied, it would write new artifacts to the old place, and make that anew.
+    """
+    here = folder.as_uri()
+    with store:
+        for number, old in store.execute("SELECT experiment_id, artifact_location FROM experiments").fetchall():
+            before, _, name = str(old).rpartition("/")
+            if before == here or before.rpartition("/")[2] != _ARTIFACTS:
+                continue
+            new = f"{here}/{name}"
+            store.execute("UPDATE experiments SET artifact_location = ? WHERE experiment_id = ?", (new, number))
+            store.execute(
+                "UPDATE runs SET artifact_uri = ? || substr(artifact_uri, ?) "
+                "WHERE experiment_id = ? AND substr(artifact_uri, 1, ?) = ?",
+                (new, len(old) + 1, number, len(old), old),
+            )

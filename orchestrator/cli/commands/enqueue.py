@@ -58,11 +58,12 @@ def enqueue(
 
 def _read(file: Path, overrides: tuple[str, ...], name: str | None) -> "Sweep":
     from orchestrator.settings import load
-    from orchestrator.sweep import check_name, check_paths, expand
+    from orchestrator.sweep import check_name, check_paths, check_subjects, expand
 
     sweep = expand(file, overrides)
     if load().embedded:  # in the service mode the files are on the workers' machines
         check_paths(sweep.configs)
+    check_subjects(sweep.configs)
     return replace(sweep, name=check_name(name, "--name")) if name else sweep
 
 

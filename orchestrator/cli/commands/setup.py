@@ -51,7 +51,7 @@ def init(*, folder: Path, embedded: bool) -> None:
 
     In DIR, or where you stand. What is there already is left as it is.
     """
-    from orchestrator.settings import FILE_NAME, load
+    from orchestrator.settings import FILE_NAME, load, place_of
 
     file = folder / FILE_NAME
     if file.exists():
@@ -64,7 +64,7 @@ def init(*, folder: Path, embedded: bool) -> None:
         from orchestrator.database.schema import open_database
 
         open_database(settings).dispose()
-        terminal.note(f"The database is {settings.database.removeprefix('sqlite:///')}")
+        terminal.note(f"The database is {place_of(settings.database)}")
     terminal.note(_next_steps(settings, folder))
 
 
@@ -140,9 +140,13 @@ def path() -> None:
 @click.argument("overrides", metavar="[KEY=VALUE]...", nargs=-1)
 def validate(*, file: Path, overrides: tuple[str, ...]) -> None:
     """Check a sweep file, with overrides; nothing is stored."""
-    from orchestrator.sweep import expand
+    from orchestrator.settings import load
+    from orchestrator.sweep import check_paths, check_subjects, expand
 
     sweep = expand(file, overrides)
+    if load().embedded:
+        check_paths(sweep.configs)
+    check_subjects(sweep.configs)
     terminal.echo(f"{file}: sweep {sweep.name} with {len(sweep.configs)} jobs, all valid")
 
 

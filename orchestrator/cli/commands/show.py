@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -12,7 +13,7 @@ from orchestrator.cli.display.columns import progress_cell, state_cell, why
 from orchestrator.cli.display.formats import active_latents, clock, passes, ratio, scientific, share, sparkline
 from orchestrator.cli.display.records import csv_text, record
 from orchestrator.cli.display.tables import Column, table
-from orchestrator.cli.selection import database, job_argument, job_rows, output_option
+from orchestrator.cli.selection import database, job_argument, job_rows, located, output_option
 from orchestrator.formatting import NONE, count, duration
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ def show(*, job: int, part: str | None, output: str | None) -> None:
     from orchestrator import results
 
     with database() as (settings, engine):
-        row = job_rows(engine, [str(job)])[0]
+        (row,) = located(settings, job_rows(engine, [str(job)]))
         if part == "config":
             terminal.echo(json.dumps(results.config(engine, job), indent=2, ensure_ascii=False))
             return
@@ -43,6 +44,8 @@ def show(*, job: int, part: str | None, output: str | None) -> None:
             _print_summary(settings, engine, row, output)
             return
         rows: Sequence[Any] = getattr(results, part)(engine, job)
+        if part == "checkpoints":
+            rows = [replace(row, uri=settings.artifact(row.uri)) for row in rows]
     if output:
         _print_records(part, rows, output)
     elif not rows:
@@ -142,9 +145,15 @@ def _files(settings: "Settings", row: "JobRow") -> list[tuple[str, str]]:
     return [
         ("config", row.config_id),
         ("MLflow run", row.mlflow_run_id or ""),
-        ("SAE at", row.artifact_uri or ""),
+        ("SAE at", _place(row.artifact_uri or "")),
         ("log", str(log) if log.exists() else ""),
     ]
+
+
+def _place(uri: str) -> str:
+    from pathlib import Path
+
+    return uri if not uri or Path(uri).exists() else f"{uri}, which is not on this machine"
 
 
 def _print_records(part: str, rows: Sequence[Any], output: str) -> None:

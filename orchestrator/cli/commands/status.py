@@ -14,7 +14,7 @@ from orchestrator.cli.display.live_canvas import MIN_SECONDS, LiveCanvas
 from orchestrator.cli.display.queue_view import DISPLAY_ORDER, Snapshot, Sparklines, first_shown, screen, state_counts
 from orchestrator.cli.display.records import csv_text, record
 from orchestrator.cli.display.tables import table
-from orchestrator.cli.selection import database, output_option, selectors, states_option
+from orchestrator.cli.selection import database, located, output_option, selectors, states_option
 from orchestrator.errors import StorageError
 from orchestrator.formatting import count
 from orchestrator.job_states import TERMINAL
@@ -61,7 +61,8 @@ def status(
     with database() as (settings, engine):
 
         def read() -> "list[JobRow]":
-            return _read(engine, selectors, states, limit=None if everything else limit)
+            rows = _read(engine, selectors, states, limit=None if everything else limit)
+            return located(settings, rows) if output in {"json", "csv"} else rows
 
         if watch is not None:
             _watch(engine, read, seconds=max(MIN_SECONDS, watch), output=output)

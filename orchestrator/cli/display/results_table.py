@@ -43,7 +43,7 @@ def result_lines(rows: "Sequence[JobRow]", *, width: int | None) -> list[str]:
 def where_lines(settings: "Settings", engine: "Engine", sweep: str, *, report: "Path") -> list[str]:
     """Return where report, database, SAEs, MLflow and logs are, and the command that shows each."""
     from orchestrator import results
-    from orchestrator.settings import mask
+    from orchestrator.settings import mask, place_of
 
     found = next((row for row in results.sweeps(engine) if row.name == sweep), None)
     experiment = found.mlflow_experiment_id if found else None
@@ -51,7 +51,7 @@ def where_lines(settings: "Settings", engine: "Engine", sweep: str, *, report: "
     page = f"{mask(server).rstrip('/')}/#/experiments/{experiment}" if experiment else "orch tracking sync fills it"
     facts = (
         ("report", str(report), "figures, fits, jobs: open it in a browser"),
-        ("database", mask(settings.database).removeprefix("sqlite:///"), "orch status, orch show JOB --curve"),
+        ("database", place_of(settings.database), "orch status, orch show JOB --curve"),
         ("SAEs", str(settings.artifacts_folder), "orch show JOB names its files"),
         ("MLflow", page, "orch ui opens it" if server == UI else ""),
         ("logs", str(settings.logs_folder), "orch logs JOB"),
