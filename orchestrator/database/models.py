@@ -77,8 +77,12 @@ class Job(Table):
     id: Mapped[int] = mapped_column(primary_key=True)
     sweep_id: Mapped[int] = mapped_column(ForeignKey("sweeps.id"))
     config_id: Mapped[str]
+    """Of the config it was enqueued with, for good."""
     replica: Mapped[int]
     config: Mapped[str]
+    """What it trains: the config it was enqueued with, or that with the budget of `orch extend`."""
+    asked_config: Mapped[str | None]
+    """The config it was enqueued with, where `config` is another."""
     n_latents: Mapped[int | None]
     d_model: Mapped[int | None]
     k: Mapped[int]

@@ -9,6 +9,7 @@ from orchestrator.queue.analysis import Reanalysed, reanalyse
 from orchestrator.queue.claims import claim, claim_companion, waiting
 from orchestrator.queue.control import cancel, pause, pause_sweep, resume, resume_sweep, retry
 from orchestrator.queue.expiry import release_expired
+from orchestrator.queue.extension import extend
 from orchestrator.queue.heartbeats import begin, checkpointed, heartbeat, record, set_mlflow
 from orchestrator.queue.outcomes import fail, finish, release
 from orchestrator.queue.queue_pause import is_done, pause_queue, resume_queue
@@ -42,6 +43,7 @@ __all__ = [
     "claim",
     "claim_companion",
     "enqueue",
+    "extend",
     "fail",
     "finish",
     "heartbeat",

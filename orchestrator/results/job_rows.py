@@ -1,5 +1,6 @@
 """Jobs as a person sees them: one query, flat rows, and why each job is not running."""
 
+import json
 from collections.abc import Collection
 from typing import Any, NamedTuple
 
@@ -89,7 +90,7 @@ def _query() -> Select[Any]:
         select(
             *(getattr(job, name) for name in own + more),
             trained_lr().label("lr"), job.sweep_id, job.not_before, job.reason.label("stored_reason"),
-            obstacle().label("obstacle"), trainable_tokens().label("trainable_tokens"),
+            job.asked_config, obstacle().label("obstacle"), trainable_tokens().label("trainable_tokens"),
             m.LeaseRow.tokens_seen.label("lease_tokens"), m.LeaseRow.tokens_per_second, m.LeaseRow.expires_at,
             point.tokens_seen.label("point_tokens"), point.fvu, point.dead_share, point.l0, point.wall_seconds,
             # Read where no latent is dead, to tell whether one could be: else the share is known to be measured.
@@ -141,6 +142,7 @@ def _job(row: Row[Any], context: _QueueContext, expected: int | None, swept: dic
         started_at=row.started_at, finished_at=row.finished_at, age=context.now - row.created_at, worker=row.worker,
         lease_left=None if row.expires_at is None else row.expires_at - context.now, reason=_reason(row, context),
         config_id=row.config_id, mlflow_run_id=row.mlflow_run_id, artifact_uri=row.artifact_uri, labels=sweep.labels,
+        asked_max_tokens=json.loads(row.asked_config)["training"]["max_tokens"] if row.asked_config else None,
         expected_tokens=expected, swept=swept, trainable_tokens=row.trainable_tokens,
         passes=row.max_tokens / row.trainable_tokens if row.trainable_tokens else None,
     )  # fmt: skip

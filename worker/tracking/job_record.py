@@ -44,8 +44,9 @@ class JobRecord(NamedTuple):
 
     @property
     def params(self) -> dict[str, str]:
-        """Return the config as flat names and texts."""
-        return {name: mask(str(value)) for name, value in flatten(json.loads(self.job.config)).items()}
+        """Return the config that was enqueued as flat names and texts: MLflow's params never change."""
+        asked = self.job.asked_config or self.job.config
+        return {name: mask(str(value)) for name, value in flatten(json.loads(asked)).items()}
 
     @property
     def final_values(self) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""`orch cancel, pause, resume, retry`: what a person wants of jobs."""
+"""`orch cancel, pause, resume, retry, extend`: what a person wants of jobs."""
 
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import click
 
 from orchestrator.cli import terminal
-from orchestrator.cli.selection import database, output_option, selectors, yes_option
+from orchestrator.cli.selection import database, output_option, selectors, token_count, yes_option
 from orchestrator.errors import StateError
 
 if TYPE_CHECKING:
@@ -75,6 +75,26 @@ def retry(*, selectors: tuple[str, ...], yes: bool, output: str | None) -> None:
 
     with database() as (_, engine):
         _wake(engine, queue.retry(engine, _chosen(engine, selectors, "Retry", yes=yes)), output)
+
+
+@click.command()
+@selectors(required=True)
+@click.option("--max-tokens", required=True, metavar="TOKENS", callback=token_count,
+              help="The new budget of each, such as 50M.")  # fmt: skip
+@yes_option()
+@output_option("name", "json")
+def extend(*, selectors: tuple[str, ...], max_tokens: int, yes: bool, output: str | None) -> None:
+    """Give jobs a larger budget: they go on from their last checkpoint, as the same jobs with the same curves.
+
+    A job that has used its budget is queued again; one that is queued or paused goes on waiting. What auto came to,
+    the learning rate and the window of dead latents, stays. Not for jobs that have converged or diverged, or whose
+    learning rate has decayed: those are enqueued anew.
+    """
+    from orchestrator import queue
+
+    with database() as (_, engine):
+        ids = _chosen(engine, selectors, "Extend", yes=yes)
+        _wake(engine, queue.extend(engine, ids, max_tokens=max_tokens), output)
 
 
 def _chosen(engine: "Engine", selectors: Sequence[str], verb: str, *, yes: bool) -> list[int]:

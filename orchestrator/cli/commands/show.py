@@ -86,6 +86,7 @@ def _facts(row: "JobRow", *, dead: str) -> list[tuple[str, str]]:
     return [
         ("SAE", f"n_latents {row.n_latents or 'auto'}, k {row.k}, d_model {row.d_model or NONE}"),
         ("training", f"lr {'auto' if row.lr is None else f'{row.lr:g}'}, seed {row.seed}, priority {row.priority}"),
+        ("budget", _budget(row)),
         ("progress", f"{progress_cell(row, 24)}  {count(row.tokens_seen)} of {count(row.max_tokens)} tokens{speed}"),
         ("text", _text(row)),
         ("fvu", f"{ratio(row.fvu)}{gain}"),
@@ -98,6 +99,11 @@ def _facts(row: "JobRow", *, dead: str) -> list[tuple[str, str]]:
         ("started", clock(row.started_at)),
         ("finished", clock(row.finished_at)),
     ]
+
+
+def _budget(row: "JobRow") -> str:
+    asked = row.asked_max_tokens
+    return "" if asked is None else f"extended from {count(asked)} to {count(row.max_tokens)} tokens"
 
 
 def _text(row: "JobRow") -> str:
