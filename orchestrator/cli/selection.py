@@ -97,11 +97,13 @@ def time_span(ctx: click.Context, param: click.Parameter, value: str | None) -> 
     return float(found[1]) * _SECONDS[found[2] or "s"]
 
 
-def token_count(ctx: click.Context, param: click.Parameter, value: str) -> int:
+def token_count(ctx: click.Context, param: click.Parameter, value: str | None) -> int | None:
     """Return a number of tokens: 50M, 500k, 2.5G, 50_000_000 or 5e7."""
     import re
     from decimal import Decimal
 
+    if value is None:
+        return None
     found = re.fullmatch(r"(\d[\d_]*(?:\.\d+)?(?:e\d+)?)([kMGT]?)", value.strip())
     tokens = Decimal(found[1]) * _TIMES[found[2]] if found else Decimal(0)
     if not 0 < tokens <= _MOST_TOKENS or tokens != int(tokens):

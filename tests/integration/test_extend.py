@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import select
+from sqlalchemy import delete, select
 
 from benchmarks import invariants
 from orchestrator import queue, results
@@ -102,7 +102,7 @@ def test_what_cannot_go_on_is_refused_in_words(subject: Path, tmp_path: Path) ->
             "has a budget of 9,216 tokens already",
         ]
         with world.engine.begin() as session:
-            session.execute(CheckpointRow.__table__.delete())
+            session.execute(delete(CheckpointRow))
         refused(world, plain, "has no checkpoint any more")
         queue.pause(world.engine, world.enqueue(auto_config(subject, FIRST, lr=2e-3)))
         assert queue.extend(world.engine, [3], max_tokens=THEN)[0].state == "paused"
