@@ -101,7 +101,7 @@ def _one_result(db: QueueRows, job: Any) -> Iterator[str]:
     told = sum(event.kind == "succeeded" for event in db.events[job.id])
     wanted = int(job.state == "succeeded")
     ended = wanted + sum(
-        event.kind == "extended" and '"outcome": null' not in _text(event) for event in db.events[job.id]
+        event.kind in ("extended", "deleted") and '"outcome": null' not in _text(event) for event in db.events[job.id]
     )
     for what, count, due in (
         ("results", len(found), wanted), ("attempts with a result", len(ends), ended), ("successes told", told, ended),

@@ -26,6 +26,9 @@ SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
         "resume": ("job_control", "Let paused jobs go on."),
         "retry": ("job_control", "Queue failed or cancelled jobs again."),
         "extend": ("job_control", "Give jobs a larger budget: they go on from their last checkpoint."),
+        "reprioritise": ("job_control", "Let jobs run before others, or after them."),
+        "hide": ("removal", "Take ended jobs out of lists, laws and reports."),
+        "delete": ("removal", "Delete jobs for good; orch gc removes their files."),
         "queue": ("queue_commands", "Show figures of the whole queue; pause and resume it."),
     },
     "Look": {

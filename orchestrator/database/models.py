@@ -83,6 +83,8 @@ class Job(Table):
     """What it trains: the config it was enqueued with, or that with the budget of `orch extend`."""
     asked_config: Mapped[str | None]
     """The config it was enqueued with, where `config` is another."""
+    hidden: Mapped[str | None]
+    """hidden or deleted, of an ended job: no list, count, law or report has it. No number is given twice."""
     n_latents: Mapped[int | None]
     d_model: Mapped[int | None]
     k: Mapped[int]

@@ -74,6 +74,8 @@ def _standing(session: Session, job_id: int) -> _Standing:
 def _refusal(standing: _Standing, max_tokens: int) -> str:
     """Return why a job cannot go on to a budget; empty where it can."""
     job, outcome, trained, _ = standing
+    if job.hidden == "deleted":
+        return "is deleted"
     refused = _REFUSED.get(job.state, "") or _REFUSED.get(outcome or "", "")
     if refused:
         return refused

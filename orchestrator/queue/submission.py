@@ -17,8 +17,10 @@ if TYPE_CHECKING:
     from orchestrator.sweep.sweep import Sweep
 
 
-def enqueue(engine: Engine, sweep: "Sweep", *, allow_duplicate: bool = False, priority: int = 0) -> Enqueued:
+def enqueue(engine: Engine, sweep: "Sweep", *, allow_duplicate: bool = False, priority: int | None = None) -> Enqueued:
     """Put a sweep's configs into the queue; to a sweep of that name only what is new is added.
+
+    `priority`: of the new jobs, by default the sweep's.
 
     Raises:
         ConfigError: the sweep would hold more jobs than its run_cap.
@@ -30,7 +32,8 @@ def enqueue(engine: Engine, sweep: "Sweep", *, allow_duplicate: bool = False, pr
         new = _new_positions(session, sweep_id, ids, allow_duplicate=allow_duplicate)
         _respect_cap(session, sweep_id, sweep, len(new))
         rows = [_row(sweep.configs[at]) | {"config_id": ids[at], "replica": replica} for at, replica in new.items()]
-        placed = _insert(session, rows, sweep_id=sweep_id, priority=priority)
+        order = sweep.priority if priority is None else priority
+        placed = _insert(session, rows, sweep_id=sweep_id, priority=order)
         counts = {"added": len(new), "skipped": len(ids) - len(new)}
         session.execute(insert(Event).values(sweep_id=sweep_id, at=db_now(), kind="sweep_enqueued", data=counts))
     return Enqueued(sweep_id, tuple(placed[ids[at], new[at]] if at in new else None for at in range(len(ids))))

@@ -17,7 +17,7 @@ from orchestrator.results.rows import (
     SweepRow,
     WorkerRow,
 )
-from orchestrator.results.selectors import existing, find
+from orchestrator.results.selectors import existing, find, hidden_of
 from orchestrator.results.text_passes import text_sizes
 from orchestrator.results.worker_rows import last_clock_step, registered_workers
 
@@ -43,6 +43,7 @@ __all__ = [
     "events",
     "existing",
     "find",
+    "hidden_of",
     "jobs",
     "last_clock_step",
     "measured",

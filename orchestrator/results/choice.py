@@ -38,6 +38,7 @@ class Choice(NamedTuple):
 def matching(engine: Engine, choice: Choice, ids: Sequence[int] | None) -> list[int]:
     """Return the jobs of a choice, among some or all, by id."""
     query = select(m.Job.id, m.SweepRow.labels).join(m.SweepRow, m.SweepRow.id == m.Job.sweep_id).order_by(m.Job.id)
+    query = query.where(m.Job.hidden.is_(None)) if ids is None else query
     wanted = None if ids is None else set(ids)
     with reading(engine) as session:
         found = [

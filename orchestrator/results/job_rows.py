@@ -55,7 +55,7 @@ def jobs(
     Raises:
         StorageError: the database did not answer.
     """
-    wanted: list[ColumnElement[bool]] = []
+    wanted: list[ColumnElement[bool]] = [] if ids is not None else [m.Job.hidden.is_(None)]
     if sweep is not None:
         wanted.append(m.Job.sweep_id.in_(select(m.SweepRow.id).where(m.SweepRow.name == sweep)))
     if states is not None:
@@ -90,7 +90,7 @@ def _query() -> Select[Any]:
         select(
             *(getattr(job, name) for name in own + more),
             trained_lr().label("lr"), job.sweep_id, job.not_before, job.reason.label("stored_reason"),
-            job.asked_config, obstacle().label("obstacle"), trainable_tokens().label("trainable_tokens"),
+            job.asked_config, job.hidden, obstacle().label("obstacle"), trainable_tokens().label("trainable_tokens"),
             m.LeaseRow.tokens_seen.label("lease_tokens"), m.LeaseRow.tokens_per_second, m.LeaseRow.expires_at,
             point.tokens_seen.label("point_tokens"), point.fvu, point.dead_share, point.l0, point.wall_seconds,
             # Read where no latent is dead, to tell whether one could be: else the share is known to be measured.
@@ -143,7 +143,7 @@ def _job(row: Row[Any], context: _QueueContext, expected: int | None, swept: dic
         lease_left=None if row.expires_at is None else row.expires_at - context.now, reason=_reason(row, context),
         config_id=row.config_id, mlflow_run_id=row.mlflow_run_id, artifact_uri=row.artifact_uri, labels=sweep.labels,
         asked_max_tokens=json.loads(row.asked_config)["training"]["max_tokens"] if row.asked_config else None,
-        expected_tokens=expected, swept=swept, trainable_tokens=row.trainable_tokens,
+        hidden=row.hidden, expected_tokens=expected, swept=swept, trainable_tokens=row.trainable_tokens,
         passes=row.max_tokens / row.trainable_tokens if row.trainable_tokens else None,
     )  # fmt: skip
 

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from sqlalchemy import ColumnElement, Engine, case, func, select
+from sqlalchemy import ColumnElement, Engine, case, exists, func, select
 from sqlalchemy.orm import Session
 
 from orchestrator.database import models as m
@@ -89,7 +89,7 @@ def _in_training(session: Session) -> int:
 
 def counts(engine: Engine, *, sweep: str | None = None) -> dict[str, int]:
     """Return the number of jobs in every state, of one sweep or of all."""
-    query = select(m.Job.state, func.count()).group_by(m.Job.state)
+    query = select(m.Job.state, func.count()).where(m.Job.hidden.is_(None)).group_by(m.Job.state)
     if sweep is not None:
         query = query.join(m.SweepRow, m.SweepRow.id == m.Job.sweep_id).where(m.SweepRow.name == sweep)
     with reading(engine) as session:
@@ -104,15 +104,19 @@ def paused_since(engine: Engine) -> float | None:
 
 
 def sweeps(engine: Engine) -> list[SweepRow]:
-    """Return every sweep with its jobs by state, oldest first."""
-    grouped = select(m.Job.sweep_id, m.Job.state, func.count()).group_by(m.Job.sweep_id, m.Job.state)
-    columns = [getattr(m.SweepRow, name) for name in SweepRow.__slots__ if name != "counts"]
+    """Return the sweeps with their jobs by state, oldest first; without those of which every job is hidden."""
+    grouped = select(m.Job.sweep_id, m.Job.state, func.count()).where(m.Job.hidden.is_(None))
+    grouped = grouped.group_by(m.Job.sweep_id, m.Job.state)
+    is_hidden = exists().where(m.Job.sweep_id == m.SweepRow.id, m.Job.hidden.is_not(None))
+    names = [name for name in SweepRow.__slots__ if name != "counts"]
+    columns = [getattr(m.SweepRow, name) for name in names]
     with reading(engine) as session:
-        rows = session.execute(select(*columns).order_by(m.SweepRow.id)).all()
+        rows = session.execute(select(*columns, is_hidden.label("has_hidden")).order_by(m.SweepRow.id)).all()
         tally: dict[int, dict[str, int]] = {row.id: dict.fromkeys(STATES, 0) for row in rows}
         for sweep_id, state, number in session.execute(grouped):
             tally.setdefault(sweep_id, {})[state] = number
-    return [SweepRow(**row._mapping, counts=tally[row.id]) for row in rows]
+    shown = [row for row in rows if not row.has_hidden or any(tally[row.id].values())]
+    return [SweepRow(**{name: row._mapping[name] for name in names}, counts=tally[row.id]) for row in shown]
 
 
 def workers(engine: Engine) -> list[WorkerRow]:

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 @click.argument("file", type=click.Path(path_type=Path))
 @click.argument("overrides", metavar="[KEY=VALUE]...", nargs=-1)
 @click.option("-n", "--name", help="Name of the sweep, instead of the file's.")
-@click.option("-p", "--priority", type=click.IntRange(-(2**31), 2**31 - 1), default=0, show_default=True,
-              help="Higher ones run first.")  # fmt: skip
+@click.option("-p", "--priority", type=click.IntRange(-(2**31), 2**31 - 1),
+              help="Higher ones run first; by default the file's, or 0.")  # fmt: skip
 @click.option("--needed/--allow-duplicate", default=True,
               help="Add what the sweep does not hold yet (the default), or all of it once more.")  # fmt: skip
 @click.option("--dry-run", is_flag=True, help="Show what would be added, and what it costs; write nothing.")
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 @output_option("name", "json")
 @click.pass_context
 def enqueue(
-    ctx: click.Context, *, file: Path, overrides: tuple[str, ...], name: str | None, priority: int, needed: bool,
+    ctx: click.Context, *, file: Path, overrides: tuple[str, ...], name: str | None, priority: int | None, needed: bool,
     dry_run: bool, and_wait: bool, output: str | None,
 ) -> None:  # fmt: skip
     """Put the jobs of a sweep file into the queue; FILE may be - for standard input.
@@ -83,7 +83,7 @@ def _preview(sweep: "Sweep", *, needed: bool) -> "list[PlannedJob]":
     return planned_jobs(sweep.configs, job_ids=[None] * len(new), new=new, texts=texts)
 
 
-def _add(engine: "Engine", sweep: "Sweep", *, priority: int, needed: bool) -> "list[PlannedJob]":
+def _add(engine: "Engine", sweep: "Sweep", *, priority: int | None, needed: bool) -> "list[PlannedJob]":
     from orchestrator import queue, results
     from orchestrator.cli.display.sweep_table import planned_jobs
 
