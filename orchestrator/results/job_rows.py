@@ -27,6 +27,7 @@ _REASONS: dict[Obstacle, str] = {
 }
 """How people are told of an obstacle; of one that they asked for themselves the state tells."""
 _IDS_PER_QUERY = 10_000
+_WAITS = ("queued", "paused")
 
 
 class _QueueContext(NamedTuple):
@@ -83,6 +84,7 @@ def _rows(session: Session, query: Select[Any], ids: Collection[int] | None, lim
 
 def _query() -> Select[Any]:
     job, point = m.Job, m.CurvePoint
+    saved = select(func.max(m.CheckpointRow.tokens_seen)).where(m.CheckpointRow.job_id == job.id).correlate(job)
     newest = select(func.max(m.CurvePoint.tokens_seen)).where(m.CurvePoint.job_id == job.id).correlate(job)
     own = ("id", "state", "desired", "priority", "attempt", "failures", "preemptions", "n_latents", "k", "seed")
     more = ("d_model", "max_tokens", "created_at", "finished_at", "config_id", "mlflow_run_id")
@@ -90,6 +92,7 @@ def _query() -> Select[Any]:
         select(
             *(getattr(job, name) for name in own + more),
             trained_lr().label("lr"), job.sweep_id, job.not_before, job.reason.label("stored_reason"),
+            case((job.state.in_(_WAITS), func.coalesce(saved.scalar_subquery(), 0))).label("saved_tokens"),
             job.asked_config, job.hidden, obstacle().label("obstacle"), trainable_tokens().label("trainable_tokens"),
             m.LeaseRow.tokens_seen.label("lease_tokens"), m.LeaseRow.tokens_per_second, m.LeaseRow.expires_at,
             point.tokens_seen.label("point_tokens"), point.fvu, point.dead_share, point.l0, point.wall_seconds,
@@ -129,8 +132,8 @@ def _no_worker(session: Session, now: float) -> str:
 
 def _job(row: Row[Any], context: _QueueContext, expected: int | None, swept: dict[str, Any]) -> JobRow:
     sweep = context.sweeps[row.sweep_id]
-    # A lease says 0 until its trainer has loaded: until then the stored curve is right.
-    seen = (row.result_tokens, row.lease_tokens or None, row.point_tokens, 0)
+    # What waits goes on from its checkpoint. A lease says 0 until its trainer has loaded: till then the curve is right.
+    seen = (row.result_tokens, row.lease_tokens or None, row.saved_tokens, row.point_tokens, 0)
     return JobRow(
         id=row.id, sweep=sweep.name, state=row.state, desired=row.desired, priority=row.priority, attempt=row.attempt,
         failures=row.failures, preemptions=row.preemptions, n_latents=row.n_latents, k=row.k, lr=row.lr, seed=row.seed,

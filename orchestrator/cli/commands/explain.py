@@ -66,7 +66,9 @@ def _explanation(settings: "Settings", engine: "Engine", row: "JobRow") -> list[
         is_held = row.lease_left is None or row.lease_left >= 0
         held = "It runs." if is_held else "It ran."
         beat = f"{asked}, and does so at its next heartbeat." if asked else held
-        left = f" {_lease(settings, row.lease_left)}" if row.lease_left is not None else ""
+        left = (
+            f" {_lease(settings, row.lease_left, silent=_is_silent(engine, row))}" if row.lease_left is not None else ""
+        )
         others = _companions(engine, row)
         with_whom = f" Its trainer began with job{'s' * (len(others) > 1)} {', '.join(others)} too." if others else ""
         there = f"{beat} Attempt {row.attempt}, on {row.worker or 'a worker'}.{left}{with_whom}"
@@ -85,7 +87,15 @@ def _explanation(settings: "Settings", engine: "Engine", row: "JobRow") -> list[
     return lines
 
 
-def _lease(settings: "Settings", left: float) -> str:
+def _is_silent(engine: "Engine", row: "JobRow") -> bool:
+    from orchestrator import results
+
+    return any(row.id in worker.jobs and worker.state == "lost" for worker in results.registered_workers(engine))
+
+
+def _lease(settings: "Settings", left: float, *, silent: bool) -> str:
+    if left >= 0 and silent:
+        return f"Nobody renews its lease, which runs out in {duration(left)}; then another worker goes on."
     if left >= 0:
         return f"Its lease is renewed in time: {duration(left)} are left."
     grace = f"{settings.grace_seconds:g} s after that"
