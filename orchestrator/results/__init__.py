@@ -4,6 +4,7 @@ from orchestrator.results.dead_share import can_measure, dead_window
 from orchestrator.results.fit_rows import measured
 from orchestrator.results.job_history import attempts, checkpoints, config, convergence, curve, events
 from orchestrator.results.job_rows import jobs, waiting_for
+from orchestrator.results.measured_speed import MeasuredSpeed, expected_seconds
 from orchestrator.results.queue_position import QueuePosition, position_in_queue
 from orchestrator.results.queue_stats import counts, paused_since, stats, sweeps, workers
 from orchestrator.results.rows import (
@@ -27,6 +28,7 @@ __all__ = [
     "ConvergenceRow",
     "EventRow",
     "JobRow",
+    "MeasuredSpeed",
     "QueuePosition",
     "QueueStats",
     "RegisteredWorker",
@@ -42,6 +44,7 @@ __all__ = [
     "dead_window",
     "events",
     "existing",
+    "expected_seconds",
     "find",
     "hidden_of",
     "jobs",

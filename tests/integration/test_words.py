@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from socket import gethostname
 
 import pytest
 from sqlalchemy import Engine
@@ -12,7 +13,7 @@ from orchestrator.config.validation import parse
 from orchestrator.database.schema import open_database
 from orchestrator.settings import Settings
 from orchestrator.sweep.sweep import Sweep
-from tests.queue_shorthand import claim, enqueue, point, ref
+from tests.queue_shorthand import claim, enqueue, point, ref, result
 from tests.small_world import make_subject, small_config, small_world
 from tests.worker_shorthand import let_commands_reach
 
@@ -86,3 +87,22 @@ def test_a_mistake_of_the_user_leaves_no_traceback_and_points_no_wall_of_lines(t
         assert not any("Traceback" in text for text in logs)
         told = [line for line in world.said().splitlines() if f"job {ids[0]}" in line and "fvu" in line]
         assert len(told) <= 1, "one line per job and minute"
+
+
+def test_a_dry_run_says_how_long_by_jobs_alike_that_ran_here(
+    engine: Engine, capsys: Capture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "next.yaml"
+    file.write_text("sae: {n_latents: 128, k: 8}\ntraining.max_tokens: 1_000_000\n")
+    assert run(["enqueue", str(file), "--dry-run"]) == 0
+    assert "Time: not known, for no job like these has ended on this host" in capsys.readouterr().out
+    queue.enqueue(engine, Sweep("s", (parse({"sae": {"n_latents": 64, "k": 8}}),)))
+    lease = queue.claim(engine, queue.Worker("w", gethostname(), 1, "cpu"), token="t", lease_seconds=60)
+    assert lease is not None
+    queue.begin(engine, lease.lease, {"n_latents": 64, "d_model": 128}, 0)
+    queue.finish(engine, lease.lease, result(outcome="max_tokens", tokens_seen=100_000, wall_seconds=10.0))
+    assert run(["enqueue", str(file), "--dry-run"]) == 0
+    # 10^6 tokens at 10^-4 s each, twice as large.
+    assert "Time: about 3m20s on this host with one worker (measured on job 1)" in capsys.readouterr().out
+    assert run(["enqueue", str(file), "sae.n_latents=4096", "--dry-run", "-o", "json"]) == 0
+    assert '"seconds": null' in capsys.readouterr().out, "64 times larger: nothing alike"
