@@ -92,8 +92,7 @@ def values(engine: Engine, rows: Sequence[JobRow], keys: Sequence[str]) -> dict[
         with reading(engine) as session:
             configs = flat_configs(session, [row.id for row in rows])
     return {
-        row.id: {key: getattr(row, name) for key, name in names.items()}
-        | {key: configs[row.id].get(key) for key in dotted}
+        row.id: {key: getattr(row, names[key]) if key in names else configs[row.id].get(key) for key in keys}
         for row in rows
     }
 

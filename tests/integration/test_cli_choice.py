@@ -73,7 +73,7 @@ def test_columns_are_those_that_were_asked_for(capsys: pytest.CaptureFixture[str
     head, first, *_ = said(capsys, "study", "--columns", "id,n,optimizer.lr,fvu").splitlines()
     assert head.split() == ["id", "n", "optimizer.lr", "fvu"]
     assert first.split() == ["1", "64", "0.001", "0.415625"]
-    assert said(capsys, "study", "--columns", "id,sae.k", "-o", "csv").splitlines()[:2] == ["id,sae.k", "1,8"]
+    assert said(capsys, "study", "--columns", "id,sae.k,n", "-o", "csv").splitlines()[:2] == ["id,sae.k,n", "1,8,64"]
 
 
 def test_an_unknown_key_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
