@@ -37,13 +37,17 @@ class Item:
 def find(engine: Engine, settings: Settings, *, older_than: float, all_caches: bool = False) -> list[Item]:
     """Return what may be deleted: nothing that a running, queued or paused job uses.
 
-    All files of deleted jobs; half-written files an hour old; checkpoints, not the final autoencoder, of succeeded
+    What deleted jobs trained; half-written files an hour old; checkpoints, not the final autoencoder, of succeeded
     jobs, and of failed or cancelled ones after `older_than` seconds, until when `orch retry` goes on from them; caches
     unused for that long, or over the quota, or with `all_caches` every one that no process uses; token files that old
     which no unfinished job needs.
     """
     home, artifacts = settings.home, settings.artifacts_folder
-    found = [*_temporary(home, artifacts), *_of_deleted(engine, settings), *_checkpoints(engine, artifacts, older_than)]
+    found = [
+        *_temporary(home, artifacts),
+        *_of_deleted(engine, artifacts),
+        *_checkpoints(engine, artifacts, older_than),
+    ]
     return [*found, *_caches(settings, older_than, all_caches=all_caches), *_tokens(engine, home, older_than)]
 
 
@@ -67,13 +71,14 @@ def _temporary(home: Path, artifacts: Path) -> Iterator[Item]:
             yield Item("temporary", path, size, "half-written, and its writer is gone", TEMPORARY_SECONDS)
 
 
-def _of_deleted(engine: Engine, settings: Settings) -> Iterator[Item]:
+def _of_deleted(engine: Engine, artifacts: Path) -> Iterator[Item]:
+    """Yield what deleted jobs trained. Their logs stay: jobs that shared a trainer share its log."""
     with reading(engine) as session:
         jobs = session.scalars(select(Job.id).where(Job.hidden == "deleted").order_by(Job.id)).all()
     for job_id in jobs:
-        for folder in (settings.artifacts_folder / str(job_id), settings.log_file(job_id, 1).parent):
-            if folder.is_dir() and _is_inside(folder, folder.parent):
-                yield Item("deleted", folder, activation_caches.size(folder), f"job {job_id} was deleted")
+        folder = artifacts / str(job_id)
+        if folder.is_dir() and _is_inside(folder, artifacts):
+            yield Item("deleted", folder, activation_caches.size(folder), f"job {job_id} was deleted")
 
 
 def _checkpoints(engine: Engine, artifacts: Path, older_than: float) -> Iterator[Item]:

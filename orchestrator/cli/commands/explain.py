@@ -34,7 +34,8 @@ _HOLDERS = {
 }
 _ENDINGS = {
     "converged": "At three evaluations in a row it gained less than stop.epsilon per doubling of tokens, beyond doubt.",
-    "max_tokens": "It used its whole token budget before it converged.",
+    "max_tokens": "It used its whole token budget before it converged. To let it go on from there:"
+    " orch extend {id} --max-tokens TOKENS",
     "not_learning": "It hardly learned: at the end of its budget its fvu is within a tenth of what untrained weights, "
     "or the mean alone, score. Its learning rate is too low, or its budget too short: orch show {id} --curve",
     "diverged": "Its loss was no longer finite, or rose far above its best, or above that of its untrained weights. "

@@ -69,15 +69,18 @@ def fit(
             epsilon=epsilon, loss=loss, flops=flops, tokens=tokens, **JobChoice(**choice).grounds(rows)
         )
         done = fit_laws(wanted, rows, options, n_bootstrap=bootstrap, seed=seed)
+        is_short = tokens is None and any(row.outcome == "max_tokens" for row in rows)
         if not done.fits:
             raise done.refused[0].error
         ids = fit_store.save(engine, done.fits) if store else []
-    _print(done, ids, output, sweeps, is_asked=bool(laws))
+    _print(done, ids, output, sweeps, is_asked=bool(laws), is_short=is_short)
     if ids:
         ship(sweeps)
 
 
-def _print(done: "Fitted", ids: list[int], output: str | None, sweeps: Sequence[str], *, is_asked: bool) -> None:
+def _print(
+    done: "Fitted", ids: list[int], output: str | None, sweeps: Sequence[str], *, is_asked: bool, is_short: bool
+) -> None:
     from orchestrator.cli.display.fit_tables import fit_lines, fit_record
     from orchestrator.scaling.laws.registry import LAWS
 
@@ -100,6 +103,8 @@ def _print(done: "Fitted", ids: list[int], output: str | None, sweeps: Sequence[
         return
     for line in _refused(done, sweeps):
         terminal.note(line)
+    if done.refused and is_short:
+        terminal.note(f"Jobs that used up their budgets are compared by: orch fit {' '.join(sweeps)} --tokens TOKENS")
 
 
 def _refused(done: "Fitted", sweeps: Sequence[str]) -> list[str]:

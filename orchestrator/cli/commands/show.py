@@ -69,7 +69,7 @@ def _print_summary(settings: "Settings", engine: "Engine", row: "JobRow", output
     title = f"job {row.id}  {row.sweep}  {state_cell(row, drawn=terminal.is_live())}"
     terminal.echo(click.style(title, bold=True) + (f"  {why(row)}" if why(row) else ""))
     for name, value in [
-        *place_facts(results.config(engine, row.id), results.attempts(engine, row.id)),
+        *place_facts(results.config(engine, row.id, asked=True), results.attempts(engine, row.id)),
         *_facts(row, dead=_dead_latents(engine, row)),
         ("curve", curve),
         *_counts(counts),
