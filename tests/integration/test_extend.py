@@ -5,16 +5,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import delete, select
+from sqlalchemy import Engine, delete, select
 
 from benchmarks import invariants
 from orchestrator import queue, results
+from orchestrator.cli.main import run
 from orchestrator.config.job import JobConfig
 from orchestrator.config.validation import parse
 from orchestrator.database.models import CheckpointRow
 from orchestrator.errors import StateError
+from orchestrator.settings import Settings
 from tests.integration.test_worker import work
+from tests.queue_shorthand import claim, enqueue, job, point, ref, result
 from tests.small_world import World, make_subject, small_config, small_world
+from tests.worker_shorthand import let_commands_reach
 from worker.tracking.mlflow_client import MlflowClient
 from worker.tracking.shipper import Tracking
 
@@ -131,3 +135,41 @@ def test_mlflow_shows_one_run_with_both_budgets(subject: Path, tmp_path: Path) -
         assert (steps == sorted(steps), max(steps)) == (True, 2 * FIRST)
         (first,) = client.search_runs([run.info.experiment_id], "tags.`orch.attempt` = '1'")
         assert first.info.status == "FINISHED"
+
+
+def test_the_verb_on_both_databases(engine: Engine) -> None:
+    (job_id,) = enqueue(engine)
+    lease = claim(engine).lease
+    queue.begin(engine, lease, {"lr": 0.0123, "n_latents": 64, "d_model": 32}, 0)
+    queue.record(engine, lease, [point(100)])
+    queue.checkpointed(engine, lease, ref(100))
+    queue.finish(engine, lease, result(outcome="max_tokens"))
+    [change] = queue.extend(engine, [job_id], max_tokens=50_000_000)
+    assert change == queue.Change(job_id, "queued", "queued, 20,000,000 to 50,000,000 tokens")
+    assert results.convergence(engine, job_id) == []
+    assert job(engine, job_id).finished_at is None
+    taken = claim(engine)
+    assert (taken.config.training.max_tokens, taken.config.optimizer.lr) == (50_000_000, 0.0123)
+    # An eighth of the first budget, not of the new one: latents that were dead stay so.
+    assert taken.config.training.dead_after_tokens == 2_500_000
+    assert taken.cursor == 100
+    with pytest.raises(StateError, match="is running: pause it first"):
+        queue.extend(engine, [job_id], max_tokens=60_000_000)
+    queue.finish(engine, lease, result(outcome="max_tokens"))  # its answer had been lost: finishing twice is once
+    queue.finish(engine, taken.lease, result(outcome="converged", tokens_seen=200))
+    with pytest.raises(StateError, match="has converged"):
+        queue.extend(engine, [job_id], max_tokens=60_000_000)
+    [event] = [one for one in results.events(engine, job_id) if one.kind == "extended"]
+    assert (event.data or {})["outcome"] == "max_tokens"
+
+
+@pytest.mark.parametrize(
+    ("text", "tokens"), [("50M", 50_000_000), ("1.5k", 1500), ("2_048", 2048), ("5e7", 50_000_000), ("2.3M", 2_300_000)]
+)
+def test_tokens_are_read_as_they_are_written(text: str, tokens: int, engine: Engine, settings: Settings,
+                                             monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+    let_commands_reach(settings, monkeypatch)
+    enqueue(engine)
+    assert run(["extend", "1", "--max-tokens", text]) == (4 if tokens <= 20_000_000 else 0)
+    assert run(["extend", "1", "--max-tokens", f"{text}okens"]) == 2
+    assert job(engine, 1).max_tokens == max(tokens, 20_000_000)
