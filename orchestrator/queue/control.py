@@ -92,7 +92,8 @@ def retry(engine: Engine, job_ids: Sequence[int]) -> list[Change]:
         NotFound: a job that does not exist.
     """
     budgets = dict.fromkeys(("failures", "preemptions", "lost_in_row"), 0)
-    again = {"state": "queued", "desired": "run", "finished_at": None, "reason": None, "not_before": db_now()} | budgets
+    fresh: dict[str, Any] = dict.fromkeys(("finished_at", "reason", "hidden"))
+    again = {"state": "queued", "desired": "run", "not_before": db_now()} | fresh | budgets
 
     def step(state: str, desired: str) -> _Step:
         if state in FREED:

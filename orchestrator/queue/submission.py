@@ -109,7 +109,8 @@ def _new_positions(session: Session, sweep_id: int, ids: list[str], *, allow_dup
 
 def _respect_cap(session: Session, sweep_id: int, sweep: "Sweep", adding: int) -> None:
     cap = sweep.limits.run_cap
-    held = session.scalar(select(func.count()).select_from(Job).where(Job.sweep_id == sweep_id)) or 0
+    there = (Job.sweep_id == sweep_id, Job.hidden.is_distinct_from("deleted"))
+    held = session.scalar(select(func.count()).select_from(Job).where(*there)) or 0
     if cap is not None and adding and held + adding > cap:
         raise ConfigError(
             f"sweep {sweep.name!r}: {held} jobs and {adding} new ones are more than run_cap = {cap}",

@@ -26,7 +26,7 @@ def stats(engine: Engine) -> QueueStats:
         StorageError: the database did not answer.
     """
     with reading(engine) as session:
-        counts = _count(session, _by(m.Job.state))
+        counts = _count(session, _by(m.Job.state).where(m.Job.hidden.is_(None)))
         ended, hour = _ended(session), _ended(session, m.Attempt.ended_at > db_now() - HOUR)
         leases = m.LeaseRow
         holds = session.execute(

@@ -37,6 +37,21 @@ def test_hidden_jobs_are_in_no_list_count_or_law_and_come_back(engine: Engine) -
     assert events(engine, first)[-2:] == ["hidden", "shown"]
 
 
+def test_a_hidden_job_that_is_extended_or_retried_is_seen_again(engine: Engine) -> None:
+    (one,) = enqueue(engine)
+    queue.cancel(engine, [one])
+    queue.hide_jobs(engine, [one])
+    queue.retry(engine, [one])
+    assert [row.state for row in results.jobs(engine)] == ["queued"]
+
+
+def test_a_deleted_job_takes_no_room_in_its_sweep(engine: Engine) -> None:
+    queue.enqueue(engine, sweep(1, run_cap=1))
+    queue.delete_jobs(engine, [1])
+    assert queue.enqueue(engine, sweep(1, run_cap=1)).added == 1
+    assert results.stats(engine).jobs == results.counts(engine)
+
+
 def test_a_deleted_job_is_gone_for_good_and_its_config_may_come_again(engine: Engine) -> None:
     (first, second) = ended(engine)
     assert queue.delete_jobs(engine, [first])[0].effect == "deleted"
