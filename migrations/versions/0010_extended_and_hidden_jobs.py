@@ -16,8 +16,12 @@ NAMES = ("asked_config", "hidden")
 def upgrade() -> None:
     for name in NAMES:
         op.add_column("jobs", sa.Column(name, sa.Text))
+    hidden = sa.text("hidden IS NOT NULL")
+    columns = ["hidden", "state", "sweep_id"]
+    op.create_index("ix_jobs_hidden", "jobs", columns, sqlite_where=hidden, postgresql_where=hidden)
 
 
 def downgrade() -> None:
+    op.drop_index("ix_jobs_hidden", "jobs")
     for name in NAMES:
         op.drop_column("jobs", name)

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from sqlalchemy import ColumnElement, Engine, case, exists, func, select
+from sqlalchemy import ColumnElement, Engine, case, func, select
 from sqlalchemy.orm import Session
 
 from orchestrator.database import models as m
@@ -26,7 +26,7 @@ def stats(engine: Engine) -> QueueStats:
         StorageError: the database did not answer.
     """
     with reading(engine) as session:
-        counts = _count(session, _by(m.Job.state).where(m.Job.hidden.is_(None)))
+        counts = _count_shown(session)
         ended, hour = _ended(session), _ended(session, m.Attempt.ended_at > db_now() - HOUR)
         leases = m.LeaseRow
         holds = session.execute(
@@ -54,6 +54,14 @@ def _by(column: Any) -> Any:
 
 def _count(session: Session, query: Any) -> dict[str, int]:
     return {row[0]: row[1] for row in session.execute(query)}
+
+
+def _count_shown(session: Session, *which: ColumnElement[bool]) -> dict[str, int]:
+    """Return the jobs by state, less the hidden ones: an index each has both."""
+    there, hidden = (
+        _count(session, _by(m.Job.state).where(*which, *more)) for more in ((), (m.Job.hidden.is_not(None),))
+    )
+    return {state: number - hidden.get(state, 0) for state, number in there.items()}
 
 
 def _oldest(session: Session) -> float | None:
@@ -89,11 +97,9 @@ def _in_training(session: Session) -> int:
 
 def counts(engine: Engine, *, sweep: str | None = None) -> dict[str, int]:
     """Return the number of jobs in every state, of one sweep or of all."""
-    query = select(m.Job.state, func.count()).where(m.Job.hidden.is_(None)).group_by(m.Job.state)
-    if sweep is not None:
-        query = query.join(m.SweepRow, m.SweepRow.id == m.Job.sweep_id).where(m.SweepRow.name == sweep)
     with reading(engine) as session:
-        found = {row[0]: row[1] for row in session.execute(query)}
+        named = None if sweep is None else select(m.SweepRow.id).where(m.SweepRow.name == sweep).scalar_subquery()
+        found = _count_shown(session, *(() if named is None else (m.Job.sweep_id == named,)))
     return {state: found.get(state, 0) for state in STATES}
 
 
@@ -105,18 +111,18 @@ def paused_since(engine: Engine) -> float | None:
 
 def sweeps(engine: Engine) -> list[SweepRow]:
     """Return the sweeps with their jobs by state, oldest first; without those of which every job is hidden."""
-    grouped = select(m.Job.sweep_id, m.Job.state, func.count()).where(m.Job.hidden.is_(None))
-    grouped = grouped.group_by(m.Job.sweep_id, m.Job.state)
-    is_hidden = exists().where(m.Job.sweep_id == m.SweepRow.id, m.Job.hidden.is_not(None))
-    names = [name for name in SweepRow.__slots__ if name != "counts"]
-    columns = [getattr(m.SweepRow, name) for name in names]
+    grouped = select(m.Job.sweep_id, m.Job.state, func.count()).group_by(m.Job.sweep_id, m.Job.state)
+    columns = [getattr(m.SweepRow, name) for name in SweepRow.__slots__ if name != "counts"]
     with reading(engine) as session:
-        rows = session.execute(select(*columns, is_hidden.label("has_hidden")).order_by(m.SweepRow.id)).all()
+        rows = session.execute(select(*columns).order_by(m.SweepRow.id)).all()
         tally: dict[int, dict[str, int]] = {row.id: dict.fromkeys(STATES, 0) for row in rows}
         for sweep_id, state, number in session.execute(grouped):
             tally.setdefault(sweep_id, {})[state] = number
-    shown = [row for row in rows if not row.has_hidden or any(tally[row.id].values())]
-    return [SweepRow(**{name: row._mapping[name] for name in names}, counts=tally[row.id]) for row in shown]
+        hidden = session.execute(grouped.where(m.Job.hidden.is_not(None))).all()
+    for sweep_id, state, number in hidden:
+        tally[sweep_id][state] -= number
+    gone = {row[0] for row in hidden if not any(tally[row[0]].values())}
+    return [SweepRow(**row._mapping, counts=tally[row.id]) for row in rows if row.id not in gone]
 
 
 def workers(engine: Engine) -> list[WorkerRow]:
