@@ -1,5 +1,6 @@
 """Figures of the whole queue: what waits, what runs, and what the attempts that ended came to."""
 
+from collections import Counter
 from typing import Any
 
 from sqlalchemy import ColumnElement, Engine, case, func, select
@@ -11,6 +12,8 @@ from orchestrator.job_states import STATES
 from orchestrator.results.rows import QueueStats, SweepRow, WorkerRow
 
 HOUR = 3600.0
+_IS_HIDDEN = m.Job.hidden.in_(("hidden", "deleted"))
+"""Named one by one: only so does SQLite look them up in their index."""
 KINDS = ("results", "failures", "preemptions", "lost", "other")
 _KIND_OF = {
     "converged": "results", "max_tokens": "results", "not_learning": "results", "diverged": "results",
@@ -58,10 +61,9 @@ def _count(session: Session, query: Any) -> dict[str, int]:
 
 def _count_shown(session: Session, *which: ColumnElement[bool]) -> dict[str, int]:
     """Return the jobs by state, less the hidden ones: an index each has both."""
-    there, hidden = (
-        _count(session, _by(m.Job.state).where(*which, *more)) for more in ((), (m.Job.hidden.is_not(None),))
-    )
-    return {state: number - hidden.get(state, 0) for state, number in there.items()}
+    there = _count(session, _by(m.Job.state).where(*which))
+    hidden = Counter(session.scalars(select(m.Job.state).where(_IS_HIDDEN, *which)))
+    return {state: number - hidden[state] for state, number in there.items()}
 
 
 def _oldest(session: Session) -> float | None:
@@ -118,9 +120,9 @@ def sweeps(engine: Engine) -> list[SweepRow]:
         tally: dict[int, dict[str, int]] = {row.id: dict.fromkeys(STATES, 0) for row in rows}
         for sweep_id, state, number in session.execute(grouped):
             tally.setdefault(sweep_id, {})[state] = number
-        hidden = session.execute(grouped.where(m.Job.hidden.is_not(None))).all()
-    for sweep_id, state, number in hidden:
-        tally[sweep_id][state] -= number
+        hidden = session.execute(select(m.Job.sweep_id, m.Job.state).where(_IS_HIDDEN)).all()
+    for sweep_id, state in hidden:
+        tally[sweep_id][state] -= 1
     gone = {row[0] for row in hidden if not any(tally[row[0]].values())}
     return [SweepRow(**row._mapping, counts=tally[row.id]) for row in rows if row.id not in gone]
 
