@@ -78,6 +78,7 @@ def _flags_for_each(arguments: Sequence[str] | None) -> list[str]:
 def _work(settings: Settings, asked: argparse.Namespace) -> int:
     """Run one worker in this process."""
     from orchestrator.database.schema import make_folder, open_database
+    from orchestrator.queue import workers
     from worker.devices import check
     from worker.supervisor import gpu_lock
     from worker.supervisor.fleet import end_with_fleet
@@ -91,8 +92,11 @@ def _work(settings: Settings, asked: argparse.Namespace) -> int:
     settings = _with_jobs_per_trainer(settings, asked.jobs, device)
     make_folder(settings.home)
     engine = open_database(settings)
-    me = this_worker(asked.name, pid=os.getpid(), device=device)
+    wanted = this_worker(asked.name, pid=os.getpid(), device=device)
+    me = replace(wanted, name=workers.free_name(engine, wanted.name))
     say = WorkerLog(asked.label, worker=me.name, form=settings.log_format)
+    if me.name != wanted.name:
+        say(f"another worker named {wanted.name} is at work: this one is {me.name}")
     Libraries(say).install()
     tracking = Tracking(engine, settings, say=say)
     supervisor = Supervisor(settings, engine, worker=me, threads=threads, say=say, changed=tracking.changed)

@@ -103,7 +103,8 @@ class Alive:
     """The trainer is at work; sent at least every few seconds."""
 
     tokens_seen: int
-    tokens_per_second: float
+    tokens_per_second: float | None
+    """None before there is enough of it to mean something."""
     phase: str = "training"
 
 
@@ -222,7 +223,7 @@ def describe(message: Message) -> str:
             where = f"{facts.get('device', 'cpu')}, {facts.get('threads', '?')} threads"
             return f"training from {tokens_seen:,} tokens on {where}: {sizes}"
         case Alive(tokens_seen, rate, phase):
-            return f"{phase}: {tokens_seen:,} tokens, {rate:,.0f}/s"
+            return f"{phase}: {tokens_seen:,} tokens" + (f", {rate:,.0f}/s" if rate is not None else "")
         case CurvePointMessage(point):
             # Of no dead latents, this cannot tell whether one could be.
             dead = f"  dead {point.dead_share:.1%}" if point.dead_share > 0 else ""

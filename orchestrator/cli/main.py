@@ -25,6 +25,10 @@ SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
         "pause": ("job_control", "Pause jobs; running ones write a checkpoint first."),
         "resume": ("job_control", "Let paused jobs go on."),
         "retry": ("job_control", "Queue failed or cancelled jobs again."),
+        "extend": ("job_control", "Give jobs a larger budget: they go on from their last checkpoint."),
+        "reprioritise": ("job_control", "Let jobs run before others, or after them."),
+        "hide": ("removal", "Take ended jobs out of lists, laws and reports."),
+        "delete": ("removal", "Delete jobs for good; orch gc removes their files."),
         "queue": ("queue_commands", "Show figures of the whole queue; pause and resume it."),
     },
     "Look": {

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from orchestrator.results import JobRow
     from orchestrator.settings import Settings
 
-_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
+_TIMES = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
+_MOST_TOKENS = 2**53
 _Decorated = TypeVar("_Decorated", bound=Callable[..., Any])
 
 
@@ -103,15 +104,33 @@ def yes_option() -> Callable[[_Decorated], _Decorated]:
 
 
 def time_span(ctx: click.Context, param: click.Parameter, value: str | None) -> float | None:
-    """Return the seconds of a time span: 90, 90s, 10m, 2h or 1d."""
-    import re
+    """Return the seconds of a time span: 90, 90s, 10m, 2h, 1d or 2 weeks."""
+    from orchestrator.time_units import span_seconds
 
     if value is None:
         return None
-    found = re.fullmatch(r"(\d+(?:\.\d*)?)([smhd]?)", value)
-    if not found:
-        raise click.BadParameter(f"{value!r} is no time span: write 90, 90s, 10m, 2h or 1d.", ctx=ctx, param=param)
-    return float(found[1]) * _SECONDS[found[2] or "s"]
+    seconds = span_seconds(value)
+    if seconds is None:
+        raise click.BadParameter(
+            f"{value!r} is no time span: write 90s, 10m, 2h, 1d or '2 weeks'.", ctx=ctx, param=param
+        )
+    return seconds
+
+
+def token_count(ctx: click.Context, param: click.Parameter, value: str | None) -> int | None:
+    """Return a number of tokens: 50M, 500k, 2.5G, 50_000_000 or 5e7."""
+    import re
+    from decimal import Decimal
+
+    if value is None:
+        return None
+    found = re.fullmatch(r"(\d[\d_]*(?:\.\d+)?(?:e\d+)?)([kMGT]?)", value.strip())
+    tokens = Decimal(found[1]) * _TIMES[found[2]] if found else Decimal(0)
+    if not 0 < tokens <= _MOST_TOKENS or tokens != int(tokens):
+        raise click.BadParameter(
+            f"{value!r} is no number of tokens: write 50M, 500k or 50_000_000.", ctx=ctx, param=param
+        )
+    return int(tokens)
 
 
 def states_option() -> Callable[[_Decorated], _Decorated]:

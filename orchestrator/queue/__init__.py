@@ -7,11 +7,13 @@ from orchestrator.checkpoint_ref import CheckpointRef
 from orchestrator.job_states import State
 from orchestrator.queue.analysis import Reanalysed, reanalyse
 from orchestrator.queue.claims import claim, claim_companion, waiting
-from orchestrator.queue.control import cancel, pause, pause_sweep, resume, resume_sweep, retry
+from orchestrator.queue.control import cancel, pause, pause_sweep, reprioritise, resume, resume_sweep, retry
 from orchestrator.queue.expiry import release_expired
+from orchestrator.queue.extension import extend
 from orchestrator.queue.heartbeats import begin, checkpointed, heartbeat, record, set_mlflow
 from orchestrator.queue.outcomes import fail, fail_alike, finish, release
 from orchestrator.queue.queue_pause import is_done, pause_queue, resume_queue
+from orchestrator.queue.removal import delete_jobs, hide_jobs
 from orchestrator.queue.submission import enqueue
 from orchestrator.queue.types import (
     Change,
@@ -41,11 +43,14 @@ __all__ = [
     "checkpointed",
     "claim",
     "claim_companion",
+    "delete_jobs",
     "enqueue",
+    "extend",
     "fail",
     "fail_alike",
     "finish",
     "heartbeat",
+    "hide_jobs",
     "is_done",
     "pause",
     "pause_queue",
@@ -54,6 +59,7 @@ __all__ = [
     "record",
     "release",
     "release_expired",
+    "reprioritise",
     "resume",
     "resume_queue",
     "resume_sweep",

@@ -31,7 +31,7 @@ def finish(engine: Engine, lease: Lease, result: Result) -> None:
     analysis = analyse(engine, lease.job_id, result.outcome)
     with transaction(engine) as session:
         if close_attempt(session, lease, outcome=result.outcome, exit_code=0) is None:
-            if _finished_before(session, lease):
+            if _finished_before(session, lease, result.outcome):
                 return
             raise lost(lease)
         wanted = session.scalar(select(Job.desired).where(Job.id == lease.job_id))
@@ -142,9 +142,10 @@ def _state_after(session: Session, lease: Lease, outcome: str) -> State:
     return cast(State, session.scalar(select(Job.state).where(Job.id == lease.job_id)))
 
 
-def _finished_before(session: Session, lease: Lease) -> bool:
-    mine = (ResultRow.attempt == lease.attempt, ResultRow.token == lease.token)
-    return session.scalar(select(ResultRow.job_id).where(ResultRow.job_id == lease.job_id, *mine)) is not None
+def _finished_before(session: Session, lease: Lease, outcome: str) -> bool:
+    """Say whether this attempt has ended so: its attempt says it, also where the job has been extended since."""
+    mine = (Attempt.job_id == lease.job_id, Attempt.attempt == lease.attempt, Attempt.token == lease.token)
+    return session.scalar(select(Attempt.job_id).where(*mine, Attempt.outcome == outcome)) is not None
 
 
 def _store(session: Session, lease: Lease, result: Result, analysis: Analysis) -> None:

@@ -1,11 +1,12 @@
 """The registry of workers: they report that they live, and read their desired state. No job depends on it."""
 
 from collections.abc import Sequence
+from itertools import count
 from typing import Literal, cast
 
 from sqlalchemy import ColumnElement, Delete, Engine, delete, func, insert, or_, select, update
 
-from orchestrator.database.engine import db_now, transaction
+from orchestrator.database.engine import db_now, reading, transaction
 from orchestrator.database.models import Event, WorkerRow
 from orchestrator.queue.types import Worker
 
@@ -43,6 +44,15 @@ def report(
             data = {"seconds": round(row.elapsed - elapsed, 1), "worker": worker.name}
             session.execute(insert(Event).values(at=now, kind="clock_stepped", data=data))
     return cast(Desired, row.desired)
+
+
+def free_name(engine: Engine, name: str) -> str:
+    """Return a name that no live worker has: the one given, or that with -2, -3, … behind it."""
+    living = select(WorkerRow.name).where(WorkerRow.ended_at.is_(None), ~is_lost())
+    with reading(engine) as session:
+        taken = set(session.scalars(living))
+    numbered = (f"{name}-{number}" for number in count(2))
+    return name if name not in taken else next(one for one in numbered if one not in taken)
 
 
 def sign_off(engine: Engine, token: str) -> None:

@@ -93,7 +93,7 @@ def _block(block: Node, folder: Path) -> list[Axis]:
             return [_zip(_filled(body, kind), body.location, folders)]
         case "list":
             return [_list(body, folders)]
-    hint = f"{kind} stands beside sweep, not in it." if kind in ("exclude", "limits", "labels") else _FORMS
+    hint = f"{kind} stands beside sweep, not in it." if kind in ("exclude", "limits", "labels", "priority") else _FORMS
     raise ConfigError(f"{body.key_location}: unknown block {kind!r}; a block is grid, zip or list", hint=hint)
 
 

@@ -1,6 +1,7 @@
 """One attempt, from its claim to its end: what the trainer reports of it is stored, under its own lease."""
 
 import shutil
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
@@ -34,6 +35,8 @@ from worker.supervisor.log import LogLine
 from worker.supervisor.trainer_process import Ending, meaning
 
 LOG_TAIL = 2000
+SAY_SECONDS = 60.0
+"""Between two lines about the progress of one job; its trainer's log has every point."""
 BACKOFF_SHARE = 1 / 3
 """Of a lease: the first pause after a failure, 30 s with a lease of 90 s."""
 STOPPED_PATIENCE_SECONDS = 10.0
@@ -144,6 +147,7 @@ class Attempt:
         self.has_begun = False
         self._status = Status()
         self._stored_tokens: int | None = None
+        self._say_again_at = 0.0
         again = f" attempt {claim.lease.attempt}" if claim.lease.attempt > 1 else ""
         self._name = f"job {claim.lease.job_id}{again}"
 
@@ -202,8 +206,15 @@ class Attempt:
                 ending = meaning(code)._replace(text=text)
                 self.outcome.fail(ending, exit_code=code, hint=hint, shared_by=shared_by)
         if isinstance(message, Started | CurvePointMessage):
-            self.say(describe(message))
+            self._say_at_times(message)
             self._context.changed(self.job_id)
+
+    def _say_at_times(self, message: Started | CurvePointMessage) -> None:
+        """Log how far it is: once a minute, for a worker may have many jobs."""
+        now = time.monotonic()
+        if isinstance(message, Started) or now >= self._say_again_at:
+            self.say(describe(message))
+            self._say_again_at = now + SAY_SECONDS
 
     def heartbeat(self) -> None:
         """Renew the lease if it is time to, and store what waits to be stored."""

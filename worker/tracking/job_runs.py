@@ -10,8 +10,8 @@ from sqlalchemy import Engine
 from orchestrator import queue
 from orchestrator.config.flat_keys import flatten
 from orchestrator.database.models import Attempt, CurvePoint
-from orchestrator.job_states import TERMINAL
-from orchestrator.settings import Settings
+from orchestrator.job_states import OUTCOMES, TERMINAL
+from orchestrator.settings import Settings, mask
 from worker.tracking.job_record import MEASURES, JobRecord, draw_curve, read
 from worker.tracking.mlflow_client import Measure, MlflowClient
 
@@ -28,6 +28,10 @@ class Projection:
         self._runs = MlflowClient(settings)
         self._shipped: dict[str, int] = {}
         self._closed: set[str] = set()
+        self._resolved: set[str] = set()
+        """Runs whose params say what `auto` came to."""
+        self._budgets: dict[str, int] = {}
+        """By run: the budget that `orch extend` gave its job."""
 
     def project(self, job_id: int) -> None:
         """Bring MLflow up to date with one job."""
@@ -52,11 +56,18 @@ class Projection:
         run = self._runs.find(job.mlflow_run_id, experiment, identity)
         if run is None:
             labels = {f"orch.label.{name}": value for name, value in record.sweep.labels.items()}
-            name = f"job {job.id}: n={job.n_latents or 'auto'} k={job.k} seed={job.seed}"
             tags = {**identity, **labels, "orch.sweep": record.sweep.name}
-            run = self._runs.create(experiment, name, tags=tags, at=job.created_at)
+            run = self._runs.create(experiment, mask(record.name), tags=tags, at=job.created_at)
+        elif run not in self._shipped and job.state not in TERMINAL:
+            self._runs.reopen(run)  # it was over, and has been retried or extended since
         if run not in self._shipped:
             self._runs.params(run, record.params)
+        if run not in self._resolved and record.resolved:
+            self._runs.params(run, record.resolved)
+            self._resolved.add(run)
+        if job.asked_config is not None and self._budgets.get(run) != job.max_tokens:
+            self._runs.tag(run, "orch.extended_to_tokens", str(job.max_tokens))
+            self._budgets[run] = job.max_tokens
         if run != job.mlflow_run_id:
             queue.set_mlflow(self._engine, job_id=job.id, mlflow_id=run)
         return run
@@ -75,6 +86,8 @@ class Projection:
             }  # fmt: skip
             name = f"job {job.id} attempt {attempt.attempt}"
             run = self._runs.create(experiment, name, tags=tags, at=attempt.started_at)
+        elif run not in self._shipped:
+            self._runs.tag(run, "mlflow.parentRunId", parent)  # that of its job may have been deleted, and made anew
         if run not in self._shipped:
             self._runs.params(run, flatten(attempt.facts))
         if run != attempt.mlflow_run_id:
@@ -82,8 +95,7 @@ class Projection:
         self._ship(run, record, (p for p in record.points if p.attempt == attempt.attempt))
         if attempt.ended_at is not None:
             stopped = "KILLED" if attempt.outcome in _STOPPED else "FAILED"
-            good = record.result is not None and record.result.attempt == attempt.attempt
-            self._runs.end(run, "FINISHED" if good else stopped, at=attempt.ended_at)
+            self._runs.end(run, "FINISHED" if attempt.outcome in OUTCOMES else stopped, at=attempt.ended_at)
             self._closed.add(run)
 
     def _ship(self, run: str, record: JobRecord, points: Iterable[CurvePoint]) -> None:

@@ -19,6 +19,8 @@ ENTITIES_PER_CALL = 90
 """MLflow takes up to 100 params and 1,000 metrics in a call."""
 PARAM_LENGTH = 1000
 _ARTIFACTS = "mlartifacts"
+_KIND = {"mlflow.experimentKind": "custom_model_development"}
+"""Of an experiment: its page then opens with its runs, and not with traces, of which there are none."""
 _QUIET = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",  # the default blocks a call for four minutes when the server is away
@@ -67,7 +69,7 @@ class MlflowClient:
             name = f"{name} ({number})"  # MLflow keeps the name of a deleted experiment
             found = self._client.get_experiment_by_name(name)
         place = (self._artifacts / quote(name, "")).as_uri() if self._artifacts else None
-        made = found.experiment_id if found else self._client.create_experiment(name, artifact_location=place)
+        made = found.experiment_id if found else self._client.create_experiment(name, place, tags=_KIND)
         self._seen.add(str(made))
         return str(made)
 

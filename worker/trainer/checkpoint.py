@@ -11,6 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from orchestrator.checkpoint_ref import CheckpointRef
+from orchestrator.config.extension import is_extension
 from orchestrator.config.job import JobConfig
 from orchestrator.config.validation import from_stored
 from orchestrator.errors import CheckpointError, StorageError
@@ -107,6 +108,6 @@ def _verify(folder: Path, config: JobConfig) -> str:
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise checked_folder.unreadable(folder, error) from error
     # Parsed, not compared as text: a field that a later version adds has its default here.
-    if from_stored(values) != config:
+    if not is_extension(config, from_stored(values)):
         raise CheckpointError(f"the checkpoint {folder} is of another config")
     return sha256

@@ -99,6 +99,7 @@ def _facts(context: TrainerContext, job: Assignment, state: TrainState, *, n_hel
         **state.facts(),
         "device": "+".join(context.ranks.devices) if context.ranks else context.device,
         "threads": context.order.threads,
+        "max_tokens": job.config.training.max_tokens,
         "heldout_tokens": n_heldout,
         "shared_with": [other.job_id for other in context.order.jobs if other is not job],
         **context.slots.source.facts(job.config),

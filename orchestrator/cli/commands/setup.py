@@ -116,11 +116,17 @@ def show_settings(*, origin: bool, output: str | None) -> None:
 
 
 @config.command()
-def schema() -> None:
-    """Print the JSON schema of a job's config: every key, what it takes, its default."""
+@click.option("--json", "as_json", is_flag=True, help="As a JSON schema, for a program.")
+def schema(*, as_json: bool) -> None:
+    """Show every key of a job's config: what it takes, its default, what it means."""
+    from orchestrator.cli.display.config_keys import key_lines
     from orchestrator.config.job import JobConfig
 
-    terminal.echo(json.dumps(JobConfig.model_json_schema(), indent=2, ensure_ascii=False))
+    if as_json:
+        terminal.echo(json.dumps(JobConfig.model_json_schema(), indent=2, ensure_ascii=False))
+        return
+    for line in key_lines(JobConfig.model_json_schema(), width=terminal.width()):
+        terminal.echo(line)
 
 
 @config.command()

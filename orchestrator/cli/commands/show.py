@@ -11,6 +11,7 @@ from orchestrator.cli import terminal
 from orchestrator.cli.display.budget_notes import dead_note, passes_text
 from orchestrator.cli.display.columns import progress_cell, state_cell, why
 from orchestrator.cli.display.formats import active_latents, clock, passes, ratio, scientific, share, sparkline
+from orchestrator.cli.display.job_facts import place_facts
 from orchestrator.cli.display.records import csv_text, record
 from orchestrator.cli.display.tables import Column, table
 from orchestrator.cli.selection import database, job_argument, job_rows, located, output_option
@@ -71,6 +72,7 @@ def _print_summary(settings: "Settings", engine: "Engine", row: "JobRow", output
     title = f"job {row.id}  {row.sweep}  {state_cell(row, drawn=terminal.is_live())}"
     terminal.echo(click.style(title, bold=True) + (f"  {why(row)}" if why(row) else ""))
     for name, value in [
+        *place_facts(results.config(engine, row.id, asked=True), results.attempts(engine, row.id)),
         *_facts(row, dead=_dead_latents(engine, row)),
         ("curve", curve),
         *_counts(counts),
@@ -89,8 +91,9 @@ def _facts(row: "JobRow", *, dead: str) -> list[tuple[str, str]]:
     return [
         ("SAE", f"n_latents {row.n_latents or 'auto'}, k {row.k}, d_model {row.d_model or NONE}"),
         ("training", f"lr {'auto' if row.lr is None else f'{row.lr:g}'}, seed {row.seed}, priority {row.priority}"),
+        ("budget", _budget(row)),
         ("progress", f"{progress_cell(row, 24)}  {count(row.tokens_seen)} of {count(row.max_tokens)} tokens{speed}"),
-        ("text", _text(row)),
+        ("passes", _text(row)),
         ("fvu", f"{ratio(row.fvu)}{gain}"),
         ("L0", NONE if row.l0 is None else f"{row.l0:.2f} latents per token, k {row.k}"),
         ("dead latents", dead),
@@ -101,6 +104,11 @@ def _facts(row: "JobRow", *, dead: str) -> list[tuple[str, str]]:
         ("started", clock(row.started_at)),
         ("finished", clock(row.finished_at)),
     ]
+
+
+def _budget(row: "JobRow") -> str:
+    asked = row.asked_max_tokens
+    return "" if asked is None else f"extended from {count(asked)} to {count(row.max_tokens)} tokens"
 
 
 def _text(row: "JobRow") -> str:

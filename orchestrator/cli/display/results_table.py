@@ -48,7 +48,9 @@ def where_lines(settings: "Settings", engine: "Engine", sweep: str, *, report: "
     found = next((row for row in results.sweeps(engine) if row.name == sweep), None)
     experiment = found.mlflow_experiment_id if found else None
     server = settings.tracking if settings.tracking.startswith(("http://", "https://")) else UI
-    page = f"{mask(server).rstrip('/')}/#/experiments/{experiment}" if experiment else "orch tracking sync fills it"
+    page = (
+        f"{mask(server).rstrip('/')}/#/experiments/{experiment}/runs" if experiment else "orch tracking sync fills it"
+    )
     facts = (
         ("report", str(report), "figures, fits, jobs: open it in a browser"),
         ("database", place_of(settings.database), "orch status, orch show JOB --curve"),
