@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from orchestrator.config.job import JobConfig
 from orchestrator.config.validation import parse
-from orchestrator.estimates.flops import SHIPPED_FOLDER
+from orchestrator.estimates.subject_files import SHIPPED_FOLDER
 from worker.activations.cached_forward import CacheStore
 from worker.activations.forward import CPU_TOKENS, attention
 from worker.activations.stream import shared_stream

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from orchestrator.config.job import JobConfig
 from orchestrator.config.validation import parse
-from orchestrator.estimates.flops import SHIPPED_FOLDER
+from orchestrator.estimates.subject_files import SHIPPED_FOLDER
 from worker.activations.stream import heldout, sample, stream
 from worker.data.token_file import TokenFile
 from worker.sae.train_state import TrainState

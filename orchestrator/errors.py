@@ -19,7 +19,11 @@ A class's docstring is its default message.
 
 import errno
 from collections.abc import Iterator
-from typing import ClassVar
+from contextlib import contextmanager
+from typing import ClassVar, Literal
+
+SharedBy = Literal["", "place", "stream"]
+"""Which other jobs an error is of: none; those that read the same stream at the same place; all of the stream."""
 
 
 class OrchError(Exception):
@@ -27,6 +31,7 @@ class OrchError(Exception):
 
     exit_code: ClassVar[int] = 1
     retry: ClassVar[bool] = False
+    shared_by: SharedBy = ""
 
     def __init__(self, message: str = "", *, hint: str = "") -> None:
         """Take what was wrong and where (`message`), and what to do next (`hint`)."""
@@ -130,3 +135,16 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
         seen.add(id(error))
         yield error
         error = error.__cause__ or error.__context__
+
+
+@contextmanager
+def shared_error(shared_by: SharedBy) -> Iterator[None]:
+    """Mark what is raised here about a config, its model or its text as an error of all jobs that read the same.
+
+    Only what any machine would find: not that a file, a package or the network is missing on this one.
+    """
+    try:
+        yield
+    except (ConfigError, SubjectError) as error:
+        error.shared_by = error.shared_by or shared_by
+        raise

@@ -9,6 +9,7 @@ from dataclasses import dataclass, fields
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import unquote
 
 from orchestrator import bounded_file
 from orchestrator.errors import ConfigError
@@ -96,6 +97,12 @@ class Settings:
         """Return where checkpoints and finished SAEs are: `<job>/<attempt>/<tokens>/`."""
         return Path(self.artifacts) if self.artifacts else self.home / "artifacts"
 
+    def artifact(self, uri: str) -> str:
+        """Return where a checkpoint or a finished SAE is now, which was written to `uri`: the folder may have moved."""
+        parts = Path(uri).parts[-3:]  # <job>/<attempt>/<tokens>
+        here = self.artifacts_folder.joinpath(*parts)
+        return str(here) if ".." not in parts and here.exists() else uri
+
     @property
     def logs_folder(self) -> Path:
         """Return where the logs of jobs and of started programs are."""
@@ -108,12 +115,12 @@ class Settings:
     @property
     def database(self) -> str:
         """Return the database URL in force."""
-        return self.database_url or f"sqlite:///{self.home / 'orch.db'}"
+        return self.database_url or sqlite_url(self.home / "orch.db")
 
     @property
     def tracking(self) -> str:
         """Return the MLflow tracking URI in force."""
-        return self.tracking_url or f"sqlite:///{self.home / 'mlflow.db'}"
+        return self.tracking_url or sqlite_url(self.home / "mlflow.db")
 
     @property
     def memory_bytes(self) -> int | None:
@@ -137,6 +144,27 @@ class Settings:
 
 
 NAMES = tuple(field.name for field in fields(Settings))
+VARIABLES = {f"ORCH_{name.upper()}": name for name in NAMES}
+"""By environment variable: the setting it sets."""
+
+
+def sqlite_url(file: Path) -> str:
+    """Return the URL of a SQLite file, whatever characters are in its path."""
+    quoted = str(file).replace("%", "%25").replace("?", "%3F")
+    # Of sqlite:/// alone MLflow makes the folder, and takes the quoted name for it.
+    return f"sqlite:///{file}" if quoted == str(file) else f"sqlite+pysqlite:///{quoted}"
+
+
+def sqlite_file(url: str) -> Path | None:
+    """Return the file of a SQLite URL; None of any other URL."""
+    found = re.match(r"sqlite(?:\+pysqlite)?:///([^?]*)", url)
+    return Path(unquote(found[1])) if found else None
+
+
+def place_of(url: str) -> str:
+    """Return for a person where a database is: the file of a SQLite URL, any other URL without its passwords."""
+    file = sqlite_file(url)
+    return mask(url) if file is None else str(file)
 
 
 def load(*, start: Path | None = None, environ: Mapping[str, str] | None = None) -> Settings:
@@ -238,8 +266,7 @@ def _bytes(name: str, text: str) -> int:
 
 
 def _from_environment(environ: Mapping[str, str]) -> dict[str, str]:
-    names = {f"ORCH_{name.upper()}": name for name in NAMES}
-    found = {names[key]: value for key, value in environ.items() if key in names and value != ""}
+    found = {VARIABLES[key]: value for key, value in environ.items() if key in VARIABLES and value != ""}
     if "MLFLOW_TRACKING_URI" in environ:
         found.setdefault("tracking_url", environ["MLFLOW_TRACKING_URI"])
     return found

@@ -8,7 +8,7 @@ from typing import Any
 from orchestrator.curves.point import Point
 from orchestrator.errors import FitError
 from orchestrator.scaling.fit.fitting import fit
-from orchestrator.scaling.laws.registry import LAWS
+from orchestrator.scaling.laws.registry import laws_to_fit
 from orchestrator.scaling.types import Fit, JobMeasurement, LawName, StoredFit
 
 SIZES, KS = (64, 128, 256, 512, 1024), (4, 8, 16)
@@ -73,7 +73,7 @@ def censored(row: JobMeasurement, bound: float) -> JobMeasurement:
 def fits(rows: Sequence[JobMeasurement], *laws: LawName) -> list[Fit]:
     """Fit what can be fitted, with few refits."""
     found: list[Fit] = []
-    for law in laws or LAWS:
+    for law in laws or laws_to_fit():
         try:
             found += fit(law, rows, n_bootstrap=60)
         except FitError:

@@ -81,6 +81,7 @@ def _work(settings: Settings, asked: argparse.Namespace) -> int:
     """Run one worker in this process."""
     from orchestrator.database.schema import make_folder, open_database
     from orchestrator.diagnosis.checks import check_for_worker
+    from orchestrator.queue import workers
     from worker.devices import check
     from worker.supervisor import gpu_lock
     from worker.supervisor.fleet import end_with_fleet
@@ -96,8 +97,11 @@ def _work(settings: Settings, asked: argparse.Namespace) -> int:
     engine = open_database(settings)
     if (found := check_for_worker(settings)) is not None:
         raise MachineError(f"{found.name}: {found.text}", hint=f"{found.hint} No job is claimed here before.".lstrip())
-    me = this_worker(asked.name, pid=os.getpid(), device=device)
+    wanted = this_worker(asked.name, pid=os.getpid(), device=device)
+    me = replace(wanted, name=workers.free_name(engine, wanted.name))
     say = WorkerLog(asked.label, worker=me.name, form=settings.log_format)
+    if me.name != wanted.name:
+        say(f"another worker named {wanted.name} is at work: this one is {me.name}")
     Libraries(say).install()
     tracking = Tracking(engine, settings, say=say)
     supervisor = Supervisor(settings, engine, worker=me, threads=asked.threads, say=say, changed=tracking.changed)

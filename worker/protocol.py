@@ -9,7 +9,7 @@ from orchestrator.checkpoint_ref import CheckpointRef
 from orchestrator.config.job import JobConfig, canonical_text
 from orchestrator.config.validation import read_stored
 from orchestrator.curves.point import Point
-from orchestrator.errors import ConfigError, OutOfMemory, SubjectError, is_of_machine
+from orchestrator.errors import ConfigError, OutOfMemory, SharedBy, SubjectError, is_of_machine
 
 
 class Exit(IntEnum):
@@ -104,7 +104,8 @@ class Alive:
     """The trainer is at work; sent at least every few seconds."""
 
     tokens_seen: int
-    tokens_per_second: float
+    tokens_per_second: float | None
+    """None before there is enough of it to mean something."""
     phase: str = "training"
 
 
@@ -162,12 +163,15 @@ class Failure:
     hint: str = ""
     code: int = Exit.INTERNAL
     """What the exit status would be, were the job alone."""
+    shared_by: SharedBy = ""
+    """Which other jobs would fail in the same way."""
 
     @classmethod
     def of(cls, error: Exception) -> "Failure":
         """Return what an error means, and what to do about it."""
         code, hint = _classified(error)
-        return cls(type(error).__name__, getattr(error, "message", "") or str(error) or repr(error), hint, code)
+        message = getattr(error, "message", "") or str(error) or repr(error)
+        return cls(type(error).__name__, message, hint, code, getattr(error, "shared_by", ""))
 
 
 Message = Started | Alive | CurvePointMessage | CheckpointRef | Cached | Ended | Left | Failure
@@ -225,7 +229,7 @@ def describe(message: Message) -> str:
             where = f"{facts.get('device', 'cpu')}, {facts.get('threads', '?')} threads"
             return f"training from {tokens_seen:,} tokens on {where}: {sizes}"
         case Alive(tokens_seen, rate, phase):
-            return f"{phase}: {tokens_seen:,} tokens, {rate:,.0f}/s"
+            return f"{phase}: {tokens_seen:,} tokens" + (f", {rate:,.0f}/s" if rate is not None else "")
         case CurvePointMessage(point):
             # Of no dead latents, this cannot tell whether one could be.
             dead = f"  dead {point.dead_share:.1%}" if point.dead_share > 0 else ""

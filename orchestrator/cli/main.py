@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import click
 
-from orchestrator.cli.terminal import Invocation, complain, note
+from orchestrator.cli.terminal import Invocation, complain, note, warn
 from orchestrator.errors import OrchError
 
 SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
@@ -26,6 +26,10 @@ SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
         "pause": ("job_control", "Pause jobs; running ones write a checkpoint first."),
         "resume": ("job_control", "Let paused jobs go on."),
         "retry": ("job_control", "Queue failed or cancelled jobs again."),
+        "extend": ("job_control", "Give jobs a larger budget: they go on from their last checkpoint."),
+        "reprioritise": ("job_control", "Let jobs run before others, or after them."),
+        "hide": ("removal", "Take ended jobs out of lists, laws and reports."),
+        "delete": ("removal", "Delete jobs for good; orch gc removes their files."),
         "queue": ("queue_commands", "Show figures of the whole queue; pause and resume it."),
     },
     "Look": {
@@ -143,6 +147,23 @@ def cli() -> None:
 
     New here? `orch demo` trains a first sweep, on a small language model that ships with orch, and shows the results.
     """
+    _warn_of_unknown_variables()
+
+
+def _warn_of_unknown_variables() -> None:
+    """Say which ORCH_ variables of the environment set nothing, and which one was probably meant."""
+    from difflib import get_close_matches
+
+    from orchestrator.settings import VARIABLES
+
+    own = [str(param.envvar) for param in cli.params if isinstance(param, click.Option) and param.envvar]
+    known = [name.removeprefix("ORCH_") for name in (*VARIABLES, *own)]
+    for name in sorted(os.environ):
+        short = name.removeprefix("ORCH_")
+        if short not in (name, *known) and not short.startswith("TEST_"):
+            near = get_close_matches(short, known, n=1)
+            meant = f"; did you mean ORCH_{near[0]}?" if near else ""
+            warn(f"the environment variable {name} sets nothing{meant}", "Every setting: orch config show")
 
 
 def main(args: Sequence[str] | None = None) -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -17,7 +18,8 @@ if TYPE_CHECKING:
     from orchestrator.results import JobRow
     from orchestrator.settings import Settings
 
-_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
+_TIMES = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
+_MOST_TOKENS = 2**53
 _Decorated = TypeVar("_Decorated", bound=Callable[..., Any])
 
 
@@ -50,6 +52,11 @@ def job_rows(engine: "Engine", selectors: Sequence[str]) -> "list[JobRow]":
     return results.jobs(engine, ids=results.find(engine, selectors))
 
 
+def located(settings: "Settings", rows: "Sequence[JobRow]") -> "list[JobRow]":
+    """Return jobs with the place where their SAEs are now: the folder may have moved since they were stored."""
+    return [replace(row, artifact_uri=row.artifact_uri and settings.artifact(row.artifact_uri)) for row in rows]
+
+
 def selectors(*, required: bool) -> Callable[[_Decorated], _Decorated]:
     """Give a command its JOB|SWEEP arguments."""
     metavar = "JOB|SWEEP..." if required else "[JOB|SWEEP]..."
@@ -58,7 +65,20 @@ def selectors(*, required: bool) -> Callable[[_Decorated], _Decorated]:
 
 def job_argument() -> Callable[[_Decorated], _Decorated]:
     """Give a command its one JOB argument."""
-    return click.argument("job", metavar="JOB", type=click.IntRange(1), shell_complete=_complete)
+    return click.argument("job", metavar="JOB", type=_JobId(), shell_complete=_complete)
+
+
+class _JobId(click.ParamType[int]):
+    """The number of a job."""
+
+    name = "job"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        if isinstance(value, int):
+            return value
+        if not (value.isascii() and value.isdigit() and 0 < int(value) < 2**63):
+            self.fail(f"{value!r} is no job. A job is a number: orch status lists them, with their sweeps.", param, ctx)
+        return int(value)
 
 
 def job_choice_options(command: _Decorated) -> _Decorated:
@@ -85,15 +105,33 @@ def yes_option() -> Callable[[_Decorated], _Decorated]:
 
 
 def time_span(ctx: click.Context, param: click.Parameter, value: str | None) -> float | None:
-    """Return the seconds of a time span: 90, 90s, 10m, 2h or 1d."""
-    import re
+    """Return the seconds of a time span: 90, 90s, 10m, 2h, 1d or 2 weeks."""
+    from orchestrator.time_units import span_seconds
 
     if value is None:
         return None
-    found = re.fullmatch(r"(\d+(?:\.\d*)?)([smhd]?)", value)
-    if not found:
-        raise click.BadParameter(f"{value!r} is no time span: write 90, 90s, 10m, 2h or 1d.", ctx=ctx, param=param)
-    return float(found[1]) * _SECONDS[found[2] or "s"]
+    seconds = span_seconds(value)
+    if seconds is None:
+        raise click.BadParameter(
+            f"{value!r} is no time span: write 90s, 10m, 2h, 1d or '2 weeks'.", ctx=ctx, param=param
+        )
+    return seconds
+
+
+def token_count(ctx: click.Context, param: click.Parameter, value: str | None) -> int | None:
+    """Return a number of tokens: 50M, 500k, 2.5G, 50_000_000 or 5e7."""
+    import re
+    from decimal import Decimal
+
+    if value is None:
+        return None
+    found = re.fullmatch(r"(\d[\d_]*(?:\.\d+)?(?:e\d+)?)([kMGT]?)", value.strip())
+    tokens = Decimal(found[1]) * _TIMES[found[2]] if found else Decimal(0)
+    if not 0 < tokens <= _MOST_TOKENS or tokens != int(tokens):
+        raise click.BadParameter(
+            f"{value!r} is no number of tokens: write 50M, 500k or 50_000_000.", ctx=ctx, param=param
+        )
+    return int(tokens)
 
 
 def states_option() -> Callable[[_Decorated], _Decorated]:

@@ -32,6 +32,17 @@ def _storable(text: str) -> str:
     return text
 
 
+def _or_ours(known: str) -> AfterValidator:
+    """Refuse another word than the one of ours that has its prefix."""
+
+    def check(text: str) -> str:
+        if text.startswith(known.partition(":")[0] + ":") and text != known:
+            raise ValueError(f"there is no {text!r}; there is {known!r}")
+        return text
+
+    return AfterValidator(check)
+
+
 _MOST = 2**53  # beyond it a float such as 200e6 would no longer name one integer
 PositiveInt = Annotated[int, Field(gt=0, le=_MOST, strict=True), BeforeValidator(_whole)]
 NaturalInt = Annotated[int, Field(ge=0, le=_MOST, strict=True), BeforeValidator(_whole)]
@@ -50,7 +61,7 @@ class Part(BaseModel):
 class SubjectConfig(Part):
     """The language model whose activations are read, and where in it."""
 
-    model: Annotated[Text, AfterValidator(synthetic.canonical)] = SHIPPED_SUBJECT
+    model: Annotated[Text, AfterValidator(synthetic.canonical), _or_ours(SHIPPED_SUBJECT)] = SHIPPED_SUBJECT
     """Model id, a folder, the model that ships with this project, or a distribution: synthetic:gaussian?d_model=64."""
     revision: Text | None = None
     """Branch, tag or commit of a model id."""
@@ -84,7 +95,7 @@ class SubjectConfig(Part):
 class DataConfig(Part):
     """The text the subject reads."""
 
-    source: Text = STANDARD_LIBRARY
+    source: Annotated[Text, _or_ours(STANDARD_LIBRARY)] = STANDARD_LIBRARY
     """A data set id, a path or glob of .txt, .jsonl or .parquet files, or python:stdlib, Python's own source."""
     name: Text | None = None
     """Configuration of a data set id."""

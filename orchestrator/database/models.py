@@ -21,6 +21,9 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 LIVE = text("state NOT IN ('failed', 'cancelled')")
 """The condition of the partial index (the states that are not FREED), letter for letter: only so may a query use it."""
 
+HIDDEN = text("hidden IS NOT NULL")
+"""The condition of the partial index of hidden jobs: they are few, and what is shown is all jobs but these."""
+
 
 class Finite(TypeDecorator[float]):
     """A float whose NaN and infinities are stored as NULL."""
@@ -77,8 +80,14 @@ class Job(Table):
     id: Mapped[int] = mapped_column(primary_key=True)
     sweep_id: Mapped[int] = mapped_column(ForeignKey("sweeps.id"))
     config_id: Mapped[str]
+    """Of the config it was enqueued with, for good."""
     replica: Mapped[int]
     config: Mapped[str]
+    """What it trains: the config it was enqueued with, or that with the budget of `orch extend`."""
+    asked_config: Mapped[str | None]
+    """The config it was enqueued with, where `config` is another."""
+    hidden: Mapped[str | None]
+    """hidden or deleted, of an ended job: no list, count, law or report has it. No number is given twice."""
     n_latents: Mapped[int | None]
     d_model: Mapped[int | None]
     k: Mapped[int]
@@ -296,7 +305,8 @@ class FitRow(Table):
 
 
 def declare_partial_indexes() -> None:
-    """Add the index that names dialects. Naming one loads all of it, a fifth of a second only migrations should pay."""
+    """Add the indexes that name dialects. Naming one loads all of it, a fifth of a second for migrations alone."""
     name = "uq_jobs_live_config"
     if all(index.name != name for index in Table.metadata.tables["jobs"].indexes):
         Index(name, Job.sweep_id, Job.config_id, Job.replica, unique=True, sqlite_where=LIVE, postgresql_where=LIVE)
+        Index("ix_jobs_hidden", Job.hidden, Job.state, Job.sweep_id, sqlite_where=HIDDEN, postgresql_where=HIDDEN)

@@ -7,7 +7,6 @@ from base64 import b64encode
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from http.client import HTTPException
-from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
@@ -16,7 +15,7 @@ from orchestrator.errors import OrchError, StorageError
 from orchestrator.formatting import duration, named
 from orchestrator.masking import mask
 from orchestrator.mlflow_store import fault
-from orchestrator.settings import Settings
+from orchestrator.settings import Settings, sqlite_file
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine
@@ -167,9 +166,9 @@ def _reach_tracking(url: str) -> str:
             session.connection()
         engine.dispose()
         return " answers"
-    if not url.startswith("sqlite:///"):
+    file = sqlite_file(url)
+    if file is None:
         return " was not looked at"
-    file = Path(url.removeprefix("sqlite:///"))
     if not file.exists():
         return ", made when it is first used"
     wrong = fault(file)

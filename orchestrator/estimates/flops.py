@@ -1,18 +1,11 @@
 """What a config costs at most, before it runs: tokens and FLOPs. Pure, but for reading a width from a config.json."""
 
-import json
-from pathlib import Path
 from typing import NamedTuple
 
-from orchestrator.bounded_file import read_text
 from orchestrator.config import synthetic
 from orchestrator.config.activation_functions import ACTIVATIONS, reconstruction_sizes
-from orchestrator.config.job import SHIPPED_SUBJECT, JobConfig, SaeConfig, SubjectConfig
-
-SHIPPED_FOLDER = Path(__file__).resolve().parents[2] / "examples" / "subject"
-"""The model that ships here."""
-
-_WIDTH_KEYS = ("hidden_size", "n_embd", "d_model")
+from orchestrator.config.job import JobConfig, SaeConfig, SubjectConfig
+from orchestrator.estimates.subject_files import WIDTH_KEYS, model_folder, number_in, read_json
 
 
 class Cost(NamedTuple):
@@ -79,25 +72,11 @@ def executed_aux_flops(k_aux: int, d_model: int) -> int:
 
 def hook_width(subject: SubjectConfig) -> int | None:
     """Return the width at the hook point where it is the model's own; None where only loading the model tells."""
-    return known_width(subject.model) if subject.has_model_width else None
+    return known_width(subject) if subject.has_model_width else None
 
 
-def known_width(model: str) -> int | None:
-    """Return the width that a synthetic subject, or the config.json of a local folder, names; or None.
-
-    Source: `model`, a distribution, a folder, or the model that ships here.
-    """
-    if synthetic.is_synthetic(model):
-        return synthetic.parse(model).d_model
-    folder = SHIPPED_FOLDER if model == SHIPPED_SUBJECT else Path(model)
-    try:
-        found = json.loads(read_text(folder / "config.json", what="a model's config"))
-    except (OSError, ValueError, RecursionError):
-        return None
-    found = found if isinstance(found, dict) else {}
-    text = found.get("text_config")  # where a model of several modalities keeps its decoder
-    for part in (found, text if isinstance(text, dict) else {}):
-        for width in map(part.get, _WIDTH_KEYS):
-            if type(width) is int and width > 0:
-                return width
-    return None
+def known_width(subject: SubjectConfig) -> int | None:
+    """Return the width of a synthetic subject, or the one that a model's config.json on this disk names; or None."""
+    if synthetic.is_synthetic(subject.model):
+        return synthetic.parse(subject.model).d_model
+    return number_in(read_json(model_folder(subject) / "config.json"), WIDTH_KEYS)

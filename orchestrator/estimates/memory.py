@@ -14,8 +14,9 @@ from pathlib import Path
 from orchestrator.bounded_file import read_text
 from orchestrator.config import synthetic
 from orchestrator.config.activation_functions import ACTIVATIONS
-from orchestrator.config.job import SHIPPED_SUBJECT, JobConfig, SubjectConfig
-from orchestrator.estimates.flops import SHIPPED_FOLDER, known_width
+from orchestrator.config.job import JobConfig, SubjectConfig
+from orchestrator.estimates.flops import known_width
+from orchestrator.estimates.subject_files import model_folder
 from orchestrator.settings import Settings
 
 CPU_PASS_TOKENS = 4096
@@ -156,13 +157,13 @@ def _window(config: JobConfig, kind: str) -> int:
 
 def _width(config: JobConfig) -> int:
     subject = config.subject
-    return (known_width(str(_folder(subject))) or _UNKNOWN_WIDTH) * (1 if subject.has_model_width else _INNER)
+    return (known_width(subject) or _UNKNOWN_WIDTH) * (1 if subject.has_model_width else _INNER)
 
 
 def _subject_bytes(subject: SubjectConfig) -> int:
     if synthetic.is_synthetic(subject.model):
         return synthetic.parse(subject.model).n_parameters * _FLOAT
-    folder = _folder(subject)
+    folder = model_folder(subject)
     try:
         sizes = [file.stat().st_size for file in folder.glob("*.safetensors")]
     except OSError:  # the hub's cache has links, and what they point to may be gone
@@ -175,17 +176,6 @@ def _subject_bytes(subject: SubjectConfig) -> int:
     except (OSError, ValueError, AttributeError):
         stored = "float32"
     return sum(sizes) * _BYTES[subject.dtype] // _BYTES.get(stored, 4)
-
-
-def _folder(subject: SubjectConfig) -> Path:
-    """Return where a model's files are, or would be: here, in a folder, or in the newest copy the hub's cache has."""
-    if subject.model == SHIPPED_SUBJECT:
-        return SHIPPED_FOLDER
-    home = os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "huggingface")
-    cache = Path(os.environ.get("HF_HUB_CACHE") or Path(home, "hub"))
-    copies = (cache / f"models--{subject.model.replace('/', '--')}" / "snapshots").glob("*/config.json")
-    newest = max(copies, key=lambda file: file.lstat().st_mtime, default=None)
-    return newest.parent if newest and not Path(subject.model).is_dir() else Path(subject.model)
 
 
 def _free_in_memory(groups: Path = Path("/sys/fs/cgroup")) -> int:

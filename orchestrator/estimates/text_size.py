@@ -1,12 +1,11 @@
 """How many tokens of a text train, before a job has read it: bounds and estimates. Reads sizes of files, no text."""
 
-from collections.abc import Iterable
 from itertools import islice
-from pathlib import Path
 from typing import NamedTuple
 
 from orchestrator.config import synthetic
 from orchestrator.config.job import STANDARD_LIBRARY, JobConfig
+from orchestrator.config.text_files import listed
 
 BYTES_PER_TOKEN = 3.5
 """Of Python's source with the 4,096 tokens of the subject that ships here; of English 2.5 with these, some 4 with
@@ -32,7 +31,7 @@ class TextSize(NamedTuple):
 def estimate_text(config: JobConfig) -> TextSize | None:
     """Return what is known of a text's size without reading it; None: nothing, or there is no text.
 
-    `.txt` files at a tenth of a second at most; of other files the size says little. `data.max_tokens` is a bound.
+    At most a thousand `.txt` files are looked at; of other files the size says little. `data.max_tokens` is a bound.
     """
     if synthetic.is_synthetic(config.subject.model):
         return None
@@ -53,16 +52,11 @@ def _bytes_of(source: str) -> int | None:
     """Return the bytes of `.txt` files; None where there is anything else, or too much to look at."""
     if source == STANDARD_LIBRARY:
         return None
-    path = Path(source).expanduser()
+    if "**" in source:  # it may be the whole disk
+        return None
     try:
-        if path.is_dir():
-            listed: Iterable[Path] = path.iterdir()
-        elif path.is_file() or "**" in source:  # the latter may be the whole disk
-            listed = [path]
-        else:
-            listed = Path(path.anchor).glob(str(path.relative_to(path.anchor)))
-        found = list(islice(listed, _MOST_FILES + 1))
-        if not found or len(found) > _MOST_FILES or any(file.suffix != _SUFFIX for file in found):
+        found = list(islice(listed(source), _MOST_FILES + 1))
+        if not found or len(found) > _MOST_FILES or any(file.suffix.lower() != _SUFFIX for file in found):
             return None
         return sum(file.stat().st_size for file in found)
     except OSError:  # not to be read, or gone since it was listed: the job that reads it says what is there

@@ -144,7 +144,7 @@ class _KnownFits(NamedTuple):
 def is_current(stored: StoredFit, rows: Sequence[JobMeasurement], last: float | None) -> bool:
     """Say whether no job has ended since a fit was made, nor while it was, and no curve it was made from has grown."""
     told = stored.fit.options
-    has_grown = LAWS[stored.fit.law].is_over_compute and told.get("curve points") != curve_points(rows)
+    has_grown = LAWS[stored.fit.law].reads_curves and told.get("curve points") != curve_points(rows)
     return stored.created_at >= (last or 0.0) and told.get("jobs ended") == ended(rows) and not has_grown
 
 

@@ -17,7 +17,7 @@ from orchestrator.processes.python_process import open_log, python_command
 from orchestrator.settings import Settings
 
 HOST = "127.0.0.1"
-STORES = ("sqlite:", "postgresql:", "postgresql+", "mysql:", "mysql+", "mssql:", "mssql+")
+STORES = ("sqlite:", "sqlite+", "postgresql:", "postgresql+", "mysql:", "mysql+", "mssql:", "mssql+")
 START_SECONDS = 90.0
 STOP_SECONDS = 10.0
 

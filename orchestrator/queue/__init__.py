@@ -7,11 +7,13 @@ from orchestrator.checkpoint_ref import CheckpointRef
 from orchestrator.job_states import State
 from orchestrator.queue.analysis import Reanalysed, reanalyse
 from orchestrator.queue.claims import claim, claim_companion, waiting
-from orchestrator.queue.control import cancel, pause, pause_sweep, resume, resume_sweep, retry
+from orchestrator.queue.control import cancel, pause, pause_sweep, reprioritise, resume, resume_sweep, retry
 from orchestrator.queue.expiry import release_expired
+from orchestrator.queue.extension import extend
 from orchestrator.queue.heartbeats import begin, checkpointed, heartbeat, record, set_mlflow
-from orchestrator.queue.outcomes import crashed_in_company, fail, finish, hand_back, release
+from orchestrator.queue.outcomes import crashed_in_company, fail, fail_alike, finish, hand_back, release
 from orchestrator.queue.queue_pause import is_done, pause_queue, resume_queue
+from orchestrator.queue.removal import delete_jobs, hide_jobs
 from orchestrator.queue.submission import enqueue
 from orchestrator.queue.types import (
     Change,
@@ -42,11 +44,15 @@ __all__ = [
     "claim",
     "claim_companion",
     "crashed_in_company",
+    "delete_jobs",
     "enqueue",
+    "extend",
     "fail",
+    "fail_alike",
     "finish",
     "hand_back",
     "heartbeat",
+    "hide_jobs",
     "is_done",
     "pause",
     "pause_queue",
@@ -55,6 +61,7 @@ __all__ = [
     "record",
     "release",
     "release_expired",
+    "reprioritise",
     "resume",
     "resume_queue",
     "resume_sweep",

@@ -1,4 +1,4 @@
-"""Requests about jobs and sweeps: cancel, pause, resume, retry."""
+"""Requests about jobs and sweeps: cancel, pause, resume, retry, reprioritise."""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, cast
@@ -92,8 +92,8 @@ def retry(engine: Engine, job_ids: Sequence[int]) -> list[Change]:
         NotFound: a job that does not exist.
     """
     budgets = dict.fromkeys(("failures", "preemptions", "lost_in_row"), 0)
-    again: dict[str, Any] = {"state": "queued", "desired": "run", "finished_at": None, "reason": None, "company": None}
-    again |= {"not_before": 0.0} | budgets
+    fresh: dict[str, Any] = dict.fromkeys(("finished_at", "reason", "hidden", "company"))
+    again = {"state": "queued", "desired": "run", "not_before": 0.0} | fresh | budgets
 
     def step(state: str, desired: str) -> _Step:
         if state in FREED:
@@ -101,6 +101,22 @@ def retry(engine: Engine, job_ids: Sequence[int]) -> list[Change]:
         return _Step({}, f"already {state}", state == "queued")
 
     return _request(engine, job_ids, step, "retry")
+
+
+def reprioritise(engine: Engine, job_ids: Sequence[int], *, priority: int) -> list[Change]:
+    """Give jobs that have not ended another priority; of a running one it counts when it is queued again.
+
+    Raises:
+        StateError: the only job named has ended.
+        NotFound: a job that does not exist.
+    """
+
+    def step(state: str, desired: str) -> _Step:
+        if state in TERMINAL:
+            return _Step({}, f"already {state}", allowed=False)
+        return _Step({"priority": priority}, f"has priority {priority}")
+
+    return _request(engine, job_ids, step, "reprioritise")
 
 
 def pause_sweep(engine: Engine, sweep_id: int) -> None:
@@ -134,11 +150,12 @@ def _request(engine: Engine, job_ids: Sequence[int], step: Callable[[str, str], 
 def _apply(
     session: Session, ids: list[int], step: Callable[[str, str], _Step], verb: str, *, alone: bool
 ) -> dict[int, Change]:
-    query = select(Job.id, Job.state, Job.desired).where(Job.id.in_(ids)).order_by(Job.id).with_for_update()
+    query = select(Job.id, Job.state, Job.desired, Job.hidden).where(Job.id.in_(ids)).order_by(Job.id).with_for_update()
     rows = session.execute(query).all()
     if verb == "retry":
         _lock_sweeps(session, ids)
-    found = {row.id: step(row.state, row.desired) for row in rows}
+    gone = _Step({}, "is deleted", allowed=False)
+    found = {row.id: gone if row.hidden == "deleted" else step(row.state, row.desired) for row in rows}
     if missing := [job_id for job_id in ids if job_id not in found]:
         raise NotFound(f"there is no job {missing[0]}", hint="orch status lists them")
     if verb == "retry":

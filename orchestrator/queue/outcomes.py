@@ -1,17 +1,22 @@
 """How an attempt ends: with a result, a failure, or the job handed back. Each is one fenced transaction."""
 
-from typing import cast
+import json
+from collections.abc import Mapping
+from typing import Any, cast
 
-from sqlalchemy import Engine, insert, select
+from sqlalchemy import Engine, insert, select, update
 from sqlalchemy.orm import Session
 
-from orchestrator.database.engine import db_now, transaction
+from orchestrator.database.engine import db_now, reading, transaction
 from orchestrator.database.models import Attempt, ConvergenceRow, Job, ResultRow, SweepRow
 from orchestrator.job_states import State
 from orchestrator.masking import mask
 from orchestrator.queue.analysis import Analysis, analyse
-from orchestrator.queue.fencing import MAX_PREEMPTIONS, backoff, close_attempt, log_event, lost, move
+from orchestrator.queue.fencing import MAX_PREEMPTIONS, backoff, close_attempt, log_event, log_events, lost, move
 from orchestrator.queue.types import Lease, Result
+
+_JOBS_PER_TRANSACTION = 1000
+"""Jobs per transaction, where many change at once: other workers must not be kept from their own."""
 
 
 def finish(engine: Engine, lease: Lease, result: Result) -> None:
@@ -27,7 +32,7 @@ def finish(engine: Engine, lease: Lease, result: Result) -> None:
     analysis = analyse(engine, lease.job_id, result.outcome)
     with transaction(engine) as session:
         if close_attempt(session, lease, outcome=result.outcome, exit_code=0) is None:
-            if _finished_before(session, lease):
+            if _finished_before(session, lease, result.outcome):
                 return
             raise lost(lease)
         wanted = session.scalar(select(Job.desired).where(Job.id == lease.job_id))
@@ -66,6 +71,30 @@ def fail(
         move(session, lease, state, failures=failures, reason=why, not_before=db_now() + pause if pause else 0.0)
         log_event(session, state, lease, outcome=outcome, reason=why)
     return state
+
+
+def fail_alike(
+    engine: Engine, lease: Lease, *, stream_key: str, subject: Mapping[str, Any] | None, reason: str
+) -> list[int]:
+    """Fail the queued jobs that would fail as a job did, for what they read; return their ids.
+
+    They read the same stream, at the place that `subject`, that part of their configs, says; None: at any. None of them
+    has been tried yet: one that was has shown that it can be trained, or fails by itself.
+    """
+    alike = (Job.stream_key == stream_key, Job.state == "queued", Job.desired == "run", Job.attempt == 0)
+    with reading(engine) as session:
+        rows = session.execute(select(Job.id, Job.config).where(*alike).order_by(Job.id)).all()
+    ids = [row.id for row in rows if subject is None or json.loads(row.config)["subject"] == subject]
+    failed: list[int] = []
+    for first in range(0, len(ids), _JOBS_PER_TRANSACTION):
+        some = ids[first : first + _JOBS_PER_TRANSACTION]
+        values = {"state": "failed", "finished_at": db_now(), "reason": _storable(f"as job {lease.job_id}: {reason}")}
+        with transaction(engine) as session:
+            change = update(Job).where(Job.id.in_(some), *alike).values(**values).returning(Job.id)
+            done = sorted(session.scalars(change))
+            log_events(session, "failed", done, outcome="config", reason=f"as job {lease.job_id}")
+        failed += done
+    return failed
 
 
 def release(engine: Engine, lease: Lease, *, outcome: str = "preempted", reason: str = "") -> State:
@@ -147,9 +176,10 @@ def _state_after(session: Session, lease: Lease, outcome: str) -> State:
     return cast(State, session.scalar(select(Job.state).where(Job.id == lease.job_id)))
 
 
-def _finished_before(session: Session, lease: Lease) -> bool:
-    mine = (ResultRow.attempt == lease.attempt, ResultRow.token == lease.token)
-    return session.scalar(select(ResultRow.job_id).where(ResultRow.job_id == lease.job_id, *mine)) is not None
+def _finished_before(session: Session, lease: Lease, outcome: str) -> bool:
+    """Say whether this attempt has ended so: its attempt says it, also where the job has been extended since."""
+    mine = (Attempt.job_id == lease.job_id, Attempt.attempt == lease.attempt, Attempt.token == lease.token)
+    return session.scalar(select(Attempt.job_id).where(*mine, Attempt.outcome == outcome)) is not None
 
 
 def _store(session: Session, lease: Lease, result: Result, analysis: Analysis) -> None:

@@ -17,8 +17,10 @@ if TYPE_CHECKING:
     from orchestrator.sweep.sweep import Sweep
 
 
-def enqueue(engine: Engine, sweep: "Sweep", *, allow_duplicate: bool = False, priority: int = 0) -> Enqueued:
+def enqueue(engine: Engine, sweep: "Sweep", *, allow_duplicate: bool = False, priority: int | None = None) -> Enqueued:
     """Put a sweep's configs into the queue; to a sweep of that name only what is new is added.
+
+    `priority`: of the new jobs, by default the sweep's.
 
     Raises:
         ConfigError: the sweep would hold more jobs than its run_cap.
@@ -30,7 +32,8 @@ def enqueue(engine: Engine, sweep: "Sweep", *, allow_duplicate: bool = False, pr
         new = _new_positions(session, sweep_id, ids, allow_duplicate=allow_duplicate)
         _respect_cap(session, sweep_id, sweep, len(new))
         rows = [_row(sweep.configs[at]) | {"config_id": ids[at], "replica": replica} for at, replica in new.items()]
-        placed = _insert(session, rows, sweep_id=sweep_id, priority=priority)
+        order = sweep.priority if priority is None else priority
+        placed = _insert(session, rows, sweep_id=sweep_id, priority=order)
         counts = {"added": len(new), "skipped": len(ids) - len(new)}
         session.execute(insert(Event).values(sweep_id=sweep_id, at=db_now(), kind="sweep_enqueued", data=counts))
     return Enqueued(sweep_id, tuple(placed[ids[at], new[at]] if at in new else None for at in range(len(ids))))
@@ -106,7 +109,8 @@ def _new_positions(session: Session, sweep_id: int, ids: list[str], *, allow_dup
 
 def _respect_cap(session: Session, sweep_id: int, sweep: "Sweep", adding: int) -> None:
     cap = sweep.limits.run_cap
-    held = session.scalar(select(func.count()).select_from(Job).where(Job.sweep_id == sweep_id)) or 0
+    there = (Job.sweep_id == sweep_id, Job.hidden.is_distinct_from("deleted"))
+    held = session.scalar(select(func.count()).select_from(Job).where(*there)) or 0
     if cap is not None and adding and held + adding > cap:
         raise ConfigError(
             f"sweep {sweep.name!r}: {held} jobs and {adding} new ones are more than run_cap = {cap}",

@@ -1,6 +1,7 @@
 """The registry of workers: they report that they live, and read their desired state. No job depends on it."""
 
 from collections.abc import Sequence
+from itertools import count
 from typing import Literal, cast
 
 from sqlalchemy import ColumnElement, Delete, Engine, bindparam, delete, func, insert, or_, select, update
@@ -60,6 +61,15 @@ def count_on(engine: Engine, host: str) -> int:
     living = select(func.count()).where(WorkerRow.host == host, WorkerRow.ended_at.is_(None), ~is_lost())
     with reading(engine) as session:
         return session.scalar(living.select_from(WorkerRow)) or 0
+
+
+def free_name(engine: Engine, name: str) -> str:
+    """Return a name that no live worker has: the one given, or that with -2, -3, … behind it."""
+    living = select(WorkerRow.name).where(WorkerRow.ended_at.is_(None), ~is_lost())
+    with reading(engine) as session:
+        taken = set(session.scalars(living))
+    numbered = (f"{name}-{number}" for number in count(2))
+    return name if name not in taken else next(one for one in numbered if one not in taken)
 
 
 def sign_off(engine: Engine, token: str) -> None:

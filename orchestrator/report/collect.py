@@ -19,7 +19,7 @@ from orchestrator.results.selectors import sweep_ids
 from orchestrator.results.stored_configs import last_ended
 from orchestrator.scaling.fit.fitting import fit
 from orchestrator.scaling.fit.options import FitOptions
-from orchestrator.scaling.laws.registry import LAWS
+from orchestrator.scaling.laws.registry import LAWS, laws_to_fit
 from orchestrator.scaling.types import Fit, JobMeasurement, LawName, StoredFit
 
 
@@ -53,7 +53,7 @@ def renew(
     last = last_ended(engine, sweeps)
     fresh = {stored.fit.law for stored in fits_of(engine, sweeps) if is_current(stored, rows, last)}
     missing: dict[LawName, Missing] = {}
-    for law in LAWS if laws is None else laws:
+    for law in laws_to_fit() if laws is None else laws:
         if law not in fresh:
             found, why = fit_everywhere(law, rows)
             if found:

@@ -4,6 +4,7 @@ from orchestrator.results.dead_share import can_measure, dead_window
 from orchestrator.results.fit_rows import measured
 from orchestrator.results.job_history import attempts, checkpoints, config, convergence, curve, events
 from orchestrator.results.job_rows import jobs, waiting_for
+from orchestrator.results.measured_speed import MeasuredSpeed, expected_seconds
 from orchestrator.results.queue_position import QueuePosition, position_in_queue
 from orchestrator.results.queue_stats import counts, paused_since, stats, sweeps, workers
 from orchestrator.results.rows import (
@@ -17,7 +18,7 @@ from orchestrator.results.rows import (
     SweepRow,
     WorkerRow,
 )
-from orchestrator.results.selectors import existing, find
+from orchestrator.results.selectors import existing, find, hidden_of
 from orchestrator.results.text_passes import text_sizes
 from orchestrator.results.worker_rows import last_clock_step, registered_workers
 
@@ -27,6 +28,7 @@ __all__ = [
     "ConvergenceRow",
     "EventRow",
     "JobRow",
+    "MeasuredSpeed",
     "QueuePosition",
     "QueueStats",
     "RegisteredWorker",
@@ -42,7 +44,9 @@ __all__ = [
     "dead_window",
     "events",
     "existing",
+    "expected_seconds",
     "find",
+    "hidden_of",
     "jobs",
     "last_clock_step",
     "measured",

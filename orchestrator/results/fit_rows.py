@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from sqlalchemy import Engine, Row, Select, func, select
+from sqlalchemy import Engine, Row, Select, and_, func, select
 from sqlalchemy.orm import Session
 
 from orchestrator.config.synthetic import is_synthetic
@@ -43,7 +43,7 @@ def measured(engine: Engine, sweeps: Sequence[str], *, curves: bool = True) -> l
         StorageError: the database did not answer.
     """
     with reading(engine) as session:
-        mine = m.Job.sweep_id.in_(sweep_ids(session, sweeps))
+        mine = and_(m.Job.sweep_id.in_(sweep_ids(session, sweeps)), m.Job.hidden.is_(None))
         ids = select(m.Job.id).where(mine)
         rows = [(row, json.loads(row.config)) for row in session.execute(_query().where(mine))]
         facts = _facts(session, ids)

@@ -5,7 +5,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import Engine, select
+from sqlalchemy import Engine, func, select
 
 from orchestrator.curves.point import Point
 from orchestrator.database import models as m
@@ -67,14 +67,15 @@ def convergence(engine: Engine, job_id: int) -> list[ConvergenceRow]:
         return [ConvergenceRow(*row) for row in session.execute(query)]
 
 
-def config(engine: Engine, job_id: int) -> dict[str, Any]:
-    """Return a job's stored config.
+def config(engine: Engine, job_id: int, *, asked: bool = False) -> dict[str, Any]:
+    """Return a job's stored config; `asked`: as it was enqueued, before `orch extend` gave it another budget.
 
     Raises:
         NotFound: there is no such job.
     """
     with reading(engine) as session:
-        text = session.scalar(select(m.Job.config).where(m.Job.id == job_id))
+        first = func.coalesce(m.Job.asked_config, m.Job.config)
+        text = session.scalar(select(first if asked else m.Job.config).where(m.Job.id == job_id))
     if text is None:
         raise NotFound(f"there is no job {job_id}", hint="orch status lists them")
     stored: dict[str, Any] = json.loads(text)

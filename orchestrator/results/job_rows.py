@@ -1,5 +1,6 @@
 """Jobs as a person sees them: one query, flat rows, and why each job is not running."""
 
+import json
 from collections.abc import Collection
 from typing import Any, NamedTuple
 
@@ -26,6 +27,7 @@ _REASONS: dict[Obstacle, str] = {
 }
 """How people are told of an obstacle; of one that they asked for themselves the state tells."""
 _IDS_PER_QUERY = 10_000
+_WAITS = ("queued", "paused")
 
 
 class _QueueContext(NamedTuple):
@@ -54,7 +56,7 @@ def jobs(
     Raises:
         StorageError: the database did not answer.
     """
-    wanted: list[ColumnElement[bool]] = []
+    wanted: list[ColumnElement[bool]] = [] if ids is not None else [m.Job.hidden.is_(None)]
     if sweep is not None:
         wanted.append(m.Job.sweep_id.in_(select(m.SweepRow.id).where(m.SweepRow.name == sweep)))
     if states is not None:
@@ -82,6 +84,7 @@ def _rows(session: Session, query: Select[Any], ids: Collection[int] | None, lim
 
 def _query() -> Select[Any]:
     job, point = m.Job, m.CurvePoint
+    saved = select(func.max(m.CheckpointRow.tokens_seen)).where(m.CheckpointRow.job_id == job.id).correlate(job)
     newest = select(func.max(m.CurvePoint.tokens_seen)).where(m.CurvePoint.job_id == job.id).correlate(job)
     own = ("id", "state", "desired", "priority", "attempt", "failures", "preemptions", "n_latents", "k", "seed")
     more = ("d_model", "max_tokens", "created_at", "finished_at", "config_id", "mlflow_run_id")
@@ -89,7 +92,8 @@ def _query() -> Select[Any]:
         select(
             *(getattr(job, name) for name in own + more),
             trained_lr().label("lr"), job.sweep_id, job.not_before, job.reason.label("stored_reason"),
-            obstacle().label("obstacle"), trainable_tokens().label("trainable_tokens"),
+            case((job.state.in_(_WAITS), func.coalesce(saved.scalar_subquery(), 0))).label("saved_tokens"),
+            job.asked_config, job.hidden, obstacle().label("obstacle"), trainable_tokens().label("trainable_tokens"),
             m.LeaseRow.tokens_seen.label("lease_tokens"), m.LeaseRow.tokens_per_second, m.LeaseRow.expires_at,
             point.tokens_seen.label("point_tokens"), point.fvu, point.dead_share, point.l0, point.wall_seconds,
             # Read where no latent is dead, to tell whether one could be: else the share is known to be measured.
@@ -128,8 +132,8 @@ def _no_worker(session: Session, now: float) -> str:
 
 def _job(row: Row[Any], context: _QueueContext, expected: int | None, swept: dict[str, Any]) -> JobRow:
     sweep = context.sweeps[row.sweep_id]
-    # A lease says 0 until its trainer has loaded: until then the stored curve is right.
-    seen = (row.result_tokens, row.lease_tokens or None, row.point_tokens, 0)
+    # What waits goes on from its checkpoint. A lease says 0 until its trainer has loaded: till then the curve is right.
+    seen = (row.result_tokens, row.lease_tokens or None, row.saved_tokens, row.point_tokens, 0)
     return JobRow(
         id=row.id, sweep=sweep.name, state=row.state, desired=row.desired, priority=row.priority, attempt=row.attempt,
         failures=row.failures, preemptions=row.preemptions, n_latents=row.n_latents, k=row.k, lr=row.lr, seed=row.seed,
@@ -141,7 +145,8 @@ def _job(row: Row[Any], context: _QueueContext, expected: int | None, swept: dic
         started_at=row.started_at, finished_at=row.finished_at, age=context.now - row.created_at, worker=row.worker,
         lease_left=None if row.expires_at is None else row.expires_at - context.now, reason=_reason(row, context),
         config_id=row.config_id, mlflow_run_id=row.mlflow_run_id, artifact_uri=row.artifact_uri, labels=sweep.labels,
-        expected_tokens=expected, swept=swept, trainable_tokens=row.trainable_tokens,
+        asked_max_tokens=json.loads(row.asked_config)["training"]["max_tokens"] if row.asked_config else None,
+        hidden=row.hidden, expected_tokens=expected, swept=swept, trainable_tokens=row.trainable_tokens,
         passes=row.max_tokens / row.trainable_tokens if row.trainable_tokens else None,
     )  # fmt: skip
 

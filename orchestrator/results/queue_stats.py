@@ -1,5 +1,6 @@
 """Figures of the whole queue: what waits, what runs, and what the attempts that ended came to."""
 
+from collections import Counter
 from typing import Any
 
 from sqlalchemy import ColumnElement, Engine, case, func, select
@@ -11,6 +12,8 @@ from orchestrator.job_states import STATES
 from orchestrator.results.rows import QueueStats, SweepRow, WorkerRow
 
 HOUR = 3600.0
+_IS_HIDDEN = m.Job.hidden.in_(("hidden", "deleted"))
+"""Named one by one: only so does SQLite look them up in their index."""
 KINDS = ("results", "failures", "preemptions", "lost", "machine", "other")
 _KIND_OF = {
     "converged": "results", "max_tokens": "results", "not_learning": "results", "diverged": "results",
@@ -26,7 +29,7 @@ def stats(engine: Engine) -> QueueStats:
         StorageError: the database did not answer.
     """
     with reading(engine) as session:
-        counts = _count(session, _by(m.Job.state))
+        counts = _count_shown(session)
         ended, hour = _ended(session), _ended(session, m.Attempt.ended_at > db_now() - HOUR)
         leases = m.LeaseRow
         holds = session.execute(
@@ -54,6 +57,13 @@ def _by(column: Any) -> Any:
 
 def _count(session: Session, query: Any) -> dict[str, int]:
     return {row[0]: row[1] for row in session.execute(query)}
+
+
+def _count_shown(session: Session, *which: ColumnElement[bool]) -> dict[str, int]:
+    """Return the jobs by state, less the hidden ones: an index each has both."""
+    there = _count(session, _by(m.Job.state).where(*which))
+    hidden = Counter(session.scalars(select(m.Job.state).where(_IS_HIDDEN, *which)))
+    return {state: number - hidden[state] for state, number in there.items()}
 
 
 def _oldest(session: Session) -> float | None:
@@ -89,11 +99,9 @@ def _in_training(session: Session) -> int:
 
 def counts(engine: Engine, *, sweep: str | None = None) -> dict[str, int]:
     """Return the number of jobs in every state, of one sweep or of all."""
-    query = select(m.Job.state, func.count()).group_by(m.Job.state)
-    if sweep is not None:
-        query = query.join(m.SweepRow, m.SweepRow.id == m.Job.sweep_id).where(m.SweepRow.name == sweep)
     with reading(engine) as session:
-        found = {row[0]: row[1] for row in session.execute(query)}
+        named = None if sweep is None else select(m.SweepRow.id).where(m.SweepRow.name == sweep).scalar_subquery()
+        found = _count_shown(session, *(() if named is None else (m.Job.sweep_id == named,)))
     return {state: found.get(state, 0) for state in STATES}
 
 
@@ -104,7 +112,7 @@ def paused_since(engine: Engine) -> float | None:
 
 
 def sweeps(engine: Engine) -> list[SweepRow]:
-    """Return every sweep with its jobs by state, oldest first."""
+    """Return the sweeps with their jobs by state, oldest first; without those of which every job is hidden."""
     grouped = select(m.Job.sweep_id, m.Job.state, func.count()).group_by(m.Job.sweep_id, m.Job.state)
     columns = [getattr(m.SweepRow, name) for name in SweepRow.__slots__ if name != "counts"]
     with reading(engine) as session:
@@ -112,7 +120,11 @@ def sweeps(engine: Engine) -> list[SweepRow]:
         tally: dict[int, dict[str, int]] = {row.id: dict.fromkeys(STATES, 0) for row in rows}
         for sweep_id, state, number in session.execute(grouped):
             tally.setdefault(sweep_id, {})[state] = number
-    return [SweepRow(**row._mapping, counts=tally[row.id]) for row in rows]
+        hidden = session.execute(select(m.Job.sweep_id, m.Job.state).where(_IS_HIDDEN)).all()
+    for sweep_id, state in hidden:
+        tally[sweep_id][state] -= 1
+    gone = {row[0] for row in hidden if not any(tally[row[0]].values())}
+    return [SweepRow(**row._mapping, counts=tally[row.id]) for row in rows if row.id not in gone]
 
 
 def workers(engine: Engine) -> list[WorkerRow]:

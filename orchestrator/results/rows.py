@@ -68,6 +68,10 @@ class JobRow:
     """The dotted keys, but n_latents and k, that set its config apart from the others asked for of its sweep."""
     trainable_tokens: int | None = None
     """Of one pass over its text; None before the newest attempt has told, and where there is no text."""
+    hidden: str | None = None
+    """hidden or deleted: no list has it."""
+    asked_max_tokens: int | None = None
+    """The budget it was enqueued with, where `orch extend` has given it another."""
     passes: float | None = None
     """Over its text, in the whole budget: above 1, tokens are trained on more than once."""
 

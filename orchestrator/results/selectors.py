@@ -14,13 +14,24 @@ _MAX_ID = 2**31 - 1
 
 
 def find(engine: Engine, selectors: Sequence[str]) -> list[int]:
-    """Return the jobs of ids and sweep names, each once, in the order asked.
+    """Return the jobs of ids and sweep names, each once, in the order asked; of a sweep those that are not hidden.
 
     Raises:
         NotFound: one of them is neither; the message names what is near.
     """
     with reading(engine) as session:
         return list(dict.fromkeys(job_id for selector in selectors for job_id in _select(session, selector.strip())))
+
+
+def hidden_of(engine: Engine, sweeps: Sequence[str]) -> list[int]:
+    """Return the hidden jobs of sweeps, not those that are deleted.
+
+    Raises:
+        NotFound: one of them is no sweep; the message names what is near.
+    """
+    with reading(engine) as session:
+        mine = (m.Job.sweep_id.in_(sweep_ids(session, sweeps)), m.Job.hidden == "hidden")
+        return list(session.scalars(select(m.Job.id).where(*mine).order_by(m.Job.id)))
 
 
 def existing(engine: Engine, sweep: str) -> set[str]:
@@ -51,7 +62,8 @@ def _select(session: Session, selector: str) -> list[int]:
     sweep_id = session.scalar(select(m.SweepRow.id).where(m.SweepRow.name == selector))
     if sweep_id is None:
         raise _not_found(session, selector)
-    return list(session.scalars(select(m.Job.id).where(m.Job.sweep_id == sweep_id).order_by(m.Job.id)))
+    shown = (m.Job.sweep_id == sweep_id, m.Job.hidden.is_(None))
+    return list(session.scalars(select(m.Job.id).where(*shown).order_by(m.Job.id)))
 
 
 def _not_found(session: Session, selector: str) -> NotFound:

@@ -95,6 +95,8 @@ class Law:
     """What it predicts."""
     is_over_compute: bool = False
     """Whether its axis counts the FLOPs of points of curves; else it counts the latents of jobs."""
+    is_at_equal_tokens: bool = False
+    """Whether it compares jobs after one number of tokens, read off their curves; then it is fitted where asked for."""
     second: SecondVariable | None = None
     """Its second variable, where it has one."""
     grounds: tuple[str, ...] = tuple(GROUNDS)
@@ -105,6 +107,11 @@ class Law:
     def heading(self) -> str:
         """Return the title with what the law is about."""
         return f"{self.title}: {self.about}"
+
+    @property
+    def reads_curves(self) -> bool:
+        """Say whether it is fitted to points of curves."""
+        return self.is_over_compute or self.is_at_equal_tokens
 
     @property
     def compares_subjects(self) -> bool:

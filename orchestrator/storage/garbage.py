@@ -19,7 +19,7 @@ from orchestrator.storage import activation_caches, cache_rows
 
 TEMPORARY_SECONDS = 3600.0
 """A half-written file that has not changed for so long has lost its writer."""
-Kind = Literal["temporary", "checkpoint", "cache", "tokens"]
+Kind = Literal["temporary", "checkpoint", "deleted", "cache", "tokens"]
 
 
 @dataclass(frozen=True)
@@ -37,13 +37,17 @@ class Item:
 def find(engine: Engine, settings: Settings, *, older_than: float, all_caches: bool = False) -> list[Item]:
     """Return what may be deleted: nothing that a running, queued or paused job uses.
 
-    Half-written files an hour old; checkpoints, not the final autoencoder, of succeeded jobs, and of failed or
-    cancelled ones after `older_than` seconds, until when `orch retry` goes on from them; caches unused for that long,
-    or over the quota, or with `all_caches` every one that no process uses; token files that old which no unfinished
-    job needs.
+    What deleted jobs trained; half-written files an hour old; checkpoints, not the final autoencoder, of succeeded
+    jobs, and of failed or cancelled ones after `older_than` seconds, until when `orch retry` goes on from them; caches
+    unused for that long, or over the quota, or with `all_caches` every one that no process uses; token files that old
+    which no unfinished job needs.
     """
     home, artifacts = settings.home, settings.artifacts_folder
-    found = [*_temporary(home, artifacts), *_checkpoints(engine, artifacts, older_than)]
+    found = [
+        *_temporary(home, artifacts),
+        *_of_deleted(engine, artifacts),
+        *_checkpoints(engine, artifacts, older_than),
+    ]
     return [*found, *_caches(settings, older_than, all_caches=all_caches), *_tokens(engine, home, older_than)]
 
 
@@ -67,8 +71,19 @@ def _temporary(home: Path, artifacts: Path) -> Iterator[Item]:
             yield Item("temporary", path, size, "half-written, and its writer is gone", TEMPORARY_SECONDS)
 
 
+def _of_deleted(engine: Engine, artifacts: Path) -> Iterator[Item]:
+    """Yield what deleted jobs trained. Their logs stay: jobs that shared a trainer share its log."""
+    with reading(engine) as session:
+        jobs = session.scalars(select(Job.id).where(Job.hidden == "deleted").order_by(Job.id)).all()
+    for job_id in jobs:
+        folder = artifacts / str(job_id)
+        if folder.is_dir() and _is_inside(folder, artifacts):
+            yield Item("deleted", folder, activation_caches.size(folder), f"job {job_id} was deleted")
+
+
 def _checkpoints(engine: Engine, artifacts: Path, older_than: float) -> Iterator[Item]:
-    ended = select(Job.id, Job.state, db_now() - Job.finished_at).where(Job.state.in_(TERMINAL)).order_by(Job.id)
+    kept = (Job.state.in_(TERMINAL), Job.hidden.is_distinct_from("deleted"))
+    ended = select(Job.id, Job.state, db_now() - Job.finished_at).where(*kept).order_by(Job.id)
     with reading(engine) as session:
         jobs = session.execute(ended).all()
     for job_id, state, seconds in jobs:
@@ -120,6 +135,10 @@ def _remove_item(engine: Engine, item: Item) -> bool:
     """Delete an item if what made it garbage still holds; say whether it was deleted."""
     if item.kind == "cache":
         return activation_caches.remove(item.path)
+    if item.kind == "deleted":  # nothing brings its job back
+        with transaction(engine) as session:
+            session.execute(delete(CheckpointRow).where(CheckpointRow.job_id == int(item.path.name)))
+        return _delete_files(item)
     if item.kind == "checkpoint":
         return _delete_pointer(engine, item) and _delete_files(item)
     with _packing_locked_out(item.path) as is_idle:

@@ -10,7 +10,7 @@ from orchestrator.errors import ConfigError
 from orchestrator.sweep.yaml_source import Node, parse_text, read_text
 
 VERSION = 1
-SWEEP_ONLY = ("sweep", "exclude", "limits", "labels")
+SWEEP_ONLY = ("sweep", "exclude", "limits", "labels", "priority")
 SWEEP_KEYS = ("version", "name", "base", "overrides", *SWEEP_ONLY)
 FIELDS = frozenset(field_paths())
 GROUPS = frozenset(JobConfig.model_fields)

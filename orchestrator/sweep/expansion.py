@@ -54,7 +54,8 @@ def expand(path: Path, overrides: Sequence[str] = ()) -> Sweep:
     limits = _limits(entries(root["limits"], "limits")) if "limits" in root else Limits()
     configs = tuple(_configs(fixed, axes, _rules(root.get("exclude"))))
     _check_count(len(configs), limits, path)
-    return Sweep(_name(root.get("name"), path), configs, _labels(root.get("labels")), limits, text)
+    name, labels, priority = _name(root.get("name"), path), _labels(root.get("labels")), _priority(root.get("priority"))
+    return Sweep(name, configs, labels, limits, text, priority)
 
 
 def check_name(name: str, location: str = "the name") -> str:
@@ -113,7 +114,8 @@ def _validated(point: _Point) -> JobConfig:
         key, found = _wrong_assignment(path, said, point)
         at = f", at {point}" if key in point.varied else ""
         said = said if path in said else f"{path}: {said}"
-        raise ConfigError(f"{found.location}: {said}{at}", hint=SCHEMA_HINT) from None
+        hint = f"To vary it, write sweep: [grid: {{{key}: …}}]." if isinstance(found.value, dict) else SCHEMA_HINT
+        raise ConfigError(f"{found.location}: {said}{at}", hint=hint) from None
 
 
 def _wrong_assignment(path: str, said: str, point: _Point) -> tuple[str, Assignment]:
@@ -174,6 +176,17 @@ def _check_count(count: int, limits: Limits, path: Path) -> None:
             f"{path}: the sweep has {count} configs, run_cap allows {limits.run_cap}",
             hint="Raise limits.run_cap, or leave points out with exclude.",
         )
+
+
+def _priority(node: Node | None) -> int:
+    if node is None:
+        return 0
+    if type(node.value) is not int or abs(node.value) >= 2**31:
+        raise ConfigError(
+            f"{node.location}: priority must be a whole number (got {node.plain()!r})",
+            hint="Such as 10: higher ones run first.",
+        )
+    return node.value
 
 
 def _labels(node: Node | None) -> dict[str, str]:

@@ -11,7 +11,8 @@ from orchestrator.sweep.points import Axis, axis_of, values_of, without
 from orchestrator.sweep.ranges import is_range
 from orchestrator.sweep.yaml_source import Node, parse_text
 
-_CALL = re.compile(r"(range|lin|log|pow2)\((.*)\)", re.DOTALL)
+_CALL = re.compile(r"(\w+)\((.*)\)", re.DOTALL)
+_NUMBERS = re.compile(r"[-+\d.,eE\s_]+")
 _OPEN, _CLOSE = "([{", ")]}"
 _NOT_YAML = tuple("*&!%@`|>#")  # an override that starts so is a path, a pattern or a name, never YAML syntax
 _Change = tuple[set[str], Assignments, Axis | None]
@@ -63,21 +64,22 @@ def _given(text: str, location: str, folders: tuple[Path, ...]) -> _Change:
     if not equals:
         raise ConfigError(f"{location} has no '='", hint=_HINT)
     key = written.strip()
-    values = [node for item in _split(rest) for node in _values(item.strip(), location)]
+    values = [node for item in _split(rest) for node in _values(item.strip(), location, is_group=key in GROUPS)]
     if len(values) > 1:
         return {check_key(key, location)}, {}, axis_of(key, values, folders)
     given = assign({key: values[0]}, folders)
     return set(given), given, None
 
 
-def _values(item: str, location: str) -> list[Node]:
+def _values(item: str, location: str, *, is_group: bool = False) -> list[Node]:
     if not item:
         raise ConfigError(f"{location}: a value is missing", hint=f"{_HINT} For nothing, write null.")
-    if call := _CALL.fullmatch(item):
+    call = _CALL.fullmatch(item)
+    if call and (is_range([call[1]]) or _NUMBERS.fullmatch(call[2])):
         numbers = parse_text(f"[{call[2]}]", location, lines=False)
         return values_of(Node({call[1]: numbers}, location))
     node = Node(item, location) if item.startswith(_NOT_YAML) else parse_text(item, location, lines=False)
-    if isinstance(node.value, dict) and is_range(list(node.value)):
+    if isinstance(node.value, dict) and not is_group:
         return values_of(node)
     return [node]
 

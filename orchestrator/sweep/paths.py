@@ -1,29 +1,40 @@
 """Check that the files and folders a sweep names exist."""
 
-from collections.abc import Iterable
+from collections.abc import Collection
 from pathlib import Path
 
 from orchestrator.config.job import JobConfig
+from orchestrator.config.text_files import is_local, listed
 from orchestrator.errors import ConfigError
 
-_SUFFIXES = (".txt", ".jsonl", ".parquet")
 
-
-def check_paths(configs: Iterable[JobConfig]) -> None:
+def check_paths(configs: Collection[JobConfig]) -> None:
     """Check that every path exists; ids of models and data sets are left to the trainer.
 
     Raises:
         ConfigError: names the first path that is missing.
     """
-    named = {("subject.model", config.subject.model) for config in configs}
-    named |= {("data.source", config.data.source) for config in configs}
-    for key, value in sorted(named):
-        is_path = value.startswith((".", "/", "~")) or (key == "data.source" and value.endswith(_SUFFIXES))
-        if is_path and not _is_there(Path(value).expanduser()):
+    models = {config.subject.model for config in configs}
+    sources = {config.data.source for config in configs}
+    for model in sorted(models):
+        if model.startswith((".", "/", "~")) and not Path(model).expanduser().exists():
+            raise _missing("subject.model", model)
+        if Path(model).expanduser().is_dir():
+            _check_model_folder(model)
+    for source in sorted(sources):
+        if is_local(source) and not any(True for _ in listed(source)):
+            raise _missing("data.source", source)
+
+
+def _check_model_folder(model: str) -> None:
+    for wanted, called in (("config.json", "config.json"), ("*.safetensors", "weights in safetensors")):
+        if not any(Path(model).expanduser().glob(wanted)):
             raise ConfigError(
-                f"{key}: there is no {value}", hint="A relative path is read from the sweep file's folder; check it."
+                f"subject.model: {model} holds no {called}", hint="Give a folder written by model.save_pretrained."
             )
 
 
-def _is_there(path: Path) -> bool:
-    return path.exists() or any(Path(path.anchor).glob(str(path.relative_to(path.anchor))))
+def _missing(key: str, value: str) -> ConfigError:
+    return ConfigError(
+        f"{key}: there is no {value}", hint="A relative path is read from the sweep file's folder; check it."
+    )

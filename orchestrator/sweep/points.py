@@ -5,7 +5,7 @@ from pathlib import Path
 
 from orchestrator.errors import ConfigError
 from orchestrator.sweep.assignments import Assignment, Assignments, absolute_path, dotted_keys, entries
-from orchestrator.sweep.ranges import is_range, spread
+from orchestrator.sweep.ranges import is_range, range_forms, spread, unknown_range
 from orchestrator.sweep.yaml_source import Node
 
 Axis = tuple[Assignments, ...]
@@ -46,6 +46,10 @@ def values_of(node: Node) -> list[Node]:
         kind, numbers = next(iter(node.value.items()))
         if isinstance(numbers.value, list):
             return [Node(value, node.location) for value in spread(kind, numbers.plain(), location=node.location)]
+    if isinstance(node.value, dict):
+        unknown = [kind for kind in node.value if not is_range([kind])]
+        wrong = unknown_range(unknown[0]) if unknown else "a range has one word, and its numbers in a list"
+        raise ConfigError(f"{node.location}: {wrong}", hint=f"Write {range_forms()}.")
     wrong = "the list is empty" if node.value == [] else "a list of values or a range is needed here"
     raise ConfigError(
         f"{node.location}: {wrong}", hint="Write [1, 2, 3], {pow2: [8, 10]}, {log: [1e-4, 1e-3, 3]} or alike."
@@ -89,7 +93,7 @@ def _block(block: Node, folder: Path) -> list[Axis]:
             return [_zip(_filled(body, kind), body.location, folders)]
         case "list":
             return [_list(body, folders)]
-    hint = f"{kind} stands beside sweep, not in it." if kind in ("exclude", "limits", "labels") else _FORMS
+    hint = f"{kind} stands beside sweep, not in it." if kind in ("exclude", "limits", "labels", "priority") else _FORMS
     raise ConfigError(f"{body.key_location}: unknown block {kind!r}; a block is grid, zip or list", hint=hint)
 
 

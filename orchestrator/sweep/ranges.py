@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
+from difflib import get_close_matches
 from fractions import Fraction
 
 from orchestrator.errors import ConfigError
@@ -31,6 +32,18 @@ def spread(kind: str, arguments: Sequence[object], *, location: str) -> list[Num
     except (ValueError, OverflowError) as error:
         given = ", ".join(str(argument) for argument in arguments)
         raise ConfigError(f"{location}: {kind}: [{given[:80]}] {error}", hint=f"Write {kind}: {form}.") from None
+
+
+def unknown_range(kind: str) -> str:
+    """Return what to say of a word that is no kind of range, with the one that was probably meant."""
+    near = get_close_matches(kind, _KINDS, n=1, cutoff=0.5)
+    meant = f"; did you mean {near[0]!r}?" if near else ""
+    return f"there is no range {kind!r}{meant}"
+
+
+def range_forms() -> str:
+    """Return how each kind of range is written, for a hint."""
+    return ", ".join(f"{kind}: {form}" for kind, (_, form) in _KINDS.items())
 
 
 def is_range(kinds: Sequence[str]) -> bool:

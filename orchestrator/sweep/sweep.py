@@ -26,3 +26,5 @@ class Sweep:
     labels: dict[str, str] = field(default_factory=dict)
     limits: Limits = Limits()
     text: str = ""
+    priority: int = 0
+    """Of its jobs; higher ones run first."""

@@ -27,6 +27,9 @@ class Expected:
     ready_at: int = 0
     expires_at: int = 0
     owner: Lease | None = None
+    outcome: str | None = None
+    """Of its result."""
+    budget: int = 20_000_000
     curve: set[int] = field(default_factory=set)
     checkpoints: set[tuple[int, int]] = field(default_factory=set)
     """(tokens, attempt)"""
@@ -49,8 +52,8 @@ class Expected:
         self.curve = {at for at in self.curve if at <= tokens}
         self.checkpoints = {(at, attempt) for at, attempt in self.checkpoints if at <= tokens}
 
-    def finish(self) -> None:
-        self.state, self.desired, self.owner, self.lost = "succeeded", "run", None, 0
+    def finish(self, outcome: str) -> None:
+        self.state, self.desired, self.owner, self.lost, self.outcome = "succeeded", "run", None, 0, outcome
 
     def fail(self, now: int, *, retry: bool) -> None:
         self.failures += 1
@@ -94,6 +97,17 @@ class Expected:
             self.state, self.ready_at = "queued", now
             self.failures = self.preemptions = self.lost = 0
         return self.state == "queued"
+
+    def extend(self, now: int) -> bool:
+        """Double its budget; return whether that was allowed."""
+        is_open = self.state in {"queued", "paused"}
+        if not is_open and not (self.state == "succeeded" and self.outcome == "max_tokens" and self.checkpoints):
+            return False
+        if not is_open:
+            self.state, self.ready_at, self.outcome = "queued", now, None
+        self.failures = self.preemptions = self.lost = 0
+        self.budget *= 2
+        return True
 
     def _land(self, otherwise: str) -> None:
         """End an attempt as the wish has it, else as said."""

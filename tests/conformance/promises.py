@@ -101,11 +101,11 @@ def _results(rows: Rows) -> Iterator[str]:
 
 
 def _frozen(rows: Rows) -> Iterator[str]:
-    """Nothing happens to a job after it has succeeded; to a failed or cancelled one nothing but a retry."""
+    """Nothing but an extension happens to a job that succeeded; to a failed or cancelled one nothing but a retry."""
     ended: dict[int, str] = {}
     for row in rows.events:
         before = ended.get(row.job_id)
-        if row.kind == "retry" and before != "succeeded":
+        if (row.kind == "retry" and before != "succeeded") or (row.kind == "extended" and before == "succeeded"):
             ended.pop(row.job_id, None)
         elif before and not row.kind.endswith("_too_late"):
             yield f"job {row.job_id}: {row.kind} after {before}"

@@ -1,5 +1,6 @@
 """The queue against its model: any order of verbs, by owners and zombies, while commits fail or lose their answer."""
 
+import json
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -188,10 +189,13 @@ class QueueMachine(RuleBasedStateMachine):
             self.ended[lease] = how
         return job
 
-    @rule(lease=leases, fate=FATE)
-    def finish(self, lease: Lease, fate: str = WELL) -> None:
-        if job := self._end(lease, "finish", lambda: queue.finish(self.engine, lease, result()), fate):
-            job.finish()
+    @rule(lease=leases, outcome=st.sampled_from(["converged", "max_tokens"]), fate=FATE)
+    def finish(self, lease: Lease, outcome: str = "converged", fate: str = WELL) -> None:
+        def finish() -> None:
+            queue.finish(self.engine, lease, result(outcome=outcome))
+
+        if job := self._end(lease, outcome, finish, fate):
+            job.finish(outcome)
 
     @rule(lease=leases, retry=st.booleans(), fate=FATE)
     def fail(self, lease: Lease, retry: bool, fate: str = WELL) -> None:
@@ -253,6 +257,21 @@ class QueueMachine(RuleBasedStateMachine):
             with pytest.raises(StateError):
                 getattr(queue, verb)(self.engine, [job_id])
 
+    @rule(which=st.integers(0, 5), fate=FATE)
+    def extend(self, which: int, fate: str = WELL) -> None:
+        job_id = sorted(self.model.jobs)[which % len(self.model.jobs)]
+        job, before = self.model.jobs[job_id], self.model.jobs[job_id].budget
+
+        def extend() -> None:
+            queue.extend(self.engine, [job_id], max_tokens=2 * before)
+
+        is_allowed = job.extend(self.model.now)
+        if is_allowed and fate != "loses its answer":
+            self._ask(fate, extend)
+            return
+        with pytest.raises(StateError, match=f"has a budget of {2 * before:,}" if is_allowed else ""):
+            self._ask(fate, extend)  # what was extended already is not extended twice
+
     @rule(fate=FATE)
     def hold_the_sweep(self, fate: str = WELL) -> None:
         """Pause the sweep, see that nothing of it waits any more, and let it go on."""
@@ -277,6 +296,7 @@ class QueueMachine(RuleBasedStateMachine):
         for job_id, job in jobs.items():
             row = rows[job_id]
             assert (row.state, row.desired, row.attempt) == (job.state, job.desired, job.attempt)
+            assert (row.max_tokens, json.loads(row.config)["training"]["max_tokens"]) == (job.budget, job.budget)
             assert (row.failures, row.preemptions, row.lost_in_row) == (job.failures, job.preemptions, job.lost)
         assert held == self.model.owners()
         assert curves == {(job_id, at) for job_id, job in jobs.items() for at in job.curve}

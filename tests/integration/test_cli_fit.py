@@ -80,8 +80,8 @@ def test_every_law_the_jobs_allow(engine: Engine, capsys: Capture) -> None:
                   "left out none", "off at the largest n (job", "Without an irreducible term b would be",
                   "OFF BY"):  # fmt: skip
         assert words in said.out
-    assert "Not fitted: lr*(N) (k=8) needs 3 sizes or more" in said.err
-    assert "Not fitted: L_s(N) (k=8) needs converged jobs of 2 subjects" in said.err
+    assert "Not fitted: lr*(N) (k=8; k=32) needs 3 sizes or more" in said.err
+    assert "Not fitted: L_s(N) (k=8; k=32) needs converged jobs of 2 subjects" in said.err
     assert {one.fit.law for one in store.newest(engine, sweep="s")} == {"ln", "lc", "lnk", "tn"}
 
 

@@ -136,6 +136,8 @@ def test_explain_knows_the_workers(engine: Engine, capsys: Capture) -> None:
     silence(engine, "w1")
     assert "It runs." in explained(1)
     assert "Its worker has not reported for 1m" in explained(1)
+    assert "Nobody renews its lease, which runs out in" in explained(1)
+    assert "renewed in time" not in explained(1)
     with transaction(engine) as session:
         session.execute(update(LeaseRow).values(expires_at=db_now() - 65))
     assert "Its lease ran out 1m05s ago: any worker puts it back into the queue 15 s after that" in explained(1)

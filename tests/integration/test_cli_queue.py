@@ -275,6 +275,13 @@ def test_logs(queued: Engine, sqlite_settings: Settings, capsys: Capture) -> Non
     for arguments, out in (([], "d\ne\n"), (["--attempt", "1", "--tail", "2"], "b\nc\n"), (["--tail", "0"], "")):
         assert run(["logs", "1", *arguments]) == 0
         assert capsys.readouterr().out == out
+    shared = "10:00:00 job 1: fvu 0.5\n10:00:01 job 2: failed\nTraceback of job 2\n10:00:02 left\n10:00:03 job 1: end\n"
+    (folder / "2.log").write_text(shared)
+    assert run(["logs", "1"]) == 0
+    assert capsys.readouterr().out == "10:00:00 job 1: fvu 0.5\n10:00:02 left\n10:00:03 job 1: end\n"
+    assert run(["logs", "1", "--all"]) == 0
+    assert capsys.readouterr().out == shared
+    (folder / "2.log").write_text("d\ne\n")
     assert run(["logs", "1", "--attempt", "9"]) == 3
     assert "Attempts with a log: 1, 2" in capsys.readouterr().err
     queue.cancel(queued, [1])

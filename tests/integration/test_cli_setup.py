@@ -11,6 +11,7 @@ import pytest
 from sqlalchemy import create_engine, text
 
 from orchestrator.cli.main import run
+from orchestrator.config.validation import field_paths
 from orchestrator.database.schema import HEAD
 from orchestrator.settings import Settings, load
 
@@ -64,6 +65,10 @@ def test_config(here: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch) ->
     items = {item["name"]: item for item in json.loads(capsys.readouterr().out)["items"]}
     assert (items["home"]["origin"], items["lease_seconds"]["value"]) == ("file", 90.0)
     assert run(["config", "schema"]) == 0
+    said = capsys.readouterr().out
+    assert all(key in said for key in field_paths())
+    assert "training.max_tokens  whole number above 0; default 20_000_000" in said
+    assert run(["config", "schema", "--json"]) == 0
     assert "SaeConfig" in json.loads(capsys.readouterr().out)["$defs"]
 
 

@@ -136,7 +136,7 @@ def test_watching_from_a_program(file: Path) -> None:
 def test_whoever_has_read_enough_may_go(file: Path) -> None:
     assert run(["enqueue", str(file)]) == 0
     done = subprocess.run(
-        f'"{sys.executable}" -m orchestrator config schema | head -n 1',
+        f'"{sys.executable}" -m orchestrator config schema --json | head -n 1',
         shell=True,
         capture_output=True,
         text=True,

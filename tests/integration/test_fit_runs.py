@@ -73,9 +73,9 @@ def test_a_fit_is_a_run_with_all_of_it(engine: Engine, place: Settings) -> None:
         assert shown_run.info.status == "FINISHED"
         exponent = "b" if fit.law == "ln" else "p"
         value = fit.coefficients[exponent]
-        assert [shown_run.data.metrics[name] for name in (exponent, f"{exponent}.low", f"{exponent}.high")] == list(
-            value
-        )
+        assert [
+            shown_run.data.metrics[f"fit/{name}"] for name in (exponent, f"{exponent}.low", f"{exponent}.high")
+        ] == list(value)
         assert shown_run.data.params["jobs"] == "1, 2, 3, 4"
         assert shown_run.data.params["form"] == fit.form
         figures = {f"figures/{name}.{ending}" for name in (fit.law, "residuals") for ending in ("svg", "png")}

@@ -1,4 +1,4 @@
-"""The commands of docs/quickstart.md, in order, in an empty folder: each runs, and prints what the page shows.
+"""The commands of docs/quickstart.md and study.md, in order, in an empty folder: each runs, and prints what is shown.
 
 The page is read, not copied: a fenced block with a `title="NAME"` is the file NAME, and in a block `console` a line
 that begins with `$ ` is a command, those below it what it prints. Shown and printed lines agree when they are the same
@@ -17,7 +17,7 @@ import pytest
 
 from tests.small_world import ROOT
 
-PAGE = ROOT / "docs" / "quickstart.md"
+QUICKSTART, STUDY = (ROOT / "docs" / name for name in ("quickstart.md", "study.md"))
 MARK = "\x1e"
 """What the shell prints before each command's output."""
 _NUMBER = re.compile(r"[+−-]?\d[\d.,:_]*(e[+-]?\d+)?[kMG%s]?|(?<=\s)[–-](?=\s|$)")
@@ -62,8 +62,8 @@ def pattern(shown: list[str]) -> re.Pattern[str]:
     return re.compile("".join(parts))
 
 
-def run(commands: list[str], folder: Path) -> list[str]:
-    """Run commands in one shell, until one fails; return what each printed, errors among it."""
+def run(page: Path, folder: Path) -> list[str]:
+    """Run the commands of a page in one shell, until one fails; return what each printed, errors among it."""
     bin_folder = folder / "bin"
     bin_folder.mkdir()
     programs = {"python": f'"{sys.executable}"', "orch": f'PYTHONPATH="{ROOT}" "{sys.executable}" -m orchestrator'}
@@ -72,28 +72,37 @@ def run(commands: list[str], folder: Path) -> list[str]:
         (bin_folder / name).chmod(0o755)
     place = folder / "empty"
     place.mkdir()
-    for name, text in files(PAGE.read_text(encoding="utf-8")).items():
+    for name, text in files(page.read_text(encoding="utf-8")).items():
         (place / name).write_text(text, encoding="utf-8")
     environ = {name: value for name, value in os.environ.items() if not name.startswith(("ORCH_", "MLFLOW_"))}
     environ |= {
         "PATH": f"{bin_folder}:{environ['PATH']}", "CLONE": str(ROOT), "PYTHONUNBUFFERED": "1", "COLUMNS": "120",
         "HF_HUB_OFFLINE": "1", "ORCH_TRACKING_URL": "http://127.0.0.1:1",  # MLflow's own store takes seconds to make
     }  # fmt: skip
+    commands = [step.command for step in steps(page.read_text(encoding="utf-8"))]
     script = "\n".join(["set -e", *(line for command in commands for line in (f"printf '{MARK}'", command))])
     done = subprocess.run(
         ["bash", "-c", script], cwd=place, env=environ, text=True, check=False,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=500,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=850,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-3000:]
     return done.stdout.split(MARK)[1:]
 
 
-@pytest.mark.timeout(600)
-def test_the_ladder_is_climbed_as_it_is_written(tmp_path: Path) -> None:
-    ladder = steps(PAGE.read_text(encoding="utf-8"))
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize(
+    ("page", "wanted"),
+    [
+        (QUICKSTART, {"init", "enqueue", "worker", "status", "show", "fit", "report"}),
+        (STUDY, {"enqueue", "worker", "status", "extend", "reprioritise", "show", "fit", "report", "hide", "delete"}),
+    ],
+    ids=["quickstart", "study"],
+)
+def test_the_ladder_is_climbed_as_it_is_written(page: Path, wanted: set[str], tmp_path: Path) -> None:
+    ladder = steps(page.read_text(encoding="utf-8"))
     verbs = {words[1] for step in ladder if (words := re.sub(r"^(\w+=\S+ )*", "", step.command).split())[0] == "orch"}
-    assert verbs >= {"init", "enqueue", "worker", "status", "show", "fit", "report"}
-    printed = run([step.command for step in ladder], tmp_path)
+    assert verbs >= wanted
+    printed = run(page, tmp_path)
     for step, output in zip(ladder, printed, strict=True):
         lines = "".join(f"{line}\n" for line in map(plain, output.splitlines()) if line)
         assert pattern(step.shown).fullmatch(lines), f"$ {step.command}\nprinted\n{output}\nand the page shows\n" + (

@@ -11,8 +11,8 @@ from orchestrator.cli.display.columns import job_columns, remaining, swept_cell
 from orchestrator.config.validation import parse
 from orchestrator.errors import NotFound
 from orchestrator.formatting import NONE
+from orchestrator.results import varied_keys
 from orchestrator.results.job_rows import span
-from orchestrator.results.varied_keys import MOST
 from orchestrator.sweep.sweep import Limits, Sweep
 from tests.queue_shorthand import attempt, claim, enqueue, fail, lose, point, ref, result, run_out, sweep
 
@@ -234,8 +234,9 @@ def test_what_all_begin_with_is_left_out_unless_there_is_room(engine: Engine) ->
         )
 
 
-def test_of_too_many_jobs_no_config_is_read(engine: Engine) -> None:
-    queue.enqueue(engine, sweep(MOST + 1))
+def test_of_too_many_jobs_no_config_is_read(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(varied_keys, "MOST", 50)
+    queue.enqueue(engine, sweep(51))
     assert {bool(row.swept) for row in results.jobs(engine)} == {False}
     assert results.jobs(engine, limit=2)[0].swept
 

@@ -53,6 +53,8 @@ def test_it_is_upgraded_and_shown_as_it_was(
     monkeypatch.setenv("ORCH_HOME", str(home))
     rows = said(capsys, "status", "-o", "json")["items"]
     before = json.loads((BEFORE / "status.json").read_text().replace("{home}", str(home)))
+    assert before[5]["state"] == "queued"
+    before[5]["tokens_seen"] = 23_424  # its checkpoint's, from where it goes on; before it was its last point's
     assert [{name: row[name] for name in old} for row, old in zip(rows, before, strict=True)] == before
     assert current(Settings(home=home)) == HEAD
     for row in before:

@@ -271,3 +271,11 @@ def test_a_registry_out_of_reach_stops_no_worker(bench: Bench, monkeypatch: pyte
     assert bench.run() == "succeeded"
     assert bench.outcomes == ["converged"]
     assert states(bench.world.engine, ended=True) == []
+
+
+def test_a_second_worker_of_a_name_has_another(engine: Engine) -> None:
+    assert workers.free_name(engine, "w1") == "w1"
+    report(engine)
+    assert workers.free_name(engine, "w1") == "w1-2"
+    silence(engine, "life 1")
+    assert workers.free_name(engine, "w1") == "w1", "of a worker that is lost the name is free"

@@ -22,7 +22,7 @@ from tests.security.conftest import Bomb
 from tests.small_world import World, small_config, small_world
 from worker.sae.train_state import TrainState
 from worker.subject.model import load, width
-from worker.subject.model_files import load_tokenizer
+from worker.subject.tokenizer import load_tokenizer
 from worker.trainer import checkpoint
 
 ROOT = Path(__file__).parents[2]

@@ -95,7 +95,7 @@ def test_a_job_goes_on_from_no_checkpoint_outside_its_folder(way: str, subject: 
         world.wait(lambda: world.is_in_training(job, 1))
         first.terminate()
         assert first.wait(60) == 0, world.said()
-        row = world.rows(select(CheckpointRow.uri))[0]
+        row = world.rows(select(CheckpointRow.uri).order_by(CheckpointRow.tokens_seen.desc()))[0]
         outside = tmp_path / "outside" / Path(row.uri).name
         outside.parent.mkdir()
         shutil.move(row.uri, outside)

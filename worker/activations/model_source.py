@@ -85,6 +85,7 @@ class ModelActivations:
         }
         trainable = self._contexts.n_vectors
         text = {"id": self.tokens.id, "n_tokens": self.tokens.n_tokens, "trainable": trainable}
+        text |= {"unknown": self.tokens.unknown} if self.tokens.unknown else {}
         return {"subject": model, "tokens": text, "flops_subject_per_token": self.flops([config])}
 
     @cached_property

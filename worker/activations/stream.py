@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from orchestrator.config.job import JobConfig, Normalize
+from orchestrator.config.model_fit import check_context
 from orchestrator.errors import ConfigError, SubjectError
 from worker.activations.cached_forward import CacheStore
 from worker.activations.forward import ForwardBatches
@@ -16,6 +17,7 @@ from worker.data.token_file import TokenFile
 from worker.sae.normalize import normalize
 from worker.subject.model import Subject
 
+_TWO_MODELS = "Check the folder: tokenizer and weights are of two different models."
 _SHARED = ("batch_tokens", "shuffle_tokens", "heldout_tokens")
 
 
@@ -132,15 +134,17 @@ def normalized(raw: Tensor, kind: Normalize, device: torch.device | str | None =
 
 def _contexts(subjects: Sequence[Subject], tokens: TokenFile, config: JobConfig) -> Contexts:
     subject = subjects[0]
-    if subject.max_context is not None and tokens.context_length > subject.max_context:
-        raise ConfigError(
-            f"data.context_length = {tokens.context_length}: the model reads {subject.max_context} at most",
-            hint=f"Set data.context_length to {subject.max_context} or less.",
-        )
+    check_context(config.data, subject.max_context)
     if tokens.largest_id >= subject.vocabulary:
         raise SubjectError(
             f"the tokenizer gives id {tokens.largest_id}, and {config.subject.model} knows {subject.vocabulary} tokens",
-            hint="Check the folder: tokenizer and weights are of two different models.",
+            hint=_TWO_MODELS,
+        )
+    if tokens.bos_id is not None and tokens.bos_id >= subject.vocabulary:
+        raise SubjectError(
+            f"the tokenizer's BOS token has id {tokens.bos_id}, and {config.subject.model} knows "
+            f"{subject.vocabulary} tokens",
+            hint=f"Set data.prepend_bos: false. {_TWO_MODELS}",
         )
     return Contexts.of(tokens, config)
 

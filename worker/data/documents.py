@@ -4,6 +4,7 @@ import hashlib
 import io
 import json
 import platform
+import re
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -12,24 +13,34 @@ from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
 from orchestrator.config.job import STANDARD_LIBRARY, DataConfig
-from orchestrator.errors import ConfigError, SubjectError
+from orchestrator.config.text_files import is_local, text_files
+from orchestrator.errors import ConfigError, OrchError, SubjectError, shared_error
 from worker.checked_folder import sha256_of_file
 from worker.data.standard_library import standard_library_documents
 from worker.subject import hub
 
-SUFFIXES = (".txt", ".jsonl", ".parquet")
 SEPARATOR = "<|endoftext|>"
 """At the end of a line it ends a document, in any kind of file."""
 PIECE_CHARACTERS = 65_536
-"""A longer document is passed on in pieces."""
+"""A longer document is passed on in pieces of about this length, or of up to 16 times it where words do not end."""
+CONTEXT_CHARACTERS = 512
+_LONGEST_IN_PIECES = 16
+_TRIED_IN_CONTEXTS = 4
+"""So many contexts more than a piece are read before it is cut: words end in so much text."""
+_GAP = re.compile(r"(?<=\w)[ \n](?=\w)")
+"""A single space between two words, where a piece ends: tokenizers begin a token there, whatever stands before."""
 
 
 class Piece(NamedTuple):
-    """A stretch of a document."""
+    """A stretch of a document, with what surrounds it: what a tokenizer makes of a text depends on that."""
 
     text: str
     ends: bool
     """Whether the document ends with it."""
+    before: str = ""
+    """The last CONTEXT_CHARACTERS of the document before it."""
+    after: str = ""
+    """The first CONTEXT_CHARACTERS of the document after it."""
 
 
 @dataclass(frozen=True)
@@ -53,10 +64,10 @@ def open_source(config: DataConfig) -> Source:
     if config.source == STANDARD_LIBRARY:
         identity = {"kind": STANDARD_LIBRARY, "python": platform.python_version(), "sha256": _standard_library_sha256()}
         return Source(identity, lambda: _pieces(_standard_library()))
-    if _is_local(config.source):
-        files = _files(config.source)
-        found = [{"kind": f.suffix, "sha256": sha256_of_file(f)} for f in files]
-        column = config.text_column if any(f.suffix != ".txt" for f in files) else None
+    if is_local(config.source):
+        files = text_files(config.source)
+        found = [{"kind": f.suffix.lower(), "sha256": sha256_of_file(f)} for f in files]
+        column = config.text_column if any(one["kind"] != ".txt" for one in found) else None
         return Source({"files": found, "column": column}, lambda: _read_files(files, config.text_column))
     return _dataset(config)
 
@@ -73,22 +84,58 @@ def _pieces(documents: Iterable[str]) -> Iterator[Piece]:
 def _split(file: TextIO) -> Iterator[Piece]:
     """Yield a file's documents in pieces: a document ends at a separator or with the file."""
     parts: list[str] = []
-    size = 0
-    has_begun = False
-    for line in iter(partial(file.readline, PIECE_CHARACTERS), ""):
+    size, before, enough = 0, "", _enough()
+    for line, is_whole in _lines(file):
         kept = line.rstrip().removesuffix(SEPARATOR)
-        ends = kept != line.rstrip()
+        ends = is_whole and kept != line.rstrip()
         parts.append(kept if ends else line)
         size += len(line)
-        if ends or size >= PIECE_CHARACTERS:
+        if ends:
+            yield from _last("".join(parts).rstrip("\n"), before)
+            parts, size, before, enough = [], 0, "", _enough()
+        elif size >= enough:
             text = "".join(parts)
-            text = text.rstrip("\n") if ends else text
-            if text.strip() or has_begun:
-                yield Piece(text, ends)
-            parts, size, has_begun = [], 0, not ends
-    text = "".join(parts)
-    if text.strip() or has_begun:
-        yield Piece(text, True)
+            cut = _cut(text)
+            if cut:
+                yield Piece(text[:cut], False, before, text[cut : cut + CONTEXT_CHARACTERS])
+                before = text[max(0, cut - CONTEXT_CHARACTERS) : cut]
+            parts, size = [text[cut:]], len(text) - cut
+            enough = _enough() if cut else size + PIECE_CHARACTERS
+    yield from _last("".join(parts), before)
+
+
+def _enough() -> int:
+    return PIECE_CHARACTERS + _TRIED_IN_CONTEXTS * CONTEXT_CHARACTERS
+
+
+def _lines(file: TextIO) -> Iterator[tuple[str, bool]]:
+    """Yield lines, and True; of a long one parts come first, and False, and its end, and True."""
+    held = ""
+    for read in iter(partial(file.readline, PIECE_CHARACTERS), ""):
+        held += read
+        if held.endswith("\n"):
+            yield held, True
+            held = ""
+        else:  # a separator that the next read completes is not parted
+            yield held[:-CONTEXT_CHARACTERS], False
+            held = held[-CONTEXT_CHARACTERS:]
+    if held:
+        yield held, True
+
+
+def _cut(text: str) -> int:
+    """Return where a piece at the beginning of a text ends; 0: more of it must be read."""
+    last = len(text) - CONTEXT_CHARACTERS
+    gap = _GAP.search(text, PIECE_CHARACTERS, last)
+    if gap:
+        return gap.start()
+    return last if len(text) > _LONGEST_IN_PIECES * PIECE_CHARACTERS else 0
+
+
+def _last(text: str, before: str) -> Iterator[Piece]:
+    """Yield the piece that ends a document; none of a document without text."""
+    if text.strip() or before:
+        yield Piece(text, True, before)
 
 
 def _standard_library() -> Iterator[str]:
@@ -108,46 +155,33 @@ def _standard_library_sha256() -> str:
     return digest.hexdigest()
 
 
-def _is_local(source: str) -> bool:
-    return (
-        source.startswith((".", "/", "~"))
-        or source.endswith(SUFFIXES)
-        or any(sign in source for sign in "*?[")
-        or Path(source).exists()
-    )
-
-
-def _files(source: str) -> list[Path]:
-    path = Path(source).expanduser()
-    if path.is_dir():
-        found = [p for p in path.rglob("*") if p.suffix in SUFFIXES]
-    else:
-        found = [path] if path.is_file() else list(Path(path.anchor).glob(str(path.relative_to(path.anchor))))
-    files = sorted(p.resolve() for p in found if p.is_file())
-    unknown = [p for p in files if p.suffix not in SUFFIXES]
-    hint = f"Give a path, a folder or a glob of {', '.join(SUFFIXES)} files."
-    if unknown:
-        raise ConfigError(f"data.source: {unknown[0].name} is not text, JSON lines or Parquet", hint=hint)
-    if not files:
-        raise ConfigError(f"data.source: no file {source}", hint=hint)
-    return files
-
-
 def _read_files(files: list[Path], column: str) -> Iterator[Piece]:
     readers = {".jsonl": _json_lines, ".parquet": _parquet}
     for path in files:
-        if path.suffix == ".txt":
-            yield from _text(path)
-        else:
-            yield from _pieces(readers[path.suffix](path, column))
+        kind = path.suffix.lower()
+        with shared_error("stream"):
+            yield from _text(path) if kind == ".txt" else _pieces(readers[kind](path, column))
 
 
 def _text(path: Path) -> Iterator[Piece]:
-    with path.open(encoding="utf-8") as file:
+    with path.open(encoding="utf-8-sig") as file:  # a mark of the byte order is no text
         try:
             yield from _split(file)
         except UnicodeDecodeError as error:
-            raise SubjectError(f"{path} is not UTF-8: {error.reason}", hint="Convert the file to UTF-8.") from None
+            raise SubjectError(
+                f"{path}{_line_of(path)} is not UTF-8: {error.reason}", hint="Convert the file to UTF-8."
+            ) from None
+
+
+def _line_of(path: Path) -> str:
+    """Return which line of a file is the first that is not UTF-8."""
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            try:
+                line.decode()
+            except UnicodeDecodeError:
+                return f", line {number},"
+    return ""
 
 
 def _json_lines(path: Path, column: str) -> Iterator[str]:
@@ -155,13 +189,14 @@ def _json_lines(path: Path, column: str) -> Iterator[str]:
         for number, line in enumerate(file, 1):
             if not line.strip():
                 continue
+            where = f"{path}, line {number}"
             try:
                 row = json.loads(line)
-            except ValueError as error:
-                raise SubjectError(
-                    f"{path}, line {number}: not JSON ({error})", hint="Correct or remove the line."
-                ) from None
-            yield _text_of(row if isinstance(row, dict) else {}, column, f"{path}, line {number}")
+            except (ValueError, RecursionError) as error:
+                raise SubjectError(f"{where}: not JSON ({error})", hint="Correct or remove the line.") from None
+            if not isinstance(row, dict):
+                raise SubjectError(f"{where}: not a JSON object", hint=f'Write {{"{column}": "…"}}, one on each line.')
+            yield _text_of(row, column, where)
 
 
 def _parquet(path: Path, column: str) -> Iterator[str]:
@@ -172,25 +207,46 @@ def _parquet(path: Path, column: str) -> Iterator[str]:
             names = file.schema_arrow.names
             if column not in names:
                 raise _no_text(names, column, str(path))
-            for batch in file.iter_batches(batch_size=1024, columns=[column]):
-                for row in batch.to_pylist():
-                    yield _text_of(row, column, str(path))
-    except pyarrow.ArrowException as error:
+            batches = file.iter_batches(batch_size=1024, columns=[column])
+            rows = (row for batch in batches for row in batch.to_pylist())
+            for number, row in enumerate(rows, 1):
+                yield _text_of(row, column, f"{path}, row {number}")
+    except (pyarrow.ArrowException, UnicodeDecodeError) as error:
         raise SubjectError(f"{path} cannot be read as Parquet: {error}", hint="Check the file.") from None
 
 
 def _text_of(row: dict[str, Any], column: str, where: str) -> str:
-    if column in row and row[column] is None:
-        return ""
-    value = row.get(column)
-    if not isinstance(value, str):
+    """Return the text of a row; an empty one where it is null.
+
+    Raises:
+        ConfigError: the row has no such column, or something else in it.
+        SubjectError: the text holds what no UTF-8 can say.
+    """
+    if column not in row:
         raise _no_text(row, column, where)
+    value = row[column]
+    if value is None:
+        return ""
+    if not isinstance(value, str):
+        shown = repr(value) if isinstance(value, int | float) else f"a {type(value).__name__}"
+        raise ConfigError(
+            f"data.text_column: {where} has {shown} under {column!r}, not text",
+            hint=f"Name another column, or write it as text. Its columns: {', '.join(map(str, row))}.",
+        )
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise SubjectError(
+            f"{where}: character {error.start + 1} of {column!r} is half of a pair (\\u{ord(value[error.start]):04x}), "
+            "which is no text",
+            hint="Correct or remove it: the other half was cut off where the text was cut.",
+        ) from None
     return value
 
 
 def _no_text(columns: Iterable[str], column: str, where: str) -> ConfigError:
     return ConfigError(
-        f"data.text_column: {where} has no text under {column!r}",
+        f"data.text_column: {where} has no column {column!r}",
         hint=f"Its columns: {', '.join(map(str, columns)) or 'none'}.",
     )
 
@@ -225,9 +281,9 @@ def _rows(builder: Any, config: DataConfig, *, streamed: bool) -> Iterator[str]:
         else:
             builder.download_and_prepare()
             rows = builder.as_dataset(split=config.split)
-        for row in rows:
-            yield _text_of(row, config.text_column, f"data set {config.source}")
+        for number, row in enumerate(rows, 1):
+            yield _text_of(row, config.text_column, f"data set {config.source}, row {number}")
     except (OSError, ValueError, KeyError) as error:
-        if isinstance(error, ConfigError):
+        if isinstance(error, OrchError):
             raise
         raise hub.refused(f"data set {config.source!r}", error, "Check the split and the network.") from None

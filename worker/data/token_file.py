@@ -4,6 +4,7 @@ import fcntl
 import hashlib
 import json
 import os
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -16,14 +17,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from orchestrator.config.job import DataConfig
-from orchestrator.errors import ConfigError, SubjectError
+from orchestrator.config.model_fit import check_bos, check_context
+from orchestrator.errors import SubjectError, shared_error
 from worker.checked_folder import write_file
 from worker.data.documents import Piece, Source, open_source
 from worker.data.progress import report_progress
+from worker.subject.tokenizer import special_ids, tokenizer_json, unknown_id
 
-FORMAT = 1
+FORMAT = 2
+"""Goes up when the same text and tokenizer would give other tokens. 2: long documents tokenise as a whole."""
 BATCH_CHARACTERS = 1 << 20
 SAVE_SECONDS = 2.0
+MOST_UNKNOWN = 0.02
+"""Share of unknown tokens above which a warning is printed: of real text a tokenizer knows nearly all."""
 OnProgress = Callable[[int], None]
 """Takes the tokens packed so far; called often, also while another process packs."""
 
@@ -42,6 +48,8 @@ class TokenFile:
     special_ids: tuple[int, ...]
     bos_id: int | None = None
     """Token put before every context; None = contexts follow each other without one."""
+    unknown: int = 0
+    """Tokens of the file that stand for text the tokenizer has no token for."""
 
     @property
     def stride(self) -> int:
@@ -72,6 +80,7 @@ class _Packed:
     pieces: int = 0
     tokens: int = 0
     largest_id: int = 0
+    unknown: int = 0
 
 
 def pack(config: DataConfig, tokenizer: Any, folder: Path, on_progress: OnProgress | None = None) -> TokenFile:
@@ -81,15 +90,15 @@ def pack(config: DataConfig, tokenizer: Any, folder: Path, on_progress: OnProgre
         ConfigError: there is no such text, or no BOS token to prepend.
         SubjectError: the text cannot be read, or is empty.
     """
-    if config.prepend_bos and tokenizer.bos_token_id is None:
-        raise ConfigError("data.prepend_bos: this tokenizer has no BOS token", hint="Set data.prepend_bos: false.")
-    if config.context_length <= config.prepend_bos:
-        raise ConfigError("data.context_length: 1 leaves no room for text after the BOS token", hint="Raise it.")
+    with shared_error("stream"):
+        check_bos(config, has_bos=tokenizer.bos_token_id is not None)
+        check_context(config, None)
     source = open_source(config)
     identity = {
         "format": FORMAT,
         "tokenizer": _fingerprint(tokenizer),
         "end": _end_of_document(tokenizer),
+        "special": {"ids": special_ids(tokenizer), "bos": tokenizer.bos_token_id},
         "source": source.identity,
         "max_tokens": config.max_tokens,
     }
@@ -100,14 +109,23 @@ def pack(config: DataConfig, tokenizer: Any, folder: Path, on_progress: OnProgre
         folder.mkdir(parents=True, exist_ok=True)
         with _only_writer(path.with_suffix(".lock"), on_progress):
             facts = _facts(path) or _write(path, source, tokenizer, config=config, on_progress=on_progress)
+    if facts["unknown"] > MOST_UNKNOWN * facts["tokens"]:
+        share = facts["unknown"] / facts["tokens"]
+        print(
+            f"warning: {share:.0%} of the tokens of {config.source} are unknown to the tokenizer: it is another "
+            "model's, or was made for other text",
+            file=sys.stderr,
+            flush=True,
+        )
     return TokenFile(
         path=path,
         id=name,
         n_tokens=facts["tokens"],
         largest_id=facts["largest_id"],
         context_length=config.context_length,
-        special_ids=tuple(sorted(set(tokenizer.all_special_ids))),
+        special_ids=special_ids(tokenizer),
         bos_id=tokenizer.bos_token_id if config.prepend_bos else None,
+        unknown=facts["unknown"],
     )
 
 
@@ -119,6 +137,7 @@ def _write(
     partial.touch()
     done = _resume(partial, state, kind().itemsize)
     saved = time.monotonic()
+    unknown = unknown_id(tokenizer)
     label = f"packing {config.source}"
     with partial.open("r+b") as file, report_progress(label, config.max_tokens, on_progress) as report:
         file.truncate(done.tokens * kind().itemsize)
@@ -131,6 +150,7 @@ def _write(
                 ids = ids[: config.max_tokens - done.tokens]
             file.write(ids.astype(kind).tobytes())
             done.pieces += len(batch)
+            done.unknown += 0 if unknown is None else int((ids == unknown).sum())
             done.tokens += len(ids)
             done.largest_id = max(done.largest_id, int(ids.max(initial=0)))
             report(done.tokens)
@@ -150,13 +170,30 @@ def _write(
 
 
 def _encode(tokenizer: Any, batch: list[Piece]) -> NDArray[np.int64]:
+    # A tokenizer written in Python tells no offsets: it reads each piece alone.
+    with_offsets = tokenizer.is_fast and any(piece.before or piece.after for piece in batch)
     found = tokenizer(
-        [piece.text for piece in batch], add_special_tokens=False, return_attention_mask=False, verbose=False
-    )["input_ids"]
+        [piece.before + piece.text + piece.after if with_offsets else piece.text for piece in batch],
+        add_special_tokens=False,
+        return_attention_mask=False,
+        return_offsets_mapping=with_offsets,
+        verbose=False,
+    )
+    parts: list[list[int]] = found["input_ids"]
+    if with_offsets:
+        parts = [_within(*each) for each in zip(batch, parts, found["offset_mapping"], strict=True)]
     end = _end_of_document(tokenizer)
     after = [] if end is None else [end]
-    parts = [ids + after if piece.ends else ids for piece, ids in zip(batch, found, strict=True)]
+    parts = [ids + after if piece.ends else ids for piece, ids in zip(batch, parts, strict=True)]
     return np.fromiter((i for part in parts for i in part), dtype=np.int64, count=sum(map(len, parts)))
+
+
+def _within(piece: Piece, ids: list[int], offsets: list[tuple[int, int]]) -> list[int]:
+    """Return the tokens that begin in a piece, of those of its text and what surrounds it."""
+    first, last = len(piece.before), len(piece.before) + len(piece.text)
+    if not piece.after:
+        last += 1  # what begins at the end of the document has no text
+    return [i for i, (start, _) in zip(ids, offsets, strict=True) if first <= start < last]
 
 
 def _batches(pieces: Iterable[Piece]) -> Iterator[list[Piece]]:
@@ -179,13 +216,7 @@ def _end_of_document(tokenizer: Any) -> int | None:
 
 
 def _fingerprint(tokenizer: Any) -> str:
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is not None:
-        parts = json.loads(backend.to_str())
-        # Calls leave these two behind; they do not decide the tokens of a call that sets neither.
-        known = {key: value for key, value in parts.items() if key not in {"truncation", "padding"}}
-    else:
-        known = {"class": type(tokenizer).__name__, "vocabulary": tokenizer.get_vocab()}
+    known = tokenizer_json(tokenizer) or {"class": type(tokenizer).__name__, "vocabulary": tokenizer.get_vocab()}
     return hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()
 
 

@@ -1,4 +1,4 @@
-"""Our own format of a finished autoencoder: a checked folder of its averaged weights and what is needed to use them."""
+"""Our own format of a finished autoencoder: a checked folder of the weights its fvu is of, and what they need."""
 
 import json
 from collections.abc import Mapping

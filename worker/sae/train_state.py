@@ -143,6 +143,7 @@ class TrainState:
             "k": model.k,
             "k_aux": model.k_aux,
             "lr": self.optimizer.lr,
+            "dead_after_tokens": self.dead_after_tokens,
             "variance": self.variance,
         }
 

@@ -1,6 +1,6 @@
 """Find the hook point a config names, and read or replace activations there."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from difflib import get_close_matches
 from functools import partial
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from orchestrator.config.job import SubjectConfig
+from orchestrator.config.model_fit import check_layer
 from orchestrator.errors import ConfigError, SubjectError
 from worker.subject.hook_sites import ATTENTION, SITE_RULES, HookPoint, child_named, hook_point_at
 
@@ -27,12 +28,8 @@ def find_hook(model: nn.Module, config: SubjectConfig) -> HookPoint:
     if config.hook is not None:
         return _named(model, config.hook)
     blocks = block_names(model)
+    check_layer(config, len(blocks))
     layer = default_layer(len(blocks)) if config.layer is None else config.layer
-    if layer >= len(blocks):
-        raise ConfigError(
-            f"subject.layer = {layer}, and {config.model} has {len(blocks)} blocks, counted from 0",
-            hint=f"Give a layer from 0 to {len(blocks) - 1}.",
-        )
     return hook_point_at(model, blocks[layer], layer=layer, site=config.site)
 
 
@@ -92,6 +89,11 @@ def _hook_sum(model: nn.Module, hook: HookPoint, visit: Visit) -> list[Removable
 
     def at_branch(_module: nn.Module, _args: Any, output: Any) -> Any:
         branch = _first(output, hook)
+        if branch.numel() != stream[0].numel():
+            raise SubjectError(
+                f"{hook.name} gives shape {tuple(branch.shape)}, and {hook.block} reads {tuple(stream[0].shape)}",
+                hint="Use subject.site: resid_post, or name a module with subject.hook.",
+            )
         new = visit(stream[0] + branch.reshape(stream[0].shape))
         # What is added is what can be replaced: the sum itself is no module's output.
         return None if new is None else _put_first(output, (new.to(branch.dtype) - stream[0]).reshape(branch.shape))
@@ -120,13 +122,21 @@ def check_site(model: nn.Module, hook: HookPoint, input_ids: Tensor) -> None:
         for key, point in points.items():
             stack.enter_context(hooked(model, point, partial(_keep, seen, key)))
         model(input_ids=input_ids, use_cache=False)
-    found = seen["left"] if minus is None else seen["left"] - seen["minus"]
     slack = 16 * torch.finfo(next(model.parameters()).dtype).eps * seen["block"].norm()
-    if (found.reshape(-1) - seen["right"].reshape(-1)).norm() > 1e-3 * seen["right"].norm() + slack:
+    if not _adds_up(seen, points, slack):
         raise SubjectError(
             f"{type(model).__name__} does not add up as {hook.site} supposes at {hook.block}",
             hint="Use subject.site: resid_post, or name a module with subject.hook.",
         )
+
+
+def _adds_up(seen: dict[str, Tensor], points: Iterable[str], slack: Tensor) -> bool:
+    # A mixture of experts may run a part on some tokens alone, or never.
+    if seen.keys() != {*points} or len({seen[key].numel() for key in seen if key != "block"}) > 1:
+        return False
+    left, right = seen["left"].reshape(-1), seen["right"].reshape(-1)
+    found = left - seen["minus"].reshape(-1) if "minus" in seen else left
+    return bool((found - right).norm() <= 1e-3 * right.norm() + slack)
 
 
 def _keep(seen: dict[str, Tensor], key: str, found: Tensor) -> None:

@@ -10,10 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from orchestrator.config.job import SubjectConfig
-from orchestrator.errors import ConfigError, SubjectError
+from orchestrator.errors import ConfigError, SubjectError, shared_error
 from worker.subject.hook_points import block_names, check_site, find_hook, hooked
 from worker.subject.hook_sites import HookPoint
-from worker.subject.model_files import describe, fingerprint, load_model, load_tokenizer, locate, quiet
+from worker.subject.model_files import describe, fingerprint, load_model, locate, quiet
+from worker.subject.tokenizer import load_tokenizer
 
 _PROBE_TOKENS = 8
 
@@ -88,22 +89,30 @@ Replace = Callable[[Tensor], Tensor]
 
 
 def load(config: SubjectConfig, device: torch.device | str = "cpu") -> Subject:
-    """Load a model and its tokenizer, and find the hook point.
+    """Load a model and its tokenizer, and find the hook point: `load_at_first` of one."""
+    return load_at_first([config], device)
+
+
+def load_at_first(configs: Sequence[SubjectConfig], device: torch.device | str = "cpu") -> Subject:
+    """Load the model that some configs name and its tokenizer, once, at the first of their hook points that it has.
 
     Raises:
         SubjectError: there is no such model, or it cannot be used safely or fully.
-        ConfigError: the hook point is not in the model.
+        ConfigError: none of the hook points is in the model; says so of the last.
     """
-    folder = locate(config)
-    model = load_model(folder, config).to(device)
+    folder = locate(configs[0])
+    model = load_model(folder, configs[0]).to(device)
+    with shared_error("stream"):
+        tokenizer = load_tokenizer(folder, configs[0])
+    config, facts = _first_place(model, configs, torch.device(device))
     return Subject(
         config=config,
         model=model,
-        tokenizer=load_tokenizer(folder, config),
+        tokenizer=tokenizer,
         n_layers=_depth(model),
         fingerprint=fingerprint(folder),
         device=torch.device(device),
-        **_probe(model, config, torch.device(device))._asdict(),
+        **facts._asdict(),
     )
 
 
@@ -177,6 +186,16 @@ def width(config: SubjectConfig) -> int:
         # Conv1D keeps (in, out), Linear (out, in).
         return int(shape[(hook.end == "input") == isinstance(module, nn.Linear)])
     return int(shape[-1]) if len(shape) and shape[-1] else int(described.get_text_config().hidden_size)
+
+
+def _first_place(
+    model: Any, configs: Sequence[SubjectConfig], device: torch.device
+) -> tuple[SubjectConfig, _HookFacts]:
+    for config in configs[:-1]:
+        with suppress(ConfigError, SubjectError):  # reported when that job is started
+            return config, _probe(model, config, device)
+    with shared_error("place"):
+        return configs[-1], _probe(model, configs[-1], device)
 
 
 def _probe(model: Any, config: SubjectConfig, device: torch.device) -> _HookFacts:

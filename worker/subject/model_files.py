@@ -1,4 +1,4 @@
-"""A subject's files: the folder they are in, the weights (safetensors alone), the tokenizer, and their fingerprint."""
+"""A subject's files: the folder they are in, the weights (safetensors alone) and their fingerprint."""
 
 import hashlib
 import json
@@ -9,11 +9,9 @@ import torch
 
 from orchestrator.config.job import SHIPPED_SUBJECT, SubjectConfig
 from orchestrator.errors import SubjectError
-from orchestrator.estimates.flops import SHIPPED_FOLDER
+from orchestrator.estimates.subject_files import SHIPPED_FOLDER
 from worker.checked_folder import sha256_of_file
 from worker.subject import hub
-
-_TOKENIZER_HINT = "Give a folder with tokenizer.json beside the weights."
 
 
 def locate(config: SubjectConfig, *, weights: bool = True) -> Path:
@@ -83,28 +81,6 @@ def load_model(folder: Path, config: SubjectConfig) -> Any:
             hint="Check the folder: config.json and the weights are of two different models.",
         )
     return model.eval().requires_grad_(False)
-
-
-def load_tokenizer(folder: Path, config: SubjectConfig) -> Any:
-    """Load the tokenizer of a folder.
-
-    Raises:
-        SubjectError: there is none.
-    """
-    from transformers import AutoTokenizer
-
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(
-            folder, trust_remote_code=config.trust_remote_code, local_files_only=True
-        )
-    except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
-        reason = hub.first_line(error)
-        raise SubjectError(
-            f"the tokenizer of {config.model} cannot be loaded: {reason}", hint=_TOKENIZER_HINT
-        ) from error
-    if not len(tokenizer):
-        raise SubjectError(f"{config.model} holds no tokenizer", hint=_TOKENIZER_HINT)
-    return tokenizer
 
 
 def describe(folder: Path, config: SubjectConfig) -> Any:

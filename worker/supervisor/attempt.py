@@ -1,8 +1,10 @@
 """One attempt, from its claim to its end: what the trainer reports of it is stored, under its own lease."""
 
 import shutil
+import time
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -13,7 +15,8 @@ from orchestrator.checkpoint_ref import CheckpointRef
 from orchestrator.database.engine import reading
 from orchestrator.database.models import Attempt as AttemptRow
 from orchestrator.database.models import Job
-from orchestrator.errors import CheckpointsElsewhere, is_of_machine
+from orchestrator.errors import CheckpointsElsewhere, SharedBy, is_of_machine
+from orchestrator.formatting import jobs_named
 from orchestrator.settings import Settings
 from worker.protocol import (
     Alive,
@@ -33,12 +36,15 @@ from worker.supervisor.log import LogLine
 from worker.supervisor.trainer_process import Ending, meaning
 
 LOG_TAIL = 2000
+SAY_SECONDS = 60.0
+"""Between two lines about the progress of one job; its trainer's log has every point."""
 BACKOFF_SHARE = 1 / 3
 """Of a lease: the first pause after a failure, 30 s with a lease of 90 s."""
 STOPPED_PATIENCE_SECONDS = 10.0
 """For how long a worker that is told to stop waits for a database that is away."""
 
 Stop = Literal["shutdown", "pause", "cancel", "outage", "stalled"]
+Say = Callable[[str], None]
 _OUTCOME_OF = {"pause": "paused", "cancel": "cancelled"}
 
 
@@ -49,7 +55,7 @@ class SupervisorContext(NamedTuple):
     settings: Settings
     device: str
     threads: int
-    say: Callable[[str], None]
+    say: Say
     changed: Callable[[int], None]
     """Called with the id of a job whose rows have changed."""
     tick: Callable[[], int]
@@ -60,9 +66,9 @@ class SupervisorContext(NamedTuple):
 class AttemptOutcome:
     """Stores how one attempt ended, once: now, or as soon as the database answers. Any method may raise LeaseLost."""
 
-    def __init__(self, lease: HeldLease, context: SupervisorContext, say: Callable[[str], None]) -> None:
+    def __init__(self, claim: queue.Claim, lease: HeldLease, context: SupervisorContext, say: Say) -> None:
         """Prepare to close the attempt that `lease` holds."""
-        self._lease, self._context, self._say = lease, context, say
+        self._claim, self._lease, self._context, self._say = claim, lease, context, say
         self.is_decided = False
         """Whether an outcome has been given; it may still wait for the database."""
 
@@ -85,8 +91,11 @@ class AttemptOutcome:
 
         self._write(release)
 
-    def fail(self, ending: Ending, *, exit_code: int | None, hint: str = "") -> None:
-        """Store a failure; the queue decides whether there is another attempt. The machine's are handed back."""
+    def fail(self, ending: Ending, *, exit_code: int | None, hint: str = "", shared_by: SharedBy = "") -> None:
+        """Store a failure; the queue decides whether there is another attempt, and jobs that read the same fail too.
+
+        A machine's failure is no job's: it is handed back.
+        """
         if ending.outcome == "machine":
             self._hand_back(ending.text, hint)
             return
@@ -103,6 +112,8 @@ class AttemptOutcome:
             self._say(
                 LogLine(f"{ending.outcome}, now {state}: {why}", level="error" if state == "failed" else "warning")
             )
+            if shared_by and state == "failed":
+                self._fail_alike(engine, lease, why, shared_by)
 
         self._write(fail)
 
@@ -118,11 +129,20 @@ class AttemptOutcome:
 
         self._write(crash)
 
+    def _fail_alike(self, engine: Engine, lease: queue.Lease, why: str, shared_by: SharedBy) -> None:
+        key, config = self._claim.stream_key, self._claim.config
+        if key is not None:
+            subject = config.subject.model_dump(mode="json") if shared_by == "place" else None
+            ids = queue.fail_alike(engine, lease, stream_key=key, subject=subject, reason=why)
+            if ids:
+                self._say(LogLine(f"failed with it, for they read the same: {jobs_named(ids, most=8)}", level="error"))
+
     def fail_by_exit(self, code: int, failure: Failure | None, log: Path) -> None:
         """Store a failure by the exit status, with the trainer's own message or else the end of its log."""
         ending = meaning(code)
         text = failure.message if failure else f"{ending.text}\n{_tail(log)}".strip()
-        self.fail(ending._replace(text=text), exit_code=code, hint=failure.hint if failure else "")
+        hint, shared_by = (failure.hint, failure.shared_by) if failure else ("", "")
+        self.fail(ending._replace(text=text), exit_code=code, hint=hint, shared_by=shared_by)
 
     def _hand_back(self, error: str, hint: str) -> None:
         def hand_back(engine: Engine, lease: queue.Lease) -> None:
@@ -150,11 +170,12 @@ class Attempt:
         """Take over a claim."""
         self._claim, self._context = claim, context
         self.lease = HeldLease(context.engine, claim.lease, context.settings)
-        self.outcome = AttemptOutcome(self.lease, context, self.say)
+        self.outcome = AttemptOutcome(claim, self.lease, context, self.say)
         self.stop: Stop | None = None
         self.has_begun = False
         self._status = Status()
         self._stored_tokens: int | None = None
+        self._say_again_at = 0.0
         again = f" attempt {claim.lease.attempt}" if claim.lease.attempt > 1 else ""
         self._name = f"job {claim.lease.job_id}{again}"
 
@@ -176,13 +197,13 @@ class Attempt:
 
     def assignment(self) -> Assignment:
         """Return what the trainer is sent about this attempt."""
-        lease = self._claim.lease
+        lease, settings = self._claim.lease, self._context.settings
         return Assignment(
             job_id=lease.job_id,
             attempt=lease.attempt,
             config=self._claim.config,
-            artifacts=str(self._context.settings.artifacts_folder / str(lease.job_id) / str(lease.attempt)),
-            resume=self._claim.checkpoints,
+            artifacts=str(settings.artifacts_folder / str(lease.job_id) / str(lease.attempt)),
+            resume=tuple(replace(ref, uri=settings.artifact(ref.uri)) for ref in self._claim.checkpoints),
         )
 
     def announce(self, pid: int) -> None:
@@ -209,17 +230,24 @@ class Attempt:
                 self.outcome.finish(message)
             case Left():
                 self.release()
-            case Failure(kind, text, hint, code):
+            case Failure(kind, text, hint, code, shared_by):
                 self._note_fault(kind, text, code)
-                self.outcome.fail(meaning(code)._replace(text=text), exit_code=code, hint=hint)
+                self.outcome.fail(meaning(code)._replace(text=text), exit_code=code, hint=hint, shared_by=shared_by)
         if isinstance(message, Started) and message.tokens_seen < self._claim.cursor:
             lost, start = self._claim.cursor, message.tokens_seen
             self.say(
                 LogLine(f"its checkpoint at {lost:,} tokens cannot be read: it goes on from {start:,}", level="error")
             )
         if isinstance(message, Started | CurvePointMessage):
-            self.say(describe(message))
+            self._say_at_times(message)
             self._context.changed(self.job_id)
+
+    def _say_at_times(self, message: Started | CurvePointMessage) -> None:
+        """Log how far it is: once a minute, for a worker may have many jobs."""
+        now = time.monotonic()
+        if isinstance(message, Started) or now >= self._say_again_at:
+            self.say(describe(message))
+            self._say_again_at = now + SAY_SECONDS
 
     def heartbeat(self) -> None:
         """Renew the lease if it is time to, and store what waits to be stored."""

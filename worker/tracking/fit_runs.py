@@ -67,7 +67,7 @@ def _fill(engine: Engine, runs: MlflowClient, run: str, stored: StoredFit) -> No
     options = {f"options.{_plain(name)}": value for name, value in fit.options.items()}
     runs.params(run, facts | told | options | {"n_bootstrap": fit.n_bootstrap, "commit": stored.commit or ""})
     values = {name: value for name, value in measures(fit).items() if math.isfinite(value)}
-    runs.measures(run, [Measure(name, value, 0, stored.created_at) for name, value in values.items()])
+    runs.measures(run, [Measure(f"fit/{name}", value, 0, stored.created_at) for name, value in values.items()])
     with TemporaryDirectory(prefix="orch-") as folder:
         payload = Path(folder, "fit.json")
         payload.write_text(_payload(fit), encoding="utf-8")

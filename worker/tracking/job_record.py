@@ -3,7 +3,7 @@
 import json
 import math
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from sqlalchemy import Engine, select
 
@@ -21,11 +21,14 @@ from orchestrator.database.models import (
 from orchestrator.job_states import TERMINAL
 from orchestrator.masking import clean
 from orchestrator.results.dead_share import measured_share, stored_window
+from orchestrator.results.varied_keys import differences
 
 MEASURES = (
     "fvu", "fvu_raw", "fvu_averaged", "loss", "aux_loss", "aux_nothing", "dead_share", "l0", "grad_norm",
     "wall_seconds", "flops_dense", "flops_executed", "flops_subject",
 )  # fmt: skip
+_RESOLVED = ("lr", "n_latents", "d_model", "k_aux", "dead_after_tokens")
+_NAME_LENGTH = 200
 _FINAL = ("fvu", "fvu_raw", "untrained_fvu", "dead_share", "l0", "l_inf", "l_inf_se", "tokens_seen", "wall_seconds")
 
 
@@ -41,19 +44,40 @@ class JobRecord(NamedTuple):
     counts: list[ConvergenceRow]
     settled_tokens: float
     """Points up to here are final: a checkpoint follows them, or the job has ended."""
+    swept: dict[str, Any]
+    """The dotted keys, but n_latents and k, that set its config apart from the others of its sweep."""
+
+    @property
+    def name(self) -> str:
+        """Return what its run is called: job 3: n=512 k=8 lr=0.001."""
+        lasts = [key.rpartition(".")[2] for key in self.swept]
+        told = (
+            f"{last if lasts.count(last) == 1 else key}={value:g}" if isinstance(value, float)
+            else f"{last if lasts.count(last) == 1 else key}={value}"
+            for last, (key, value) in zip(lasts, self.swept.items(), strict=True)
+        )  # fmt: skip
+        return " ".join((f"job {self.job.id}: n={self.job.n_latents or 'auto'} k={self.job.k}", *told))[:_NAME_LENGTH]
+
+    @property
+    def resolved(self) -> dict[str, str]:
+        """Return what `auto` and sizes that were left open came to; empty before an attempt has told."""
+        told = [attempt.facts for attempt in self.attempts if attempt.facts]
+        facts = told[0] if told else {}
+        return {f"resolved.{name}": str(facts[name]) for name in _RESOLVED if facts.get(name) is not None}
 
     @property
     def params(self) -> dict[str, str]:
-        """Return the config as flat names and texts."""
-        return {name: str(value) for name, value in flatten(json.loads(self.job.config)).items()}
+        """Return the config that was enqueued as flat names and texts: MLflow's params never change."""
+        asked = self.job.asked_config or self.job.config
+        return {name: str(value) for name, value in flatten(json.loads(asked)).items()}
 
     @property
     def final_values(self) -> dict[str, float]:
-        """Return what the job came to, as numbers."""
+        """Return what the job came to, as numbers: of one point each, so that a folder keeps them from the curves."""
         if self.result is None:
             return {}
-        values = {f"final_{name}": getattr(self.result, name) for name in _FINAL}
-        values |= {f"tokens_to_convergence_{count.epsilon:g}": count.tokens for count in self.counts}
+        values = {f"final/{name}": getattr(self.result, name) for name in _FINAL}
+        values |= {f"final/tokens_to_convergence_{count.epsilon:g}": count.tokens for count in self.counts}
         return {name: float(value) for name, value in values.items() if value is not None}
 
 
@@ -71,6 +95,7 @@ def read(engine: Engine, job_id: int) -> JobRecord:
             attempts=[*session.scalars(select(Attempt).filter_by(job_id=job_id).order_by(Attempt.attempt))],
             points=[*session.scalars(select(CurvePoint).filter_by(job_id=job_id).order_by(CurvePoint.tokens_seen))],
             result=session.get(ResultRow, job_id),
+            swept=differences(session, {job_id: job.sweep_id})[job_id],
             counts=[*session.scalars(select(ConvergenceRow).filter_by(job_id=job_id))],
             settled_tokens=math.inf if job.state in TERMINAL else max(
                 session.scalars(select(CheckpointRow.tokens_seen).filter_by(job_id=job_id)), default=0

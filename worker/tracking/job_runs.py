@@ -4,14 +4,13 @@ import math
 from collections.abc import Iterable
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from urllib.parse import unquote, urlparse
 
 from sqlalchemy import Engine
 
 from orchestrator import queue
 from orchestrator.config.flat_keys import flatten
 from orchestrator.database.models import Attempt, CurvePoint
-from orchestrator.job_states import TERMINAL
+from orchestrator.job_states import OUTCOMES, TERMINAL
 from orchestrator.settings import Settings
 from worker.tracking.job_record import MEASURES, JobRecord, draw_curve, read
 from worker.tracking.mlflow_client import Measure, MlflowClient
@@ -25,12 +24,16 @@ class Projection:
 
     def __init__(self, engine: Engine, settings: Settings) -> None:
         """Connect with the store."""
-        self._engine, self._artifacts = engine, settings.artifacts_folder
+        self._engine, self._settings = engine, settings
         self._runs = MlflowClient(settings)
         self.set_aside = self._runs.set_aside
         """Where a damaged store has gone; None: there was none."""
         self._shipped: dict[str, int] = {}
         self._closed: set[str] = set()
+        self._resolved: set[str] = set()
+        """Runs whose params say what `auto` came to."""
+        self._budgets: dict[str, int] = {}
+        """By run: the budget that `orch extend` gave its job."""
 
     def project(self, job_id: int) -> None:
         """Bring MLflow up to date with one job."""
@@ -55,11 +58,18 @@ class Projection:
         run = self._runs.find(job.mlflow_run_id, experiment, identity)
         if run is None:
             labels = {f"orch.label.{name}": value for name, value in record.sweep.labels.items()}
-            name = f"job {job.id}: n={job.n_latents or 'auto'} k={job.k} seed={job.seed}"
             tags = {**identity, **labels, "orch.sweep": record.sweep.name}
-            run = self._runs.create(experiment, name, tags=tags, at=job.created_at)
+            run = self._runs.create(experiment, record.name, tags=tags, at=job.created_at)
+        elif run not in self._shipped and job.state not in TERMINAL:
+            self._runs.reopen(run)  # it was over, and has been retried or extended since
         if run not in self._shipped:
             self._runs.params(run, record.params)
+        if run not in self._resolved and record.resolved:
+            self._runs.params(run, record.resolved)
+            self._resolved.add(run)
+        if job.asked_config is not None and self._budgets.get(run) != job.max_tokens:
+            self._runs.tag(run, "orch.extended_to_tokens", str(job.max_tokens))
+            self._budgets[run] = job.max_tokens
         if run != job.mlflow_run_id:
             queue.set_mlflow(self._engine, job_id=job.id, mlflow_id=run)
         return run
@@ -78,6 +88,8 @@ class Projection:
             }  # fmt: skip
             name = f"job {job.id} attempt {attempt.attempt}"
             run = self._runs.create(experiment, name, tags=tags, at=attempt.started_at)
+        elif run not in self._shipped:
+            self._runs.tag(run, "mlflow.parentRunId", parent)  # that of its job may have been deleted, and made anew
         if run not in self._shipped:
             self._runs.params(run, flatten(attempt.facts))
         if run != attempt.mlflow_run_id:
@@ -85,8 +97,7 @@ class Projection:
         self._ship(run, record, (p for p in record.points if p.attempt == attempt.attempt))
         if attempt.ended_at is not None:
             stopped = "KILLED" if attempt.outcome in _STOPPED else "FAILED"
-            good = record.result is not None and record.result.attempt == attempt.attempt
-            self._runs.end(run, "FINISHED" if good else stopped, at=attempt.ended_at)
+            self._runs.end(run, "FINISHED" if attempt.outcome in OUTCOMES else stopped, at=attempt.ended_at)
             self._closed.add(run)
 
     def _ship(self, run: str, record: JobRecord, points: Iterable[CurvePoint]) -> None:
@@ -113,12 +124,9 @@ class Projection:
                 draw_curve(record, Path(folder, "curve.png"))
                 self._runs.add_file(run, Path(folder, "curve.png"), "curve")
         if result and result.artifact_uri and not self._runs.has_file(run, "sae"):
-            for file in sorted(_local(result.artifact_uri).glob("*")):
-                if file.resolve().is_relative_to(self._artifacts.resolve()):  # whatever the database or a link says
+            artifacts = self._settings.artifacts_folder.resolve()
+            for file in sorted(Path(self._settings.artifact(result.artifact_uri)).glob("*")):
+                if file.resolve().is_relative_to(artifacts):  # whatever the database or a link says
                     self._runs.add_file(run, file, "sae")
         self._runs.end(run, _JOB_STATUS[job.state], at=at)
         self._closed.add(run)
-
-
-def _local(uri: str) -> Path:
-    return Path(unquote(urlparse(uri).path)) if uri.startswith("file:") else Path(uri)

@@ -14,11 +14,13 @@ from urllib.request import getproxies
 
 from orchestrator.masking import clean
 from orchestrator.settings import Settings
-from worker.tracking.own_store import prepare
+from worker.tracking.own_store import ARTIFACTS, prepare
 
 ENTITIES_PER_CALL = 90
 """MLflow takes up to 100 params and 1,000 metrics in a call."""
 PARAM_LENGTH = 1000
+_KIND = {"mlflow.experimentKind": "custom_model_development"}
+"""Of an experiment: its page then opens with its runs, and not with traces, of which there are none."""
 _QUIET = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",  # the default blocks a call for four minutes when the server is away
@@ -53,7 +55,7 @@ class MlflowClient:
             logger = logging.getLogger(name)
             logger.setLevel(logging.WARNING)
             logger.handlers, logger.propagate = [], True  # they go through the worker's own log
-        self._artifacts = None if settings.tracking.startswith("http") else settings.home / "mlartifacts"
+        self._artifacts = None if settings.tracking.startswith("http") else settings.home / ARTIFACTS
         self._seen: set[str] = set()
         self.set_aside = prepare(settings)
         """Where a store that was damaged has gone: a new one, empty, is in its place."""
@@ -69,7 +71,7 @@ class MlflowClient:
             name = f"{name} ({number})"  # MLflow keeps the name of a deleted experiment
             found = self._client.get_experiment_by_name(name)
         place = (self._artifacts / quote(name, "")).as_uri() if self._artifacts else None
-        made = found.experiment_id if found else self._client.create_experiment(name, artifact_location=place)
+        made = found.experiment_id if found else self._client.create_experiment(name, place, tags=_KIND)
         self._seen.add(str(made))
         return str(made)
 

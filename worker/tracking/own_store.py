@@ -13,9 +13,10 @@ from pathlib import Path
 from orchestrator.database.schema import make_folder
 from orchestrator.errors import StorageError
 from orchestrator.mlflow_store import fault
-from orchestrator.settings import Settings
+from orchestrator.settings import Settings, sqlite_file, sqlite_url
 
-_PREFIX = "sqlite:///"
+ARTIFACTS = "mlartifacts"
+"""The folder of artifacts, in the data folder."""
 _MAKE = "import sys; from mlflow import MlflowClient; MlflowClient(sys.argv[1]).search_experiments(max_results=1)"
 _MAKE_SECONDS = 300.0
 _PARTIAL = ".partial"
@@ -30,9 +31,9 @@ def prepare(settings: Settings) -> Path | None:
     Raises:
         StorageError: it cannot be made, or one that a person named is damaged.
     """
-    if not settings.tracking.startswith(_PREFIX):
+    file = sqlite_file(settings.tracking)
+    if file is None:
         return None
-    file = Path(settings.tracking.removeprefix(_PREFIX))
     make_folder(settings.home)
     with (settings.home / "mlflow.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -48,6 +49,8 @@ def prepare(settings: Settings) -> Path | None:
             _make(file)
         with closing(sqlite3.connect(file)) as store:
             store.execute("PRAGMA journal_mode=WAL")
+            if not settings.tracking_url:
+                _follow_home(store, settings.home / ARTIFACTS)
     return aside
 
 
@@ -68,7 +71,7 @@ def _make(file: Path) -> None:
     os.close(os.open(beside, os.O_RDWR | os.O_CREAT, 0o600))
     try:
         done = subprocess.run(
-            [sys.executable, "-W", "ignore", "-c", _MAKE, f"{_PREFIX}{beside}"], capture_output=True, text=True,
+            [sys.executable, "-W", "ignore", "-c", _MAKE, sqlite_url(beside)], capture_output=True, text=True,
             check=False, timeout=_MAKE_SECONDS, stdin=subprocess.DEVNULL,
         )  # fmt: skip
         if done.returncode:
@@ -80,3 +83,23 @@ def _make(file: Path) -> None:
     finally:
         for left in file.parent.glob(f"{beside.name}*"):
             left.unlink(missing_ok=True)
+
+
+def _follow_home(store: sqlite3.Connection, folder: Path) -> None:
+    """Let our own store name the artifacts in the data folder where that is now: MLflow stores whole paths.
+
+    Of a folder that was moved or copied, it would write new artifacts to the old place, and make that anew.
+    """
+    here = folder.as_uri()
+    with store:
+        for number, old in store.execute("SELECT experiment_id, artifact_location FROM experiments").fetchall():
+            before, _, name = str(old).rpartition("/")
+            if before == here or before.rpartition("/")[2] != ARTIFACTS:
+                continue
+            new = f"{here}/{name}"
+            store.execute("UPDATE experiments SET artifact_location = ? WHERE experiment_id = ?", (new, number))
+            store.execute(
+                "UPDATE runs SET artifact_uri = ? || substr(artifact_uri, ?) "
+                "WHERE experiment_id = ? AND substr(artifact_uri, 1, ?) = ?",
+                (new, len(old) + 1, number, len(old), old),
+            )

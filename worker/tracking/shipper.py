@@ -111,7 +111,8 @@ def sync(engine: Engine, settings: Settings, sweep: str, *, jobs: bool = True) -
         if session.scalar(select(SweepRow.id).filter_by(name=sweep)) is None:
             known = ", ".join(session.scalars(select(SweepRow.name).order_by(SweepRow.id.desc()).limit(5)))
             raise NotFound(f"there is no sweep {sweep!r}", hint=f"Newest sweeps: {known}" if known else "")
-        ids = [*session.scalars(select(Job.id).join(SweepRow).where(SweepRow.name == sweep).order_by(Job.id))]
+        mine = (SweepRow.name == sweep, Job.hidden.is_distinct_from("deleted"))
+        ids = [*session.scalars(select(Job.id).join(SweepRow).where(*mine).order_by(Job.id))]
     if jobs:
         projection = Projection(engine, settings)
         for job_id in ids:

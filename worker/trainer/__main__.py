@@ -8,6 +8,7 @@ import sys
 import traceback
 from contextlib import suppress
 
+from orchestrator.errors import OrchError
 from worker import log_stream
 from worker.protocol import Exit, Failure, Order
 from worker.trainer.channel import SupervisorChannel
@@ -21,7 +22,8 @@ def main() -> int:
     try:
         return carry_out(channel.order(), channel)
     except Exception as error:  # noqa: BLE001 - whatever it is, it is reported to the supervisor
-        traceback.print_exc()
+        if not isinstance(error, OrchError):  # what a person can mend has a message, which is logged as it is sent
+            traceback.print_exc()
         failure = Failure.of(error)
         with suppress(OSError):
             channel.send(failure)

@@ -13,6 +13,7 @@ from queue import Empty, SimpleQueue
 from types import FrameType
 
 from worker.protocol import Alive, DropJob, Exit, Message, Order, describe, encode
+from worker.trainer.rate import Rate
 
 ALIVE_SECONDS = 1.0
 _PR_SET_PDEATHSIG = 1
@@ -30,7 +31,8 @@ class SupervisorChannel:
         """Whether the supervisor asked the trainer to save and end."""
         self._nothing_to_save = True
         self._lock = threading.Lock()
-        self._last_alive: dict[int | None, tuple[float, int]] = {None: (time.monotonic(), 0)}
+        self._last_alive: dict[int | None, float] = {None: time.monotonic()}
+        self._rates: dict[int | None, Rate] = {}
         self._drop_requests: SimpleQueue[DropJob] = SimpleQueue()
         signal.signal(signal.SIGTERM, self._on_terminate)
         if hasattr(signal, "SIGUSR1"):
@@ -71,16 +73,17 @@ class SupervisorChannel:
 
     def alive(self, tokens_seen: int, job_id: int | None = None, *, phase: str = "training") -> None:
         """Report that the trainer makes progress, at most once a second."""
-        at, tokens = self._last_alive[job_id]
-        elapsed = time.monotonic() - at
-        if elapsed >= ALIVE_SECONDS:
-            self._last_alive[job_id] = time.monotonic(), tokens_seen
-            self.send(Alive(tokens_seen, max(0, tokens_seen - tokens) / elapsed, phase), job_id)
+        now = time.monotonic()
+        if now - self._last_alive[job_id] >= ALIVE_SECONDS:
+            self._last_alive[job_id] = now
+            rate = self._rates.setdefault(job_id, Rate()).at(now, tokens_seen)
+            self.send(Alive(tokens_seen, rate, phase), job_id)
 
     def training_from(self, tokens_seen: Mapping[int, int]) -> None:
         """Note that training starts at these positions: from now on SIGTERM waits for the next step, which saves."""
         self._nothing_to_save = False
-        self._last_alive |= {job_id: (time.monotonic(), tokens) for job_id, tokens in tokens_seen.items()}
+        self._last_alive |= dict.fromkeys(tokens_seen, time.monotonic())
+        self._rates.clear()
 
     def _on_terminate(self, _signal: int, _frame: FrameType | None) -> None:
         self.must_yield = True

@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 
 from orchestrator import bounded_file
 from orchestrator.checkpoint_ref import CheckpointRef
+from orchestrator.config.extension import is_extension
 from orchestrator.config.job import JobConfig
 from orchestrator.config.validation import from_stored
 from orchestrator.errors import CheckpointError, CheckpointsElsewhere
@@ -122,7 +123,7 @@ def _verify(folder: Path, config: JobConfig) -> str:
     except (OSError, ValueError) as error:
         raise checked_folder.unreadable(folder, error) from error
     # Parsed, not compared as text: a field that a later version adds has its default here.
-    if _masked(from_stored(values)) != _masked(config):
+    if not is_extension(_masked(config), _masked(from_stored(values))):
         raise CheckpointError(f"the checkpoint {folder} is of another config")
     return sha256
 
@@ -133,6 +134,6 @@ def _trainer(folder: Path) -> dict[str, Any]:
     return found
 
 
-def _masked(config: JobConfig) -> Any:
+def _masked(config: JobConfig) -> JobConfig:
     """Return a config as it is kept beside its weights: a copy of the folder tells nobody a password."""
-    return mask_all(json.loads(config.canonical_json()))
+    return from_stored(mask_all(json.loads(config.canonical_json())))

@@ -1,14 +1,12 @@
 """What all jobs of an order share: the device, the activation source, and the processes on further devices."""
 
 import os
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from orchestrator.config.activation_functions import ACTIVATIONS
 from orchestrator.config.job import JobConfig
 from orchestrator.config.synthetic import is_synthetic
-from orchestrator.errors import ConfigError
 from worker.devices import trainer_devices
 from worker.protocol import Failure, Order
 from worker.trainer.channel import SupervisorChannel
@@ -18,7 +16,6 @@ from worker.trainer.rank_processes import RankProcesses
 if TYPE_CHECKING:
     from worker.activations.cached_forward import CacheStore
     from worker.activations.source import ActivationSource, HookSlots
-    from worker.subject.model import Subject
 
 
 class TrainerContext(NamedTuple):
@@ -81,22 +78,14 @@ def _open_source(order: Order, channel: SupervisorChannel, device: str) -> "Acti
         return SyntheticActivations(config.subject.model, device)
     from worker.activations.model_source import ModelActivations
     from worker.data import token_file
+    from worker.subject.model import load_at_first
 
-    model = _load(order, device)
+    places = list(dict.fromkeys(job.config.subject for job in order.jobs))
+    model = load_at_first(places, device)
     channel.alive(0, phase="packing")
     folder = Path(order.tokens_folder)
     packed = token_file.pack(config.data, model.tokenizer, folder, lambda _: channel.alive(0, phase="packing"))
     return ModelActivations(model, packed, config, store=_cache_store(order, channel))
-
-
-def _load(order: Order, device: str) -> "Subject":
-    """Load the model at the hook point of the first job whose hook point it has."""
-    from worker.subject.model import load
-
-    for job in order.jobs[:-1]:
-        with suppress(ConfigError):  # reported when that job is started
-            return load(job.config.subject, device)
-    return load(order.jobs[-1].config.subject, device)
 
 
 def _cache_store(order: Order, channel: SupervisorChannel) -> "CacheStore | None":

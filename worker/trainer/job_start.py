@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from orchestrator.errors import SubjectError
+from orchestrator.errors import SubjectError, shared_error
 from orchestrator.versions import git_commit, versions
 from worker.protocol import Assignment, CurvePointMessage, Started
 from worker.sae.compiled.compiled_step import stepper
@@ -34,7 +34,8 @@ def start_job(context: TrainerContext, job: Assignment) -> JobTraining:
         ConfigError, SubjectError, CheckpointError, StorageError: it cannot be trained here.
     """
     check_precision(job.config, context.device)
-    slot = context.slots.find(job.config)
+    with shared_error("place"):
+        slot = context.slots.find(job.config)
     heldout = sae_input(context.slots.all[slot].heldout)
     state = _resume(context, job) or _fresh(context, job, slot)
     if context.ranks:
@@ -79,7 +80,8 @@ def refuse_other_source(before: dict[str, Any], here: dict[str, Any]) -> None:
         if digest and then[what] not in (None, digest):
             raise SubjectError(
                 f"the {what} is not the one this job began with (sha256 {digest[:12]}, then {str(then[what])[:12]})",
-                hint="Bring the old one back, or start over: orch enqueue --allow-duplicate",
+                hint="Bring the old one back; where it is unchanged, this version reads it otherwise. To start over: "
+                "orch enqueue --allow-duplicate",
             )
 
 
@@ -90,6 +92,7 @@ def _facts(context: TrainerContext, job: Assignment, state: TrainState, *, n_hel
         **state.facts(),
         "device": "+".join(context.ranks.devices) if context.ranks else context.device,
         "threads": context.order.threads,
+        "max_tokens": job.config.training.max_tokens,
         "heldout_tokens": n_heldout,
         "shared_with": [other.job_id for other in context.order.jobs if other is not job],
         **context.slots.source.facts(job.config),

@@ -5,7 +5,7 @@ import traceback
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 
-from orchestrator.errors import SubjectError
+from orchestrator.errors import OrchError, SubjectError
 from worker.activations.source import HookSlots, Vectors
 from worker.protocol import Exit, Failure
 from worker.trainer.channel import SupervisorChannel
@@ -133,10 +133,10 @@ def isolate_failure(channel: SupervisorChannel, job_id: int) -> Iterator[list[Fa
     try:
         yield failures
     except Exception as error:  # noqa: BLE001 - whatever it is, it is one job's
-        traceback.print_exc()
         failures.append(Failure.of(error))
-    if failures:
         channel.send(failures[0], job_id)
+        if not isinstance(error, OrchError):  # what a person can mend has a message, and that is logged as it is sent
+            traceback.print_exc()
 
 
 def _n_vectors(batches: dict[int, Vectors]) -> int:

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from socket import gethostname
 from typing import TYPE_CHECKING
 
 import click
@@ -22,8 +23,8 @@ if TYPE_CHECKING:
 @click.argument("file", type=click.Path(path_type=Path))
 @click.argument("overrides", metavar="[KEY=VALUE]...", nargs=-1)
 @click.option("-n", "--name", help="Name of the sweep, instead of the file's.")
-@click.option("-p", "--priority", type=click.IntRange(-(2**31), 2**31 - 1), default=0, show_default=True,
-              help="Higher ones run first.")  # fmt: skip
+@click.option("-p", "--priority", type=click.IntRange(-(2**31), 2**31 - 1),
+              help="Higher ones run first; by default the file's, or 0.")  # fmt: skip
 @click.option("--needed/--allow-duplicate", default=True,
               help="Add what the sweep does not hold yet (the default), or all of it once more.")  # fmt: skip
 @click.option("--dry-run", is_flag=True, help="Show what would be added, and what it costs; write nothing.")
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 @output_option("name", "json")
 @click.pass_context
 def enqueue(
-    ctx: click.Context, *, file: Path, overrides: tuple[str, ...], name: str | None, priority: int, needed: bool,
+    ctx: click.Context, *, file: Path, overrides: tuple[str, ...], name: str | None, priority: int | None, needed: bool,
     dry_run: bool, and_wait: bool, output: str | None,
 ) -> None:  # fmt: skip
     """Put the jobs of a sweep file into the queue; FILE may be - for standard input.
@@ -58,11 +59,12 @@ def enqueue(
 
 def _read(file: Path, overrides: tuple[str, ...], name: str | None) -> "Sweep":
     from orchestrator.settings import load
-    from orchestrator.sweep import check_name, check_paths, expand
+    from orchestrator.sweep import check_name, check_paths, check_subjects, expand
 
     sweep = expand(file, overrides)
     if load().embedded:  # in the service mode the files are on the workers' machines
         check_paths(sweep.configs)
+    check_subjects(sweep.configs)
     return replace(sweep, name=check_name(name, "--name")) if name else sweep
 
 
@@ -70,20 +72,25 @@ def _preview(sweep: "Sweep", *, needed: bool) -> "list[PlannedJob]":
     from orchestrator import results
     from orchestrator.cli.display.sweep_table import planned_jobs
     from orchestrator.database import schema
+    from orchestrator.estimates.flops import hook_width
     from orchestrator.settings import load
 
     there: set[str] = set()
+    times: list[tuple[float, results.MeasuredSpeed] | None] = [None] * len(sweep.configs)
     if load().embedded and schema.current(load()) is None:  # a dry run makes no database
         texts = results.text_sizes(None, sweep.configs)
     else:
         with database() as (_, engine):
             there = results.existing(engine, sweep.name) if needed else there
             texts = results.text_sizes(engine, sweep.configs)
+            widths = [hook_width(config.subject) for config in sweep.configs]
+            times = results.expected_seconds(engine, sweep.configs, host=gethostname(), d_models=widths)
     new = [config.config_id not in there for config in sweep.configs]
-    return planned_jobs(sweep.configs, job_ids=[None] * len(new), new=new, texts=texts)
+    planned = planned_jobs(sweep.configs, job_ids=[None] * len(new), new=new, texts=texts)
+    return [replace(job, time=time) for job, time in zip(planned, times, strict=True)]
 
 
-def _add(engine: "Engine", sweep: "Sweep", *, priority: int, needed: bool) -> "list[PlannedJob]":
+def _add(engine: "Engine", sweep: "Sweep", *, priority: int | None, needed: bool) -> "list[PlannedJob]":
     from orchestrator import queue, results
     from orchestrator.cli.display.sweep_table import planned_jobs
 
@@ -94,7 +101,7 @@ def _add(engine: "Engine", sweep: "Sweep", *, priority: int, needed: bool) -> "l
 
 
 def _print(sweep: "Sweep", jobs: "list[PlannedJob]", output: str | None, *, dry_run: bool = False) -> None:
-    from orchestrator.cli.display.sweep_table import budget_notes, job_record, sweep_lines, total_line
+    from orchestrator.cli.display.sweep_table import budget_notes, job_record, sweep_lines, time_line, total_line
 
     new = sum(job.is_new for job in jobs)
     if output == "json":
@@ -110,6 +117,8 @@ def _print(sweep: "Sweep", jobs: "list[PlannedJob]", output: str | None, *, dry_
         added = "would add" if dry_run else "added"
         cost = f" · {total_line(jobs)}" if new else ""
         terminal.echo(f"\n{sweep.name}: {added} {new}, already there {len(jobs) - new}{cost}")
+        if dry_run and new:
+            terminal.echo(time_line(jobs))
     for note in budget_notes(jobs):
         terminal.warn(note.text, note.hint)
 

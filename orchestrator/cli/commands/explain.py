@@ -36,7 +36,8 @@ _HOLDERS = {
 }
 _ENDINGS = {
     "converged": "At three evaluations in a row it gained less than stop.epsilon per doubling of tokens, beyond doubt.",
-    "max_tokens": "It used its whole token budget before it converged.",
+    "max_tokens": "It used its whole token budget before it converged. To let it go on from there:"
+    " orch extend {id} --max-tokens TOKENS",
     "not_learning": "It hardly learned: at the end of its budget its fvu is within a tenth of what untrained weights, "
     "or the mean alone, score. Its learning rate is too low, or its budget too short: orch show {id} --curve",
     "diverged": "Its loss was no longer finite, or rose far above its best, or above that of its untrained weights. "
@@ -68,7 +69,9 @@ def _explanation(settings: "Settings", engine: "Engine", row: "JobRow") -> list[
         is_held = row.lease_left is None or row.lease_left >= 0
         held = "It runs." if is_held else "It ran."
         beat = f"{asked}, and does so at its next heartbeat." if asked else held
-        left = f" {_lease(settings, row.lease_left)}" if row.lease_left is not None else ""
+        left = (
+            f" {_lease(settings, row.lease_left, silent=_is_silent(engine, row))}" if row.lease_left is not None else ""
+        )
         others = _companions(engine, row)
         with_whom = f" Its trainer began with job{'s' * (len(others) > 1)} {', '.join(others)} too." if others else ""
         there = f"{beat} Attempt {row.attempt}, on {row.worker or 'a worker'}.{left}{with_whom}"
@@ -102,7 +105,15 @@ def _handed_back(engine: "Engine", row: "JobRow") -> list[str]:
     return [f"{said} {error}", *filter(None, [hint]), *([where] if saved else [])]
 
 
-def _lease(settings: "Settings", left: float) -> str:
+def _is_silent(engine: "Engine", row: "JobRow") -> bool:
+    from orchestrator import results
+
+    return any(row.id in worker.jobs and worker.state == "lost" for worker in results.registered_workers(engine))
+
+
+def _lease(settings: "Settings", left: float, *, silent: bool) -> str:
+    if left >= 0 and silent:
+        return f"Nobody renews its lease, which runs out in {duration(left)}; then another worker goes on."
     if left >= 0:
         return f"Its lease is renewed in time: {duration(left)} are left."
     grace = f"{settings.grace_seconds:g} s after that"

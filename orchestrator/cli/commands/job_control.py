@@ -1,4 +1,4 @@
-"""`orch cancel, pause, resume, retry`: what a person wants of jobs."""
+"""`orch cancel, pause, resume, retry, extend, reprioritise`: what a person wants of jobs."""
 
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import click
 
 from orchestrator.cli import terminal
-from orchestrator.cli.selection import database, output_option, selectors, yes_option
+from orchestrator.cli.selection import database, output_option, selectors, token_count, yes_option
 from orchestrator.errors import StateError
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ def cancel(*, selectors: tuple[str, ...], yes: bool, output: str | None) -> None
     from orchestrator import queue
 
     with database() as (_, engine):
-        _print(queue.cancel(engine, _chosen(engine, selectors, "Cancel", yes=yes)), output)
+        print_changes(queue.cancel(engine, _chosen(engine, selectors, "Cancel", yes=yes)), output)
 
 
 @click.command()
@@ -45,7 +45,7 @@ def pause(*, selectors: tuple[str, ...], drain: bool, yes: bool, output: str | N
                 queue.pause_sweep(engine, sweep.id)
                 terminal.note(f"sweep {sweep.name}: no further job starts. It goes on with: orch resume {sweep.name}")
         else:
-            _print(queue.pause(engine, _chosen(engine, selectors, "Pause", yes=yes)), output)
+            print_changes(queue.pause(engine, _chosen(engine, selectors, "Pause", yes=yes)), output)
 
 
 @click.command()
@@ -77,6 +77,44 @@ def retry(*, selectors: tuple[str, ...], yes: bool, output: str | None) -> None:
         _wake(engine, queue.retry(engine, _chosen(engine, selectors, "Retry", yes=yes)), output)
 
 
+@click.command()
+@selectors(required=True)
+@click.option("--max-tokens", required=True, metavar="TOKENS", callback=token_count,
+              help="The new budget of each, such as 50M.")  # fmt: skip
+@yes_option()
+@output_option("name", "json")
+def extend(*, selectors: tuple[str, ...], max_tokens: int, yes: bool, output: str | None) -> None:
+    """Give jobs a larger budget: they go on from their last checkpoint, as the same jobs with the same curves.
+
+    A job that has used its budget is queued again; one that is queued or paused goes on waiting. What auto came to,
+    the learning rate and the window of dead latents, stays. Not for jobs that have converged or diverged, or whose
+    learning rate has decayed: those are enqueued anew.
+    """
+    from orchestrator import queue
+
+    with database() as (_, engine):
+        ids = _chosen(engine, selectors, "Extend", yes=yes)
+        _wake(engine, queue.extend(engine, ids, max_tokens=max_tokens), output)
+
+
+@click.command()
+@selectors(required=True)
+@click.option("-p", "--priority", type=click.IntRange(-(2**31), 2**31 - 1), required=True,
+              help="Higher ones run first; 0 is what jobs have.")  # fmt: skip
+@yes_option()
+@output_option("name", "json")
+def reprioritise(*, selectors: tuple[str, ...], priority: int, yes: bool, output: str | None) -> None:
+    """Let jobs run before others, or after them.
+
+    What runs goes on, and has the new priority when it waits again.
+    """
+    from orchestrator import queue
+
+    with database() as (_, engine):
+        ids = _chosen(engine, selectors, "Reprioritise", yes=yes)
+        print_changes(queue.reprioritise(engine, ids, priority=priority), output)
+
+
 def _chosen(engine: "Engine", selectors: Sequence[str], verb: str, *, yes: bool) -> list[int]:
     from orchestrator import results
 
@@ -101,13 +139,14 @@ def _wake(engine: "Engine", changes: "list[Change]", output: str | None) -> None
     from orchestrator.dispatch import wake
     from orchestrator.settings import load
 
-    _print(changes, output)
+    print_changes(changes, output)
     settings = load()
     if not wake(settings, [change.job_id for change in changes if change.state == "queued"]):
         terminal.warn("the broker does not answer.", f"Workers look by themselves every {settings.poll:g} s.")
 
 
-def _print(changes: "list[Change]", output: str | None) -> None:
+def print_changes(changes: "list[Change]", output: str | None) -> None:
+    """Print what a request did to each job."""
     if output == "json":
         terminal.echo_json(terminal.envelope("change", (change._asdict() for change in changes)))
         return

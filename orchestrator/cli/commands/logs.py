@@ -1,5 +1,6 @@
 """`orch logs`: what a job's trainer wrote."""
 
+import re
 import time
 from collections import deque
 from collections.abc import Iterator
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     from sqlalchemy import Engine
 
 FOLLOW_SECONDS = 0.3
+_HEAD = re.compile(r"\d\d:\d\d:\d\d (?:job (\d+): )?")
+"""How a line of a trainer's log begins: the time, and which of its jobs it is about."""
 
 
 @click.command()
@@ -24,20 +27,41 @@ FOLLOW_SECONDS = 0.3
 @click.option("-f", "--follow", is_flag=True, help="Go on until the job has ended, over all its attempts.")
 @click.option("--attempt", type=click.IntRange(1), help="Of that attempt; the last one by default.")
 @click.option("--tail", type=click.IntRange(0), metavar="N", help="Only the last N lines.")
-def logs(*, job: int, follow: bool, attempt: int | None, tail: int | None) -> None:
-    """Print what a job's trainer wrote."""
+@click.option("--all", "everything", is_flag=True, help="Also what the trainer wrote of other jobs that shared it.")
+def logs(*, job: int, follow: bool, attempt: int | None, tail: int | None, everything: bool) -> None:
+    """Print what a job's trainer wrote: of this job, and of all that shared the trainer alike."""
+    mine = _OfJob(None if everything else job)
     with database() as (settings, engine):
         row = job_rows(engine, [str(job)])[0]
         newest = max(_attempts(settings.log_file(job, 1).parent), default=None)
         file = settings.log_file(job, attempt or newest or max(1, row.attempt))
         if not follow:
-            _print(file, job, tail)
+            _print(file, job, tail, mine)
             return
         for line in _follow(engine, job, file, tail=tail):
-            terminal.echo(line)
+            if mine(line):
+                terminal.echo(line)
 
 
-def _print(path: Path, job: int, tail: int | None) -> None:
+class _OfJob:
+    """Says of line after line of a trainer's log whether it is about a job, or about none in particular.
+
+    A line of several, as a traceback, belongs to the line with a time before it.
+    """
+
+    def __init__(self, job: int | None) -> None:
+        """Take the job; None: every line is wanted."""
+        self._job, self._is_mine = job, True
+
+    def __call__(self, line: str) -> bool:
+        """Say whether the next line is wanted."""
+        found = _HEAD.match(line)
+        if found:
+            self._is_mine = found[1] is None or int(found[1]) == self._job
+        return self._job is None or self._is_mine
+
+
+def _print(path: Path, job: int, tail: int | None, mine: "_OfJob") -> None:
     if not path.exists():
         there = sorted(_attempts(path.parent))
         known = f"Attempts with a log: {', '.join(map(str, there))}" if there else f"orch explain {job} says why"
@@ -45,7 +69,8 @@ def _print(path: Path, job: int, tail: int | None) -> None:
             f"job {job} has no log of attempt {path.stem}" if there else f"job {job} has no log yet", hint=known
         )
     with path.open(encoding="utf-8", errors="replace") as lines:
-        for line in lines if tail is None else deque(lines, maxlen=tail):
+        own = filter(mine, lines)
+        for line in own if tail is None else deque(own, maxlen=tail):
             terminal.echo(line.rstrip("\n"))
 
 

@@ -51,7 +51,7 @@ def init(*, folder: Path, embedded: bool) -> None:
 
     In DIR, or where you stand. What is there already is left as it is.
     """
-    from orchestrator.settings import FILE_NAME, load
+    from orchestrator.settings import FILE_NAME, load, place_of
 
     file = folder / FILE_NAME
     if file.exists():
@@ -64,7 +64,7 @@ def init(*, folder: Path, embedded: bool) -> None:
         from orchestrator.database.schema import open_database
 
         open_database(settings).dispose()
-        terminal.note(f"The database is {settings.database.removeprefix('sqlite:///')}")
+        terminal.note(f"The database is {place_of(settings.database)}")
     terminal.note(_next_steps(settings, folder))
 
 
@@ -116,11 +116,17 @@ def show_settings(*, origin: bool, output: str | None) -> None:
 
 
 @config.command()
-def schema() -> None:
-    """Print the JSON schema of a job's config: every key, what it takes, its default."""
+@click.option("--json", "as_json", is_flag=True, help="As a JSON schema, for a program.")
+def schema(*, as_json: bool) -> None:
+    """Show every key of a job's config: what it takes, its default, what it means."""
+    from orchestrator.cli.display.config_keys import key_lines
     from orchestrator.config.job import JobConfig
 
-    terminal.echo(json.dumps(JobConfig.model_json_schema(), indent=2, ensure_ascii=False))
+    if as_json:
+        terminal.echo(json.dumps(JobConfig.model_json_schema(), indent=2, ensure_ascii=False))
+        return
+    for line in key_lines(JobConfig.model_json_schema(), width=terminal.width()):
+        terminal.echo(line)
 
 
 @config.command()
@@ -140,9 +146,13 @@ def path() -> None:
 @click.argument("overrides", metavar="[KEY=VALUE]...", nargs=-1)
 def validate(*, file: Path, overrides: tuple[str, ...]) -> None:
     """Check a sweep file, with overrides; nothing is stored."""
-    from orchestrator.sweep import expand
+    from orchestrator.settings import load
+    from orchestrator.sweep import check_paths, check_subjects, expand
 
     sweep = expand(file, overrides)
+    if load().embedded:
+        check_paths(sweep.configs)
+    check_subjects(sweep.configs)
     terminal.echo(f"{file}: sweep {sweep.name} with {len(sweep.configs)} jobs, all valid")
 
 

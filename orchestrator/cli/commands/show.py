@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -10,9 +11,10 @@ from orchestrator.cli import terminal
 from orchestrator.cli.display.budget_notes import dead_note, passes_text
 from orchestrator.cli.display.columns import progress_cell, state_cell, why
 from orchestrator.cli.display.formats import active_latents, clock, passes, ratio, scientific, share, sparkline
+from orchestrator.cli.display.job_facts import place_facts
 from orchestrator.cli.display.records import csv_text, record
 from orchestrator.cli.display.tables import Column, table
-from orchestrator.cli.selection import database, job_argument, job_rows, output_option
+from orchestrator.cli.selection import database, job_argument, job_rows, located, output_option
 from orchestrator.formatting import NONE, count, duration
 
 if TYPE_CHECKING:
@@ -35,7 +37,7 @@ def show(*, job: int, part: str | None, output: str | None) -> None:
     from orchestrator import results
 
     with database() as (settings, engine):
-        row = job_rows(engine, [str(job)])[0]
+        (row,) = located(settings, job_rows(engine, [str(job)]))
         if part == "config":
             terminal.echo(json.dumps(results.config(engine, job), indent=2, ensure_ascii=False))
             return
@@ -43,6 +45,8 @@ def show(*, job: int, part: str | None, output: str | None) -> None:
             _print_summary(settings, engine, row, output)
             return
         rows: Sequence[Any] = getattr(results, part)(engine, job)
+        if part == "checkpoints":
+            rows = [replace(row, uri=settings.artifact(row.uri)) for row in rows]
     if output:
         _print_records(part, rows, output)
     elif not rows:
@@ -68,6 +72,7 @@ def _print_summary(settings: "Settings", engine: "Engine", row: "JobRow", output
     title = f"job {row.id}  {row.sweep}  {state_cell(row, drawn=terminal.is_live())}"
     terminal.echo(terminal.style(title, bold=True) + (f"  {why(row)}" if why(row) else ""))
     for name, value in [
+        *place_facts(results.config(engine, row.id, asked=True), results.attempts(engine, row.id)),
         *_facts(row, dead=_dead_latents(engine, row)),
         ("curve", curve),
         *_counts(counts),
@@ -86,8 +91,9 @@ def _facts(row: "JobRow", *, dead: str) -> list[tuple[str, str]]:
     return [
         ("SAE", f"n_latents {row.n_latents or 'auto'}, k {row.k}, d_model {row.d_model or NONE}"),
         ("training", f"lr {'auto' if row.lr is None else f'{row.lr:g}'}, seed {row.seed}, priority {row.priority}"),
+        ("budget", _budget(row)),
         ("progress", f"{progress_cell(row, 24)}  {count(row.tokens_seen)} of {count(row.max_tokens)} tokens{speed}"),
-        ("text", _text(row)),
+        ("passes", _text(row)),
         ("fvu", f"{ratio(row.fvu)}{gain}"),
         ("L0", NONE if row.l0 is None else f"{row.l0:.2f} latents per token, k {row.k}"),
         ("dead latents", dead),
@@ -98,6 +104,11 @@ def _facts(row: "JobRow", *, dead: str) -> list[tuple[str, str]]:
         ("started", clock(row.started_at)),
         ("finished", clock(row.finished_at)),
     ]
+
+
+def _budget(row: "JobRow") -> str:
+    asked = row.asked_max_tokens
+    return "" if asked is None else f"extended from {count(asked)} to {count(row.max_tokens)} tokens"
 
 
 def _text(row: "JobRow") -> str:
@@ -142,9 +153,15 @@ def _files(settings: "Settings", row: "JobRow") -> list[tuple[str, str]]:
     return [
         ("config", row.config_id),
         ("MLflow run", row.mlflow_run_id or ""),
-        ("SAE at", row.artifact_uri or ""),
+        ("SAE at", _place(row.artifact_uri or "")),
         ("log", str(log) if log.exists() else ""),
     ]
+
+
+def _place(uri: str) -> str:
+    from pathlib import Path
+
+    return uri if not uri or Path(uri).exists() else f"{uri}, which is not on this machine"
 
 
 def _print_records(part: str, rows: Sequence[Any], output: str) -> None:

@@ -12,9 +12,10 @@ from orchestrator.cli.display.columns import job_columns, why
 from orchestrator.cli.display.formats import clock, loss, plural
 from orchestrator.cli.display.live_canvas import MIN_SECONDS, LiveCanvas
 from orchestrator.cli.display.queue_view import DISPLAY_ORDER, Snapshot, Sparklines, first_shown, screen, state_counts
-from orchestrator.cli.display.records import csv_text, record
+from orchestrator.cli.display.records import csv_text, job_records, plain, record
 from orchestrator.cli.display.tables import table
-from orchestrator.cli.selection import database, output_option, selectors, states_option
+from orchestrator.cli.job_filter import choice_of, columns_of, filter_options, keys_of
+from orchestrator.cli.selection import database, located, output_option, selectors, states_option
 from orchestrator.errors import StorageError
 from orchestrator.formatting import count
 from orchestrator.job_states import TERMINAL
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Engine
 
     from orchestrator.results import JobRow
+    from orchestrator.results.choice import Choice
     from orchestrator.settings import Settings
 
 Read = Callable[[], "list[JobRow]"]
@@ -39,44 +41,53 @@ Read = Callable[[], "list[JobRow]"]
     help="Show so many jobs: first what runs, last what is done.",
 )
 @click.option("--all", "everything", is_flag=True, help="Show every job.")
+@filter_options
 @click.option("-w", "--watch", type=click.FloatRange(min=0), is_flag=False, flag_value=1.0, metavar="[SEC]",
               help="Look again and again until Ctrl-C; to a program, print what changes.")  # fmt: skip
 @output_option("wide", "json", "name", "csv")
 def status(
-    *, selectors: tuple[str, ...], states: tuple[str, ...] | None, limit: int, everything: bool, watch: float | None,
-    output: str | None,
+    *, selectors: tuple[str, ...], states: tuple[str, ...] | None, limit: int, everything: bool,
+    where: tuple[str, ...], labels: tuple[str, ...], best_by: str | None, sort: str, columns: str | None,
+    watch: float | None, output: str | None,
 ) -> None:  # fmt: skip
     """Show jobs and how far they are; `orch ls` is the same, `orch ps` shows what runs.
 
-    SWEPT is what sets the jobs shown apart besides N and K, if they are no more than 1,000. PROGRESS is the share of
-    the token budget. ETA is the time until its own curve will have met the job's stop rule, and the time to the end of
-    the budget as long as the curve is too short to say. L0 is how many latents are active per token: compare FVU at one
-    L0 alone. DEAD is – while no latent can be dead. T(1%) is the number of tokens to convergence. PASSES, with -o wide,
-    is how often the budget reads the text. -o json prints everything there is.
+    SWEPT is what sets the jobs shown apart besides N and K; -o csv and json have a column for each of its keys.
+    PROGRESS is the share of the token budget. ETA is the time until its own curve will have met the job's stop rule,
+    and the time to the end of the budget as long as the curve is too short to say. L0 is how many latents are active
+    per token: compare FVU at one L0 alone. DEAD is – while no latent can be dead. T(1%) is the number of tokens to
+    convergence. PASSES, with -o wide, is how often the budget reads the text. -o json prints everything there is.
     """
     if watch is not None and output in {"csv", "name"}:
         raise click.UsageError(
             f"-o {output} has no end to wait for with --watch; use -o json, which prints a line per change."
         )
+    choice, keys = choice_of(where, labels, best_by, sort), keys_of(columns)
     with database() as (settings, engine):
 
         def read() -> "list[JobRow]":
-            return _read(engine, selectors, states, limit=None if everything else limit)
+            rows = _read(engine, selectors, states, choice, limit=None if everything else limit)
+            return located(settings, rows) if output in {"json", "csv"} else rows
 
         if watch is not None:
             _watch(engine, read, seconds=max(MIN_SECONDS, watch), output=output)
         elif output in {"json", "csv", "name"}:
-            _print_records(read(), output or "")
+            _print_records(engine, read(), output or "", keys)
         else:
-            _print_table(settings, engine, read(), wide=output == "wide")
+            _print_table(settings, engine, read(), keys, wide=output == "wide")
 
 
 def _read(
-    engine: "Engine", selectors: tuple[str, ...], states: tuple[str, ...] | None, *, limit: int | None
-) -> "list[JobRow]":
+    engine: "Engine", selectors: tuple[str, ...], states: tuple[str, ...] | None, choice: "Choice | None" = None, *,
+    limit: int | None,
+) -> "list[JobRow]":  # fmt: skip
     from orchestrator import results
+    from orchestrator.results.choice import chosen, matching
 
     ids = results.find(engine, selectors) if selectors else None
+    if choice is not None and not choice.is_whole:
+        found = results.jobs(engine, ids=matching(engine, choice, ids), states=states)
+        return chosen(engine, found, choice)[:limit]
     if limit is None or sum(results.counts(engine).values()) <= limit:
         return results.jobs(engine, ids=ids, states=states)
     rows: list[JobRow] = []
@@ -86,10 +97,12 @@ def _read(
     return sorted(rows, key=lambda row: row.id)
 
 
-def _print_table(settings: "Settings", engine: "Engine", rows: "list[JobRow]", *, wide: bool) -> None:
+def _print_table(
+    settings: "Settings", engine: "Engine", rows: "list[JobRow]", keys: Sequence[str], *, wide: bool
+) -> None:
     from orchestrator import results
 
-    columns = job_columns(rows, drawn=terminal.is_live(), wide=wide)
+    columns = columns_of(engine, rows, keys) if keys else job_columns(rows, drawn=terminal.is_live(), wide=wide)
     if rows:
         for line in table(rows, columns, width=None if wide else terminal.width()):
             terminal.echo(line)
@@ -110,14 +123,22 @@ def _print_table(settings: "Settings", engine: "Engine", rows: "list[JobRow]", *
         terminal.note("The queue is paused: nothing more starts. To open it: orch queue resume")
 
 
-def _print_records(rows: "list[JobRow]", output: str) -> None:
+def _print_records(engine: "Engine", rows: "list[JobRow]", output: str, keys: Sequence[str]) -> None:
+    from orchestrator.results.choice import values
+
     if output == "name":
         for row in rows:
             terminal.echo(str(row.id))
-    elif output == "csv":
-        terminal.echo(csv_text([record(row) for row in rows]))
+        return
+    if keys:
+        found = values(engine, rows, keys)
+        records = [plain(found[row.id]) for row in rows]
     else:
-        terminal.echo_json(terminal.envelope("status", map(record, rows)))
+        records = job_records(rows)
+    if output == "csv":
+        terminal.echo(csv_text(records))
+    else:
+        terminal.echo_json(terminal.envelope("status", records))
 
 
 def _watch(engine: "Engine", read: Read, *, seconds: float, output: str | None) -> None:

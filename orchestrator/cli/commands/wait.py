@@ -19,6 +19,11 @@ if TYPE_CHECKING:
 
 POLL_SECONDS = 0.5
 TIMED_OUT, FAILED, CANCELLED = 6, 7, 8
+_NOBODY = {
+    "NoWorker": "No worker runs: nothing happens until one is started with: orch worker",
+    "WorkersLeaving": "Every worker drains or stops: nothing more starts until another is started with: orch worker",
+    "QueuePaused": "The queue is paused: nothing starts until: orch queue resume",
+}
 
 
 @click.command()
@@ -44,6 +49,7 @@ def wait_for(engine: "Engine", ids: Sequence[int], *, timeout: float | None = No
     """Wait for jobs, print each as it ends, and return the exit code."""
     deadline = None if timeout is None else time.monotonic() + timeout
     ended: dict[int, str] = {}
+    _say_if_nobody_works(engine, ids)
     while len(ended) < (min(1, len(ids)) if first else len(ids)):
         for row in _ended(engine, [job_id for job_id in ids if job_id not in ended]):
             ended[row.id] = row.state
@@ -56,6 +62,15 @@ def wait_for(engine: "Engine", ids: Sequence[int], *, timeout: float | None = No
                 terminal.complain(f"Error: {left} of {len(ids)} jobs had not ended in time", "orch status shows them")
                 return TIMED_OUT
     return _code(list(ended.values()))
+
+
+def _say_if_nobody_works(engine: "Engine", ids: Sequence[int]) -> None:
+    """Say that no worker runs, where jobs wait for one."""
+    from orchestrator import results
+
+    waiting = results.jobs(engine, ids=ids, states=["queued"], limit=1)
+    if waiting and waiting[0].reason in _NOBODY:
+        terminal.note(_NOBODY[waiting[0].reason])
 
 
 def _ended(engine: "Engine", ids: list[int]) -> "list[JobRow]":

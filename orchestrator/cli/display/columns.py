@@ -33,6 +33,7 @@ WORKER_COLOURS = {
 _LEASE_LOW = 30
 _JOBS_NAMED = 6
 _LONG_PREFIX = 8
+_LEAST_SWEPT = 12
 
 
 def job_columns(
@@ -46,7 +47,7 @@ def job_columns(
         Column("STATE", lambda row: state_cell(row, drawn=drawn)),
         Column("N", lambda row: str(row.n_latents or "auto"), right=True),
         Column("K", lambda row: str(row.k), right=True),
-        Column("SWEPT", lambda row: swept_cell(row, prefix_lengths), weight=6),
+        Column("SWEPT", lambda row: swept_cell(row, prefix_lengths), weight=9, least=_LEAST_SWEPT),
         Column("PROGRESS", lambda row: progress_cell(row, 12 if drawn else 0), right=True, weight=8),
         Column("TOK/S", lambda row: count(row.tokens_per_second), right=True, weight=4),
         Column("ETA", lambda row: duration(remaining(row)), right=True, weight=5),

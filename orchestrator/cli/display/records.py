@@ -16,7 +16,18 @@ def record(row: Any) -> dict[str, Any]:
         values = {field.name: getattr(row, field.name) for field in fields(row)}
     else:
         values = row._asdict()
+    return plain(values)
+
+
+def plain(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return values by name as a JSON object."""
     return {name: _plain(name, value) for name, value in values.items()}
+
+
+def job_records(rows: Sequence[Any]) -> list[dict[str, Any]]:
+    """Return jobs as JSON objects that all have the same names: a field for each swept key of any of them."""
+    keys = dict.fromkeys(key for row in rows for key in row.swept)
+    return [record(row) | plain({key: row.swept.get(key) for key in keys}) for row in rows]
 
 
 def csv_text(records: Sequence[Mapping[str, Any]]) -> str:

@@ -43,14 +43,17 @@ def where_lines(settings: "Settings", engine: "Engine", sweep: str, *, report: "
     """Return where report, database, SAEs, MLflow and logs are, and the command that shows each."""
     from orchestrator import results
     from orchestrator.masking import mask
+    from orchestrator.settings import place_of
 
     found = next((row for row in results.sweeps(engine) if row.name == sweep), None)
     experiment = found.mlflow_experiment_id if found else None
     server = settings.tracking if settings.tracking.startswith(("http://", "https://")) else UI
-    page = f"{mask(server).rstrip('/')}/#/experiments/{experiment}" if experiment else "orch tracking sync fills it"
+    page = (
+        f"{mask(server).rstrip('/')}/#/experiments/{experiment}/runs" if experiment else "orch tracking sync fills it"
+    )
     facts = (
         ("report", str(report), "figures, fits, jobs: open it in a browser"),
-        ("database", mask(settings.database).removeprefix("sqlite:///"), "orch status, orch show JOB --curve"),
+        ("database", place_of(settings.database), "orch status, orch show JOB --curve"),
         ("SAEs", str(settings.artifacts_folder), "orch show JOB names its files"),
         ("MLflow", page, "orch ui opens it" if server == UI else ""),
         ("logs", str(settings.logs_folder), "orch logs JOB"),

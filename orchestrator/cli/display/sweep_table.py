@@ -9,12 +9,13 @@ from orchestrator.cli.display.budget_notes import BudgetNote, dead_note, passes_
 from orchestrator.cli.display.formats import passes, scientific
 from orchestrator.cli.display.tables import Column, table
 from orchestrator.config.flat_keys import flatten, varied_keys
-from orchestrator.formatting import count
+from orchestrator.formatting import count, duration, jobs_named
 
 if TYPE_CHECKING:
     from orchestrator.config.job import JobConfig
     from orchestrator.estimates.flops import Cost
     from orchestrator.estimates.text_size import TextSize
+    from orchestrator.results import MeasuredSpeed
 
 ROWS_SHOWN = 40
 
@@ -30,6 +31,8 @@ class PlannedJob:
     is_new: bool
     text: "TextSize | None" = None
     """How much text there is, as far as that is known before it runs."""
+    time: "tuple[float, MeasuredSpeed] | None" = None
+    """Seconds to the end of its budget on this host, and by what was measured; None where nothing was, or unasked."""
 
     @property
     def passes(self) -> float | None:
@@ -94,6 +97,18 @@ def total_line(jobs: Sequence[PlannedJob]) -> str:
     return f"at most {count(sum(cost.tokens for cost in fresh))} training tokens{said}"
 
 
+def time_line(jobs: Sequence[PlannedJob]) -> str:
+    """Say how long the new jobs take on this host, one after another, and what that was measured on."""
+    fresh = [job for job in jobs if job.is_new]
+    timed = [job.time for job in fresh if job.time is not None]
+    if not timed:
+        return "Time: not known, for no job like these has ended on this host"
+    ids = sorted({job_id for _, found in timed for job_id in found.jobs})
+    total = duration(sum(seconds for seconds, _ in timed))
+    rest = f", and {len(fresh) - len(timed)} jobs unlike them" if len(timed) < len(fresh) else ""
+    return f"Time: about {total} on this host with one worker{rest} (measured on {jobs_named(ids, most=4)})"
+
+
 def job_record(job: PlannedJob) -> dict[str, Any]:
     """Return one planned job for a program."""
     return {
@@ -106,6 +121,8 @@ def job_record(job: PlannedJob) -> dict[str, Any]:
         "trainable_tokens": None if job.text is None else job.text.trainable_tokens,
         "trainable_tokens_are": None if job.text is None else job.text.how or "counted",
         "passes": job.passes,
+        "seconds": None if job.time is None else job.time[0],
+        "seconds_measured_on": [] if job.time is None else list(job.time[1].jobs),
         "measures_dead_latents": dead_note(job.config, job.cost.d_model) is None,
         "config": job.config.model_dump(mode="json"),
     }

@@ -11,6 +11,8 @@ from orchestrator.masking import clean
 Row = TypeVar("Row")
 _INVISIBLE = re.compile(rf"[\x1b{terminal.ESCAPE}]\[[0-9;]*m")
 GAP = 2
+_HEAVY = 7
+"""Columns of this weight stay as long as another can be cut for them."""
 
 
 @dataclass(frozen=True)
@@ -22,6 +24,8 @@ class Column(Generic[Row]):
     right: bool = False
     weight: int = 9
     """The lightest columns go first when there is no room."""
+    least: int | None = None
+    """Cells to which its texts may be cut before a column as heavy goes; None: it is never cut."""
 
 
 def table(rows: Sequence[Row], columns: Sequence[Column[Row]], *, width: int | None) -> list[str]:
@@ -29,6 +33,7 @@ def table(rows: Sequence[Row], columns: Sequence[Column[Row]], *, width: int | N
     cells = {column.title: [clean(column.cell(row), lines=False) for row in rows] for column in columns}
     widths = {c.title: max(len(c.title), *map(visible, cells[c.title]), 0) for c in columns}
     kept = _fitting(columns, widths, width)
+    cells |= {c.title: [cut(cell, widths[c.title]) for cell in cells[c.title]] for c in kept if c.least is not None}
     if kept and not kept[-1].right:
         widths[kept[-1].title] = 0
     head = [terminal.style(_padded(c.title, widths[c.title], c), dim=True, bold=True) for c in kept]
@@ -54,9 +59,19 @@ def cut(text: str, width: int | None) -> str:
 
 
 def _fitting(columns: Sequence[Column[Row]], widths: dict[str, int], width: int | None) -> list[Column[Row]]:
+    """Return the columns that there is room for; the width of one that may be cut becomes what is left for it."""
     kept = list(columns)
-    while width is not None and len(kept) > 1 and sum(widths[c.title] + GAP for c in kept) - GAP > width:
-        kept.remove(min(reversed(kept), key=lambda column: column.weight))
+    while width is not None and len(kept) > 1:
+        excess = sum(widths[c.title] + GAP for c in kept) - GAP - width
+        lightest = min(reversed(kept), key=lambda column: column.weight)
+        elastic = next((c for c in kept if c.least is not None and lightest.weight >= _HEAVY), None)
+        if elastic is not None and elastic.least is not None:
+            shrunk = min(excess, widths[elastic.title] - max(elastic.least, len(elastic.title)))
+            widths[elastic.title] -= max(0, shrunk)
+            excess -= max(0, shrunk)
+        if excess <= 0:
+            break
+        kept.remove(lightest)
     return kept
 
 

@@ -12,6 +12,7 @@ from orchestrator.formatting import Interval
 from orchestrator.job_states import TERMINAL
 from orchestrator.scaling.fit.bootstrap import Refits, is_runaway, refit, sober
 from orchestrator.scaling.fit.eligible_jobs import sort_out
+from orchestrator.scaling.fit.equal_tokens import common_tokens
 from orchestrator.scaling.fit.estimate import Estimate, data_of, estimate
 from orchestrator.scaling.fit.missing_jobs import shortage
 from orchestrator.scaling.fit.model_selection import allowed, chosen, profile, score
@@ -110,6 +111,8 @@ def fit_groups(
     fits, refused = list[Fit](), list[Refusal]()
     sweeps = tuple(sorted({row.sweep for row in rows}))
     meant = [row for row in rows if all(getattr(options, name) in (None, getattr(row, name)) for name in GROUNDS)]
+    if law.is_at_equal_tokens:
+        options = replace(options, loss="fvu", tokens=options.tokens or common_tokens(meant))
     kept, excluded = sort_out(law, rows, options)
     for sample in law.samples(kept, excluded, options):
         forms = allowed(law.forms, sample)
@@ -123,7 +126,7 @@ def fit_groups(
         found = _compose(law, tried, n_bootstrap=n_bootstrap, seed=seed)
         asked: dict[str, float | int | str | None] = {
             "epsilon": options.epsilon, "loss": options.loss, "flops": options.flops, "jobs ended": ended(rows),
-            "curve points": curve_points(rows),
+            "curve points": curve_points(rows), **({"tokens": options.tokens} if law.is_at_equal_tokens else {}),
         }  # fmt: skip
         shared = {name: getattr(kept[0], name) for name in law.grounds if name != "subject"}
         notes = (*found.notes, *note_on_passes(kept, found.jobs))

@@ -26,6 +26,8 @@ class FitOptions:
     """The last fvu of a job's curve, or the limit L∞ of its tail."""
     flops: Flops = "dense"
     """What the axis of L(C) counts."""
+    tokens: int | None = None
+    """After how many tokens the laws at equal tokens compare; None: as many as every job with a result has."""
     subject: str | None = None
     hook: str | None = None
     data: str | None = None
@@ -46,7 +48,9 @@ class FitOptions:
         return tuple(f"{name}={value:g}" if name == "epsilon" else f"{name}={value}" for name, value in values.items())
 
 
-def options_of(*, epsilon: float, loss: str, flops: str, **grounds: str | None) -> FitOptions:
+def options_of(
+    *, epsilon: float, loss: str, flops: str, tokens: int | None = None, **grounds: str | None
+) -> FitOptions:
     """Return the options of a fit from what a person typed.
 
     Raises:
@@ -60,7 +64,7 @@ def options_of(*, epsilon: float, loss: str, flops: str, **grounds: str | None) 
         raise ConfigError(
             f"loss {loss!r}, flops {flops!r}", hint=f"Losses: {', '.join(losses)}; FLOPs: {', '.join(units)}."
         )
-    return FitOptions(epsilon, losses[loss], units[flops], **grounds)
+    return FitOptions(epsilon, losses[loss], units[flops], tokens, **grounds)
 
 
 def flops_of(point: Point, flops: str) -> float:

@@ -4,11 +4,8 @@ import re
 from typing import Literal, NamedTuple
 
 from orchestrator.errors import ConfigError
+from orchestrator.time_units import unit_seconds
 
-_SECONDS = {
-    "s": 1.0, "sec": 1.0, "second": 1.0, "m": 60.0, "min": 60.0, "minute": 60.0, "h": 3600.0, "hour": 3600.0,
-    "d": 86_400.0, "day": 86_400.0,
-}  # fmt: skip
 _FORM = re.compile(
     r"\s*([0-9][0-9_]*\.?[0-9]*(?:e[+-]?[0-9]+)?)\s*(?:(gpu|cpu|device)[- ]?)?([a-z]+)\s*", re.IGNORECASE
 )
@@ -36,7 +33,7 @@ def allowance(text: str) -> Allowance:
         raise _unreadable(text)
     if word in {"flop", "flops"} and device is None:
         return Allowance(amount, "FLOPs")
-    seconds = _SECONDS.get(word) or _SECONDS.get(word.removesuffix("s"))
+    seconds = unit_seconds(word)
     if seconds is None:
         raise _unreadable(text)
     return Allowance(amount * seconds, "seconds", device.lower() if device else None)

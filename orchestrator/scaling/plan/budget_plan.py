@@ -234,8 +234,8 @@ def _why(offer: _Offer) -> str:
     new = f"{beyond:.3g}× beyond the largest" if beyond > 1 else "a size between"
     what = f"another seed: one job errs by {uncertainty.noise:.1%}" if offer.seeds else new
     what += ", beside one that has not ended" if offer.has_unfinished else ""
-    exponent, far = offer.gains
-    return f"{what}; variance of {uncertainty.exponent} −{exponent:.0%}, of ln fvu at n={uncertainty.far} −{far:.0%}"
+    exponent, far = np.sqrt(np.maximum(1 - offer.gains, 0.0)).tolist()
+    return f"{what}; error of {uncertainty.exponent} to {exponent:.0%}, that of fvu at n={uncertainty.far} to {far:.0%}"
 
 
 def _promise(uncertainty: _Uncertainty) -> str:

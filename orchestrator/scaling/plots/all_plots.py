@@ -6,9 +6,10 @@ from orchestrator.scaling.laws.registry import LAWS
 from orchestrator.scaling.plots.canvas import Drawing, styled
 from orchestrator.scaling.plots.job_plots import curves, dead
 from orchestrator.scaling.plots.residual_plot import residuals
+from orchestrator.scaling.plots.sparsity_plot import frontier
 from orchestrator.scaling.types import Fit, JobMeasurement, LawName
 
-_OF_JOBS = {"curves": curves, "dead": dead}
+_OF_JOBS = {"curves": curves, "dead": dead, "frontier": frontier}
 _RESIDUALS = "residuals"
 
 

@@ -196,7 +196,9 @@ def round_ticks(low: float, high: float) -> list[float]:
         if len(found) >= _FEWEST_TICKS:
             return found[:: -(-len(found) // _MOST_TICKS)]
     span = 10.0 ** math.floor(math.log10(high - low)) if high > low else low
-    step = next(part * span for part in (1.0, 0.5, 0.25, 0.2, 0.1) if (high - low) / (part * span) >= _FEWEST_TICKS)
+    step = next(
+        part * span for part in (5.0, 2.5, 1.0, 0.5, 0.25, 0.1) if (high - low) / (part * span) >= _FEWEST_TICKS
+    )
     return [at * step for at in range(math.ceil(low / step), math.floor(high / step) + 1)]
 
 

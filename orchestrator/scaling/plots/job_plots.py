@@ -46,8 +46,8 @@ def curves(rows: Rows) -> Drawing | None:
     sheet.legend([(name, pen._replace(marker="")) for name, pen in layout.pens.items()])
     return sheet.done(
         "Curves: fvu against training tokens",
-        f"Held-out fvu of {named(len(drawn), 'job')} with averaged weights. Ring: within 1% of the limit of the curve."
-        f"{layout.left_out}",
+        f"Held-out fvu of {named(len(drawn), 'job')}, the lower of averaged and raw weights'."
+        f" Ring: within 1% of the limit of the curve.{layout.left_out}",
     )
 
 

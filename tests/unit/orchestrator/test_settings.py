@@ -6,7 +6,7 @@ import pytest
 
 from orchestrator.errors import ConfigError
 from orchestrator.masking import mask
-from orchestrator.settings import Settings, load, resolve
+from orchestrator.settings import Settings, load, place_of, resolve, sqlite_file, sqlite_url
 
 
 def write(folder: Path, text: str) -> Path:
@@ -184,3 +184,24 @@ def test_a_printed_settings_hides_passwords() -> None:
     settings = Settings(database_url="postgresql://ada:hush@db/orch", broker_url="redis://:hush@h")
     assert "hush" not in repr(settings) + str(settings)
     assert settings.database == "postgresql://ada:hush@db/orch"
+
+
+@pytest.mark.parametrize("name", ["plain", "a?1", "%41", "ü #", "a%3F?b"])
+def test_a_sqlite_url_names_its_file(name: str, tmp_path: Path) -> None:
+    from sqlalchemy import make_url
+
+    file = tmp_path / name / "orch.db"
+    assert make_url(sqlite_url(file)).database == str(file)
+    assert sqlite_file(sqlite_url(file)) == file
+    assert sqlite_file(f"sqlite:///{tmp_path}/x.db?timeout=3") == tmp_path / "x.db"
+    assert sqlite_file("postgresql+psycopg://host/orch") is None
+    assert place_of(sqlite_url(file)) == str(file)
+    assert place_of("postgresql://me:word@host/orch") == "postgresql://me:***@host/orch"
+
+
+def test_an_artifact_is_where_the_folder_is_now(tmp_path: Path) -> None:
+    settings = Settings(home=tmp_path / "new")
+    (tmp_path / "new" / "artifacts" / "1" / "1" / "final").mkdir(parents=True)
+    assert settings.artifact("/old/artifacts/1/1/final") == str(tmp_path / "new/artifacts/1/1/final")
+    assert settings.artifact("/old/artifacts/1/1/2048") == "/old/artifacts/1/1/2048", "it is in neither"
+    assert settings.artifact("/old/../../new") == "/old/../../new"

@@ -65,7 +65,9 @@ def test_every_option_has_help() -> None:
         (["status", "-s", "runing"], 2, "Did you mean 'running'"),
         (["status", "-o", "xml"], 2, "'xml' is not one of"),
         (["status", "-w", "-o", "csv"], 2, "-o json"),
-        (["show", "zero"], 2, "not a valid integer"),
+        (["show", "zero"], 2, "'zero' is no job. A job is a number"),
+        (["logs", "0"], 2, "'0' is no job"),
+        (["explain", "9" * 20], 2, "is no job"),
         (["wait", "1", "--timeout", "soon"], 2, "10m"),
         (["enqueue", "nowhere.yaml"], 2, "nowhere.yaml"),
     ],
@@ -138,3 +140,15 @@ def test_main_exits(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(SystemExit) as ended:
         entry.main()
     assert ended.value.code == 0
+
+
+def test_a_variable_that_sets_nothing_is_said(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("ORCH_LEASE_SECOND", "ORCH_QWERTY", "ORCH_TEST_ME", "ORCH_DEBUG", "ORCH_HEARTBEAT_SECONDS"):
+        monkeypatch.setenv(name, "1")
+    assert run(["config", "path"]) == 0
+    said = capsys.readouterr().err
+    assert "ORCH_LEASE_SECOND sets nothing; did you mean ORCH_LEASE_SECONDS?" in said
+    assert "ORCH_QWERTY sets nothing\n" in said
+    assert said.count("sets nothing") == 2

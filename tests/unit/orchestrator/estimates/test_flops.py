@@ -8,7 +8,8 @@ import pytest
 
 from orchestrator.config.job import SubjectConfig
 from orchestrator.config.validation import parse
-from orchestrator.estimates.flops import SHIPPED_FOLDER, estimate, hook_width, known_width
+from orchestrator.estimates.flops import estimate, hook_width, known_width
+from orchestrator.estimates.subject_files import SHIPPED_FOLDER
 
 TRAINING = {"max_tokens": 1_000_000, "dead_after_tokens": 400_000}
 
@@ -64,19 +65,18 @@ def test_an_unknown_width() -> None:
 )
 def test_known_width(tmp_path: Path, config: Any, width: int | None) -> None:
     (tmp_path / "config.json").write_text(json.dumps(config))
-    assert known_width(str(tmp_path)) == width
+    assert known_width(SubjectConfig(model=str(tmp_path))) == width
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe", b"[" * 100_000])
 def test_a_damaged_config_json_is_no_width(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "config.json").write_bytes(content)
-    assert known_width(str(tmp_path)) is None
+    assert known_width(SubjectConfig(model=str(tmp_path))) is None
 
 
 def test_what_is_not_a_folder_is_no_width(tmp_path: Path) -> None:
-    assert known_width("openai-community/gpt2") is None
-    assert known_width(str(tmp_path / "nothing")) is None
-    assert known_width("a\0b") is None
+    assert known_width(SubjectConfig(model="openai-community/gpt2")) is None
+    assert known_width(SubjectConfig(model=str(tmp_path / "nothing"))) is None
 
 
 def test_the_shipped_model_is_found_beside_the_package() -> None:

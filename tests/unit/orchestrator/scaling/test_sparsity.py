@@ -24,7 +24,7 @@ def test_what_is_told_by_other_checks_is_left_to_them(values: dict[str, Any]) ->
 @pytest.mark.parametrize("law", LAWS)
 def test_every_law_refuses_another_l0(law: str) -> None:
     relu, topk = measured(256, k=8, l0=100.8, tokens=500.0), measured(256, k=8, l0=8.0)
-    kept, excluded = sort_out(LAWS[law], [relu, topk], FitOptions())
+    kept, excluded = sort_out(LAWS[law], [relu, topk], FitOptions(tokens=900))
     assert [row.job_id for row in kept] == [topk.job_id]
     assert [(one.job_id, one.why) for one in excluded] == [
         (relu.job_id, "its sparsity is not its k: L0 100.8 was measured, k = 8")

@@ -107,12 +107,16 @@ def test_other_normalisations(parts: Parts, kind: str) -> None:
 
 
 def test_what_does_not_fit_is_said(parts: Parts) -> None:
-    long = parts._replace(tokens=parts.tokens.__class__(**vars(parts.tokens) | {"context_length": CONTEXT + 1}))
+    data = parts.config.data.model_copy(update={"context_length": CONTEXT + 1})
+    long = parts._replace(config=parts.config.model_copy(update={"data": data}))
     with pytest.raises(ConfigError, match=rf"(?s)context_length = {CONTEXT + 1}.*reads {CONTEXT}"):
         next(stream(*long))
     strange = parts._replace(tokens=parts.tokens.__class__(**vars(parts.tokens) | {"largest_id": 64}))
     with pytest.raises(SubjectError, match=r"gives id 64, .* knows 64 tokens"):
         heldout(*strange)
+    begun = parts._replace(tokens=parts.tokens.__class__(**vars(parts.tokens) | {"bos_id": 64}))
+    with pytest.raises(SubjectError, match=r"(?s)BOS token has id 64, .* knows 64 tokens.*prepend_bos: false"):
+        heldout(*begun)
 
 
 @pytest.fixture

@@ -69,6 +69,57 @@ def test_the_name_follows_the_content(source: Path, tmp_path: Path) -> None:
     assert pack(config(source), TOKENIZER, folder).id != file.id
 
 
+@pytest.mark.parametrize("kind", ["bytes", "metaspace", "first", "unigram"])
+@pytest.mark.parametrize("text", [TEXT * 400, "x " * 9 + "x" * 30_001 + TEXT * 400, "天地玄黄，宇宙洪荒。" * 2000])
+def test_pieces_of_a_long_text_tokenise_as_the_whole(
+    kind: str, text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(documents, "PIECE_CHARACTERS", 8192)
+    tokenizer = tokenizer_of(kind)
+    (tmp_path / "a.txt").write_text(text)
+    pieces = list(documents.open_source(config(tmp_path / "a.txt")).pieces())
+    assert len(pieces) > 1 or " " not in text, "a text without gaps is one piece, up to a length"
+    found = content(pack(config(tmp_path / "a.txt"), tokenizer, tmp_path / "tokens"))
+    assert found == tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
+def tokenizer_of(kind: str) -> Any:
+    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    made = Tokenizer(models.Unigram() if kind == "unigram" else models.BPE(unk_token="<unk>"))
+    options: dict[str, Any] = {"vocab_size": 300, "special_tokens": ["<unk>"], "show_progress": False}
+    trainer = trainers.UnigramTrainer(unk_token="<unk>", **options) if kind == "unigram" else None
+    if kind == "bytes":
+        made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        options["initial_alphabet"] = pre_tokenizers.ByteLevel.alphabet()
+    else:  # a mark before each word, or before the first of a text alone
+        scheme = "first" if kind == "first" else "always"
+        made.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=scheme, split=kind != "first")
+    made.train_from_iterator([TEXT], trainer or trainers.BpeTrainer(**options))
+    wrapped: Any = PreTrainedTokenizerFast
+    return wrapped(tokenizer_object=made)
+
+
+def test_special_tokens_are_part_of_the_name(source: Path, tmp_path: Path) -> None:
+    file = pack(config(source), TOKENIZER, tmp_path / "tokens")
+    other = make_tokenizer()
+    other.bos_token = "</s>"
+    assert pack(config(source), other, tmp_path / "tokens").id != file.id, "a job would go on with other positions"
+
+
+def test_unknown_tokens_are_counted_and_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tokenizer = tokenizer_of("metaspace")
+    (tmp_path / "a.txt").write_text(TEXT * 20)
+    assert pack(config(tmp_path / "a.txt"), tokenizer, tmp_path / "tokens").unknown == 0
+    assert "unknown" not in capsys.readouterr().err
+    (tmp_path / "a.txt").write_text(TEXT + "ЖЖ " * 20)
+    for _ in ("packed now", "found packed"):
+        file = pack(config(tmp_path / "a.txt"), tokenizer, tmp_path / "tokens")
+        assert file.unknown == int((file.read() == 0).sum()) >= 20
+        assert f"warning: {file.unknown / file.n_tokens:.0%} of the tokens of" in capsys.readouterr().err
+
+
 def test_max_tokens_cuts(source: Path, tmp_path: Path) -> None:
     file = pack(config(source, max_tokens=101), TOKENIZER, tmp_path / "tokens")
     assert content(file) == content(pack(config(source), TOKENIZER, tmp_path / "tokens"))[:101]

@@ -1,6 +1,7 @@
 """Every site of every family is what its name says, and a hook point can be replaced."""
 
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import Any, get_args
 
@@ -143,6 +144,22 @@ def test_a_block_that_adds_up_otherwise_is_refused(tmp_path: Path) -> None:
     subject.model.transformer.h[1].register_forward_hook(lambda _m, _a, output: output * 2)
     with pytest.raises(SubjectError, match=r"(?s)does not add up as resid_mid.*resid_post"):
         check_site(subject.model, subject.hook, IDS)
+
+
+@pytest.mark.parametrize("family", ["Mixtral", "Qwen2Moe", "Qwen3Moe", "Olmoe"])
+@pytest.mark.parametrize("site", SITES)
+def test_a_mixture_of_experts_is_read_or_refused_in_words(family: str, site: Site) -> None:
+    transformers: Any = import_module("transformers")
+    sizes = {"hidden_size": 16, "intermediate_size": 24, "moe_intermediate_size": 8, "vocab_size": 64, "head_dim": 8}
+    heads = {"num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1, "num_experts_per_tok": 2}
+    config = getattr(transformers, f"{family}Config")(**sizes, **heads, bos_token_id=0, eos_token_id=1, pad_token_id=1)
+    model = transformers.AutoModelForCausalLM.from_config(config).eval()
+    subject = SubjectConfig(model="here", layer=1, site=site)
+    if site == "mlp_post":
+        with pytest.raises((ConfigError, SubjectError), match=r"(?s)no linear map|does not add up.*resid_post"):
+            check_site(model, find_hook(model, subject), IDS)
+    else:
+        check_site(model, find_hook(model, subject), IDS)
 
 
 def test_a_model_without_blocks_needs_a_name(tmp_path: Path) -> None:

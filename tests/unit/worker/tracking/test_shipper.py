@@ -110,7 +110,7 @@ def test_a_sweep_is_an_experiment_a_job_a_run_an_attempt_a_run_inside(engine: En
     finish(engine, lease, settings.home / "artifacts" / "final")
     assert ship(engine, settings, lease.job_id) == []
     job = runs(settings)["job"]
-    assert (job.info.status, job.data.metrics["final_fvu"]) == ("FINISHED", 1000 / 4096)
+    assert (job.info.status, job.data.metrics["final/fvu"]) == ("FINISHED", 1000 / 4096)
     assert steps(settings, job) == [(tokens, 1000 / tokens) for tokens in TOKENS]
     stored = settings.home / "mlartifacts"
     assert {path.name for path in stored.rglob("*.*")} >= {"sae.safetensors", "curve.png"}
@@ -150,3 +150,54 @@ def test_f30_a_server_that_is_away_delays_nobody(engine: Engine, settings: Setti
     assert time.monotonic() - started < 30
     assert any("training goes on" in line for line in said)
     assert any("sync" in line for line in said)
+
+
+def test_a_run_is_named_by_what_was_swept_and_says_what_auto_came_to(engine: Engine, settings: Settings) -> None:
+    sizes = {"n_latents": 64, "k": 8}
+    rates = ("auto", 0.002)
+    configs = tuple(parse({"sae": sizes, "optimizer": {"lr": rate}}) for rate in rates)
+    queue.enqueue(engine, Sweep("rates", configs))
+    claim = queue.claim(engine, queue.Worker("one", "here", 1, "cpu"), token="t", lease_seconds=90)
+    assert claim
+    train(engine, claim.lease)
+    assert ship(engine, settings, 1, 2) == []
+    from mlflow import MlflowClient
+
+    client = MlflowClient(settings.tracking)
+    experiment = client.get_experiment_by_name("rates")
+    assert experiment
+    assert experiment.tags["mlflow.experimentKind"] == "custom_model_development"
+    found = {run.info.run_name: run for run in client.search_runs([experiment.experiment_id])}
+    assert found.keys() == {"job 1: n=64 k=8 lr=auto", "job 1 attempt 1", "job 2: n=64 k=8 lr=0.002"}
+    first = found["job 1: n=64 k=8 lr=auto"].data.params
+    assert (first["optimizer.lr"], first["resolved.lr"]) == ("auto", "0.001")
+
+
+def test_a_job_run_that_was_deleted_is_rebuilt_with_its_attempts_under_it(engine: Engine, settings: Settings) -> None:
+    from mlflow import MlflowClient
+
+    lease = claimed(engine)
+    train(engine, lease)
+    finish(engine, lease, settings.home / "artifacts" / "final")
+    assert ship(engine, settings, lease.job_id) == []
+    before = runs(settings)
+    MlflowClient(settings.tracking).delete_run(before["job"].info.run_id)
+    assert sync(engine, settings, "widths / k") == 1
+    after = runs(settings)
+    assert after["job"].info.run_id != before["job"].info.run_id
+    assert steps(settings, after["job"]) == [(tokens, 1000 / tokens) for tokens in TOKENS]
+    assert after["attempt"].info.run_id == before["attempt"].info.run_id
+    assert after["attempt"].data.tags["mlflow.parentRunId"] == after["job"].info.run_id
+
+
+def test_numbers_of_one_point_stand_apart_from_the_curve(engine: Engine, settings: Settings) -> None:
+    lease = claimed(engine)
+    train(engine, lease)
+    finish(engine, lease, settings.home / "artifacts" / "final")
+    assert ship(engine, settings, lease.job_id) == []
+    from mlflow import MlflowClient
+
+    client, job = MlflowClient(settings.tracking), runs(settings)["job"]
+    for name in job.data.metrics:
+        n_points = len(client.get_metric_history(job.info.run_id, name))
+        assert (n_points == 1) == name.startswith("final/"), name

@@ -299,8 +299,8 @@ def test_jobs_of_no_use_have_an_answer(law: LawName, broken: dict[str, Any]) -> 
         fit(law, rows)
     assert "Left out" in told.value.message
     sizes = "512,1024" if law == "lc" else "64,128,256"
-    again = "" if law in ("lc", "lr") else " training.seed=1"
-    lr = "0.02" if law == "lr" else "auto"
+    again = "" if law in ("lc", "lr", "lrt") else " training.seed=1"
+    lr = "0.02" if law in ("lr", "lrt") else "auto"
     assert f"orch enqueue FILE --name s sae.n_latents={sizes} sae.k=8 optimizer.lr={lr}{again}" in told.value.hint
 
 

@@ -116,8 +116,8 @@ def test_what_shrinks_is_what_least_squares_says(between: float, n_latents: int)
     if n_latents in NS:
         errors[NS.index(n_latents)] = between**2 + within / 2
     after = np.linalg.inv(_information(x, weights=1 / errors))[1, 1]
-    told = int(choice.why.partition("variance of b −")[2].partition("%")[0]) / 100
-    assert told == pytest.approx(1 - after / before, abs=0.02)
+    told = int(choice.why.partition("error of b to ")[2].partition("%")[0]) / 100
+    assert told == pytest.approx(math.sqrt(after / before), abs=0.02)
 
 
 @pytest.mark.parametrize("flag", [OFF_LAW, OFF_TREND, END, GAP])

@@ -1,0 +1,81 @@
+"""Take jobs out of sight: hidden ones come back when asked for, deleted ones never. Files go with `orch gc`."""
+
+from collections.abc import Sequence
+from typing import Any, cast
+
+from sqlalchemy import Engine, delete, insert, select, update
+from sqlalchemy.orm import Session
+
+from orchestrator.database.engine import db_now, transaction
+from orchestrator.database.models import ConvergenceRow, Event, Job, ResultRow
+from orchestrator.errors import NotFound, StateError
+from orchestrator.job_states import TERMINAL, State
+from orchestrator.queue.types import Change
+
+
+def hide_jobs(engine: Engine, job_ids: Sequence[int], *, hidden: bool = True) -> list[Change]:
+    """Take ended jobs out of every list, count, law and report; with `hidden` off put them back.
+
+    Raises:
+        StateError: the only job named has not ended, or is deleted.
+        NotFound: a job that does not exist.
+    """
+    return [_hide(engine, job_id, hidden=hidden, alone=len(job_ids) == 1) for job_id in dict.fromkeys(job_ids)]
+
+
+def delete_jobs(engine: Engine, job_ids: Sequence[int]) -> list[Change]:
+    """Delete jobs that do not run, for good: their results go at once, their files with `orch gc`.
+
+    The row stays, without a place in its sweep: a number is never given twice, and the config may be enqueued again.
+
+    Raises:
+        StateError: the only job named runs.
+        NotFound: a job that does not exist.
+    """
+    return [_delete(engine, job_id, alone=len(job_ids) == 1) for job_id in dict.fromkeys(job_ids)]
+
+
+def _hide(engine: Engine, job_id: int, *, hidden: bool, alone: bool) -> Change:
+    with transaction(engine) as session:
+        job = _locked(session, job_id)
+        refused = "is deleted" if job.hidden == "deleted" else "" if job.state in TERMINAL else f"is {job.state}"
+        if refused:
+            return _refuse(job, "hide", refused, alone=alone)
+        word = "hidden" if hidden else None
+        if job.hidden != word:
+            session.execute(update(Job).where(Job.id == job_id).values(hidden=word))
+            _log(session, job_id, "hidden" if hidden else "shown", None)
+        return Change(job_id, cast(State, job.state), "hidden" if hidden else "shown again")
+
+
+def _delete(engine: Engine, job_id: int, *, alone: bool) -> Change:
+    with transaction(engine) as session:
+        job = _locked(session, job_id)
+        if job.state == "running":
+            return _refuse(job, "delete", "is running: cancel it first", alone=alone)
+        if job.hidden != "deleted":
+            outcome = session.scalar(select(ResultRow.outcome).where(ResultRow.job_id == job_id))
+            for table in (ConvergenceRow, ResultRow):
+                session.execute(delete(table).where(table.job_id == job_id))
+            gone = {"hidden": "deleted", "state": "cancelled", "desired": "run", "reason": "deleted by hand"}
+            values = gone | ({} if job.state in TERMINAL else {"finished_at": db_now()})
+            session.execute(update(Job).where(Job.id == job_id).values(**values))
+            _log(session, job_id, "deleted", {"was": job.state, "outcome": outcome})
+        return Change(job_id, "cancelled", "deleted")
+
+
+def _locked(session: Session, job_id: int) -> Any:
+    job = session.execute(select(Job.id, Job.state, Job.hidden).where(Job.id == job_id).with_for_update()).one_or_none()
+    if job is None:
+        raise NotFound(f"there is no job {job_id}", hint="orch status lists them")
+    return job
+
+
+def _refuse(job: Any, verb: str, why: str, *, alone: bool) -> Change:
+    if alone:
+        raise StateError(f"cannot {verb} job {job.id}: it {why}", hint=f"orch show {job.id}")
+    return Change(job.id, job.state, why)
+
+
+def _log(session: Session, job_id: int, kind: str, data: dict[str, Any] | None) -> None:
+    session.execute(insert(Event).values(job_id=job_id, at=db_now(), kind=kind, data=data))
