@@ -46,7 +46,7 @@ PLANTED: dict[str, tuple[Edit, ...]] = {
     "companion from another place": (
         Edit(claims._first_companion, '== bindparam("its_cursor")', '>= 0 * bindparam("its_cursor")'),
     ),
-    "finish not idempotent": (Edit(outcomes.finish, "_finished_before(session, lease)", "False"),),
+    "finish not idempotent": (Edit(outcomes.finish, "_finished_before(session, lease, result.outcome)", "False"),),
     "finish in two transactions": (
         Edit(outcomes.finish, "        _store(session, lease, result, analysis)", SECOND_TRANSACTION),
     ),

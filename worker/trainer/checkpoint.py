@@ -123,7 +123,7 @@ def _verify(folder: Path, config: JobConfig) -> str:
     except (OSError, ValueError) as error:
         raise checked_folder.unreadable(folder, error) from error
     # Parsed, not compared as text: a field that a later version adds has its default here.
-    if not is_extension(_masked(config), _masked(from_stored(values))):
+    if not is_extension(from_stored(_masked(config)), from_stored(_masked(from_stored(values)))):
         raise CheckpointError(f"the checkpoint {folder} is of another config")
     return sha256
 
@@ -134,6 +134,7 @@ def _trainer(folder: Path) -> dict[str, Any]:
     return found
 
 
-def _masked(config: JobConfig) -> JobConfig:
+def _masked(config: JobConfig) -> dict[str, Any]:
     """Return a config as it is kept beside its weights: a copy of the folder tells nobody a password."""
-    return from_stored(mask_all(json.loads(config.canonical_json())))
+    found: dict[str, Any] = mask_all(json.loads(config.canonical_json()))
+    return found
