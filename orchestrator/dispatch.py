@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from sqlalchemy import Engine
 
 from orchestrator.errors import ConfigError
-from orchestrator.settings import Settings, mask
+from orchestrator.masking import mask
+from orchestrator.settings import Settings
 
 if TYPE_CHECKING:
     from celery import Celery

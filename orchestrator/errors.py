@@ -5,7 +5,9 @@ OrchError                     exit 1   anything of ours
 ├── NotFound(LookupError)     exit 3   the person names something else
 ├── StateError                exit 4   the action is not allowed now, or the lease has gone to another worker
 ├── FitError                  exit 4   a fit lacks jobs: the message names them
-├── StorageError              exit 5   database, broker or disk: try again later (retry = True)
+├── MachineError              exit 5   this machine's fault, and no job's: try elsewhere, or later (retry = True)
+│   └── StorageError          exit 5   database, broker or disk
+│       └── CheckpointsElsewhere  exit 5   a job's checkpoints are not to be seen here
 ├── SubjectError              exit 1   the language model or its text cannot be used
 ├── TrainingError             exit 1   the trainer failed
 │   ├── Diverged              exit 1   a result, not a crash
@@ -15,6 +17,7 @@ OrchError                     exit 1   anything of ours
 A class's docstring is its default message.
 """
 
+import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import ClassVar, Literal
@@ -59,11 +62,19 @@ class StateError(OrchError):
     exit_code = 4
 
 
-class StorageError(OrchError):
-    """The database, the broker or the disk did not answer."""
+class MachineError(OrchError):
+    """A machine, or a server it needs, cannot do its work at the moment."""
 
     exit_code = 5
     retry = True
+
+
+class StorageError(MachineError):
+    """The database, the broker or the disk did not answer."""
+
+
+class CheckpointsElsewhere(StorageError):
+    """The checkpoints of this job are not to be seen from this machine."""
 
 
 class FitError(OrchError):
@@ -90,6 +101,40 @@ class OutOfMemory(TrainingError):
 
 class CheckpointError(OrchError):
     """The checkpoint cannot be read."""
+
+
+_OF_A_MACHINE = frozenset(
+    getattr(errno, name)
+    for name in (
+        "ENOSPC", "EDQUOT", "EROFS", "EIO", "EACCES", "EPERM", "ESTALE", "ENODEV", "ENXIO", "ENOMEM", "EAGAIN",
+        "EMFILE", "ENFILE", "ENOTCONN", "ECONNREFUSED", "ECONNRESET", "ECONNABORTED", "ETIMEDOUT", "ENETDOWN",
+        "ENETUNREACH", "EHOSTDOWN", "EHOSTUNREACH",
+    )
+    if hasattr(errno, name)
+)  # fmt: skip
+"""Of a disk, a mount, a limit or a network: what the system says of a machine."""
+_OF_A_NETWORK = frozenset(
+    {"ConnectionError", "ConnectTimeout", "ReadTimeout", "Timeout", "gaierror", "TimeoutException", "ConnectError"}
+)
+"""Names of the classes of libraries that are loaded where they are used alone."""
+
+
+def is_of_machine(error: BaseException) -> bool:
+    """Say whether an error, or one that it was raised for, is the machine's: then no job is to pay for it."""
+    return any(
+        isinstance(one, MachineError | ConnectionError | TimeoutError)
+        or (isinstance(one, OSError) and one.errno in _OF_A_MACHINE)
+        or not _OF_A_NETWORK.isdisjoint(kind.__name__ for kind in type(one).__mro__)
+        for one in _chain(error)
+    )
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        yield error
+        error = error.__cause__ or error.__context__
 
 
 @contextmanager

@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import unquote
 
+from orchestrator import bounded_file
 from orchestrator.errors import ConfigError
+from orchestrator.masking import mask
 
 FILE_NAME = "orch.toml"
 Origin = Literal["environment", "file", "default"]
@@ -146,13 +148,6 @@ VARIABLES = {f"ORCH_{name.upper()}": name for name in NAMES}
 """By environment variable: the setting it sets."""
 
 
-def mask(text: str) -> str:
-    """Hide the passwords of the URLs in a text, also of one that lacks its scheme; return other text as it is."""
-    hidden = re.sub(r"(?<=://)([^:/@?\s]*):.*@", r"\1:***@", text)
-    hidden = re.sub(r"^(?!\w[\w+.-]*://)([^:/@?\s]+):\S*@", r"\1:***@", hidden)
-    return re.sub(r"([?&][\w-]*(?:password|token|secret)=)[^&#]*", r"\1***", hidden, flags=re.IGNORECASE)
-
-
 def sqlite_url(file: Path) -> str:
     """Return the URL of a SQLite file, whatever characters are in its path."""
     quoted = str(file).replace("%", "%25").replace("?", "%3F")
@@ -285,7 +280,9 @@ def nearest_file(folder: Path) -> Path | None:
 
 def _read(file: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(file.read_text(encoding="utf-8"))
+        return tomllib.loads(bounded_file.read_text(file, what="settings"))
+    except ConfigError:
+        raise
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise ConfigError(f"{file}: {error}", hint="Correct the file, or make a new one with: orch init") from None
 

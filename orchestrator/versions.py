@@ -1,6 +1,5 @@
 """Versions of Python and packages, and the git commit. Nothing here raises: what is not known is left out."""
 
-import os
 import platform
 import re
 from contextlib import suppress
@@ -17,11 +16,6 @@ def versions() -> dict[str, str]:
         with suppress(metadata.PackageNotFoundError):
             found[name] = metadata.version(name)
     return found
-
-
-def usable_cores() -> int:
-    """Return the CPU cores that this process may run on, which may be fewer than the machine has."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def git_commit(folder: Path = Path(__file__).parents[1]) -> str | None:

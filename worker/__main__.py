@@ -13,9 +13,11 @@ from dataclasses import replace
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from orchestrator.errors import OrchError, StorageError
-from orchestrator.settings import Settings, load, mask
-from orchestrator.versions import usable_cores
+from orchestrator.cores import usable_cores
+from orchestrator.errors import MachineError, OrchError, StorageError
+from orchestrator.masking import mask
+from orchestrator.settings import Settings, load
+from worker import log_stream
 from worker.supervisor.log import Libraries, LogLine, WorkerLog
 
 if TYPE_CHECKING:
@@ -78,6 +80,7 @@ def _flags_for_each(arguments: Sequence[str] | None) -> list[str]:
 def _work(settings: Settings, asked: argparse.Namespace) -> int:
     """Run one worker in this process."""
     from orchestrator.database.schema import make_folder, open_database
+    from orchestrator.diagnosis.checks import check_for_worker
     from orchestrator.queue import workers
     from worker.devices import check
     from worker.supervisor import gpu_lock
@@ -87,11 +90,13 @@ def _work(settings: Settings, asked: argparse.Namespace) -> int:
 
     if asked.label:
         threading.Thread(target=end_with_fleet, name="fleet-watch", daemon=True).start()
-    device, threads = asked.device or settings.device, asked.threads or usable_cores()
+    device = asked.device or settings.device
     check(device)
     settings = _with_jobs_per_trainer(settings, asked.jobs, device)
     make_folder(settings.home)
     engine = open_database(settings)
+    if (found := check_for_worker(settings)) is not None:
+        raise MachineError(f"{found.name}: {found.text}", hint=f"{found.hint} No job is claimed here before.".lstrip())
     wanted = this_worker(asked.name, pid=os.getpid(), device=device)
     me = replace(wanted, name=workers.free_name(engine, wanted.name))
     say = WorkerLog(asked.label, worker=me.name, form=settings.log_format)
@@ -99,14 +104,18 @@ def _work(settings: Settings, asked: argparse.Namespace) -> int:
         say(f"another worker named {wanted.name} is at work: this one is {me.name}")
     Libraries(say).install()
     tracking = Tracking(engine, settings, say=say)
-    supervisor = Supervisor(settings, engine, worker=me, threads=threads, say=say, changed=tracking.changed)
+    supervisor = Supervisor(settings, engine, worker=me, threads=asked.threads, say=say, changed=tracking.changed)
     _stop_on_signals(supervisor)
     gpus = gpu_lock.held(gpu_lock.names(device, os.environ), gpu_lock.folder())
     with gpus, _wake_ups(settings, supervisor.wake, me.name, say):
-        say(f"worker {me.name} on {device}, {threads} threads, database {mask(settings.database)}")
+        threads = f"{asked.threads} threads" if asked.threads else f"up to {usable_cores()} threads"
+        say(f"worker {me.name} on {device}, {threads}, database {mask(settings.database)}")
         stopped = supervisor.run(until_empty=asked.until_empty)
     tracking.close(STOPPED_DRAIN_SECONDS if stopped else DRAIN_SECONDS)
     engine.dispose()
+    if supervisor.database_gone:
+        hint = "What its jobs had reached is in their checkpoints: bring a copy of the database back, and go on."
+        raise StorageError(f"the database is gone: {supervisor.database_gone}", hint=hint)
     say(f"worker {me.name} ends")
     return INTERRUPTED if stopped and asked.until_empty else 0
 
@@ -121,6 +130,8 @@ def _stop_on_signals(supervisor: "Supervisor") -> None:
     received: list[int] = []
 
     def on_signal(number: int, _frame: FrameType | None) -> None:
+        if "orchestrator.database.answering" in sys.modules:  # it is loaded for PostgreSQL alone
+            sys.modules["orchestrator.database.answering"].be_brief()
         # SIGTERM comes again from impatient service managers: only a second Ctrl-C means "now".
         if not supervisor.is_stopping or (received and number == signal.SIGINT):
             supervisor.stop()
@@ -164,7 +175,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--until-empty", action="store_true", help="end when no job is queued or running")
     parser.add_argument("--name", help="this worker's name in `orch status` (default: host and process id)")
     parser.add_argument("--jobs", type=_at_least_one, help="most jobs of one stream that a trainer trains together")
-    parser.add_argument("--threads", type=_at_least_one, help="CPU threads of a trainer (default: all, divided)")
+    parser.add_argument(
+        "--threads",
+        type=_at_least_one,
+        help="CPU threads of a trainer (default: its part of the cores)",
+    )
     place = parser.add_mutually_exclusive_group()
     place.add_argument("--device", help="auto, cpu, cuda or cuda:N (default: the setting `device`)")
     place.add_argument("--devices", help="a worker per entry: 0,1 or all GPUs: all; 0+1: one whose jobs share both")
@@ -184,4 +199,5 @@ def _at_least_one(text: str) -> int:
 
 
 if __name__ == "__main__":
+    log_stream.install()
     sys.exit(main())

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
+from orchestrator.bounded_file import read_text
 from orchestrator.errors import CheckpointError, StorageError
 from orchestrator.storage.activation_caches import PARTIAL
 
@@ -80,7 +81,7 @@ def verify(folder: Path) -> str:
         CheckpointError: a file is missing or was changed.
     """
     try:
-        sums = json.loads((folder / MANIFEST).read_text())["sha256"]
+        sums = json.loads(read_text(folder / MANIFEST, what="a manifest"))["sha256"]
         changed = [name for name, sha256 in sums.items() if sha256_of_file(folder / name) != sha256]
         manifest_sha256 = sha256_of_file(folder / MANIFEST)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:

@@ -9,7 +9,7 @@ from orchestrator.checkpoint_ref import CheckpointRef
 from orchestrator.config.job import JobConfig, canonical_text
 from orchestrator.config.validation import read_stored
 from orchestrator.curves.point import Point
-from orchestrator.errors import ConfigError, OutOfMemory, SharedBy, SubjectError
+from orchestrator.errors import ConfigError, OutOfMemory, SharedBy, SubjectError, is_of_machine
 
 
 class Exit(IntEnum):
@@ -17,6 +17,7 @@ class Exit(IntEnum):
 
     DONE = 0
     INTERNAL = 70
+    MACHINE = 74
     YIELDED = 75
     BAD_CONFIG = 78
     OUT_OF_MEMORY = 79
@@ -185,6 +186,11 @@ class Said(NamedTuple):
 
 
 _OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
+_OF_DRIVERS = (
+    "CUDA driver", "NVIDIA driver", "no CUDA-capable device", "CUDA-capable device(s) is/are busy", "No CUDA GPUs",
+    "CUDA unknown error", "uncorrectable ECC", "cannot open shared object file",
+)  # fmt: skip
+"""Of a GPU that has gone, or of libraries of the system that do not load."""
 _LOWER = "Lower training.batch_tokens, training.shuffle_tokens, sae.n_latents or data.context_length."
 _KINDS: dict[str, type[Message]] = {
     "started": Started,
@@ -243,12 +249,19 @@ def describe(message: Message) -> str:
 
 def _classified(error: Exception) -> tuple[Exit, str]:
     hint = getattr(error, "hint", "")
+    if is_of_machine(error) or _is_of_driver(error):
+        return Exit.MACHINE, hint
     if isinstance(error, ConfigError | SubjectError):
         return Exit.BAD_CONFIG, hint
     is_memory = isinstance(error, MemoryError | OutOfMemory) or type(error).__name__ == "OutOfMemoryError"
     if is_memory or (isinstance(error, RuntimeError) and any(words in str(error) for words in _OUT_OF_MEMORY)):
         return Exit.OUT_OF_MEMORY, hint or _LOWER
     return Exit.INTERNAL, hint
+
+
+def _is_of_driver(error: Exception) -> bool:
+    text = str(error)
+    return isinstance(error, RuntimeError | ImportError) and any(words in text for words in _OF_DRIVERS)
 
 
 def _written(job: Assignment) -> dict[str, Any]:

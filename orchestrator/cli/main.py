@@ -3,6 +3,7 @@
 import errno
 import gc
 import importlib
+import io
 import os
 import sys
 import traceback
@@ -10,7 +11,7 @@ from collections.abc import Sequence
 
 import click
 
-from orchestrator.cli.terminal import Invocation, complain, warn
+from orchestrator.cli.terminal import Invocation, complain, note, warn
 from orchestrator.errors import OrchError
 
 SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
@@ -185,11 +186,13 @@ def run(args: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except click.ClickException as error:
-        error.show()
+        said = io.StringIO()
+        error.show(said)
+        note(said.getvalue().rstrip())
         return error.exit_code
     except Exception as error:  # noqa: BLE001 - the one place where anything becomes a message
         if invocation.debug:
-            traceback.print_exc()
+            note(traceback.format_exc())
         return _explain(error)
     return code if isinstance(code, int) else 0
 

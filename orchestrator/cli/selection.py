@@ -9,6 +9,7 @@ import click
 
 from orchestrator.errors import OrchError
 from orchestrator.job_states import STATES
+from orchestrator.masking import clean
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
@@ -169,8 +170,12 @@ def _complete(ctx: click.Context, param: click.Parameter, incomplete: str) -> "l
         names, rows = _known()
     except OrchError:
         return []
-    jobs = [CompletionItem(str(row.id), help=f"{row.sweep} {row.state}") for row in rows]
-    offered = jobs if param.name == "job" else [*(CompletionItem(name, help="sweep") for name in names), *jobs]
+    jobs = [CompletionItem(str(row.id), help=clean(f"{row.sweep} {row.state}", lines=False)) for row in rows]
+    offered = (
+        jobs
+        if param.name == "job"
+        else [*(CompletionItem(clean(name, lines=False), help="sweep") for name in names), *jobs]
+    )
     return [item for item in offered if item.value.startswith(incomplete)]
 
 

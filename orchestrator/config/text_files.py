@@ -16,7 +16,7 @@ def is_local(source: str) -> bool:
     return (
         source.startswith((".", "/", "~"))
         or source.lower().endswith(SUFFIXES)
-        or any(sign in source for sign in "*?[")
+        or ("://" not in source and any(sign in source for sign in "*?["))
         or Path(source).exists()
     )
 

@@ -15,7 +15,7 @@ from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.functions import FunctionElement
 
 from orchestrator.errors import ConfigError, StorageError
-from orchestrator.settings import mask
+from orchestrator.masking import mask
 
 _KEEPALIVE = {"keepalives_idle": 10, "keepalives_interval": 5, "keepalives_count": 3, "tcp_user_timeout": 20_000}
 """A connection to a server that vanished fails after about 25 s; the last value is in milliseconds."""
@@ -29,8 +29,16 @@ _HINTS = (
     (("unable to open database file",), "Check that the data folder exists and may be written: orch doctor"),
     (("no such table", "no such column", "does not exist"), "The schema is missing or old: orch db upgrade"),
     (("not a database", "malformed"), "The file is damaged or no SQLite database: bring back a copy of it."),
-    (("locked", "timeout"), "Another process holds the database: try again; orch doctor names who works on it."),
-    (("connect", "resolve", "refused", "server closed"), "Is the database server up, and its URL right? orch doctor"),
+    (("database is locked",), "Another process holds the database: try again; orch doctor names who works on it."),
+    (("lock timeout", "statement timeout"), "The server is busy, or another session holds what this needs: try again."),
+    (
+        ("not answered", "connection timeout"),
+        "It takes connections and does not answer: is it paused, overloaded, or behind a proxy that is? orch doctor",
+    ),
+    (
+        ("connect", "resolve", "refused", "server closed", "terminating"),
+        "Is the database server up, and its URL right? orch doctor",
+    ),
 )
 
 
@@ -66,7 +74,11 @@ def connect(url: str, *, limits: bool = True) -> Engine:
     asked = place.query.get("options", "")
     options = f"{_LIMITS if limits else ''} {asked if isinstance(asked, str) else ' '.join(asked)}".strip()
     arguments = {"application_name": "orch", "connect_timeout": 5, "options": options, **_KEEPALIVE}
-    return create_engine(place, json_serializer=_dumps, pool_pre_ping=True, connect_args=arguments)
+    engine = create_engine(place, json_serializer=_dumps, pool_pre_ping=True, connect_args=arguments)
+    from orchestrator.database.answering import make_answering  # loads psycopg
+
+    make_answering(engine, limits=limits)
+    return engine
 
 
 @contextmanager

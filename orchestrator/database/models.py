@@ -109,6 +109,8 @@ class Job(Table):
     mlflow_run_id: Mapped[str | None]
     stream_key: Mapped[str | None]
     """Identifies the activations it trains on; jobs of one key can share a trainer. NULL = trained alone."""
+    company: Mapped[int | None]
+    """Most jobs of its next trainer, this one included: half as many as were in one that crashed. NULL = any."""
 
 
 class Attempt(Table):
@@ -269,6 +271,8 @@ class WorkerRow(Table):
     desired: Mapped[str]
     """run, drain or stop: the state asked for."""
     ended_at: Mapped[float | None]
+    unwell: Mapped[str | None]
+    """What is wrong with its machine, while it claims nothing for that; NULL: nothing."""
 
 
 class QueuePause(Table):

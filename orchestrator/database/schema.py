@@ -13,9 +13,10 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from orchestrator.database.engine import connect, explained
 from orchestrator.errors import StorageError
-from orchestrator.settings import Settings, mask
+from orchestrator.masking import mask
+from orchestrator.settings import Settings
 
-HEAD = "0010"
+HEAD = "0011"
 """The newest migration; a test compares it with the folder, so that opening need not load Alembic."""
 _NEWER = f"A newer orch made it? This one knows schemas up to {HEAD}: install the newer version."
 VERSION_TABLE = "orch_alembic_version"
@@ -33,7 +34,7 @@ def open_database(settings: Settings) -> Engine:
         make_folder(settings.home, file="orch.db")
     engine = connect(settings.database)
     try:
-        found = _version(engine)
+        found = version(engine)
         if found != HEAD:
             _upgrade_or_refuse(settings, found)
     except BaseException:
@@ -73,7 +74,7 @@ def current(settings: Settings) -> str | None:
         return None
     engine = connect(settings.database)
     try:
-        return _version(engine)
+        return version(engine)
     finally:
         engine.dispose()
 
@@ -103,7 +104,12 @@ def other_schema(settings: Settings, found: str | None) -> StorageError:
     return StorageError(f"database {mask(settings.database)} {state}; this version needs {HEAD}", hint=hint)
 
 
-def _version(engine: Engine) -> str | None:
+def version(engine: Engine) -> str | None:
+    """Return the version of the schema of an engine's database, or None where there is none.
+
+    Raises:
+        StorageError: no answer.
+    """
     try:
         with engine.connect() as connection:
             if engine.dialect.name == "postgresql" and not inspect(connection).has_table(VERSION_TABLE):

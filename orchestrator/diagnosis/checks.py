@@ -7,6 +7,7 @@ from orchestrator.diagnosis.machine import (
     check_artifacts,
     check_device,
     check_folder,
+    check_logs,
     check_packages,
     check_python,
     check_settings,
@@ -21,6 +22,7 @@ _CHECKS: tuple[Callable[[Settings], Finding], ...] = (
     check_settings,
     check_folder,
     check_artifacts,
+    check_logs,
     check_space,
     check_database,
     check_clock,
@@ -30,6 +32,16 @@ _CHECKS: tuple[Callable[[Settings], Finding], ...] = (
     check_subject,
     check_device,
 )
+
+
+_OF_A_WORKER: tuple[Callable[[Settings], Finding], ...] = (check_folder, check_artifacts, check_space)
+"""What a worker's own machine must pass; it has opened the database itself, and torch is loaded by its trainers."""
+
+
+def check_for_worker(settings: Settings) -> Finding | None:
+    """Return the first thing that keeps this machine from training; None where nothing does."""
+    findings = (check(settings) for check in _OF_A_WORKER)
+    return next((finding for finding in findings if finding.level == "FAIL"), None)
 
 
 def run_checks() -> Iterator[Finding]:

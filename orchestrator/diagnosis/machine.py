@@ -24,6 +24,7 @@ PACKAGES = (
     "safetensors",
 )
 LOW_SPACE, NO_SPACE = 5e9, 2e8
+PROBE_BYTES = 1 << 16
 _PROBE = """
 import torch
 if torch.cuda.is_available():
@@ -74,26 +75,41 @@ def check_artifacts(settings: Settings) -> Finding:
     return _writable("artifacts", settings.artifacts_folder, hint)
 
 
+def check_logs(settings: Settings) -> Finding:
+    """Look whether the folder of logs may be written; without it jobs are trained all the same."""
+    found = _writable("logs", settings.logs_folder, "")
+    hint = "Jobs are trained all the same, but what their trainers say is lost."
+    return found if found.level == "OK" else found._replace(level="WARN", hint=hint)
+
+
 def _writable(name: str, folder: Path, hint: str) -> Finding:
+    """Write a file as a trainer would: on a full disk a file can still be made, and not be filled."""
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(b"\0" * PROBE_BYTES)
+            file.flush()
+            os.fsync(file.fileno())
     except OSError as error:
         return Finding("FAIL", name, f"{folder}: {error.strerror}", hint)
     return Finding("OK", name, f"{folder} may be written")
 
 
 def check_space(settings: Settings) -> Finding:
-    """Look whether the disk of the data folder has room."""
-    try:
-        free = shutil.disk_usage(settings.home).free
-    except OSError as error:
-        return Finding("FAIL", "disk", f"{settings.home}: {error.strerror}")
-    text = f"{free / 1e9:.1f} GB free"
-    if free >= LOW_SPACE:
+    """Look whether the disks of the data folder and of the artifacts have room."""
+    free: dict[int, tuple[int, Path]] = {}
+    for folder in (settings.home, settings.artifacts_folder):
+        try:
+            there = next(place for place in (folder, *folder.parents) if place.exists())
+            free[there.stat().st_dev] = shutil.disk_usage(there).free, folder
+        except OSError as error:
+            return Finding("FAIL", "disk", f"{folder}: {error.strerror}")
+    least = min(free.values())[0]
+    told = [found for found in free.values() if least >= LOW_SPACE or found[0] < LOW_SPACE]
+    text = ", ".join(f"{n / 1e9:.1f} GB free" + (f" for {folder}" if len(free) > 1 else "") for n, folder in told)
+    if least >= LOW_SPACE:
         return Finding("OK", "disk", text)
-    return Finding("FAIL" if free < NO_SPACE else "WARN", "disk", text, "Checkpoints and tokens need room.")
+    return Finding("FAIL" if least < NO_SPACE else "WARN", "disk", text, "Checkpoints and tokens need room.")
 
 
 def check_subject(settings: Settings) -> Finding:

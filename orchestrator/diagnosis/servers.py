@@ -1,20 +1,21 @@
 """Check the database, its clock, the workers, the broker and the tracking store: is each within reach?"""
 
 import os
-import sqlite3
 import time
 import urllib.request
 from base64 import b64encode
 from collections.abc import Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from http.client import HTTPException
 from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
 from orchestrator.diagnosis.finding import Finding
-from orchestrator.errors import OrchError
+from orchestrator.errors import OrchError, StorageError
 from orchestrator.formatting import duration, named
-from orchestrator.settings import Settings, mask, sqlite_file
+from orchestrator.masking import mask
+from orchestrator.mlflow_store import fault
+from orchestrator.settings import Settings, sqlite_file
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine
@@ -25,18 +26,38 @@ CLOCK_SECONDS, DAY_SECONDS = 5.0, 86_400.0
 
 def check_database(settings: Settings) -> Finding:
     """Look whether the database answers, and whether its schema is that of this version."""
-    from orchestrator.database.schema import HEAD, current
+    from orchestrator.database.schema import HEAD, current, other_schema
 
     try:
         found = current(settings)
+        if found == HEAD:
+            _try_to_write(settings)
     except OrchError as error:
         return Finding("FAIL", "database", error.message, error.hint)
+    if found and found > HEAD:
+        unknown = other_schema(settings, found)
+        return Finding("FAIL", "database", unknown.message, unknown.hint)
     if found == HEAD:
         return Finding("OK", "database", f"{mask(settings.database)}, schema {found}{_holders(settings)}")
     text = f"{mask(settings.database)} has {f'schema {found}' if found else 'no schema yet'}, {HEAD} is needed"
     if settings.embedded:
         return Finding("OK", "database", text, "It is made when it is first used.")
     return Finding("FAIL", "database", text, "Run: orch db upgrade")
+
+
+def _try_to_write(settings: Settings) -> None:
+    """Take the locks of a write, as a worker does, and write nothing.
+
+    Raises:
+        StorageError: the database may only be read, is full, or is held by another process.
+    """
+    from sqlalchemy import false, update
+
+    from orchestrator.database.engine import transaction
+    from orchestrator.database.models import WorkerRow
+
+    with _opened(settings) as engine, transaction(engine) as session:
+        session.execute(update(WorkerRow).where(false()).values(pid=0))
 
 
 def _holders(settings: Settings) -> str:
@@ -86,9 +107,16 @@ def check_workers(settings: Settings) -> Finding:
     if not _is_current(settings):
         return _unknown("workers")
     with _opened(settings) as engine:
-        found = [worker.state for worker in results.registered_workers(engine)]
+        registered = results.registered_workers(engine)
+        found = [worker.state for worker in registered]
+        ill = [worker for worker in registered if worker.state == "unwell"]
         waiting = results.counts(engine)["queued"]
     there = ", ".join(f"{found.count(state)} {state}" for state in dict.fromkeys(found)) or "none"
+    if ill:
+        text = "; ".join(f"{worker.name} on {worker.host}: {worker.unwell}" for worker in ill)
+        return Finding(
+            "WARN", "workers", f"{there}; {text}", "It claims nothing until that is over, and looks again by itself."
+        )
     if "lost" in found:
         hint = "Killed, or cut off from the database; their jobs go on elsewhere. Who: orch worker list"
         return Finding("WARN", "workers", there, f"{hint}. To forget them: orch gc --older-than 0s")
@@ -119,7 +147,7 @@ def check_tracking(settings: Settings) -> Finding:
     address = mask(settings.tracking)
     try:
         text = _reach_tracking(settings.tracking)
-    except (OrchError, OSError, ValueError, HTTPException, sqlite3.Error) as error:
+    except (OrchError, OSError, ValueError, HTTPException) as error:
         hint = "Training goes on without it; orch tracking sync makes up for it later. Is tracking_url right?"
         said = error.message if isinstance(error, OrchError) else mask(str(error))
         return Finding("WARN", "tracking", f"{address}: {said}", hint)
@@ -143,8 +171,9 @@ def _reach_tracking(url: str) -> str:
         return " was not looked at"
     if not file.exists():
         return ", made when it is first used"
-    with closing(sqlite3.connect(f"{file.absolute().as_uri()}?mode=rw", uri=True, timeout=3)) as connection:
-        connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+    wrong = fault(file)
+    if wrong is not None:
+        raise StorageError(f"{wrong}; a worker, or orch tracking sync, sets it aside and makes it anew")
     return ", shown by: orch ui"
 
 

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 
+from orchestrator.bounded_file import read_text
 from orchestrator.config import synthetic
 from orchestrator.config.activation_functions import ACTIVATIONS
 from orchestrator.config.job import JobConfig, SubjectConfig
@@ -170,7 +171,7 @@ def _subject_bytes(subject: SubjectConfig) -> int:
     if not sizes:
         return _UNKNOWN_SUBJECT
     try:
-        found = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        found = json.loads(read_text(folder / "config.json", what="a model's config"))
         stored = str(found.get("dtype") or found.get("torch_dtype") or "float32")
     except (OSError, ValueError, AttributeError):
         stored = "float32"

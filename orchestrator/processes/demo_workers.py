@@ -10,7 +10,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple, Self
 
-from orchestrator.processes.python_process import python_command, python_environment
+from orchestrator.processes.python_process import open_log, python_command, python_environment
 
 TAIL_LINES = 12
 
@@ -34,12 +34,13 @@ class DemoWorkers:
 
     def __enter__(self) -> Self:
         """Start the workers, each in a session of its own: Ctrl-C reaches them through `__exit__` alone."""
-        self._logs.mkdir(parents=True, exist_ok=True)
         for number in range(1, self._size + 1):
             name = f"demo-{number}"
             log = self._logs / f"{name}.log"
             flags = ("--until-empty", "--name", name, *self._flags)
-            with log.open("wb") as out:
+            with suppress(OSError):
+                log.unlink(missing_ok=True)
+            with open_log(log) as out:
                 process = subprocess.Popen(
                     python_command("worker", *flags), stdin=subprocess.DEVNULL, stdout=out, stderr=out,
                     env=python_environment(), start_new_session=True,
@@ -82,6 +83,13 @@ class DemoWorkers:
         """Return the end of the logs of those that failed, else of all."""
         tails = []
         for worker in self.failed() or self._workers:
-            lines = worker.log.read_text(encoding="utf-8", errors="replace").splitlines()[-TAIL_LINES:]
+            lines = _lines(worker.log)[-TAIL_LINES:]
             tails.append("\n".join([f"{worker.log}:", *(f"  {line}" for line in lines)]))
         return "\n".join(tails)
+
+
+def _lines(log: Path) -> list[str]:
+    try:
+        return log.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return []

@@ -11,8 +11,10 @@ from types import TracebackType
 from typing import Self
 
 from orchestrator.errors import ConfigError, NotFound, OrchError, StorageError
-from orchestrator.processes.python_process import python_command
-from orchestrator.settings import Settings, mask
+from orchestrator.masking import mask
+from orchestrator.mlflow_store import fault
+from orchestrator.processes.python_process import open_log, python_command
+from orchestrator.settings import Settings
 
 HOST = "127.0.0.1"
 STORES = ("sqlite:", "sqlite+", "postgresql:", "postgresql+", "mysql:", "mysql+", "mssql:", "mssql+")
@@ -48,8 +50,7 @@ class MlflowServer:
 
     def __enter__(self) -> Self:
         """Start the server; it does not answer yet."""
-        self.log.parent.mkdir(parents=True, exist_ok=True)
-        with self.log.open("ab") as out:
+        with open_log(self.log) as out:
             self._process = subprocess.Popen(
                 self._command, stdout=out, stderr=out, env=self._environment, start_new_session=True
             )
@@ -106,6 +107,9 @@ def _check_store(settings: Settings) -> None:
             f"nothing is tracked yet: {file} is not there",
             hint="A worker makes it: orch worker, or orch demo. What is in the database already: orch tracking sync",
         )
+    wrong = None if settings.tracking_url else fault(file)
+    if wrong is not None:
+        raise StorageError(f"{file} is damaged: {wrong}", hint="orch tracking sync SWEEP makes it anew.")
 
 
 def _check_port(port: int) -> None:

@@ -11,7 +11,7 @@ from orchestrator.queue.control import cancel, pause, pause_sweep, reprioritise,
 from orchestrator.queue.expiry import release_expired
 from orchestrator.queue.extension import extend
 from orchestrator.queue.heartbeats import begin, checkpointed, heartbeat, record, set_mlflow
-from orchestrator.queue.outcomes import fail, fail_alike, finish, release
+from orchestrator.queue.outcomes import crashed_in_company, fail, fail_alike, finish, hand_back, release
 from orchestrator.queue.queue_pause import is_done, pause_queue, resume_queue
 from orchestrator.queue.removal import delete_jobs, hide_jobs
 from orchestrator.queue.submission import enqueue
@@ -43,12 +43,14 @@ __all__ = [
     "checkpointed",
     "claim",
     "claim_companion",
+    "crashed_in_company",
     "delete_jobs",
     "enqueue",
     "extend",
     "fail",
     "fail_alike",
     "finish",
+    "hand_back",
     "heartbeat",
     "hide_jobs",
     "is_done",

@@ -3,7 +3,7 @@
 Its statements are built once: to build one anew takes five times as long as to send it.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from functools import cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -28,16 +28,18 @@ _MOST_PASSED_OVER = 32
 """After so many companions that do not fit, no further one is tried."""
 
 
-def claim(engine: Engine, worker: Worker, *, token: str, lease_seconds: float) -> Claim | None:
+def claim(
+    engine: Engine, worker: Worker, *, token: str, lease_seconds: float, without: Collection[int] = ()
+) -> Claim | None:
     """Take the next job that may run, or None when there is none.
 
     The token is made by the caller before the call. When the answer of a commit was lost, calling again with the same
-    token adopts the claim that was made.
+    token adopts the claim that was made. Jobs of `without` are left to others.
 
     Raises:
         StorageError: the database did not answer; call again with the same token.
     """
-    return _claim(engine, worker, token, lease_seconds, _Choice(_first()))
+    return _claim(engine, worker, token, lease_seconds, _Choice(_first(), without=without))
 
 
 def claim_companion(
@@ -46,19 +48,21 @@ def claim_companion(
     *,
     leader: Claim,
     token: str,
+    held: int = 1,
     lease_seconds: float,
+    without: Collection[int] = (),
     fits: Callable[["JobConfig"], bool] = lambda _: True,
 ) -> Claim | None:
     """Take the next job that may run in the trainer of `leader`, or None; tokens as in `claim`.
 
     It reads the same stream from the same position, and has not failed: a job that may end its trainer is trained
-    alone. `fits` is called within the transaction, and must answer at once.
+    alone. `held` jobs are in it by now. `fits` is called within the transaction, and must answer at once.
 
     Raises:
         StorageError: the database did not answer; call again with the same token.
     """
-    place = {"its_stream": leader.stream_key, "its_cursor": leader.cursor}
-    return _claim(engine, worker, token, lease_seconds, _Choice(_first_companion(), place, fits))
+    place = {"its_stream": leader.stream_key, "its_cursor": leader.cursor, "held": held}
+    return _claim(engine, worker, token, lease_seconds, _Choice(_first_companion(), place, fits, without))
 
 
 class _Choice(NamedTuple):
@@ -68,6 +72,8 @@ class _Choice(NamedTuple):
     values: Mapping[str, Any] = {}
     """The query's parameters."""
     fits: Callable[["JobConfig"], bool] | None = None
+    without: Collection[int] = ()
+    """Jobs that are not to be claimed."""
 
 
 class _Taken(NamedTuple):
@@ -106,7 +112,7 @@ def _take(
         config = _read(job)
     except ConfigError as error:
         return _Unreadable(lease, f"the stored config is not valid here: {error.message}")
-    return Claim(lease, config, job.sweep, checkpoints, job.stream_key)
+    return Claim(lease, config, job.sweep, checkpoints, job.stream_key, job.company)
 
 
 def waiting(engine: Engine, *, limit: int) -> list[int]:
@@ -151,7 +157,7 @@ def _pick(session: Session, choice: _Choice) -> Row[Any] | None:
     enter(session)
     full: list[int] = []
     passed: list[int] = []
-    query = choice.query
+    query = choice.query.where(Job.id.not_in(choice.without)) if choice.without else choice.query
     while len(passed) < _MOST_PASSED_OVER:
         job = session.execute(query, choice.values).one_or_none()
         if job is None:
@@ -162,7 +168,7 @@ def _pick(session: Session, choice: _Choice) -> Row[Any] | None:
             return job
         else:
             passed.append(job.id)
-        query = choice.query.where(Job.sweep_id.not_in(full), Job.id.not_in(passed))
+        query = choice.query.where(Job.sweep_id.not_in(full), Job.id.not_in([*choice.without, *passed]))
     return None
 
 
@@ -175,7 +181,7 @@ def _is_accepted(job: Row[Any], fits: Callable[["JobConfig"], bool]) -> bool:
 
 def _columns() -> list[Any]:
     """Return what a claim is made of, beside its lease and its checkpoints."""
-    own = (Job.id, Job.attempt, Job.sweep_id, Job.config, Job.config_id)
+    own = (Job.id, Job.attempt, Job.sweep_id, Job.config, Job.config_id, Job.company)
     stream_key = case((may_share(), Job.stream_key), else_=None).label("stream_key")
     named = (SweepRow.name.label("sweep"), SweepRow.max_parallel)
     of_sweep = [select(one).where(SweepRow.id == Job.sweep_id).scalar_subquery().label(one.key) for one in named]
@@ -199,6 +205,7 @@ def _first_companion() -> Query:
     """Lock the first job that may run, may share a trainer, and reads `its_stream` from `its_cursor` on."""
     cursor = select(func.max(CheckpointRow.tokens_seen)).where(CheckpointRow.job_id == Job.id).scalar_subquery()
     alike = may_share() & (Job.stream_key == bindparam("its_stream"))
+    alike &= Job.company.is_(None) | (Job.company > bindparam("held"))
     return _first().where(alike, func.coalesce(cursor, 0) == bindparam("its_cursor"))
 
 

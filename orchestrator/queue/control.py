@@ -74,7 +74,7 @@ def resume(engine: Engine, job_ids: Sequence[int]) -> list[Change]:
 
     def step(state: str, desired: str) -> _Step:
         if state == "paused":
-            return _Step({"state": "queued", "not_before": db_now(), "reason": None}, "queued")
+            return _Step({"state": "queued", "not_before": 0.0, "reason": None}, "queued")
         if state == "running" and desired == "pause":
             return _Step({"desired": "run"}, "runs on")
         if state == "running" and desired == "cancel":
@@ -92,8 +92,8 @@ def retry(engine: Engine, job_ids: Sequence[int]) -> list[Change]:
         NotFound: a job that does not exist.
     """
     budgets = dict.fromkeys(("failures", "preemptions", "lost_in_row"), 0)
-    fresh: dict[str, Any] = dict.fromkeys(("finished_at", "reason", "hidden"))
-    again = {"state": "queued", "desired": "run", "not_before": db_now()} | fresh | budgets
+    fresh: dict[str, Any] = dict.fromkeys(("finished_at", "reason", "hidden", "company"))
+    again = {"state": "queued", "desired": "run", "not_before": 0.0} | fresh | budgets
 
     def step(state: str, desired: str) -> _Step:
         if state in FREED:

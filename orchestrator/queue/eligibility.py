@@ -7,6 +7,7 @@ from sqlalchemy import ColumnElement, Select, and_, case, exists, func, not_, se
 
 from orchestrator.database.engine import db_now
 from orchestrator.database.models import Job, QueuePause, SweepRow
+from orchestrator.queue.fencing import MAX_BACKOFF_SECONDS
 
 Obstacle = Literal["asked", "queue paused", "sweep paused", "backoff", "sweep cap"]
 
@@ -26,7 +27,7 @@ def _obstacles() -> dict[Obstacle, ColumnElement[bool]]:
         "asked": Job.desired != "run",
         "queue paused": exists(select(QueuePause.id)),
         "sweep paused": Job.sweep_id.in_(paused),
-        "backoff": Job.not_before > db_now(),
+        "backoff": and_(Job.not_before > db_now(), Job.not_before <= db_now() + MAX_BACKOFF_SECONDS),
         "sweep cap": Job.sweep_id.in_(full_sweeps()),
     }
 
@@ -64,8 +65,11 @@ def waits_by_itself() -> ColumnElement[bool]:
 
 @cache
 def may_share() -> ColumnElement[bool]:
-    """Return the condition under which a job may share a trainer: it names a stream, and never failed or was lost."""
-    return and_(Job.stream_key.is_not(None), Job.failures == 0, Job.lost_in_row == 0)
+    """Return the condition under which a job may share a trainer: it names a stream, never failed, and is no poison.
+
+    A job that lost its worker once shares again: its companions lost it too, and a machine that dies is no job's fault.
+    """
+    return and_(Job.stream_key.is_not(None), Job.failures == 0, Job.lost_in_row <= 1)
 
 
 def queue_order() -> tuple[ColumnElement[int], ColumnElement[int]]:

@@ -50,5 +50,6 @@ def _put_back(session: Session, lease: Lease, backoff_seconds: float) -> None:
         state, why = "paused", None
     # The first loss is rarely the job's fault: it may run again at once.
     pause = backoff(in_row - 2, backoff_seconds) if in_row > 1 else 0.0
-    move(session, lease, state, lost_in_row=in_row, reason=why, not_before=db_now() + pause)
+    until = db_now() + pause if pause else 0.0
+    move(session, lease, state, lost_in_row=in_row, reason=why, not_before=until)
     log_event(session, state, lease, outcome="lost")

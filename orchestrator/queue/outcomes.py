@@ -10,6 +10,7 @@ from sqlalchemy.orm import Session
 from orchestrator.database.engine import db_now, reading, transaction
 from orchestrator.database.models import Attempt, ConvergenceRow, Job, ResultRow, SweepRow
 from orchestrator.job_states import State
+from orchestrator.masking import mask
 from orchestrator.queue.analysis import Analysis, analyse
 from orchestrator.queue.fencing import MAX_PREEMPTIONS, backoff, close_attempt, log_event, log_events, lost, move
 from orchestrator.queue.types import Lease, Result
@@ -67,7 +68,7 @@ def fail(
         summary = _storable(reason) or (_storable(error).strip().splitlines() or [outcome])[0]
         why = f"{summary} ({failures} of {allowed} failures)" if retry else summary
         pause = backoff(failures - 1, backoff_seconds) if state == "queued" else 0.0
-        move(session, lease, state, failures=failures, reason=why, not_before=db_now() + pause)
+        move(session, lease, state, failures=failures, reason=why, not_before=db_now() + pause if pause else 0.0)
         log_event(session, state, lease, outcome=outcome, reason=why)
     return state
 
@@ -111,14 +112,47 @@ def release(engine: Engine, lease: Lease, *, outcome: str = "preempted", reason:
             preemptions += 1
         if state == "queued" and preemptions >= MAX_PREEMPTIONS:
             state, reason = "failed", f"preempted {preemptions} times"
-        move(session, lease, state, preemptions=preemptions, reason=reason or None, not_before=db_now())
+        move(session, lease, state, preemptions=preemptions, reason=reason or None, not_before=0.0)
         log_event(session, state, lease, outcome=outcome)
     return state
 
 
+def hand_back(engine: Engine, lease: Lease, *, error: str) -> State:
+    """Hand a job back that its machine could not serve: it spends nothing and is queued at once. Return its state.
+
+    Raises:
+        LeaseLost: this worker has been given up.
+    """
+    with transaction(engine) as session:
+        if close_attempt(session, lease, outcome="machine", exit_code=None, error=_storable(error)) is None:
+            return _state_after(session, lease, "machine")
+        state = _landing(_budget(session, lease)[0], "queued")
+        move(session, lease, state, reason=_storable(error).partition("\n")[0], not_before=0.0)
+        log_event(session, state, lease, outcome="machine")
+    return state
+
+
+def crashed_in_company(engine: Engine, lease: Lease, *, error: str, exit_code: int, n_jobs: int) -> State:
+    """Close an attempt whose trainer crashed with several jobs in it: none is charged, and half of them share the next.
+
+    So the guilty one is found in a few halvings; alone, its next crash is a failure of its own.
+
+    Raises:
+        LeaseLost: this worker has been given up.
+    """
+    with transaction(engine) as session:
+        if close_attempt(session, lease, outcome="crashed", exit_code=exit_code, error=_storable(error)) is None:
+            return _state_after(session, lease, "crashed")
+        state = _landing(_budget(session, lease)[0], "queued")
+        why = f"{_storable(error).partition(chr(10))[0]} ({n_jobs} jobs shared the trainer)"
+        move(session, lease, state, company=(n_jobs + 1) // 2, reason=why, not_before=0.0)
+        log_event(session, state, lease, outcome="crashed", reason=why)
+    return state
+
+
 def _storable(text: str) -> str:
-    """Replace what a database refuses in a text: the last output of a crashed process may hold any bytes."""
-    return text.encode(errors="replace").decode().replace("\0", "?")
+    """Mask a text, and replace what a database refuses: the last output of a crashed process may hold any bytes."""
+    return mask(text).encode(errors="replace").decode().replace("\0", "?")
 
 
 def _landing(desired: str, otherwise: State) -> State:

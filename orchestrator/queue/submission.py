@@ -67,7 +67,7 @@ def _insert(
         "state": "queued",
         "desired": "run",
         "created_at": now,
-        "not_before": now,
+        "not_before": 0.0,
     }
     same |= dict.fromkeys(("attempt", "failures", "preemptions", "lost_in_row"), 0)
     session.execute(insert(Job), [row | same for row in rows])

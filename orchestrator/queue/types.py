@@ -48,6 +48,8 @@ class Claim:
     """Newest first."""
     stream_key: str | None = None
     """Jobs of this key may share its trainer; None: it is trained alone."""
+    company: int | None = None
+    """The most jobs that its trainer may have; None: any number."""
 
     @property
     def cursor(self) -> int:

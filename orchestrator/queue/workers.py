@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from itertools import count
 from typing import Literal, cast
 
-from sqlalchemy import ColumnElement, Delete, Engine, delete, func, insert, or_, select, update
+from sqlalchemy import ColumnElement, Delete, Engine, bindparam, delete, func, insert, or_, select, update
 
 from orchestrator.database.engine import db_now, reading, transaction
-from orchestrator.database.models import Event, WorkerRow
+from orchestrator.database.models import Event, Job, WorkerRow
 from orchestrator.queue.types import Worker
 
 Desired = Literal["run", "drain", "stop"]
@@ -19,12 +19,14 @@ STEP_SECONDS = 30.0
 
 
 def report(
-    engine: Engine, worker: Worker, *, token: str, version: str, every_seconds: float, elapsed: float | None = None
-) -> Desired:
+    engine: Engine, worker: Worker, *, token: str, version: str, every_seconds: float, elapsed: float | None = None,
+    unwell: str | None = None,
+) -> Desired:  # fmt: skip
     """Report that a worker lives, and return its desired state; the first report registers it.
 
-    `token` identifies this process, and `every_seconds` is the time to its next report. `elapsed` is the time since its
-    last one by a monotonic clock: where the database's clock differs, an event `clock_stepped` is logged.
+    `token` identifies this process, `unwell` says why it claims nothing at the moment, and `every_seconds` is the time
+    to its next report. `elapsed` is the time since its last one by a monotonic clock: where the database's clock
+    differs, an event `clock_stepped` is logged.
 
     Raises:
         StorageError: the database did not answer; the worker goes on as it was.
@@ -36,14 +38,29 @@ def report(
         if row is None:
             session.execute(_old(WEEK_SECONDS))
             times = {"started_at": now, "seen_at": now, "every_seconds": every_seconds}
-            values = {"token": token, "version": version, "desired": "run"}
+            values = {"token": token, "version": version, "desired": "run", "unwell": unwell}
             session.execute(insert(WorkerRow).values(**values, **vars(worker), **times))
             return "run"
-        session.execute(update(WorkerRow).where(WorkerRow.token == token).values(seen_at=now))
+        session.execute(update(WorkerRow).where(WorkerRow.token == token).values(seen_at=now, unwell=unwell))
         if elapsed is not None and abs(row.elapsed - elapsed) > STEP_SECONDS:
             data = {"seconds": round(row.elapsed - elapsed, 1), "worker": worker.name}
             session.execute(insert(Event).values(at=now, kind="clock_stepped", data=data))
+            # Set back: who waits for a time of the old clock would wait as much longer.
+            waiting = (Job.state == "queued", Job.not_before > db_now(), bindparam("step") < 0)
+            earlier = update(Job).where(*waiting).values(not_before=Job.not_before + bindparam("step"))
+            session.connection().execute(earlier, {"step": row.elapsed - elapsed})
     return cast(Desired, row.desired)
+
+
+def count_on(engine: Engine, host: str) -> int:
+    """Return how many workers of a host have neither ended nor fallen silent.
+
+    Raises:
+        StorageError: the database did not answer.
+    """
+    living = select(func.count()).where(WorkerRow.host == host, WorkerRow.ended_at.is_(None), ~is_lost())
+    with reading(engine) as session:
+        return session.scalar(living.select_from(WorkerRow)) or 0
 
 
 def free_name(engine: Engine, name: str) -> str:

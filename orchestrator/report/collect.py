@@ -21,7 +21,6 @@ from orchestrator.scaling.fit.fitting import fit
 from orchestrator.scaling.fit.options import FitOptions
 from orchestrator.scaling.laws.registry import LAWS, laws_to_fit
 from orchestrator.scaling.types import Fit, JobMeasurement, LawName, StoredFit
-from orchestrator.settings import mask
 
 
 def collect_contents(
@@ -29,7 +28,7 @@ def collect_contents(
 ) -> Contents:
     """Return the contents of a report on some sweeps; fits that are made for it are stored.
 
-    `database`: its address, with no password in it. `laws`: those to fit; None: all.
+    `database`: its address. `laws`: those to fit; None: all.
 
     Raises:
         NotFound: there is no such sweep.
@@ -40,21 +39,11 @@ def collect_contents(
     missing = renew(engine, sweeps, rows, laws=laws)
     fits, last = fits_of(engine, sweeps), last_ended(engine, sweeps)
     return Contents(
-        sweeps=texts, rows=tuple(map(_without_passwords, rows)), origins=_origins(engine, rows),
-        fits=tuple(map(_masked, fits)), missing=missing, database=database,
+        sweeps=texts, rows=tuple(rows), origins=_origins(engine, rows),
+        fits=tuple(fits), missing=missing, database=database,
         at=at, version=metadata.version("orch"),
         stale=frozenset(stored.id for stored in fits if not is_current(stored, rows, last)),
     )  # fmt: skip
-
-
-def _without_passwords(row: JobMeasurement) -> JobMeasurement:
-    return replace(row, subject=mask(row.subject), data=mask(row.data), reason=row.reason and mask(row.reason))
-
-
-def _masked(stored: StoredFit) -> StoredFit:
-    fit = stored.fit
-    points = tuple(replace(point, subject=mask(point.subject)) for point in fit.residuals)
-    return replace(stored, fit=replace(fit, subject=mask(fit.subject), residuals=points))
 
 
 def renew(
@@ -85,8 +74,8 @@ def fit_everywhere(law: LawName, rows: Sequence[JobMeasurement]) -> tuple[list[F
         try:
             found += fit(law, rows, options=options)
         except FitError as error:
-            reasons[where] = Missing(mask(error.message), "\n".join(map(mask, error.hint.splitlines())))
-    notes = tuple(f"Not fitted at {mask(where)}: {missing.why}." for where, missing in reasons.items() if where)
+            reasons[where] = Missing(error.message, error.hint)
+    notes = tuple(f"Not fitted at {where}: {missing.why}." for where, missing in reasons.items() if where)
     return [replace(one, notes=one.notes + notes) for one in found], next(iter(reasons.values()), None)
 
 
@@ -121,7 +110,7 @@ def _sweeps(engine: Engine, names: Sequence[str]) -> tuple[tuple[SweepText, ...]
 
 
 def _sweep(row: Any) -> SweepText:
-    return SweepText(row.name, row.labels, "\n".join(map(mask, row.text.splitlines())), row.created_at)
+    return SweepText(row.name, row.labels, row.text, row.created_at)
 
 
 def _origins(engine: Engine, rows: Sequence[JobMeasurement]) -> dict[int, Origin]:

@@ -1,8 +1,10 @@
-"""HTML, escaped by construction: a plain text can never become markup."""
+"""HTML, escaped by construction: a plain text can never become markup, nor show a secret."""
 
 from collections.abc import Iterable, Sequence
 from html import escape
 from typing import NamedTuple
+
+from orchestrator.masking import clean
 
 
 class Html(str):
@@ -23,7 +25,7 @@ class Head(NamedTuple):
 def element(tag: str, *children: str, **attributes: str | None) -> Html:
     """Return an element; children that are not Html are escaped. `class_` and `for_` lose their line."""
     named = "".join(
-        f' {name.rstrip("_").replace("_", "-")}="{escape(value)}"'
+        f' {name.rstrip("_").replace("_", "-")}="{escaped(value)}"'
         for name, value in attributes.items()
         if value is not None
     )
@@ -35,14 +37,14 @@ def join(children: Iterable[str], between: str = "") -> Html:
     return Html(escaped(between).join(escaped(child) for child in children))
 
 
-def escaped(child: str) -> str:
+def escaped(child: str) -> Html:
     """Return a child as markup."""
-    return child if isinstance(child, Html) else escape(child)
+    return child if isinstance(child, Html) else Html(escape(clean(child)))
 
 
 def number(text: str, value: float | None) -> Html:
     """Return a number as a reader sees it, with its exact value for who points at it, and for sorting."""
-    return Html(escape(text)) if value is None else element("data", text, value=f"{value:.17g}", title=f"{value:.10g}")
+    return escaped(text) if value is None else element("data", text, value=f"{value:.17g}", title=f"{value:.10g}")
 
 
 def job_links(jobs: Sequence[int]) -> Html:

@@ -9,7 +9,6 @@ from orchestrator.config.flat_keys import flatten
 from orchestrator.formatting import named
 from orchestrator.report.html import Head, Html, element, grid, job_links
 from orchestrator.report.page_data import Contents, SweepText
-from orchestrator.settings import mask
 
 _SHOWN_ALREADY = {"sae.n_latents", "sae.k", "optimizer.lr", "training.seed"}
 """What the table of jobs has a column for."""
@@ -98,9 +97,9 @@ def _sweep_file(sweep: SweepText) -> Html:
 
 
 def _texts(config: Mapping[str, Any]) -> dict[str, str]:
-    """Return a config's values as texts under dotted keys, passwords hidden."""
+    """Return a config's values as texts under dotted keys."""
     values = flatten(config)
-    return {key: mask(value if isinstance(value, str) else json.dumps(value)) for key, value in values.items()}
+    return {key: value if isinstance(value, str) else json.dumps(value) for key, value in values.items()}
 
 
 def moment(seconds: float) -> str:

@@ -123,8 +123,8 @@ def _queue_context(session: Session) -> _QueueContext:
 
 def _no_worker(session: Session, now: float) -> str:
     stance = worker_stance(session)
-    if stance == "leaving":
-        return "WorkersLeaving"
+    if stance in ("leaving", "unwell"):
+        return f"Workers{stance.capitalize()}"
     # A worker of an early version does not register, but its leases show it.
     held = select(m.LeaseRow.job_id).where(m.LeaseRow.expires_at >= now).limit(1)
     return "" if stance == "open" or session.scalar(held) is not None else "NoWorker"

@@ -14,10 +14,10 @@ from orchestrator.results.rows import QueueStats, SweepRow, WorkerRow
 HOUR = 3600.0
 _IS_HIDDEN = m.Job.hidden.in_(("hidden", "deleted"))
 """Named one by one: only so does SQLite look them up in their index."""
-KINDS = ("results", "failures", "preemptions", "lost", "other")
+KINDS = ("results", "failures", "preemptions", "lost", "machine", "other")
 _KIND_OF = {
     "converged": "results", "max_tokens": "results", "not_learning": "results", "diverged": "results",
-    "preempted": "preemptions", "lost": "lost", "paused": "other", "cancelled": "other",
+    "preempted": "preemptions", "lost": "lost", "machine": "machine", "paused": "other", "cancelled": "other",
 }  # fmt: skip
 """Every other outcome of an attempt is a failure."""
 

@@ -128,7 +128,9 @@ class RegisteredWorker:
     device: str
     version: str
     state: str
-    """at work, idle, draining, stopping, lost or ended."""
+    """at work, idle, unwell, draining, stopping, lost or ended."""
+    unwell: str | None
+    """What is wrong with its machine: it claims nothing for that."""
     jobs: tuple[int, ...]
     tokens_per_second: float | None
     """Of all its jobs."""

@@ -36,12 +36,16 @@ def registered_workers(engine: Engine, *, ended: bool = False) -> list[Registere
 
 
 def worker_stance(session: Session) -> str:
-    """Return whether a live worker claims jobs: open, leaving when all that live drain or stop, none without any."""
-    living = select(m.WorkerRow.desired).where(m.WorkerRow.ended_at.is_(None), ~is_lost()).distinct()
-    desired = set(session.scalars(living))
-    if "run" in desired:
+    """Return whether a live worker claims jobs: open, unwell or leaving when none does, none without any."""
+    columns = select(m.WorkerRow.desired, m.WorkerRow.unwell.is_(None).label("is_well"))
+    found = {
+        tuple(row) for row in session.execute(columns.where(m.WorkerRow.ended_at.is_(None), ~is_lost()).distinct())
+    }
+    if ("run", True) in found:
         return "open"
-    return "leaving" if desired else "none"
+    if ("run", False) in found:
+        return "unwell"
+    return "leaving" if found else "none"
 
 
 def last_clock_step(engine: Engine, *, within: float) -> dict[str, Any] | None:
@@ -74,10 +78,11 @@ def _held(session: Session) -> dict[_Who, list[tuple[int, float | None]]]:
 
 def _row(row: m.WorkerRow, lost: bool, silent: float, jobs: list[tuple[int, float | None]]) -> RegisteredWorker:
     rates = [rate for _, rate in jobs if rate is not None]
-    at_work = "at work" if jobs else "idle"
+    at_work = "at work" if jobs else "unwell" if row.unwell else "idle"
     state = "ended" if row.ended_at else "lost" if lost else LEAVING.get(row.desired, at_work)
     return RegisteredWorker(
         token=row.token, name=row.name, host=row.host, pid=row.pid, device=row.device, version=row.version,
-        state=state, jobs=tuple(job_id for job_id, _ in jobs), tokens_per_second=sum(rates) if rates else None,
+        state=state, unwell=row.unwell, jobs=tuple(job_id for job_id, _ in jobs),
+        tokens_per_second=sum(rates) if rates else None,
         started_at=row.started_at, seen_at=row.seen_at, silent=silent, ended_at=row.ended_at,
     )  # fmt: skip

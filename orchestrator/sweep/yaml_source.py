@@ -7,6 +7,7 @@ from typing import Any, NamedTuple, NoReturn
 
 import yaml
 
+from orchestrator import bounded_file
 from orchestrator.errors import ConfigError
 
 MAX_NODES = 200_000  # aliases of aliases can make a short file expand without end
@@ -67,7 +68,7 @@ def read_text(path: Path) -> str:
     """Return the text of a file; of standard input, where the path is `-`.
 
     Raises:
-        ConfigError: no such file, a folder, not readable, or not text.
+        ConfigError: no such file, a folder, not readable, too large, or not text.
     """
     try:
         return _bytes(path).decode("utf-8-sig")
@@ -77,16 +78,18 @@ def read_text(path: Path) -> str:
         raise ConfigError(f"{path}: is a folder", hint="Give the path of one YAML file.") from None
     except UnicodeDecodeError:
         raise ConfigError(f"{path}: is not text", hint="A sweep file is YAML, written in UTF-8.") from None
+    except ConfigError:
+        raise
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise ConfigError(f"{path}: {reason}", hint="Give the path of a readable YAML file.") from None
 
 
 def _bytes(path: Path) -> bytes:
-    if path != STANDARD_INPUT:
-        return path.read_bytes()
-    with open(0, "rb", closefd=False) as stdin:  # not sys.stdin, which is None where there is none
-        return stdin.read()
+    # Standard input is not sys.stdin, which is None where there is none.
+    place: Path | int = 0 if path == STANDARD_INPUT else path
+    with open(place, "rb", closefd=place != 0) as file:
+        return bounded_file.read(file, str(path), what="a sweep file")
 
 
 def parse_text(text: str, source: str, *, lines: bool = True) -> Node:

@@ -41,7 +41,7 @@ class Expected:
     @property
     def is_alone(self) -> bool:
         """Say whether it must not share a trainer: it may be poison."""
-        return bool(self.failures or self.lost)
+        return bool(self.failures or self.lost > 1)
 
     def start(self, token: str, job_id: int, now: int) -> Lease:
         self.state, self.attempt, self.expires_at = "running", self.attempt + 1, now + LEASE_SECONDS

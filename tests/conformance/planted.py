@@ -42,11 +42,11 @@ PLANTED: dict[str, tuple[Edit, ...]] = {
     "claim without state check": (ANY_STATE, NO_COMPARE),
     "claim not adopted": (Edit(claims._take, "_adopted(session, token) or ", ""),),
     "claim forgets the backoff": (Edit(eligibility._obstacles, "Job.not_before > db_now()", "Job.not_before < 0"),),
-    "poison may share a trainer": (Edit(eligibility.may_share, ", Job.failures == 0, Job.lost_in_row == 0", ""),),
+    "poison may share a trainer": (Edit(eligibility.may_share, ", Job.failures == 0, Job.lost_in_row <= 1", ""),),
     "companion from another place": (
         Edit(claims._first_companion, '== bindparam("its_cursor")', '>= 0 * bindparam("its_cursor")'),
     ),
-    "finish not idempotent": (Edit(outcomes.finish, "_finished_before(session, lease)", "False"),),
+    "finish not idempotent": (Edit(outcomes.finish, "_finished_before(session, lease, result.outcome)", "False"),),
     "finish in two transactions": (
         Edit(outcomes.finish, "        _store(session, lease, result, analysis)", SECOND_TRANSACTION),
     ),

@@ -89,7 +89,7 @@ def companions_start_from_one_place(engine: Engine) -> None:
 
 def a_finish_loses_its_answer(engine: Engine) -> None:
     walk = Walk(engine)
-    walk.finish(walk.claim(), LOST)
+    walk.finish(walk.claim(), fate=LOST)
 
 
 def a_release_loses_its_answer(engine: Engine) -> None:

@@ -17,6 +17,8 @@ class Proxy:
         self._target = target
         self.answers_after = 0.0
         """Seconds that every answer is held back."""
+        self.is_stalled = False
+        """Whether all that comes is taken, connections too, and nothing goes on: as of a container that is paused."""
         self.refused = 0
         self._links: list[socket.socket] = []
         self._door: socket.socket | None = None
@@ -64,6 +66,8 @@ class Proxy:
             while piece := source.recv(1 << 16):
                 if answers and self.answers_after:
                     time.sleep(self.answers_after)
+                while self.is_stalled:
+                    time.sleep(0.05)
                 sink.sendall(piece)
         for end in (source, sink):
             with suppress(OSError):

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.curves.point import Point
+from orchestrator.mlflow_store import fault
 from tests import servers
 from tests.faults.conftest import MakeWorld
 from tests.faults.proxy import proxy
@@ -139,3 +141,60 @@ def test_f31_first_use_by_several_at_once(tmp_path: Path) -> None:
     experiments, runs = zip(*(out.split() for out, _ in said), strict=True)
     assert len(set(runs)) == 3
     assert len(set(experiments)) == 1
+
+
+def _half_made(store: Path) -> None:
+    """Leave a store as a process does that is killed while MLflow makes the schema in it."""
+    for wait in (0.1, 0.3, 0.6, 1.0, 0.05, 0.2):
+        for part in store.parent.glob(f"{store.name}*"):
+            part.unlink()
+        make = [sys.executable, "-c", f"from mlflow import MlflowClient; MlflowClient('sqlite:///{store}')"]
+        process = subprocess.Popen([*make[:2], f"{make[2]}.search_experiments()"], stderr=subprocess.DEVNULL)
+        while not (store.exists() and store.stat().st_size) and process.poll() is None:
+            time.sleep(0.01)
+        time.sleep(wait)
+        process.kill()
+        process.wait()
+        if fault(store) == "it was left half made":
+            return
+    pytest.skip("this machine makes a schema too fast to be killed in it")
+
+
+@pytest.mark.parametrize("damage", ["half made", "overwritten"])
+def test_a_damaged_store_is_made_anew_from_the_database(world: World, tmp_path: Path, damage: str) -> None:
+    from mlflow import MlflowClient
+
+    own, store = {"ORCH_TRACKING_URL": ""}, world.settings.home / "mlflow.db"
+    (first,) = world.enqueue(small_config(tmp_path), name="first")
+    assert world.work("--until-empty", **QUICK, **own).wait(120) == 0, world.said()
+    assert len(MlflowClient(f"sqlite:///{store}").search_runs(["1"])) == 2
+    if damage == "half made":
+        _half_made(store)
+    else:
+        store.write_bytes(b"no database at all" * 1000)
+    doctor = subprocess.run(
+        [sys.executable, "-m", "orchestrator", "doctor"], cwd=ROOT, env={**os.environ, **world.environ, **own},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert "WARN  tracking" in doctor.stdout
+    (second,) = world.enqueue(small_config(tmp_path), name="second")
+    assert world.work("--until-empty", **QUICK, **own).wait(120) == 0, world.said()
+    assert "MLflow's store was damaged; it is made anew" in world.said()
+    assert "Traceback" not in world.said()
+    assert list(store.parent.glob("mlflow.db.broken-*"))
+    assert shipped(f"sqlite:///{store}?again", first) == shipped(f"sqlite:///{store}?again", second)
+    assert shipped(f"sqlite:///{store}?again", first)
+
+
+def test_a_worker_killed_in_its_first_seconds_leaves_no_half_made_store(world: World, tmp_path: Path) -> None:
+    own, store = {"ORCH_TRACKING_URL": ""}, world.settings.home / "mlflow.db"
+    (job,) = world.enqueue(small_config(tmp_path))
+    for wait in (2.0, 3.0, 4.0, 5.0):
+        worker = world.work(**QUICK, **own)
+        time.sleep(wait)
+        worker.kill()
+        worker.wait()
+        assert not store.exists() or fault(store) is None
+    assert world.work("--until-empty", **QUICK, **own).wait(120) == 0, world.said()
+    assert shipped(f"sqlite:///{store}", job)
+    assert not list(store.parent.glob("*.partial*"))

@@ -9,7 +9,7 @@ from sqlalchemy import Engine, update
 from orchestrator import queue
 from orchestrator.config.job import JobConfig
 from orchestrator.config.validation import parse
-from orchestrator.database.engine import transaction
+from orchestrator.database.engine import db_now, transaction
 from orchestrator.database.models import Job
 from orchestrator.queue import Claim
 from orchestrator.sweep.sweep import Limits, Sweep
@@ -109,7 +109,13 @@ def test_jobs_without_a_key_are_alone(engine: Engine) -> None:
     assert companion(engine, leader) is None
 
 
-@pytest.mark.parametrize("how", [fail, lambda engine, lease: lose(engine, lease.job_id)], ids=["failed", "lost"])
+def _lost_twice(engine: Engine, lease: queue.Lease) -> None:
+    lose(engine, lease.job_id)
+    assert claim(engine).stream_key is not None, "a worker that is lost is no job's fault: it shares again"
+    lose(engine, lease.job_id)
+
+
+@pytest.mark.parametrize("how", [fail, _lost_twice], ids=["failed", "lost"])
 def test_what_failed_is_trained_alone(engine: Engine, how: Any) -> None:
     enqueue(engine, 3)
     how(engine, claim(engine).lease)
@@ -122,6 +128,23 @@ def test_what_failed_is_trained_alone(engine: Engine, how: Any) -> None:
     leader = claim(engine)
     assert leader.lease.job_id == 2
     assert companions(engine, leader) == [3], "and nobody takes it"
+
+
+def test_a_crash_in_company_halves_the_next_one_and_costs_nothing(engine: Engine) -> None:
+    enqueue(engine, 6)
+    leader = claim(engine)
+    held = [leader, *filter(None, (companion(engine, leader, held=at) for at in range(1, 4)))]
+    for one in held:
+        assert queue.crashed_in_company(engine, one.lease, error="SIGSEGV", exit_code=-11, n_jobs=4) == "queued"
+    assert [(job(engine, at).failures, job(engine, at).company) for at in (1, 5)] == [(0, 2), (0, None)]
+    again = claim(engine)
+    assert (again.lease.job_id, again.company) == (1, 2)
+    second = companion(engine, again, held=1)
+    assert second is not None
+    assert second.lease.job_id == 2
+    third = companion(engine, again, held=2)
+    assert third is not None
+    assert third.lease.job_id == 5, "not one of those that share with one other"
 
 
 def test_the_cursor_must_be_the_same(engine: Engine) -> None:
@@ -145,7 +168,7 @@ def test_waiting_paused_and_cancelled_jobs_are_left_out(engine: Engine) -> None:
     queue.pause(engine, [ids[1]])
     queue.cancel(engine, [ids[2]])
     with transaction(engine) as session:
-        session.execute(update(Job).where(Job.id == ids[3]).values(not_before=Job.not_before + 1000))
+        session.execute(update(Job).where(Job.id == ids[3]).values(not_before=db_now() + 1000))
     assert companion(engine, leader) is None
 
 

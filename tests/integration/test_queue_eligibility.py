@@ -1,6 +1,7 @@
 """Which jobs may run now: what a claim takes is what people are told, in every state that keeps a job waiting."""
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 from sqlalchemy import Engine, select, update
@@ -8,8 +9,9 @@ from sqlalchemy import Engine, select, update
 from orchestrator import queue, results
 from orchestrator.database.engine import db_now, reading, transaction
 from orchestrator.database.models import Job
+from orchestrator.queue import workers
 from orchestrator.queue.eligibility import Obstacle, may_run_now, obstacle
-from tests.queue_shorthand import claim, enqueue, nothing_to_claim
+from tests.queue_shorthand import WORKER, claim, enqueue, job, nothing_to_claim
 
 
 def ask_of_queued(engine: Engine) -> None:
@@ -80,3 +82,28 @@ def test_what_has_failed_is_no_companion(engine: Engine) -> None:
     position = results.position_in_queue(engine, 2)
     assert (position.is_alone, position.companions_queued) == (False, 1)
     assert results.position_in_queue(engine, 1).is_alone
+
+
+def test_a_clock_that_is_set_back_keeps_no_job_waiting(engine: Engine) -> None:
+    """What waits for nothing waits for no time; a time that no backoff can mean is none."""
+    for_nothing, failed = enqueue(engine, 2)
+    queue.fail(engine, claim(engine).lease, error="x", exit_code=1, outcome="failed", retry=True)
+    queue.release(engine, claim(engine).lease)
+    hour = 3600.0
+    with transaction(engine) as session:  # as if the clock, which all columns were written by, had been an hour ahead
+        session.execute(update(Job).where(Job.not_before > 0).values(not_before=Job.not_before + hour + 1))
+    assert job(engine, failed).not_before == 0.0, "released, so that it may go on at once"
+    assert {claim(engine).lease.job_id, claim(engine).lease.job_id} == {for_nothing, failed}
+
+
+def test_a_worker_that_sees_the_clock_set_back_moves_what_waits(engine: Engine) -> None:
+    enqueue(engine, 1)
+    with transaction(engine) as session:
+        session.execute(update(Job).values(not_before=db_now() + 1800 + 20))
+    how: dict[str, Any] = {"token": "t", "version": "1", "every_seconds": 10.0}
+    workers.report(engine, WORKER, **how)
+    workers.report(engine, WORKER, **how, elapsed=1800.0)  # the database's clock says that no time has passed
+    with reading(engine) as session:
+        left = session.scalar(select(Job.not_before - db_now()))
+    assert left is not None
+    assert 0 < left < 30

@@ -118,11 +118,22 @@ def test_out_of_memory_together_and_then_alone_is_the_end(company: Company) -> N
     assert company.trainers == 5
 
 
-def test_a_crash_is_a_failure_of_each_unfinished_job(company: Company) -> None:
+def test_after_a_crash_of_two_each_goes_on_alone(company: Company) -> None:
     company.trainer("if together: end(first); end(first + 1); os.kill(os.getpid(), 9)\ntrain(lambda: True)\n")
     assert company.run() == ["succeeded"] * 4
     assert [company.outcomes(job) for job in company.jobs] == [["converged"]] * 2 + [["crashed", "converged"]] * 2
     assert company.trainers == 3, "each of the two again, alone"
+
+
+def test_who_makes_a_trainer_crash_is_found_by_halves(company: Company) -> None:
+    company.trainer(f"if {company.jobs[2]} in jobs: os.kill(os.getpid(), 11)\ntrain(lambda: True)\n")
+    assert company.run() == ["succeeded", "succeeded", "failed", "succeeded"]
+    first, second, guilty, other = (company.outcomes(job) for job in company.jobs)
+    assert first == second == ["crashed", "converged"], "together"
+    assert other == ["crashed", "crashed", "converged"]
+    assert set(guilty) == {"crashed"}
+    rows = [company.world.job(job) for job in company.jobs]
+    assert [row.failures for row in rows] == [0, 0, len(guilty) - 2, 0], "alone alone it is charged"
 
 
 def test_told_to_stop_all_are_released_with_a_checkpoint(company: Company) -> None:

@@ -60,7 +60,7 @@ def test_no_trainer_outlives_an_error_before_the_first_word(company: Company, mo
             raise OSError
         announce(attempt, pid)
 
-    def look(attempt: Attempt, error: str) -> None:
+    def look(attempt: Attempt, error: Exception) -> None:
         alive.append(psutil.pid_exists(started[0]))
         give_up(attempt, error)
 

@@ -59,6 +59,7 @@ def open_source(config: DataConfig) -> Source:
     Raises:
         ConfigError: there is no such file, data set, split or column.
         SubjectError: it cannot be read.
+        MachineError: the hub is out of reach, or the disk full.
     """
     if config.source == STANDARD_LIBRARY:
         identity = {"kind": STANDARD_LIBRARY, "python": platform.python_version(), "sha256": _standard_library_sha256()}
@@ -258,14 +259,14 @@ def _dataset(config: DataConfig) -> Source:
         disable_progress_bars()
     online = hub.is_reachable()
     if not online and not (Path(datasets.config.HF_DATASETS_CACHE) / config.source.replace("/", "___")).is_dir():
-        raise SubjectError(
+        raise hub.out_of_reach(
             f"data.source: {config.source!r} is neither a file nor a cached data set, and the hub cannot be reached",
-            hint="Give local .txt, .jsonl or .parquet files, python:stdlib, or check the id and the network.",
+            "Give local .txt, .jsonl or .parquet files, python:stdlib, or check the id and the network.",
         )
     try:
         builder = datasets.load_dataset_builder(config.source, config.name, revision=config.revision)
     except (OSError, ValueError) as error:
-        raise SubjectError(f"data set {config.source!r}: {error}", hint="Check the id, name and revision.") from None
+        raise hub.refused(f"data set {config.source!r}", error, "Check the id, name and revision.") from None
     identity = {"dataset": config.source, "name": builder.config.name, "hash": builder.hash, "split": config.split}
     identity |= {"revision": config.revision, "column": config.text_column}
     # A limited number of tokens is streamed; a whole data set is downloaded first, and kept in the hub's cache.
@@ -285,4 +286,4 @@ def _rows(builder: Any, config: DataConfig, *, streamed: bool) -> Iterator[str]:
     except (OSError, ValueError, KeyError) as error:
         if isinstance(error, OrchError):
             raise
-        raise SubjectError(f"data set {config.source!r}: {error}", hint="Check the split and the network.") from None
+        raise hub.refused(f"data set {config.source!r}", error, "Check the split and the network.") from None

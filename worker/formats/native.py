@@ -9,9 +9,11 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
+from orchestrator.bounded_file import read_text
 from orchestrator.config.job import JobConfig
 from orchestrator.config.validation import from_stored
 from orchestrator.errors import ConfigError
+from orchestrator.masking import mask_all
 from worker import checked_folder
 from worker.formats.tensor_file import write_tensors
 from worker.sae.model import SparseAutoencoder
@@ -36,7 +38,7 @@ def save_final(folder: Path, state: TrainState, config: JobConfig, *, facts: Map
     """Write `<folder>/final/`: the better of average and weights, and what is needed to use them.
 
     sae.safetensors holds W_enc, b_enc, W_dec (unit rows), b_pre; config.json the sizes, the kind of normalisation, the
-    whole JobConfig and `facts`.
+    whole JobConfig, its passwords masked, and `facts`.
 
     Raises:
         StorageError: the disk is full or refuses; nothing half-written stays.
@@ -54,7 +56,7 @@ def save_final(folder: Path, state: TrainState, config: JobConfig, *, facts: Map
 
     def fill(partial: Path) -> None:
         write_tensors(partial / _WEIGHTS, model.state_dict())
-        checked_folder.write_text(partial / _CONFIG, json.dumps(about, indent=2, sort_keys=True))
+        checked_folder.write_text(partial / _CONFIG, json.dumps(mask_all(about), indent=2, sort_keys=True))
 
     target = folder / FINAL
     sha256 = checked_folder.write_folder(target, fill)
@@ -70,7 +72,7 @@ def load_final(uri: str, *, device: torch.device | str = "cpu") -> tuple[SparseA
     folder = Path(uri)
     checked_folder.verify(folder)
     try:
-        about: dict[str, Any] = json.loads((folder / _CONFIG).read_text())
+        about: dict[str, Any] = json.loads(read_text(folder / _CONFIG, what="a config"))
         config = from_stored(about["config"])
         model = SparseAutoencoder(config.sae, about["d_model"], dtype=config.training.encode_dtype)
         model.load_state_dict(load_file(folder / _WEIGHTS))

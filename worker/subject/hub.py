@@ -7,7 +7,7 @@ from pathlib import Path
 from queue import Empty, SimpleQueue
 from urllib.parse import urlsplit
 
-from orchestrator.errors import SubjectError
+from orchestrator.errors import MachineError, OrchError, SubjectError, is_of_machine
 
 DESCRIPTION = ("*.json", "*.txt", "*.model", "*.py", "*.jinja")
 WEIGHTS = ("*.safetensors",)
@@ -21,7 +21,8 @@ def snapshot(model: str, revision: str | None, *, weights: bool = True) -> Path:
     """Return the local folder of a model id, cached or downloaded; weights are safetensors or nothing.
 
     Raises:
-        SubjectError: not a model id, not cached while the hub is away, or refused by the hub.
+        SubjectError: not a model id, or refused by the hub.
+        MachineError: not cached while the hub is away or busy, or no room for it.
     """
     from huggingface_hub.errors import HFValidationError
 
@@ -34,14 +35,26 @@ def snapshot(model: str, revision: str | None, *, weights: bool = True) -> Path:
     if folder and _is_whole(folder, weights=weights):
         return folder
     if not is_reachable():
-        raise SubjectError(
-            f"model {model!r} is neither a folder nor cached here, and the hub cannot be reached",
-            hint=f"{_HINT} HF_HUB_OFFLINE keeps this program off the network." if is_offline() else _HINT,
-        )
+        raise out_of_reach(f"model {model!r} is neither a folder nor cached here, and the hub cannot be reached", _HINT)
     try:
         return _fetch(model, revision, weights=weights, cached_only=False)
     except (OSError, ValueError) as error:
-        raise SubjectError(f"model {model!r}: {first_line(error)}", hint=_HINT) from None
+        raise refused(f"model {model!r}", error, _HINT) from None
+
+
+def out_of_reach(message: str, hint: str) -> OrchError:
+    """Return the error of a hub that does not answer: the machine's, but where its environment forbids the network."""
+    if is_offline():
+        return SubjectError(message, hint=f"{hint} HF_HUB_OFFLINE keeps this program off the network.")
+    return MachineError(message, hint=hint)
+
+
+def refused(what: str, error: Exception, hint: str) -> OrchError:
+    """Return the error of a download that failed: the machine's, of hub, network or disk; else of what was asked."""
+    status = getattr(getattr(error, "response", None), "status_code", 0) or 0
+    is_busy = status == 429 or status >= 500
+    kind = MachineError if is_busy or is_of_machine(error) else SubjectError
+    return kind(f"{what}: {first_line(error)}", hint=hint)
 
 
 def is_offline() -> bool:

@@ -15,7 +15,7 @@ from orchestrator.checkpoint_ref import CheckpointRef
 from orchestrator.database.engine import reading
 from orchestrator.database.models import Attempt as AttemptRow
 from orchestrator.database.models import Job
-from orchestrator.errors import SharedBy
+from orchestrator.errors import CheckpointsElsewhere, SharedBy, is_of_machine
 from orchestrator.formatting import jobs_named
 from orchestrator.settings import Settings
 from worker.protocol import (
@@ -30,6 +30,7 @@ from worker.protocol import (
     Started,
     describe,
 )
+from worker.supervisor.health import Health
 from worker.supervisor.lease import HeldLease, Status, Write
 from worker.supervisor.log import LogLine
 from worker.supervisor.trainer_process import Ending, meaning
@@ -59,6 +60,7 @@ class SupervisorContext(NamedTuple):
     """Called with the id of a job whose rows have changed."""
     tick: Callable[[], int]
     """Does the supervisor's housekeeping where it is due; returns how often this worker was told to stop."""
+    health: Health
 
 
 class AttemptOutcome:
@@ -78,6 +80,7 @@ class AttemptOutcome:
             queue.finish(engine, lease, result)
             self._say(f"{ended.outcome} after {ended.tokens_seen:,} tokens")
 
+        self._context.health.served(self._lease.lease.job_id)
         self._write(finish)
 
     def release(self, outcome: str) -> None:
@@ -89,7 +92,13 @@ class AttemptOutcome:
         self._write(release)
 
     def fail(self, ending: Ending, *, exit_code: int | None, hint: str = "", shared_by: SharedBy = "") -> None:
-        """Store a failure; the queue decides whether there is another attempt, and jobs that read the same fail too."""
+        """Store a failure; the queue decides whether there is another attempt, and jobs that read the same fail too.
+
+        A machine's failure is no job's: it is handed back.
+        """
+        if ending.outcome == "machine":
+            self._hand_back(ending.text, hint)
+            return
 
         def fail(engine: Engine, lease: queue.Lease) -> None:
             is_second = exit_code == Exit.OUT_OF_MEMORY and _ran_out_before(engine, lease.job_id)
@@ -108,6 +117,18 @@ class AttemptOutcome:
 
         self._write(fail)
 
+    def crash_in_company(self, code: int, log: Path, *, n_jobs: int) -> None:
+        """Store that the trainer crashed with this job and others in it: whose fault it was nobody knows yet."""
+        error = f"{meaning(code).text}\n{_tail(log)}".strip()
+
+        def crash(engine: Engine, lease: queue.Lease) -> None:
+            state = queue.crashed_in_company(engine, lease, error=error, exit_code=code, n_jobs=n_jobs)
+            why = f"{meaning(code).text}; {n_jobs} jobs shared it, and half as many share the next"
+            text = f"crashed, now {state}: {why}"
+            self._say(LogLine(text, level="warning"))
+
+        self._write(crash)
+
     def _fail_alike(self, engine: Engine, lease: queue.Lease, why: str, shared_by: SharedBy) -> None:
         key, config = self._claim.stream_key, self._claim.config
         if key is not None:
@@ -122,6 +143,13 @@ class AttemptOutcome:
         text = failure.message if failure else f"{ending.text}\n{_tail(log)}".strip()
         hint, shared_by = (failure.hint, failure.shared_by) if failure else ("", "")
         self.fail(ending._replace(text=text), exit_code=code, hint=hint, shared_by=shared_by)
+
+    def _hand_back(self, error: str, hint: str) -> None:
+        def hand_back(engine: Engine, lease: queue.Lease) -> None:
+            state = queue.hand_back(engine, lease, error=f"{error}\n{hint}".strip())
+            self._say(LogLine(f"not the job's fault, now {state} for others: {error}", level="warning"))
+
+        self._write(hand_back)
 
     def wait(self) -> None:
         """Wait until the outcome is stored, through an outage too, but not for ever once the worker is told to stop."""
@@ -202,9 +230,14 @@ class Attempt:
                 self.outcome.finish(message)
             case Left():
                 self.release()
-            case Failure(_, text, hint, code, shared_by):
-                ending = meaning(code)._replace(text=text)
-                self.outcome.fail(ending, exit_code=code, hint=hint, shared_by=shared_by)
+            case Failure(kind, text, hint, code, shared_by):
+                self._note_fault(kind, text, code)
+                self.outcome.fail(meaning(code)._replace(text=text), exit_code=code, hint=hint, shared_by=shared_by)
+        if isinstance(message, Started) and message.tokens_seen < self._claim.cursor:
+            lost, start = self._claim.cursor, message.tokens_seen
+            self.say(
+                LogLine(f"its checkpoint at {lost:,} tokens cannot be read: it goes on from {start:,}", level="error")
+            )
         if isinstance(message, Started | CurvePointMessage):
             self._say_at_times(message)
             self._context.changed(self.job_id)
@@ -225,8 +258,8 @@ class Attempt:
         """Hand the job back: as preempted, or as the pause or the cancel that was asked for."""
         self.outcome.release(_OUTCOME_OF.get(self.stop or "", "preempted"))
 
-    def settle(self, code: int, failure: Failure | None, log: Path) -> None:
-        """Store how the attempt ended when its trainer did, unless an outcome has been given before."""
+    def settle(self, code: int, failure: Failure | None, log: Path, *, n_jobs: int = 1) -> None:
+        """Store how the attempt ended when its trainer did, with `n_jobs` in it, unless that is known already."""
         if not self.outcome.is_decided:
             if self.stop == "stalled":
                 seconds = self._context.settings.stall_seconds
@@ -234,15 +267,21 @@ class Attempt:
                 self.outcome.fail(Ending("stalled", text, True), exit_code=code)
             elif self.stop is not None or code == Exit.YIELDED:
                 self.release()
+            elif n_jobs > 1 and failure is None and meaning(code).outcome in ("crashed", "failed"):
+                self.outcome.crash_in_company(code, log, n_jobs=n_jobs)
             else:
+                if failure:
+                    self._note_fault(failure.kind, failure.message, code)
                 self.outcome.fail_by_exit(code, failure, log)
         self.outcome.wait()
 
-    def give_up(self, error: str, *, wait: bool = True) -> None:
+    def give_up(self, error: Exception, *, wait: bool = True) -> None:
         """Close the attempt after an error of the supervisor itself; an outcome that waits to be stored stands."""
         if not self.outcome.is_decided or self.lease.is_written:
             self.lease.forget()
-            self.outcome.fail(Ending("failed", error, True), exit_code=None)
+            text, code = f"{type(error).__name__}: {error}", Exit.MACHINE if is_of_machine(error) else Exit.INTERNAL
+            self._note_fault(type(error).__name__, text, code)
+            self.outcome.fail(meaning(code)._replace(text=text), exit_code=None)
         if wait:
             self.outcome.wait()
 
@@ -251,6 +290,11 @@ class Attempt:
         lease, level = self._claim.lease, LogLine.of(text).level
         about: dict[str, int | str] = {"job": lease.job_id, "attempt": lease.attempt, "token": lease.token[:8]}
         self._context.say(LogLine(text, prefix=f"{self._name}: ", level=level, **about))
+
+    def _note_fault(self, kind: str, text: str, code: int) -> None:
+        if code == Exit.MACHINE:
+            alone = kind == CheckpointsElsewhere.__name__
+            self._context.health.fault(self.job_id, text, is_of_job_alone=alone)
 
     def _store_pointer(self, engine: Engine, lease: queue.Lease, ref: CheckpointRef) -> None:
         """Store the pointer; only then are the checkpoints before the last one stored deleted."""

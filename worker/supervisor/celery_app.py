@@ -10,7 +10,8 @@ from celery.signals import setup_logging, worker_ready
 from celery.worker import state
 
 from orchestrator.dispatch import QUEUE_NAME, TASK_NAME, celery_settings
-from orchestrator.settings import Settings, mask
+from orchestrator.masking import mask
+from orchestrator.settings import Settings
 
 JOIN_SECONDS = 10.0
 

@@ -13,6 +13,7 @@ from orchestrator.errors import StorageError
 from orchestrator.queue import Worker, workers
 from orchestrator.settings import Settings
 from orchestrator.versions import versions
+from worker.supervisor.database_identity import DatabaseIdentity
 from worker.supervisor.log import LogLine
 
 LEAST_REPORT_SECONDS = 1.0
@@ -37,6 +38,10 @@ class Housekeeping:
         self._report_every = max(settings.reconcile_seconds, LEAST_REPORT_SECONDS)
         self._report_at, self._reported_at = 0.0, -math.inf
         self._desired: workers.Desired = "run"
+        self._unwell: str | None = None
+        self._identity = DatabaseIdentity(engine)
+        self.gone: str | None = None
+        """What has become of the database that this worker began with; None: it is there."""
         self._is_away = False
         self._due_at = self._release_at = 0.0
         self._called_at = -math.inf
@@ -49,9 +54,16 @@ class Housekeeping:
             # Just started, suspended, or hung: other workers may have been too, and need time to renew their leases.
             self._release_at = now + self._settings.lease_seconds
         if now >= self._due_at:
-            self._due_at = now + self._settings.reconcile_seconds
             self._run()
+            took = time.monotonic() - now
+            self._due_at = now + max(self._settings.reconcile_seconds, 5 * took if self._is_away else 0.0)
         return self._desired
+
+    def tell(self, *, unwell: str | None) -> None:
+        """Report at once where what is wrong with this machine has changed."""
+        if unwell != self._unwell:
+            self._unwell, self._report_at = unwell, 0.0
+            self._run()
 
     def note_outage(self, error: StorageError) -> None:
         """Log that the database does not answer, once."""
@@ -69,10 +81,16 @@ class Housekeeping:
     def end(self) -> None:
         """Note in the registry that this worker has ended, if the database answers."""
         with suppress(StorageError):
+            if self.gone:
+                return
             workers.sign_off(self._engine, self._token)
 
     def _run(self) -> None:
         try:
+            self.gone = self.gone or self._identity.change()
+            if self.gone:
+                self._desired = "stop"
+                return
             if time.monotonic() >= self._report_at:
                 self._report()
             release = not self._is_away and time.monotonic() >= self._release_at
@@ -90,6 +108,6 @@ class Housekeeping:
         now = time.monotonic()
         self._desired = workers.report(
             self._engine, self._worker, token=self._token, version=self._version, every_seconds=self._report_every,
-            elapsed=now - self._reported_at if math.isfinite(self._reported_at) else None,
+            elapsed=now - self._reported_at if math.isfinite(self._reported_at) else None, unwell=self._unwell,
         )  # fmt: skip
         self._reported_at, self._report_at = now, time.monotonic() + self._report_every

@@ -17,6 +17,8 @@ EMBEDDED_HEARTBEAT_SECONDS = 2.0
 SERVICE_HEARTBEAT_SECONDS = 5.0
 """Upper bounds of the setting: `orch status` shows what the last heartbeat told, and a cancel waits for the next."""
 RETRY_SECONDS = 2.0
+WAITED_SHARE = 4.0
+"""How much longer than it was waited for a server that did not answer is left alone: the trainer is listened to."""
 
 
 class Status(NamedTuple):
@@ -94,13 +96,15 @@ class HeldLease:
         self.desired = queue.heartbeat(engine, lease, lease_seconds=self._settings.lease_seconds, **status._asdict())
 
     def _reach(self, write: Write) -> bool:
+        began = self._now()
         try:
             write(self._engine, self.lease)
         except StorageError:
             self.refused_at = self._now()
             if self._away_since is None:
                 self._away_since = self.refused_at
-            self._try_at = self._now() + min(RETRY_SECONDS, self._every)
+            pause = max(min(RETRY_SECONDS, self._every), WAITED_SHARE * (self.refused_at - began))
+            self._try_at = self.refused_at + pause
             return False
         self._away_since = None
         return True

@@ -8,6 +8,8 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Literal, Self
 
+from orchestrator.masking import clean
+
 Level = Literal["info", "warning", "error"]
 
 
@@ -49,9 +51,9 @@ class WorkerLog:
         said = {
             "time": at,
             "level": line.level,
-            "worker": self._worker,
+            "worker": clean(self._worker),
             **line.about,
-            "message": line.message.strip(),
+            "message": clean(line.message.strip()),
         }
         return json.dumps(said, ensure_ascii=False)
 

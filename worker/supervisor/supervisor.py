@@ -13,11 +13,13 @@ from queue import Empty, SimpleQueue
 from sqlalchemy import Engine
 
 from orchestrator import queue
+from orchestrator.cores import usable_cores
 from orchestrator.errors import StorageError
 from orchestrator.estimates import memory
 from orchestrator.queue import workers
 from orchestrator.settings import Settings
 from worker.supervisor.attempt import SupervisorContext
+from worker.supervisor.health import Health
 from worker.supervisor.housekeeping import Housekeeping
 from worker.supervisor.log import LogLine
 from worker.supervisor.trainer_group import TrainerGroup
@@ -36,13 +38,17 @@ class Supervisor:
         engine: Engine,
         *,
         worker: queue.Worker,
-        threads: int,
+        threads: int | None,
         say: Callable[[str], None],
         changed: Callable[[int], None] = lambda _: None,
     ) -> None:
-        """Prepare; nothing is claimed yet."""
+        """Prepare; nothing is claimed yet. `threads`: of a trainer; None: its part of the cores."""
         self._settings, self._engine, self._worker, self._say = settings, engine, worker, say
-        self._context = SupervisorContext(engine, settings, worker.device, threads, say, changed, self._tick)
+        self._threads = threads
+        self._health = Health(settings, say=say)
+        self._context = SupervisorContext(
+            engine, settings, worker.device, threads or 1, say, changed, self._tick, self._health
+        )
         # SimpleQueue.put may be called from a signal handler; the locks of threading.Event may not.
         self._wake_ups: SimpleQueue[None] = SimpleQueue()
         self._idle = threading.Event()
@@ -55,6 +61,11 @@ class Supervisor:
     def is_stopping(self) -> bool:
         """Say whether it was told to stop, or has ended."""
         return self._stops > 0
+
+    @property
+    def database_gone(self) -> str | None:
+        """Return what has become of the database under this worker, where that is why it stopped."""
+        return self._housekeeping.gone
 
     def run(self, *, until_empty: bool = False) -> bool:
         """Work until told to stop or to drain, or until no job is left; say whether it was told to stop."""
@@ -74,7 +85,9 @@ class Supervisor:
         """Claim and train until nothing can be claimed."""
         while not self._is_leaving:
             self._tick()
-            leader = None if self._is_leaving else self._claim(queue.claim)
+            may_claim = not self._is_leaving and self._health.may_claim()
+            self._housekeeping.tell(unwell=self._health.reason)
+            leader = self._claim(queue.claim) if may_claim else None
             if leader is None:
                 return
             self._work(leader)
@@ -111,7 +124,10 @@ class Supervisor:
 
     def _claim(self, verb: Callable[..., queue.Claim | None], *, tries: int = 1) -> queue.Claim | None:
         try:
-            claim = verb(self._engine, self._worker, token=self._token, lease_seconds=self._settings.lease_seconds)
+            claim = verb(
+                self._engine, self._worker, token=self._token, lease_seconds=self._settings.lease_seconds,
+                without=self._health.refused,
+            )  # fmt: skip
         except StorageError as error:
             # The next call has the same token: it adopts a claim whose answer was lost.
             self._housekeeping.note_outage(error)
@@ -130,14 +146,18 @@ class Supervisor:
         verb = partial(
             queue.claim_companion, leader=leader, fits=lambda config: room.holds([*(c.config for c in claims), config])
         )
-        while len(claims) < self._settings.jobs_per_trainer and not self._is_leaving:
-            found = self._claim(verb, tries=COMPANION_TRIES)
+        while not self._is_leaving:
+            most = min([self._settings.jobs_per_trainer, *(claim.company for claim in claims if claim.company)])
+            if len(claims) >= most:
+                return
+            found = self._claim(partial(verb, held=len(claims)), tries=COMPANION_TRIES)
             if found is None:
                 return
             claims.append(found)
 
     def _work(self, leader: queue.Claim) -> None:
         claims, group = [leader], None
+        self._context = self._context._replace(threads=self._threads or self._part_of_cores())
         try:
             self._gather(leader, claims)
             group = TrainerGroup(claims, self._context)
@@ -145,7 +165,13 @@ class Supervisor:
         except Exception as error:  # noqa: BLE001 - an error with some jobs must not end the worker
             jobs = ", ".join(str(claim.lease.job_id) for claim in claims)
             self._say(LogLine(f"job {jobs}: an error in the supervisor:\n{traceback.format_exc()}", level="error"))
-            (group or TrainerGroup(claims, self._context)).give_up(f"{type(error).__name__}: {error}")
+            (group or TrainerGroup(claims, self._context)).give_up(error)
+
+    def _part_of_cores(self) -> int:
+        here = 1
+        with suppress(StorageError):
+            here = max(here, workers.count_on(self._engine, self._worker.host))
+        return max(1, usable_cores() // here)
 
     def _tick(self) -> int:
         """Do the housekeeping that is due; return how often this worker was told to stop."""
@@ -160,7 +186,9 @@ class Supervisor:
     def _follow(self, desired: workers.Desired) -> None:
         """Stop or drain, once, where the desired state of this worker says so."""
         if desired == "stop" and not self._stops:
-            self._say("asked to stop: running jobs write a checkpoint")
+            gone = self._housekeeping.gone
+            why = LogLine(f"the database is gone: {gone}", level="error") if gone else "asked to stop"
+            self._say(f"{why}: running jobs write a checkpoint")
             self.stop()
         elif desired == "drain" and not self._is_leaving:
             self._say("asked to drain: running jobs are finished, and no more are claimed")

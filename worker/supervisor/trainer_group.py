@@ -45,11 +45,12 @@ class TrainerGroup:
     def run(self) -> None:
         """Train until every attempt has ended or was stopped, and store how."""
         code, log = self._train()
+        n_jobs = len(self.active)
         for attempt in tuple(self._held):
             with self._isolated(attempt):
-                attempt.settle(code, self._failure, log)
+                attempt.settle(code, self._failure, log, n_jobs=n_jobs)
 
-    def give_up(self, error: str) -> None:
+    def give_up(self, error: Exception) -> None:
         """Close what is open after an error of the supervisor itself."""
         for attempt in self._held:
             with suppress(queue.LeaseLost):
@@ -136,7 +137,7 @@ class TrainerGroup:
             attempt.say(LogLine(f"an error in the supervisor:\n{traceback.format_exc()}", level="error"))
             self._take_from(trainer, attempt)
             with suppress(queue.LeaseLost):
-                attempt.give_up(f"{type(error).__name__}: {error}", wait=trainer is None)
+                attempt.give_up(error, wait=trainer is None)
                 if not attempt.is_over:
                     return  # its outcome is stored as soon as the database answers
         else:

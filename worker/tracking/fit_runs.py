@@ -13,6 +13,7 @@ from orchestrator import queue
 from orchestrator.database.engine import reading
 from orchestrator.database.models import SweepRow
 from orchestrator.fits import store
+from orchestrator.masking import mask_all
 from orchestrator.results.fit_rows import measured
 from orchestrator.scaling.plots.all_plots import draw, figure_names, law_of
 from orchestrator.scaling.plots.svg import png, svg
@@ -103,7 +104,7 @@ def _figures(engine: Engine, fit: Fit, folder: Path) -> list[Path]:
 
 
 def _payload(fit: Fit) -> str:
-    return json.dumps(_finite(asdict(fit)), ensure_ascii=False, indent=1, sort_keys=True)
+    return json.dumps(_finite(mask_all(asdict(fit))), ensure_ascii=False, indent=1, sort_keys=True)
 
 
 def _digest(fit: Fit) -> str:

@@ -19,9 +19,9 @@ from orchestrator.database.models import (
     SweepRow,
 )
 from orchestrator.job_states import TERMINAL
+from orchestrator.masking import clean
 from orchestrator.results.dead_share import measured_share, stored_window
 from orchestrator.results.varied_keys import differences
-from orchestrator.settings import mask
 
 MEASURES = (
     "fvu", "fvu_raw", "fvu_averaged", "loss", "aux_loss", "aux_nothing", "dead_share", "l0", "grad_norm",
@@ -69,7 +69,7 @@ class JobRecord(NamedTuple):
     def params(self) -> dict[str, str]:
         """Return the config that was enqueued as flat names and texts: MLflow's params never change."""
         asked = self.job.asked_config or self.job.config
-        return {name: mask(str(value)) for name, value in flatten(json.loads(asked)).items()}
+        return {name: str(value) for name, value in flatten(json.loads(asked)).items()}
 
     @property
     def final_values(self) -> dict[str, float]:
@@ -133,6 +133,6 @@ def draw_curve(record: JobRecord, file: Path) -> None:
     if axes.get_legend_handles_labels()[0]:
         axes.legend(frameon=False)
     outcome = f": {result.outcome}" if result else ""
-    axes.set_title(f"{record.sweep.name}, job {job.id} (n = {job.n_latents}, k = {job.k}){outcome}", fontsize=10)
+    axes.set_title(f"{clean(record.sweep.name)}, job {job.id} (n = {job.n_latents}, k = {job.k}){outcome}", fontsize=10)
     axes.grid(which="both", alpha=0.25)
     figure.savefig(file, dpi=120)

@@ -11,7 +11,7 @@ from orchestrator import queue
 from orchestrator.config.flat_keys import flatten
 from orchestrator.database.models import Attempt, CurvePoint
 from orchestrator.job_states import OUTCOMES, TERMINAL
-from orchestrator.settings import Settings, mask
+from orchestrator.settings import Settings
 from worker.tracking.job_record import MEASURES, JobRecord, draw_curve, read
 from worker.tracking.mlflow_client import Measure, MlflowClient
 
@@ -26,6 +26,8 @@ class Projection:
         """Connect with the store."""
         self._engine, self._settings = engine, settings
         self._runs = MlflowClient(settings)
+        self.set_aside = self._runs.set_aside
+        """Where a damaged store has gone; None: there was none."""
         self._shipped: dict[str, int] = {}
         self._closed: set[str] = set()
         self._resolved: set[str] = set()
@@ -57,7 +59,7 @@ class Projection:
         if run is None:
             labels = {f"orch.label.{name}": value for name, value in record.sweep.labels.items()}
             tags = {**identity, **labels, "orch.sweep": record.sweep.name}
-            run = self._runs.create(experiment, mask(record.name), tags=tags, at=job.created_at)
+            run = self._runs.create(experiment, record.name, tags=tags, at=job.created_at)
         elif run not in self._shipped and job.state not in TERMINAL:
             self._runs.reopen(run)  # it was over, and has been retried or extended since
         if run not in self._shipped:

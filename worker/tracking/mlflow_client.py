@@ -1,24 +1,24 @@
-"""MLflow's experiments and runs: found by id or tags, else made; filled in batches. Written, hardly read."""
+"""MLflow's experiments and runs: found by id or tags, else made; filled in batches. Written, hardly read.
 
-import fcntl
+All texts that go to MLflow pass through here, without secrets and control characters.
+"""
+
 import logging
 import os
 import socket
-import sqlite3
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import quote, urlsplit
 from urllib.request import getproxies
 
-from orchestrator.database.schema import make_folder
-from orchestrator.settings import Settings, sqlite_file
+from orchestrator.masking import clean
+from orchestrator.settings import Settings
+from worker.tracking.own_store import ARTIFACTS, prepare
 
 ENTITIES_PER_CALL = 90
 """MLflow takes up to 100 params and 1,000 metrics in a call."""
 PARAM_LENGTH = 1000
-_ARTIFACTS = "mlartifacts"
 _KIND = {"mlflow.experimentKind": "custom_model_development"}
 """Of an experiment: its page then opens with its runs, and not with traces, of which there are none."""
 _QUIET = {
@@ -44,7 +44,7 @@ class MlflowClient:
     """One tracking server or store."""
 
     def __init__(self, settings: Settings) -> None:
-        """Connect; make the schema of a store of our own, once, under a lock."""
+        """Connect; a store of our own is made where there is none, or none that is whole."""
         # First: MLflow takes a second to load, and another to notice that no server answers.
         _check_reachable(settings.tracking)
         for name, value in _QUIET.items():
@@ -55,15 +55,17 @@ class MlflowClient:
             logger = logging.getLogger(name)
             logger.setLevel(logging.WARNING)
             logger.handlers, logger.propagate = [], True  # they go through the worker's own log
-        self._artifacts = None if settings.tracking.startswith("http") else settings.home / _ARTIFACTS
+        self._artifacts = None if settings.tracking.startswith("http") else settings.home / ARTIFACTS
         self._seen: set[str] = set()
-        with _first_use(settings):
-            self._client = MlflowClient(settings.tracking)
+        self.set_aside = prepare(settings)
+        """Where a store that was damaged has gone: a new one, empty, is in its place."""
+        self._client = MlflowClient(settings.tracking)
 
     def experiment(self, name: str, *, known: str | None, number: int) -> str:
         """Return the id of the experiment of that name; it is made if it is not there."""
         if known is not None and known in self._seen:
             return known
+        name = clean(name, lines=False)
         found = self._client.get_experiment_by_name(name)
         if found is not None and found.lifecycle_stage != "active":
             name = f"{name} ({number})"  # MLflow keeps the name of a deleted experiment
@@ -87,8 +89,8 @@ class MlflowClient:
 
     def create(self, experiment: str, name: str, *, tags: Mapping[str, object], at: float) -> str:
         """Make a run."""
-        texts = {key: str(value) for key, value in tags.items()}
-        run = self._client.create_run(experiment, start_time=int(at * 1000), tags=texts, run_name=name)
+        texts = {clean(key): clean(str(value)) for key, value in tags.items()}
+        run = self._client.create_run(experiment, start_time=int(at * 1000), tags=texts, run_name=clean(name))
         self._seen.add(str(run.info.run_id))
         return str(run.info.run_id)
 
@@ -96,7 +98,7 @@ class MlflowClient:
         """Write params; the same ones twice are one."""
         from mlflow.entities import Param
 
-        params = [Param(name, str(value)[:PARAM_LENGTH]) for name, value in values.items()]
+        params = [Param(clean(name), clean(str(value))[:PARAM_LENGTH]) for name, value in values.items()]
         for start in range(0, len(params), ENTITIES_PER_CALL):
             self._client.log_batch(run, params=params[start : start + ENTITIES_PER_CALL])
 
@@ -118,7 +120,7 @@ class MlflowClient:
 
     def tag(self, run: str, name: str, value: str) -> None:
         """Write a tag; the same one twice is one."""
-        self._client.set_tag(run, name, value)
+        self._client.set_tag(run, name, clean(value))
 
     def is_finished(self, run: str) -> bool:
         """Say whether a run has been closed as a good one."""
@@ -149,41 +151,3 @@ def _check_reachable(uri: str) -> None:
     if place.scheme in ("http", "https") and place.hostname and not getproxies():
         port = place.port or (443 if place.scheme == "https" else 80)
         socket.create_connection((place.hostname, port), timeout=3).close()
-
-
-@contextmanager
-def _first_use(settings: Settings) -> Iterator[None]:
-    """Let one process at a time make the schema: six at once were seen to break a fresh SQLite file for good."""
-    if settings.tracking.startswith("http"):
-        yield
-        return
-    make_folder(settings.home, file=None if settings.tracking_url else "mlflow.db")
-    with (settings.home / "mlflow.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
-        file = sqlite_file(settings.tracking)
-        if file is not None:
-            with closing(sqlite3.connect(file)) as store:
-                store.execute("PRAGMA journal_mode=WAL")
-                if not settings.tracking_url:
-                    _follow_home(store, settings.home / _ARTIFACTS)
-
-
-def _follow_home(store: sqlite3.Connection, folder: Path) -> None:
-    """Let our own store name the artifacts in the data folder where that is now: MLflow stores whole paths.
-
-    Of a folder that was moved or copied, it would write new artifacts to the old place, and make that anew.
-    """
-    here = folder.as_uri()
-    with store:
-        for number, old in store.execute("SELECT experiment_id, artifact_location FROM experiments").fetchall():
-            before, _, name = str(old).rpartition("/")
-            if before == here or before.rpartition("/")[2] != _ARTIFACTS:
-                continue
-            new = f"{here}/{name}"
-            store.execute("UPDATE experiments SET artifact_location = ? WHERE experiment_id = ?", (new, number))
-            store.execute(
-                "UPDATE runs SET artifact_uri = ? || substr(artifact_uri, ?) "
-                "WHERE experiment_id = ? AND substr(artifact_uri, 1, ?) = ?",
-                (new, len(old) + 1, number, len(old), old),
-            )

@@ -10,7 +10,8 @@ from sqlalchemy import Engine, select
 from orchestrator.database.engine import reading
 from orchestrator.database.models import Job, SweepRow
 from orchestrator.errors import NotFound
-from orchestrator.settings import Settings, mask
+from orchestrator.masking import mask
+from orchestrator.settings import Settings
 from worker.tracking.fit_runs import project_fits
 from worker.tracking.job_runs import Projection
 
@@ -71,7 +72,7 @@ class Tracking:
         while self._changed:
             job_id = next(iter(self._changed))
             try:
-                self._projection = self._projection or Projection(self._engine, self._settings)
+                self._projection = self._projection or self._connected()
                 self._projection.project(job_id)
             except Exception as error:  # noqa: BLE001 - a tracking store may fail in any way; training goes on
                 self._pause(error)
@@ -81,6 +82,16 @@ class Tracking:
                 return
             self._break = 0.0
             del self._changed[job_id]
+
+    def _connected(self) -> Projection:
+        """Connect with the store; one that was damaged and is made anew gets all jobs again."""
+        projection = Projection(self._engine, self._settings)
+        if projection.set_aside is not None:
+            self._say(f"tracking: MLflow's store was damaged; it is made anew, the old one is {projection.set_aside}")
+            with reading(self._engine) as session:
+                tried = select(Job.id).where(Job.attempt > 0).order_by(Job.id.desc()).limit(MOST_CHANGED)
+                self._changed |= dict.fromkeys(session.scalars(tried))
+        return projection
 
     def _pause(self, error: Exception) -> None:
         if not self._break:

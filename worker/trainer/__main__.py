@@ -9,13 +9,16 @@ import traceback
 from contextlib import suppress
 
 from orchestrator.errors import OrchError
+from worker import log_stream
 from worker.protocol import Exit, Failure, Order
 from worker.trainer.channel import SupervisorChannel
 
 
 def main() -> int:
     """Carry out one order; return the exit status."""
+    log_stream.install()
     channel = SupervisorChannel()
+    sys.stdout = sys.stderr
     try:
         return carry_out(channel.order(), channel)
     except Exception as error:  # noqa: BLE001 - whatever it is, it is reported to the supervisor

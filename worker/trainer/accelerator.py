@@ -3,7 +3,7 @@
 import torch
 
 from orchestrator.config.job import JobConfig
-from orchestrator.errors import ConfigError, TrainingError
+from orchestrator.errors import ConfigError, MachineError
 from worker.devices import NO_GPU_HINT, trainer_devices
 
 
@@ -11,13 +11,13 @@ def choose(name: str) -> str:
     """Return the device that a trainer computes on, the first one of several; auto is the GPU where there is one.
 
     Raises:
-        TrainingError: a GPU is asked for and torch sees none.
+        MachineError: a GPU is asked for and torch sees none.
     """
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     devices = trainer_devices(name)
     if devices[0] != "cpu" and len(devices) > torch.cuda.device_count():
-        raise TrainingError(f"device {name}: torch sees {torch.cuda.device_count()} GPUs", hint=NO_GPU_HINT)
+        raise MachineError(f"device {name}: torch sees {torch.cuda.device_count()} GPUs", hint=NO_GPU_HINT)
     return devices[0]
 
 

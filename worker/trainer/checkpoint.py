@@ -10,16 +10,19 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
+from orchestrator import bounded_file
 from orchestrator.checkpoint_ref import CheckpointRef
 from orchestrator.config.extension import is_extension
 from orchestrator.config.job import JobConfig
 from orchestrator.config.validation import from_stored
-from orchestrator.errors import CheckpointError, StorageError
+from orchestrator.errors import CheckpointError, CheckpointsElsewhere
+from orchestrator.masking import mask_all
 from worker import checked_folder
 from worker.formats.tensor_file import write_tensors
 from worker.sae.train_state import TrainState
 
 _CONFIG, _STATE, _TRAINER = "config.json", "state.safetensors", "trainer.json"
+_MOST_OF_A_CURVE = 512 * bounded_file.MB
 _log = logging.getLogger(__name__)
 
 
@@ -35,9 +38,9 @@ def save(folder: Path, state: TrainState, config: JobConfig, *, facts: Mapping[s
 
     def fill(partial: Path) -> None:
         write_tensors(partial / _STATE, state.tensors())
-        values = {"values": state.values(), "facts": dict(facts)}
+        values = {"values": state.values(), "facts": mask_all(facts)}
         checked_folder.write_text(partial / _TRAINER, json.dumps(values))
-        checked_folder.write_text(partial / _CONFIG, config.canonical_json())
+        checked_folder.write_text(partial / _CONFIG, json.dumps(_masked(config)))
 
     sha256 = _readable_sha256(target, config) or checked_folder.write_folder(target, fill)
     return CheckpointRef(str(target.absolute()), state.tokens_seen, sha256)
@@ -54,7 +57,7 @@ def load(uri: str, config: JobConfig, *, sha256: str | None = None, device: torc
     if sha256 not in (None, found):
         raise CheckpointError(f"the checkpoint {folder} is not the one that was recorded (sha256 {found})")
     try:
-        values = json.loads((folder / _TRAINER).read_text())["values"]
+        values = _trainer(folder)["values"]
         return TrainState.restored(config, load_file(folder / _STATE), values, device=device)
     except torch.OutOfMemoryError:
         raise
@@ -64,30 +67,42 @@ def load(uri: str, config: JobConfig, *, sha256: str | None = None, device: torc
 
 def facts_of(uri: str) -> dict[str, Any]:
     """Return the facts that were kept beside a checkpoint."""
-    found: dict[str, Any] = json.loads((Path(uri) / _TRAINER).read_text())["facts"]
+    found: dict[str, Any] = _trainer(Path(uri))["facts"]
     return found
 
 
 def newest_readable(
-    refs: Iterable[tuple[str, str | None]], config: JobConfig, *, device: torch.device | str = "cpu"
+    uris: Iterable[str], config: JobConfig, *, folder: Path, device: torch.device | str = "cpu"
 ) -> tuple[str, TrainState] | None:
-    """Return the first of (uri, sha256), newest first, that can be read, with its uri; None if none can.
+    """Return the newest checkpoint of a job that can be read, with its uri; None if none can.
+
+    `uris` are those that were recorded; every other one in `folder`, the job's, counts as well where its manifest and
+    config prove it: a database that was brought back from a copy knows none of the later ones. One outside is not read.
 
     Raises:
-        StorageError: not even their folders are there: the disk is away, and starting over would lose the work.
+        CheckpointsElsewhere: of those recorded not even a folder is there: starting over would lose the work.
     """
-    found = [*refs]
-    if found and not any(Path(uri).parent.exists() for uri, _ in found):
-        raise StorageError(
-            f"none of {len(found)} checkpoints is there, nor the folder of any, such as {Path(found[0][0]).parent}",
-            hint="Is the folder of artifacts (ORCH_ARTIFACTS) mounted, and shared by every worker under this path?",
+    recorded = [Path(uri) for uri in uris]
+    found = {path for path in folder.glob("*/*") if path.name.isdecimal() and path.parent.name.isdecimal()}
+    inside = {path for path in found.union(recorded) if path.resolve().is_relative_to(folder.resolve())}
+    if recorded and not any(path.parent.exists() for path in inside):
+        raise CheckpointsElsewhere(
+            f"none of {len(recorded)} checkpoints is there, nor the folder of any, such as {recorded[0].parent}",
+            hint="Is the folder of artifacts (ORCH_ARTIFACTS, else ORCH_HOME) mounted, and shared by every worker "
+            "under the path it had when this job began?",
         )
-    for uri, sha256 in found:
+    for path in sorted(inside, key=_age, reverse=True):
         try:
-            return uri, load(uri, config, sha256=sha256, device=device)
+            return str(path), load(str(path), config, device=device)
         except CheckpointError as error:
             _log.warning("passed over a checkpoint: %s", error.message)
     return None
+
+
+def _age(path: Path) -> tuple[int, int]:
+    """Return the tokens of a checkpoint and its attempt."""
+    tokens, attempt = path.name, path.parent.name
+    return int(tokens) if tokens.isdecimal() else 0, int(attempt) if attempt.isdecimal() else 0
 
 
 def _readable_sha256(folder: Path, config: JobConfig) -> str | None:
@@ -104,10 +119,22 @@ def _verify(folder: Path, config: JobConfig) -> str:
     """Check a checkpoint's files and its config; return the sha256 of its manifest."""
     sha256 = checked_folder.verify(folder)
     try:
-        values = json.loads((folder / _CONFIG).read_text())
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        values = json.loads(bounded_file.read_text(folder / _CONFIG, what="a config"))
+    except (OSError, ValueError) as error:
         raise checked_folder.unreadable(folder, error) from error
     # Parsed, not compared as text: a field that a later version adds has its default here.
-    if not is_extension(config, from_stored(values)):
+    if not is_extension(from_stored(_masked(config)), from_stored(_masked(from_stored(values)))):
         raise CheckpointError(f"the checkpoint {folder} is of another config")
     return sha256
+
+
+def _trainer(folder: Path) -> dict[str, Any]:
+    """Return what is kept beside the tensors: the curve, counters, and the facts of the attempt."""
+    found: dict[str, Any] = json.loads(bounded_file.read_text(folder / _TRAINER, what="a curve", most=_MOST_OF_A_CURVE))
+    return found
+
+
+def _masked(config: JobConfig) -> dict[str, Any]:
+    """Return a config as it is kept beside its weights: a copy of the folder tells nobody a password."""
+    found: dict[str, Any] = mask_all(json.loads(config.canonical_json()))
+    return found

@@ -4,9 +4,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from orchestrator.errors import CheckpointError, SubjectError, shared_error
+from orchestrator.errors import SubjectError, shared_error
 from orchestrator.versions import git_commit, versions
-from worker.protocol import Assignment, Started
+from worker.protocol import Assignment, CurvePointMessage, Started
 from worker.sae.compiled.compiled_step import stepper
 from worker.sae.train_state import TrainState
 from worker.trainer import checkpoint
@@ -44,13 +44,16 @@ def start_job(context: TrainerContext, job: Assignment) -> JobTraining:
     step, way = stepper(state, job.config, wanted=context.order.compile, folder=kernels, say=_warn)
     facts = {**_facts(context, job, state, n_heldout=len(heldout)), "step": way}
     context.channel.send(Started(state.tokens_seen, facts), job.job_id)
+    recorded = max((saved.tokens_seen for saved in job.resume), default=0)
+    for point in state.curve:  # of a checkpoint that the database does not know, perhaps
+        if recorded < point.tokens_seen <= state.tokens_seen:
+            context.channel.send(CurvePointMessage(point), job.job_id)
     return JobTraining(job, state, context.channel, heldout=heldout, slot=slot, facts=facts, step=step)
 
 
 def _resume(context: TrainerContext, job: Assignment) -> TrainState | None:
-    folder = Path(job.artifacts).parent
-    refs = [(_checked_uri(saved.uri, folder), saved.sha256) for saved in job.resume]
-    found = checkpoint.newest_readable(refs, job.config, device=context.state_device)
+    folder, recorded = Path(job.artifacts).parent, [saved.uri for saved in job.resume]
+    found = checkpoint.newest_readable(recorded, job.config, folder=folder, device=context.state_device)
     if found is None:
         return None
     uri, state = found
@@ -61,16 +64,6 @@ def _resume(context: TrainerContext, job: Assignment) -> TrainState | None:
 def _fresh(context: TrainerContext, job: Assignment, slot: int) -> TrainState:
     sample = sae_input(context.slots.sample(slot))
     return TrainState.fresh(job.config, sample.to(context.state_device))
-
-
-def _checked_uri(uri: str, folder: Path) -> str:
-    """Return where a checkpoint is; refuse one that is not among those of its job, whatever the database says."""
-    if not Path(uri).resolve().is_relative_to(folder.resolve()):
-        raise CheckpointError(
-            f"the checkpoint {uri} is not in {folder}",
-            hint="Set ORCH_ARTIFACTS, or ORCH_HOME where that is not set, to what it was when this job began.",
-        )
-    return uri
 
 
 def refuse_other_source(before: dict[str, Any], here: dict[str, Any]) -> None:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from orchestrator.config.job import JobConfig
 from orchestrator.errors import TrainingError
+from worker import log_stream
 from worker.protocol import Exit, Failure
 from worker.trainer.channel import die_with_parent
 
@@ -130,6 +131,7 @@ def _end_with_leader() -> None:
 
 
 if __name__ == "__main__":
+    log_stream.install()
     try:
         status = main(sys.argv[1:])
     except (RuntimeError, MemoryError) as error:  # the exit status says whether it was memory

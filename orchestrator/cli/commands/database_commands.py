@@ -19,7 +19,8 @@ def upgrade() -> None:
     Safe to call twice, also at once.
     """
     from orchestrator.database.schema import upgrade as upgrade_schema
-    from orchestrator.settings import load, mask
+    from orchestrator.masking import mask
+    from orchestrator.settings import load
 
     settings = load()
     terminal.echo(f"{mask(settings.database)}: schema {upgrade_schema(settings)}")
@@ -39,7 +40,8 @@ def check() -> None:
     """Check that the schema is up to date; exit code 5 if not."""
     from orchestrator.database.schema import HEAD, other_schema
     from orchestrator.database.schema import current as current_schema
-    from orchestrator.settings import load, mask
+    from orchestrator.masking import mask
+    from orchestrator.settings import load
 
     settings = load()
     found = current_schema(settings)
@@ -75,7 +77,8 @@ def backup(*, file: Path, force: bool) -> None:
     results are files of their own: copy the data folder for them.
     """
     from orchestrator.database.backup import back_up
-    from orchestrator.settings import load, mask
+    from orchestrator.masking import mask
+    from orchestrator.settings import load
 
     settings = load()
     way_back = back_up(settings.database, file, force=force)

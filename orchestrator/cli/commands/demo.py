@@ -13,11 +13,11 @@ from orchestrator.cli.display.demo_view import ProgressView, progress_view
 from orchestrator.cli.display.formats import plural
 from orchestrator.cli.display.results_table import result_lines, where_lines
 from orchestrator.cli.selection import database
+from orchestrator.cores import usable_cores
 from orchestrator.errors import OrchError, StateError, StorageError, TrainingError
 from orchestrator.job_states import TERMINAL
 from orchestrator.processes.demo_workers import DemoWorkers
 from orchestrator.processes.python_process import EXAMPLES
-from orchestrator.versions import usable_cores
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine

@@ -19,7 +19,7 @@ def doctor(ctx: click.Context, *, output: str | None) -> None:
     for finding in run_checks():
         findings.append(finding)
         if not output:
-            mark = click.style(f"{finding.level:<4}", fg=_COLOURS[finding.level], bold=True)
+            mark = terminal.style(f"{finding.level:<4}", fg=_COLOURS[finding.level], bold=True)
             terminal.echo(f"{mark}  {finding.name:<9} {finding.text}")
             if finding.hint:
                 terminal.echo(f"{'':16}{finding.hint}")

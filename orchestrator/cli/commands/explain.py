@@ -25,6 +25,8 @@ _MEANINGS = {
     "SweepPaused": "Its sweep is paused. To end that: orch resume {sweep}",
     "SweepCap": "As many jobs of its sweep run as limits.max_parallel allows.",
     "NoWorker": "No worker is at work. Start one with: orch worker",
+    "WorkersUnwell": "Every worker that is there is unwell: its machine cannot do its work, and it claims nothing "
+    "as long as that lasts. Who, and why: orch worker list",
     "WorkersLeaving": "Every worker that is there drains or stops: it claims no more. Start another with: orch worker",
 }
 _HOLDERS = {
@@ -85,7 +87,22 @@ def _explanation(settings: "Settings", engine: "Engine", row: "JobRow") -> list[
     position = results.position_in_queue(engine, row.id)
     if row.state == "queued" and position.before:
         lines.append(f"{plural(position.before, 'queued job')} may run before it; the first is job {position.first}.")
-    return lines
+    return [*lines, *_handed_back(engine, row)]
+
+
+def _handed_back(engine: "Engine", row: "JobRow") -> list[str]:
+    """Say of a job that a machine could not serve which one, and where it can go on."""
+    from orchestrator import results
+
+    tried = {attempt.attempt: attempt for attempt in results.attempts(engine, row.id)}
+    last = tried.get(row.attempt)
+    if last is None or last.outcome != "machine":
+        return []
+    said = f"Attempt {last.attempt} was handed back by {last.worker} on {last.host}, through no fault of the job:"
+    error, _, hint = (last.error or "").partition("\n")
+    saved = {tried[one.attempt].host for one in results.checkpoints(engine, row.id) if one.attempt in tried}
+    where = f"Its checkpoints were written on {', '.join(sorted(saved))}: it waits for a worker that can see them."
+    return [f"{said} {error}", *filter(None, [hint]), *([where] if saved else [])]
 
 
 def _is_silent(engine: "Engine", row: "JobRow") -> bool:

@@ -12,7 +12,7 @@ from orchestrator.cli.selection import database
 if TYPE_CHECKING:
     from orchestrator.results import QueueStats, RegisteredWorker
 
-_STATES = ("at work", "idle", "draining", "stopping", "lost")
+_STATES = ("at work", "idle", "unwell", "draining", "stopping", "lost")
 
 
 class Family(NamedTuple):
@@ -71,6 +71,7 @@ def _families(found: "QueueStats", workers: "Sequence[RegisteredWorker]") -> Ite
     yield counter("orch_results_total", "Attempts that ended with a result.", ended["results"])
     yield counter("orch_failures_total", "Attempts that failed.", ended["failures"])
     yield counter("orch_preemptions_total", "Attempts that handed their job back.", ended["preemptions"])
+    yield counter("orch_machine_faults_total", "Attempts that a machine could not serve.", ended["machine"])
     yield counter("orch_lost_total", "Attempts whose worker fell silent.", ended["lost"])
 
 

@@ -39,7 +39,7 @@ def write(
         return
     sweep = replace(stored_sweep(engine, name), configs=tuple(configs))
     if output == "-":
-        terminal.echo(sweep_text(sweep, head=[*head, "To run it: orch enqueue FILE"], remarks=remarks).rstrip("\n"))
+        terminal.echo_exact(sweep_text(sweep, head=[*head, "To run it: orch enqueue FILE"], remarks=remarks))
         return
     file = Path(output)
     if file.exists() and not file.read_text("utf-8", errors="replace").startswith(f"# {MARK}"):

@@ -76,7 +76,7 @@ def report(*, sweeps: tuple[str, ...], output: Path | None, opened: bool) -> Non
         contents = gather(settings, engine, sweeps)
     place = output or report_path(settings, sweeps)
     if str(place) == "-":
-        terminal.echo(page_of(contents).rstrip("\n"))
+        terminal.echo_exact(page_of(contents))
         return
     write(contents, place)
     terminal.echo(str(place))
@@ -91,9 +91,8 @@ def gather(settings: "Settings", engine: "Engine", sweeps: Sequence[str]) -> "Co
         NotFound: there is no such sweep.
     """
     from orchestrator.report import collect_contents
-    from orchestrator.settings import mask
 
-    return collect_contents(engine, list(dict.fromkeys(sweeps)), database=mask(settings.database))
+    return collect_contents(engine, list(dict.fromkeys(sweeps)), database=settings.database)
 
 
 def page_of(contents: "Contents") -> str:

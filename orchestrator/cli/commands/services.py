@@ -62,7 +62,8 @@ def ship(sweeps: Sequence[str]) -> None:
 @click.option("--browser/--no-browser", default=True, help="Open a browser window.")
 def ui(*, port: int, browser: bool) -> None:
     """Open MLflow's pages on this machine, until Ctrl-C; a tracking server elsewhere is opened where it is."""
-    from orchestrator.settings import load, mask
+    from orchestrator.masking import mask
+    from orchestrator.settings import load
 
     settings = load()
     if settings.tracking.startswith(("http://", "https://")):

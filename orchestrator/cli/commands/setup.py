@@ -175,6 +175,6 @@ def completion(ctx: click.Context, *, shell: str) -> None:
 
 
 def _shown(value: Any) -> Any:
-    from orchestrator.settings import mask
+    from orchestrator.masking import mask
 
     return value if isinstance(value, int | float) else mask(str(value))

@@ -70,7 +70,7 @@ def _print_summary(settings: "Settings", engine: "Engine", row: "JobRow", output
         return
     curve = sparkline([point.fvu for point in results.curve(engine, row.id)], 32)
     title = f"job {row.id}  {row.sweep}  {state_cell(row, drawn=terminal.is_live())}"
-    terminal.echo(click.style(title, bold=True) + (f"  {why(row)}" if why(row) else ""))
+    terminal.echo(terminal.style(title, bold=True) + (f"  {why(row)}" if why(row) else ""))
     for name, value in [
         *place_facts(results.config(engine, row.id, asked=True), results.attempts(engine, row.id)),
         *_facts(row, dead=_dead_latents(engine, row)),
@@ -79,7 +79,7 @@ def _print_summary(settings: "Settings", engine: "Engine", row: "JobRow", output
         *_files(settings, row),
     ]:
         if value and value != NONE:
-            terminal.echo(f"  {click.style(f'{name:<14}', dim=True)}{value}")
+            terminal.echo(f"  {terminal.style(f'{name:<14}', dim=True)}{value}")
     terminal.note(
         f"\nMore: orch show {row.id} --attempts | --events | --config | --checkpoints | --curve, orch logs {row.id}"
     )

@@ -116,6 +116,9 @@ def _print_table(
     at_work = plural(len({worker.worker for worker in results.workers(engine)}), "worker")
     woken = "woken by the broker" if settings.broker_url else "polling"
     terminal.note(f"{shown}{'  '.join(state_counts(counts))}  ·  {at_work} at work, {woken}")
+    unwell = [worker for worker in results.registered_workers(engine) if worker.state == "unwell"]
+    for worker in unwell:
+        terminal.warn(f"worker {worker.name} on {worker.host} is unwell and claims nothing: {worker.unwell}")
     if results.paused_since(engine) is not None:
         terminal.note("The queue is paused: nothing more starts. To open it: orch queue resume")
 

@@ -88,7 +88,7 @@ def _screen(snapshot: WorkersSnapshot, size: os.terminal_size) -> list[str]:
     shown = replace(snapshot, workers=snapshot.workers[:n_workers], running=snapshot.running[: room - n_workers])
     hidden = (len(snapshot.workers) - len(shown.workers), len(snapshot.running) - len(shown.running))
     more = [plural(number, word) for number, word in zip(hidden, ("more worker", "more job"), strict=True) if number]
-    said = click.style(snapshot.notice, fg="yellow") if snapshot.notice else click.style("q ends", dim=True)
+    said = terminal.style(snapshot.notice, fg="yellow") if snapshot.notice else terminal.style("q ends", dim=True)
     lines = snapshot_lines(shown, width=size.columns, drawn=True, rate=_rate(snapshot))
     return [*lines, "", cut("  ".join([said, *more]), size.columns)]
 
@@ -98,11 +98,11 @@ def snapshot_lines(
 ) -> list[str]:
     """Return the title, the workers and the running jobs; `rate` (tokens/s) is by default the sum over these jobs."""
     counts = "  ".join(state_counts(snapshot.counts or {})) or "the queue is empty"
-    paused = click.style("  paused", fg="yellow", bold=True) if snapshot.is_paused else ""
-    head = f"{click.style('orch', bold=True)}  {counts}{paused}  {count(rate or _rate(snapshot))} tokens/s"
+    paused = terminal.style("  paused", fg="yellow", bold=True) if snapshot.is_paused else ""
+    head = f"{terminal.style('orch', bold=True)}  {counts}{paused}  {count(rate or _rate(snapshot))} tokens/s"
     now = clock(time.time())
     gap = 2 if width is None else width - visible(head) - len(now)
-    lines = [head + " " * gap + click.style(now, dim=True) if gap > 1 else cut(head, width), ""]
+    lines = [head + " " * gap + terminal.style(now, dim=True) if gap > 1 else cut(head, width), ""]
     lines += table(snapshot.workers, worker_columns(), width=width) if snapshot.workers else ["no worker is there"]
     columns = [column for column in job_columns(snapshot.running, drawn=drawn) if column.title in _SHOWN]
     return [*lines, "", *(table(snapshot.running, columns, width=width) if snapshot.running else ["nothing runs"])]

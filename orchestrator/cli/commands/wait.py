@@ -94,4 +94,4 @@ def _code(states: list[str]) -> int:
 def _line(row: "JobRow") -> str:
     said = f"  {loss(row.fvu, row.l0)}" if row.fvu is not None else ""
     more = f"  {why(row)}" if why(row) else ""
-    return f"job {row.id} {click.style(row.state, fg=COLOURS[row.state])}{said}{more}"
+    return f"job {row.id} {terminal.style(row.state, fg=COLOURS[row.state])}{said}{more}"

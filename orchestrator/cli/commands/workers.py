@@ -25,7 +25,11 @@ if TYPE_CHECKING:
 @click.group(invoke_without_command=True)
 @click.option("--until-empty", is_flag=True, help="End when no job is queued or running.")
 @click.option("--name", help="Its name in `orch status`; host and process id by default.")
-@click.option("--threads", type=click.IntRange(1), help="CPU threads of the trainer; all by default.")
+@click.option(
+    "--threads",
+    type=click.IntRange(1),
+    help="CPU threads of the trainer; its part of the cores by default.",
+)
 @click.option("--device", help="auto, cpu, cuda or cuda:N; the setting `device` by default.")
 @click.option("--jobs", type=click.IntRange(1), help="Most jobs of one stream that a trainer trains together.")
 @click.option("--devices", help="A worker per entry: 0,1 or all GPUs: all; 0+1 is one whose jobs share both.")
@@ -81,7 +85,7 @@ def show_workers(*, ended: bool, output: str | None) -> None:
         for row in rows:
             terminal.echo(row.name)
     elif rows:
-        for line in table(rows, worker_columns(), width=terminal.width()):
+        for line in table(rows, worker_columns(any_unwell=any(row.unwell for row in rows)), width=terminal.width()):
             terminal.echo(line)
     else:
         terminal.note("There is no worker. Start one with: orch worker")

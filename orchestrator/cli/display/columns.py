@@ -4,8 +4,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-import click
-
+from orchestrator.cli import terminal
 from orchestrator.cli.display.formats import active_latents, bar, clock, passes, ratio, share
 from orchestrator.cli.display.tables import Column
 from orchestrator.formatting import NONE, count, duration
@@ -23,7 +22,14 @@ COLOURS = {
     "cancelled": "bright_black",
 }
 MARKS = {"queued": "○", "running": "●", "paused": "‖", "succeeded": "✓", "failed": "✗", "cancelled": "–"}
-WORKER_COLOURS = {"at work": "cyan", "idle": "white", "draining": "yellow", "stopping": "yellow", "lost": "red"}
+WORKER_COLOURS = {
+    "at work": "cyan",
+    "idle": "white",
+    "unwell": "red",
+    "draining": "yellow",
+    "stopping": "yellow",
+    "lost": "red",
+}
 _LEASE_LOW = 30
 _JOBS_NAMED = 6
 _LONG_PREFIX = 8
@@ -64,7 +70,7 @@ def _l0_weight(rows: "Sequence[JobRow]") -> int:
     return 9 if any(row.l0 is not None and round(row.l0, 1) != row.k for row in rows) else 2
 
 
-def worker_columns() -> "list[Column[RegisteredWorker]]":
+def worker_columns(*, any_unwell: bool = False) -> "list[Column[RegisteredWorker]]":
     """Return the columns for workers."""
     return [
         Column("WORKER", lambda row: row.name),
@@ -74,7 +80,8 @@ def worker_columns() -> "list[Column[RegisteredWorker]]":
         Column("TOK/S", lambda row: count(row.tokens_per_second), right=True, weight=4),
         Column("BEAT", lambda row: duration(row.silent), right=True, weight=5),
         Column("VERSION", lambda row: row.version, weight=2),
-        Column("STATE", lambda row: click.style(row.state, fg=WORKER_COLOURS.get(row.state, "bright_black"))),
+        Column("STATE", lambda row: terminal.style(row.state, fg=WORKER_COLOURS.get(row.state, "bright_black"))),
+        *([Column["RegisteredWorker"]("WHY", lambda row: row.unwell or "", weight=8)] if any_unwell else []),
     ]
 
 
@@ -88,7 +95,7 @@ def state_cell(row: "JobRow", *, drawn: bool) -> str:
     """Return the state; running>cancel when something else is asked for."""
     asked = f">{row.desired}" if row.state == "running" and row.desired != "run" else ""
     mark = f"{MARKS[row.state]} " if drawn else ""
-    return click.style(f"{mark}{row.state}{asked}", fg=COLOURS[row.state], bold=row.state == "running")
+    return terminal.style(f"{mark}{row.state}{asked}", fg=COLOURS[row.state], bold=row.state == "running")
 
 
 def swept_cell(row: "JobRow", prefix_lengths: Mapping[str, int]) -> str:
@@ -134,7 +141,7 @@ def progress_cell(row: "JobRow", width: int) -> str:
     """Return the share of the budget used, with a bar of `width` cells before it."""
     part = fraction(row)
     done, left = bar(part, width)
-    drawn = click.style(done, fg=COLOURS[row.state]) + click.style(left, fg="bright_black") + " " if width else ""
+    drawn = terminal.style(done, fg=COLOURS[row.state]) + terminal.style(left, fg="bright_black") + " " if width else ""
     return drawn + (f"{int(part * 100):3}%" if width else f"{int(part * 100)}%")
 
 
@@ -193,4 +200,4 @@ def _wide_columns() -> "list[Column[JobRow]]":
 def _lease(row: "JobRow") -> str:
     text = duration(row.lease_left)
     low = row.lease_left is not None and row.lease_left < _LEASE_LOW
-    return click.style(text, fg="red") if low else text
+    return terminal.style(text, fg="red") if low else text

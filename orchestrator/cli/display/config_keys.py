@@ -4,7 +4,7 @@ import textwrap
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import click
+from orchestrator.cli.terminal import style
 
 _WIDTH = 100
 _TYPES = {"integer": "whole number", "number": "number", "string": "text", "boolean": "true or false", "null": "null"}
@@ -14,10 +14,10 @@ def key_lines(schema: Mapping[str, Any], *, width: int | None) -> Iterator[str]:
     """Yield two lines or more for each key of a JSON schema of a config, grouped by its parts."""
     for part, about in schema["properties"].items():
         kind = schema["$defs"][_reference(about)]
-        yield click.style(f"{part}: {kind.get('description', '')}", bold=True)
+        yield style(f"{part}: {kind.get('description', '')}", bold=True)
         for name, field in kind["properties"].items():
             given = f"{_takes(field)}; {_default(field)}"
-            yield f"  {click.style(f'{part}.{name}', fg='cyan')}  {click.style(given, dim=True)}"
+            yield f"  {style(f'{part}.{name}', fg='cyan')}  {style(given, dim=True)}"
             if said := field.get("description"):
                 yield textwrap.indent(textwrap.fill(said, min(width or _WIDTH, _WIDTH) - 6), " " * 6)
         yield ""

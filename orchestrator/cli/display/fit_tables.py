@@ -5,8 +5,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-import click
-
+from orchestrator.cli import terminal
 from orchestrator.cli.display.formats import plural, scientific
 from orchestrator.cli.display.tables import Column, table
 from orchestrator.formatting import NONE, count, jobs_named, share
@@ -27,7 +26,7 @@ def fit_lines(fit: "Fit", number: int | None, *, width: int | None) -> list[str]
         _said(fit),
         [f"  {line}" for line in _residuals(fit, width)],
         _excluded(fit),
-        [f"  {click.style('note', dim=True)}  {note}" for note in fit.notes],
+        [f"  {terminal.style('note', dim=True)}  {note}" for note in fit.notes],
     ]
     return [line for part in parts if part for line in (*part, "")][:-1]
 
@@ -57,11 +56,11 @@ def _head(fit: "Fit", number: int | None) -> list[str]:
 
     held = f"  {fit.group}" if fit.group else ""
     kept = f"  fit {number}" if number is not None else "  not stored"
-    title = click.style(f"{LAWS[fit.law].title}{held}", bold=True)
+    title = terminal.style(f"{LAWS[fit.law].title}{held}", bold=True)
     loss = {"l_inf": "; fvu here is L∞, the limit of each curve's tail"}.get(str(fit.options.get("loss")), "")
     return [
         f"{title}  {fit.subject}{f'  {fit.hook}' if fit.hook else ''}  ({', '.join(fit.sweeps)})"
-        f"{click.style(kept, dim=True)}",
+        f"{terminal.style(kept, dim=True)}",
         f"  {fit.equation}   form {fit.form}{loss}",
     ]
 

@@ -13,6 +13,8 @@ from typing import Self
 
 import click
 
+from orchestrator.cli import terminal
+
 MIN_SECONDS = 0.5
 """Seconds between two drawings, at least."""
 
@@ -49,7 +51,9 @@ class LiveCanvas:
         """Draw lines over what was drawn before."""
         from rich.text import Text
 
-        self._live.update(Text.from_ansi("\n".join(lines), no_wrap=True, overflow="crop"), refresh=True)
+        self._live.update(
+            Text.from_ansi("\n".join(map(terminal.written, lines)), no_wrap=True, overflow="crop"), refresh=True
+        )
 
 
 class KeyInput:

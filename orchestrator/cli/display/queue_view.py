@@ -5,8 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-import click
-
+from orchestrator.cli import terminal
 from orchestrator.cli.display.columns import COLOURS, MARKS, done_share, job_columns
 from orchestrator.cli.display.formats import bar, sparkline
 from orchestrator.cli.display.tables import cut, table, visible
@@ -62,7 +61,7 @@ def screen(snapshot: Snapshot, *, size: os.terminal_size, title: str, clock: str
     columns = job_columns(snapshot.rows, drawn=True, curve=lambda row: _sparkline(row, snapshot))
     lines = table(rows, columns, width=width)
     if len(rows) < len(snapshot.rows):
-        lines.append(click.style(f"… {len(snapshot.rows) - len(rows)} more", dim=True))
+        lines.append(terminal.style(f"… {len(snapshot.rows) - len(rows)} more", dim=True))
     return [title_line(snapshot, title=title, width=width, clock=clock), "", *lines, "", _footer(snapshot, width)]
 
 
@@ -70,11 +69,11 @@ def title_line(snapshot: Snapshot, *, title: str, width: int, clock: str) -> str
     """Return the title, the overall bar, how many jobs are in which state, the time."""
     part = done_share(snapshot.rows)
     done, left = bar(part, max(8, min(32, width // 4)))
-    drawn = click.style(done, fg="green" if part == 1 else "cyan") + click.style(left, fg="bright_black")
+    drawn = terminal.style(done, fg="green" if part == 1 else "cyan") + terminal.style(left, fg="bright_black")
     counts = "  ".join(state_counts(count_states(snapshot.rows)))
-    line = f"{click.style(title, bold=True)}  {drawn} {int(part * 100)}%  {counts}"
+    line = f"{terminal.style(title, bold=True)}  {drawn} {int(part * 100)}%  {counts}"
     space = width - visible(line) - len(clock)
-    return line + " " * space + click.style(clock, dim=True) if clock and space > 1 else cut(line, width)
+    return line + " " * space + terminal.style(clock, dim=True) if clock and space > 1 else cut(line, width)
 
 
 def count_states(rows: "Sequence[JobRow]") -> dict[str, int]:
@@ -85,7 +84,7 @@ def count_states(rows: "Sequence[JobRow]") -> dict[str, int]:
 def state_counts(counts: Mapping[str, int]) -> list[str]:
     """Return the states that occur, each with its mark and count."""
     return [
-        click.style(f"{MARKS[state]} {counts[state]} {state}", fg=COLOURS[state])
+        terminal.style(f"{MARKS[state]} {counts[state]} {state}", fg=COLOURS[state])
         for state in DISPLAY_ORDER
         if counts.get(state)
     ]
@@ -102,10 +101,12 @@ def first_shown(rows: "Sequence[JobRow]", room: int) -> "list[JobRow]":
 
 
 def _sparkline(row: "JobRow", snapshot: Snapshot) -> str:
-    return click.style(snapshot.sparklines.get(row.id, ""), fg=COLOURS[row.state])
+    return terminal.style(snapshot.sparklines.get(row.id, ""), fg=COLOURS[row.state])
 
 
 def _footer(snapshot: Snapshot, width: int) -> str:
     names = sorted(set(snapshot.workers))
     work = f"workers: {', '.join(names)}" if names else "no worker is at work"
-    return cut(click.style(snapshot.notice, fg="yellow") if snapshot.notice else click.style(work, dim=True), width)
+    return cut(
+        terminal.style(snapshot.notice, fg="yellow") if snapshot.notice else terminal.style(work, dim=True), width
+    )

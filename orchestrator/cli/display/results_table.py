@@ -3,8 +3,7 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-import click
-
+from orchestrator.cli import terminal
 from orchestrator.cli.display.columns import COLOURS, convergence_cell
 from orchestrator.cli.display.formats import active_latents, ratio, share
 from orchestrator.cli.display.tables import Column, table
@@ -28,7 +27,7 @@ def result_lines(rows: "Sequence[JobRow]", *, width: int | None) -> list[str]:
         Column("JOB", lambda row: str(row.id), right=True),
         Column("N", lambda row: str(row.n_latents or "auto"), right=True),
         Column("K", lambda row: str(row.k), right=True),
-        Column("FVU", lambda row: click.style(ratio(row.fvu), bold=True), right=True),
+        Column("FVU", lambda row: terminal.style(ratio(row.fvu), bold=True), right=True),
         Column("L0", lambda row: active_latents(row.l0), right=True),
         Column("UNTRAINED", lambda row: ratio(row.untrained_fvu), right=True),
         Column("DEAD", lambda row: share(row.dead_share), right=True),
@@ -43,7 +42,8 @@ def result_lines(rows: "Sequence[JobRow]", *, width: int | None) -> list[str]:
 def where_lines(settings: "Settings", engine: "Engine", sweep: str, *, report: "Path") -> list[str]:
     """Return where report, database, SAEs, MLflow and logs are, and the command that shows each."""
     from orchestrator import results
-    from orchestrator.settings import mask, place_of
+    from orchestrator.masking import mask
+    from orchestrator.settings import place_of
 
     found = next((row for row in results.sweeps(engine) if row.name == sweep), None)
     experiment = found.mlflow_experiment_id if found else None
@@ -60,11 +60,11 @@ def where_lines(settings: "Settings", engine: "Engine", sweep: str, *, report: "
     )
     longest = max(len(where) for _, where, _ in facts)
     return [
-        f"{click.style(f'{name:<9}', bold=True)} {where:<{longest}}   {click.style(hint, dim=True)}".rstrip()
+        f"{terminal.style(f'{name:<9}', bold=True)} {where:<{longest}}   {terminal.style(hint, dim=True)}".rstrip()
         for name, where, hint in facts
     ]
 
 
 def _outcome(row: "JobRow") -> str:
     text = row.outcome or row.state
-    return click.style(text, fg=_OUTCOMES.get(text, COLOURS[row.state]))
+    return terminal.style(text, fg=_OUTCOMES.get(text, COLOURS[row.state]))

@@ -4,8 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import click
-
+from orchestrator.cli import terminal
 from orchestrator.cli.display.budget_notes import BudgetNote, dead_note, passes_note, told_once
 from orchestrator.cli.display.formats import passes, scientific
 from orchestrator.cli.display.tables import Column, table
@@ -84,7 +83,7 @@ def sweep_lines(jobs: Sequence[PlannedJob], *, width: int | None) -> list[str]:
         columns = [column for column in columns if column.title != "PASSES"]
     head, *lines = table(list(zip(jobs, values, strict=True)), columns, width=width)
     if len(lines) > ROWS_SHOWN and width is not None:
-        left_out = click.style(f"… {len(lines) - ROWS_SHOWN} more …", dim=True)
+        left_out = terminal.style(f"… {len(lines) - ROWS_SHOWN} more …", dim=True)
         lines = [*lines[: ROWS_SHOWN // 2], left_out, *lines[-ROWS_SHOWN // 2 :]]
     return [head, *lines]
 
@@ -132,7 +131,7 @@ def job_record(job: PlannedJob) -> dict[str, Any]:
 def _job_cell(job: PlannedJob) -> str:
     if job.job_id is not None:
         return str(job.job_id)
-    return click.style("new", fg="green") if job.is_new else click.style("there", dim=True)
+    return terminal.style("new", fg="green") if job.is_new else terminal.style("there", dim=True)
 
 
 def _passes_cell(job: PlannedJob) -> str:

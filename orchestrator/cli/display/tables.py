@@ -5,10 +5,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-import click
+from orchestrator.cli import terminal
+from orchestrator.masking import clean
 
 Row = TypeVar("Row")
-_INVISIBLE = re.compile(r"\x1b\[[0-9;]*m|\x1b\]8;;.*?\x1b\\")
+_INVISIBLE = re.compile(rf"[\x1b{terminal.ESCAPE}]\[[0-9;]*m")
 GAP = 2
 _HEAVY = 7
 """Columns of this weight stay as long as another can be cut for them."""
@@ -29,13 +30,13 @@ class Column(Generic[Row]):
 
 def table(rows: Sequence[Row], columns: Sequence[Column[Row]], *, width: int | None) -> list[str]:
     """Return the lines of a table, its header first, no wider than `width`."""
-    cells = {column.title: [column.cell(row) for row in rows] for column in columns}
+    cells = {column.title: [clean(column.cell(row), lines=False) for row in rows] for column in columns}
     widths = {c.title: max(len(c.title), *map(visible, cells[c.title]), 0) for c in columns}
     kept = _fitting(columns, widths, width)
     cells |= {c.title: [cut(cell, widths[c.title]) for cell in cells[c.title]] for c in kept if c.least is not None}
     if kept and not kept[-1].right:
         widths[kept[-1].title] = 0
-    head = [click.style(_padded(c.title, widths[c.title], c), dim=True, bold=True) for c in kept]
+    head = [terminal.style(_padded(c.title, widths[c.title], c), dim=True, bold=True) for c in kept]
     body = [[_padded(cells[c.title][at], widths[c.title], c) for c in kept] for at in range(len(rows))]
     return [cut((" " * GAP).join(line).rstrip(), width) for line in (head, *body)]
 
@@ -54,7 +55,7 @@ def cut(text: str, width: int | None) -> str:
         code = _INVISIBLE.match(text, at)
         kept += code[0] if code else text[at]
         at, room = (code.end(), room) if code else (at + 1, room - 1)
-    return f"{kept}…" + ("\x1b[0m" if "\x1b[" in kept else "")
+    return f"{kept}…" + (f"{terminal.ESCAPE}[0m" if _INVISIBLE.search(kept) else "")
 
 
 def _fitting(columns: Sequence[Column[Row]], widths: dict[str, int], width: int | None) -> list[Column[Row]]:

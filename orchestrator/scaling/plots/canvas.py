@@ -12,6 +12,7 @@ from textwrap import wrap
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from orchestrator.formatting import tick
+from orchestrator.masking import clean
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -92,7 +93,7 @@ class Sheet:
         artist.set_gid(own)
         if jobs:
             artist.set_url(f"#job-{jobs[0]}")
-        self._hints[own] = hint
+        self._hints[own] = clean(hint)
         self._jobs.update(jobs)
 
     def title(self, text: str, *, panel: int = 0) -> None:
@@ -117,7 +118,9 @@ class Sheet:
 
     def done(self, title: str, caption: str) -> Drawing:
         """Return what was drawn."""
-        return Drawing(self.name, title, caption, self.figure, dict(self._hints), tuple(sorted(self._jobs)))
+        return Drawing(
+            self.name, clean(title), clean(caption), self.figure, dict(self._hints), tuple(sorted(self._jobs))
+        )
 
 
 def pen(index: int) -> Pen:
@@ -201,7 +204,7 @@ def round_ticks(low: float, high: float) -> list[float]:
 
 def _wrapped(text: str, width: int) -> str:
     """Break a text into lines, not beside an equals sign."""
-    return "\n".join(wrap(text.replace(" = ", "\u00a0=\u00a0"), width)).replace("\u00a0", " ")
+    return "\n".join(wrap(clean(text).replace(" = ", "\u00a0=\u00a0"), width)).replace("\u00a0", " ")
 
 
 def _ticks(axes: "Axes", direction: Direction, places: list[float], write: Callable[[float], str]) -> None:

@@ -10,7 +10,9 @@ CODES = {
     "ConfigError": 2,
     "NotFound": 3,
     "StateError": 4,
+    "MachineError": 5,
     "StorageError": 5,
+    "CheckpointsElsewhere": 5,
     "FitError": 4,
     "SubjectError": 1,
     "TrainingError": 1,
@@ -25,7 +27,7 @@ def test_exit_codes(name: str, code: int) -> None:
     error = getattr(errors, name)
     assert issubclass(error, OrchError)
     assert error.exit_code == code
-    assert error.retry is (name == "StorageError")
+    assert error.retry is (code == 5)
 
 
 def test_message_and_hint() -> None:

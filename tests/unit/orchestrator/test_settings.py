@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from orchestrator.errors import ConfigError
-from orchestrator.settings import Settings, load, mask, place_of, resolve, sqlite_file, sqlite_url
+from orchestrator.masking import mask
+from orchestrator.settings import Settings, load, place_of, resolve, sqlite_file, sqlite_url
 
 
 def write(folder: Path, text: str) -> Path:

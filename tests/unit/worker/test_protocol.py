@@ -1,6 +1,7 @@
 """Messages between supervisor and trainer: every bit of a float survives, and nonsense is passed over."""
 
 import dataclasses
+import errno
 import json
 import math
 
@@ -116,7 +117,10 @@ def test_a_wish_comes_out_as_it_went_in() -> None:
         (MemoryError(), Exit.OUT_OF_MEMORY),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory"), Exit.OUT_OF_MEMORY),
         (RuntimeError("shapes"), Exit.INTERNAL),
-        (StorageError("the disk is full"), Exit.INTERNAL),
+        (StorageError("the disk is full"), Exit.MACHINE),
+        (OSError(errno.EROFS, "no"), Exit.MACHINE),
+        (OSError(errno.ENOENT, "no"), Exit.INTERNAL),
+        (RuntimeError("No CUDA GPUs are available"), Exit.MACHINE),
     ],
 )
 def test_what_an_error_means_for_its_job(error: Exception, code: Exit) -> None:

@@ -193,3 +193,16 @@ def test_what_an_exit_status_means(code: int, outcome: str, retry: bool) -> None
     ending = meaning(code)
     assert (ending.outcome, ending.retry) == (outcome, retry)
     assert "SIGSEGV" in ending.text or code != -signal.SIGSEGV
+
+
+@pytest.mark.parametrize("own", [None, "active"])
+def test_threads_that_wait_sleep_unless_the_machine_says_otherwise(
+    own: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if own:
+        monkeypatch.setenv("OMP_WAIT_POLICY", own)
+    trainer = start(tmp_path, "import os, sys; print(os.environ['OMP_WAIT_POLICY'], file=sys.stderr)")
+    while not trainer.ended:
+        trainer.next(0.1)
+    trainer.close()
+    assert trainer.log.read_text().split() == [own or "passive"]

@@ -7,7 +7,7 @@ import torch
 
 from orchestrator.config.job import JobConfig
 from orchestrator.config.validation import parse
-from orchestrator.errors import CheckpointError, StorageError
+from orchestrator.errors import CheckpointError, CheckpointsElsewhere, StorageError
 from tests.full_disk import files_of_at_most
 from worker.formats.native import save_final
 from worker.sae.train_state import TrainState
@@ -89,17 +89,29 @@ def test_another_config_or_another_checkpoint_is_refused(tmp_path: Path) -> None
 
 
 def test_f24_the_newest_readable_is_taken(tmp_path: Path) -> None:
-    old = checkpoint.save(tmp_path, _state(3), _config(), facts=FACTS)
-    new = checkpoint.save(tmp_path, _state(5), _config(), facts=FACTS)
-    refs = [(new.uri, new.sha256), (old.uri, None)]
-    found = checkpoint.newest_readable(refs, _config())
+    old = checkpoint.save(tmp_path / "1", _state(3), _config(), facts=FACTS)
+    new = checkpoint.save(tmp_path / "2", _state(5), _config(), facts=FACTS)
+    refs = [new.uri, old.uri]
+    found = checkpoint.newest_readable(refs, _config(), folder=tmp_path)
     assert found is not None
     assert found[0] == new.uri
     (Path(new.uri) / "state.safetensors").write_bytes(b"")
-    found = checkpoint.newest_readable(refs, _config())
+    found = checkpoint.newest_readable(refs, _config(), folder=tmp_path)
     assert found is not None
     assert (found[0], found[1].tokens_seen) == (old.uri, 96)
-    assert checkpoint.newest_readable(refs[:1], _config()) is None
+    (Path(old.uri) / "manifest.json").write_bytes(b"")
+    assert checkpoint.newest_readable(refs, _config(), folder=tmp_path) is None
+
+
+def test_one_that_no_row_knows_counts_where_its_own_folder_proves_it(tmp_path: Path) -> None:
+    known = checkpoint.save(tmp_path / "1", _state(3), _config(), facts=FACTS)
+    other = _config().model_copy(update={"stop": _config().stop.model_copy(update={"epsilon": 0.5})})
+    checkpoint.save(tmp_path / "9", _state(7), other, facts=FACTS)
+    later = checkpoint.save(tmp_path / "1", _state(5), _config(), facts=FACTS)
+    for uris in ([], [known.uri], [str(tmp_path / "1" / "32")]):  # the last: a row from before it was pruned
+        found = checkpoint.newest_readable(uris, _config(), folder=tmp_path)
+        assert found is not None
+        assert found[0] == later.uri, "the newest of this config"
 
 
 @pytest.mark.parametrize("n_bytes", [0, 100, 3000])
@@ -132,9 +144,9 @@ def test_prune_keeps_what_is_acknowledged_and_newer_and_the_final(tmp_path: Path
 def test_a_disk_that_is_away_is_no_damage(tmp_path: Path) -> None:
     saved = checkpoint.save(tmp_path / "1", _state(), _config(), facts=FACTS)
     away = str(tmp_path / "away" / "32")
-    with pytest.raises(StorageError, match="none of 1 checkpoints is there"):
-        checkpoint.newest_readable([(away, None)], _config())
-    found = checkpoint.newest_readable([(away, None), (saved.uri, saved.sha256)], _config())
+    with pytest.raises(CheckpointsElsewhere, match="none of 1 checkpoints is there"):
+        checkpoint.newest_readable([away], _config(), folder=tmp_path / "2")
+    found = checkpoint.newest_readable([away, saved.uri], _config(), folder=tmp_path)
     assert found is not None
     assert found[0] == saved.uri
 

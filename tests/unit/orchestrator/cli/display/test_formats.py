@@ -4,6 +4,7 @@ from dataclasses import dataclass
 import click
 import pytest
 
+from orchestrator.cli import terminal
 from orchestrator.cli.display import formats
 from orchestrator.cli.display.records import csv_text, record
 from orchestrator.cli.display.tables import Column, cut, table, visible
@@ -54,33 +55,44 @@ def test_sparkline() -> None:
 
 COLUMNS = [
     Column[tuple[int, str]]("ID", lambda row: str(row[0]), right=True),
-    Column[tuple[int, str]]("HEAVY", lambda row: click.style(row[1], fg="red"), weight=8),
+    Column[tuple[int, str]]("HEAVY", lambda row: terminal.style(row[1], fg="red"), weight=8),
     Column[tuple[int, str]]("LIGHT", lambda row: row[1] * 3, weight=1),
 ]
 
 
+def _unstyled(line: str) -> str:
+    return click.unstyle(terminal.written(line))
+
+
+def test_a_cell_holds_no_codes_but_ours() -> None:
+    columns = [Column("A", lambda row: row), Column("B", lambda row: terminal.style(row, fg="red"))]
+    (_, line) = table(["x\x1b[2J\ny"], columns, width=None)
+    assert visible(line) == 2 * len(r"x\x1b[2J\ny") + 2
+    assert terminal.written(line) == r"x\x1b[2J\ny  " + "\x1b[31m" + r"x\x1b[2J\ny" + "\x1b[0m"
+
+
 def test_table_aligns_by_what_is_seen() -> None:
     lines = table([(1, "a"), (100, "bcd")], COLUMNS, width=None)
-    assert [click.unstyle(line) for line in lines] == [" ID  HEAVY  LIGHT", "  1  a      aaa", "100  bcd    bcdbcdbcd"]
+    assert [_unstyled(line) for line in lines] == [" ID  HEAVY  LIGHT", "  1  a      aaa", "100  bcd    bcdbcdbcd"]
 
 
 @pytest.mark.parametrize("width", [3, 8, 12, 17, 20, 40])
 def test_table_leaves_out_the_lightest_and_never_overflows(width: int) -> None:
     lines = table([(1, "a"), (100, "bcd")], COLUMNS, width=width)
     assert max(map(visible, lines)) <= width
-    assert ("LIGHT" in click.unstyle(lines[0])) == (width >= 21)
+    assert ("LIGHT" in _unstyled(lines[0])) == (width >= 21)
 
 
 def test_empty_table_is_its_header() -> None:
-    assert click.unstyle(table([], COLUMNS, width=None)[0]) == "ID  HEAVY  LIGHT"
+    assert _unstyled(table([], COLUMNS, width=None)[0]) == "ID  HEAVY  LIGHT"
 
 
 def test_cut_keeps_colours_whole() -> None:
     assert cut("plain", 10) == "plain"
     assert cut("plain text", 6) == "plain…"
-    styled = cut(click.style("abcdef", fg="red"), 4)
-    assert click.unstyle(styled) == "abc…"
-    assert styled.endswith("\x1b[0m")
+    styled = cut(terminal.style("abcdef", fg="red"), 4)
+    assert _unstyled(styled) == "abc…"
+    assert terminal.written(styled).endswith("\x1b[0m")
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,108 @@
+"""One secret in every place it can stand in, and control characters too: nothing of them leaves the database."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+
+from orchestrator.database.schema import open_database
+from orchestrator.masking import clean, mask, mask_all
+from orchestrator.settings import Settings
+from worker.tracking.shipper import sync
+
+MARK = "hush5f3a9c"
+TITLE = "\x1b]0;owned\x07"
+CODES = ("\x1b", "\x07", "\x9b", "\u202e")
+SWEEP = f"""# the text is at https://me:{MARK}@127.0.0.1:1/a.jsonl?token={MARK}, password: {MARK}
+name: small
+labels:
+  where: https://me:{MARK}@host/x
+  api_key: {MARK}
+  note: "{TITLE.encode("unicode_escape").decode()}\\x9b2J \\u202ebackwards Bearer {MARK}"
+limits: {{max_failures: 1}}
+overrides:
+  subject.model: shipped:stdlib-gpt2
+  data.source: https://me:{MARK}@127.0.0.1:1/a.jsonl?token={MARK}
+  sae.k: 4
+  sae.n_latents: 64
+  training.max_tokens: 64_000
+sweep:
+  - grid: {{data.name: ["?api_key={MARK}", "{TITLE.encode("unicode_escape").decode()}"]}}
+"""
+COMMANDS = (
+    "enqueue sweep.yaml --dry-run", "enqueue sweep.yaml", "config validate sweep.yaml", "enqueue missing{title}.yaml",
+    "worker --until-empty --name w{title}", "status", "status -o wide", "status -o json", "status -o csv", "show 1",
+    "show 1 -o json", "show 1 --config", "show 1 --events", "show 1 --events -o json", "show 1 --attempts",
+    "show 1 --attempts -o csv", "explain 1", "logs 1", "worker list --ended", "worker list --ended -o json", "top",
+    "report small -o page.html --no-open", "report small -o -", "plot small --dir plots", "config show", "doctor",
+    "metrics", "queue", "wait small", "retry {title}", "--debug show 99", "tracking sync small",
+)  # fmt: skip
+
+
+def _secret_environment(folder: Path) -> dict[str, str]:
+    return os.environ | {
+        "ORCH_HOME": str(folder / "home"), "HF_TOKEN": MARK, "AWS_SECRET_ACCESS_KEY": MARK, "HF_HUB_OFFLINE": "1",
+        "ORCH_BROKER_URL": f"redis://:{MARK}@127.0.0.1:1/0",
+    }  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning", "ignore::FutureWarning")
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_secret_in_every_place_leaves_nowhere(tmp_path: Path) -> None:
+    (tmp_path / "sweep.yaml").write_text(SWEEP)
+    said: dict[str, str] = {}
+    for command in COMMANDS:
+        words = [word.replace("{title}", TITLE) for word in command.split()]
+        done = subprocess.run(
+            [sys.executable, "-m", "orchestrator", *words], cwd=tmp_path, env=_secret_environment(tmp_path),
+            capture_output=True, text=True, check=False, timeout=200, stdin=subprocess.DEVNULL,
+        )  # fmt: skip
+        said[command] = done.stdout + done.stderr
+        assert "should not have happened" not in said[command], f"{command}:\n{said[command]}"
+        print(command, said[command])
+    for command, text in said.items():
+        assert MARK not in text, f"{command}:\n{text}"
+        assert not any(code in text for code in CODES), f"{command}:\n{text!r}"
+    assert "failed" in said["status"], said["status"]
+    assert "https://me:***@127.0.0.1:1/a.jsonl?token=***" in said["show 1 --config"]
+    settings = Settings(home=tmp_path / "home")
+    engine = open_database(settings)
+    assert sync(engine, settings, "small") == 2
+    engine.dispose()
+    (run,) = MlflowClient(settings.tracking).search_runs(["1"], "tags.`orch.job_id` = '1' and tags.`orch.kind` = 'job'")
+    assert run.data.tags["orch.label.where"] == "https://me:***@host/x"
+    leaky = [path.name for path in tmp_path.rglob("*") if path.is_file() and MARK.encode() in path.read_bytes()]
+    assert {name.partition("-")[0] for name in leaky} <= {"orch.db", "sweep.yaml"}, "the database and the file itself"
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("see https://me:a/b@c@host/x and redis://:pw@h/0", "see https://me:***@host/x and redis://:***@h/0"),
+        ("https://ghp_0123456789abcdef@github.com/x", "https://***@github.com/x"),
+        ("GET /x?a=1&X-Amz-Signature=abc&b=2", "GET /x?a=1&X-Amz-Signature=***&b=2"),
+        ("HF_TOKEN=hunter22 and password: 'hunter22'", "HF_TOKEN=*** and password: '***'"),
+        ("Authorization: Bearer abcdefgh.ijk", "Authorization: Bearer ***"),
+        ("it said hf_abcdefghijklmnop", "it said ***"),
+        *[(text, text) for text in ("tokens: 4096, batch_tokens=8", "eos_token: <|endoftext|>")],
+        ('{"token": "01234567"}', '{"token": "01234567"}'),
+    ],
+)  # fmt: skip
+def test_what_is_a_secret(text: str, shown: str) -> None:
+    assert mask(text) == shown
+    assert mask(shown) == shown
+
+
+def test_values_of_programs_are_masked_by_their_names() -> None:
+    token = "0123456789ab4def8123456789abcdef"
+    values = {"password": "x", "token": token, "list": ["redis://:pw@h"], "api_key": None, "n": 3}
+    shown = {"password": "***", "token": token, "list": ["redis://:***@h"], "api_key": None, "n": 3}
+    assert mask_all(values) == shown
+
+
+def test_control_characters_are_written_out() -> None:
+    assert clean("a\x1b[2J\tb\n\x9b\u202e\r\x00") == r"a\x1b[2J" + "\tb\n" + r"\x9b\u202e\r\x00"
+    assert clean("a\nb", lines=False) == r"a\nb"
