@@ -23,7 +23,7 @@ def filter_options(command: _Decorated) -> _Decorated:
     for option in (
         click.option("--columns", metavar="KEY,...", help="Show these alone: fields as -o json names them, or keys."),
         click.option("--sort", metavar="[-]KEY", default="", help="Order by it, such as fvu; -fvu: the highest first."),
-        click.option("--best-by", metavar="KEY,...", help="Of jobs alike in these, such as n,k: the lowest fvu alone."),
+        click.option("--best-by", metavar="KEY,...", help="Of jobs alike in these, and in L0: the lowest fvu alone."),
         click.option("--label", "labels", metavar="NAME=VALUE", multiple=True, help="Only of sweeps with this label."),
         click.option("--where", metavar="KEY=VALUE[,...]", multiple=True, help="Only jobs of this config: sae.k=8,16."),
     ):

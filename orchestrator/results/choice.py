@@ -1,6 +1,7 @@
 """Which jobs to show, by keys of their configs and labels of their sweeps; in which order, and which of those alike."""
 
 import math
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import Any, NamedTuple
@@ -12,6 +13,7 @@ from orchestrator.database.engine import reading
 from orchestrator.errors import ConfigError
 from orchestrator.results.rows import JobRow
 from orchestrator.results.varied_keys import flat_configs
+from orchestrator.scaling.sparsity import is_same_l0
 
 _SHORT = {"n": "n_latents", "tokens": "tokens_seen", "t": "tokens_to_convergence", "dead": "dead_share"}
 FIELDS = tuple(field.name for field in fields(JobRow))
@@ -25,7 +27,7 @@ class Choice(NamedTuple):
     labels: Mapping[str, str] = {}
     """Labels that its sweep must have."""
     best_by: Sequence[str] = ()
-    """Of the jobs with the same values of these keys, the one of the lowest fvu alone."""
+    """Of the jobs with the same values of these keys, and of one L0, the one of the lowest fvu alone."""
     sort: str = ""
     """A key to sort by, from low to high; with - before it from high to low. Empty: by id."""
 
@@ -64,12 +66,10 @@ def chosen(engine: Engine, rows: Sequence[JobRow], choice: Choice) -> list[JobRo
     found = values(engine, rows, keys)
     kept = list(rows)
     if choice.best_by:
-        best: dict[str, JobRow] = {}
+        alike: dict[str, list[JobRow]] = defaultdict(list)
         for row in rows:
-            place = repr([found[row.id][key] for key in choice.best_by])
-            if place not in best or _fvu(row) < _fvu(best[place]):
-                best[place] = row
-        kept = sorted(best.values(), key=lambda row: row.id)
+            alike[repr([found[row.id][key] for key in choice.best_by])].append(row)
+        kept = sorted((best for group in alike.values() for best in _best(group)), key=lambda row: row.id)
     if not choice.sort:
         return kept
     key = choice.sort.removeprefix("-")
@@ -116,6 +116,20 @@ def check(keys: Sequence[str]) -> None:
                 f"{key!r} is neither a column nor a key of a config" + (f"; did you mean {near!r}?" if near else ""),
                 hint="Columns: those of orch status -o json. Keys: orch config schema",
             )
+
+
+def _best(rows: Sequence[JobRow]) -> list[JobRow]:
+    """Return the job of the lowest fvu at each L0: at another sparsity a lower fvu is no better."""
+    known = [(row.l0, row) for row in rows if row.l0 is not None and math.isfinite(row.l0)]
+    best: list[JobRow] = []
+    first = math.nan
+    for l0, row in sorted(known, key=lambda pair: (pair[0], pair[1].id)):
+        if not best or not is_same_l0(first, l0):
+            best.append(row)
+            first = l0
+        elif _fvu(row) < _fvu(best[-1]):
+            best[-1] = row
+    return best or [min(rows, key=_fvu)]
 
 
 def _fvu(row: JobRow) -> float:

@@ -69,6 +69,18 @@ def test_where_label_sort_and_best_by(capsys: pytest.CaptureFixture[str]) -> Non
     assert ids(capsys, "--best-by", "sae.n_latents", "--sort", "-fvu", "--limit", "1") == [2]
 
 
+def test_nothing_is_the_best_of_jobs_of_another_sparsity(engine: Engine, capsys: pytest.CaptureFixture[str]) -> None:
+    """A ReLU SAE with L0 = 100.8 was the lowest fvu of those with k = 8."""
+    relu = [parse({"sae": {"n_latents": 64, "activation": "relu", "sparsity_coef": c}}) for c in (1e-3, 1e-4, 2e-4)]
+    queue.enqueue(engine, Sweep("relu", tuple(relu)))
+    queue.cancel(engine, [6, 7])
+    for fvu, l0 in ((0.3, 8.0), (0.1, 100.8), (0.09, 103.0)):
+        lease = claim(engine).lease
+        queue.record(engine, lease, [point(100, fvu, l0=l0)])
+        queue.finish(engine, lease, result(outcome="max_tokens"))
+    assert ids(capsys, "relu", "--best-by", "n") == [8, 10]
+
+
 def test_columns_are_those_that_were_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
     head, first, *_ = said(capsys, "study", "--columns", "id,n,optimizer.lr,fvu").splitlines()
     assert head.split() == ["id", "n", "optimizer.lr", "fvu"]
