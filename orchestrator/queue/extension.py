@@ -108,7 +108,8 @@ def _extend(session: Session, standing: _Standing, max_tokens: int) -> Change:
     )
     values: dict[str, Any] = dict.fromkeys(_BUDGETS, 0)
     if job.state == "succeeded":
-        values |= {"state": "queued", "desired": "run", "finished_at": None, "hidden": None, "not_before": db_now()}
+        values |= {"state": "queued", "desired": "run", "not_before": 0.0}
+        values |= dict.fromkeys(("finished_at", "hidden", "company"))
         session.execute(delete(ConvergenceRow).where(ConvergenceRow.job_id == job.id))
         session.execute(delete(ResultRow).where(ResultRow.job_id == job.id))
     asked = job.asked_config or job.config

@@ -147,7 +147,7 @@ def test_the_verb_on_both_databases(engine: Engine) -> None:
     [change] = queue.extend(engine, [job_id], max_tokens=50_000_000)
     assert change == queue.Change(job_id, "queued", "queued, 20,000,000 to 50,000,000 tokens")
     assert results.convergence(engine, job_id) == []
-    assert job(engine, job_id).finished_at is None
+    assert (job(engine, job_id).finished_at, job(engine, job_id).not_before) == (None, 0.0), "it waits for no time"
     taken = claim(engine)
     assert (taken.config.training.max_tokens, taken.config.optimizer.lr) == (50_000_000, 0.0123)
     # An eighth of the first budget, not of the new one: latents that were dead stay so.
