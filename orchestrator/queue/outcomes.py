@@ -123,13 +123,7 @@ def hand_back(engine: Engine, lease: Lease, *, error: str) -> State:
     Raises:
         LeaseLost: this worker has been given up.
     """
-    with transaction(engine) as session:
-        if close_attempt(session, lease, outcome="machine", exit_code=None, error=_storable(error)) is None:
-            return _state_after(session, lease, "machine")
-        state = _landing(_budget(session, lease)[0], "queued")
-        move(session, lease, state, reason=_storable(error).partition("\n")[0], not_before=0.0)
-        log_event(session, state, lease, outcome="machine")
-    return state
+    return _end_free(engine, lease, "machine", error=error)
 
 
 def crashed_in_company(engine: Engine, lease: Lease, *, error: str, exit_code: int, n_jobs: int) -> State:
@@ -140,13 +134,29 @@ def crashed_in_company(engine: Engine, lease: Lease, *, error: str, exit_code: i
     Raises:
         LeaseLost: this worker has been given up.
     """
+    shared = f" ({n_jobs} jobs shared the trainer)"
+    half = (n_jobs + 1) // 2
+    return _end_free(engine, lease, "crashed", error=error, exit_code=exit_code, more=shared, company=half)
+
+
+def _end_free(
+    engine: Engine,
+    lease: Lease,
+    outcome: str,
+    *,
+    error: str,
+    exit_code: int | None = None,
+    more: str = "",
+    **values: Any,
+) -> State:
+    """Close an attempt that costs its job nothing, and queue the job at once, unless it is to end or to pause."""
+    error = _storable(error)
     with transaction(engine) as session:
-        if close_attempt(session, lease, outcome="crashed", exit_code=exit_code, error=_storable(error)) is None:
-            return _state_after(session, lease, "crashed")
-        state = _landing(_budget(session, lease)[0], "queued")
-        why = f"{_storable(error).partition(chr(10))[0]} ({n_jobs} jobs shared the trainer)"
-        move(session, lease, state, company=(n_jobs + 1) // 2, reason=why, not_before=0.0)
-        log_event(session, state, lease, outcome="crashed", reason=why)
+        if close_attempt(session, lease, outcome=outcome, exit_code=exit_code, error=error) is None:
+            return _state_after(session, lease, outcome)
+        state, why = _landing(_budget(session, lease)[0], "queued"), error.partition("\n")[0] + more
+        move(session, lease, state, reason=why, not_before=0.0, **values)
+        log_event(session, state, lease, outcome=outcome, reason=why)
     return state
 
 
