@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from orchestrator import bounded_file
 from orchestrator.config.job import SHIPPED_SUBJECT, SubjectConfig
 
 SHIPPED_FOLDER = Path(__file__).resolve().parents[2] / "examples" / "subject"
@@ -16,6 +17,7 @@ CONTEXT_KEYS = ("max_position_embeddings", "n_positions")
 _USUAL_BOS = frozenset({"<s>", "<bos>", "<|endoftext|>", "<|begin_of_text|>", "[CLS]", "<|startoftext|>"})
 """Names of BOS tokens that a tokenizer's class may take for its own where no file names one."""
 _MOST_HEADER = 1 << 27
+"""Bytes of JSON that are read of one file: those of the largest tokenizers are a quarter of that."""
 
 
 def model_folder(subject: SubjectConfig) -> Path:
@@ -40,9 +42,9 @@ def model_folder(subject: SubjectConfig) -> Path:
 
 
 def read_json(file: Path) -> dict[str, Any]:
-    """Return what a JSON file says; nothing where it is not there, or no JSON object."""
+    """Return what a JSON file says; nothing where it is not there, no JSON object, or larger than any tokenizer."""
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
+        found = json.loads(bounded_file.read_text(file, what="a model's JSON files", most=_MOST_HEADER))
     except (OSError, ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}

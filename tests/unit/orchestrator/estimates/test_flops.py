@@ -8,10 +8,19 @@ import pytest
 
 from orchestrator.config.job import SubjectConfig
 from orchestrator.config.validation import parse
+from orchestrator.estimates import subject_files
 from orchestrator.estimates.flops import estimate, hook_width, known_width
 from orchestrator.estimates.subject_files import SHIPPED_FOLDER
 
 TRAINING = {"max_tokens": 1_000_000, "dead_after_tokens": 400_000}
+
+
+def test_a_model_s_files_are_read_up_to_a_bound(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(subject_files, "_MOST_HEADER", 100)
+    (tmp_path / "config.json").write_text(json.dumps({"hidden_size": 64}))
+    assert known_width(SubjectConfig(model=str(tmp_path))) == 64
+    (tmp_path / "config.json").write_text(json.dumps({"hidden_size": 64, "more": "x" * 100}))
+    assert known_width(SubjectConfig(model=str(tmp_path))) is None
 
 
 def test_by_hand() -> None:
