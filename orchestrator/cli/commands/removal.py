@@ -71,7 +71,7 @@ def _hidden_too(engine: "Engine", selectors: Sequence[str]) -> list[int]:
 
 
 def _what_goes(engine: "Engine", ids: Sequence[int]) -> str:
-    """Say what goes: 3 jobs (2 succeeded, 1 failed), their 41 points of curves, 2 final autoencoders."""
+    """Say what goes: 3 jobs (2 succeeded, 1 failed): 2 trained SAEs, 1.2M trained tokens."""
     from orchestrator import results
 
     rows = results.jobs(engine, ids=ids)

@@ -22,6 +22,7 @@ from orchestrator.scaling.fit.sample import (
 )
 from orchestrator.scaling.forms import LINE, Form
 from orchestrator.scaling.law import Figure, Law, MissingJob, Quantity
+from orchestrator.scaling.laws.loss import LOSS_BY_SIZE
 from orchestrator.scaling.plots import law_plots
 from orchestrator.scaling.types import Excluded, JobMeasurement
 
@@ -136,10 +137,7 @@ LOSS_AT_EQUAL_TOKENS = Law(
     key="lnt",
     title="L_T(N)",
     about="fvu against dictionary size at equal tokens",
-    forms=(
-        Form("pure", LINE, (), ("a", "b"), ("as is", "as is"), "fvu = exp(a + b·ln n)"),
-        Form("+e", LINE, ("1",), ("a", "b", "e"), ("as is", "as is", "exp"), "fvu = exp(a + b·ln n) + e"),
-    ),
+    forms=LOSS_BY_SIZE.forms,
     exponent="b",
     finding="fvu after equal tokens, converged or not, falls with dictionary size as n^b",
     needs="jobs of 3 sizes or more whose curves reach the tokens",

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from orchestrator.config.job import STANDARD_LIBRARY, DataConfig
+from orchestrator.config.text_files import is_local
 from orchestrator.errors import ConfigError, SubjectError
 from worker.data import documents
 from worker.data.documents import PIECE_CHARACTERS, Piece, open_source
@@ -18,6 +19,12 @@ def read(source: Path | str, **values: Any) -> list[Piece]:
 
 def identity(source: Path | str, **values: Any) -> dict[str, Any]:
     return open_source(DataConfig(source=str(source), **values)).identity
+
+
+def test_a_url_is_no_pattern_of_files() -> None:
+    assert not is_local("https://host/a?token=b")
+    assert is_local("texts/part-?.txt")
+    assert is_local("texts/*")
 
 
 def test_a_text_file_is_a_document(tmp_path: Path) -> None:
