@@ -35,6 +35,10 @@ from worker.tracking.mlflow_client import MlflowClient
 print("ready", flush=True)
 sys.stdin.readline()
 runs = MlflowClient(load())
+print("made", flush=True)
+sys.stdin.readline()
+for number in range(20):  # often enough that two look, and both find none
+    runs.experiment(f"made at once {number}", known=None, number=1)
 experiment = runs.experiment("first", known=None, number=1)
 run = runs.create(experiment, sys.argv[1], tags={"who": sys.argv[1]}, at=1.0)
 runs.params(run, {"lr": 0.1})
@@ -132,10 +136,11 @@ def test_f31_first_use_by_several_at_once(tmp_path: Path) -> None:
             stack.enter_context(subprocess.Popen([*command, name], cwd=ROOT, env=environment, **pipes))  # type: ignore[call-overload]
             for name in "abc"
         ]
-        assert [user.stdout.readline() for user in users] == ["ready\n"] * 3
-        for user in users:
-            user.stdin.write("go\n")
-            user.stdin.flush()
+        for moment in ("ready", "made"):
+            assert [user.stdout.readline() for user in users] == [f"{moment}\n"] * 3
+            for user in users:
+                user.stdin.write("go\n")
+                user.stdin.flush()
         said = [user.communicate(timeout=200) for user in users]
     assert [user.returncode for user in users] == [0, 0, 0], said
     experiments, runs = zip(*(out.split() for out, _ in said), strict=True)
@@ -188,13 +193,14 @@ def test_a_damaged_store_is_made_anew_from_the_database(world: World, tmp_path: 
 
 def test_a_worker_killed_in_its_first_seconds_leaves_no_half_made_store(world: World, tmp_path: Path) -> None:
     own, store = {"ORCH_TRACKING_URL": ""}, world.settings.home / "mlflow.db"
-    (job,) = world.enqueue(small_config(tmp_path))
     for wait in (2.0, 3.0, 4.0, 5.0):
+        world.enqueue(small_config(tmp_path), name=f"killed after {wait:g} s")  # each worker has something to ship
         worker = world.work(**QUICK, **own)
         time.sleep(wait)
         worker.kill()
         worker.wait()
         assert not store.exists() or fault(store) is None
+    (job,) = world.enqueue(small_config(tmp_path), name="last")
     assert world.work("--until-empty", **QUICK, **own).wait(120) == 0, world.said()
     assert shipped(f"sqlite:///{store}", job)
     assert not list(store.parent.glob("*.partial*"))

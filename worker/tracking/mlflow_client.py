@@ -70,10 +70,22 @@ class MlflowClient:
         if found is not None and found.lifecycle_stage != "active":
             name = f"{name} ({number})"  # MLflow keeps the name of a deleted experiment
             found = self._client.get_experiment_by_name(name)
-        place = (self._artifacts / quote(name, "")).as_uri() if self._artifacts else None
-        made = found.experiment_id if found else self._client.create_experiment(name, place, tags=_KIND)
+        made = found.experiment_id if found else self._create_experiment(name)
         self._seen.add(str(made))
         return str(made)
+
+    def _create_experiment(self, name: str) -> str:
+        """Make an experiment, or return the one that another worker has made meanwhile."""
+        from mlflow.exceptions import MlflowException
+
+        place = (self._artifacts / quote(name, "")).as_uri() if self._artifacts else None
+        try:
+            return str(self._client.create_experiment(name, place, tags=_KIND))
+        except MlflowException:
+            found = self._client.get_experiment_by_name(name)
+            if found is None:
+                raise
+            return str(found.experiment_id)
 
     def find(self, known: str | None, experiment: str, tags: Mapping[str, object]) -> str | None:
         """Return a run by the id we know, or else by its tags."""
