@@ -23,3 +23,11 @@ SITES: dict[Site, SiteFacts] = {
     "mlp_delta": SiteFacts("what the MLP adds to the residual stream", True),
     "mlp_post": SiteFacts("the hidden activations of the MLP, which its last linear map reads", False),
 }
+
+
+def default_layer(n_layers: int) -> int:
+    """Return the block after which three quarters of the depth are done, never the last one.
+
+    Source: paper 2.1 (GPT-2 small: block 8 of 12).
+    """
+    return max(0, min(-(-3 * n_layers // 4), n_layers - 1) - 1)

@@ -254,6 +254,56 @@ class ActivationCache(Table):
     last_used_at: Mapped[float]
 
 
+class SaeRow(Table):
+    """An SAE, trained here or brought in. Its facts are those of `config.sae_facts.SaeFacts`, by the same names."""
+
+    __tablename__ = "saes"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    name: Mapped[str | None] = mapped_column(unique=True)
+    """Given to what was brought in; NULL: the job's number names it."""
+    job_id: Mapped[int | None] = mapped_column(ForeignKey("jobs.id"), unique=True)
+    attempt: Mapped[int | None]
+    """Of the job, whose result it is."""
+    format: Mapped[str]
+    """Of the files it came in."""
+    source: Mapped[str]
+    """Where those files were: a folder, a file or a hub id."""
+    sha256: Mapped[str | None]
+    """Of the weights as they came; NULL: of a job, whose folder holds its own."""
+    uri: Mapped[str]
+    """The folder it lies in, in our own format."""
+    subject: Mapped[str | None]
+    revision: Mapped[str | None]
+    hook_point: Mapped[str | None]
+    target_hook_point: Mapped[str | None]
+    site: Mapped[str | None]
+    layers: Mapped[list[int]] = mapped_column(JSON)
+    d_model: Mapped[int]
+    n_latents: Mapped[int]
+    selection: Mapped[str]
+    k: Mapped[int | None]
+    normalize: Mapped[str]
+    subtracts_bias: Mapped[bool]
+    dtype: Mapped[str]
+    context_length: Mapped[int | None]
+    prepend_bos: Mapped[bool | None]
+    stated_fvu: Mapped[float | None] = mapped_column(Finite)
+    stated_l0: Mapped[float | None] = mapped_column(Finite)
+    fvu: Mapped[float | None] = mapped_column(Finite)
+    """Measured here, of the vectors as the SAE normalises them."""
+    fvu_raw: Mapped[float | None] = mapped_column(Finite)
+    """Measured here, of the subject's own activations."""
+    l0: Mapped[float | None] = mapped_column(Finite)
+    measured_tokens: Mapped[int | None] = mapped_column(BigInteger)
+    measured_on: Mapped[str | None]
+    """The text."""
+    state: Mapped[str]
+    """unverified, verified or refused."""
+    note: Mapped[str | None]
+    """Why."""
+    created_at: Mapped[float]
+
+
 class WorkerRow(Table):
     """One worker process, as it reports itself; which jobs it holds, its leases say."""
 

@@ -7,6 +7,7 @@ from typing import Any, cast
 from sqlalchemy import Engine, insert, select, update
 from sqlalchemy.orm import Session
 
+from orchestrator import saes
 from orchestrator.database.engine import db_now, reading, transaction
 from orchestrator.database.models import Attempt, ConvergenceRow, Job, ResultRow, SweepRow
 from orchestrator.job_states import State
@@ -38,6 +39,7 @@ def finish(engine: Engine, lease: Lease, result: Result) -> None:
         wanted = session.scalar(select(Job.desired).where(Job.id == lease.job_id))
         move(session, lease, "succeeded", reason=None, lost_in_row=0)
         _store(session, lease, result, analysis)
+        saes.record_finished(session, lease.job_id)
         log_event(session, "succeeded", lease, outcome=result.outcome)
         if wanted != "run":
             log_event(session, f"{wanted}_too_late", lease)

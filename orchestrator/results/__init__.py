@@ -15,9 +15,11 @@ from orchestrator.results.rows import (
     JobRow,
     QueueStats,
     RegisteredWorker,
+    SaeEntry,
     SweepRow,
     WorkerRow,
 )
+from orchestrator.results.sae_rows import find_saes, saes
 from orchestrator.results.selectors import existing, find, hidden_of
 from orchestrator.results.text_passes import text_sizes
 from orchestrator.results.worker_rows import last_clock_step, registered_workers
@@ -32,6 +34,7 @@ __all__ = [
     "QueuePosition",
     "QueueStats",
     "RegisteredWorker",
+    "SaeEntry",
     "SweepRow",
     "WorkerRow",
     "attempts",
@@ -46,6 +49,7 @@ __all__ = [
     "existing",
     "expected_seconds",
     "find",
+    "find_saes",
     "hidden_of",
     "jobs",
     "last_clock_step",
@@ -53,6 +57,7 @@ __all__ = [
     "paused_since",
     "position_in_queue",
     "registered_workers",
+    "saes",
     "stats",
     "sweeps",
     "text_sizes",

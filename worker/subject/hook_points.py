@@ -12,6 +12,7 @@ from torch.utils.hooks import RemovableHandle
 
 from orchestrator.config.job import SubjectConfig
 from orchestrator.config.model_fit import check_layer
+from orchestrator.config.sites import default_layer
 from orchestrator.errors import ConfigError, SubjectError
 from worker.subject.hook_sites import ATTENTION, SITE_RULES, HookPoint, child_named, hook_point_at
 
@@ -31,14 +32,6 @@ def find_hook(model: nn.Module, config: SubjectConfig) -> HookPoint:
     check_layer(config, len(blocks))
     layer = default_layer(len(blocks)) if config.layer is None else config.layer
     return hook_point_at(model, blocks[layer], layer=layer, site=config.site)
-
-
-def default_layer(n_layers: int) -> int:
-    """Return the block after which three quarters of the depth are done, never the last one.
-
-    Source: paper 2.1 (GPT-2 small: block 8 of 12).
-    """
-    return max(0, min(-(-3 * n_layers // 4), n_layers - 1) - 1)
 
 
 def block_names(model: nn.Module) -> list[str]:

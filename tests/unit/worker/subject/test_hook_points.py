@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from orchestrator.config.job import SubjectConfig
-from orchestrator.config.sites import SITES, Site
+from orchestrator.config.sites import SITES, Site, default_layer
 from orchestrator.errors import ConfigError, SubjectError
 from tests.unit.worker.subject.tiny_models import FAMILIES, INNER, VOCABULARY, WIDTH, save_model
-from worker.subject.hook_points import block_names, check_site, default_layer, find_hook, hooked
+from worker.subject.hook_points import block_names, check_site, find_hook, hooked
 from worker.subject.hook_sites import SITE_RULES, HookPoint
 from worker.subject.model import Subject, capture, load, run_patched
 
