@@ -49,6 +49,9 @@ SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
         "forecast": ("forecast_command", "Say what sizes that were never trained would come to."),
         "plan": ("plan_command", "Propose the jobs to run next, as a sweep file."),
     },
+    "SAEs": {
+        "sae": ("sae", "List trained SAEs, bring others in, check them, give them to other libraries."),
+    },
     "Work": {
         "worker": ("workers", "Train queued jobs until stopped."),
         "tracking": ("services", "Rebuild what MLflow shows."),

@@ -259,3 +259,8 @@ class SaeEntry:
     def label(self) -> str:
         """Return the shortest selector that means it."""
         return str(self.job_id) if self.job_id is not None else f"sae:{self.name or self.id}"
+
+    def flat(self) -> dict[str, Any]:
+        """Return all of it as one level of names, its facts among them."""
+        own = {name: getattr(self, name) for name in type(self).__slots__ if name != "facts"}
+        return {"selector": self.label, **own, **self.facts.as_json()}
