@@ -24,10 +24,10 @@ def run_sae_worker(verb: str, what: str, options: Mapping[str, Any]) -> dict[str
         out, _ = process.communicate()
     finally:  # Ctrl-C reaches both of us; it ends first
         process.wait()
-    if process.returncode:
+    if process.returncode and not out:
         click.get_current_context().exit(process.returncode)
     try:
         said: dict[str, Any] = json.loads(out)
     except ValueError as error:
-        raise OrchError(f"the process that works on SAEs said nothing: {out[-500:]!r}") from error
+        raise OrchError(f"the process that works on SAEs said nothing of use: {out[-500:]!r}") from error
     return said

@@ -12,6 +12,7 @@ from orchestrator.cli.display.tables import table
 from orchestrator.cli.sae_worker import run_sae_worker
 from orchestrator.cli.selection import database, output_option, yes_option
 from orchestrator.config.sites import SITES
+from orchestrator.errors import StateError
 
 if TYPE_CHECKING:
     from orchestrator.results import SaeEntry
@@ -74,9 +75,7 @@ def _subject_options(command: _Decorated) -> _Decorated:
     """Give a command the options that say which activations of which text an SAE is measured on."""
     for option in (
         click.option("--device", help="Where to compute: cpu, cuda or cuda:N."),
-        click.option(
-            "--tokens", type=click.IntRange(4096), default=16_384, show_default=True, help="Measure on so many tokens."
-        ),
+        click.option("--tokens", type=click.IntRange(4096), help="Measure on so many tokens (default: 16,384)."),
         click.option("--context", type=click.IntRange(2), help="Tokens per context, where its files do not say."),
         click.option("--data", help="The text: as data.source of a sweep file. Best what the SAE was trained on."),
         click.option("--hook", help="The module whose output it reads, by its name in the model."),
@@ -180,14 +179,17 @@ def _one(rows: "list[SaeEntry]", selector: str) -> "list[SaeEntry]":
 
 
 def _tell(said: dict[str, Any], output: str | None) -> None:
-    """Print what the worker's process came to."""
+    """Print what the worker's process came to.
+
+    Raises:
+        StateError: it refused.
+    """
     if output == "json":
         terminal.echo_json(terminal.envelope("sae-work", [said]))
-        return
+    elif output != "name":
+        for line in (*convention_lines(said.get("conventions", [])), *said.get("lines", [])):
+            terminal.echo(line)
+    if "refused" in said:
+        raise StateError(said["refused"], hint=said["hint"])
     if output == "name":
         terminal.echo(said["selector"])
-        return
-    for line in convention_lines(said.get("conventions", [])):
-        terminal.echo(line)
-    for line in said["lines"]:
-        terminal.echo(line)
