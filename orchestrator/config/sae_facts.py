@@ -8,8 +8,12 @@ from orchestrator.errors import ConfigError
 Selection = Literal["topk", "batchtopk", "jumprelu", "relu", "gated"]
 """How latents are chosen: k per token, one threshold for all, one per latent, what is positive, a gate."""
 
-InputNormalization = Literal["none", "unit", "layer_norm", "fixed"]
-"""What is done to each vector before it is encoded; fixed: multiplied by one number measured on a data set."""
+InputNormalization = Literal["none", "unit", "layer_norm", "constant_norm", "fixed"]
+"""What is done to each vector before it is encoded.
+
+unit: centred, to length 1; layer_norm: centred, to standard deviation 1; constant_norm: to length √d_model, not
+centred; fixed: multiplied by one number measured on a data set.
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +45,11 @@ class SaeFacts:
     prepend_bos: bool | None = None
     stated_fvu: float | None = None
     stated_l0: float | None = None
+
+    @property
+    def is_transcoder(self) -> bool:
+        """Whether it predicts another place than the one it reads."""
+        return self.target_hook_point is not None
 
     def as_json(self) -> dict[str, Any]:
         """Return the fields as JSON holds them."""

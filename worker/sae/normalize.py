@@ -9,7 +9,8 @@ from orchestrator.config.job import Normalize
 
 _SMALLEST_NORM = 1e-8
 """A vector without any variation stays at the origin instead of becoming NaN."""
-_STD_EPS = 1e-5
+STD_EPS = 1e-5
+"""Added to the standard deviation of a vector."""
 
 
 class Normalized(NamedTuple):
@@ -33,7 +34,7 @@ def normalize(x: Float[Tensor, "*batch d_model"], kind: Normalize) -> Normalized
     if kind == "unit":
         scale = centred.norm(dim=-1, keepdim=True).clamp_min(_SMALLEST_NORM)
     else:
-        scale = centred.std(-1, keepdim=True) + _STD_EPS
+        scale = centred.std(-1, keepdim=True) + STD_EPS
     return Normalized(centred / scale, mean, scale)
 
 

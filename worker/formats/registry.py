@@ -1,0 +1,130 @@
+"""Every format of an SAE: which one a folder or a file is in, reading it, and writing it whole or not at all."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+from orchestrator.config.sae_facts import SaeFacts
+from orchestrator.errors import ConfigError, StorageError
+from worker import checked_folder
+from worker.formats import portable
+from worker.formats.foreign import saelens, sparsify
+from worker.sae.inference import InferenceSae
+
+
+class SaeFormat(NamedTuple):
+    """One format."""
+
+    title: str
+    files: tuple[str, ...]
+    """Patterns of the files that are needed of a folder on a hub."""
+    reasons: Callable[[Path], list[str]]
+    read: Callable[[Path, str], InferenceSae]
+    fill: Callable[[InferenceSae], Callable[[Path], None]] | None = None
+    """None: it is read alone."""
+
+
+class Detection(NamedTuple):
+    """The format of a folder or file, and what speaks for it."""
+
+    name: str
+    reasons: list[str]
+
+
+class ReadSae(NamedTuple):
+    """An SAE and what its files state of it."""
+
+    sae: InferenceSae
+    facts: SaeFacts
+
+
+FORMATS: dict[str, SaeFormat] = {
+    "orch": SaeFormat(
+        "orch", ("sae.safetensors", "cfg.json", "config.json", "manifest.json"),
+        portable.reasons, portable.read, portable.fill,
+    ),
+    "saelens": SaeFormat(
+        "SAELens", ("cfg.json", "sae_weights.safetensors", "activation_scaler.json"),
+        saelens.reasons, saelens.read, saelens.fill,
+    ),
+    "sparsify": SaeFormat(
+        "sparsify", ("cfg.json", "sae.safetensors", "config.json"), sparsify.reasons, sparsify.read, sparsify.fill
+    ),
+}  # fmt: skip
+"""By the name that the command line gives it."""
+WRITTEN = tuple(name for name, form in FORMATS.items() if form.fill is not None)
+
+
+def detect(path: Path) -> Detection:
+    """Return the format of a folder or file, and why.
+
+    Raises:
+        ConfigError: it is in none that is known, or as much speaks for two.
+    """
+    if not path.exists():
+        raise ConfigError(f"there is no folder or file {path}")
+    found = sorted(
+        (Detection(name, reasons) for name, form in FORMATS.items() if (reasons := form.reasons(path))),
+        key=lambda detection: -len(detection.reasons),
+    )
+    if not found:
+        there = ", ".join(sorted(file.name for file in path.iterdir())[:12]) if path.is_dir() else path.name
+        raise ConfigError(
+            f"{path} is in no format of an SAE that is known (there is: {there or 'nothing'})",
+            hint=f"Known: {', '.join(FORMATS)}. Name the folder or file of ONE SAE.",
+        )
+    if len(found) > 1 and len(found[0].reasons) == len(found[1].reasons):
+        raise ConfigError(
+            f"{path} may be in the format {found[0].name} ({'; '.join(found[0].reasons)}) or {found[1].name} "
+            f"({'; '.join(found[1].reasons)})",
+            hint="Say which.",
+        )
+    return found[0]
+
+
+def read(path: Path, *, format: str | None = None, named: str = "") -> ReadSae:
+    """Return the SAE of a folder or file; `format` where it is known, `named` where it came from (a hub id).
+
+    What a format leaves to the names of folders is taken from `named` and from the path. No code that may be in the
+    files is run. The tensors are those of the file, in its precision, without a copy where it does without.
+
+    Raises:
+        ConfigError: the format is not known, or the files are not as it says; the message names file and tensor.
+    """
+    name = format or detect(path).name
+    sae = _known(name).read(path, named)
+    return ReadSae(sae, sae.facts)
+
+
+def write(sae: InferenceSae, folder: Path, *, format: str, facts: SaeFacts | None = None) -> str:
+    """Write an SAE to a new folder, whole or not at all; return the sha256 of its manifest, which holds all others.
+
+    Raises:
+        ConfigError: the format has no place for what this SAE does, or the folder is there already.
+        StorageError: the disk is full or refuses.
+    """
+    form = _known(format)
+    if form.fill is None:
+        raise ConfigError(f"{form.title} is read alone", hint=f"Written are: {', '.join(WRITTEN)}.")
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ConfigError(f"{folder} is there already", hint="Name a new folder.")
+    fill = form.fill(sae if facts is None else sae.changed({}, facts=facts))
+    try:
+        return checked_folder.write_folder(folder, fill)
+    except StorageError as error:
+        raise StorageError(error.message, hint="Nothing of it was kept.") from error
+
+
+def files_needed(format: str) -> list[str]:
+    """Return patterns of the files that an import needs of a folder.
+
+    Raises:
+        ConfigError: there is no such format.
+    """
+    return list(_known(format).files)
+
+
+def _known(name: str) -> SaeFormat:
+    if name not in FORMATS:
+        raise ConfigError(f"there is no format {name!r} (known: {', '.join(FORMATS)})")
+    return FORMATS[name]

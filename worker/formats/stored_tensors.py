@@ -1,0 +1,167 @@
+"""Files of tensors and configs that other programs wrote: read without running what may be in them."""
+
+import json
+import pickle
+import zipfile
+from collections.abc import Collection, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from orchestrator.bounded_file import read_text
+from orchestrator.errors import ConfigError
+
+_PICKLED = {".pt", ".pth", ".bin"}
+_UNREADABLE = (OSError, SafetensorError, ValueError, TypeError, RuntimeError, EOFError, KeyError, zipfile.BadZipFile)
+
+
+def find(path: Path, *names: str) -> Path | None:
+    """Return the file of one of these names: in a folder the first that is there, of a file itself."""
+    if path.is_dir():
+        return next((path / name for name in names if (path / name).is_file()), None)
+    return path if path.name in {Path(name).name for name in names} else None
+
+
+def names(path: Path) -> frozenset[str]:
+    """Return the names of a file's tensors; none where it cannot be read as one of tensors.
+
+    Raises:
+        ConfigError: a pickle would run code.
+    """
+    try:
+        if path.suffix == ".safetensors":
+            with safe_open(path, "pt") as file:
+                return frozenset(file.keys())
+        if path.suffix == ".npz":
+            with zipfile.ZipFile(path) as archive:
+                return frozenset(name.removesuffix(".npy") for name in archive.namelist())
+        return frozenset(map(str, _unpickled(path))) if path.suffix in _PICKLED else frozenset()
+    except pickle.UnpicklingError as error:
+        raise _would_run_code(path, error) from error
+    except _UNREADABLE:
+        return frozenset()
+
+
+def load(path: Path, wanted: Collection[str] | None = None) -> dict[str, Any]:
+    """Return the tensors of a safetensors, npz or pickled file by name; only those wanted, where names are given.
+
+    Of a pickle all that it holds: numbers and words, too. Pages of a file are read when they are used.
+
+    Raises:
+        ConfigError: it is missing, cut off, no such file, or a pickle that would run code.
+    """
+    if not path.is_file():
+        raise ConfigError(f"there is no file {path}")
+    try:
+        if path.suffix == ".safetensors":
+            with safe_open(path, "pt") as file:
+                return {name: file.get_tensor(name) for name in file.keys() if _is_wanted(name, wanted)}  # noqa: SIM118
+        if path.suffix == ".npz":
+            with np.load(path, allow_pickle=False) as archive:
+                return {name: torch.from_numpy(archive[name]) for name in archive.files if _is_wanted(name, wanted)}
+        if path.suffix in _PICKLED:
+            return {str(name): value for name, value in _unpickled(path).items() if _is_wanted(str(name), wanted)}
+    except pickle.UnpicklingError as error:
+        raise _would_run_code(path, error) from error
+    except _UNREADABLE as error:
+        raise ConfigError(
+            f"{path} cannot be read ({_first_line(error)})", hint="Is it whole? Fetch it again."
+        ) from error
+    raise ConfigError(f"{path} is no .safetensors, .npz or .pt file")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Return a JSON file's object.
+
+    Raises:
+        ConfigError: it is missing, too large, or holds no JSON object.
+    """
+    try:
+        data = json.loads(read_text(path, what="a config"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ConfigError(f"{path} cannot be read as JSON ({_first_line(error)})") from error
+    if not isinstance(data, dict):
+        raise ConfigError(f"{path} holds no JSON object")
+    return data
+
+
+def json_or_nothing(path: Path | None) -> dict[str, Any]:
+    """Return a JSON file's object, or an empty one where there is none: to tell formats apart."""
+    try:
+        return read_json(path) if path else {}
+    except ConfigError:
+        return {}
+
+
+def value(config: Mapping[str, Any], key: str, where: Path) -> Any:
+    """Return the value of a key that a config must have.
+
+    Raises:
+        ConfigError: it is not there.
+    """
+    if config.get(key) is None:
+        raise ConfigError(f"{where} lacks {key}")
+    return config[key]
+
+
+def whole_number(config: Mapping[str, Any], key: str, where: Path) -> int:
+    """Return a count that a config must have.
+
+    Raises:
+        ConfigError: it is not there, or is not a whole number above 0.
+    """
+    found = value(config, key, where)
+    if isinstance(found, bool) or not isinstance(found, int | float) or found != int(found) or found <= 0:
+        raise ConfigError(f"{key} = {found!r} in {where} is not a whole number above 0")
+    return int(found)
+
+
+def need(tensors: Mapping[str, Any], wanted: Iterable[str], where: Path) -> None:
+    """Refuse a file that lacks a tensor.
+
+    Raises:
+        ConfigError: it does; the message names what there is.
+    """
+    missing = [name for name in wanted if not isinstance(tensors.get(name), Tensor)]
+    if missing:
+        there = ", ".join(sorted(map(str, tensors))[:12]) or "nothing"
+        raise ConfigError(f"{where} lacks {', '.join(missing)}; there is: {there}")
+
+
+def oriented(tensor: Tensor, rows: int, columns: int) -> Tensor:
+    """Return a matrix as (rows, columns); one that fits the other way round alone is turned, without a copy."""
+    is_turned = rows != columns and tuple(tensor.shape) == (columns, rows)
+    return tensor.T if is_turned else tensor
+
+
+def dtype_name(tensor: Tensor) -> str:
+    """Return a tensor's type as torch names it, without its prefix."""
+    return str(tensor.dtype).removeprefix("torch.")
+
+
+def _unpickled(path: Path) -> dict[Any, Any]:
+    data = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    if not isinstance(data, Mapping):
+        raise ValueError(f"it holds a {type(data).__name__}, not tensors by name")
+    return dict(data)
+
+
+def _is_wanted(name: str, wanted: Collection[str] | None) -> bool:
+    return wanted is None or name in wanted
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0][:200] or type(error).__name__
+
+
+def _would_run_code(path: Path, error: Exception) -> ConfigError:
+    if "weights_only" not in str(error) and "Unsupported" not in str(error):
+        return ConfigError(f"{path} cannot be read ({_first_line(error)})", hint="Is it whole? Fetch it again.")
+    return ConfigError(
+        f"{path} is a pickle with more than tensors in it, and reading that can run code: it is not read",
+        hint="Where you trust it, load it with the program that wrote it and save its state_dict as .safetensors.",
+    )
