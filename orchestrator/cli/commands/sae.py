@@ -1,6 +1,7 @@
 """`orch sae`: the table of SAEs; bring them in, check them, give them to other libraries."""
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -154,7 +155,7 @@ def remove(*, selectors: tuple[str, ...], yes: bool, output: str | None) -> None
         terminal.confirm(f"Remove {', '.join(row.label for row in rows)}, with their files?", yes=yes)
         for row in rows:
             saes.remove(engine, row.id)
-            shutil.rmtree(settings.artifact(row.uri), ignore_errors=True)
+            shutil.rmtree(Path(settings.artifact(row.uri)).parent, ignore_errors=True)
     if output == "json":
         terminal.echo_json(terminal.envelope("sae-removed", [{"selector": row.label, "id": row.id} for row in rows]))
         return

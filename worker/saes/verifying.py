@@ -1,0 +1,60 @@
+"""Measure an SAE of the table again, and store whether it is what it should be."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from sqlalchemy import Engine
+
+from orchestrator import results, saes
+from orchestrator.errors import SubjectError
+from orchestrator.results import SaeEntry
+from orchestrator.results.stored_configs import configs
+from orchestrator.saes import Measured
+from orchestrator.settings import Settings
+from worker.saes import verification
+from worker.saes.loading import load_sae
+from worker.saes.subject_vectors import config_of, read_vectors
+from worker.saes.verification import Found
+
+_SAME = 0.01
+"""Relative difference of an fvu that is measured again on the same text."""
+
+
+def verify_sae(engine: Engine, settings: Settings, selector: str, asked: Mapping[str, Any]) -> dict[str, Any]:
+    """Measure an SAE on its subject's activations and store what it came to.
+
+    Raises:
+        CheckpointError: its files are gone or damaged.
+        SubjectError, MachineError, ConfigError: its subject or text cannot be read here.
+    """
+    (entry,) = results.find_saes(engine, [selector])
+    sae = load_sae(entry, settings, device=asked.get("device") or "cpu")
+    if sae.facts.is_transcoder:
+        raise SubjectError(f"{entry.label} is a transcoder: those are not measured yet")
+    trained = configs(engine, [entry.job_id])[entry.job_id] if entry.job_id is not None else None
+    config = config_of(sae.facts, asked, trained)
+    vectors = read_vectors(config, settings.home / "tokens", asked.get("device") or "cpu")
+    found = verification.measure(entry.label, sae, vectors.values)
+    untrained = verification.untrained_fvu(sae.facts, found.l0, vectors.values)
+    same_text = trained is not None and trained.data == config.data and trained.subject == config.subject
+    why = _differs(entry, found) if same_text else verification.why_not(found, untrained)
+    measured = Measured(found.fvu, found.fvu_raw, found.l0, len(vectors.values), vectors.text)
+    came_to = f"fvu {found.fvu:.4f}, L0 {found.l0:.1f} on {measured.tokens:,} tokens of {measured.text}"
+    state: saes.SaeState = "refused" if why else "verified"
+    saes.set_measured(engine, entry.id, measured, state=state, note=why or came_to)
+    return {
+        "id": entry.id,
+        "selector": entry.label,
+        "state": state,
+        "note": why,
+        "untrained_fvu": untrained,
+        **measured._asdict(),
+        "lines": [f"{entry.label} is {state}: {why or came_to} (untrained: fvu {untrained:.4f})"],
+    }
+
+
+def _differs(entry: SaeEntry, found: Found) -> str:
+    """Return why a job's SAE is not the one that was measured as it was trained; empty where it is."""
+    if entry.fvu is None or abs(found.fvu - entry.fvu) <= _SAME * entry.fvu:
+        return ""
+    return f"fvu is {found.fvu:.4f}, and was {entry.fvu:.4f} when it was trained: are its files the same?"
