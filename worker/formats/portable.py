@@ -21,10 +21,10 @@ _OF_A_JOB = "config.json"
 
 def reasons(path: Path) -> list[str]:
     """Return what speaks for our own formats."""
-    if stored_tensors.json_or_nothing(stored_tensors.find(path, CONFIG)).get("format") == _FORMAT:
+    if stored_tensors.json_or_nothing(stored_tensors.beside(path, CONFIG)).get("format") == _FORMAT:
         return [f"{CONFIG} says format {_FORMAT}"]
-    is_final = stored_tensors.find(path, WEIGHTS) and stored_tensors.find(path, checked_folder.MANIFEST)
-    of_a_job = stored_tensors.json_or_nothing(stored_tensors.find(path, _OF_A_JOB))
+    is_final = stored_tensors.beside(path, WEIGHTS) and stored_tensors.beside(path, checked_folder.MANIFEST)
+    of_a_job = stored_tensors.json_or_nothing(stored_tensors.beside(path, _OF_A_JOB))
     return ["it is the finished SAE of a job"] if is_final and "tokens_seen" in of_a_job else []
 
 

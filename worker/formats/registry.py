@@ -8,7 +8,17 @@ from orchestrator.config.sae_facts import SaeFacts
 from orchestrator.errors import ConfigError, StorageError
 from worker import checked_folder
 from worker.formats import portable
-from worker.formats.foreign import saelens, sparsify
+from worker.formats.foreign import (
+    dictionary_learning,
+    gemma_scope,
+    llama_scope,
+    mlsae,
+    openai,
+    qwen_scope,
+    saelens,
+    sparsify,
+    transcoders,
+)
 from worker.sae.inference import InferenceSae
 
 
@@ -49,6 +59,24 @@ FORMATS: dict[str, SaeFormat] = {
     ),
     "sparsify": SaeFormat(
         "sparsify", ("cfg.json", "sae.safetensors", "config.json"), sparsify.reasons, sparsify.read, sparsify.fill
+    ),
+    "dictionary_learning": SaeFormat(
+        "dictionary_learning", ("ae.pt", "config.json"),
+        dictionary_learning.reasons, dictionary_learning.read, dictionary_learning.fill,
+    ),
+    "openai": SaeFormat("OpenAI's format", ("*.pt",), openai.reasons, openai.read, openai.fill),
+    "mlsae": SaeFormat("mlsae", ("config.json", "model.safetensors"), mlsae.reasons, mlsae.read, mlsae.fill),
+    "gemma_scope": SaeFormat(
+        "Gemma Scope", ("params.npz", "params.safetensors", "config.json"), gemma_scope.reasons, gemma_scope.read
+    ),
+    "llama_scope": SaeFormat(
+        "Llama Scope",
+        ("hyperparams.json", "checkpoints/final.safetensors", "config.json", "sae_weights.safetensors"),
+        llama_scope.reasons, llama_scope.read,
+    ),
+    "qwen_scope": SaeFormat("Qwen Scope", ("layer*.sae.pt",), qwen_scope.reasons, qwen_scope.read),
+    "transcoder": SaeFormat(
+        "a transcoder's layer file", ("layer_*.safetensors", "config.yaml"), transcoders.reasons, transcoders.read
     ),
 }  # fmt: skip
 """By the name that the command line gives it."""

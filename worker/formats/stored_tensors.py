@@ -26,6 +26,11 @@ def find(path: Path, *names: str) -> Path | None:
     return path if path.name in {Path(name).name for name in names} else None
 
 
+def beside(path: Path, *names: str) -> Path | None:
+    """Return the file of one of these names in a folder, or in that of a file."""
+    return find(path if path.is_dir() else path.parent, *names)
+
+
 def names(path: Path) -> frozenset[str]:
     """Return the names of a file's tensors; none where it cannot be read as one of tensors.
 

@@ -39,7 +39,7 @@ _BIASES: dict[Selection, dict[str, str]] = {"gated": {"b_gate": "b_enc", "b_mag"
 
 def reasons(path: Path) -> list[str]:
     """Return what speaks for SAELens."""
-    config = stored_tensors.json_or_nothing(stored_tensors.find(path, _CONFIG))
+    config = stored_tensors.json_or_nothing(stored_tensors.beside(path, _CONFIG))
     found = [f"there is {_WEIGHTS}"] if stored_tensors.find(path, _WEIGHTS) else []
     return found + [f"{_CONFIG} has {key}" for key in ("d_in", "d_sae") if key in config] if "d_sae" in config else []
 

@@ -19,7 +19,7 @@ _TENSORS = ("encoder.weight", "encoder.bias", "W_dec", "b_dec")
 def reasons(path: Path) -> list[str]:
     """Return what speaks for sparsify."""
     weights = stored_tensors.find(path, _WEIGHTS)
-    config = stored_tensors.json_or_nothing(stored_tensors.find(path, _CONFIG))
+    config = stored_tensors.json_or_nothing(stored_tensors.beside(path, _CONFIG))
     found = [f"{_CONFIG} has {key}" for key in ("num_latents", "expansion_factor") if key in config]
     if weights is not None and set(_TENSORS) <= stored_tensors.names(weights):
         found.append(f"{_WEIGHTS} has encoder.weight and W_dec")

@@ -8,6 +8,7 @@ import torch
 
 from orchestrator.config.validation import parse
 from orchestrator.errors import CheckpointError
+from worker.formats import registry
 from worker.formats.native import load_final, save_final
 from worker.sae.normalize import denormalize, normalize
 from worker.sae.train_state import TrainState
@@ -47,3 +48,16 @@ def test_final_is_the_better_model_and_says_how_to_use_it(tmp_path: Path) -> Non
     (Path(saved.uri) / "sae.safetensors").write_bytes(b"")
     with pytest.raises(CheckpointError):
         load_final(saved.uri)
+
+
+def test_final_is_read_as_any_sae_is(tmp_path: Path) -> None:
+    """In raw space, with the facts that the job's config holds."""
+    state = _trained()
+    saved = save_final(tmp_path, state, CONFIG, facts=FACTS | {"subject": {"n_layers": 4, "hook": "h.2"}})
+    found = registry.detect(Path(saved.uri))
+    assert (found.name, found.reasons) == ("orch", ["it is the finished SAE of a job"])
+    sae, facts = registry.read(Path(saved.uri))
+    x = torch.randn(9, 8)
+    vectors, mean, scale = normalize(x, "unit")
+    assert torch.equal(sae(x), denormalize(state.best()(vectors), mean, scale))
+    assert (facts.normalize, facts.k, facts.layers, facts.hook_point) == ("unit", 3, (2,), "h.2")
