@@ -15,12 +15,10 @@ from orchestrator.results.rows import (
     JobRow,
     QueueStats,
     RegisteredWorker,
-    SaeEntry,
     SweepRow,
     WorkerRow,
 )
-from orchestrator.results.sae_rows import find_saes, saes
-from orchestrator.results.selectors import existing, find, hidden_of
+from orchestrator.results.selectors import existing, find, find_saes, hidden_of
 from orchestrator.results.text_passes import text_sizes
 from orchestrator.results.worker_rows import last_clock_step, registered_workers
 
@@ -34,7 +32,6 @@ __all__ = [
     "QueuePosition",
     "QueueStats",
     "RegisteredWorker",
-    "SaeEntry",
     "SweepRow",
     "WorkerRow",
     "attempts",
@@ -57,7 +54,6 @@ __all__ = [
     "paused_since",
     "position_in_queue",
     "registered_workers",
-    "saes",
     "stats",
     "sweeps",
     "text_sizes",

@@ -3,8 +3,6 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-from orchestrator.config.sae_facts import SaeFacts
-
 
 @dataclass(frozen=True, slots=True)
 class JobRow:
@@ -225,42 +223,3 @@ class ConvergenceRow:
     low: float | None
     """Ends of its 90% interval; None when censored."""
     high: float | None
-
-
-@dataclass(frozen=True, slots=True)
-class SaeEntry:
-    """One SAE, trained here or brought in."""
-
-    id: int
-    name: str | None
-    """None: its job's number names it."""
-    job_id: int | None
-    sweep: str | None
-    format: str
-    """Of the files it came in."""
-    source: str
-    sha256: str | None
-    """Of the weights as they came; None: of a job."""
-    uri: str
-    facts: SaeFacts
-    fvu: float | None
-    """Measured here, of the vectors as the SAE normalises them."""
-    fvu_raw: float | None
-    """Measured here, of the subject's own activations."""
-    l0: float | None
-    measured_tokens: int | None
-    measured_on: str | None
-    state: str
-    """unverified, verified or refused."""
-    note: str | None
-    created_at: float
-
-    @property
-    def label(self) -> str:
-        """Return the shortest selector that means it."""
-        return str(self.job_id) if self.job_id is not None else f"sae:{self.name or self.id}"
-
-    def flat(self) -> dict[str, Any]:
-        """Return all of it as one level of names, its facts among them."""
-        own = {name: getattr(self, name) for name in type(self).__slots__ if name != "facts"}
-        return {"selector": self.label, **own, **self.facts.as_json()}

@@ -2,15 +2,19 @@
 
 from collections.abc import Sequence
 from difflib import get_close_matches
+from pathlib import Path
 
 from sqlalchemy import Engine, select
 from sqlalchemy.orm import Session
 
+from orchestrator import saes
 from orchestrator.database import models as m
 from orchestrator.database.engine import reading
 from orchestrator.errors import NotFound
+from orchestrator.saes import SaeEntry
 
 _MAX_ID = 2**31 - 1
+_SAE, _SWEEP = "sae:", "sweep:"
 
 
 def find(engine: Engine, selectors: Sequence[str]) -> list[int]:
@@ -52,6 +56,33 @@ def sweep_ids(session: Session, names: Sequence[str]) -> list[int]:
         if name not in known:
             raise _no_sweep(session, name)
     return sorted({known[name] for name in names})
+
+
+def find_saes(engine: Engine, selectors: Sequence[str]) -> list[SaeEntry]:
+    """Return the SAEs of selectors, each once, in the order asked.
+
+    A selector is a job's number, `sae:` with a number or a name, or a sweep's name, also as `sweep:NAME`.
+
+    Raises:
+        NotFound: one of them is none of these, or its jobs have no SAE yet; the message names what is near.
+    """
+    found: dict[int, SaeEntry] = {}
+    for selector in map(str.strip, selectors):
+        is_named = selector.startswith(_SAE)
+        several = [saes.named(engine, selector.removeprefix(_SAE))] if is_named else _saes_of_jobs(engine, selector)
+        found |= {entry.id: entry for entry in several}
+    return list(found.values())
+
+
+def _saes_of_jobs(engine: Engine, selector: str) -> list[SaeEntry]:
+    if not selector.isdigit() and Path(selector).exists():
+        raise NotFound(f"{selector} is a file or folder, not an SAE of the table", hint=f"orch sae import {selector}")
+    name = selector.removeprefix(_SWEEP)
+    several = saes.of_jobs(engine, find(engine, [name]))
+    if not several:
+        what = f"job {name}" if name.isdigit() else f"sweep {name!r}"
+        raise NotFound(f"{what} has no SAE: none of its jobs has finished with one", hint="orch sae list")
+    return several
 
 
 def _select(session: Session, selector: str) -> list[int]:

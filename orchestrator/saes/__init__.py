@@ -2,14 +2,19 @@
 
 from orchestrator.saes.job_saes import record_finished, record_missing
 from orchestrator.saes.registry import NewSae, add, check_name, remove, set_measured
+from orchestrator.saes.sae_rows import SaeEntry, entries, named, of_jobs
 from orchestrator.saes.types import Measured, SaeState
 
 __all__ = [
     "Measured",
     "NewSae",
+    "SaeEntry",
     "SaeState",
     "add",
     "check_name",
+    "entries",
+    "named",
+    "of_jobs",
     "record_finished",
     "record_missing",
     "remove",

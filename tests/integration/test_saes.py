@@ -45,7 +45,7 @@ def test_a_job_that_finishes_is_entered_with_what_it_read_and_came_to(engine: En
     config = parse({"sae": {"activation": "multi_topk", "k": 4, "expansion": 4, "normalize": "none"}})
     queue.enqueue(engine, Sweep("s", (config,)))
     finish(engine)
-    (row,) = results.saes(engine)
+    (row,) = saes.entries(engine)
     assert (row.label, row.sweep, row.format, row.state) == ("1", "s", "orch", "verified")
     assert (row.fvu, row.fvu_raw, row.l0, row.measured_tokens) == (0.25, 0.5, 7.5, 4096)
     assert row.facts == SaeFacts(
@@ -58,10 +58,10 @@ def test_jobs_that_finished_before_there_was_a_table_are_entered_when_it_is_read
     enqueue(engine, 3)
     for _ in range(3):
         finish(engine)
-    before = results.saes(engine)
+    before = saes.entries(engine)
     with transaction(engine) as session:
         session.execute(delete(SaeRow).where(SaeRow.job_id != 2))
-    after = results.saes(engine)
+    after = saes.entries(engine)
     assert sorted(row.job_id or 0 for row in after) == [1, 2, 3]
     assert {row.job_id: row.facts for row in after} == {row.job_id: row.facts for row in before}
     assert saes.record_missing(engine) == 0
@@ -75,14 +75,14 @@ def test_an_sae_keeps_its_number_when_its_job_is_extended(engine: Engine) -> Non
     queue.record(engine, lease, [point(4096, 0.5)])
     queue.checkpointed(engine, lease, ref(4096))
     queue.finish(engine, lease, result(outcome="max_tokens", artifact_uri="/away/1/1/final"))
-    (first,) = results.saes(engine)
+    (first,) = saes.entries(engine)
     queue.extend(engine, [1], max_tokens=8192)
-    assert results.saes(engine) == [first], "until it ends again, what it had come to is what there is"
+    assert saes.entries(engine) == [first], "until it ends again, what it had come to is what there is"
     lease = claim(engine).lease
     queue.begin(engine, lease, FACTS, 4096)
     queue.record(engine, lease, [point(8192, 0.25)])
     queue.finish(engine, lease, result(outcome="max_tokens", artifact_uri="/away/1/2/final"))
-    (second,) = results.saes(engine)
+    (second,) = saes.entries(engine)
     assert (second.id, second.fvu, second.uri) == (first.id, 0.25, "/away/1/2/final")
 
 
@@ -91,7 +91,7 @@ def test_saes_of_hidden_jobs_are_not_listed_and_those_of_deleted_ones_are_gone(e
     finish(engine)
     finish(engine)
     queue.hide_jobs(engine, [1])
-    assert [row.job_id for row in results.saes(engine)] == [2]
+    assert [row.job_id for row in saes.entries(engine)] == [2]
     assert [row.job_id for row in results.find_saes(engine, ["1"])] == [1]
     queue.delete_jobs(engine, [1])
     with pytest.raises(NotFound, match="job 1 has no SAE"):
@@ -127,7 +127,7 @@ def test_a_name_is_given_once_and_only_imports_are_removed(engine: Engine) -> No
     with pytest.raises(StateError, match="trained by job 1"):
         saes.remove(engine, results.find_saes(engine, ["1"])[0].id)
     saes.remove(engine, number)
-    assert [row.label for row in results.saes(engine)] == ["1"]
+    assert [row.label for row in saes.entries(engine)] == ["1"]
     saes.add(engine, imported())
 
 
@@ -135,7 +135,7 @@ def test_what_was_measured_is_kept_with_what_follows(engine: Engine) -> None:
     number = saes.add(engine, imported())
     measured = Measured(fvu=0.25, fvu_raw=0.5, l0=9.5, tokens=4096, text="python:stdlib")
     saes.set_measured(engine, number, measured, state="verified", note="agrees")
-    (row,) = results.saes(engine)
+    (row,) = saes.entries(engine)
     assert (row.fvu, row.fvu_raw, row.l0, row.measured_tokens, row.measured_on) == (
         0.25,
         0.5,
@@ -187,9 +187,9 @@ def test_a_database_of_the_version_before_has_the_saes_of_its_jobs(engine: Engin
 
     enqueue(engine, 2)
     finish(engine)
-    before = results.saes(engine)
+    before = saes.entries(engine)
     for verb, revision in ((command.downgrade, "0011"), (command.upgrade, "head")):
         with engine.execution_options(orch_write=True).begin() as connection:
             verb(migration_config(connection), revision)
-    after = results.saes(engine)
+    after = saes.entries(engine)
     assert [(row.job_id, row.facts, row.fvu) for row in after] == [(row.job_id, row.facts, row.fvu) for row in before]

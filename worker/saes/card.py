@@ -6,7 +6,7 @@ from typing import Any
 
 from orchestrator.config.sae_facts import SaeFacts
 from orchestrator.formatting import count
-from orchestrator.results import SaeEntry
+from orchestrator.saes import SaeEntry
 from orchestrator.versions import versions
 
 _LIBRARIES = {"saelens": "saelens", "sparsify": "sparsify", "dictionary_learning": "dictionary_learning"}

@@ -13,7 +13,7 @@ from orchestrator import results
 from orchestrator.config.sae_facts import SaeFacts
 from orchestrator.errors import ConfigError, StateError, StorageError
 from orchestrator.masking import clean, mask_all
-from orchestrator.results import SaeEntry
+from orchestrator.saes import SaeEntry
 from orchestrator.settings import Settings
 from worker import checked_folder
 from worker.formats.registry import WRITTEN, write

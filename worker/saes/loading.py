@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from orchestrator.results import SaeEntry
+from orchestrator.saes import SaeEntry
 from orchestrator.settings import Settings
 from worker.formats import portable
 from worker.sae.inference import InferenceSae

@@ -50,7 +50,7 @@ def measure(name: str, sae: InferenceSae, vectors: Tensor) -> Found:
     kind = _kind(sae.facts)
     means = [part.mean(0, dtype=torch.float64).float() for part in (vectors, normalize(vectors, kind).vectors)]
     sums = torch.zeros(5, dtype=torch.float64)
-    for x in vectors.split(_CHUNK):
+    for x in torch.split(vectors, _CHUNK):
         error, normal = x - sae(x).float(), normalize(x, kind)
         terms = (error, x - means[0], error / normal.scale, normal.vectors - means[1])
         sums[:4] += torch.stack([term.square().sum(dtype=torch.float64) for term in terms]).cpu()

@@ -7,9 +7,8 @@ from sqlalchemy import Engine
 
 from orchestrator import results, saes
 from orchestrator.errors import SubjectError
-from orchestrator.results import SaeEntry
 from orchestrator.results.stored_configs import configs
-from orchestrator.saes import Measured
+from orchestrator.saes import Measured, SaeEntry
 from orchestrator.settings import Settings
 from worker.saes import verification
 from worker.saes.loading import load_sae

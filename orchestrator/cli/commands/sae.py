@@ -16,7 +16,7 @@ from orchestrator.config.sites import SITES
 from orchestrator.errors import StateError
 
 if TYPE_CHECKING:
-    from orchestrator.results import SaeEntry
+    from orchestrator.saes import SaeEntry
 
 _Decorated = TypeVar("_Decorated", bound=Callable[..., Any])
 _METAVAR = "JOB|sae:NAME|SWEEP..."
@@ -166,10 +166,10 @@ def remove(*, selectors: tuple[str, ...], yes: bool, output: str | None) -> None
 def _rows(selectors: Sequence[str]) -> "list[SaeEntry]":
     from dataclasses import replace
 
-    from orchestrator import results
+    from orchestrator import results, saes
 
     with database() as (settings, engine):
-        rows = results.find_saes(engine, selectors) if selectors else results.saes(engine)
+        rows = results.find_saes(engine, selectors) if selectors else saes.entries(engine)
         return [replace(row, uri=settings.artifact(row.uri)) for row in rows]
 
 

@@ -9,7 +9,7 @@ from orchestrator.cli.display.tables import Column, table
 from orchestrator.formatting import NONE, count
 
 if TYPE_CHECKING:
-    from orchestrator.results import SaeEntry
+    from orchestrator.saes import SaeEntry
 
 _COLOURS = {"verified": "green", "unverified": "yellow", "refused": "red"}
 
