@@ -134,7 +134,7 @@ def _judge(
         {"name": one.flag, "fvu": found[one.flag].fvu_raw, "l0": found[one.flag].l0, "note": one.name}
         for one in several
     ]
-    better = verification.clearly_better(mine, [one for one in found.values() if one is not mine])
+    better = verification.clearly_better(mine, [one for one in found.values() if one is not mine], untrained)
     if convention is None and (why or better):
         return _refused(mine, why, better, conventions)
     measured = Measured(mine.fvu, mine.fvu_raw, mine.l0, len(vectors.values), vectors.text)

@@ -87,9 +87,10 @@ def why_not(found: Found, untrained: float) -> str:
     return ""
 
 
-def clearly_better(read: Found, others: Sequence[Found]) -> list[Found]:
-    """Return the other readings that reconstruct clearly better than the one the files seem to mean."""
-    return [other for other in others if other.fvu_raw < _CLEARLY_BETTER * read.fvu_raw]
+def clearly_better(read: Found, others: Sequence[Found], untrained: float) -> list[Found]:
+    """Return the other readings that are as they should be and reconstruct clearly better than `read`."""
+    better = [other for other in others if other.fvu_raw < _CLEARLY_BETTER * read.fvu_raw]
+    return [other for other in better if not why_not(other, untrained)]
 
 
 def _kind(facts: SaeFacts) -> Normalize:

@@ -36,7 +36,7 @@ def verify_sae(engine: Engine, settings: Settings, selector: str, asked: Mapping
     found = verification.measure(entry.label, sae, vectors.values)
     untrained = verification.untrained_fvu(sae.facts, found.l0, vectors.values)
     same_text = trained is not None and trained.data == config.data and trained.subject == config.subject
-    why = _differs(entry, found) if same_text else verification.why_not(found, untrained)
+    why = _differs(engine, entry, found) if same_text else verification.why_not(found, untrained)
     measured = Measured(found.fvu, found.fvu_raw, found.l0, len(vectors.values), vectors.text)
     came_to = f"fvu {found.fvu:.4f}, L0 {found.l0:.1f} on {measured.tokens:,} tokens of {measured.text}"
     state: saes.SaeState = "refused" if why else "verified"
@@ -52,8 +52,10 @@ def verify_sae(engine: Engine, settings: Settings, selector: str, asked: Mapping
     }
 
 
-def _differs(entry: SaeEntry, found: Found) -> str:
+def _differs(engine: Engine, entry: SaeEntry, found: Found) -> str:
     """Return why a job's SAE is not the one that was measured as it was trained; empty where it is."""
-    if entry.fvu is None or abs(found.fvu - entry.fvu) <= _SAME * entry.fvu:
+    assert entry.job_id is not None
+    then = results.jobs(engine, ids=[entry.job_id])[0].fvu
+    if then is None or abs(found.fvu - then) <= _SAME * then:
         return ""
-    return f"fvu is {found.fvu:.4f}, and was {entry.fvu:.4f} when it was trained: are its files the same?"
+    return f"fvu is {found.fvu:.4f}, and was {then:.4f} when it was trained: are its files the same?"

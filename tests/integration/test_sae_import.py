@@ -1,0 +1,222 @@
+"""SAEs brought in, verified and exported: real ones, on the activations of the subject they were trained on."""
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from orchestrator import results, saes
+from orchestrator.config.validation import parse
+from orchestrator.errors import ConfigError, StateError
+from orchestrator.saes import SaeEntry
+from tests.small_world import World, make_subject, small_config, small_world
+from worker.formats import portable
+from worker.saes.exporting import export_sae
+from worker.saes.importing import import_sae
+from worker.saes.verifying import verify_sae
+
+TOKENS = {"tokens": 4096}
+KINDS = {1: ("topk", "unit"), 2: ("topk", "none"), 3: ("jumprelu", "none"), 4: ("relu", "layer_norm")}
+
+
+@pytest.fixture(scope="module")
+def subject(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_subject(tmp_path_factory.mktemp("a subject"))
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory, subject: Path) -> Iterator[World]:
+    with small_world(tmp_path_factory.mktemp("saes") / "home") as world:
+        base = small_config(subject).model_dump(mode="json")
+        world.enqueue(
+            *(
+                parse(base | {"sae": base["sae"] | {"activation": activation, "normalize": normalize}})
+                for activation, normalize in KINDS.values()
+            )
+        )
+        assert world.work("--until-empty").wait(timeout=240) == 0
+        yield world
+
+
+@pytest.fixture
+def exported(world: World, tmp_path: Path, request: pytest.FixtureRequest) -> Path:
+    """Return a folder of SAELens with the SAE of a job: by default job 2, topk of vectors as they are."""
+    number = getattr(request, "param", 2)
+    export(world, str(number), tmp_path / "sae", "saelens")
+    return tmp_path / "sae"
+
+
+def export(world: World, selector: str, folder: Path, format_: str) -> dict[str, Any]:
+    return export_sae(world.engine, world.settings, selector, {"folder": str(folder), "format": format_})
+
+
+def bring_in(world: World, source: Path, name: str, **asked: object) -> dict[str, Any]:
+    return import_sae(world.engine, world.settings, str(source), {"name": name, **TOKENS, **asked})
+
+
+def entry(world: World, selector: str) -> SaeEntry:
+    (found,) = results.find_saes(world.engine, [selector])
+    return found
+
+
+def edited(folder: Path, **changes: object) -> None:
+    config = json.loads((folder / "cfg.json").read_text())
+    (folder / "cfg.json").write_text(json.dumps(config | changes))
+
+
+@pytest.mark.parametrize("number", KINDS)
+def test_what_goes_out_comes_in_verified_with_the_same_loss(
+    world: World, subject: Path, number: int, tmp_path: Path
+) -> None:
+    export(world, str(number), tmp_path / "sae", "saelens")
+    asked = {**TOKENS, "data": str(subject / "text.txt")}
+    said = bring_in(world, tmp_path / "sae", f"back-{number}", **asked)
+    assert said["state"] == "verified", said
+    new = entry(world, f"sae:back-{number}")
+    verify_sae(world.engine, world.settings, str(number), asked)
+    mine = entry(world, str(number))
+    assert new.measured_tokens == mine.measured_tokens
+    # SAELens adds 1e-5 to the standard deviation; of this subject's vectors that is one part in some thousands.
+    assert (new.fvu_raw, new.l0) == pytest.approx((mine.fvu_raw, mine.l0), rel=1e-3, abs=1e-5)
+    assert (new.facts.subject, new.facts.layers, new.facts.site) == (str(subject), (1,), "resid_post")
+    verify_sae(world.engine, world.settings, str(number), {})
+
+
+def test_a_job_is_verified_on_its_own_held_out_text_and_refused_when_its_files_are_others(world: World) -> None:
+    before = entry(world, "2")
+    assert verify_sae(world.engine, world.settings, "2", {})["state"] == "verified"
+    after = entry(world, "2")
+    assert (after.fvu, after.fvu_raw, after.l0) == pytest.approx((before.fvu, before.fvu_raw, before.l0), rel=1e-5)
+    other = entry(world, "1").uri
+    kept = Path(before.uri).with_name("kept")
+    Path(before.uri).rename(kept)
+    try:
+        with pytest.raises(ConfigError, match="is not as it was written"):
+            verify_sae(world.engine, world.settings, "2", {})
+        shutil.copytree(other, before.uri)
+        said = verify_sae(world.engine, world.settings, "2", {})
+        assert said["state"] == "refused"
+        assert "when it was trained" in said["note"]
+    finally:
+        shutil.rmtree(before.uri, ignore_errors=True)
+        kept.rename(before.uri)
+    assert verify_sae(world.engine, world.settings, "2", {})["state"] == "verified"
+
+
+def test_a_bias_that_its_files_deny_is_found_and_asked_for(world: World, subject: Path, exported: Path) -> None:
+    edited(exported, apply_b_dec_to_input=False)
+    data = str(subject / "text.txt")
+    said = bring_in(world, exported, "biased", data=data)
+    assert "bias=subtracted reconstructs clearly better" in said["refused"]
+    assert "--convention bias=subtracted" in said["hint"]
+    table = {row["name"]: row["fvu"] for row in said["conventions"]}
+    assert table["bias=subtracted"] < 0.9 * table["as-read"]
+    assert all(row.name != "biased" for row in saes.entries(world.engine)), "nothing is entered"
+    assert not list((world.settings.artifacts_folder / "saes").glob("biased*"))
+    said = bring_in(world, exported, "biased", data=data, convention="bias=subtracted")
+    assert (said["state"], entry(world, "sae:biased").facts.subtracts_bias) == ("verified", True)
+    said = bring_in(world, exported, "as-it-says", data=data, convention="as-read")
+    assert said["state"] in {"unverified", "refused"}
+    with pytest.raises(ConfigError, match="no convention of these files"):
+        bring_in(world, exported, "c", data=data, convention="other")
+
+
+@pytest.mark.parametrize("exported", [3], indirect=True)
+def test_a_threshold_in_other_units_is_refused_by_its_l0(world: World, subject: Path, exported: Path) -> None:
+    weights = load_file(exported / "sae_weights.safetensors")
+    save_file(weights | {"threshold": weights["threshold"] * 0}, exported / "sae_weights.safetensors")
+    wanted = entry(world, "3").l0
+    meta = json.loads((exported / "cfg.json").read_text())["metadata"]
+    edited(exported, metadata=meta | {"l0": wanted})
+    said = bring_in(world, exported, "opened", data=str(subject / "text.txt"))
+    assert "its files state" in said["refused"]
+    assert "L0" in said["refused"]
+
+
+def test_weights_of_noise_are_not_those_of_a_trained_sae(world: World, subject: Path, exported: Path) -> None:
+    weights = load_file(exported / "sae_weights.safetensors")
+    noise = {name: torch.randn_like(value) for name, value in weights.items()}
+    save_file(noise, exported / "sae_weights.safetensors")
+    said = bring_in(world, exported, "noise", data=str(subject / "text.txt"))
+    assert "an untrained SAE of these sizes has" in said["refused"]
+    said = bring_in(world, exported, "noise", data=str(subject / "text.txt"), convention="as-read")
+    assert (said["state"], entry(world, "sae:noise").state) == ("refused", "refused")
+
+
+def test_without_its_subject_it_is_entered_unverified_and_verified_later(
+    world: World, subject: Path, exported: Path
+) -> None:
+    meta = json.loads((exported / "cfg.json").read_text())["metadata"]
+    edited(exported, metadata=meta | {"model_name": "nobody/nothing"})
+    said = bring_in(world, exported, "away")
+    assert (said["state"], "nobody/nothing" in said["note"]) == ("unverified", True)
+    assert entry(world, "sae:away").fvu is None
+    place = {"subject": str(subject), "layer": 1, "site": "resid_post"}
+    said = verify_sae(world.engine, world.settings, "sae:away", {**TOKENS, **place, "data": str(subject / "text.txt")})
+    assert said["state"] == "verified"
+    edited(exported, metadata={})
+    said = bring_in(world, exported, "nameless")
+    assert (said["state"], "do not say of which model" in said["note"]) == ("unverified", True)
+
+
+def test_an_sae_of_another_width_than_its_place_is_refused(
+    world: World, subject: Path, exported: Path, tmp_path: Path
+) -> None:
+    config = json.loads((exported / "cfg.json").read_text())
+    weights = load_file(exported / "sae_weights.safetensors")
+    cut = {
+        "W_enc": weights["W_enc"][:16].clone(),
+        "W_dec": weights["W_dec"][:, :16].clone(),
+        "b_dec": weights["b_dec"][:16],
+    }
+    save_file({name: (weights | cut)[name].contiguous() for name in weights}, exported / "sae_weights.safetensors")
+    edited(exported, d_in=16)
+    with pytest.raises(ConfigError, match=r"reads 16 dimensions, and this place .* has 32"):
+        bring_in(world, exported, "narrow", data=str(subject / "text.txt"))
+    assert config["d_in"] == 32
+
+
+def test_names_are_checked_before_anything_is_read(world: World, exported: Path) -> None:
+    for name in ("1", "-x", "a b", "ä", ""):
+        with pytest.raises(ConfigError, match="is no name of an SAE"):
+            bring_in(world, exported, name or "-")
+    bring_in(world, exported, "taken", subject="nobody/nothing")
+    with pytest.raises(StateError, match="is named 'taken' already"):
+        bring_in(world, exported, "taken")
+
+
+def test_an_export_has_a_card_and_is_never_written_over(world: World, tmp_path: Path) -> None:
+    said = export(world, "1", tmp_path / "out", "orch")
+    assert {"README.md", "cfg.json", "curve.png", "sae.safetensors"} <= set(said["files"])
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert f"{entry(world, '1').fvu_raw:.4g}" in card
+    assert "job 1" in card
+    assert portable.read(tmp_path / "out").facts == entry(world, "1").facts
+    before = {path: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    with pytest.raises(StateError, match="exists"):
+        export(world, "2", tmp_path / "out", "orch")
+    assert {path: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
+
+
+def test_what_a_format_cannot_hold_is_refused_and_nothing_stays(world: World, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="normalises"):
+        export(world, "1", tmp_path / "out", "sparsify")
+    with pytest.raises(ConfigError, match="no format that is written"):
+        export(world, "1", tmp_path / "out", "gemma_scope")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_import_keeps_a_copy_of_its_own(world: World, subject: Path, exported: Path, tmp_path: Path) -> None:
+    bring_in(world, exported, "copied", data=str(subject / "text.txt"))
+    shutil.rmtree(exported)
+    assert (
+        verify_sae(world.engine, world.settings, "sae:copied", {**TOKENS, "data": str(subject / "text.txt")})["state"]
+        == "verified"
+    )
+    export(world, "sae:copied", tmp_path / "again", "sparsify")
+    assert (tmp_path / "again" / "cfg.json").is_file()
