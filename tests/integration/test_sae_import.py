@@ -1,7 +1,10 @@
 """SAEs brought in, verified and exported: real ones, on the activations of the subject they were trained on."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +17,8 @@ from orchestrator import results, saes
 from orchestrator.config.validation import parse
 from orchestrator.errors import ConfigError, StateError
 from orchestrator.saes import SaeEntry
-from tests.small_world import World, make_subject, small_config, small_world
+from tests.hub_double import hub_double
+from tests.small_world import ROOT, World, make_subject, small_config, small_world
 from worker.formats import portable
 from worker.saes.exporting import export_sae
 from worker.saes.importing import import_sae
@@ -220,3 +224,31 @@ def test_an_import_keeps_a_copy_of_its_own(world: World, subject: Path, exported
     )
     export(world, "sae:copied", tmp_path / "again", "sparsify")
     assert (tmp_path / "again" / "cfg.json").is_file()
+
+
+def test_a_hub_takes_an_sae_and_gives_it_back(world: World, subject: Path, tmp_path: Path) -> None:
+    with hub_double() as hub:
+        there = {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "cache"), "HF_TOKEN": f"hf_{'x' * 30}"}
+        environ = {**os.environ, **world.environ, **there, "HF_HUB_OFFLINE": "0"}
+
+        def orch(*arguments: str) -> tuple[int, str]:
+            command = [sys.executable, "-m", "orchestrator", "sae", *arguments]
+            done = subprocess.run(command, env=environ, capture_output=True, text=True, check=False, cwd=ROOT)
+            assert "Traceback" not in done.stderr
+            return done.returncode, done.stdout + done.stderr
+
+        code, said = orch("export", "2", str(tmp_path / "out"), "--format", "saelens", "--push", "org/one")
+        assert (code, f"{hub.url}/org/one" in said) == (0, True)
+        written = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+        assert hub.repositories["org/one"] == written
+        data = ("--data", str(subject / "text.txt"), "--tokens", "4096")
+        code, said = orch("import", "org/one", "--name", "of-hub", *data, "-o", "name")
+        assert (code, said.splitlines()[0]) == (0, "sae:of-hub")
+        hub.repositories["org/two"] = {f"l{i}/{name}": text for i in (0, 1) for name, text in written.items()}
+        code, said = orch("import", "org/two", *data)
+        assert (code, "org/two holds 2 SAEs: l0, l1" in said) == (2, True)
+        code, said = orch("import", "org/none", *data)
+        assert (code, "the hub has no repository 'org/none'" in said) == (2, True)
+    environ["HF_ENDPOINT"] = "http://127.0.0.1:9"
+    code, said = orch("export", "2", str(tmp_path / "later"), "--push", "org/one")
+    assert (code, "cannot be reached" in said, (tmp_path / "later" / "cfg.json").exists()) == (5, True, True)

@@ -28,7 +28,7 @@ def local_files(source: str) -> Path:
 
 def _downloaded(repository: str, inside: str) -> Path:
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
 
     wanted = [inside, f"{inside}/*"] if inside else None
     try:
@@ -45,9 +45,13 @@ def _downloaded(repository: str, inside: str) -> Path:
     try:
         _refuse_several(repository, inside)
         return Path(snapshot_download(repository, allow_patterns=wanted)) / inside
+    except RepositoryNotFoundError:
+        raise ConfigError(
+            f"the hub has no repository {repository!r} that you may read", hint=f"{_HINT} Is it private? hf auth login"
+        ) from None
+    except ConfigError:
+        raise
     except (OSError, ValueError) as error:
-        if isinstance(error, ConfigError):
-            raise
         raise hub.refused(f"SAE {repository!r}", error, _HINT) from None
 
 
