@@ -72,7 +72,7 @@ def convention_lines(conventions: Sequence[Mapping[str, Any]]) -> list[str]:
     """Return the table of what each reading of an SAE's files comes to."""
     columns: list[Column[Mapping[str, Any]]] = [
         Column("CONVENTION", lambda row: row["name"]),
-        Column("FVU", lambda row: ratio(row["fvu"]), right=True),
+        Column("RAW FVU", lambda row: ratio(row["fvu"]), right=True),
         Column("L0", lambda row: active_latents(row["l0"]), right=True),
         Column("", lambda row: row.get("note", ""), weight=5),
     ]
