@@ -11,6 +11,8 @@ class ActivationFacts(NamedTuple):
     selects_per_token: bool
     """Each token keeps its own k latents, listed by index: decode and gradients are sparse and written by hand, a step
     can be compiled, and latents can be divided over several devices."""
+    is_penalised: bool = False
+    """A penalty sets L0, not k."""
     reconstructions: tuple[tuple[int, float], ...] = ((1, 1.0),)
     """(c, weight): training decodes the c · k largest latents and adds weight · L(c · k) to the loss. Rising c."""
 
@@ -20,8 +22,8 @@ ACTIVATIONS: dict[Activation, ActivationFacts] = {
     # L(k) + L(4k) / 8. Source: Gao et al. 2024, section 5.4, multi-TopK.
     "multi_topk": ActivationFacts(selects_per_token=True, reconstructions=((1, 1.0), (4, 1 / 8))),
     "batchtopk": ActivationFacts(selects_per_token=False),
-    "relu": ActivationFacts(selects_per_token=False),
-    "jumprelu": ActivationFacts(selects_per_token=False),
+    "relu": ActivationFacts(selects_per_token=False, is_penalised=True),
+    "jumprelu": ActivationFacts(selects_per_token=False, is_penalised=True),
 }
 """Every activation function a config may name. To add one: its name and facts here, its formula in
 `worker/sae/activation_functions.py`."""

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from orchestrator.config import synthetic
-from orchestrator.config.activation_functions import Activation
+from orchestrator.config.activation_functions import ACTIVATIONS, Activation
 from orchestrator.config.sites import SITES, Site
 from orchestrator.config.sizes import dead_window, latents
 from orchestrator.errors import ConfigError
@@ -128,16 +128,40 @@ class SaeConfig(Part):
     """Number of latents; without it, expansion × d_model."""
     expansion: PositiveInt | None = None
     """Latents per dimension of the activations; 8 if neither is given."""
+    target_l0: PositiveInt | None = None
+    """L0 that training leads relu or jumprelu to, by the penalty; it gives k, too."""
     k: PositiveInt = 32
     """Latents kept per token."""
     k_aux: PositiveInt | None = None
     """Dead latents in AuxK; by default the largest power of two ≤ d_model / 2."""
     aux_coef: Coefficient = 1 / 32
     """Weight α of AuxK in the loss; 0 turns it off."""
-    sparsity_coef: PositiveFloat = 1e-3
-    """Weight λ of the L1 penalty (relu) or of the L0 penalty (jumprelu)."""
+    sparsity_coef: PositiveFloat | Literal["auto"] = 1e-3
+    """Weight λ of the L1 penalty (relu) or of the L0 penalty (jumprelu); auto with target_l0."""
     normalize: Normalize = "unit"
     """How each activation vector is normalised."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _follow_target(cls, values: Any) -> Any:
+        if not isinstance(values, Mapping) or values.get("target_l0") is None:
+            return values
+        return {"k": values["target_l0"], "sparsity_coef": "auto", **values}
+
+    @model_validator(mode="after")
+    def _one_sparsity(self) -> Self:
+        target, coef = self.target_l0, self.sparsity_coef
+        if target is None:
+            if coef == "auto":
+                raise ValueError("sparsity_coef = auto is found for an L0: give target_l0")
+            return self
+        if not ACTIVATIONS[self.activation].is_penalised:
+            raise ValueError(f"target_l0 is for relu and jumprelu: the L0 of {self.activation} is its k")
+        if coef != "auto":
+            raise ValueError(f"sparsity_coef = {coef} and target_l0 = {target} both set the sparsity: give one of them")
+        if self.k != target:
+            raise ValueError(f"k = {self.k} is not target_l0 = {target}: leave k out, it follows")
+        return self
 
     @model_validator(mode="after")
     def _sizes(self) -> Self:
@@ -223,6 +247,10 @@ class StopConfig(Part):
     """Relative fall of the loss against the loss at half the tokens."""
 
 
+_OPTIONAL = (("sae", "target_l0"),)
+"""Fields that came after configs had been stored, and that a config has or has not: unset they change no id."""
+
+
 def canonical_text(values: Mapping[str, Any]) -> str:
     """Return the one JSON text of a config's values: sorted keys, no spaces."""
     return json.dumps(values, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
@@ -260,8 +288,12 @@ class JobConfig(Part):
         return dead_window(given, n_latents=n_latents, k=self.sae.k, max_tokens=self.training.max_tokens)
 
     def canonical_json(self) -> str:
-        """Return the one JSON text of this config: every field, sorted keys, no spaces."""
-        return canonical_text(self.model_dump(mode="json"))
+        """Return the one JSON text of this config, sorted keys, no spaces: every field, but `_OPTIONAL` ones unset."""
+        values = self.model_dump(mode="json")
+        for part, name in _OPTIONAL:
+            if values[part][name] is None:
+                del values[part][name]
+        return canonical_text(values)
 
     @cached_property
     def config_id(self) -> str:

@@ -37,6 +37,8 @@ class Point(NamedTuple):
     """With the averaged weights; NaN in points of earlier versions, whose `fvu` it was."""
     aux_nothing: float = math.nan
     """What `aux_loss` is where AuxK predicts nothing, a little above 1; NaN in points of earlier versions."""
+    sparsity_coef: float | None = None
+    """Weight of the penalty that `sae.target_l0` has led to; None where it is fixed."""
 
 
 def evaluation_grid(*, first_point_tokens: int, batch_tokens: int, max_tokens: int) -> list[int]:

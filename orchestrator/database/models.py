@@ -174,6 +174,8 @@ class CurvePoint(Table):
     """NULL from workers of the version before, whose fvu it is."""
     aux_nothing: Mapped[float | None] = mapped_column(Finite)
     """NULL from workers of the version before."""
+    sparsity_coef: Mapped[float | None] = mapped_column(Finite)
+    """NULL where it is fixed."""
 
 
 class ResultRow(Table):

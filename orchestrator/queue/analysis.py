@@ -1,6 +1,5 @@
 """What a stored curve says of its job: L∞, tokens to convergence, and whether the outcome of its day still stands."""
 
-import math
 from typing import TYPE_CHECKING, NamedTuple
 
 from sqlalchemy import Engine, delete, insert, select, update
@@ -40,9 +39,10 @@ def analyse(engine: Engine, job_id: int, outcome: str) -> Analysis:
     from orchestrator.curves.convergence import EPSILONS
     from orchestrator.curves.limit import tail_fit, tokens_to_convergence
     from orchestrator.curves.outcome import at_constant_rate
+    from orchestrator.curves.resting import resting_points
 
     points, config = _curve(engine, job_id), _config(engine, job_id)
-    curve = at_constant_rate(_pairs(points), config)
+    curve = at_constant_rate(resting_points(points), config)
     tail = None if outcome in ("diverged", "not_learning") else tail_fit(curve)
     counts = [tokens_to_convergence(curve, epsilon=epsilon, tail=tail)._asdict() for epsilon in EPSILONS]
     limit = (None, None) if tail is None else (tail.l_inf, tail.l_inf_se)
@@ -70,8 +70,9 @@ def reanalyse(engine: Engine) -> Reanalysed:
 
 def _outcome_now(engine: Engine, job_id: int, before: str, untrained: float | None) -> str:
     from orchestrator.curves.outcome import outcome_of
+    from orchestrator.curves.resting import resting_points
 
-    points, config = _pairs(_curve(engine, job_id)), _config(engine, job_id)
+    points, config = resting_points(_curve(engine, job_id)), _config(engine, job_id)
     if before == "diverged" or not points:
         return before
     found = outcome_of(points, config, untrained_fvu=untrained, tokens_seen=config.training.max_tokens)
@@ -98,10 +99,6 @@ def _curve(engine: Engine, job_id: int) -> list[CurvePoint]:
         points = list(session.scalars(query))
         session.expunge_all()
     return points
-
-
-def _pairs(points: list[CurvePoint]) -> list[tuple[int, float]]:
-    return [(point.tokens_seen, math.nan if point.fvu is None else point.fvu) for point in points]
 
 
 def _config(engine: Engine, job_id: int) -> "JobConfig":

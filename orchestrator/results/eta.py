@@ -3,11 +3,13 @@
 import json
 from collections import defaultdict
 from collections.abc import Sequence
+from typing import Any
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from orchestrator.curves.expected_stop import stop_tokens
+from orchestrator.curves.resting import resting_points
 from orchestrator.database import models as m
 
 
@@ -16,14 +18,12 @@ def expected_tokens(session: Session, job_ids: Sequence[int]) -> dict[int, int]:
     if not job_ids:
         return {}
     point = m.CurvePoint
-    columns = select(point.job_id, point.tokens_seen, point.fvu)
-    curves: defaultdict[int, list[tuple[int, float]]] = defaultdict(list)
-    for job_id, tokens, fvu in session.execute(
-        columns.where(point.job_id.in_(job_ids)).order_by(point.job_id, point.tokens_seen)
-    ):
-        curves[job_id].append((tokens, float("nan") if fvu is None else fvu))
+    columns = select(point.job_id, point.tokens_seen, point.fvu, point.sparsity_coef)
+    curves: defaultdict[int, list[Any]] = defaultdict(list)
+    for row in session.execute(columns.where(point.job_id.in_(job_ids)).order_by(point.job_id, point.tokens_seen)):
+        curves[row.job_id].append(row)
     configs = session.execute(select(m.Job.id, m.Job.config).where(m.Job.id.in_(list(curves)))).all()
-    found = {job_id: _stop(config, curves[job_id]) for job_id, config in configs}
+    found = {job_id: _stop(config, resting_points(curves[job_id])) for job_id, config in configs}
     return {job_id: tokens for job_id, tokens in found.items() if tokens is not None}
 
 

@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from orchestrator.config.activation_functions import Activation
+from orchestrator.config.job import SaeConfig
 from worker.sae.jumprelu import is_above, jump_relu
 from worker.sae.topk import batch_top_k
 
@@ -28,6 +29,9 @@ class ActivationFunction:
     The methods here are those of a function without tensors of its own and without a penalty. `fit`, `rescale` and
     `calibrate` change the tensors in `own` in place; gradients flow through `activate` and `penalty` alone.
     """
+
+    first_coef: float | None = None
+    """√v times the weight of the penalty that `sae.target_l0` starts from; None where no weight is led."""
 
     def new_tensors(self, n_latents: int) -> dict[str, Tensor]:
         """Return the function's own tensors: a Parameter is trained, anything else is a buffer."""
@@ -61,6 +65,8 @@ class ActivationFunction:
 
 class Relu(ActivationFunction):
     """z = max(a, 0), with the penalty mean over tokens of Σ z · ‖W_dec row‖."""
+
+    first_coef = 0.1
 
     def penalty(
         self,
@@ -107,6 +113,31 @@ class JumpRelu(ActivationFunction):
         own["log_threshold"].add_(scale.log())
 
 
+class JumpReluAtL0(JumpRelu):
+    """JumpReLU with the penalty (L0 / target − 1)², of weight 1: a fixed loss that is least at an L0 of about `target`.
+
+    Source: Rajamanoharan et al. 2024, JumpReLU SAEs, section 7.
+    """
+
+    def __init__(self, target: int) -> None:
+        """Take the L0 to train to."""
+        self.target = target
+
+    def penalty(
+        self,
+        pre_acts: Float[Tensor, "n_tokens n_latents"],
+        acts: Float[Tensor, "n_tokens n_latents"],
+        own: Tensors,
+        W_dec: Float[Tensor, "n_latents d_model"],
+    ) -> Float[Tensor, ""]:
+        """Return (mean L0 / target − 1)², with a straight-through gradient for θ."""
+        return (super().penalty(pre_acts, acts, own, W_dec) / self.target - 1).square()
+
+    def fit(self, pre_acts: Float[Tensor, "n_tokens n_latents"], own: Tensors, *, k: int) -> None:
+        """Set one θ for twice the target: L0 halves in the first steps, and rises again slowly."""
+        super().fit(pre_acts, own, k=min(2 * self.target, pre_acts.shape[1]))
+
+
 class BatchTopK(ActivationFunction):
     """z keeps the k · n_tokens largest values of a batch; in evaluation those ≥ a threshold.
 
@@ -138,3 +169,10 @@ FUNCTIONS: dict[Activation, ActivationFunction] = {
     "jumprelu": JumpRelu(),
 }
 """By the name that `sae.activation` gives it."""
+
+
+def activation_function(config: SaeConfig) -> ActivationFunction:
+    """Return the activation function of a config."""
+    if config.activation == "jumprelu" and config.target_l0 is not None:
+        return JumpReluAtL0(config.target_l0)
+    return FUNCTIONS[config.activation]

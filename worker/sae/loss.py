@@ -30,10 +30,12 @@ def losses(
     config: SaeConfig,
     variance: float,
     dead: Bool[Tensor, " n_latents"] | None,
+    sparsity_coef: float | Float[Tensor, ""] | None = None,
 ) -> Losses:
     """Return the losses of a batch encoded with `k = model.k_widest`.
 
     `variance` is v = mean ‖x − μ‖² of the fixed sample; `dead` marks the dead latents, None if there are none.
+    `sparsity_coef` is λ where training leads it.
     """
     total = x.new_zeros(())
     reconstructions = []
@@ -41,8 +43,10 @@ def losses(
         code = narrowed(encoded, k)
         reconstructions.append(model.decode(code.top_acts, code.top_indices))
         total = total + weight * reconstruction_loss(x, reconstructions[-1], variance=variance)
+    if sparsity_coef is None:  # auto, and not led: the penalty itself holds the target
+        sparsity_coef = 1.0 if config.sparsity_coef == "auto" else config.sparsity_coef
     penalty = model.function.penalty(encoded.pre_acts, encoded.top_acts, model.own, model.W_dec)
-    total = total + config.sparsity_coef * penalty
+    total = total + sparsity_coef * penalty
     if dead is None or config.aux_coef == 0:
         return Losses(total, total.new_zeros(2))
     aux = aux_loss(model, x, encoded.pre_acts, error=(x - reconstructions[0]).detach(), dead=dead)

@@ -9,7 +9,7 @@ from torch.nn import functional
 
 from orchestrator.config.activation_functions import ACTIVATIONS, reconstruction_sizes
 from orchestrator.config.job import Dtype, SaeConfig
-from worker.sae.activation_functions import FUNCTIONS
+from worker.sae.activation_functions import activation_function
 from worker.sae.sparse import selected_pre_acts, sparse_decode
 from worker.sae.topk import rescored_top_k, top_k
 
@@ -45,7 +45,7 @@ class SparseAutoencoder(nn.Module):
         self.b_enc = nn.Parameter(torch.zeros(n_latents))
         self.W_dec = nn.Parameter(torch.zeros(n_latents, d_model))
         self.b_pre = nn.Parameter(torch.zeros(d_model))
-        self.function = FUNCTIONS[config.activation]
+        self.function = activation_function(config)
         self._own = [*self.function.new_tensors(0)]
         for name, value in self.function.new_tensors(n_latents).items():
             if isinstance(value, nn.Parameter):

@@ -19,6 +19,7 @@ from worker.sae.learning_rate import base_lr, lr_factor
 from worker.sae.loss import losses, narrowed
 from worker.sae.model import SparseAutoencoder
 from worker.sae.optimizer import Optimizer
+from worker.sae.sparsity_control import SparsityControl
 from worker.sae.tiled_encode import select
 
 _T = TypeVar("_T", bound="TrainState")
@@ -40,6 +41,9 @@ class TrainState:
         """v: mean ‖x − μ‖² of the sample; the loss is in units of it."""
         self.dead_after_tokens = config.dead_after_tokens(d_model)
         self.tokens_since_fired = torch.zeros(self.model.n_latents, dtype=torch.int64, device=device)
+        target = None if self.model.function.first_coef is None else config.sae.target_l0
+        self.sparsity = None if target is None else SparsityControl(target, device=device)
+        """What leads the weight of the penalty; None where it is fixed."""
         self.sums: Float[Tensor, " 4"] = torch.zeros(4, dtype=torch.float64, device=device)
         """Loss, AuxK loss, gradient norm and AuxK loss of nothing, summed over the steps since the last point."""
         self.steps_since_point = 0
@@ -71,6 +75,8 @@ class TrainState:
                 hint="check the hook point, and the subject's dtype (float16 can overflow)",
             )
         initialise(state.model, sample, seed=config.training.seed)
+        if state.sparsity and state.model.function.first_coef:
+            state.sparsity.start(state.model.function.first_coef / math.sqrt(state.variance))
         return state
 
     def differentiate(
@@ -102,8 +108,12 @@ class TrainState:
         encoded = model.encode(batch, k=model.k_widest)
         narrow = narrowed(encoded, model.k)
         dead = self.count(narrow.top_acts.detach(), narrow.top_indices)
-        found = losses(model, batch, encoded, config=config.sae, variance=self.variance, dead=dead)
+        coef = self.sparsity.coef if self.sparsity else None
+        found = losses(model, batch, encoded, config=config.sae, variance=self.variance, dead=dead, sparsity_coef=coef)
         found.total.backward()  # type: ignore[no-untyped-call]
+        if self.sparsity:
+            l0 = (encoded.top_acts > 0).sum(1, dtype=torch.float32).mean()
+            self.sparsity.follow(l0, n_tokens=len(batch), tokens_seen=self.tokens_seen + len(batch))
         return found.total.detach(), found.aux.detach(), dead is not None
 
     def count(self, top_acts: Tensor, top_indices: Tensor | None) -> Tensor | None:
@@ -151,6 +161,8 @@ class TrainState:
         """Return every tensor of the state, by name."""
         parts = {f"model.{name}": value for name, value in self.model.state_dict().items()}
         own = {"mu": self.mu, "sums": self.sums, "tokens_since_fired": self.tokens_since_fired}
+        if self.sparsity:
+            own["log_coef"] = self.sparsity.log_coef
         return {**parts, **own, **self.optimizer.tensors()}
 
     def values(self) -> dict[str, Any]:
@@ -189,6 +201,8 @@ class TrainState:
             # copy_ into memory torch allocated: a tensor mapped from a file may be aligned otherwise, and a matrix
             # product may round otherwise.
             getattr(self, name).copy_(tensors[name])
+        if self.sparsity:
+            self.sparsity.log_coef.copy_(tensors["log_coef"])
         for name in _VALUES:
             setattr(self, name, values[name])
         for name in _LATER_VALUES:

@@ -25,7 +25,7 @@ from orchestrator.results.varied_keys import differences
 
 MEASURES = (
     "fvu", "fvu_raw", "fvu_averaged", "loss", "aux_loss", "aux_nothing", "dead_share", "l0", "grad_norm",
-    "wall_seconds", "flops_dense", "flops_executed", "flops_subject",
+    "wall_seconds", "flops_dense", "flops_executed", "flops_subject", "sparsity_coef",
 )  # fmt: skip
 _RESOLVED = ("lr", "n_latents", "d_model", "k_aux", "dead_after_tokens")
 _NAME_LENGTH = 200

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from orchestrator.curves.outcome import outcome_of
+from orchestrator.curves.resting import resting_points
 from worker.activations.source import Vectors
 from worker.formats.native import save_final
 from worker.protocol import Assignment, CurvePointMessage, Ended, Left
@@ -69,9 +70,10 @@ class JobTraining:
 
         A pure function of the curve: a resumed job ends where an uninterrupted one does.
         """
-        curve = [(point.tokens_seen, point.fvu) for point in self._state.curve]
         untrained = self._state.untrained_fvu
-        return outcome_of(curve, self._job.config, untrained_fvu=untrained, tokens_seen=self.tokens_seen)
+        return outcome_of(
+            resting_points(self._state.curve), self._job.config, untrained_fvu=untrained, tokens_seen=self.tokens_seen
+        )
 
     def save(self) -> None:
         """Write a checkpoint and report it."""

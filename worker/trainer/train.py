@@ -108,6 +108,7 @@ def _point(state: TrainState, batch: Tensor, heldout: Float[Tensor, "n_tokens d_
         flops_dense=flops_dense,
         flops_executed=flops_executed,
         flops_subject=state.flops_subject,
+        sparsity_coef=float(state.sparsity.coef) if state.sparsity else None,
     )
 
 

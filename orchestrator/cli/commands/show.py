@@ -1,6 +1,7 @@
 """`orch show`: everything about one job."""
 
 import json
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
 
     from orchestrator.results import JobRow
     from orchestrator.settings import Settings
+
+_NEAR_TARGET = 0.1
+"""Relative difference of L0 from `sae.target_l0` up to which that counts as reached."""
 
 
 @click.command()
@@ -74,6 +78,7 @@ def _print_summary(settings: "Settings", engine: "Engine", row: "JobRow", output
     for name, value in [
         *place_facts(results.config(engine, row.id, asked=True), results.attempts(engine, row.id)),
         *_facts(row, dead=_dead_latents(engine, row)),
+        ("target L0", _target(engine, row)),
         ("curve", curve),
         *_counts(counts),
         *_files(settings, row),
@@ -104,6 +109,22 @@ def _facts(row: "JobRow", *, dead: str) -> list[tuple[str, str]]:
         ("started", clock(row.started_at)),
         ("finished", clock(row.finished_at)),
     ]
+
+
+def _target(engine: "Engine", row: "JobRow") -> str:
+    """Return how far L0 is from the one asked for, and the weight of the penalty that led there."""
+    from orchestrator import results
+
+    target, curve = results.config(engine, row.id)["sae"].get("target_l0"), results.curve(engine, row.id)
+    if target is None or row.l0 is None or not curve:
+        return "" if target is None else f"{target}, not measured yet"
+    off = row.l0 / target - 1
+    where = f"{share(abs(off))} {'above' if off > 0 else 'below'} it"
+    missed = "" if abs(off) <= _NEAR_TARGET else ", not reached"
+    coef = curve[-1].sparsity_coef
+    is_led = coef is not None and math.isfinite(coef)
+    how = f"sae.sparsity_coef found: {coef:.4g}" if is_led else f"by the penalty (L0 / {target} − 1)²"
+    return f"{target}, L0 is {where}{missed}; {how}"
 
 
 def _budget(row: "JobRow") -> str:

@@ -39,7 +39,9 @@ def test_canonical_json_is_sorted_whole_and_reads_back() -> None:
     text = config.canonical_json()
     values = json.loads(text)
     assert text == json.dumps(values, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-    assert sorted(f"{part}.{key}" for part, found in values.items() for key in found) == sorted(field_paths())
+    assert sorted(f"{part}.{key}" for part, found in values.items() for key in found) == sorted(
+        {*field_paths()} - {"sae.target_l0"}
+    )
     assert parse(values) == config
     assert parse(values).config_id == config.config_id
 
@@ -202,3 +204,32 @@ def test_k_above_the_latents_that_an_expansion_gives_is_refused() -> None:
     assert SaeConfig(expansion=2, k=8).latents(4) == 8
     with pytest.raises(ConfigError, match=r"sae\.k = 8 is above the 6 latents of 2 × d_model 3"):
         SaeConfig(expansion=2, k=8).latents(3)
+
+
+def test_a_target_l0_is_k_and_leaves_the_weight_of_the_penalty_open() -> None:
+    sae = parse({"sae": {"activation": "relu", "target_l0": 16}}).sae
+    assert (sae.k, sae.sparsity_coef) == (16, "auto")
+    assert parse(json.loads(parse({"sae": sae.model_dump()}).canonical_json())).sae == sae
+
+
+@pytest.mark.parametrize(
+    ("values", "says"),
+    [
+        ({"target_l0": 16}, "target_l0 is for relu and jumprelu: the L0 of topk is its k"),
+        ({"activation": "batchtopk", "target_l0": 16}, "the L0 of batchtopk is its k"),
+        ({"activation": "relu", "target_l0": 16, "sparsity_coef": 1e-3}, "both set the sparsity: give one of them"),
+        ({"activation": "relu", "target_l0": 16, "k": 32}, "k = 32 is not target_l0 = 16: leave k out"),
+        ({"activation": "relu", "sparsity_coef": "auto"}, "give target_l0"),
+        ({"activation": "relu", "target_l0": 0}, r"sae\.target_l0"),
+        ({"activation": "relu", "target_l0": 65, "n_latents": 64}, "k = 65 is above n_latents = 64"),
+    ],
+)
+def test_a_target_l0_that_cannot_be(values: dict[str, Any], says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        parse({"sae": values})
+
+
+def test_a_config_without_a_target_keeps_the_id_it_had_before_there_were_any() -> None:
+    relu = parse({"sae": {"activation": "relu", "sparsity_coef": 0.01}})
+    assert JobConfig().config_id == "2884ac3a72a25c9818dd488cd8bbee337d4fd59bb47d8bb15998b95208e1e3ed"
+    assert relu.config_id == "6799b44c4c2fb4a3489b721ffeb17dd25e21797131b1451dddaaa0619c1f73e7"

@@ -68,7 +68,7 @@ class Recorder:
     def of(self, job_id: int, kind: type[Message]) -> list[Any]:
         return [message for job, message in self.said if job == job_id and isinstance(message, kind)]
 
-    def curve(self, job_id: int) -> list[tuple[float, ...]]:
+    def curve(self, job_id: int) -> list[tuple[float | None, ...]]:
         """Return what was measured, but for what is shared: time, and the subject's work."""
         return [exact(message.point) for message in self.of(job_id, CurvePointMessage)]
 
@@ -114,7 +114,7 @@ class TinyTrainers:
         return channel, training.run()
 
 
-def exact(point: Point) -> tuple[float, ...]:
+def exact(point: Point) -> tuple[float | None, ...]:
     return point._replace(wall_seconds=0.0, flops_subject=0.0)
 
 
@@ -127,7 +127,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TinyTrainers]:
 
 
 @pytest.fixture(scope="module")
-def alone(tiny: TinyTrainers) -> dict[int, list[tuple[float, ...]]]:
+def alone(tiny: TinyTrainers) -> dict[int, list[tuple[float | None, ...]]]:
     """Return the curve of each job trained by itself."""
     return {i: tiny.train({i: part})[0].curve(i) for i, part in enumerate(PARTS, 1)}
 
