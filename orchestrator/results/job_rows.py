@@ -22,6 +22,7 @@ EPSILON = 0.01
 _REASONS: dict[Obstacle, str] = {
     "queue paused": "QueuePaused",
     "sweep paused": "SweepPaused",
+    "arriving": "Arriving",
     "backoff": "Backoff",
     "sweep cap": "SweepCap",
 }
