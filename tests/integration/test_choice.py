@@ -23,7 +23,8 @@ SORTS = (
 WHERES: tuple[dict[str, list[Any]], ...] = (
     {"sae.k": [4]}, {"sae.k": [4.0, 99]}, {"optimizer.lr": [1]}, {"optimizer.lr": ["auto", 0.00001]},
     {"subject.hook": [None]}, {"data.prepend_bos": [True]}, {"data.prepend_bos": [0]},
-    {"optimizer.betas": [[0.9, 0.99]]}, {"sae.k": [4], "optimizer.lr": [0.001]}, {"subject.hook": ["h.3"]}, {"data.source": ["nowhere"]},
+    {"optimizer.betas": [[0.9, 0.99]]}, {"sae.k": [4], "optimizer.lr": [0.001]},
+    {"subject.hook": ["h.3"]}, {"data.source": ["nowhere"]},
 )  # fmt: skip
 
 
