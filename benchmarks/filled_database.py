@@ -1,6 +1,14 @@
-"""As many finished jobs as are asked for, each with its attempt, result, event, checkpoint and points of its curve."""
+"""Finished jobs by the thousand: with little in them, or as they were measured, with result, counts and curve."""
 
-from sqlalchemy import Connection, Engine, text
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Any
+
+from sqlalchemy import Connection, Engine, insert, text
+
+from orchestrator.config.validation import parse
+from orchestrator.database import models as m
+from orchestrator.scaling.types import JobMeasurement
 
 _NUMBERS = {
     "sqlite": "WITH RECURSIVE n(i) AS (SELECT :first UNION ALL SELECT i + 1 FROM n WHERE i < :last) {insert} FROM n",
@@ -31,7 +39,11 @@ def finished_jobs(engine: Engine, number: int) -> None:
             connection.execute(text("SET LOCAL statement_timeout = 0"))
         first = (connection.scalar(text("SELECT max(id) FROM jobs")) or 0) + 1
         values = {"first": first, "last": first + number - 1}
-        values |= {"sweep": _sweep(connection), "config": connection.scalar(text("SELECT config FROM jobs LIMIT 1"))}
+        name = f"finished-{connection.scalar(text('SELECT count(*) FROM sweeps'))}"
+        values |= {
+            "sweep": _sweep(connection, name),
+            "config": connection.scalar(text("SELECT config FROM jobs LIMIT 1")),
+        }
         for insert in _INSERTS:
             own = {name: value for name, value in values.items() if f":{name}" in insert + ":first:last"}
             connection.execute(text(_NUMBERS[engine.name].format(insert=insert)), own)
@@ -40,12 +52,11 @@ def finished_jobs(engine: Engine, number: int) -> None:
     _settle(engine)
 
 
-def _sweep(connection: Connection) -> int:
+def _sweep(connection: Connection, name: str) -> int:
     made = (
         "INSERT INTO sweeps (name, text, labels, max_failures, paused, created_at)"
         " VALUES (:name, '', '{}', 3, false, 1.0) RETURNING id"
     )
-    name = f"finished-{connection.scalar(text('SELECT count(*) FROM sweeps'))}"
     return int(connection.execute(text(made), {"name": name}).scalar_one())
 
 
@@ -59,3 +70,46 @@ def _settle(engine: Engine) -> None:
             connection.execute(text("CHECKPOINT"))
             connection.execute(text("VACUUM ANALYZE"))
             connection.invalidate()
+
+
+def measured_jobs(engine: Engine, rows: Sequence[JobMeasurement], *, sweep: str) -> None:
+    """Add a sweep of finished jobs with their curves, as they were measured; all of one subject, text and width."""
+    with engine.execution_options(orch_write=True).begin() as connection:
+        sweep_id = _sweep(connection, sweep)
+        last = connection.scalar(text("SELECT coalesce(max(id), 0) FROM jobs")) or 0
+        ids = dict(enumerate(rows, start=last + 1))
+        for table, values in _tables(ids, sweep_id).items():
+            connection.execute(insert(m.Table.metadata.tables[table]), values)
+        if engine.name == "postgresql":
+            connection.execute(text("SELECT setval(pg_get_serial_sequence('jobs', 'id'), (SELECT max(id) FROM jobs))"))
+    _settle(engine)
+
+
+def _tables(rows: dict[int, JobMeasurement], sweep_id: int) -> dict[str, list[dict[str, Any]]]:
+    found: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    counters = dict.fromkeys(("replica", "priority", "failures", "preemptions", "lost_in_row", "not_before"), 0)
+    for job_id, row in rows.items():
+        config = parse({"sae": {"n_latents": row.n_latents, "k": row.k}, "training": {"seed": row.seed}})
+        mine = {"job_id": job_id, "attempt": 1}
+        same = {"k": row.k, "n_latents": row.n_latents, "d_model": row.d_model, "lr": row.lr}
+        found["jobs"].append(
+            {"id": job_id, "sweep_id": sweep_id, "config_id": config.config_id, "config": config.canonical_json(),
+             "max_tokens": config.training.max_tokens, "seed": row.seed, "state": "succeeded", "desired": "run",
+             "created_at": 1.0, "finished_at": 2.0, "attempt": 1, **counters, **same}
+        )  # fmt: skip
+        facts = {**same, "device": "cpu", "subject": {"site": row.hook, "parameters_run": row.subject_size}}
+        found["attempts"].append(
+            {"token": f"t{job_id}", "worker": "w", "host": "h", "pid": 1, "device": "cpu", "started_at": 1.0,
+             "ended_at": 2.0, "outcome": row.outcome, "facts": facts, **mine}
+        )  # fmt: skip
+        found["results"].append(
+            {"token": f"t{job_id}", "outcome": row.outcome, "tokens_seen": row.tokens_seen, "fvu": row.fvu,
+             "untrained_fvu": row.untrained_fvu, "l_inf": row.l_inf, "l_inf_se": row.l_inf_se, "wall_seconds": 1.0,
+             **mine}
+        )  # fmt: skip
+        found["convergence"] += [
+            {"job_id": job_id, "epsilon": epsilon, "tokens": tokens}
+            for epsilon, tokens in row.tokens_to_convergence.items()
+        ]
+        found["curve_points"] += [{**point._asdict(), "l0": float(row.k), **mine} for point in row.curve]
+    return found

@@ -1,6 +1,6 @@
 """A config's values in two shapes: nested by part, and flat under dotted keys such as `sae.k`. Loads no pydantic."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 
@@ -24,7 +24,7 @@ def nest(flat: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     return nested
 
 
-def varied_keys(points: Sequence[Mapping[str, Any]]) -> list[str]:
+def varied_keys(points: Iterable[Mapping[str, Any]]) -> list[str]:
     """Return the keys of flat values, in their order, that have different values at some of these points."""
     found: dict[str, set[str]] = {}
     for point in points:

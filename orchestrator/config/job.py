@@ -4,8 +4,8 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping
-from functools import cached_property
-from typing import Annotated, Any, Literal, Self
+from functools import cached_property, lru_cache
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
@@ -52,10 +52,36 @@ Share = Annotated[float, Field(ge=0, lt=1, strict=True)]
 Text = Annotated[str, Field(min_length=1), AfterValidator(_storable)]
 
 
+def canonical_text(values: Mapping[str, Any]) -> str:
+    """Return the one JSON text of a config's values: sorted keys, no spaces."""
+    return json.dumps(values, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+
+
+def text_id(text: str) -> str:
+    """Return the id of a config by its canonical text: the sha256 in hex."""
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
 class Part(BaseModel):
-    """A frozen part of a config; unknown keys are refused."""
+    """A frozen part of a config; unknown keys are refused. Configs of one sweep share the parts that are equal."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    later_fields: ClassVar[tuple[str, ...]] = ()
+    """Fields that came after configs had been stored, and that a config has or has not: unset they change no id."""
+
+    @cached_property
+    def part_json(self) -> str:
+        """The one JSON text of this part, sorted keys, no spaces: every field, but `later_fields` that are unset."""
+        unset = {name for name in self.later_fields if getattr(self, name) is None}
+        return canonical_text(self.model_dump(mode="json", exclude=unset))
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        """Return a copy, of which nothing that was derived from the values is kept."""
+        copy = super().model_copy(update=update, deep=deep)
+        for name in copy.__dict__.keys() - type(self).model_fields.keys():
+            del copy.__dict__[name]
+        return copy
 
 
 class SubjectConfig(Part):
@@ -121,6 +147,8 @@ class DataConfig(Part):
 
 class SaeConfig(Part):
     """The sparse autoencoder."""
+
+    later_fields: ClassVar[tuple[str, ...]] = ("target_l0",)
 
     activation: Activation = "topk"
     """What keeps the latents sparse."""
@@ -247,20 +275,6 @@ class StopConfig(Part):
     """Relative fall of the loss against the loss at half the tokens."""
 
 
-_OPTIONAL = (("sae", "target_l0"),)
-"""Fields that came after configs had been stored, and that a config has or has not: unset they change no id."""
-
-
-def canonical_text(values: Mapping[str, Any]) -> str:
-    """Return the one JSON text of a config's values: sorted keys, no spaces."""
-    return json.dumps(values, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-
-
-def text_id(text: str) -> str:
-    """Return the id of a config by its canonical text: the sha256 in hex."""
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
 class JobConfig(Part):
     """Everything that decides what a job trains; its canonical JSON is its identity."""
 
@@ -288,27 +302,31 @@ class JobConfig(Part):
         return dead_window(given, n_latents=n_latents, k=self.sae.k, max_tokens=self.training.max_tokens)
 
     def canonical_json(self) -> str:
-        """Return the one JSON text of this config, sorted keys, no spaces: every field, but `_OPTIONAL` ones unset."""
-        values = self.model_dump(mode="json")
-        for part, name in _OPTIONAL:
-            if values[part][name] is None:
-                del values[part][name]
-        return canonical_text(values)
+        """Return the one JSON text of this config, sorted keys, no spaces: its parts' texts."""
+        return "{" + ",".join(f'"{name}":{getattr(self, name).part_json}' for name in _PARTS) + "}"
 
     @cached_property
     def config_id(self) -> str:
         """The sha256 of the canonical JSON, in hex; a config read from a store keeps the id it was stored under."""
         return text_id(self.canonical_json())
 
-    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
-        """Return a copy, which has a config_id of its own."""
-        copy = super().model_copy(update=update, deep=deep)
-        copy.__dict__.pop("config_id", None)
-        return copy
-
     @property
     def stream_key(self) -> str:
         """Return the sha256 of what decides the stream of activations, but for the place they are read at."""
-        parts: Any = {"subject": True, "data": True, "training": {"batch_tokens", "shuffle_tokens", "heldout_tokens"}}
-        values = self.model_dump(mode="json", include=parts, exclude={"subject": {"hook", "layer", "site"}})
-        return hashlib.sha256(json.dumps(values, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
+        training = self.training
+        return _stream_key(
+            self.subject, self.data, training.batch_tokens, training.shuffle_tokens, training.heldout_tokens
+        )
+
+
+_PARTS = sorted(JobConfig.model_fields)
+
+
+@lru_cache(maxsize=256)
+def _stream_key(subject: SubjectConfig, data: DataConfig, batch: int, shuffle: int, heldout: int) -> str:
+    values = {
+        "subject": subject.model_dump(mode="json", exclude={"hook", "layer", "site"}),
+        "data": data.model_dump(mode="json"),
+        "training": {"batch_tokens": batch, "shuffle_tokens": shuffle, "heldout_tokens": heldout},
+    }
+    return text_id(json.dumps(values, sort_keys=True, ensure_ascii=False))

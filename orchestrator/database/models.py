@@ -65,6 +65,9 @@ class SweepRow(Table):
     paused: Mapped[bool]
     created_at: Mapped[float]
     mlflow_experiment_id: Mapped[str | None]
+    arriving_after: Mapped[int | None]
+    """While a submission is under way, or has been cut off: its jobs are those of the sweep with a higher id, and none
+    of them is claimed before all are there. NULL: all are."""
 
 
 class Job(Table):

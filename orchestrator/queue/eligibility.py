@@ -9,7 +9,7 @@ from orchestrator.database.engine import db_now
 from orchestrator.database.models import Job, QueuePause, SweepRow
 from orchestrator.queue.fencing import MAX_BACKOFF_SECONDS
 
-Obstacle = Literal["asked", "queue paused", "sweep paused", "backoff", "sweep cap"]
+Obstacle = Literal["asked", "queue paused", "sweep paused", "arriving", "backoff", "sweep cap"]
 
 _BY_REQUEST: tuple[Obstacle, ...] = ("asked", "queue paused", "sweep paused")
 """What only a person takes away; the others end by themselves."""
@@ -23,10 +23,13 @@ def _obstacles() -> dict[Obstacle, ColumnElement[bool]]:
     paused sweep costs no look-up per job.
     """
     paused = select(SweepRow.id).where(SweepRow.paused).correlate(None)
+    arriving = select(SweepRow.id).where(SweepRow.arriving_after.is_not(None)).correlate(None)
+    since = select(SweepRow.arriving_after).where(SweepRow.id == Job.sweep_id).correlate(Job).scalar_subquery()
     return {
         "asked": Job.desired != "run",
         "queue paused": exists(select(QueuePause.id)),
         "sweep paused": Job.sweep_id.in_(paused),
+        "arriving": and_(Job.sweep_id.in_(arriving), Job.id > since),
         "backoff": and_(Job.not_before > db_now(), Job.not_before <= db_now() + MAX_BACKOFF_SECONDS),
         "sweep cap": Job.sweep_id.in_(full_sweeps()),
     }

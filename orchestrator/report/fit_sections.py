@@ -9,6 +9,7 @@ from orchestrator.report.html import Head, Html, element, grid, job_links, join
 from orchestrator.report.page_data import Contents
 from orchestrator.scaling.laws.registry import LAWS
 from orchestrator.scaling.plots.law_plots import spelled
+from orchestrator.scaling.plots.sampling import sampled, told
 from orchestrator.scaling.types import Excluded, Fit, Residual, Score, StoredFit
 
 
@@ -40,6 +41,8 @@ def _section(stored: StoredFit) -> Html:
     group = f", {fit.group.replace('=', ' = ')}" if fit.group else ""
     title = f"{LAWS[fit.law].title}{group}"
     left_out = f"{named(len(fit.excluded), 'job')} left out, and why"
+    shown = sampled(fit.residuals, lambda point: point.jobs[0] if point.jobs else 0)
+    few = told(shown, fit.residuals, "points")
     return element(
         "section",
         element("h3", title, element("small", f" fit {stored.id}, {', '.join(filter(None, (fit.subject, fit.hook)))}")),
@@ -48,7 +51,9 @@ def _section(stored: StoredFit) -> Html:
         element("div", _coefficients(fit), _scores(fit), class_="side"),
         element("ul", *(element("li", note) for note in fit.notes), class_="notes") if fit.notes else Html(""),
         _facts(fit),
-        _folded(f"{named(len(fit.residuals), 'point')} it was fitted to", _residuals(fit)),
+        _folded(
+            f"{named(len(fit.residuals), 'point')} it was fitted to{f'; {few}' if few else ''}", _residuals(fit, shown)
+        ),
         _folded(left_out, _excluded(fit.excluded)) if fit.excluded else Html(""),
         id=f"fit-{stored.id}",
     )
@@ -92,13 +97,13 @@ def _facts(fit: Fit) -> Html:
     return element("p", "; ".join(said) + ".", *held, class_="small")
 
 
-def _residuals(fit: Fit) -> Html:
+def _residuals(fit: Fit, shown: Iterable[Residual]) -> Html:
     axis = "C (FLOPs)" if LAWS[fit.law].is_over_compute else "n"
     heads = [
         Head("jobs", right=False), Head(axis), Head("k"), Head("observed"),
         Head("by the law"), Head("off by"), Head("remark", right=False),
     ]  # fmt: skip
-    return grid(heads, [(None, _residual(residual, fit)) for residual in fit.residuals])
+    return grid(heads, [(None, _residual(residual, fit)) for residual in shown])
 
 
 def _residual(residual: Residual, fit: Fit) -> list[str]:

@@ -6,6 +6,8 @@ from typing import NamedTuple
 
 from orchestrator.masking import clean
 
+_MOST_LINKS = 100
+
 
 class Html(str):
     """Text that is markup already."""
@@ -48,8 +50,10 @@ def number(text: str, value: float | None) -> Html:
 
 
 def job_links(jobs: Sequence[int]) -> Html:
-    """Return links to the rows of jobs."""
-    return join([element("a", str(job), href=f"#job-{job}") for job in jobs], ", ") if jobs else Html("–")
+    """Return links to the rows of jobs, of very many to the first."""
+    links = [element("a", str(job), href=f"#job-{job}") for job in jobs[:_MOST_LINKS]]
+    more = [f"and {len(jobs) - _MOST_LINKS:,} more"] if len(jobs) > _MOST_LINKS else []
+    return join([*links, *more], ", ") if jobs else Html("–")
 
 
 def grid(heads: Sequence[Head], rows: Iterable[tuple[str | None, Sequence[str]]], *, class_: str = "") -> Html:

@@ -22,15 +22,15 @@ class _Column(NamedTuple):
     cell: _Cell
 
 
-def job_grid(contents: Contents) -> Html:
-    """Return the table of jobs; sweep, subject, hook point, text and activation are shown where there are several."""
+def job_grid(contents: Contents, listed: Sequence[JobMeasurement]) -> Html:
+    """Return the table of some jobs; sweep, subject, hook point, text and activation where there are several."""
     columns = [
         _Column(Head("job"), lambda row: number(str(row.job_id), row.job_id)),
         *_names(contents),
         *_measures(),
         *_origins(contents),
     ]
-    rows = [(f"job-{row.job_id}", [column.cell(row) for column in columns]) for row in contents.rows]
+    rows = [(f"job-{row.job_id}", [column.cell(row) for column in columns]) for row in listed]
     return grid([column.head for column in columns], rows, class_="jobs")
 
 

@@ -2,8 +2,10 @@
 
 import base64
 import hashlib
+import re
 from collections.abc import Sequence
 from importlib import resources
+from urllib.parse import quote
 
 from orchestrator.report.findings_text import findings
 from orchestrator.report.fit_sections import fit_sections
@@ -12,7 +14,9 @@ from orchestrator.report.job_table import job_grid
 from orchestrator.report.page_data import Contents
 from orchestrator.report.provenance import moment, provenance
 from orchestrator.scaling.plots.canvas import Drawing
+from orchestrator.scaling.plots.sampling import sampled, told
 from orchestrator.scaling.plots.svg import JOINS, css, svg
+from orchestrator.scaling.types import JobMeasurement
 
 _SORT = """for (const head of document.querySelectorAll("table.jobs th")) head.onclick = () => {
   const body = head.closest("table").tBodies[0];
@@ -23,11 +27,14 @@ _SORT = """for (const head of document.querySelectorAll("table.jobs th")) head.o
 };"""
 
 
+_LINK = re.compile(r'<a href="#job-(\d+)">(.*?)</a>')
+
 _JOBS = "Every point of a figure and every number of a fit leads to one of these rows. Exact values: point at a number."
 
 
-def render(contents: Contents, drawings: Sequence[Drawing]) -> str:
-    """Return the page as text."""
+def render(contents: Contents, drawings: Sequence[Drawing], *, rows_file: str = "") -> str:
+    """Return the page as text; `rows_file` is the file beside it that has every job, where the page has a sample."""
+    listed = jobs_listed(contents, drawings)
     title = f"{contents.title}: what it came to"
     body = element(
         "main",
@@ -35,12 +42,31 @@ def render(contents: Contents, drawings: Sequence[Drawing]) -> str:
         element("h2", "Findings"),
         element("ul", *(element("li", said) for said in findings(contents)), class_="findings"),
         element("p", "In brackets: 90% intervals of the bootstrap.", class_="small") if contents.fits else Html(""),
-        *_part("Figures", _figures(drawings)),
+        *_part("Figures", _figures(drawings, rows_file)),
         *_part("Fits", fit_sections(contents)),
-        *_part("Jobs", [element("p", _JOBS, class_="small"), job_grid(contents)]),
+        *_part("Jobs", [element("p", *_about_jobs(contents, listed, rows_file), class_="small"),
+                        job_grid(contents, listed)]),
         *_part("Where it comes from", provenance(contents)),
     )  # fmt: skip
-    return f"<!doctype html>\n{element('html', _head(title), element('body', body, _script()), lang='en')}\n"
+    page = f"<!doctype html>\n{element('html', _head(title), element('body', body, _script()), lang='en')}\n"
+    numbers = {row.job_id for row in listed}
+    return _LINK.sub(lambda found: found[0] if int(found[1]) in numbers else found[2], page)
+
+
+def jobs_listed(contents: Contents, drawings: Sequence[Drawing]) -> list[JobMeasurement]:
+    """Return the jobs that the page lists: all, or of very many a sample and what is drawn."""
+    few = {row.job_id for row in sampled(contents.rows, lambda row: row.job_id)}
+    few |= {job for drawing in drawings for job in drawing.jobs}
+    return [row for row in contents.rows if row.job_id in few]
+
+
+def _about_jobs(contents: Contents, listed: Sequence[JobMeasurement], rows_file: str) -> list[Html | str]:
+    said = told(listed, contents.rows, "jobs")
+    return [_JOBS, f" {said}", *_all_rows(rows_file)] if said else [_JOBS]
+
+
+def _all_rows(rows_file: str) -> list[Html | str]:
+    return ["; all rows in ", element("a", rows_file, href=quote(rows_file)), "."] if rows_file else ["."]
 
 
 def _head(title: str) -> Html:
@@ -73,12 +99,14 @@ def _part(title: str, blocks: Sequence[Html]) -> list[Html]:
     return [element("h2", title), *blocks] if blocks else []
 
 
-def _figures(drawings: Sequence[Drawing]) -> list[Html]:
-    return [element("div", *(_figure(drawing) for drawing in drawings), class_="figures")] if drawings else []
+def _figures(drawings: Sequence[Drawing], rows_file: str) -> list[Html]:
+    found = [_figure(drawing, rows_file) for drawing in drawings]
+    return [element("div", *found, class_="figures")] if found else []
 
 
-def _figure(drawing: Drawing) -> Html:
-    caption = element("figcaption", element("strong", f"{drawing.title}. "), drawing.caption)
+def _figure(drawing: Drawing, rows_file: str) -> Html:
+    few = [f" {drawing.sampled}", *_all_rows(rows_file)] if drawing.sampled else []
+    caption = element("figcaption", element("strong", f"{drawing.title}. "), drawing.caption, *few)
     wide = "wide" if drawing.figure.get_figwidth() > 8 else None
     return element("figure", Html(svg(drawing, inline=True)), caption, id=f"figure-{drawing.name}", class_=wide)
 

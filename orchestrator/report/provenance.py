@@ -1,14 +1,15 @@
 """Where the results come from: configs, versions, commits, subjects, the sweep's file, the database and its time."""
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from orchestrator.config.flat_keys import flatten
+from orchestrator.config.flat_keys import flatten, varied_keys
 from orchestrator.formatting import named
 from orchestrator.report.html import Head, Html, element, grid, job_links
 from orchestrator.report.page_data import Contents, SweepText
+from orchestrator.scaling.plots.sampling import sampled, told
 
 _SHOWN_ALREADY = {"sae.n_latents", "sae.k", "optimizer.lr", "training.seed"}
 """What the table of jobs has a column for."""
@@ -16,11 +17,13 @@ _SHOWN_ALREADY = {"sae.n_latents", "sae.k", "optimizer.lr", "training.seed"}
 
 def provenance(contents: Contents) -> list[Html]:
     """Return the blocks of the last part of the page."""
+    configs = {job: flatten(origin.config) for job, origin in contents.origins.items()}
+    varied = set(varied_keys(configs.values()))
     return [
         _facts(contents),
         element("h3", "The config all jobs share"),
-        _shared(contents),
-        *_differing(contents),
+        _shared(list(configs.values()), varied),
+        *_differing(configs, varied),
         *(_sweep_file(sweep) for sweep in contents.sweeps),
     ]
 
@@ -67,28 +70,33 @@ def _sweep_line(sweep: SweepText) -> str:
     return f"enqueued {moment(sweep.created_at)}" + (f"; labels {labels}" if labels else "")
 
 
-def _shared(contents: Contents) -> Html:
-    configs = [_texts(origin.config) for origin in contents.origins.values()]
-    shared = {name: value for name, value in (configs[0] if configs else {}).items() if _same(name, value, configs)}
-    text = "\n".join(f"{name}: {value}" for name, value in shared.items())
+def _shared(configs: Sequence[Mapping[str, Any]], varied: Collection[str]) -> Html:
+    shared = {name: value for name, value in (configs[0] if configs else {}).items() if name not in varied}
+    text = "\n".join(f"{name}: {_text(value)}" for name, value in shared.items() if _is_in_all(name, configs))
     return element("pre", text or "nothing", class_="columns")
 
 
-def _same(name: str, value: str, configs: Iterable[Mapping[str, str]]) -> bool:
-    return all(config.get(name) == value for config in configs)
+def _is_in_all(name: str, configs: Sequence[Mapping[str, Any]]) -> bool:
+    return all(name in config for config in configs)
 
 
-def _differing(contents: Contents) -> list[Html]:
+def _differing(configs: Mapping[int, Mapping[str, Any]], varied: Collection[str]) -> list[Html]:
     """Return the table of what else differs between jobs than the table of jobs shows; nothing where nothing does."""
-    configs = {job: _texts(origin.config) for job, origin in contents.origins.items()}
-    names = list(dict.fromkeys(name for config in configs.values() for name in config))
-    odd = [name for name in names if len({config.get(name) for config in configs.values()}) > 1]
+    names = dict.fromkeys(name for config in configs.values() for name in config)
+    whole = list(configs.values())
+    odd = [name for name in names if name in varied or not _is_in_all(name, whole)]
     odd = [name for name in odd if name not in _SHOWN_ALREADY]
     if not odd:
         return []
     heads = [Head("job"), *(Head(name, right=False) for name in odd)]
-    rows = [(None, [job_links([job]), *(config.get(name, "–") for name in odd)]) for job, config in configs.items()]
-    return [element("h3", "What else differs between them"), grid(heads, rows)]
+    shown = sampled(list(configs), lambda job: job)
+    rows = [
+        (None, [job_links([job]), *(_text(configs[job][name]) if name in configs[job] else "–" for name in odd)])
+        for job in shown
+    ]
+    few = told(shown, configs, "jobs")
+    title = f"What else differs between them{f' ({few})' if few else ''}"
+    return [element("h3", title), grid(heads, rows)]
 
 
 def _sweep_file(sweep: SweepText) -> Html:
@@ -96,10 +104,8 @@ def _sweep_file(sweep: SweepText) -> Html:
     return element("details", title, element("pre", sweep.text or "It was enqueued without a file."), open="")
 
 
-def _texts(config: Mapping[str, Any]) -> dict[str, str]:
-    """Return a config's values as texts under dotted keys."""
-    values = flatten(config)
-    return {key: value if isinstance(value, str) else json.dumps(value) for key, value in values.items()}
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 def moment(seconds: float) -> str:

@@ -11,6 +11,8 @@ from sqlalchemy import Engine, select
 from orchestrator.database import models as m
 from orchestrator.database.engine import reading
 from orchestrator.errors import ConfigError
+from orchestrator.results.job_rows import FIELDS_READ, jobs
+from orchestrator.results.job_values import has_one_of, select_values
 from orchestrator.results.rows import JobRow
 from orchestrator.results.varied_keys import flat_configs
 from orchestrator.scaling.sparsity import is_same_l0
@@ -37,45 +39,66 @@ class Choice(NamedTuple):
         return self == Choice()
 
 
-def matching(engine: Engine, choice: Choice, ids: Sequence[int] | None) -> list[int]:
-    """Return the jobs of a choice, among some or all, by id."""
-    query = select(m.Job.id, m.SweepRow.labels).join(m.SweepRow, m.SweepRow.id == m.Job.sweep_id).order_by(m.Job.id)
-    query = query.where(m.Job.hidden.is_(None)) if ids is None else query
-    wanted = None if ids is None else set(ids)
-    with reading(engine) as session:
-        found = [
-            row.id
-            for row in session.execute(query)
-            if (wanted is None or row.id in wanted) and choice.labels.items() <= dict(row.labels).items()
-        ]
-        if not choice.where:
-            return found
-        configs = flat_configs(session, found)
-    return [
-        job_id for job_id in found if all(configs[job_id].get(key) in values for key, values in choice.where.items())
-    ]
+def choose(
+    engine: Engine, choice: Choice, *, ids: Sequence[int] | None = None, states: Sequence[str] | None = None,
+    limit: int | None = None,
+) -> list[JobRow]:  # fmt: skip
+    """Return the jobs of a choice, among some or all, in its order; of those alike the best; what is missing last.
 
-
-def chosen(engine: Engine, rows: Sequence[JobRow], choice: Choice) -> list[JobRow]:
-    """Return jobs in the order of a choice, of those alike the best; what is missing comes last.
+    Of many jobs only what decides is read; whole rows, of those that are returned.
 
     Raises:
         ConfigError: a key that is neither a column nor one of a config.
     """
-    keys = [*choice.best_by, *([choice.sort.removeprefix("-")] if choice.sort else [])]
-    found = values(engine, rows, keys)
-    kept = list(rows)
+    sort = choice.sort.removeprefix("-")
+    found = _decisive(engine, choice, ids, states, limit)
+    kept = list(found)
     if choice.best_by:
-        alike: dict[str, list[JobRow]] = defaultdict(list)
-        for row in rows:
-            alike[repr([found[row.id][key] for key in choice.best_by])].append(row)
-        kept = sorted((best for group in alike.values() for best in _best(group)), key=lambda row: row.id)
-    if not choice.sort:
-        return kept
-    key = choice.sort.removeprefix("-")
-    known = [row for row in kept if _is_known(found[row.id][key])]
-    known.sort(key=lambda row: _sortable(found[row.id][key]), reverse=choice.sort.startswith("-"))
-    return [*known, *(row for row in kept if not _is_known(found[row.id][key]))]
+        alike: dict[str, list[int]] = defaultdict(list)
+        for job_id, told in found.items():
+            alike[repr([told[key] for key in choice.best_by])].append(job_id)
+        kept = sorted(best for group in alike.values() for best in _best({job_id: found[job_id] for job_id in group}))
+    if sort:
+        known = [job_id for job_id in kept if _is_known(found[job_id][sort])]
+        known.sort(key=lambda job_id: _sortable(found[job_id][sort]), reverse=choice.sort.startswith("-"))
+        kept = [*known, *(job_id for job_id in kept if not _is_known(found[job_id][sort]))]
+    rows = {row.id: row for row in jobs(engine, ids=kept[:limit])}
+    return [rows[job_id] for job_id in kept[:limit] if job_id in rows]
+
+
+def _decisive(
+    engine: Engine, choice: Choice, ids: Sequence[int] | None, states: Sequence[str] | None, limit: int | None
+) -> dict[int, dict[str, Any]]:
+    """Return by job what it is chosen and sorted by; of no more than `limit` jobs where the database can tell them."""
+    sort = choice.sort.removeprefix("-")
+    keys = [*choice.best_by, *([sort] if sort else [])]
+    check(keys)
+    names = {key: _field(key) for key in keys}
+    needed = [*dict.fromkeys([*names.values(), *(("fvu", "l0") if choice.best_by else ())])]
+    read = [name for name in needed if "." in name or name in FIELDS_READ]
+    with reading(engine) as session:
+        conditions = [has_one_of(session, key, values) for key, values in choice.where.items()]
+        conditions += [m.Job.hidden.is_(None)] if ids is None else []
+        conditions += [] if states is None else [m.Job.state.in_(states)]
+        if choice.labels:
+            sweeps = session.execute(select(m.SweepRow.id, m.SweepRow.labels))
+            having = [row.id for row in sweeps if choice.labels.items() <= dict(row.labels).items()]
+            conditions.append(m.Job.sweep_id.in_(having))
+        by = choice.sort.replace(sort, _field(sort)) if sort and len(read) == len(needed) else ""
+        most = None if choice.best_by or ids is not None else limit
+        found = select_values(session, read, *conditions, sort=by, limit=most)
+    if ids is not None:
+        wanted = set(ids)
+        found = {job_id: told for job_id, told in found.items() if job_id in wanted}
+    if len(read) < len(needed):  # a field that is worked out from several
+        for row in jobs(engine, ids=list(found)):
+            found[row.id] |= {name: getattr(row, name) for name in needed if name not in read}
+    return {job_id: told | {key: told[name] for key, name in names.items()} for job_id, told in found.items()}
+
+
+def _field(key: str) -> str:
+    """Return the name of a field, by its name or a short one; a dotted key as it is."""
+    return key if "." in key else _SHORT.get(key.lower(), key.lower().replace("-", "_"))
 
 
 def values(engine: Engine, rows: Sequence[JobRow], keys: Sequence[str]) -> dict[int, dict[str, Any]]:
@@ -85,7 +108,7 @@ def values(engine: Engine, rows: Sequence[JobRow], keys: Sequence[str]) -> dict[
         ConfigError: a key that is neither.
     """
     dotted = [key for key in keys if "." in key]
-    names = {key: _SHORT.get(key.lower(), key.lower().replace("-", "_")) for key in keys if "." not in key}
+    names = {key: _field(key) for key in keys if "." not in key}
     check(keys)
     configs: dict[int, dict[str, Any]] = {}
     if dotted:
@@ -118,22 +141,23 @@ def check(keys: Sequence[str]) -> None:
             )
 
 
-def _best(rows: Sequence[JobRow]) -> list[JobRow]:
+def _best(jobs: Mapping[int, Mapping[str, Any]]) -> list[int]:
     """Return the job of the lowest fvu at each L0: at another sparsity a lower fvu is no better."""
-    known = [(row.l0, row) for row in rows if row.l0 is not None and math.isfinite(row.l0)]
-    best: list[JobRow] = []
+
+    def fvu(job_id: int) -> float:
+        value = jobs[job_id]["fvu"]
+        return value if value is not None and math.isfinite(value) else math.inf
+
+    known = [(told["l0"], job_id) for job_id, told in jobs.items() if told["l0"] is not None]
+    best: list[int] = []
     first = math.nan
-    for l0, row in sorted(known, key=lambda pair: (pair[0], pair[1].id)):
+    for l0, job_id in sorted(pair for pair in known if math.isfinite(pair[0])):
         if not best or not is_same_l0(first, l0):
-            best.append(row)
+            best.append(job_id)
             first = l0
-        elif _fvu(row) < _fvu(best[-1]):
-            best[-1] = row
-    return best or [min(rows, key=_fvu)]
-
-
-def _fvu(row: JobRow) -> float:
-    return row.fvu if row.fvu is not None and math.isfinite(row.fvu) else math.inf
+        elif fvu(job_id) < fvu(best[-1]):
+            best[-1] = job_id
+    return best or [min(jobs, key=fvu)]
 
 
 def _is_known(value: Any) -> bool:

@@ -1,7 +1,7 @@
 """Jobs as a person sees them: one query, flat rows, and why each job is not running."""
 
 import json
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import Any, NamedTuple
 
 from sqlalchemy import ColumnElement, Engine, Row, Select, case, func, select
@@ -22,12 +22,16 @@ EPSILON = 0.01
 _REASONS: dict[Obstacle, str] = {
     "queue paused": "QueuePaused",
     "sweep paused": "SweepPaused",
+    "arriving": "Arriving",
     "backoff": "Backoff",
     "sweep cap": "SweepCap",
 }
 """How people are told of an obstacle; of one that they asked for themselves the state tells."""
 _IDS_PER_QUERY = 10_000
 _WAITS = ("queued", "paused")
+_OWN = ("id", "state", "desired", "priority", "attempt", "failures", "preemptions", "n_latents", "k", "seed")
+_MORE = ("d_model", "max_tokens", "created_at", "finished_at", "config_id", "mlflow_run_id")
+"""What a row has of its job as it is."""
 
 
 class _QueueContext(NamedTuple):
@@ -67,7 +71,7 @@ def jobs(
             wanted = [m.Job.id.in_(first)]
     with reading(engine) as session:
         context = _queue_context(session)
-        rows = _rows(session, _query().where(*wanted), ids, limit)
+        rows = _rows(session, all_jobs().where(*wanted), ids, limit)
         ends = expected_tokens(session, [row.id for row in rows if row.state == "running"])
         swept = differences(session, {row.id: row.sweep_id for row in rows})
         return [_job(row, context, ends.get(row.id), swept.get(row.id, {})) for row in rows]
@@ -82,17 +86,45 @@ def _rows(session: Session, query: Select[Any], ids: Collection[int] | None, lim
     return rows[:limit]
 
 
-def _query() -> Select[Any]:
-    job, point = m.Job, m.CurvePoint
+def _saved_tokens() -> ColumnElement[int | None]:
+    job = m.Job
     saved = select(func.max(m.CheckpointRow.tokens_seen)).where(m.CheckpointRow.job_id == job.id).correlate(job)
+    return case((job.state.in_(_WAITS), func.coalesce(saved.scalar_subquery(), 0)))
+
+
+def _tokens_seen() -> ColumnElement[int]:
+    # As `_job` says it.
+    held = func.nullif(m.LeaseRow.tokens_seen, 0)
+    return func.coalesce(m.ResultRow.tokens_seen, held, _saved_tokens(), m.CurvePoint.tokens_seen, 0)
+
+
+def _read(column: Any) -> Callable[[], ColumnElement[Any]]:
+    return lambda: column
+
+
+FIELDS_READ: dict[str, Callable[[], ColumnElement[Any]]] = {
+    **{name: _read(getattr(m.Job, name)) for name in (*_OWN, *_MORE, "hidden")},
+    **{name: _read(getattr(m.CurvePoint, name)) for name in ("fvu", "l0", "wall_seconds")},
+    **{name: _read(getattr(m.ResultRow, name)) for name in ("outcome", "l_inf", "untrained_fvu", "artifact_uri")},
+    **{name: _read(getattr(m.Attempt, name)) for name in ("worker", "started_at")},
+    "tokens_to_convergence": _read(m.ConvergenceRow.tokens), "tokens_lower_bound": _read(m.ConvergenceRow.lower_bound),
+    "tokens_low": _read(m.ConvergenceRow.low), "tokens_high": _read(m.ConvergenceRow.high),
+    "lr": trained_lr, "tokens_seen": _tokens_seen, "trainable_tokens": trainable_tokens,
+    "tokens_per_second": _read(m.LeaseRow.tokens_per_second), "age": lambda: -m.Job.created_at,
+    "lease_left": _read(m.LeaseRow.expires_at),
+}  # fmt: skip
+"""The fields of a `JobRow` that one column says, or puts in the same order, on a query of `all_jobs`."""
+
+
+def all_jobs() -> Select[Any]:
+    """Select every job by id, with all that a `JobRow` is made of."""
+    job, point = m.Job, m.CurvePoint
     newest = select(func.max(m.CurvePoint.tokens_seen)).where(m.CurvePoint.job_id == job.id).correlate(job)
-    own = ("id", "state", "desired", "priority", "attempt", "failures", "preemptions", "n_latents", "k", "seed")
-    more = ("d_model", "max_tokens", "created_at", "finished_at", "config_id", "mlflow_run_id")
     return (
         select(
-            *(getattr(job, name) for name in own + more),
+            *(getattr(job, name) for name in _OWN + _MORE),
             trained_lr().label("lr"), job.sweep_id, job.not_before, job.reason.label("stored_reason"),
-            case((job.state.in_(_WAITS), func.coalesce(saved.scalar_subquery(), 0))).label("saved_tokens"),
+            _saved_tokens().label("saved_tokens"),
             job.asked_config, job.hidden, obstacle().label("obstacle"), trainable_tokens().label("trainable_tokens"),
             m.LeaseRow.tokens_seen.label("lease_tokens"), m.LeaseRow.tokens_per_second, m.LeaseRow.expires_at,
             point.tokens_seen.label("point_tokens"), point.fvu, point.dead_share, point.l0, point.wall_seconds,

@@ -1,7 +1,7 @@
 """How many tokens of a text train, as the attempts that read it have told."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import ColumnElement, Engine, func, select
@@ -45,13 +45,22 @@ def text_sizes(engine: Engine | None, configs: Sequence["JobConfig"]) -> list["T
     from orchestrator.estimates.text_size import TextSize, estimate_text
 
     counted = _counted(engine) if engine is not None else {}
+
     known: dict[tuple[str, int], TextSize | None] = {}
-    keys = [(_text_key(config.model_dump(mode="json")), config.training.heldout_tokens) for config in configs]
-    for (key, heldout), config in zip(keys, configs, strict=True):
-        if (key, heldout) not in known:
-            left = counted.get(key, 0) - heldout
-            known[key, heldout] = TextSize(left, "") if left > 0 else estimate_text(config)
-    return [known[key] for key in keys]
+    alike: dict[Hashable, TextSize | None] = {}
+    """By what configs share as it is, without writing it as text."""
+    found = []
+    for config in configs:
+        heldout = config.training.heldout_tokens
+        parts = config.subject, config.data, heldout
+        if parts not in alike:
+            key = _text_key(config.model_dump(mode="json"))
+            if (key, heldout) not in known:
+                left = counted.get(key, 0) - heldout
+                known[key, heldout] = TextSize(left, "") if left > 0 else estimate_text(config)
+            alike[parts] = known[key, heldout]
+        found.append(alike[parts])
+    return found
 
 
 def _counted(engine: Engine) -> dict[str, int]:

@@ -4,17 +4,17 @@ import math
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import fields
-from itertools import product
+from itertools import islice, product
 from pathlib import Path
 from typing import NamedTuple
 
 from pydantic import ValidationError
 
 from orchestrator.config.flat_keys import flatten, nest
-from orchestrator.config.job import JobConfig
+from orchestrator.config.job import JobConfig, Part
 from orchestrator.config.validation import SCHEMA_HINT, explain, near_key
 from orchestrator.errors import ConfigError
-from orchestrator.sweep.assignments import Assignment, Assignments, assignments_of, entries
+from orchestrator.sweep.assignments import FIELDS, Assignment, Assignments, assignments_of, entries
 from orchestrator.sweep.expression import Expression, compile_expression
 from orchestrator.sweep.overrides import apply
 from orchestrator.sweep.points import Axis, describe, read_axes
@@ -78,14 +78,15 @@ def _configs(fixed: Assignments, axes: list[Axis], rules: list[Expression]) -> I
         raise ConfigError(
             f"the sweep has {total} points; {MAX_POINTS} is the most", hint="Split it over several files."
         )
-    seen: dict[str, _Point] = {}
+    seen: dict[bytes, int] = {}
+    shared = _SharedParts()
     for point in _points(fixed, axes):
         if _excluded(point, rules):
             continue
-        config = _validated(point)
-        other = seen.setdefault(config.config_id, point)
-        if other is not point:
-            raise _duplicate(other, point)
+        config = shared.config(point)
+        first = seen.setdefault(bytes.fromhex(config.config_id), point.number)
+        if first != point.number:
+            raise _duplicate(next(islice(_points(fixed, axes), first - 1, None)), point)
         yield config
     if not seen:
         raise ConfigError("exclude leaves no point of the sweep", hint="Take a rule out, or vary more values.")
@@ -104,6 +105,37 @@ def _excluded(point: _Point, rules: list[Expression]) -> bool:
     except ConfigError as error:
         _validated(point)  # an invalid value explains more than the rule that failed on it
         raise ConfigError(f"{error.message}, at {point}", hint=error.hint) from None
+
+
+class _SharedParts:
+    """Makes the configs of points. A part that several points assign alike is validated once, and is one object."""
+
+    def __init__(self) -> None:
+        self._parts: dict[tuple[int, ...], Part] = {}
+        self._places = {key: key.split(".") for key in FIELDS}
+
+    def config(self, point: _Point) -> JobConfig:
+        """Return the config of a point.
+
+        Raises:
+            ConfigError: as `_validated`.
+        """
+        groups: dict[str, dict[str, Assignment]] = {}
+        for key, found in point.values.items():
+            name, leaf = self._places[key]
+            groups.setdefault(name, {})[leaf] = found
+        try:
+            return JobConfig.model_validate({name: self._part(name, given) for name, given in groups.items()})
+        except ValidationError:
+            return _validated(point)  # says what is wrong with the whole
+
+    def _part(self, name: str, given: dict[str, Assignment]) -> Part:
+        key = tuple(map(id, given.values()))  # a sweep makes its assignments once, and its points share them
+        part = self._parts.get(key)
+        if part is None:
+            kind: type[Part] = JobConfig.model_fields[name].annotation  # type: ignore[assignment]
+            part = self._parts[key] = kind.model_validate({leaf: found.value for leaf, found in given.items()})
+        return part
 
 
 def _validated(point: _Point) -> JobConfig:

@@ -8,7 +8,7 @@ from sqlalchemy import Engine, select, update
 
 from orchestrator import queue, results
 from orchestrator.database.engine import db_now, reading, transaction
-from orchestrator.database.models import Job
+from orchestrator.database.models import Job, SweepRow
 from orchestrator.queue import workers
 from orchestrator.queue.eligibility import Obstacle, may_run_now, obstacle
 from tests.queue_shorthand import WORKER, claim, enqueue, job, nothing_to_claim
@@ -25,6 +25,12 @@ def put_off(engine: Engine) -> None:
         session.execute(update(Job).where(Job.sweep_id == 1, Job.state == "queued").values(not_before=db_now() + 600))
 
 
+def let_arrive(engine: Engine) -> None:
+    """Leave what a submission leaves that was cut off behind its first transaction."""
+    with transaction(engine) as session:
+        session.execute(update(SweepRow).where(SweepRow.id == 1).values(arriving_after=0))
+
+
 def let_run(engine: Engine) -> None:
     pass
 
@@ -34,11 +40,13 @@ WAYS: dict[Obstacle | None, Callable[[Engine], object]] = {
     "asked": ask_of_queued,
     "queue paused": queue.pause_queue,
     "sweep paused": lambda engine: queue.pause_sweep(engine, 1),
+    "arriving": let_arrive,
     "backoff": put_off,
     "sweep cap": claim,
 }
 REASONS = {
     None: "Priority", "asked": "Cancelling", "queue paused": "QueuePaused", "sweep paused": "SweepPaused",
+    "arriving": "Arriving",
     "backoff": "Backoff(10m)", "sweep cap": "SweepCap(1/1)",
 }  # fmt: skip
 

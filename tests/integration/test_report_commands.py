@@ -213,3 +213,15 @@ def test_a_place_that_cannot_be_is_told_with_what_to_do(
     said = capsys.readouterr()
     assert "Not a directory" in said.err or "File exists" in said.err
     assert "Name a file or folder that is there" in said.err
+
+
+def test_many_jobs_have_a_file_beside_the_page(
+    engine: Engine, settings: Settings, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("orchestrator.scaling.plots.sampling.MOST_SHOWN", 5)
+    enqueue(engine)
+    train(engine, 8)
+    assert run(["report", "laws"]) == 0
+    place = Path(capsys.readouterr().out.strip())
+    assert len(place.with_suffix(".csv").read_text().splitlines()) == 1 + 8
+    assert "5 of 8 curves shown; all rows in " in place.read_text()

@@ -3,7 +3,9 @@
 import hashlib
 import json
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -17,9 +19,12 @@ from orchestrator.masking import mask_all
 from orchestrator.results.fit_rows import measured
 from orchestrator.scaling.plots.all_plots import draw, figure_names, law_of
 from orchestrator.scaling.plots.svg import png, svg
-from orchestrator.scaling.types import Fit, StoredFit
+from orchestrator.scaling.types import Fit, JobMeasurement, StoredFit
 from orchestrator.settings import Settings
 from worker.tracking.mlflow_client import Measure, MlflowClient
+
+Read = Callable[[tuple[str, ...]], Sequence[JobMeasurement]]
+"""From the names of sweeps to their jobs."""
 
 
 def project_fits(engine: Engine, settings: Settings, sweep: str, *, runs: MlflowClient | None = None) -> int:
@@ -27,14 +32,17 @@ def project_fits(engine: Engine, settings: Settings, sweep: str, *, runs: Mlflow
     fits = store.history(engine, sweep=sweep)
     if fits:
         runs = runs or MlflowClient(settings)
+        read = cache(lambda sweeps: measured(engine, sweeps))  # fits of the same sweeps draw the same jobs
         for stored in reversed(fits):
-            _project(engine, runs, stored)
+            _project(engine, runs, stored, read)
     return len(fits)
 
 
-def _project(engine: Engine, runs: MlflowClient, stored: StoredFit) -> None:
+def _project(engine: Engine, runs: MlflowClient, stored: StoredFit, read: Read) -> None:
     experiment = _experiment(engine, runs, stored.fit.sweeps[0])
-    identity = {"orch.kind": "fit", "orch.fit_id": stored.id, "orch.fit_sha256": _digest(stored.fit)}
+    payload = _payload(stored.fit)
+    digest = hashlib.sha256(payload.encode()).hexdigest()[:32]
+    identity = {"orch.kind": "fit", "orch.fit_id": stored.id, "orch.fit_sha256": digest}
     run = runs.find(stored.mlflow_run_id, experiment, identity)
     if run is None:
         held = "".join(f", {part}" for part in (stored.fit.group, stored.fit.hook) if part)
@@ -45,7 +53,7 @@ def _project(engine: Engine, runs: MlflowClient, stored: StoredFit) -> None:
     if stored.superseded_by is not None:
         runs.tag(run, "orch.superseded_by", str(stored.superseded_by))
     if not runs.is_finished(run):
-        _fill(engine, runs, run, stored)
+        _fill(runs, run, stored, payload, read(stored.fit.sweeps))
         runs.end(run, "FINISHED", at=stored.created_at)
 
 
@@ -59,7 +67,7 @@ def _experiment(engine: Engine, runs: MlflowClient, name: str) -> str:
     return experiment
 
 
-def _fill(engine: Engine, runs: MlflowClient, run: str, stored: StoredFit) -> None:
+def _fill(runs: MlflowClient, run: str, stored: StoredFit, payload: str, rows: Sequence[JobMeasurement]) -> None:
     fit = stored.fit
     facts = {"law": fit.law, "form": fit.form, "equation": fit.equation, "group": fit.group, "subject": fit.subject}
     facts |= {"hook": fit.hook, "data": fit.data, "activation": fit.activation}
@@ -69,10 +77,10 @@ def _fill(engine: Engine, runs: MlflowClient, run: str, stored: StoredFit) -> No
     values = {name: value for name, value in measures(fit).items() if math.isfinite(value)}
     runs.measures(run, [Measure(f"fit/{name}", value, 0, stored.created_at) for name, value in values.items()])
     with TemporaryDirectory(prefix="orch-") as folder:
-        payload = Path(folder, "fit.json")
-        payload.write_text(_payload(fit), encoding="utf-8")
-        runs.add_file(run, payload, "fit")
-        for file in _figures(engine, fit, Path(folder)):
+        whole = Path(folder, "fit.json")
+        whole.write_text(payload, encoding="utf-8")
+        runs.add_file(run, whole, "fit")
+        for file in _figures(rows, fit, Path(folder)):
             runs.add_file(run, file, "figures")
 
 
@@ -91,9 +99,8 @@ def measures(fit: Fit) -> dict[str, float]:
     return found | {name: value for name, value in single.items() if value is not None}
 
 
-def _figures(engine: Engine, fit: Fit, folder: Path) -> list[Path]:
+def _figures(rows: Sequence[JobMeasurement], fit: Fit, folder: Path) -> list[Path]:
     """Draw the law and its residuals into a folder."""
-    rows = measured(engine, list(fit.sweeps))
     names = [name for name in figure_names() if law_of(name) == fit.law]
     files = []
     for drawing in filter(None, (draw(name, rows, [fit]) for name in (*names, "residuals"))):
@@ -105,10 +112,6 @@ def _figures(engine: Engine, fit: Fit, folder: Path) -> list[Path]:
 
 def _payload(fit: Fit) -> str:
     return json.dumps(_finite(mask_all(asdict(fit))), ensure_ascii=False, indent=1, sort_keys=True)
-
-
-def _digest(fit: Fit) -> str:
-    return hashlib.sha256(_payload(fit).encode()).hexdigest()[:32]
 
 
 def _finite(value: object) -> object:

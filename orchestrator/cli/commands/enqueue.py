@@ -14,7 +14,7 @@ from orchestrator.job_states import FREED
 if TYPE_CHECKING:
     from sqlalchemy import Engine
 
-    from orchestrator.cli.display.sweep_table import PlannedJob
+    from orchestrator.cli.display.sweep_table import SweepPlan
     from orchestrator.settings import Settings
     from orchestrator.sweep.sweep import Sweep
 
@@ -53,7 +53,7 @@ def enqueue(
             from orchestrator.cli.commands.wait import wait_for
 
             ctx.exit(wait_for(engine, _ids(engine, sweep, jobs)))
-    if not output and any(job.is_new for job in jobs):
+    if not output and jobs.added:
         terminal.note("\nNext:  orch worker         trains them\n       orch status -w      shows how far they are")
 
 
@@ -68,9 +68,9 @@ def _read(file: Path, overrides: tuple[str, ...], name: str | None) -> "Sweep":
     return replace(sweep, name=check_name(name, "--name")) if name else sweep
 
 
-def _preview(sweep: "Sweep", *, needed: bool) -> "list[PlannedJob]":
+def _preview(sweep: "Sweep", *, needed: bool) -> "SweepPlan":
     from orchestrator import results
-    from orchestrator.cli.display.sweep_table import planned_jobs
+    from orchestrator.cli.display.sweep_table import SweepPlan
     from orchestrator.database import schema
     from orchestrator.estimates.flops import hook_width
     from orchestrator.settings import load
@@ -86,31 +86,29 @@ def _preview(sweep: "Sweep", *, needed: bool) -> "list[PlannedJob]":
             widths = [hook_width(config.subject) for config in sweep.configs]
             times = results.expected_seconds(engine, sweep.configs, host=gethostname(), d_models=widths)
     new = [config.config_id not in there for config in sweep.configs]
-    planned = planned_jobs(sweep.configs, job_ids=[None] * len(new), new=new, texts=texts)
-    return [replace(job, time=time) for job, time in zip(planned, times, strict=True)]
+    return SweepPlan(sweep.configs, [None] * len(new), new, texts, times)
 
 
-def _add(engine: "Engine", sweep: "Sweep", *, priority: int | None, needed: bool) -> "list[PlannedJob]":
+def _add(engine: "Engine", sweep: "Sweep", *, priority: int | None, needed: bool) -> "SweepPlan":
     from orchestrator import queue, results
-    from orchestrator.cli.display.sweep_table import planned_jobs
+    from orchestrator.cli.display.sweep_table import SweepPlan
 
     added = queue.enqueue(engine, sweep, allow_duplicate=not needed, priority=priority)
     new = [job_id is not None for job_id in added.job_ids]
     texts = results.text_sizes(engine, sweep.configs)
-    return planned_jobs(sweep.configs, job_ids=added.job_ids, new=new, texts=texts)
+    return SweepPlan(sweep.configs, added.job_ids, new, texts)
 
 
-def _print(sweep: "Sweep", jobs: "list[PlannedJob]", output: str | None, *, dry_run: bool = False) -> None:
+def _print(sweep: "Sweep", jobs: "SweepPlan", output: str | None, *, dry_run: bool = False) -> None:
     from orchestrator.cli.display.sweep_table import budget_notes, job_record, sweep_lines, time_line, total_line
 
-    new = sum(job.is_new for job in jobs)
+    new = jobs.added
     if output == "json":
         items = terminal.envelope("enqueue", map(job_record, jobs))
         terminal.echo_json(items | {"sweep": sweep.name, "added": 0 if dry_run else new, "skipped": len(jobs) - new})
     elif output == "name":
-        for job in jobs:
-            if job.is_new:
-                terminal.echo(job.config.config_id if dry_run else str(job.job_id))
+        for job in jobs.fresh():
+            terminal.echo(job.config.config_id if dry_run else str(job.job_id))
     else:
         for line in sweep_lines(jobs, width=terminal.width()):
             terminal.echo(line)
@@ -123,10 +121,10 @@ def _print(sweep: "Sweep", jobs: "list[PlannedJob]", output: str | None, *, dry_
         terminal.warn(note.text, note.hint)
 
 
-def _wake(settings: "Settings", jobs: "list[PlannedJob]") -> None:
+def _wake(settings: "Settings", jobs: "SweepPlan") -> None:
     from orchestrator.dispatch import wake
 
-    if not wake(settings, [job.job_id for job in jobs if job.job_id is not None]):
+    if not wake(settings, [job_id for job_id in jobs.job_ids if job_id is not None]):
         seconds = f"{settings.poll:g}"
         terminal.warn(
             "the broker does not answer, so no worker was woken.",
@@ -134,10 +132,12 @@ def _wake(settings: "Settings", jobs: "list[PlannedJob]") -> None:
         )
 
 
-def _ids(engine: "Engine", sweep: "Sweep", jobs: "list[PlannedJob]") -> list[int]:
+def _ids(engine: "Engine", sweep: "Sweep", jobs: "SweepPlan") -> list[int]:
     """Return the ids of the jobs of this file, also of those that were there before."""
     from orchestrator import results
 
     wanted = {job.config.config_id for job in jobs if not job.is_new}
     there = [row for row in results.jobs(engine, sweep=sweep.name) if row.config_id in wanted] if wanted else []
-    return [job.job_id for job in jobs if job.job_id is not None] + [row.id for row in there if row.state not in FREED]
+    return [job_id for job_id in jobs.job_ids if job_id is not None] + [
+        row.id for row in there if row.state not in FREED
+    ]

@@ -23,6 +23,8 @@ _MEANINGS = {
     "Paused": "It is paused. To end that: orch resume {id}",
     "QueuePaused": "The whole queue is paused: no worker claims. To end that: orch queue resume",
     "SweepPaused": "Its sweep is paused. To end that: orch resume {sweep}",
+    "Arriving": "The jobs of its sweep are still coming in, and none of the new ones starts before all are there. If "
+    "no orch enqueue is at work any more, it was cut off: give the same command again, and it adds what is missing.",
     "SweepCap": "As many jobs of its sweep run as limits.max_parallel allows.",
     "NoWorker": "No worker is at work. Start one with: orch worker",
     "WorkersUnwell": "Every worker that is there is unwell: its machine cannot do its work, and it claims nothing "

@@ -70,6 +70,7 @@ def report(*, sweeps: tuple[str, ...], output: Path | None, opened: bool) -> Non
     """Write one page about sweeps: findings, figures, fits, jobs.
 
     The page needs no network and no other file. It goes to reports/SWEEP.html in the data folder; its path is printed.
+    Of more than 200 jobs it draws and lists a sample, and SWEEP.csv beside it has all of them.
     Laws that have no fit yet, or none since the last job ended, are fitted first, and the fits are stored.
     """
     with database() as (settings, engine):
@@ -95,18 +96,24 @@ def gather(settings: "Settings", engine: "Engine", sweeps: Sequence[str]) -> "Co
     return collect_contents(engine, list(dict.fromkeys(sweeps)), database=settings.database)
 
 
-def page_of(contents: "Contents") -> str:
-    """Return the page."""
+def page_of(contents: "Contents", *, rows_file: str = "") -> str:
+    """Return the page; `rows_file` is the file beside it that has every job."""
     from orchestrator.report import render
     from orchestrator.scaling.plots.all_plots import draw_all
 
-    return render(contents, draw_all(contents.rows, contents.laws))
+    return render(contents, draw_all(contents.rows, contents.laws), rows_file=rows_file)
 
 
 def write(contents: "Contents", place: Path) -> None:
-    """Write the page to a file; its folder is made."""
+    """Write the page to a file, and where it has a sample of the jobs, all of them beside it; the folder is made."""
+    from orchestrator.report import rows_csv
+    from orchestrator.scaling.plots.sampling import MOST_SHOWN
+
     place.parent.mkdir(parents=True, exist_ok=True)
-    place.write_text(page_of(contents), encoding="utf-8")
+    beside = place.with_suffix(".csv") if len(contents.rows) > MOST_SHOWN else None
+    if beside is not None:
+        beside.write_text(rows_csv(contents), encoding="utf-8")
+    place.write_text(page_of(contents, rows_file=beside.name if beside else ""), encoding="utf-8")
 
 
 def law_lines(contents: "Contents") -> list[str]:

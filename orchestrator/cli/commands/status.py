@@ -82,12 +82,11 @@ def _read(
     limit: int | None,
 ) -> "list[JobRow]":  # fmt: skip
     from orchestrator import results
-    from orchestrator.results.choice import chosen, matching
+    from orchestrator.results.choice import choose
 
     ids = results.find(engine, selectors) if selectors else None
     if choice is not None and not choice.is_whole:
-        found = results.jobs(engine, ids=matching(engine, choice, ids), states=states)
-        return chosen(engine, found, choice)[:limit]
+        return choose(engine, choice, ids=ids, states=states, limit=limit)
     if limit is None or sum(results.counts(engine).values()) <= limit:
         return results.jobs(engine, ids=ids, states=states)
     rows: list[JobRow] = []

@@ -4,7 +4,7 @@ A line each, for jobs that differ in nothing else.
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, NamedTuple
 
 from orchestrator.cli.display.formats import passes
@@ -62,11 +62,13 @@ def passes_note(config: "JobConfig", text: "TextSize | None") -> BudgetNote | No
     )
 
 
-def told_once(notes: "Sequence[BudgetNote | None]") -> list[BudgetNote]:
+def told_once(notes: "Iterable[BudgetNote | None]") -> list[BudgetNote]:
     """Return each note once, with the number of jobs it is of; the commonest of many."""
-    tally = Counter(note for note in notes if note is not None)
+    every = Counter(notes)
+    total = every.total()
+    tally = Counter({note: number for note, number in every.items() if note is not None})
     found = [
-        note if number == len(notes) else BudgetNote(f"{number} of {len(notes)} jobs: {note.text}", note.hint)
+        note if number == total else BudgetNote(f"{number} of {total} jobs: {note.text}", note.hint)
         for note, number in tally.most_common(_MOST_LINES)
     ]
     more = len(tally) - len(found)

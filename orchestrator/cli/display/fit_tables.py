@@ -112,6 +112,7 @@ def _said(fit: "Fit") -> list[str]:
 
 def _residuals(fit: "Fit", width: int | None) -> list[str]:
     from orchestrator.scaling.laws.registry import LAWS
+    from orchestrator.scaling.plots.sampling import sampled, told
 
     law = LAWS[fit.law]
     write = count if law.quantity.is_count else _number
@@ -130,7 +131,10 @@ def _residuals(fit: "Fit", width: int | None) -> list[str]:
     ]
     if law.compares_subjects:
         columns.insert(1, Column("SUBJECT", lambda one: one.subject, weight=2))
-    return table(fit.residuals, columns, width=None if width is None else width - 2)
+    shown = sampled(fit.residuals, lambda one: one.jobs[0] if one.jobs else 0)
+    lines = table(shown, columns, width=None if width is None else width - 2)
+    few = told(shown, fit.residuals, "points")
+    return [*lines, f"{few}; all of them: orch fit {' '.join(fit.sweeps)} -o json"] if few else lines
 
 
 def _excluded(fit: "Fit") -> list[str]:

@@ -1,7 +1,8 @@
 """The configs of a sweep as a table: the keys that vary, what each costs, and which are in the queue already."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.cli import terminal
@@ -12,7 +13,7 @@ from orchestrator.config.flat_keys import flatten, varied_keys
 from orchestrator.formatting import count, duration, jobs_named
 
 if TYPE_CHECKING:
-    from orchestrator.config.job import JobConfig
+    from orchestrator.config.job import JobConfig, SubjectConfig
     from orchestrator.estimates.flops import Cost
     from orchestrator.estimates.text_size import TextSize
     from orchestrator.results import MeasuredSpeed
@@ -25,7 +26,8 @@ class PlannedJob:
     """One config of a sweep, with its cost and its job."""
 
     config: "JobConfig"
-    cost: "Cost"
+    d_model: int | None
+    """Of its hook point; None = known only when the subject is loaded."""
     job_id: int | None
     """Its id in the queue; None in a dry run, and where the sweep holds the config already."""
     is_new: bool
@@ -34,37 +36,66 @@ class PlannedJob:
     time: "tuple[float, MeasuredSpeed] | None" = None
     """Seconds to the end of its budget on this host, and by what was measured; None where nothing was, or unasked."""
 
+    @cached_property
+    def cost(self) -> "Cost":
+        """What it costs at most."""
+        from orchestrator.estimates.flops import estimate
+
+        return estimate(self.config, self.d_model)
+
     @property
     def passes(self) -> float | None:
         """Return how many passes over its text its budget is."""
-        return None if self.text is None else self.text.passes(self.cost.tokens)
+        return None if self.text is None else self.text.passes(self.config.training.max_tokens)
 
 
-def planned_jobs(
-    configs: "Sequence[JobConfig]", *, job_ids: Sequence[int | None], new: Sequence[bool],
-    texts: "Sequence[TextSize | None]",
-) -> list[PlannedJob]:  # fmt: skip
-    """Join each config with its cost, its job and the size of its text."""
-    from orchestrator.estimates.flops import estimate, hook_width
+@dataclass(frozen=True)
+class SweepPlan:
+    """The jobs of a sweep, each made when it is asked for: of a hundred thousand few are shown."""
 
-    widths = {subject: hook_width(subject) for subject in {config.subject for config in configs}}
-    return [
-        PlannedJob(config, estimate(config, widths[config.subject]), job_id, is_new, text)
-        for config, job_id, is_new, text in zip(configs, job_ids, new, texts, strict=True)
-    ]
+    configs: "Sequence[JobConfig]"
+    job_ids: Sequence[int | None]
+    new: Sequence[bool]
+    texts: "Sequence[TextSize | None]"
+    times: "Sequence[tuple[float, MeasuredSpeed] | None]" = ()
+    """Of each job; empty: unasked."""
+
+    @cached_property
+    def _widths(self) -> "dict[SubjectConfig, int | None]":
+        from orchestrator.estimates.flops import hook_width
+
+        return {subject: hook_width(subject) for subject in {config.subject for config in self.configs}}
+
+    @property
+    def added(self) -> int:
+        """Return how many jobs are new."""
+        return sum(self.new)
+
+    def __len__(self) -> int:
+        return len(self.configs)
+
+    def __getitem__(self, at: int) -> PlannedJob:
+        config, time = self.configs[at], self.times[at] if self.times else None
+        width = self._widths[config.subject]
+        return PlannedJob(config, width, self.job_ids[at], self.new[at], self.texts[at], time)
+
+    def __iter__(self) -> Iterator[PlannedJob]:
+        return map(self.__getitem__, range(len(self)))
+
+    def fresh(self) -> Iterator[PlannedJob]:
+        """Yield the new jobs."""
+        return (self[at] for at, is_new in enumerate(self.new) if is_new)
 
 
-def budget_notes(jobs: Sequence[PlannedJob]) -> list[BudgetNote]:
+def budget_notes(plan: SweepPlan) -> list[BudgetNote]:
     """Return what the budgets of the new jobs cannot do."""
-    fresh = [job for job in jobs if job.is_new]
-    dead = [dead_note(job.config, job.cost.d_model) for job in fresh]
-    return told_once(dead) + told_once([passes_note(job.config, job.text) for job in fresh])
+    dead = told_once(dead_note(job.config, job.d_model) for job in plan.fresh())
+    return dead + told_once(passes_note(job.config, job.text) for job in plan.fresh())
 
 
-def sweep_lines(jobs: Sequence[PlannedJob], *, width: int | None) -> list[str]:
+def sweep_lines(plan: SweepPlan, *, width: int | None) -> list[str]:
     """Return the table, its middle left out where it is long."""
-    values = [flatten(job.config.model_dump(mode="json")) for job in jobs]
-    varied = varied_keys(values)
+    varied = _varied(plan.configs)
     lasts = [key.rpartition(".")[2] for key in varied]
     titles = {key: last if lasts.count(last) == 1 else key for key, last in zip(varied, lasts, strict=True)}
 
@@ -74,38 +105,41 @@ def sweep_lines(jobs: Sequence[PlannedJob], *, width: int | None) -> list[str]:
     columns: list[Column[tuple[PlannedJob, dict[str, Any]]]] = [
         Column("JOB", lambda row: _job_cell(row[0]), right=True),
         *map(varying, varied),
-        Column("TOKENS", lambda row: count(row[0].cost.tokens), right=True, weight=5),
+        Column("TOKENS", lambda row: count(row[0].config.training.max_tokens), right=True, weight=5),
         Column("PASSES", lambda row: _passes_cell(row[0]), right=True, weight=4),
         Column("FLOPS", lambda row: scientific(row[0].cost.flops_dense), right=True, weight=4),
         Column("CONFIG", lambda row: row[0].config.config_id[:10], weight=3),
     ]
-    if all(job.passes is None for job in jobs):
+    if all(text is None for text in plan.texts):
         columns = [column for column in columns if column.title != "PASSES"]
-    head, *lines = table(list(zip(jobs, values, strict=True)), columns, width=width)
-    if len(lines) > ROWS_SHOWN and width is not None:
-        left_out = terminal.style(f"… {len(lines) - ROWS_SHOWN} more …", dim=True)
-        lines = [*lines[: ROWS_SHOWN // 2], left_out, *lines[-ROWS_SHOWN // 2 :]]
-    return [head, *lines]
+    places = list(range(len(plan)))
+    more = len(places) - ROWS_SHOWN
+    shown = places if more <= 0 else places[: ROWS_SHOWN // 2] + places[-ROWS_SHOWN // 2 :]
+    rows = [(job, flatten(job.config.model_dump(mode="json"))) for job in map(plan.__getitem__, shown)]
+    lines = table(rows, columns, width=width)
+    if more > 0:
+        lines.insert(1 + ROWS_SHOWN // 2, terminal.style(f"… {more:,} more …", dim=True))
+    return lines
 
 
-def total_line(jobs: Sequence[PlannedJob]) -> str:
+def total_line(plan: SweepPlan) -> str:
     """Return what the new jobs cost at most."""
-    fresh = [job.cost for job in jobs if job.is_new]
-    flops = [cost.flops_dense for cost in fresh]
-    known = [value for value in flops if value is not None]
-    said = f", {scientific(sum(known))} FLOPs" if known and len(known) == len(flops) else ""
-    return f"at most {count(sum(cost.tokens for cost in fresh))} training tokens{said}"
+    tokens, flops, is_known = 0, 0.0, True
+    for job in plan.fresh():
+        dense = job.cost.flops_dense
+        tokens, flops, is_known = tokens + job.cost.tokens, flops + (dense or 0.0), is_known and dense is not None
+    return f"at most {count(tokens)} training tokens" + (f", {scientific(flops)} FLOPs" if is_known else "")
 
 
-def time_line(jobs: Sequence[PlannedJob]) -> str:
+def time_line(plan: SweepPlan) -> str:
     """Say how long the new jobs take on this host, one after another, and what that was measured on."""
-    fresh = [job for job in jobs if job.is_new]
-    timed = [job.time for job in fresh if job.time is not None]
+    timed = [job.time for job in plan.fresh() if job.time is not None]
     if not timed:
         return "Time: not known, for no job like these has ended on this host"
     ids = sorted({job_id for _, found in timed for job_id in found.jobs})
     total = duration(sum(seconds for seconds, _ in timed))
-    rest = f", and {len(fresh) - len(timed)} jobs unlike them" if len(timed) < len(fresh) else ""
+    unlike = plan.added - len(timed)
+    rest = f", and {unlike} jobs unlike them" if unlike else ""
     return f"Time: about {total} on this host with one worker{rest} (measured on {jobs_named(ids, most=4)})"
 
 
@@ -123,9 +157,18 @@ def job_record(job: PlannedJob) -> dict[str, Any]:
         "passes": job.passes,
         "seconds": None if job.time is None else job.time[0],
         "seconds_measured_on": [] if job.time is None else list(job.time[1].jobs),
-        "measures_dead_latents": dead_note(job.config, job.cost.d_model) is None,
+        "measures_dead_latents": dead_note(job.config, job.d_model) is None,
         "config": job.config.model_dump(mode="json"),
     }
+
+
+def _varied(configs: "Sequence[JobConfig]") -> list[str]:
+    """Return the dotted keys that vary; configs share the parts that are equal, so that these are read once."""
+    found: list[str] = []
+    for name in type(configs[0]).model_fields if configs else ():
+        parts = {id(part): part for part in (getattr(config, name) for config in configs)}
+        found += varied_keys(flatten(part.model_dump(mode="json"), f"{name}.") for part in parts.values())
+    return found
 
 
 def _job_cell(job: PlannedJob) -> str:

@@ -22,6 +22,10 @@ STEEPEST_FLOOR = 1.0
 """Of the irreducible term in k: twofold for every doubling. Where there is no such term, any tilt fits as well."""
 
 
+_AT_ONCE = 1_000_000
+"""Draws that are made together."""
+
+
 class Refits(NamedTuple):
     """The parameters of every refit that converged."""
 
@@ -48,10 +52,10 @@ def refit(found: Estimate, sample: Sample, *, n_refits: int, seed: int) -> Refit
     data = data_of(found.form, sample, delta=found.delta)
     drawn = _drawn(found, sample, n_refits, random)
     if sample.steps.any():  # where in its step the truth lies is not in the residuals
-        drawn = drawn + sample.steps * random.uniform(-0.5, 0.5, size=drawn.shape)
-    fitted = log_values(found.theta[None], data.points)[0]
+        drawn += sample.steps * random.uniform(-0.5, 0.5, size=drawn.shape)
+    observed = np.add(log_values(found.theta[None], data.points)[0], drawn, out=drawn)
     # A bound is known exactly: only what was measured can come out differently.
-    observed = np.where(sample.censored, sample.logs, fitted + drawn)
+    observed[:, sample.censored] = sample.logs[sample.censored]
     solution = minimise(data._replace(observed=observed), np.repeat(found.theta[None], n_refits, axis=0))
     kept = solution.converged & np.isfinite(solution.theta).all(axis=1)
     return Refits(solution.theta[kept], int((~kept).sum()))
@@ -79,9 +83,10 @@ def _drawn(found: Estimate, sample: Sample, n_refits: int, random: np.random.Gen
     picked = errors.between[random.integers(len(errors.between), size=(n_refits, len(errors.sizes)))]
     drawn = (picked * errors.sizes)[:, cells]
     if len(errors.within):
-        drawn = drawn + errors.within[random.integers(len(errors.within), size=drawn.shape)]
+        for part in np.array_split(drawn, max(1, drawn.size // _AT_ONCE)):  # the same draws, without as many numbers
+            part += errors.within[random.integers(len(errors.within), size=part.shape)]
     widened = np.sqrt(free / random.chisquare(free, size=(n_refits, 1)))
-    return np.asarray(drawn * np.minimum(widened, 10.0))
+    return np.multiply(drawn, np.minimum(widened, 10.0), out=drawn)
 
 
 def _errors(found: Estimate, sample: Sample) -> _Errors:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from orchestrator.scaling.forms import Array, Design, Flags, log_values
+from orchestrator.scaling.forms import Array, Design, Flags, Numbers, log_values
 
 TOLERANCE = 1e-12
 """Largest fall of the objective, relative, that a converged fit could still make."""
@@ -46,6 +46,32 @@ class Solution(NamedTuple):
     """(n_fits,) of bool."""
 
 
+class _Grouped(NamedTuple):
+    """`Data` whose points of one place, such as the seeds of one n and k, lie beside each other."""
+
+    points: Design
+    """Of each place once."""
+    observed: Array
+    censored: Flags
+    delta: float
+    counts: Numbers | None
+    """Points of each place; None: every point is its own."""
+
+    def of(self, fits: Numbers) -> "_Grouped":
+        """Return the data of some of the fits."""
+        return self._replace(observed=self.observed[fits], censored=self.censored[fits])
+
+    def spread(self, values: Array) -> Array:
+        """Return values of places, (n_fits, n_places), at each of their points."""
+        return values if self.counts is None else np.repeat(values, self.counts, axis=1)
+
+    def summed(self, values: Array) -> Array:
+        """Return the sums of values of points over each place."""
+        if self.counts is None:
+            return values
+        return np.asarray(np.add.reduceat(values, np.concatenate([[0], np.cumsum(self.counts)[:-1]]), axis=1))
+
+
 class _State(NamedTuple):
     objective: Array
     gradient: Array
@@ -57,12 +83,16 @@ def minimise(data: Data, starts: Array, *, held: bool = False, most_steps: int =
     shape = len(starts), data.points.power.shape[0]
     observed, censored = np.broadcast_to(data.observed, shape), np.broadcast_to(data.censored, shape)
     standard, back = _standardised(data.points)
+    order, counts = _places(data.points)
+    if counts is not None:
+        first = np.concatenate([[0], np.cumsum(counts)[:-1]])
+        standard = Design(standard.power[order][first], standard.floor[order][first])
     inner = starts @ np.linalg.inv(back).T
     size = max(1, _AT_ONCE // max(1, observed.shape[1]))
     parts = []
     for at in range(0, len(starts), size):
         now = slice(at, at + size)
-        part = Data(standard, observed[now], censored[now], data.delta)
+        part = _Grouped(standard, observed[now, order], censored[now, order], data.delta, counts)
         parts.append(_descend(part, inner[now], held, most_steps))
     theta, objective, converged = (np.concatenate(part) for part in zip(*parts, strict=True))
     return Solution(theta @ back.T, objective, converged)
@@ -80,6 +110,19 @@ def slopes(theta: Array, points: Design) -> Array:
     return np.concatenate([(1 - share) * points.power, share * points.floor], axis=1)
 
 
+def _places(points: Design) -> tuple[Numbers | slice, Numbers | None]:
+    """Return the order in which points of one place are beside each other, and how many each place has; None: one.
+
+    What depends on the place alone, an exponential above all, is then worked out once for all of its points.
+    """
+    rows = np.ascontiguousarray(np.concatenate([points.power, points.floor], axis=1))
+    keys = rows.view(np.dtype((np.void, rows.dtype.itemsize * rows.shape[1]))).ravel()
+    _, inverse, counts = np.unique(keys, return_inverse=True, return_counts=True)
+    if 2 * len(counts) > len(rows):
+        return slice(None), None
+    return np.argsort(inverse, kind="stable"), counts
+
+
 def _standardised(points: Design) -> tuple[Design, Array]:
     """Return regressors with orthonormal columns, and the matrix that turns their parameters into ours."""
     n_power, n_floor = points.power.shape[1], points.floor.shape[1]
@@ -94,7 +137,7 @@ def _standardised(points: Design) -> tuple[Design, Array]:
     return Design(turned[0], turned[1]), back
 
 
-def _descend(data: Data, theta: Array, held: bool, most_steps: int) -> Solution:
+def _descend(data: _Grouped, theta: Array, held: bool, most_steps: int) -> Solution:
     theta = theta.copy()
     n_fits = len(theta)
     damping = np.full(n_fits, 1e-3)
@@ -108,8 +151,7 @@ def _descend(data: Data, theta: Array, held: bool, most_steps: int) -> Solution:
         now = _State(*(part[open_] for part in state))
         step, fall = _step(_hold(now, data.points.power.shape[1]) if held else now, damping[open_])
         tried = theta[open_] + step
-        part = data._replace(observed=data.observed[open_], censored=data.censored[open_])
-        new = _state(part, tried)
+        new = _state(data if len(open_) == n_fits else data.of(open_), tried)
         better = new.objective <= now.objective
         done[open_] = fall <= TOLERANCE * now.objective + floor
         damping[open_] = np.where(better, damping[open_] * 0.1, np.minimum(damping[open_] * 10 + 1e-6, 1e12))
@@ -141,20 +183,24 @@ def _step(state: _State, damping: Array) -> tuple[Array, Array]:
     return step * np.minimum(1.0, _LONGEST / np.maximum(length, 1e-300)), 0.5 * np.sum(along**2 / sizes, axis=1)
 
 
-def _state(data: Data, theta: Array) -> _State:
+def _state(data: _Grouped, theta: Array) -> _State:
     points, delta = data.points, data.delta
     n_power, has_bounds = points.power.shape[1], bool(data.censored.any())
     values, share = log_values(theta, points)
-    left = data.observed - values
+    left = data.observed - data.spread(values)
     if has_bounds:
         left = np.where(data.censored, np.maximum(left, 0.0), left)
     clipped = np.clip(left, -delta, delta)
     # Huber's loss: r²/2 within delta, delta·|r| − delta²/2 beyond; both are clipped·(r − clipped/2).
     objective = np.sum(clipped * (left - 0.5 * clipped), axis=1)
-    inside = np.minimum(1.0, _OUTSIDE * delta / np.maximum(np.abs(left), 1e-300))
-    inside[np.abs(left) <= delta] = 1.0
+    inside = np.abs(left)
+    is_within = inside <= delta
+    np.divide(_OUTSIDE * delta, np.maximum(inside, 1e-300, out=inside), out=inside)
+    np.minimum(1.0, inside, out=inside)
+    inside[is_within] = 1.0
     if has_bounds:
         inside *= ~data.censored | (left > 0)
+    clipped, inside = data.summed(clipped), data.summed(inside)
     rest = 1.0 - share
     gradient = -np.concatenate([(clipped * rest) @ points.power, (clipped * share) @ points.floor], axis=1)
     bend = clipped * share * rest

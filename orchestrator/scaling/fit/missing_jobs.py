@@ -144,7 +144,10 @@ def _known(sample: Sample | None) -> list[Observation]:
 
 def _of_poorest_subject(rows: Sequence[JobMeasurement], sample: Sample) -> list[JobMeasurement]:
     """Return the jobs of the subject with the fewest sizes."""
-    sizes = {row.subject: {one.x for one in sample.observations if one.subject == row.subject} for row in rows}
+    sizes: dict[str, set[float]] = {row.subject: set() for row in rows}
+    for one in sample.observations:
+        if one.subject in sizes:
+            sizes[one.subject].add(one.x)
     poorest = min(sizes, key=lambda name: (len(sizes[name]), name))
     return [row for row in rows if row.subject == poorest]
 

@@ -24,7 +24,8 @@ def told_passes(repeated: Sequence[JobMeasurement]) -> str:
 
 def note_on_passes(rows: Sequence[JobMeasurement], jobs: Collection[int]) -> list[str]:
     """Say that jobs of a fit read their text more than once; nothing where none did."""
-    mine = [row for row in rows if row.job_id in set(jobs)]
+    fitted = set(jobs)
+    mine = [row for row in rows if row.job_id in fitted]
     repeated = repeating(mine)
     if not repeated:
         return []

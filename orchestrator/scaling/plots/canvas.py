@@ -51,7 +51,9 @@ class Drawing(NamedTuple):
     hints: dict[str, str]
     """What a reader sees on pointing at a part of it, by the part's id."""
     jobs: tuple[int, ...]
-    """Every job that is drawn."""
+    """Every job that is drawn by itself."""
+    sampled: str = ""
+    """Of how many others not all are, such as `200 of 5,000 curves shown`; empty: all are drawn."""
 
 
 class Sheet:
@@ -116,11 +118,10 @@ class Sheet:
             names = [_wrapped(name, _LEGEND_LETTERS) for name, _ in entries]
             self.figure.legend(handles, names, framealpha=0.0, loc="outside right upper")
 
-    def done(self, title: str, caption: str) -> Drawing:
-        """Return what was drawn."""
-        return Drawing(
-            self.name, clean(title), clean(caption), self.figure, dict(self._hints), tuple(sorted(self._jobs))
-        )
+    def done(self, title: str, caption: str, *, sampled: str = "") -> Drawing:
+        """Return what was drawn; `sampled` says of what only a sample was."""
+        jobs = tuple(sorted(self._jobs))
+        return Drawing(self.name, clean(title), clean(caption), self.figure, dict(self._hints), jobs, sampled)
 
 
 def pen(index: int) -> Pen:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable, Sequence
+from statistics import median
 from typing import TYPE_CHECKING, TypeAlias
 
 from orchestrator.curves.point import Point
@@ -19,6 +20,7 @@ from orchestrator.scaling.plots.law_plots import (
 )
 from orchestrator.scaling.plots.naming import differing, in_order, place
 from orchestrator.scaling.plots.panels import laid_out
+from orchestrator.scaling.plots.sampling import sampled, told
 from orchestrator.scaling.types import Fit, JobMeasurement
 
 if TYPE_CHECKING:
@@ -28,6 +30,8 @@ Rows: TypeAlias = Sequence[JobMeasurement]
 Fits: TypeAlias = Sequence[Fit]
 EPSILON = 0.01
 """Of the tokens to convergence that are drawn."""
+_MOST_LABELS = 3
+"""Seeds of one rate whose tokens are written at their point: a longer line leaves the figure no room."""
 _HIGHEST = 1.0
 """An fvu above this is worse than the mean; such points would compress the scale of all others."""
 
@@ -39,16 +43,36 @@ def curves(rows: Rows) -> Drawing | None:
         return None
     layout = laid_out(drawn)
     sheet = Sheet("curves", panels=len(layout.panels), wide=True)
+    few = sampled(drawn, _number)
+    shown = set(map(_number, few))
     for panel, (name, members) in enumerate(layout.panels.items()):
         for row in members:
-            _draw_curve(sheet, row, layout.pens[layout.series(row)], panel=panel)
+            if row.job_id in shown:
+                _draw_curve(sheet, row, layout.pens[layout.series(row)], panel=panel)
+        if len(few) < len(drawn):
+            for series, pen in layout.pens.items():
+                _draw_median(sheet, [row for row in members if layout.series(row) == series], pen, panel=panel)
         _curve_axes(sheet, members, panel, name, drawn)
     sheet.legend([(name, pen._replace(marker="")) for name, pen in layout.pens.items()])
+    thick = " Thick: the median of all jobs of a series." if len(few) < len(drawn) else ""
     return sheet.done(
         "Curves: fvu against training tokens",
         f"Held-out fvu of {named(len(drawn), 'job')}, the lower of averaged and raw weights'."
-        f" Ring: within 1% of the limit of the curve.{layout.left_out}",
+        f" Ring: within 1% of the limit of the curve.{thick}{layout.left_out}",
+        sampled=told(few, drawn, "curves"),
     )
+
+
+def _draw_median(sheet: Sheet, members: Rows, pen: Pen, *, panel: int) -> None:
+    """Draw the median of curves, where half of them or more have a point."""
+    at: dict[int, list[float]] = {}
+    for row in members:
+        for point in _usable(row.curve):
+            at.setdefault(point.tokens_seen, []).append(point.fvu)
+    places = [(tokens, median(found)) for tokens, found in sorted(at.items()) if 2 * len(found) >= len(members)]
+    if places:
+        axes = sheet.panels[panel]
+        axes.plot(*zip(*places, strict=True), color=pen.colour, linestyle=pen.line, linewidth=2.6, zorder=5)
 
 
 def _draw_curve(sheet: Sheet, row: JobMeasurement, pen: Pen, *, panel: int) -> None:
@@ -86,7 +110,8 @@ def compute(law: "Law", name: str, rows: Rows, fits: Fits) -> Drawing | None:
     names = {id(fit): series_name(fit.residuals[0], fit, differs) for fit in drawn}
     colours = pens(names.values())
     of_fit = {job: colours[names[id(fit)]].colour for fit in drawn for job in fit.jobs} if len(drawn) > 1 else {}
-    for row in rows:
+    few = sampled([row for row in rows if row.curve], _number)
+    for row in few:
         known = [(flops_of(point, counted), point.fvu) for point in _usable(row.curve)]
         places = [place for place in known if place[0] > 0]
         if places:
@@ -111,8 +136,9 @@ def compute(law: "Law", name: str, rows: Rows, fits: Fits) -> Drawing | None:
     logarithmic(axes, "y", law.quantity.label, values=[lowest, highest], pad=0.15)
     sheet.legend([("curve of a job", Pen(FAINT, "", "-")), *colours.items()])
     thin = "Thin, in the colour of the envelope it is part of, else grey" if of_fit else "Grey"
-    said = f"{thin}: every stored curve. Points: the lower envelope of all of them, in equal steps of log C."
-    return sheet.done(law.heading, f"{forms_of(drawn)}. {said} Band: 90% of the refits.")
+    said = f"{thin}: the stored curves. Points: the lower envelope of all of them, in equal steps of log C."
+    caption = f"{forms_of(drawn)}. {said} Band: 90% of the refits."
+    return sheet.done(law.heading, caption, sampled=told(few, [row for row in rows if row.curve], "curves"))
 
 
 def rates(law: "Law", name: str, rows: Rows, fits: Fits) -> Drawing | None:
@@ -120,12 +146,15 @@ def rates(law: "Law", name: str, rows: Rows, fits: Fits) -> Drawing | None:
     known = [row for row in rows if row.lr and row.n_latents and (_is_loss(row.fvu) or row.outcome == "diverged")]
     ended = _searched([row for row in known if row.outcome])
     layout = laid_out(ended, by_budget=True)
-    drawn = [row for members in layout.panels.values() for row in members]
+    every = [row for members in layout.panels.values() for row in members]
+    drawn = sampled(every, _number)
+    shown = set(map(_number, drawn))
     losses = [row.fvu for row in drawn if row.fvu is not None and _is_loss(row.fvu)]
     if not losses:
         return None
     sheet = Sheet(name, panels=len(layout.panels), wide=len(drawn) > 12)
-    for panel, (title, members) in enumerate(layout.panels.items()):
+    for panel, (title, inside) in enumerate(layout.panels.items()):
+        members = [row for row in inside if row.job_id in shown]
         for series, mine in layout.pens.items():
             _draw_rates(sheet, [row for row in members if layout.series(row) == series], mine, panel=panel)
         logarithmic(sheet.panels[panel], "x", "learning rate lr", values=[row.lr or 0 for row in members], pad=0.14)
@@ -136,7 +165,8 @@ def rates(law: "Law", name: str, rows: Rows, fits: Fits) -> Drawing | None:
     more = " Crosses at the top: diverged." if any(row.outcome == "diverged" for row in drawn) else ""
     waiting = sum(row.state in OPEN for row in known)
     more += f" {named(waiting, 'job')} not drawn: not ended." if waiting else ""
-    return sheet.done("Learning rates: fvu against lr", said + more + layout.left_out)
+    left = said + more + layout.left_out
+    return sheet.done("Learning rates: fvu against lr", left, sampled=told(drawn, every, "jobs"))
 
 
 def _searched(rows: Rows) -> list[JobMeasurement]:
@@ -161,7 +191,9 @@ def _draw_rates(sheet: Sheet, members: Rows, pen: Pen, *, panel: int) -> None:
         sheet.point(at, pen, jobs=(row.job_id,), hint=hint, panel=panel, hollow=row.outcome != "converged")
     for lr in {row.lr for row in ordered}:  # seeds of one rate lie upon each other: one label for all of them
         same = [row for row in ordered if row.lr == lr]
-        text, at = ", ".join(map(tokens_to_convergence, same)), (lr or 0.0, max(row.fvu or 0.0 for row in same))
+        at = (lr or 0.0, max(row.fvu or 0.0 for row in same))
+        more = f" and {len(same) - _MOST_LABELS} more" if len(same) > _MOST_LABELS else ""
+        text = ", ".join(map(tokens_to_convergence, same[:_MOST_LABELS])) + more
         axes.annotate(text, at, xytext=(0, 6), textcoords="offset points", ha="center", fontsize=9, color=INK, zorder=5)
     for row in members:
         if row.outcome == "diverged" and not _is_loss(row.fvu):
@@ -188,9 +220,13 @@ def dead(rows: Rows) -> Drawing | None:
     for row in sorted(drawn, key=lambda row: (in_order(place(row, differs)), row.k)):
         groups.setdefault(", ".join(filter(None, (place(row, differs), f"k = {row.k}"))), []).append(row)
     colours = pens(groups)
+    few = sampled(drawn, _number)
+    shown = set(map(_number, few))
     for name, members in groups.items():
         at = [(row.n_latents or 0, 100 * (row.dead_share or 0)) for row in members]
         for row, where in zip(members, at, strict=True):
+            if row.job_id not in shown:
+                continue
             hint = f"{_named(row)}: {share(row.dead_share)} dead"
             sheet.point(where, colours[name], jobs=(row.job_id,), hint=hint, hollow=row.outcome != "converged")
         mine = colours[name]
@@ -202,14 +238,20 @@ def dead(rows: Rows) -> Drawing | None:
     return sheet.done(
         "Dead latents",
         "Share of latents silent for `dead_after_tokens` at the end. Lines: means. Hollow: not converged.",
+        sampled=told(few, drawn, "jobs"),
     )
 
 
 def _means(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
     """Return the mean height at each place."""
-    places = sorted({x for x, _ in points})
-    heights = {x: [y for at, y in points if at == x] for x in places}
-    return [(x, sum(ys) / len(ys)) for x, ys in heights.items()]
+    heights: dict[float, list[float]] = {}
+    for x, y in points:
+        heights.setdefault(x, []).append(y)
+    return [(x, sum(ys) / len(ys)) for x, ys in sorted(heights.items())]
+
+
+def _number(row: JobMeasurement) -> int:
+    return row.job_id
 
 
 def _named(row: JobMeasurement) -> str:

@@ -12,6 +12,7 @@ from orchestrator.formatting import digits, jobs_named, named
 from orchestrator.scaling.fit.predict import band
 from orchestrator.scaling.plots.canvas import FAINT, INK, Drawing, Pen, Sheet, at_sizes, logarithmic, pens
 from orchestrator.scaling.plots.naming import differing, place
+from orchestrator.scaling.plots.sampling import sampled, told
 from orchestrator.scaling.types import Fit, JobMeasurement, Residual
 
 if TYPE_CHECKING:
@@ -38,6 +39,7 @@ def against_size(law: "Law", name: str, rows: Rows, fits: Fits) -> Drawing | Non
     colours = pens(series_name(residual, fit, differs) for fit in drawn for residual in fit.residuals)
     left_out = _left_out(rows, drawn) if law.quantity.is_loss else []
     subject_sizes = {row.job_id: row.subject_size for row in rows}
+    few = points_shown(drawn)
     for fit in drawn:
         for series, points in _series(fit, differs).items():
             size = subject_sizes.get(points[0].jobs[0]) if law.compares_subjects else None
@@ -45,15 +47,26 @@ def against_size(law: "Law", name: str, rows: Rows, fits: Fits) -> Drawing | Non
                 places = [point.x for point in points]
                 draw_law(sheet, law, fit, pen=colours[series], sizes=places, k=points[0].k, subject_size=size)
             for point in points:
-                draw_residual(sheet, point, colours[series])
-    for row, why in left_out:
+                if id(point) in few:
+                    draw_residual(sheet, point, colours[series])
+    for row, why in sampled(left_out, lambda pair: pair[0].job_id):
         _draw_left_out(sheet, row, why)
     heights = [*(point.observed for fit in drawn for point in fit.residuals), *(r.fvu or 0.0 for r, _ in left_out)]
     sizes = [int(p.x) for fit in drawn for p in fit.residuals] + [r.n_latents or 0 for r, _ in left_out]
     at_sizes(sheet.panels[0], sizes)
     logarithmic(sheet.panels[0], "y", law.quantity.label, values=_with_predictions(drawn, heights), pad=0.1)
     sheet.legend([*colours.items(), *([("left out", _LEFT_OUT)] if left_out else [])])
-    return sheet.done(law.heading, _caption(drawn, left_out))
+    return sheet.done(law.heading, _caption(drawn, left_out), sampled=told(few, points_of(drawn), "points"))
+
+
+def points_of(fits: Fits) -> list[Residual]:
+    """Return the points of fits."""
+    return [point for fit in fits for point in fit.residuals]
+
+
+def points_shown(fits: Fits) -> set[int]:
+    """Return the ids (Python's) of the points that are drawn, of very many a sample."""
+    return {id(point) for point in sampled(points_of(fits), lambda point: point.jobs[0] if point.jobs else 0)}
 
 
 def fits_to_draw(law: "Law", fits: Fits) -> list[Fit]:
@@ -174,21 +187,24 @@ def surface(law: "Law", name: str, rows: Rows, fits: Fits) -> Drawing | None:
     fit = drawn[0]
     sheet = Sheet(name, panels=2)
     colours = pens(series_name(p, fit, ()) for p in sorted(fit.residuals, key=lambda p: p.k or 0))
+    few = points_shown([fit])
     for series, points in _series(fit, ()).items():
         draw_law(sheet, law, fit, pen=colours[series], sizes=[point.x for point in points], k=points[0].k)
         for point in points:
-            draw_residual(sheet, point, colours[series])
+            if id(point) in few:
+                draw_residual(sheet, point, colours[series])
     at_sizes(sheet.panels[0], [int(point.x) for point in fit.residuals])
     logarithmic(sheet.panels[0], "y", law.quantity.label, values=[point.observed for point in fit.residuals], pad=0.1)
     sheet.legend(list(colours.items()))
-    _draw_contours(sheet, law, fit)
+    _draw_contours(sheet, law, fit, few)
     where = place(fit, differing(drawn)) or fit.group
     more = f" Only the first of {len(drawn)} fits: {where}." if len(drawn) > 1 else ""
     said = "Left: a line per k. Right: lines of equal fvu, as the law has them; dots are the jobs."
-    return sheet.done(law.heading, f"{spelled(fit.equation)}. {said} Bands: 90% of the bootstrap refits.{more}")
+    caption = f"{spelled(fit.equation)}. {said} Bands: 90% of the bootstrap refits.{more}"
+    return sheet.done(law.heading, caption, sampled=told(few, fit.residuals, "points"))
 
 
-def _draw_contours(sheet: Sheet, law: "Law", fit: Fit) -> None:
+def _draw_contours(sheet: Sheet, law: "Law", fit: Fit, few: set[int]) -> None:
     sizes, ks = sorted({p.x for p in fit.residuals}), sorted({p.k or 1 for p in fit.residuals})
     xs = [sizes[0] * (sizes[-1] / sizes[0]) ** (at / 12) for at in range(13)]
     ys = sorted({round(ks[0] * (ks[-1] / ks[0]) ** (at / 8)) for at in range(9)})
@@ -198,7 +214,7 @@ def _draw_contours(sheet: Sheet, law: "Law", fit: Fit) -> None:
         lines = axes.contour(xs, ys, losses, levels=7, colors=[INK], linewidths=0.9, linestyles="-", alpha=0.75)
         axes.clabel(lines, fontsize=8.5, fmt=lambda level: f"{level:.3g}")
     colours = pens(p.k for p in sorted(fit.residuals, key=lambda p: p.k or 0))
-    for point in fit.residuals:
+    for point in (point for point in fit.residuals if id(point) in few):
         hint = f"{jobs_named(point.jobs)}: fvu {digits(point.observed, 4)}"
         sheet.point((point.x, point.k or 1), colours[point.k], jobs=point.jobs, hint=hint, panel=1)
     at_sizes(axes, [int(size) for size in sizes])

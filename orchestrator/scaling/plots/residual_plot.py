@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from orchestrator.formatting import jobs_named, power_tick, share
 from orchestrator.scaling.laws.registry import LAWS
 from orchestrator.scaling.plots.canvas import FAINT, Drawing, Sheet, at_sizes, linear, logarithmic, pens
-from orchestrator.scaling.plots.law_plots import differing_in, series_name
+from orchestrator.scaling.plots.law_plots import differing_in, points_of, points_shown, series_name
+from orchestrator.scaling.plots.sampling import told
 from orchestrator.scaling.types import Fit
 
 _MOST_PANELS = 4
@@ -21,9 +22,12 @@ def residuals(fits: Sequence[Fit]) -> Drawing | None:
     differs = differing_in([fit for fit in fits if fit.residuals])
     named_points = [(series_name(p, fit, differs), fit, p) for fit in fits for p in fit.residuals]
     colours = pens(name for name, fit, _ in named_points if fit.law in laws)
+    few = points_shown([fit for fit in fits if fit.law in laws])
     for at, law in enumerate(laws):
         points = [(name, point) for name, fit, point in named_points if fit.law == law]
         for name, point in points:
+            if id(point) not in few:
+                continue
             hint = f"{jobs_named(point.jobs)}: {share(math.expm1(point.log_residual), 2)} from the law"
             pen = colours[name]
             place = (point.x, 100 * math.expm1(point.log_residual))
@@ -41,6 +45,7 @@ def residuals(fits: Sequence[Fit]) -> Drawing | None:
     return sheet.done(
         "Residuals of the laws",
         "A law that fits scatters about zero, without a trend. Hollow: censored, or left out of the fit.",
+        sampled=told(few, points_of([fit for fit in fits if fit.law in laws]), "points"),
     )
 
 

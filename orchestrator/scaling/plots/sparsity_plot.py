@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from orchestrator.formatting import digits
 from orchestrator.scaling.plots.canvas import Drawing, Sheet, logarithmic, pens
 from orchestrator.scaling.plots.naming import differing, in_order, place
+from orchestrator.scaling.plots.sampling import sampled, told
 from orchestrator.scaling.sparsity import why_other_sparsity
 from orchestrator.scaling.types import JobMeasurement
 
@@ -28,20 +29,24 @@ def frontier(rows: Sequence[JobMeasurement]) -> Drawing | None:
         size = f"n = {row.n_latents}" if several else ""
         groups.setdefault(", ".join(filter(None, (place(row, differs), size))) or row.activation, []).append(row)
     colours = pens(groups)
+    few = sampled(drawn, lambda row: row.job_id)
+    shown = {row.job_id for row in few}
     for name, members in groups.items():
         best, pen = unbeaten(members), colours[name]
+        leading = {row.job_id for row in best}
         at = [(row.l0 or 0.0, row.fvu or 0.0) for row in best]
         sheet.panels[0].plot(*zip(*at, strict=True), color=pen.colour, linestyle=pen.line, linewidth=1.2, zorder=2)
-        for row in members:
+        for row in (row for row in members if row.job_id in shown | leading):
             hint = f"job {row.job_id}: fvu {digits(row.fvu, 4)} at L0 {digits(row.l0)}, {row.outcome}"
             where = (row.l0 or 0.0, row.fvu or 0.0)
-            sheet.point(where, pen, jobs=(row.job_id,), hint=hint, hollow=row not in best)
+            sheet.point(where, pen, jobs=(row.job_id,), hint=hint, hollow=row.job_id not in leading)
     logarithmic(sheet.panels[0], "x", "L0 (active latents per token)", values=[row.l0 or 0.0 for row in drawn], pad=0.1)
     logarithmic(sheet.panels[0], "y", "fvu (held out)", values=[row.fvu or 0.0 for row in drawn], pad=0.1)
     sheet.legend(list(colours.items()))
     return sheet.done(
         "fvu against L0",
         "Lines: jobs that no other of their kind beats in both. Hollow: jobs that one does. Left and below is better.",
+        sampled=told(few, drawn, "jobs"),
     )
 
 

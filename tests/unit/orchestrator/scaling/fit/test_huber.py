@@ -5,9 +5,9 @@ import pytest
 from scipy.optimize import least_squares
 
 from orchestrator.scaling.fit.estimate import data_of, estimate, freedom, spread, starts
-from orchestrator.scaling.fit.huber import Data, _state, minimise, residuals, slopes
+from orchestrator.scaling.fit.huber import Data, _Grouped, _places, _state, minimise, residuals, slopes
 from orchestrator.scaling.fit.sample import Observation, Sample
-from orchestrator.scaling.forms import Form, coefficients, log_values, parameters
+from orchestrator.scaling.forms import Design, Form, coefficients, log_values, parameters
 from orchestrator.scaling.laws.registry import LAWS
 from tests.job_measurements import K_OF_G1, N_OF_G1, surface
 
@@ -38,8 +38,9 @@ def test_gradient_and_hessian_are_those_of_the_objective(law: str, form: Form) -
     random = np.random.default_rng(1)
     sample = _surface()
     theta = starts(form, sample)[-1] + 0.01 * random.normal(size=form.size)
-    data = data_of(form, sample)
-    data = data._replace(observed=data.observed[None] + 0.02 * random.normal(size=data.observed.shape), delta=1e9)
+    whole = data_of(form, sample)
+    observed = whole.observed[None] + 0.02 * random.normal(size=whole.observed.shape)
+    data = _Grouped(whole.points, observed, whole.censored[None], 1e9, None)
 
     def objective(at: np.ndarray) -> float:
         return float(_state(data, at[None]).objective[0])
@@ -94,7 +95,7 @@ def test_a_bound_that_is_kept_costs_nothing() -> None:
     every = np.ones(len(low), dtype=bool)
     assert (residuals(data._replace(observed=low, censored=every), theta) == 0).all()
     assert (residuals(data._replace(observed=high, censored=every), theta) > 0.9).all()
-    free = Data(data.points, low[None], every, np.inf)
+    free = _Grouped(data.points, low[None], every[None], np.inf, None)
     assert _state(free, theta).objective[0] == 0
 
 
@@ -140,3 +141,30 @@ def test_the_spread_respects_degrees_of_freedom() -> None:
     assert spread(np.repeat([0.0, 0.0, 0.0, 1, 1, 1], 5), n_places=6, n_coefficients=3) == pytest.approx(1.4826)
     assert spread(np.array([0.0, 1.0]), n_places=2, n_coefficients=3) == pytest.approx(1.4826)
     assert freedom(LAWS["ln"].form("+e"), _sample(0.0, n=6)) == 3
+
+
+@pytest.mark.parametrize("censored", [False, True])
+def test_seeds_of_one_place_are_worked_out_together_and_count_each(censored: bool) -> None:
+    """Three points of each place, in any order: the fit of all of them one by one."""
+    random = np.random.default_rng(3)
+    form, sample = LAWS["lnk"].forms[-1], _surface()
+    data = data_of(form, sample)
+    thrice = np.repeat(np.arange(len(data.observed)), 3)
+    random.shuffle(thrice)
+    points = Design(data.points.power[thrice], data.points.floor[thrice])
+    observed = data.observed[thrice] + 0.02 * random.normal(size=(5, len(thrice)))
+    bounds = random.random(len(thrice)) < 0.1 if censored else np.zeros(len(thrice), dtype=bool)
+    together = Data(points, observed, bounds, 0.03)
+    order, counts = _places(points)
+    assert counts is not None
+    assert (counts == 3).all()
+    assert _places(data.points) == (slice(None), None)
+    theta = starts(form, sample)[-1][None] + 0.01 * random.normal(size=(5, form.size))
+    every = _state(_Grouped(points, observed, np.broadcast_to(bounds, observed.shape), 0.03, None), theta)
+    once = Design(points.power[order][::3], points.floor[order][::3])
+    grouped = _Grouped(once, observed[:, order], np.broadcast_to(bounds[order], observed.shape), 0.03, counts)
+    for one, other in zip(_state(grouped, theta), every, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-9, atol=1e-9)
+    found, again = minimise(together, theta), minimise(together._replace(observed=observed[::-1]), theta[::-1])
+    np.testing.assert_allclose(found.objective, again.objective[::-1], rtol=1e-9)
+    assert found.converged.all()
