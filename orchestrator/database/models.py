@@ -328,6 +328,8 @@ class WorkerRow(Table):
     ended_at: Mapped[float | None]
     unwell: Mapped[str | None]
     """What is wrong with its machine, while it claims nothing for that; NULL: nothing."""
+    machine: Mapped[str | None]
+    """What all hosts of one machine, its containers, have in common; NULL: nothing is known."""
 
 
 class QueuePause(Table):

@@ -25,6 +25,8 @@ class Worker:
     host: str
     pid: int
     device: str
+    machine: str | None = None
+    """What all hosts of one machine, its containers, have in common; None where nothing tells."""
 
 
 @dataclass(frozen=True)

@@ -52,22 +52,24 @@ def report(
     return cast(Desired, row.desired)
 
 
-def count_on(engine: Engine, host: str) -> int:
-    """Return how many workers of a host have neither ended nor fallen silent.
+def counts_beside(engine: Engine, worker: Worker) -> tuple[int, int]:
+    """Return how many workers of its host, and of its machine, have neither ended nor fallen silent.
 
     Raises:
         StorageError: the database did not answer.
     """
-    living = select(func.count()).where(WorkerRow.host == host, WorkerRow.ended_at.is_(None), ~is_lost())
+    here, same_machine = WorkerRow.host == worker.host, WorkerRow.machine == worker.machine
+    columns = (func.count().filter(here), func.count().filter(or_(here, same_machine)))
     with reading(engine) as session:
-        return session.scalar(living.select_from(WorkerRow)) or 0
+        on_host, on_machine = session.execute(select(*columns).where(_lives())).one()
+    return on_host, on_machine
 
 
-def free_name(engine: Engine, name: str) -> str:
-    """Return a name that no live worker has: the one given, or that with -2, -3, … behind it."""
-    living = select(WorkerRow.name).where(WorkerRow.ended_at.is_(None), ~is_lost())
+def free_name(engine: Engine, name: str, *, is_new: bool = False) -> str:
+    """Return a name that no live worker has, where it `is_new` none there was: that given, or with -2, -3, … behind."""
+    known = select(WorkerRow.name)
     with reading(engine) as session:
-        taken = set(session.scalars(living))
+        taken = set(session.scalars(known if is_new else known.where(_lives())))
     numbered = (f"{name}-{number}" for number in count(2))
     return name if name not in taken else next(one for one in numbered if one not in taken)
 
@@ -93,6 +95,10 @@ def forget(engine: Engine, *, older_than: float) -> int:
     """Delete the rows of workers that ended, or fell silent, so many seconds ago; return how many."""
     with transaction(engine) as session:
         return len(session.scalars(_old(older_than).returning(WorkerRow.token)).all())
+
+
+def _lives() -> ColumnElement[bool]:
+    return WorkerRow.ended_at.is_(None) & ~is_lost()
 
 
 def is_lost() -> ColumnElement[bool]:

@@ -5,11 +5,15 @@ ORCH_CRASH_AT=before_claim_commit   the process gets ORCH_CRASH_SIGNAL (SIGKILL)
 ORCH_TRAINER=tests.faults.quick     another module is the trainer
 ORCH_GPU=GPU-1                      what `--device cpu` is taken for when the slot of a GPU is asked for
 ORCH_OOM_KILLS=/a/file              holds what the kernel is said to have counted
+ORCH_NO_NAMES=/a/file               once it is there, a host's name is looked for 8 s and not found, as that of a
+                                    container that is gone
 """
 
 import os
 import signal
+import socket
 import sys
+import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -51,6 +55,19 @@ def crash_at(point: str, number: signal.Signals) -> None:
     event.listen(Session, f"{when}_commit", reached)
 
 
+def lose_names(sign: Path) -> None:
+    """Let no name be resolved once a file is there."""
+    look_up = socket.getaddrinfo
+
+    def resolve(*arguments: Any, **named: Any) -> Any:
+        if sign.exists():
+            time.sleep(8)
+            raise socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution")
+        return look_up(*arguments, **named)
+
+    vars(socket)["getaddrinfo"] = resolve
+
+
 def oom_kills(counter: Path) -> int:
     return int(counter.read_text())
 
@@ -62,6 +79,8 @@ if __name__ == "__main__":
         trainer_process.COMMAND = (sys.executable, "-P", "-m", trainer)
     if gpu := os.environ.get("ORCH_GPU"):
         gpu_lock.names = lambda *_: [gpu]
+    if sign := os.environ.get("ORCH_NO_NAMES"):
+        lose_names(Path(sign))
     if counter := os.environ.get("ORCH_OOM_KILLS"):
         vars(trainer_process)["oom_kills"] = partial(oom_kills, Path(counter))
     sys.exit(program.main())

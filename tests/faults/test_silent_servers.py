@@ -17,6 +17,7 @@ from orchestrator.errors import StorageError
 from tests import servers
 from tests.faults.conftest import BUDGET, MakeWorld
 from tests.faults.proxy import Proxy, proxy
+from tests.faults.test_tracking_store import answers, tracking_server
 from tests.small_world import ROOT, World, is_gone, small_config, trainers
 
 
@@ -70,6 +71,29 @@ def test_a_worker_whose_database_never_answers_saves_and_stops(
     assert done.returncode == 5
     assert "takes connections and does not answer" in done.stderr
     assert "Another process holds" not in done.stderr
+
+
+def test_an_mlflow_that_never_answers_delays_no_job_and_no_stop(
+    make_world: MakeWorld, subject: Path, tmp_path: Path
+) -> None:
+    world = make_world()
+    with tracking_server(tmp_path) as url, proxy(url) as mlflow:
+        world.wait(lambda: answers(url), 120)
+        mlflow.is_stalled = True
+        way = {"ORCH_TRACKING_URL": mlflow.before(url)}
+        (short,) = world.enqueue(small_config(subject, max_tokens=4096))
+        worker = world.work(**way)
+        world.wait_state(short, "succeeded")
+        (long,) = world.enqueue(small_config(subject, max_tokens=BUDGET * 16), name="long")
+        world.wait(lambda: world.is_in_training(long, 1))
+        worker.terminate()
+        started = time.monotonic()
+        assert worker.wait(30) == 0, world.said()
+        assert time.monotonic() - started < 30
+        mlflow.is_stalled = False
+    assert world.attempts(short) == [("max_tokens", 0)]
+    assert [outcome for outcome, _ in world.attempts(long)] == ["preempted"]
+    assert "MLflow lacks the latest of this worker" in world.said()
 
 
 def _piped(world: World, reader: str, *arguments: str) -> "subprocess.Popen[bytes]":

@@ -1,7 +1,11 @@
 """Commands of an operator (workers, queue, top) on a real database; workers are rows that tests write."""
 
+import os
+import subprocess
+import sys
 import termios
 from collections.abc import Iterator
+from socket import gethostname
 
 import pytest
 from sqlalchemy import Engine, update
@@ -53,6 +57,33 @@ def test_the_list_of_workers(engine: Engine, capsys: Capture) -> None:
     assert capsys.readouterr().out.split() == ["w1", "w2"]
     assert run(["worker", "list", "--ended", "-o", "name"]) == 0
     assert capsys.readouterr().out.split() == ["w1", "w2", "w3"]
+
+
+def test_a_health_check_knows_a_worker_that_hangs_or_is_unwell(engine: Engine, capsys: Capture) -> None:
+    def says(code: int) -> str:
+        assert run(["worker", "check"]) == code
+        written = capsys.readouterr()
+        return written.out + written.err
+
+    def registered(token: str, pid: int, host: str = gethostname(), unwell: str | None = None) -> None:
+        worker = queue.Worker(token, host, pid, "cpu")
+        registry.report(engine, worker, token=token, version="1.0", every_seconds=10.0, unwell=unwell)
+
+    registered("elsewhere", os.getpid(), host="another")
+    assert "no worker runs on this host" in says(5)
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
+        registered("killed", process.pid)
+        silence(engine, "killed")
+        assert f"worker killed hangs: not heard of for 99 s, and process {process.pid} is there" in says(5)
+        registered("at work", process.pid)  # in a container the first process has the same number again
+        assert "1 worker of this host reported within 0 s" in says(0)
+        registered("beside", os.getpid(), unwell="disk: 0.0 GB free")
+        assert "worker beside is unwell, and claims nothing: disk: 0.0 GB free" in says(5)
+        registered("beside", os.getpid())
+        assert "2 workers of this host reported" in says(0)
+        process.kill()
+    registry.sign_off(engine, "beside")
+    assert "no worker runs on this host" in says(5)
 
 
 def test_asking_workers_to_leave(engine: Engine, capsys: Capture) -> None:

@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import psutil
 import pytest
 
 from orchestrator.cli.main import run
@@ -216,5 +217,5 @@ def test_a_demo_whose_workers_die_says_so(file: Path, monkeypatch: pytest.Monkey
 
 
 def _processes(words: str) -> list[str]:
-    listed = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout
-    return [line for line in listed.splitlines() if words in line and str(sys.executable) in line]
+    listed = [" ".join(process.info["cmdline"] or ()) for process in psutil.process_iter(["cmdline"])]
+    return [line for line in listed if words in line and str(sys.executable) in line]

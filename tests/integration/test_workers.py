@@ -279,3 +279,24 @@ def test_a_second_worker_of_a_name_has_another(engine: Engine) -> None:
     assert workers.free_name(engine, "w1") == "w1-2"
     silence(engine, "life 1")
     assert workers.free_name(engine, "w1") == "w1", "of a worker that is lost the name is free"
+    assert workers.free_name(engine, "w1", is_new=True) == "w1-2", "unless nobody chose it"
+    workers.sign_off(engine, "life 1")
+    assert workers.free_name(engine, "w1") == "w1"
+    assert workers.free_name(engine, "w1", is_new=True) == "w1-2", "a container that starts anew has its name again"
+
+
+def test_workers_in_containers_of_one_machine_know_one_another(engine: Engine) -> None:
+    one, two, other = (
+        queue.Worker("w", host, 7, "cpu", machine) for host, machine in (("c1", "boot"), ("c2", "boot"), ("c3", "else"))
+    )
+    unknown = queue.Worker("w", "c4", 7, "cpu")
+    for worker in (one, two, other, unknown):
+        report(engine, f"life of {worker.host}", worker)
+    assert workers.counts_beside(engine, one) == (1, 2)
+    report(engine, "life beside it", one)
+    assert workers.counts_beside(engine, one) == (2, 3)
+    assert workers.counts_beside(engine, other) == (1, 1)
+    assert workers.counts_beside(engine, unknown) == (1, 1)
+    silence(engine, "life of c2", 36.0)
+    workers.sign_off(engine, "life beside it")
+    assert workers.counts_beside(engine, one) == (1, 1)

@@ -31,7 +31,7 @@ from worker.protocol import (
     describe,
 )
 from worker.supervisor.health import Health
-from worker.supervisor.lease import HeldLease, Status, Write
+from worker.supervisor.lease import HeldLease, Outage, Status, Write
 from worker.supervisor.log import LogLine
 from worker.supervisor.trainer_process import Ending, meaning
 
@@ -166,10 +166,10 @@ class AttemptOutcome:
 class Attempt:
     """A claimed job while this worker holds it. Any method may raise LeaseLost: then this worker is done with it."""
 
-    def __init__(self, claim: queue.Claim, context: SupervisorContext) -> None:
-        """Take over a claim."""
+    def __init__(self, claim: queue.Claim, context: SupervisorContext, outage: Outage) -> None:
+        """Take over a claim; `outage` is shared with the attempts beside it."""
         self._claim, self._context = claim, context
-        self.lease = HeldLease(context.engine, claim.lease, context.settings)
+        self.lease = HeldLease(context.engine, claim.lease, context.settings, outage=outage)
         self.outcome = AttemptOutcome(claim, self.lease, context, self.say)
         self.stop: Stop | None = None
         self.has_begun = False

@@ -19,6 +19,8 @@ SERVICE_HEARTBEAT_SECONDS = 5.0
 RETRY_SECONDS = 2.0
 WAITED_SHARE = 4.0
 """How much longer than it was waited for a server that did not answer is left alone: the trainer is listened to."""
+MOST_OF_A_LEASE = 1 / 6
+"""That is left alone at most: a server that is back must hear of the leases while they last."""
 
 
 class Status(NamedTuple):
@@ -28,28 +30,45 @@ class Status(NamedTuple):
     tokens_per_second: float | None = None
 
 
+class Outage:
+    """Since when the database has not answered, and when to try it again: one for all the leases of a trainer.
+
+    A wait for a server that is gone may take seconds (a name that resolves no more took 10 s), and must not be
+    multiplied by the jobs.
+    """
+
+    def __init__(self) -> None:
+        """Begin without one."""
+        self.since: float | None = None
+        self.try_at = float("-inf")
+
+
 class HeldLease:
     """One lease while this worker holds it. Any call may raise LeaseLost: then nothing more may be written."""
 
     def __init__(
-        self, engine: Engine, lease: queue.Lease, settings: Settings, *, now: Callable[[], float] = time.monotonic
+        self,
+        engine: Engine,
+        lease: queue.Lease,
+        settings: Settings,
+        *,
+        outage: Outage | None = None,
+        now: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Take over the lease of a claim that was just made."""
+        """Take over the lease of a claim that was just made; `outage` is shared with the leases beside it."""
         self.lease = lease
         self.desired: queue.Desired = "run"
         self._engine, self._settings, self._now = engine, settings, now
         bound = EMBEDDED_HEARTBEAT_SECONDS if settings.embedded else SERVICE_HEARTBEAT_SECONDS
         self._every = min(settings.heartbeat_seconds, bound)
-        self._due_at = self._try_at = now()
-        self.refused_at = float("-inf")
-        """When the database last did not answer."""
-        self._away_since: float | None = None
+        self._due_at = now()
+        self._outage = outage or Outage()
         self._waiting: deque[Write] = deque()
 
     @property
     def away_seconds(self) -> float:
         """Return for how long the database has not answered; 0 when it did last time."""
-        return 0.0 if self._away_since is None else self._now() - self._away_since
+        return 0.0 if self._outage.since is None else self._now() - self._outage.since
 
     @property
     def is_written(self) -> bool:
@@ -63,7 +82,7 @@ class HeldLease:
 
     def flush(self) -> bool:
         """Write what waits; say whether all of it is written. A write that raises is not tried again."""
-        while self._waiting and self._now() >= self._try_at:
+        while self._waiting and self._now() >= self._outage.try_at:
             write = self._waiting.popleft()
             if not self._reach(write):
                 self._waiting.appendleft(write)
@@ -76,7 +95,7 @@ class HeldLease:
 
     def heartbeat(self, status: Status) -> queue.Desired:
         """Renew the lease if it is time to, and return the desired state of the job."""
-        if self._now() < max(self._due_at, self._try_at):
+        if self._now() < max(self._due_at, self._outage.try_at):
             return self.desired
         self._due_at = self._now() + self._every
         if self._reach(lambda engine, lease: self._renew(engine, lease, status)):
@@ -84,13 +103,12 @@ class HeldLease:
         return self.desired
 
     def settle(self, *, patience: Callable[[], bool], pause: Callable[[float], object] = time.sleep) -> bool:
-        """Write all that waits; try again while `patience()` is true. Say whether it is written."""
-        self._try_at = self._now()
-        while not self.flush():
-            if not patience():
-                return False
-            pause(min(RETRY_SECONDS, self._every))
-        return True
+        """Write all that waits, over an outage while `patience()` is true; say whether it is written."""
+        while self._waiting and (self._outage.since is None or patience()):
+            self._outage.try_at = self._now()
+            if not self.flush():
+                pause(min(RETRY_SECONDS, self._every))
+        return self.is_written
 
     def _renew(self, engine: Engine, lease: queue.Lease, status: Status) -> None:
         self.desired = queue.heartbeat(engine, lease, lease_seconds=self._settings.lease_seconds, **status._asdict())
@@ -100,11 +118,11 @@ class HeldLease:
         try:
             write(self._engine, self.lease)
         except StorageError:
-            self.refused_at = self._now()
-            if self._away_since is None:
-                self._away_since = self.refused_at
-            pause = max(min(RETRY_SECONDS, self._every), WAITED_SHARE * (self.refused_at - began))
-            self._try_at = self.refused_at + pause
+            now = self._now()
+            if self._outage.since is None:
+                self._outage.since = now
+            longest = MOST_OF_A_LEASE * self._settings.lease_seconds
+            self._outage.try_at = now + max(min(RETRY_SECONDS, self._every), min(longest, WAITED_SHARE * (now - began)))
             return False
-        self._away_since = None
+        self._outage.since = None
         return True

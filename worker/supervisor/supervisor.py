@@ -13,7 +13,7 @@ from queue import Empty, SimpleQueue
 from sqlalchemy import Engine
 
 from orchestrator import queue
-from orchestrator.cores import usable_cores
+from orchestrator.cores import machine_id, part_of_cores
 from orchestrator.errors import StorageError
 from orchestrator.estimates import memory
 from orchestrator.queue import workers
@@ -168,10 +168,10 @@ class Supervisor:
             (group or TrainerGroup(claims, self._context)).give_up(error)
 
     def _part_of_cores(self) -> int:
-        here = 1
+        on_host = on_machine = 1
         with suppress(StorageError):
-            here = max(here, workers.count_on(self._engine, self._worker.host))
-        return max(1, usable_cores() // here)
+            on_host, on_machine = workers.counts_beside(self._engine, self._worker)
+        return part_of_cores(on_host=on_host, on_machine=on_machine)
 
     def _tick(self) -> int:
         """Do the housekeeping that is due; return how often this worker was told to stop."""
@@ -205,4 +205,4 @@ class Supervisor:
 def this_worker(name: str | None, *, pid: int, device: str) -> queue.Worker:
     """Return who this process is in the database."""
     host = socket.gethostname()
-    return queue.Worker(name=name or f"{host}-{pid}", host=host, pid=pid, device=device)
+    return queue.Worker(name=name or f"{host}-{pid}", host=host, pid=pid, device=device, machine=machine_id())

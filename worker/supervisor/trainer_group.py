@@ -13,6 +13,7 @@ from orchestrator.errors import StorageError
 from orchestrator.storage import activation_caches, cache_rows
 from worker.protocol import Cached, Failure, Order, Said
 from worker.supervisor.attempt import Attempt, Stop, SupervisorContext
+from worker.supervisor.lease import Outage
 from worker.supervisor.log import LogLine
 from worker.supervisor.trainer_process import OOM_KILLED, TrainerProcess
 
@@ -27,7 +28,8 @@ class TrainerGroup:
     def __init__(self, claims: Sequence[queue.Claim], context: SupervisorContext) -> None:
         """Take over claims."""
         self._context, self._settings = context, context.settings
-        self._held = [Attempt(claim, context) for claim in claims]
+        outage = Outage()
+        self._held = [Attempt(claim, context, outage) for claim in claims]
         """Attempts whose lease is held and whose outcome is not stored yet."""
         self._stop: Stop | None = None
         """Why the whole trainer was told to end."""
@@ -147,13 +149,10 @@ class TrainerGroup:
         self._context.changed(attempt.job_id)
 
     def _renew_leases(self, trainer: TrainerProcess) -> None:
-        """Renew the leases. A database that is away is waited for once a call, by another attempt each time."""
-        for attempt in sorted(self._held, key=lambda attempt: attempt.lease.refused_at):
-            before = attempt.lease.refused_at
+        """Renew the leases. A database that is away is waited for once: by the first of them that is due."""
+        for attempt in tuple(self._held):
             with self._isolated(attempt, trainer):
                 attempt.heartbeat()
-            if attempt.lease.refused_at != before:
-                return
 
     def _take_from(self, trainer: TrainerProcess | None, attempt: Attempt) -> None:
         """Take an attempt from the trainer, which goes on with the others if there are any."""

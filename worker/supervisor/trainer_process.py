@@ -17,7 +17,7 @@ from worker.devices import gpu_environ
 from worker.protocol import DropJob, Exit, Failure, Order, Said, decode
 
 _OWN, _ROOT = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
-_WITHHELD = ("ORCH_DATABASE_URL", "ORCH_BROKER_URL", "ORCH_TRACKING_URL", "MLFLOW_", "PG")
+_WITHHELD = ("ORCH_DATABASE_URL", "ORCH_BROKER_URL", "ORCH_TRACKING_URL", "MLFLOW_", "PG", "POSTGRES_", "REDIS")
 """Prefixes of variables withheld from a trainer: it opens no database, and may run code that comes with a model."""
 
 _MOST_OF_A_MESSAGE = 1 << 24

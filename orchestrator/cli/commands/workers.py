@@ -91,6 +91,38 @@ def show_workers(*, ended: bool, output: str | None) -> None:
         terminal.note("There is no worker. Start one with: orch worker")
 
 
+@worker.command()
+def check() -> None:
+    """Say whether the workers of this host are well, for a health check: exit code 5 where one is not, or none runs.
+
+    One that hangs reports no more; one that is unwell says that its machine cannot do its work.
+    """
+    from socket import gethostname
+
+    import psutil
+
+    from orchestrator import results
+    from orchestrator.errors import MachineError
+
+    with database() as (_, engine):
+        rows = results.registered_workers(engine)
+    own = sorted((row for row in rows if row.host == gethostname()), key=lambda row: row.started_at)
+    last = {row.pid: row for row in own}  # a process id comes again after a restart of a container
+    running = [row for pid, row in last.items() if psutil.pid_exists(pid)]
+    if not running:
+        raise MachineError("no worker runs on this host", hint="Start one with: orch worker")
+    for row in running:
+        if row.state == "lost":
+            raise MachineError(
+                f"worker {row.name} hangs: not heard of for {row.silent:,.0f} s, and process {row.pid} is there"
+            )
+        if row.unwell:
+            raise MachineError(f"worker {row.name} is unwell, and claims nothing: {row.unwell}")
+    terminal.echo(
+        f"{plural(len(running), 'worker')} of this host reported within {max(row.silent for row in running):.0f} s"
+    )
+
+
 _every = click.option("--all", "everybody", is_flag=True, help="Every worker there is.")
 _names = click.argument("names", metavar="NAME...", nargs=-1)
 

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.cores import usable_cores
+from orchestrator import cores as counted
+from orchestrator.cores import machine_id, part_of_cores, usable_cores
 
 BOUND = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
@@ -43,3 +44,30 @@ def test_a_quota_counts(tmp_path: Path, own: str, files: dict[str, str], cores: 
 
 def test_of_what_is_not_known_there_is_no_quota(tmp_path: Path) -> None:
     assert usable_cores(tmp_path / "none", tmp_path / "none") == BOUND
+
+
+@pytest.mark.parametrize(
+    ("usable", "machine", "on_host", "on_machine", "part"),
+    [
+        (16, 16, 1, 1, 16),
+        (16, 16, 4, 4, 4),
+        (2, 2, 1, 2, 1),  # two containers of one machine
+        (4, 16, 1, 4, 4),  # each with a quota of its own
+        (4, 16, 2, 8, 2),
+        (1, 2, 1, 2, 1),
+        (2, 2, 3, 3, 1),
+        (8, 8, 0, 0, 8),  # before its first report
+    ],
+)
+def test_workers_share_what_their_host_may_use_and_the_machine(
+    monkeypatch: pytest.MonkeyPatch, usable: int, machine: int, on_host: int, on_machine: int, part: int
+) -> None:
+    monkeypatch.setattr(counted, "usable_cores", lambda: usable)
+    monkeypatch.setattr(os, "cpu_count", lambda: machine)
+    assert part_of_cores(on_host=on_host, on_machine=on_machine) == part
+
+
+@pytest.mark.skipif(not Path("/proc/sys/kernel/random/boot_id").exists(), reason="the kernel tells on Linux alone")
+def test_a_machine_is_one_and_the_same_whatever_its_hosts_are_called() -> None:
+    assert machine_id()
+    assert machine_id() == machine_id()

@@ -53,10 +53,11 @@ def test_an_attempt_says_who_it_is() -> None:
     from orchestrator.queue import Lease
     from orchestrator.settings import Settings
     from worker.supervisor.attempt import Attempt
+    from worker.supervisor.lease import Outage
 
     heard: list[str] = []
     around = SimpleNamespace(engine=None, settings=Settings(), say=heard.append)
-    attempt = Attempt(SimpleNamespace(lease=Lease(7, 2, "0123456789abcdef")), around)  # type: ignore[arg-type]
+    attempt = Attempt(SimpleNamespace(lease=Lease(7, 2, "0123456789abcdef")), around, Outage())  # type: ignore[arg-type]
     attempt.say("shutdown: writing a checkpoint")
     attempt.say(LogLine("the lease is lost", level="warning"))
     first, second = (LogLine.of(text) for text in heard)

@@ -171,6 +171,26 @@ def test_the_environment_of_a_trainer(tmp_path: Path) -> None:
     assert child.log.read_text().splitlines()[-2:] == ["1", "c"]
 
 
+def test_no_password_of_a_server_is_in_the_environment_of_a_trainer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    secrets = {
+        "PGPASSWORD": "s3cret-pg", "PGPASSFILE": "/s3cret-file", "ORCH_DATABASE_URL": "postgresql://orch:s3cret@db/orch",
+        "ORCH_BROKER_URL": "redis://:s3cret@redis/0", "ORCH_TRACKING_URL": "http://u:s3cret@mlflow",
+        "MLFLOW_TRACKING_PASSWORD": "s3cret-flow", "REDIS_PASSWORD": "s3cret-redis", "REDISCLI_AUTH": "s3cret-cli",
+        "POSTGRES_PASSWORD": "s3cret-role",
+    }  # fmt: skip
+    for name, value in secrets.items():
+        monkeypatch.setenv(name, value)
+    child = TrainerProcess(order_for(os.getpid()), log=tmp_path / "log")  # the real one
+    deadline = time.monotonic() + 10
+    while "OMP_NUM_THREADS" not in (told := psutil.Process(child.pid).environ()):  # empty until it is carried out
+        assert time.monotonic() < deadline
+    child.kill()
+    child.close()
+    assert "s3cret" not in str(told)
+
+
 def test_an_order_of_a_supervisor_that_is_gone_is_not_taken(tmp_path: Path) -> None:
     child = TrainerProcess(order_for(1), log=tmp_path / "log", command=[sys.executable, "-c", SPEAK])
     assert child.next(10) is None
