@@ -20,8 +20,8 @@ _BATCH = 128
 def ours(activation: Activation, kind: Normalize, x: Tensor) -> InferenceSae:
     """Return an SAE trained on raw activations, in the form in which it is used."""
     sizes = {"batch_tokens": _BATCH, "shuffle_tokens": _BATCH, "max_tokens": len(x), "first_point_tokens": len(x)}
-    sae = {"activation": activation, "n_latents": N_LATENTS, "k": K, "normalize": kind}
-    config = parse({"sae": sae, "training": sizes})
+    chosen = {"activation": activation, "n_latents": N_LATENTS, "k": K, "normalize": kind}
+    config = parse({"sae": chosen, "training": sizes})
     vectors = normalize(x, kind).vectors
     state = TrainState.fresh(config, vectors[:512])
     for _ in train(state, vectors.split(_BATCH), config=config, heldout=vectors[:256]):  # type: ignore[no-untyped-call]
