@@ -5,8 +5,9 @@ BIN := .venv/bin
 READY := .venv/.ready
 KERNELS := .venv/.kernels
 DOCS := .venv/.docs
+PEERS := .venv-peers/.ready
 
-.PHONY: demo test check bench gpu-check wheels soak docs screenshots lock format clean
+.PHONY: demo test peers check bench gpu-check wheels soak docs screenshots lock format clean
 .DEFAULT_GOAL := demo
 
 demo: $(READY)  ## train the quickstart sweep on the language model that ships here
@@ -14,6 +15,9 @@ demo: $(READY)  ## train the quickstart sweep on the language model that ships h
 
 test: $(READY) $(KERNELS)  ## every tier, two files at a time, for many tests wait (gpu where there is one)
 	@$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+
+peers: $(PEERS)  ## SAELens, sparsify and dictionary_learning judge our files, and theirs are read
+	@OMP_NUM_THREADS=1 .venv-peers/bin/python -m pytest tests/peers
 
 check: $(READY)  ## format, lint, types, import contracts
 	@$(BIN)/python -m ruff format --check .
@@ -73,5 +77,12 @@ $(DOCS): $(READY)
 	@$(BIN)/python -m pip install --quiet --editable ".[docs]"
 	@touch $@
 
+$(PEERS): $(READY) tests/peers/requirements.txt  # sees what is in .venv; nothing of theirs may bring another torch
+	@$(BIN)/python -m venv .venv-peers
+	@$(BIN)/python -c "import sysconfig as s; print(f'import site; site.addsitedir({s.get_path(\"purelib\")!r})')" \
+		> $$(.venv-peers/bin/python -c "import sysconfig as s; print(s.get_path('purelib'))")/ours.pth
+	@.venv-peers/bin/python -m pip install --quiet --no-deps --requirement tests/peers/requirements.txt
+	@touch $@
+
 clean:
-	rm -rf .venv .orch site
+	rm -rf .venv .venv-peers .orch site

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-TIERS = ("unit", "integration", "conformance", "chaos", "faults", "security", "compiled", "gpu", "golden")
+TIERS = ("unit", "integration", "conformance", "chaos", "faults", "security", "compiled", "gpu", "golden", "peers")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

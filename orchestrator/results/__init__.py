@@ -1,6 +1,6 @@
 """The read side: flat rows of jobs, sweeps, workers, curves and histories."""
 
-from orchestrator.results.dead_share import can_measure, dead_window
+from orchestrator.results.auto_values import can_measure, dead_window
 from orchestrator.results.fit_rows import measured
 from orchestrator.results.job_history import attempts, checkpoints, config, convergence, curve, events
 from orchestrator.results.job_rows import jobs, waiting_for

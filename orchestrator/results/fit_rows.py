@@ -13,9 +13,8 @@ from orchestrator.config.synthetic import is_synthetic
 from orchestrator.curves.point import Point
 from orchestrator.database import models as m
 from orchestrator.database.engine import reading
-from orchestrator.results.dead_share import measured_share, stored_window
+from orchestrator.results.auto_values import lr_of, measured_share, stored_window
 from orchestrator.results.job_history import measured_points
-from orchestrator.results.learning_rates import lr_of
 from orchestrator.results.selectors import sweep_ids
 from orchestrator.results.text_passes import trainable_of
 from orchestrator.scaling.types import JobMeasurement

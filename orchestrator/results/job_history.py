@@ -11,7 +11,7 @@ from orchestrator.curves.point import Point
 from orchestrator.database import models as m
 from orchestrator.database.engine import reading
 from orchestrator.errors import NotFound
-from orchestrator.results.dead_share import measured_share, stored_window
+from orchestrator.results.auto_values import measured_share, stored_window
 from orchestrator.results.rows import AttemptRow, CheckpointRow, ConvergenceRow, EventRow
 
 

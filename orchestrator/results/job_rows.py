@@ -10,9 +10,8 @@ from sqlalchemy.orm import Session
 from orchestrator.database import models as m
 from orchestrator.database.engine import db_now, reading
 from orchestrator.queue.eligibility import Obstacle, obstacle, obstacle_flags, queue_order
-from orchestrator.results.dead_share import measured_share, stored_window
+from orchestrator.results.auto_values import measured_share, stored_window, trained_lr
 from orchestrator.results.eta import expected_tokens
-from orchestrator.results.learning_rates import trained_lr
 from orchestrator.results.rows import JobRow
 from orchestrator.results.text_passes import trainable_tokens
 from orchestrator.results.varied_keys import differences

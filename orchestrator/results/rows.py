@@ -30,7 +30,7 @@ class JobRow:
     """Of a running job."""
     fvu: float | None
     dead_share: float | None
-    """None also where no latent could be dead yet: `results.dead_share`."""
+    """None also where no latent could be dead yet: `results.auto_values`."""
     l0: float | None
     """Mean active latents per held-out token, as measured."""
     outcome: str | None

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from orchestrator.config.sae_facts import SaeFacts
-from orchestrator.errors import ConfigError, StorageError
+from orchestrator.errors import ConfigError, OrchError, StorageError
 from worker import checked_folder
 from worker.formats import portable
 from worker.formats.foreign import (
@@ -80,6 +80,13 @@ FORMATS: dict[str, SaeFormat] = {
     ),
 }  # fmt: skip
 """By the name that the command line gives it."""
+_NOT_AS_WRITTEN = (AttributeError, TypeError, ValueError, KeyError, IndexError, OverflowError, RuntimeError)
+"""What a config with a list in the place of a number, say, comes to."""
+_STATED: dict[str, tuple[type, ...]] = {
+    "subject": (str,), "revision": (str,), "hook_point": (str,), "target_hook_point": (str,),
+    "context_length": (int,), "prepend_bos": (bool,), "stated_l0": (float, int), "stated_fvu": (float, int),
+}  # fmt: skip
+"""Facts that are taken from files as they stand there."""
 WRITTEN = tuple(name for name, form in FORMATS.items() if form.fill is not None)
 
 
@@ -120,7 +127,14 @@ def read(path: Path, *, format: str | None = None, named: str = "") -> ReadSae:
         ConfigError: the format is not known, or the files are not as it says; the message names file and tensor.
     """
     name = format or detect(path).name
-    sae = _known(name).read(path, named)
+    form = _known(name)
+    try:
+        sae = form.read(path, named)
+    except OrchError:
+        raise
+    except _NOT_AS_WRITTEN as error:
+        raise ConfigError(f"{path} is not as {form.title} writes it ({type(error).__name__}: {error})") from error
+    _check_types(sae.facts, path)
     return ReadSae(sae, sae.facts)
 
 
@@ -150,6 +164,13 @@ def files_needed(format: str) -> list[str]:
         ConfigError: there is no such format.
     """
     return list(_known(format).files)
+
+
+def _check_types(facts: SaeFacts, path: Path) -> None:
+    for name, kinds in _STATED.items():
+        found = getattr(facts, name)
+        if found is not None and not isinstance(found, kinds):
+            raise ConfigError(f"{path} says {name} = {found!r}, which is no {kinds[0].__name__}")
 
 
 def _known(name: str) -> SaeFormat:

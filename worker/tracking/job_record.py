@@ -20,7 +20,7 @@ from orchestrator.database.models import (
 )
 from orchestrator.job_states import TERMINAL
 from orchestrator.masking import clean
-from orchestrator.results.dead_share import measured_share, stored_window
+from orchestrator.results.auto_values import measured_share, stored_window
 from orchestrator.results.varied_keys import differences
 
 MEASURES = (

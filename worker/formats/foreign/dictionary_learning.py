@@ -65,6 +65,7 @@ def read(path: Path, named: str = "") -> InferenceSae:
 
     A backup of a training that was not done (`backup_steps` puts it in the place of ae.pt) is known by its `ae`;
     its biases are those of activations divided by `norm_factor`, and are multiplied by it, as their trainer does.
+    Latents of AutoEncoder are multiplied by the norms of the decoder's rows, as its own loader does.
 
     Raises:
         ConfigError: a file, a key or a tensor is missing or wrong, or a threshold was never set.
@@ -92,7 +93,8 @@ def read(path: Path, named: str = "") -> InferenceSae:
         tensors |= {ours: tensors[ours] * norm_factor for ours in _SCALED_BIASES if ours in tensors}
     if kind.selection == "batchtopk":
         _check_threshold(stored["threshold"], weights)
-    return InferenceSae(_facts(kind, tensors, config, stored), tensors)
+    sae = InferenceSae(_facts(kind, tensors, config, stored), tensors)
+    return sae.with_unit_rows() if name == "AutoEncoder" else sae
 
 
 def fill(sae: InferenceSae) -> Callable[[Path], None]:

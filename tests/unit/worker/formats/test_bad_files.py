@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -196,3 +197,24 @@ def test_formats_that_are_read_alone_and_formats_that_are_not(tmp_path: Path) ->
     with pytest.raises(ConfigError, match="there is no format 'onnx'"):
         registry.write(made("topk"), tmp_path / "a", format="onnx")
     assert registry.files_needed("sparsify") == ["cfg.json", "sae.safetensors", "config.json"]
+
+
+@pytest.mark.parametrize("value", [[], {}, "x", -1, 0, 1e308, True, [1, 2]], ids=repr)
+@pytest.mark.parametrize("format", [name for name in registry.WRITTEN if name != "openai"])
+def test_a_config_with_anything_in_the_place_of_a_value(format: str, value: Any, tmp_path: Path) -> None:
+    """It is read where the value does not matter, and else refused: no other error."""
+    sae = made("topk").changed({"b_enc": torch.zeros(N_LATENTS)})
+    registry.write(sae, tmp_path / "a", format=format)
+    for path in (tmp_path / "a").glob("c*.json"):
+        whole = json.loads(path.read_text())
+        parts = [(whole, key) for key in whole]
+        parts += [(part, key) for part in whole.values() if isinstance(part, dict) for key in part]
+        for part, key in parts:
+            kept, part[key] = part[key], value
+            path.write_text(json.dumps(whole))
+            (tmp_path / "a" / "manifest.json").write_text(json.dumps({"sha256": {}}))
+            with suppress(ConfigError):
+                registry.detect(tmp_path / "a")
+            with suppress(ConfigError):
+                assert registry.read(tmp_path / "a", format=format).facts.d_model == D_MODEL
+            part[key] = kept

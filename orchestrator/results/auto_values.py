@@ -1,9 +1,13 @@
-"""The share of dead latents, where it was measured: within the dead window of its start, a job cannot have any."""
+"""What `auto` came to: the learning rate, and the window before whose end no latent can be dead or counted as dead."""
 
 import json
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from sqlalchemy import ColumnElement, func, select
+
 from orchestrator.config import sizes
+from orchestrator.database.models import Attempt, Job
 
 if TYPE_CHECKING:  # `orch status` reads what is stored without it
     from orchestrator.config.job import JobConfig
@@ -44,3 +48,19 @@ def _window(config: dict[str, Any], d_model: int | None) -> int | None:
     if given == "auto" and not n_latents:
         return None
     return sizes.dead_window(given, n_latents=n_latents, k=sae["k"], max_tokens=max_tokens)
+
+
+def trained_lr() -> ColumnElement[float | None]:
+    """Return the expression on a job for its learning rate; NULL where it is auto and no attempt has begun.
+
+    Facts come first: a worker of an earlier version may have written the rate of an earlier attempt over the column.
+    """
+    resolved = Attempt.facts["lr"].as_float()
+    newest = select(resolved).where(Attempt.job_id == Job.id, resolved.is_not(None)).order_by(Attempt.attempt.desc())
+    return func.coalesce(newest.limit(1).correlate(Job).scalar_subquery(), Job.lr)
+
+
+def lr_of(asked: float | None, facts: Mapping[str, Any]) -> float | None:
+    """Return the same from a job's row and its newest attempt's facts, every bit of it."""
+    resolved: float | None = facts.get("lr")
+    return asked if resolved is None else resolved

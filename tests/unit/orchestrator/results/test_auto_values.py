@@ -5,7 +5,7 @@ import math
 import pytest
 
 from orchestrator.config.validation import parse
-from orchestrator.results.dead_share import can_measure, measured_share, stored_window
+from orchestrator.results.auto_values import can_measure, measured_share, stored_window
 
 
 @pytest.mark.parametrize(
