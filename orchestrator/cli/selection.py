@@ -10,6 +10,7 @@ import click
 from orchestrator.errors import OrchError
 from orchestrator.job_states import STATES
 from orchestrator.masking import clean
+from orchestrator.token_units import token_count
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
@@ -18,8 +19,6 @@ if TYPE_CHECKING:
     from orchestrator.results import JobRow
     from orchestrator.settings import Settings
 
-_TIMES = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
-_MOST_TOKENS = 2**53
 _Decorated = TypeVar("_Decorated", bound=Callable[..., Any])
 
 
@@ -118,20 +117,14 @@ def time_span(ctx: click.Context, param: click.Parameter, value: str | None) -> 
     return seconds
 
 
-def token_count(ctx: click.Context, param: click.Parameter, value: str | None) -> int | None:
-    """Return a number of tokens: 50M, 500k, 2.5G, 50_000_000 or 5e7."""
-    import re
-    from decimal import Decimal
-
-    if value is None:
-        return None
-    found = re.fullmatch(r"(\d[\d_]*(?:\.\d+)?(?:e\d+)?)([kMGT]?)", value.strip())
-    tokens = Decimal(found[1]) * _TIMES[found[2]] if found else Decimal(0)
-    if not 0 < tokens <= _MOST_TOKENS or tokens != int(tokens):
+def tokens_given(ctx: click.Context, param: click.Parameter, value: str | None) -> int | None:
+    """Return a number of tokens, as `token_count` reads it."""
+    tokens = None if value is None else token_count(value)
+    if value is not None and tokens is None:
         raise click.BadParameter(
             f"{value!r} is no number of tokens: write 50M, 500k or 50_000_000.", ctx=ctx, param=param
         )
-    return int(tokens)
+    return tokens
 
 
 def states_option() -> Callable[[_Decorated], _Decorated]:

@@ -8,6 +8,7 @@ from orchestrator.config.job import JobConfig
 from orchestrator.config.validation import field_paths, near_key
 from orchestrator.errors import ConfigError
 from orchestrator.sweep.yaml_source import Node, parse_text, read_text
+from orchestrator.token_units import token_count
 
 VERSION = 1
 SWEEP_ONLY = ("sweep", "exclude", "limits", "labels", "priority")
@@ -85,12 +86,19 @@ def dotted_keys(found: dict[str, Node], *, also: tuple[str, ...] = ()) -> dict[s
 def assign(found: dict[str, Node], folders: tuple[Path, ...], *, also: tuple[str, ...] = ()) -> Assignments:
     """Return assignments; a path that exists in one of the folders becomes absolute."""
     return {
-        key: Assignment(absolute_path(key, node.plain(), folders), node.location)
+        key: Assignment(read_value(key, node.plain(), folders), node.location)
         for key, node in dotted_keys(found, also=also).items()
     }
 
 
-def absolute_path(key: str, value: Any, folders: tuple[Path, ...]) -> Any:
+def read_value(key: str, value: Any, folders: tuple[Path, ...]) -> Any:
+    """Return a key's value as a config takes it: tokens such as 50M as a number, a path as `_absolute_path` does."""
+    if key.endswith("_tokens") and isinstance(value, str):
+        return token_count(value) or value
+    return _absolute_path(key, value, folders)
+
+
+def _absolute_path(key: str, value: Any, folders: tuple[Path, ...]) -> Any:
     """Return the absolute path for a relative path or pattern of the subject or the data that exists in a folder."""
     if key not in _PATH_KEYS or not isinstance(value, str) or not value:
         return value

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from orchestrator.errors import ConfigError
-from orchestrator.sweep.assignments import Assignment, Assignments, absolute_path, dotted_keys, entries
+from orchestrator.sweep.assignments import Assignment, Assignments, dotted_keys, entries, read_value
 from orchestrator.sweep.ranges import is_range, range_forms, spread, unknown_range
 from orchestrator.sweep.yaml_source import Node
 
@@ -58,7 +58,7 @@ def values_of(node: Node) -> list[Node]:
 
 def axis_of(key: str, values: list[Node], folders: tuple[Path, ...]) -> Axis:
     """Return the axis of one key."""
-    return tuple({key: Assignment(absolute_path(key, value.plain(), folders), value.location)} for value in values)
+    return tuple({key: Assignment(read_value(key, value.plain(), folders), value.location)} for value in values)
 
 
 def without(axes: list[Axis], dropped: Callable[[str], bool]) -> list[Axis]:
@@ -119,7 +119,7 @@ def _list(body: Node, folders: tuple[Path, ...]) -> Axis:
         raise ConfigError(f"{body.location}: list needs one or more points", hint=_FORMS)
     return tuple(
         {
-            key: Assignment(absolute_path(key, node.plain(), folders), node.location)
+            key: Assignment(read_value(key, node.plain(), folders), node.location)
             for key, node in dotted_keys(entries(point, "a point of a list")).items()
         }
         for point in body.value

@@ -6,6 +6,7 @@ from difflib import get_close_matches
 from fractions import Fraction
 
 from orchestrator.errors import ConfigError
+from orchestrator.token_units import token_count
 
 Number = int | float
 
@@ -22,6 +23,7 @@ def spread(kind: str, arguments: Sequence[object], *, location: str) -> list[Num
         ConfigError: an unknown kind, or arguments it cannot take.
     """
     make, form = _KINDS[kind]
+    arguments = [token_count(one) or one if isinstance(one, str) else one for one in arguments]
     numbers = [x for x in arguments if isinstance(x, int | float) and not isinstance(x, bool) and abs(x) <= MAX_NUMBER]
     try:
         if len(numbers) != len(arguments):

@@ -5,6 +5,7 @@
 """
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -12,12 +13,14 @@ from torch import Tensor, nn
 
 from orchestrator.config.activation_functions import Activation
 from orchestrator.config.job import SaeConfig
-from worker.sae.jumprelu import is_above, jump_relu
 from worker.sae.topk import batch_top_k
 
 _FIRST_THRESHOLD = 1e-3
 """θ of JumpReLU before it is measured on a sample."""
 _LEAST_THRESHOLD = 1e-6
+
+BANDWIDTH = 1e-3
+"""Width ε of the rectangle kernel of JumpReLU's straight-through gradient."""
 
 Tensors = Mapping[str, Tensor]
 """A function's own tensors, by the names under which the model registers them."""
@@ -159,6 +162,39 @@ class BatchTopK(ActivationFunction):
     def calibrate(self, pre_acts: Float[Tensor, "n_tokens n_latents"], own: Tensors, *, k: int) -> None:
         """Set the threshold to the smallest of the k · n_tokens largest pre-activations; to 0 where that is below."""
         own["threshold"].copy_(pre_acts.flatten().topk(k * len(pre_acts)).values[-1].clamp_min(0.0))
+
+
+def is_above(
+    pre_acts: Float[Tensor, "n_tokens n_latents"], threshold: Float[Tensor, " n_latents"]
+) -> Float[Tensor, "n_tokens n_latents"]:
+    """Return 1[a > θ], with ∂/∂θ = −1/ε where |a − θ| < ε/2 and no gradient to a.
+
+    Source: Rajamanoharan et al. 2024, JumpReLU SAEs, eq. 11.
+    """
+    above: Tensor = _IsAbove.apply(pre_acts, threshold)  # type: ignore[no-untyped-call]
+    return above
+
+
+def jump_relu(
+    pre_acts: Float[Tensor, "n_tokens n_latents"], threshold: Float[Tensor, " n_latents"]
+) -> Float[Tensor, "n_tokens n_latents"]:
+    """Return a · 1[a > θ], with ∂/∂θ = −θ/ε where |a − θ| < ε/2 and ∂/∂a = 1[a > θ]."""
+    above = is_above(pre_acts, threshold)
+    constant = above.detach()
+    return pre_acts * constant + threshold.detach() * (above - constant)
+
+
+class _IsAbove(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, pre_acts: Tensor, threshold: Tensor) -> Tensor:
+        ctx.save_for_backward(pre_acts, threshold)
+        return (pre_acts > threshold).to(pre_acts.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[None, Tensor]:
+        pre_acts, threshold = ctx.saved_tensors
+        near = (pre_acts - threshold).abs() < BANDWIDTH / 2
+        return None, -(gradients[0] * near).sum(0) / BANDWIDTH
 
 
 FUNCTIONS: dict[Activation, ActivationFunction] = {

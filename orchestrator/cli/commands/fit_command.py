@@ -7,7 +7,7 @@ import click
 
 from orchestrator.cli import terminal
 from orchestrator.cli.commands.services import ship
-from orchestrator.cli.selection import database, job_choice_options, output_option, token_count, yes_option
+from orchestrator.cli.selection import database, job_choice_options, output_option, tokens_given, yes_option
 
 if TYPE_CHECKING:
     from orchestrator.scaling.fit.fitting import Fitted
@@ -25,7 +25,7 @@ _LAWS = "ln, lc, lnk, tn, lr, ls, lnt or lrt"
               help="A job's last held-out fvu, or the limit of its curve's tail.")  # fmt: skip
 @click.option("--flops", type=click.Choice(["dense", "executed", "subject+executed"]), default="dense",
               show_default=True, help="What the axis of L(C) counts.")  # fmt: skip
-@click.option("--tokens", metavar="TOKENS", callback=token_count,
+@click.option("--tokens", metavar="TOKENS", callback=tokens_given,
               help="Compare at equal tokens too: lnt and lrt, after so many, such as 5M.")  # fmt: skip
 @job_choice_options
 @click.option("--bootstrap", type=click.IntRange(100, 100_000), default=2000, show_default=True,

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import click
 
 from orchestrator.cli import terminal
-from orchestrator.cli.selection import database, output_option, selectors, token_count, yes_option
+from orchestrator.cli.selection import database, output_option, selectors, tokens_given, yes_option
 from orchestrator.errors import StateError
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ def retry(*, selectors: tuple[str, ...], yes: bool, output: str | None) -> None:
 
 @click.command()
 @selectors(required=True)
-@click.option("--max-tokens", required=True, metavar="TOKENS", callback=token_count,
+@click.option("--max-tokens", required=True, metavar="TOKENS", callback=tokens_given,
               help="The new budget of each, such as 50M.")  # fmt: skip
 @yes_option()
 @output_option("name", "json")

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from orchestrator.config.job import SaeConfig
-from worker.sae.jumprelu import BANDWIDTH, is_above, jump_relu
+from worker.sae.activation_functions import BANDWIDTH, is_above, jump_relu
 from worker.sae.model import SparseAutoencoder
 
 
