@@ -13,6 +13,7 @@ import argparse
 import json
 import os
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -44,6 +45,13 @@ sweep:
       sae.k: {{range: [1, 50, 1]}}
       training.seed: {{range: [0, {last_seed}, 1]}}
 """
+_RUN = """
+import resource, subprocess, sys
+subprocess.run(sys.argv[1:], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=True)
+used = resource.getrusage(resource.RUSAGE_CHILDREN)
+print(used.ru_utime + used.ru_stime, used.ru_maxrss)
+"""
+"""From a small process: what starts a command counts into the command's largest resident set."""
 CHOICES = {
     "--sort priority": Choice(sort="priority"), "--sort=-fvu": Choice(sort="-fvu"),
     "--where subject.layer=3 --sort=-n": Choice(where={"subject.layer": [3]}, sort="-n"),
@@ -106,16 +114,13 @@ def _measured(settings: Settings, *, short: bool) -> Iterator[dict[str, Any]]:
 
 def _command(settings: Settings, *arguments: str) -> dict[str, Any]:
     """Run a command to its end."""
+    command = [sys.executable, "-c", _RUN, *python_command("orchestrator", *arguments)]
     place = {"ORCH_HOME": str(settings.home), "ORCH_DATABASE_URL": settings.database_url}
     environment = python_environment() | {name: value for name, value in place.items() if value}
     started = time.perf_counter()
-    with subprocess.Popen(
-        python_command("orchestrator", *arguments), env=environment, stdout=subprocess.DEVNULL, cwd=settings.home
-    ) as process:
-        _, status, used = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
-    assert process.returncode == 0
-    return _row(time.perf_counter() - started, used.ru_utime + used.ru_stime) | {"MB": used.ru_maxrss / 1024}
+    done = subprocess.run(command, env=environment, cwd=settings.home, capture_output=True, text=True, check=True)
+    cpu, kilobytes = map(float, done.stdout.split())
+    return _row(time.perf_counter() - started, cpu) | {"MB": kilobytes / 1024}
 
 
 def _work(work: Callable[[], object]) -> dict[str, Any]:
@@ -135,7 +140,7 @@ def _other_writes(settings: Settings) -> Iterator[list[float]]:
     engine, ended, found = connect(settings.database), threading.Event(), [0.0]
 
     def write() -> None:
-        while not ended.wait(0.01):
+        while not ended.wait(0.05):
             started = time.perf_counter()
             with transaction(engine) as session:
                 session.execute(insert(Event).values(at=db_now(), kind="probe"))

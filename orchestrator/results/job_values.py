@@ -61,6 +61,9 @@ def config_text(session: Session, key: str) -> ColumnElement[Any]:
 
 def has_one_of(session: Session, key: str, values: Sequence[Any]) -> ColumnElement[bool]:
     """Return the condition on a job that its config has one of some values under a dotted key, as Python compares."""
+    if key in _SAME:
+        numbers = (value for value in values if isinstance(value, int | float) and math.isfinite(value))
+        return FIELDS_READ[_SAME[key]]().in_({int(value) for value in numbers if value == int(value)})
     text = config_text(session, key)
     among = text.in_({said for value in values for said in _texts(value)})
     return or_(among, text.is_(None)) if None in values else among
