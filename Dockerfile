@@ -17,6 +17,7 @@ ENV PATH=/venv/bin:$PATH PYTHONUNBUFFERED=1
 WORKDIR /orch
 COPY --from=packages /venv /venv
 COPY pyproject.toml README.md ./
+COPY orch orch
 COPY orchestrator orchestrator
 COPY worker worker
 COPY migrations migrations

@@ -7,6 +7,7 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
+DOOR = "orch"
 PACKAGES = ("orchestrator", "worker")
 ROOT = Path(__file__).parents[1]
 PLACE = "<!-- packages -->"
@@ -34,9 +35,9 @@ def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -
 
 
 def packages() -> list[str]:
-    """Return the packages that get a page: the children of both wings."""
+    """Return the packages that get a page: the door, and the children of both wings."""
     found = (path.parent for wing in PACKAGES for path in (ROOT / wing).glob("*/__init__.py"))
-    return sorted(".".join(path.relative_to(ROOT).parts) for path in found)
+    return [DOOR, *sorted(".".join(path.relative_to(ROOT).parts) for path in found)]
 
 
 def purpose(name: str) -> str:

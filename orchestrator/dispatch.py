@@ -16,6 +16,7 @@ TASK_NAME = "orch.wake"
 QUEUE_NAME = "orch"
 EXPIRES_SECONDS = 120
 MAX_MESSAGES = 64
+NOT_WOKEN = "the broker does not answer, so no worker was woken."
 _VISIBILITY_SECONDS = 3600
 
 

@@ -5,6 +5,9 @@ OrchError                     exit 1   anything of ours
 ├── NotFound(LookupError)     exit 3   the person names something else
 ├── StateError                exit 4   the action is not allowed now, or the lease has gone to another worker
 ├── FitError                  exit 4   a fit lacks jobs: the message names them
+├── WaitTimedOut              exit 6   jobs that are waited for had not ended in time
+├── JobFailed                 exit 7   a job that was waited for failed
+├── JobCancelled              exit 8   a job that was waited for was cancelled
 ├── MachineError              exit 5   this machine's fault, and no job's: try elsewhere, or later (retry = True)
 │   └── StorageError          exit 5   database, broker or disk
 │       └── CheckpointsElsewhere  exit 5   a job's checkpoints are not to be seen here
@@ -81,6 +84,24 @@ class FitError(OrchError):
     """There are too few jobs for this fit."""
 
     exit_code = 4
+
+
+class WaitTimedOut(OrchError):
+    """Jobs had not ended in time."""
+
+    exit_code = 6
+
+
+class JobFailed(OrchError):
+    """A job failed."""
+
+    exit_code = 7
+
+
+class JobCancelled(OrchError):
+    """A job was cancelled."""
+
+    exit_code = 8
 
 
 class SubjectError(OrchError):

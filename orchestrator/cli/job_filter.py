@@ -37,14 +37,10 @@ def choice_of(where: Sequence[str], labels: Sequence[str], best_by: str | None, 
     Raises:
         ConfigError: an unknown key, or a text of another form.
     """
-    from orchestrator.results.choice import Choice, check
+    from orchestrator.results.choice import Choice, checked
 
     pairs = {key: _values(key, text) for key, text in (_parted(one, "--where") for one in where)}
-    keys = _keys(best_by)
-    check([*pairs, *keys, *([sort.removeprefix("-")] if sort else [])])
-    if wrong := [key for key in pairs if "." not in key]:
-        raise ConfigError(f"--where {wrong[0]}: not a key of a config", hint="Such as sae.k=8: orch config schema")
-    return Choice(pairs, dict(_parted(one, "--label") for one in labels), keys, sort)
+    return checked(Choice(pairs, dict(_parted(one, "--label") for one in labels), _keys(best_by), sort))
 
 
 def columns_of(engine: "Engine", rows: "Sequence[JobRow]", keys: Sequence[str]) -> "list[Column[JobRow]]":

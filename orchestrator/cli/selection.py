@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -49,11 +48,6 @@ def job_rows(engine: "Engine", selectors: Sequence[str]) -> "list[JobRow]":
     from orchestrator import results
 
     return results.jobs(engine, ids=results.find(engine, selectors))
-
-
-def located(settings: "Settings", rows: "Sequence[JobRow]") -> "list[JobRow]":
-    """Return jobs with the place where their SAEs are now: the folder may have moved since they were stored."""
-    return [replace(row, artifact_uri=row.artifact_uri and settings.artifact(row.artifact_uri)) for row in rows]
 
 
 def selectors(*, required: bool) -> Callable[[_Decorated], _Decorated]:

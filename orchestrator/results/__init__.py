@@ -2,8 +2,8 @@
 
 from orchestrator.results.auto_values import can_measure, dead_window
 from orchestrator.results.fit_rows import measured
-from orchestrator.results.job_history import attempts, checkpoints, config, convergence, curve, events
-from orchestrator.results.job_rows import jobs, waiting_for
+from orchestrator.results.job_history import attempts, checkpoints, config, convergence, curve, curves, events
+from orchestrator.results.job_rows import jobs, located, waiting_for
 from orchestrator.results.measured_speed import MeasuredSpeed, expected_seconds
 from orchestrator.results.queue_position import QueuePosition, position_in_queue
 from orchestrator.results.queue_stats import counts, paused_since, stats, sweeps, workers
@@ -17,6 +17,7 @@ from orchestrator.results.rows import (
     RegisteredWorker,
     SweepRow,
     WorkerRow,
+    flat_jobs,
 )
 from orchestrator.results.selectors import existing, find, find_saes, hidden_of
 from orchestrator.results.text_passes import text_sizes
@@ -41,15 +42,18 @@ __all__ = [
     "convergence",
     "counts",
     "curve",
+    "curves",
     "dead_window",
     "events",
     "existing",
     "expected_seconds",
     "find",
     "find_saes",
+    "flat_jobs",
     "hidden_of",
     "jobs",
     "last_clock_step",
+    "located",
     "measured",
     "paused_since",
     "position_in_queue",

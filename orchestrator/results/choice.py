@@ -120,6 +120,18 @@ def values(engine: Engine, rows: Sequence[JobRow], keys: Sequence[str]) -> dict[
     }
 
 
+def checked(choice: Choice) -> Choice:
+    """Return a choice whose keys there are.
+
+    Raises:
+        ConfigError: a key that is not there; names what is near.
+    """
+    check([*choice.where, *choice.best_by, *([choice.sort.removeprefix("-")] if choice.sort else [])])
+    if wrong := [key for key in choice.where if "." not in key]:
+        raise ConfigError(f"where: {wrong[0]!r} is not a key of a config", hint="Such as sae.k: orch config schema")
+    return choice
+
+
 def check(keys: Sequence[str]) -> None:
     """Refuse keys that no job has.
 

@@ -14,17 +14,28 @@ from orchestrator.errors import NotFound
 from orchestrator.results.auto_values import measured_share, stored_window
 from orchestrator.results.rows import AttemptRow, CheckpointRow, ConvergenceRow, EventRow
 
+_IDS_PER_QUERY = 10_000
+
 
 def curve(engine: Engine, job_id: int) -> list[Point]:
     """Return a job's curve by tokens; what was not finite, or not measured, is nan."""
+    return curves(engine, [job_id])[job_id]
+
+
+def curves(engine: Engine, job_ids: Sequence[int]) -> dict[int, list[Point]]:
+    """Return the curve of each job, as `curve`; of a job that has none an empty one."""
     columns = [getattr(m.CurvePoint, name) for name in Point._fields]
-    query = select(*columns).where(m.CurvePoint.job_id == job_id).order_by(m.CurvePoint.tokens_seen)
+    query = select(m.CurvePoint.job_id, *columns).order_by(m.CurvePoint.job_id, m.CurvePoint.tokens_seen)
+    stored = select(m.Job.id, m.Job.config, m.Job.d_model)
+    found: dict[int, list[Point]] = {job_id: [] for job_id in job_ids}
+    parts = [list(found)[start : start + _IDS_PER_QUERY] for start in range(0, len(found), _IDS_PER_QUERY)]
     with reading(engine) as session:
-        rows = session.execute(query).all()
-        stored = select(m.Job.config, m.Job.d_model).where(m.Job.id == job_id)
-        job = session.execute(stored).one_or_none() if rows else None
-    points = [Point._make(math.nan if value is None else value for value in row) for row in rows]
-    return points if job is None else measured_points(points, stored_window(*job))
+        for part in parts:
+            for job_id, *values in session.execute(query.where(m.CurvePoint.job_id.in_(part))):
+                found[job_id].append(Point._make(math.nan if value is None else value for value in values))
+        told = [row for part in parts for row in session.execute(stored.where(m.Job.id.in_(part)))]
+    windows = {row.id: stored_window(row.config, row.d_model) for row in told if found[row.id]}
+    return {job_id: measured_points(points, windows.get(job_id)) for job_id, points in found.items()}
 
 
 def measured_points(points: Sequence[Point], window: int | None) -> list[Point]:

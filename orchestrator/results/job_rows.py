@@ -1,7 +1,8 @@
 """Jobs as a person sees them: one query, flat rows, and why each job is not running."""
 
 import json
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 from sqlalchemy import ColumnElement, Engine, Row, Select, case, func, select
@@ -16,6 +17,7 @@ from orchestrator.results.rows import JobRow
 from orchestrator.results.text_passes import trainable_tokens
 from orchestrator.results.varied_keys import differences
 from orchestrator.results.worker_rows import worker_stance
+from orchestrator.settings import Settings
 
 EPSILON = 0.01
 _REASONS: dict[Obstacle, str] = {
@@ -205,6 +207,11 @@ def _reason(row: Row[Any], context: _QueueContext) -> str | None:
     if word == "SweepCap":
         return f"{word}({context.running.get(row.sweep_id, 0)}/{context.sweeps[row.sweep_id].max_parallel})"
     return word
+
+
+def located(settings: Settings, rows: Sequence[JobRow]) -> list[JobRow]:
+    """Return jobs with the place where their SAEs are now: the folder may have moved since they were stored."""
+    return [replace(row, artifact_uri=row.artifact_uri and settings.artifact(row.artifact_uri)) for row in rows]
 
 
 def waiting_for(engine: Engine, job_id: int) -> list[str]:

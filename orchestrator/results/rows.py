@@ -1,6 +1,7 @@
 """The rows the read side hands out. Times are epoch seconds by the database's clock, spans are seconds."""
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 
@@ -74,6 +75,13 @@ class JobRow:
     """The budget it was enqueued with, where `orch extend` has given it another."""
     passes: float | None = None
     """Over its text, in the whole budget: above 1, tokens are trained on more than once."""
+
+
+def flat_jobs(rows: Sequence[JobRow]) -> list[dict[str, Any]]:
+    """Return jobs as values by name, the same names for all: the fields, and each swept key of any of them."""
+    keys = dict.fromkeys(key for row in rows for key in row.swept)
+    names = [one.name for one in fields(JobRow)]
+    return [{name: getattr(row, name) for name in names} | {key: row.swept.get(key) for key in keys} for row in rows]
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,7 @@
 """The rows of the table of SAEs, read back."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from difflib import get_close_matches
 from typing import Any
 
@@ -52,6 +52,12 @@ class SaeEntry:
         """Return all of it as one level of names, its facts among them."""
         own = {name: getattr(self, name) for name in type(self).__slots__ if name != "facts"}
         return {"selector": self.label, **own, **self.facts.as_json()}
+
+    @classmethod
+    def flat_types(cls) -> dict[str, Any]:
+        """Return the types of what `flat` returns, by name."""
+        own = {one.name: one.type for one in fields(cls) if one.name != "facts"}
+        return {"selector": str, **own, **{one.name: one.type for one in fields(SaeFacts)}}
 
 
 _OWN = set(SaeEntry.__slots__) - {"facts", "sweep"}

@@ -1,10 +1,17 @@
 """What laws are fitted to, and what a fit is. Losses are fvu, lengths tokens, times seconds, logarithms natural."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from typing import Any
 
 from orchestrator.curves.point import Point
 from orchestrator.formatting import Interval
 
+_OWN = ("created_at", "superseded_by", "version", "commit", "mlflow_run_id")
+_OF_FIT = (
+    "law", "sweeps", "group", "subject", "hook", "data", "activation", "form", "equation", "holdout_error",
+    "seed_sigma", "notes",
+)  # fmt: skip
+"""Of a fit, what one line of a table holds."""
 LawName = str
 """The key of a law in `laws.registry`: ln, lc, lnk, tn, lr or ls."""
 
@@ -194,3 +201,29 @@ class StoredFit:
     commit: str | None
     mlflow_run_id: str | None
     fit: Fit
+
+    def flat(self) -> dict[str, Any]:
+        """Return what a table shows of it: for each coefficient its value and the ends of its 90% interval."""
+        low, high = self.fit.irreducible or (None, None)
+        coefficients = {
+            key: value
+            for name, one in self.fit.coefficients.items()
+            for key, value in ((name, one.value), (f"{name}_low", one.low), (f"{name}_high", one.high))
+        }
+        of_fit = {name: getattr(self.fit, name) for name in _OF_FIT}
+        own = {name: getattr(self, name) for name in _OWN}
+        made_of = {
+            "jobs": self.fit.jobs,
+            "n_jobs": len(self.fit.jobs),
+            "irreducible_low": low,
+            "irreducible_high": high,
+        }
+        return {"id": self.id, **of_fit, **made_of, **own, **coefficients}
+
+    @classmethod
+    def flat_types(cls) -> dict[str, Any]:
+        """Return the types of what `flat` returns for every fit, by name."""
+        types = {one.name: one.type for one in (*fields(Fit), *fields(cls))}
+        made_of = {"jobs": tuple, "n_jobs": int, "irreducible_low": float, "irreducible_high": float}
+        of_fit, own = ({name: types[name] for name in names} for names in (_OF_FIT, _OWN))
+        return {"id": int, **of_fit, **made_of, **own}

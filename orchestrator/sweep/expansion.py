@@ -23,6 +23,8 @@ from orchestrator.sweep.yaml_source import STANDARD_INPUT, Node, parse_text, rea
 
 MAX_POINTS = 200_000
 MAX_LIMIT = 10**9
+NO_FILE = Path("sweep")
+"""The path of a sweep that is in no file."""
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,63}")
 _DEFAULTS = flatten(JobConfig().model_dump(mode="json"))
@@ -37,13 +39,23 @@ class _Point(NamedTuple):
         return f"point {self.number}" + (f" ({describe(self.varied)})" if self.varied else "")
 
 
-def expand(path: Path, overrides: Sequence[str] = ()) -> Sweep:
-    """Return the sweep a file describes, after the overrides; nothing is stored.
+def expand(path: Path, overrides: Sequence[str] = (), *, name: str | None = None) -> Sweep:
+    """Return the sweep a file describes, after the overrides; nothing is stored. `name`: instead of its own.
 
     Raises:
         ConfigError: says file, line and column, or the override, and what is allowed there.
     """
-    text = read_text(path)
+    return expand_text(read_text(path), path, overrides, name=name)
+
+
+def expand_text(text: str, path: Path, overrides: Sequence[str] = (), *, name: str | None = None) -> Sweep:
+    """Return the sweep that the text of a sweep file describes, as `expand`.
+
+    `path` names it in messages, and its folder is where relative paths are looked for. NO_FILE gives no name.
+
+    Raises:
+        ConfigError: as `expand`.
+    """
     node = parse_text(text, str(path))
     if node.value is None:
         raise ConfigError(f"{path}: is empty", hint="A sweep file names at least one key, such as sae.k: 32.")
@@ -54,8 +66,9 @@ def expand(path: Path, overrides: Sequence[str] = ()) -> Sweep:
     limits = _limits(entries(root["limits"], "limits")) if "limits" in root else Limits()
     configs = tuple(_configs(fixed, axes, _rules(root.get("exclude"))))
     _check_count(len(configs), limits, path)
-    name, labels, priority = _name(root.get("name"), path), _labels(root.get("labels")), _priority(root.get("priority"))
-    return Sweep(name, configs, labels, limits, text, priority)
+    called = name or _name(root.get("name"), path)
+    labels, priority = _labels(root.get("labels")), _priority(root.get("priority"))
+    return Sweep(called, configs, labels, limits, text, priority)
 
 
 def check_name(name: str, location: str = "the name") -> str:
@@ -233,6 +246,8 @@ def _labels(node: Node | None) -> dict[str, str]:
 
 def _name(node: Node | None, path: Path) -> str:
     if node is None or node.value is None:
+        if path == NO_FILE:
+            raise ConfigError("the sweep has no name", hint="Give it one, such as name: mine")
         stem = re.sub(r"[^A-Za-z0-9._-]+", "-", "stdin" if path == STANDARD_INPUT else path.stem).lstrip("-.")[:64]
         return check_name(stem, f"{path}: it has no name, and its file name makes none")
     if not isinstance(node.value, str):

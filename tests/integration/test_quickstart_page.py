@@ -66,7 +66,8 @@ def run(page: Path, folder: Path) -> list[str]:
     """Run the commands of a page in one shell, until one fails; return what each printed, errors among it."""
     bin_folder = folder / "bin"
     bin_folder.mkdir()
-    programs = {"python": f'"{sys.executable}"', "orch": f'PYTHONPATH="{ROOT}" "{sys.executable}" -m orchestrator'}
+    python = f'PYTHONPATH="{ROOT}" "{sys.executable}"'
+    programs = {"python": python, "orch": f"{python} -m orchestrator"}
     for name, program in programs.items():
         (bin_folder / name).write_text(f'#!/bin/sh\n{program} "$@"\n')
         (bin_folder / name).chmod(0o755)

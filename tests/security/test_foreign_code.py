@@ -28,7 +28,7 @@ from worker.trainer import checkpoint
 ROOT = Path(__file__).parents[2]
 SOURCES = sorted(
     path
-    for wing in ("orchestrator", "worker", "migrations", "benchmarks", "examples")
+    for wing in ("orch", "orchestrator", "worker", "migrations", "benchmarks", "examples")
     for path in (ROOT / wing).rglob("*.py")
 )
 PICKLERS = {"pickle", "cPickle", "_pickle", "cloudpickle", "dill", "marshal", "shelve", "joblib"}

@@ -13,10 +13,10 @@ from orchestrator.settings import NAMES
 ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
 PAGES = [README, *sorted((ROOT / "docs").glob("*.md"))]
-WINGS = ("orchestrator", "worker")
-TOP = ("orchestrator", "worker", "migrations", "benchmarks", "examples", "tests", "docs")
+WINGS = ("orch", "orchestrator", "worker")
+TOP = ("orch", "orchestrator", "worker", "migrations", "benchmarks", "examples", "tests", "docs")
 MOST_LINES, WIDTH = 140, 120
-_SUFFIXES = "py|md|yaml|toml|css"
+_SUFFIXES = "py|md|yaml|toml|css|ipynb"
 
 
 def _name(path: Path) -> str:
@@ -77,7 +77,7 @@ def test_links_lead_somewhere(page: Path) -> None:
 
 def test_the_readme_shows_every_package() -> None:
     text = README.read_text(encoding="utf-8")
-    tree = text[text.index("\n```\norchestrator/") :]
+    tree = text[text.index("\n```\norch/") :]
     tree = tree[: tree.index("\n```\n", 5)]
     for package in _packages():
         assert re.search(rf"\b{package.name}/", tree), f"the README's tree lacks {package}"

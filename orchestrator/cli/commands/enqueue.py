@@ -1,6 +1,5 @@
 """`orch enqueue`: put the jobs of a sweep file into the queue."""
 
-from dataclasses import replace
 from pathlib import Path
 from socket import gethostname
 from typing import TYPE_CHECKING
@@ -9,7 +8,6 @@ import click
 
 from orchestrator.cli import terminal
 from orchestrator.cli.selection import database, output_option
-from orchestrator.job_states import FREED
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine
@@ -40,7 +38,11 @@ def enqueue(
     KEY=VALUE overrides the file: sae.k=16,32 varies a key, 'optimizer.lr=log(1e-4,1e-3,3)' takes a range, ~KEY takes a
     key out. What the sweep of that name holds already is skipped, so enqueueing twice adds nothing.
     """
-    sweep = _read(file, overrides, name)
+    from orchestrator.enqueueing import jobs_of, read_sweep
+    from orchestrator.settings import load
+    from orchestrator.sweep import check_name
+
+    sweep = read_sweep(file, overrides, settings=load(), name=name and check_name(name, "--name"))
     if dry_run:
         jobs = _preview(sweep, needed=needed)
         _print(sweep, jobs, output, dry_run=True)
@@ -52,20 +54,9 @@ def enqueue(
         if and_wait:
             from orchestrator.cli.commands.wait import wait_for
 
-            ctx.exit(wait_for(engine, _ids(engine, sweep, jobs)))
+            ctx.exit(wait_for(engine, jobs_of(engine, sweep, jobs.job_ids)))
     if not output and jobs.added:
         terminal.note("\nNext:  orch worker         trains them\n       orch status -w      shows how far they are")
-
-
-def _read(file: Path, overrides: tuple[str, ...], name: str | None) -> "Sweep":
-    from orchestrator.settings import load
-    from orchestrator.sweep import check_name, check_paths, check_subjects, expand
-
-    sweep = expand(file, overrides)
-    if load().embedded:  # in the service mode the files are on the workers' machines
-        check_paths(sweep.configs)
-    check_subjects(sweep.configs)
-    return replace(sweep, name=check_name(name, "--name")) if name else sweep
 
 
 def _preview(sweep: "Sweep", *, needed: bool) -> "SweepPlan":
@@ -122,22 +113,11 @@ def _print(sweep: "Sweep", jobs: "SweepPlan", output: str | None, *, dry_run: bo
 
 
 def _wake(settings: "Settings", jobs: "SweepPlan") -> None:
-    from orchestrator.dispatch import wake
+    from orchestrator.dispatch import NOT_WOKEN, wake
 
     if not wake(settings, [job_id for job_id in jobs.job_ids if job_id is not None]):
         seconds = f"{settings.poll:g}"
         terminal.warn(
-            "the broker does not answer, so no worker was woken.",
+            NOT_WOKEN,
             f"The jobs are queued all the same: workers look every {seconds} s. To see what is wrong: orch doctor",
         )
-
-
-def _ids(engine: "Engine", sweep: "Sweep", jobs: "SweepPlan") -> list[int]:
-    """Return the ids of the jobs of this file, also of those that were there before."""
-    from orchestrator import results
-
-    wanted = {job.config.config_id for job in jobs if not job.is_new}
-    there = [row for row in results.jobs(engine, sweep=sweep.name) if row.config_id in wanted] if wanted else []
-    return [job_id for job_id in jobs.job_ids if job_id is not None] + [
-        row.id for row in there if row.state not in FREED
-    ]

@@ -15,7 +15,7 @@ from orchestrator.cli.display.formats import active_latents, clock, passes, rati
 from orchestrator.cli.display.job_facts import place_facts
 from orchestrator.cli.display.records import csv_text, record
 from orchestrator.cli.display.tables import Column, table
-from orchestrator.cli.selection import database, job_argument, job_rows, located, output_option
+from orchestrator.cli.selection import database, job_argument, job_rows, output_option
 from orchestrator.formatting import NONE, count, duration
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def show(*, job: int, part: str | None, output: str | None) -> None:
     from orchestrator import results
 
     with database() as (settings, engine):
-        (row,) = located(settings, job_rows(engine, [str(job)]))
+        (row,) = results.located(settings, job_rows(engine, [str(job)]))
         if part == "config":
             terminal.echo(json.dumps(results.config(engine, job), indent=2, ensure_ascii=False))
             return

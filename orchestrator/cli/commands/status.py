@@ -15,7 +15,7 @@ from orchestrator.cli.display.queue_view import DISPLAY_ORDER, Snapshot, Sparkli
 from orchestrator.cli.display.records import csv_text, job_records, plain, record
 from orchestrator.cli.display.tables import table
 from orchestrator.cli.job_filter import choice_of, columns_of, filter_options, keys_of
-from orchestrator.cli.selection import database, located, output_option, selectors, states_option
+from orchestrator.cli.selection import database, output_option, selectors, states_option
 from orchestrator.errors import StorageError
 from orchestrator.formatting import count
 from orchestrator.job_states import TERMINAL
@@ -62,12 +62,14 @@ def status(
         raise click.UsageError(
             f"-o {output} has no end to wait for with --watch; use -o json, which prints a line per change."
         )
+    from orchestrator import results
+
     choice, keys = choice_of(where, labels, best_by, sort), keys_of(columns)
     with database() as (settings, engine):
 
         def read() -> "list[JobRow]":
             rows = _read(engine, selectors, states, choice, limit=None if everything else limit)
-            return located(settings, rows) if output in {"json", "csv"} else rows
+            return results.located(settings, rows) if output in {"json", "csv"} else rows
 
         if watch is not None:
             _watch(engine, read, seconds=max(MIN_SECONDS, watch), output=output)

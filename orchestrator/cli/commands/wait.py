@@ -1,7 +1,6 @@
 """`orch wait`: until jobs have ended; the exit code says how."""
 
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import click
@@ -10,15 +9,12 @@ from orchestrator.cli import terminal
 from orchestrator.cli.display.columns import COLOURS, why
 from orchestrator.cli.display.formats import loss
 from orchestrator.cli.selection import database, selectors, time_span
-from orchestrator.job_states import TERMINAL
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine
 
     from orchestrator.results import JobRow
 
-POLL_SECONDS = 0.5
-TIMED_OUT, FAILED, CANCELLED = 6, 7, 8
 _NOBODY = {
     "NoWorker": "No worker runs: nothing happens until one is started with: orch worker",
     "WorkersLeaving": "Every worker drains or stops: nothing more starts until another is started with: orch worker",
@@ -46,22 +42,22 @@ def wait(ctx: click.Context, *, selectors: tuple[str, ...], timeout: float | Non
 
 
 def wait_for(engine: "Engine", ids: Sequence[int], *, timeout: float | None = None, first: bool = False) -> int:
-    """Wait for jobs, print each as it ends, and return the exit code."""
-    deadline = None if timeout is None else time.monotonic() + timeout
-    ended: dict[int, str] = {}
+    """Wait for jobs, print each as it ends, and return the exit code.
+
+    Raises:
+        WaitTimedOut: some had not ended in time.
+    """
+    from orchestrator.waiting import as_they_end, fault_of
+
     _say_if_nobody_works(engine, ids)
-    while len(ended) < (min(1, len(ids)) if first else len(ids)):
-        for row in _ended(engine, [job_id for job_id in ids if job_id not in ended]):
-            ended[row.id] = row.state
-            terminal.echo(_line(row))
-            if first:
-                break
-        else:
-            if len(ended) < len(ids) and not _pause(deadline):
-                left = len(ids) - len(ended)
-                terminal.complain(f"Error: {left} of {len(ids)} jobs had not ended in time", "orch status shows them")
-                return TIMED_OUT
-    return _code(list(ended.values()))
+    ended: list[JobRow] = []
+    for row in as_they_end(engine, ids, timeout=timeout):
+        ended.append(row)
+        terminal.echo(_line(row))
+        if first:
+            break
+    fault = fault_of(ended)
+    return fault.exit_code if fault else 0
 
 
 def _say_if_nobody_works(engine: "Engine", ids: Sequence[int]) -> None:
@@ -71,24 +67,6 @@ def _say_if_nobody_works(engine: "Engine", ids: Sequence[int]) -> None:
     waiting = results.jobs(engine, ids=ids, states=["queued"], limit=1)
     if waiting and waiting[0].reason in _NOBODY:
         terminal.note(_NOBODY[waiting[0].reason])
-
-
-def _ended(engine: "Engine", ids: list[int]) -> "list[JobRow]":
-    from orchestrator import results
-
-    return results.jobs(engine, ids=ids, states=TERMINAL)
-
-
-def _pause(deadline: float | None, *, now: Callable[[], float] = time.monotonic) -> bool:
-    left = POLL_SECONDS if deadline is None else deadline - now()
-    if left <= 0:
-        return False
-    time.sleep(min(POLL_SECONDS, left))
-    return True
-
-
-def _code(states: list[str]) -> int:
-    return FAILED if "failed" in states else CANCELLED if "cancelled" in states else 0
 
 
 def _line(row: "JobRow") -> str:

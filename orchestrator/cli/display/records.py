@@ -5,9 +5,12 @@ import io
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from orchestrator.cli.display.formats import moment
+
+if TYPE_CHECKING:
+    from orchestrator.results import JobRow
 
 
 def record(row: Any) -> dict[str, Any]:
@@ -24,10 +27,11 @@ def plain(values: Mapping[str, Any]) -> dict[str, Any]:
     return {name: _plain(name, value) for name, value in values.items()}
 
 
-def job_records(rows: Sequence[Any]) -> list[dict[str, Any]]:
+def job_records(rows: "Sequence[JobRow]") -> list[dict[str, Any]]:
     """Return jobs as JSON objects that all have the same names: a field for each swept key of any of them."""
-    keys = dict.fromkeys(key for row in rows for key in row.swept)
-    return [record(row) | plain({key: row.swept.get(key) for key in keys}) for row in rows]
+    from orchestrator.results import flat_jobs
+
+    return [plain(values) for values in flat_jobs(rows)]
 
 
 def csv_text(records: Sequence[Mapping[str, Any]]) -> str:
