@@ -53,7 +53,20 @@ def measured(engine: Engine, sweeps: Sequence[str], *, curves: bool = True) -> l
 
 def _query() -> Select[Any]:
     job, result = m.Job, m.ResultRow
-    names = ("id", "config_id", "config", "state", "reason", "d_model", "n_latents", "k", "lr", "seed", "max_tokens")
+    names = (
+        "id",
+        "config_id",
+        "config",
+        "state",
+        "reason",
+        "d_model",
+        "n_latents",
+        "k",
+        "lr",
+        "seed",
+        "max_tokens",
+        "asked_config",
+    )
     results = ("outcome", "untrained_fvu", "l_inf", "l_inf_se", "wall_seconds")
     return (
         select(
@@ -136,7 +149,8 @@ def _measured(row: Row[Any], config: dict[str, Any], known: _Tables) -> JobMeasu
         curve=tuple(measured_points(known.curves.get(row.id, ()), window)),
         l0=getattr(last, "l0", None), trainable_tokens=trainable_of(facts),
         layer=None if config["subject"]["hook"] else config["subject"]["layer"],
-        stop_epsilon=config["stop"]["epsilon"],
+        stop_epsilon=config["stop"]["epsilon"], decays=config["optimizer"]["decay_tokens"] > 0,
+        first_max_tokens=json.loads(row.asked_config)["training"]["max_tokens"] if row.asked_config else None,
     )  # fmt: skip
 
 

@@ -24,6 +24,8 @@ class MissingJob(NamedTuple):
     held_by: str = ""
     """The jobs that it will come of, with their states: they wait, run, or can be tried again. No command asks for it.
     """
+    extends: tuple[int, int] | None = None
+    """A job that came to nothing but the end of its budget, and the budget to go on to: in place of a new job."""
     no_use: str = ""
     """Why no job of this size would help, in a sentence, where that was tried. No command asks for it."""
 

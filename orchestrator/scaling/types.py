@@ -64,6 +64,10 @@ class JobMeasurement:
     """As its config names it; None where that says auto, or names a module."""
     stop_epsilon: float = 0.005
     """Of its stop rule."""
+    first_max_tokens: int | None = None
+    """Its budget before `orch extend`; None: it never had another."""
+    decays: bool = False
+    """Its learning rate falls at the end of the budget: that training cannot go on."""
     l0: float | None = None
     """Mean active latents per held-out token at the last point."""
     tokens_interval: dict[float, tuple[float, float]] = field(default_factory=dict)

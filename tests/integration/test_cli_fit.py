@@ -9,14 +9,14 @@ from typing import Any
 import pytest
 from sqlalchemy import Engine
 
-from orchestrator import queue
+from orchestrator import queue, results
 from orchestrator.cli.main import run
 from orchestrator.config.validation import parse
 from orchestrator.database.schema import open_database
 from orchestrator.fits import store
 from orchestrator.settings import Settings
 from orchestrator.sweep.sweep import Sweep
-from tests.queue_shorthand import claim, enqueue, fail, point, result
+from tests.queue_shorthand import claim, enqueue, fail, point, ref, result
 from tests.worker_shorthand import let_commands_reach
 
 Capture = pytest.CaptureFixture[str]
@@ -57,6 +57,8 @@ def _job(engine: Engine, *, n: int, k: int = 8, name: str = "s", layer: int = 3,
             for t, fvu in zip(tokens, falling, strict=False)
         ],
     )
+    if outcome == "max_tokens":
+        queue.checkpointed(engine, lease, ref(tokens[-1]))
     queue.finish(engine, lease, result(outcome=outcome, tokens_seen=tokens[-1]))
     assert job_id is not None
     return job_id
@@ -187,6 +189,23 @@ def test_the_command_that_is_named_supplies_what_is_missing(engine: Engine, caps
         queue.record(engine, lease, [point(400, _law(n, 8), l0=8.0)])
         queue.finish(engine, lease, result())
     assert _fit("s", "--law", "ln") == 0
+
+
+def test_a_job_whose_budget_was_too_short_goes_on_by_the_command_that_is_named(engine: Engine, capsys: Capture) -> None:
+    _job(engine, n=64)
+    short = _job(engine, n=128, outcome="max_tokens")
+    assert _fit("s", "--law", "ln") == 4
+    line = next(line for line in capsys.readouterr().err.splitlines() if "orch extend" in line)
+    assert run(line.partition("orch ")[2].split()) == 0
+    job = results.jobs(engine, ids=[short])[0]
+    assert (job.state, job.max_tokens, job.asked_max_tokens) == ("queued", 40_000_000, 20_000_000)
+    lease = claim(engine).lease
+    queue.begin(engine, lease, {"n_latents": 128, "lr": 0.01, "d_model": 128}, 0)
+    queue.finish(engine, lease, result(outcome="max_tokens", tokens_seen=40_000_000))
+    assert _fit("s", "--law", "ln") == 4
+    said = capsys.readouterr().err
+    assert f"job {short} reached its budget, and one 2 times as large, too" in said
+    assert f"orch extend {short}" not in said
 
 
 def test_jobs_of_two_hook_points(engine: Engine, capsys: Capture) -> None:

@@ -41,6 +41,11 @@ def test_head_is_the_newest_migration() -> None:
     assert ScriptDirectory.from_config(migration_config()).get_heads() == [HEAD]
 
 
+def test_migrations_print_where_the_program_prints_now(capsys: pytest.CaptureFixture[str]) -> None:
+    """Alembic keeps the output that was there when it was loaded: that of a test that ended, closed since."""
+    assert migration_config().stdout is sys.stdout
+
+
 def test_models_and_migrations_agree(settings: Settings, engine: Engine) -> None:
     from alembic import command
 

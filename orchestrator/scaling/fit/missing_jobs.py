@@ -67,7 +67,13 @@ def commands(law: Law, rows: Sequence[JobMeasurement], missing: Sequence[Missing
         lines.append(f"Try the failed again: orch retry {' '.join(str(row.job_id) for row in failed[:_MOST_NAMED])}")
     subject = f" subject.model={rows[0].subject.replace('@', ' subject.revision=')}" if law.compares_subjects else ""
     lines += dict.fromkeys(one.no_use for one in missing if one.no_use)
-    for grid in _grids([one for one in missing if not one.held_by and not one.no_use]):
+    longer: dict[int, list[int]] = defaultdict(list)
+    for one in missing:
+        if one.extends:
+            longer[one.extends[1]].append(one.extends[0])
+    for budget, jobs in longer.items():
+        lines.append(f"Train them on: orch extend {' '.join(map(str, jobs))} --max-tokens {budget}")
+    for grid in _grids([one for one in missing if not (one.held_by or one.no_use or one.extends)]):
         lines.append(f"Supply them: orch enqueue FILE --name {sweep} {grid}{subject}")
     if law.compares_subjects and not missing:
         lines.append(f"Add a subject: orch enqueue FILE --name {sweep} subject.model=ANOTHER")
@@ -98,11 +104,21 @@ def like_the_others(n: int, k: int, rows: Sequence[JobMeasurement]) -> MissingJo
 
 
 def _longer(job: MissingJob, short: Sequence[JobMeasurement]) -> MissingJob:
-    """Return a job with twice the budget; none where twice the budget was too short already."""
-    ordered = sorted(short, key=lambda row: row.max_tokens)
+    """Return a job with twice the budget, where one goes on to it; none where twice was too short already."""
+    ordered = sorted(short, key=lambda row: (row.max_tokens, -(row.fvu or math.inf)))
     first, last = ordered[0], ordered[-1]
-    if last.max_tokens < 2 * first.max_tokens:
-        return job._replace(more=f" training.max_tokens={2 * last.max_tokens}")
+    shortest = min(row.first_max_tokens or row.max_tokens for row in short)
+    if last.max_tokens < 2 * shortest:
+        budget = 2 * last.max_tokens
+        if last.decays:
+            return job._replace(more=f" training.max_tokens={budget}")
+        return job._replace(extends=(last.job_id, budget))
+    if first is last or first.max_tokens > shortest:
+        return job._replace(
+            no_use=f"n = {job.n}, k = {job.k}: job {last.job_id} reached its budget, and one"
+            f" {last.max_tokens / shortest:.3g} times as large, too. No larger one is advised: look at"
+            f" orch show {last.job_id} --curve, then change the learning rate or raise stop.epsilon"
+        )
     fall = f", its fvu {1 - last.fvu / first.fvu:.1%} lower" if last.fvu and first.fvu else ""
     return job._replace(
         no_use=f"n = {job.n}, k = {job.k}: job {first.job_id} reached its budget, and so did job {last.job_id} with"

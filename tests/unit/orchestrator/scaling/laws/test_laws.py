@@ -156,7 +156,7 @@ def test_what_is_missing_is_named_with_its_command() -> None:
     assert "it has n = 64; missing: (n=128, k=8, lr=0.014), (n=256, k=8, lr=0.0099)" in told.value.message
     assert f"Left out: not converged (job {rows[1].job_id})" in told.value.message
     assert told.value.hint.splitlines() == [
-        "Supply them: orch enqueue FILE --name s sae.n_latents=128 sae.k=8 optimizer.lr=0.014 training.max_tokens=2000",
+        f"Train them on: orch extend {rows[1].job_id} --max-tokens 2000",
         "Supply them: orch enqueue FILE --name s sae.n_latents=256 sae.k=8 optimizer.lr=0.0099",
     ]
 
@@ -195,7 +195,12 @@ def _advice(law: LawName, rows: Sequence[JobMeasurement]) -> tuple[str, list[str
 def test_a_budget_is_doubled_once() -> None:
     """Jobs that used up a budget and twice that one were told to double it again, and so for ever."""
     known = [*line((64, 128), e=0.0), measured(256, outcome="max_tokens", fvu=0.4)]
-    assert any(words.endswith("training.max_tokens=2000") for words in _advice("ln", known)[1])
+    assert _advice("ln", known)[1] == [f"Train them on: orch extend {known[-1].job_id} --max-tokens 2000"]
+    extended = measured(256, outcome="max_tokens", max_tokens=2000, first_max_tokens=1000)
+    _, (told,) = _advice("ln", [*known[:-1], extended])
+    assert f"job {extended.job_id} reached its budget, and one 2 times as large, too" in told
+    decayed = measured(256, outcome="max_tokens", decays=True)
+    assert _advice("ln", [*known[:-1], decayed])[1][0].endswith("training.max_tokens=2000")
     again = measured(256, outcome="max_tokens", max_tokens=2000, fvu=0.38)
     _, (told,) = _advice("ln", [*known, again])
     assert told.startswith(f"n = 256, k = 8: job {known[-1].job_id} reached its budget, and so did job {again.job_id}")
