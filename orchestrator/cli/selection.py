@@ -9,7 +9,7 @@ import click
 from orchestrator.errors import OrchError
 from orchestrator.job_states import STATES
 from orchestrator.masking import clean
-from orchestrator.token_units import token_count
+from orchestrator.units import token_count
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
@@ -99,7 +99,7 @@ def yes_option() -> Callable[[_Decorated], _Decorated]:
 
 def time_span(ctx: click.Context, param: click.Parameter, value: str | None) -> float | None:
     """Return the seconds of a time span: 90, 90s, 10m, 2h, 1d or 2 weeks."""
-    from orchestrator.time_units import span_seconds
+    from orchestrator.units import span_seconds
 
     if value is None:
         return None

@@ -8,7 +8,7 @@ from orchestrator.config.job import JobConfig
 from orchestrator.config.validation import field_paths, near_key
 from orchestrator.errors import ConfigError
 from orchestrator.sweep.yaml_source import Node, parse_text, read_text
-from orchestrator.token_units import token_count
+from orchestrator.units import token_count
 
 VERSION = 1
 SWEEP_ONLY = ("sweep", "exclude", "limits", "labels", "priority")

@@ -6,7 +6,7 @@ from difflib import get_close_matches
 from fractions import Fraction
 
 from orchestrator.errors import ConfigError
-from orchestrator.token_units import token_count
+from orchestrator.units import token_count
 
 Number = int | float
 

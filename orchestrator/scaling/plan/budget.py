@@ -4,7 +4,7 @@ import re
 from typing import Literal, NamedTuple
 
 from orchestrator.errors import ConfigError
-from orchestrator.time_units import unit_seconds
+from orchestrator.units import unit_seconds
 
 _FORM = re.compile(
     r"\s*([0-9][0-9_]*\.?[0-9]*(?:e[+-]?[0-9]+)?)\s*(?:(gpu|cpu|device)[- ]?)?([a-z]+)\s*", re.IGNORECASE

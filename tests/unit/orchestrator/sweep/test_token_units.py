@@ -6,7 +6,7 @@ import pytest
 
 from orchestrator.errors import ConfigError
 from orchestrator.sweep import expand
-from orchestrator.token_units import token_count
+from orchestrator.units import token_count
 
 FILE = """
 version: 1

@@ -1,12 +1,16 @@
-"""Spans of time as a person types them: 90s, 10m, 2h, 1.5d, 2 hours. One reading for every option that takes one."""
+"""Numbers with units as a person types them: 90s, 10m, 2 hours; 50M, 1.5B, 200k. One reading for every place."""
 
 import re
+from decimal import Decimal
 
 SECONDS = {
     "s": 1.0, "sec": 1.0, "second": 1.0, "m": 60.0, "min": 60.0, "minute": 60.0, "h": 3600.0, "hour": 3600.0,
     "d": 86_400.0, "day": 86_400.0, "w": 604_800.0, "week": 604_800.0,
 }  # fmt: skip
 _SPAN = re.compile(r"\s*(\d+(?:\.\d*)?)\s*([a-z]*)\s*", re.IGNORECASE)
+_TIMES = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "B": 10**9, "T": 10**12}
+_COUNT = re.compile(rf"\s*(\d[\d_]*(?:\.\d+)?(?:e\d{{1,3}})?)([{''.join(_TIMES)}]?)\s*")
+_MOST = 2**53
 
 
 def unit_seconds(word: str) -> float | None:
@@ -22,3 +26,10 @@ def span_seconds(text: str) -> float | None:
         return None
     unit = unit_seconds(found[2] or "s")
     return None if unit is None else float(found[1]) * unit
+
+
+def token_count(text: str) -> int | None:
+    """Return the tokens of a text; None where it is no whole number of them, 0, or above 2^53."""
+    found = _COUNT.fullmatch(text)
+    tokens = Decimal(found[1]) * _TIMES[found[2]] if found else Decimal(0)
+    return int(tokens) if 0 < tokens <= _MOST and tokens == int(tokens) else None
