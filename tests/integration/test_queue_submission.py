@@ -1,5 +1,6 @@
 """Conformance: what comes into the queue, on SQLite and on PostgreSQL."""
 
+import json
 from concurrent.futures import ThreadPoolExecutor
 from threading import Barrier
 
@@ -34,7 +35,7 @@ def test_a_sweep_comes_in(engine: Engine) -> None:
     row = job(engine, 2)
     assert (row.state, row.desired, row.attempt, row.replica, row.lr) == ("queued", "run", 0, 0, None)
     assert (row.n_latents, row.k, row.seed, row.max_tokens) == (64, 32, 1, 20_000_000)
-    assert results.config(engine, 2) == sweep(3).configs[1].model_dump(mode="json")
+    assert results.config(engine, 2) == json.loads(sweep(3).configs[1].canonical_json())
     assert events(engine, 2) == ["enqueued"]
 
 
