@@ -39,8 +39,9 @@ wheels: $(READY)  ## in .wheels: what a GPU machine without a network lacks besi
 		--platform manylinux2014_x86_64 --requirement benchmarks/gpu_wheels.txt
 	@du -sh .wheels
 
-soak: $(READY)  ## workers, trainers and servers killed and frozen for some minutes: nothing lost, nothing twice
+soak: $(READY)  ## workers, trainers and servers killed and frozen for some minutes: nothing lost, nothing twice; as root, disks fail too
 	@$(BIN)/python -W ignore -m benchmarks.soak --both
+	@[ "$$(id -u)" != 0 ] || $(BIN)/python -W ignore -m benchmarks.soak --both --sick
 
 docs: $(READY) $(DOCS)  ## the documentation as pages, in site/; a broken link is an error
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet

@@ -6,12 +6,14 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from pathlib import Path
 from typing import NamedTuple
 
 import psutil
 from sqlalchemy import select
 
 from benchmarks.outages import Probe, Server
+from benchmarks.sick_hosts import SickHosts
 from benchmarks.worker_processes import WorkerProcess, WorkerProcesses, is_gone
 from orchestrator import queue
 from orchestrator.database.engine import reading
@@ -21,6 +23,8 @@ from orchestrator.settings import Settings
 
 WEIGHTS = {"kill worker": 6, "kill trainer": 6, "freeze worker": 3, "freeze trainer": 1, "stop worker": 1, "cancel": 2}
 OUTAGE_WEIGHTS = {"kill redis": 0.5, "kill postgres": 0.5}
+SICK_WEIGHTS = {"read-only artifacts": 4, "read-only logs": 2, "full disk": 1, "lost logs": 1}
+STALL_WEIGHTS = {"freeze redis": 0.5, "freeze postgres": 0.5}
 MIN_POLLERS = 2
 """Workers that have polled the queue for long enough to release expired leases, and that are left alone: with fewer, a
 lost job waits for a free worker, which says nothing about the queue."""
@@ -82,8 +86,9 @@ class FaultInjector:
         *,
         seed: int,
         every: float,
+        sick: bool = False,
     ) -> None:
-        """Prepare; `every` is the mean time between two faults, in seconds."""
+        """Prepare; `every` is the mean time between two faults, in seconds. With `sick`, disks and servers fail too."""
         self._processes, self._probe, self._settings, self._servers = processes, probe, settings, servers
         self._engine = probe.engine
         self._random, self._every = random.Random(seed), every
@@ -92,6 +97,9 @@ class FaultInjector:
         self.kills: list[Kill] = []
         self.cancels = Cancels()
         self._weights = WEIGHTS | (OUTAGE_WEIGHTS if servers else {})
+        self._hosts = SickHosts(settings, self._random)
+        if sick:
+            self._weights |= SICK_WEIGHTS | (STALL_WEIGHTS if servers else {})
         self._actions: dict[str, Callable[[], bool]] = {
             "kill worker": self._kill_worker,
             "kill trainer": self._kill_trainer,
@@ -101,6 +109,12 @@ class FaultInjector:
             "cancel": self._cancel,
             "kill redis": lambda: self._kill_server("redis"),
             "kill postgres": lambda: self._kill_server("postgres"),
+            "freeze redis": lambda: self._freeze_server("redis"),
+            "freeze postgres": lambda: self._freeze_server("postgres"),
+            "read-only artifacts": lambda: self._make_read_only(settings.artifacts_folder),
+            "read-only logs": lambda: self._make_read_only(settings.logs_folder),
+            "full disk": self._hosts.fill_the_disk,
+            "lost logs": self._hosts.lose_logs,
         }
         self._frozen: list[tuple[float, psutil.Process]] = []
 
@@ -108,6 +122,11 @@ class FaultInjector:
     def killed(self) -> int:
         """Return the number of kills of every kind."""
         return sum(self.done[name] for name in KILLS)
+
+    @property
+    def injected(self) -> int:
+        """Return the number of faults of every kind; a cancel is none."""
+        return sum(count for name, count in self.done.items() if name != "cancel")
 
     def inject(self) -> None:
         """Inject the next fault, if it is due."""
@@ -120,7 +139,8 @@ class FaultInjector:
             self.done[name] += self._actions[name]()
 
     def tick(self) -> None:
-        """Resume what was frozen for long enough, restart servers, and see which trainers have ended."""
+        """Resume what was frozen for long enough, mend disks, restart servers, and see which trainers have ended."""
+        self._hosts.tick()
         for server in self._servers:
             outage = server.restart_when_due()
             if outage and server.name == "postgres":  # however short: whoever met it pollers nobody for a lease
@@ -134,7 +154,12 @@ class FaultInjector:
 
     def end(self) -> None:
         """Inject nothing more, and wait until all that is frozen or down is back."""
-        while any(server.is_away for server in self._servers) or self._frozen or self.cancels.are_open:
+        while (
+            any(server.is_away for server in self._servers)
+            or self._frozen
+            or self.cancels.are_open
+            or self._hosts.are_there
+        ):
             self.tick()
             self._processes.tick()
             time.sleep(0.02)
@@ -215,6 +240,20 @@ class FaultInjector:
         mine = (Attempt.job_id == LeaseRow.job_id) & (Attempt.attempt == LeaseRow.attempt)
         with reading(self._engine) as session:
             return [*session.scalars(select(LeaseRow.job_id).join(Attempt, mine).where(Attempt.worker == worker.name))]
+
+    def _make_read_only(self, folder: Path) -> bool:
+        up = [worker for worker in self._processes.workers if worker.is_up]
+        folder.mkdir(parents=True, exist_ok=True)
+        return bool(up) and self._hosts.make_read_only(self._random.choice(up), folder)
+
+    def _freeze_server(self, name: str) -> bool:
+        server = next(server for server in self._servers if server.name == name)
+        if server.is_away:
+            return False
+        if name == "postgres":
+            self.cancels.forget()
+        server.freeze(seconds=self._random.uniform(0.5, 8))
+        return True
 
     def _kill_server(self, name: str) -> bool:
         server = next(server for server in self._servers if server.name == name)

@@ -10,12 +10,13 @@ import json
 import os
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from orchestrator.checkpoint_ref import CheckpointRef
 from orchestrator.config.job import JobConfig
 from orchestrator.curves.point import Point
-from worker.protocol import Assignment, CurvePointMessage, Ended, Exit, Left, Started
+from worker.protocol import Assignment, CurvePointMessage, Ended, Exit, Failure, Left, Started
 from worker.trainer.channel import SupervisorChannel
 
 STEP_SECONDS = "ORCH_SOAK_STEP_SECONDS"
@@ -121,8 +122,18 @@ def _resumed(config: JobConfig, saved: CheckpointRef) -> Walk | None:
 
 
 def main() -> int:
-    """Carry out one order; return the exit status."""
+    """Carry out one order; return the exit status. What fails is classified as the real trainer does it."""
     channel = SupervisorChannel()
+    try:
+        return _train(channel)
+    except OSError as error:
+        failure = Failure.of(error)
+        with suppress(OSError):
+            channel.send(failure)
+        return failure.code
+
+
+def _train(channel: SupervisorChannel) -> int:
     order = channel.order()
     pause = float(os.environ.get(STEP_SECONDS, "0"))
     jobs = [LightJob(job, channel) for job in order.jobs]

@@ -5,7 +5,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
@@ -86,7 +86,7 @@ class Server:
         self._command, self._account = [found[0].exe(), *arguments], found[0].uids().real
         self._group = found[0].gids().real
         self._start_at: float | None = None
-        self._killed_at = 0.0
+        self._killed_at, self._is_frozen = 0.0, False
 
     @property
     def is_away(self) -> bool:
@@ -98,12 +98,25 @@ class Server:
         self._process.send_signal(self._stop)
         self._process.wait(30)
 
+    def freeze(self, *, seconds: float) -> None:
+        """Let it take connections and answer nothing; `restart_when_due` lets it go on so many seconds later."""
+        self._killed_at, self._start_at, self._is_frozen = time.time(), time.monotonic() + seconds, True
+        self._signal_all(signal.SIGSTOP)
+
+    def _signal_all(self, number: signal.Signals) -> None:
+        for process in (self._process, *self._process.children(recursive=True)):
+            with suppress(psutil.NoSuchProcess):
+                process.send_signal(number)
+
     def restart_when_due(self) -> Outage | None:
         """Start it when it is due; return the outage once it answers."""
         if self._start_at is None or time.monotonic() < self._start_at:
             return None
-        self.start()
-        self._start_at = None
+        if self._is_frozen:
+            self._signal_all(signal.SIGCONT)
+        else:
+            self.start()
+        self._start_at, self._is_frozen = None, False
         return Outage(self._killed_at, time.time())
 
     def start(self, *options: str) -> None:
@@ -119,6 +132,8 @@ class Server:
             time.sleep(0.02)
 
     def close(self) -> None:
+        if self._is_frozen:
+            self._signal_all(signal.SIGCONT)
         if self._process.is_running():
             self._process.send_signal(signal.SIGINT)
             self._process.wait(30)

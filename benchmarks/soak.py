@@ -22,10 +22,12 @@ from typing import Any, NamedTuple
 from sqlalchemy import Engine, select
 
 from benchmarks import outages, soak_summary
-from benchmarks.fault_injection import KILLS, FaultInjector
+from benchmarks.fault_injection import KILLS, SICK_WEIGHTS, STALL_WEIGHTS, FaultInjector
 from benchmarks.interleaved_timing import table
 from benchmarks.light_trainer import STEP_SECONDS
+from benchmarks.light_worker import PAUSE_SECONDS
 from benchmarks.outages import Outage, Probe, Server
+from benchmarks.sick_hosts import OWN_MOUNTS, small_disk
 from benchmarks.worker_processes import WorkerProcesses
 from orchestrator import dispatch, queue, results
 from orchestrator.config.job import JobConfig
@@ -69,6 +71,8 @@ def _options() -> argparse.Namespace:
     options.add_argument("--workers", type=int, default=6)
     options.add_argument("--minutes", type=float, default=1.0, help="how long faults are injected, at most")
     options.add_argument("--kills", type=int, help="or until so many kills")
+    options.add_argument("--faults", type=int, help="or until so many faults of every kind")
+    options.add_argument("--sick", action="store_true", help="disks and servers fail too, of one host or of all; root")
     options.add_argument("--every", type=float, default=0.8, help="mean seconds between two faults")
     options.add_argument("--lease", type=float, default=5.0, help="seconds")
     options.add_argument("--job-seconds", type=float, default=2.5, help="of a light job without faults")
@@ -87,6 +91,8 @@ def _setup(asked: argparse.Namespace, backend: str) -> Iterator[SoakSetup]:
         folder = asked.folder or Path(stack.enter_context(TemporaryDirectory(prefix="orch-soak-")))
         home = folder / backend
         home.mkdir(parents=True)
+        if asked.sick:
+            stack.enter_context(small_disk(home / "artifacts"))
         found: tuple[Server, ...] = ()
         if backend == "service":
             found = stack.enter_context(outages.postgres()), stack.enter_context(outages.redis())
@@ -100,6 +106,7 @@ def _setup(asked: argparse.Namespace, backend: str) -> Iterator[SoakSetup]:
             values |= {"database_url": found[0].url, "broker_url": found[1].url}
         environ = {f"ORCH_{name.upper()}": str(value) for name, value in values.items()}
         environ |= {"ORCH_TRACKING_URL": "http://127.0.0.1:1", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+        environ[PAUSE_SECONDS] = "0.5"
         environ[STEP_SECONDS] = str(asked.job_seconds / STEPS)
         settings = load(start=home, environ=environ)
         upgrade(settings)
@@ -114,10 +121,16 @@ def _soak(asked: argparse.Namespace, setup: SoakSetup, backend: str) -> bool:
     started = time.monotonic()
     probe = Probe(setup.engine, patience=setup.settings.lease_seconds / 4)
     module = "worker" if asked.real else "benchmarks.light_worker"
-    processes = WorkerProcesses(asked.workers, module, environ=setup.environ, logs=setup.settings.home / "workers")
+    logs, before = setup.settings.home / "workers", OWN_MOUNTS if asked.sick else ()
+    processes = WorkerProcesses(asked.workers, module, environ=setup.environ, logs=logs, before=before)
+    never = float("inf")
     try:
-        faults = FaultInjector(processes, probe, setup.settings, setup.servers, seed=asked.seed, every=asked.every)
-        while time.monotonic() - started < 60 * asked.minutes and faults.killed < (asked.kills or float("inf")):
+        faults = FaultInjector(
+            processes, probe, setup.settings, setup.servers, seed=asked.seed, every=asked.every, sick=asked.sick
+        )
+        while time.monotonic() - started < 60 * asked.minutes and faults.killed < (asked.kills or never):
+            if faults.injected >= (asked.faults or never):
+                break
             faults.inject()
             processes.tick()
             feed.tick()
@@ -232,14 +245,20 @@ def _summary(
     found = soak_summary.failovers(setup.engine, faults.kills, away, lease_seconds=settings.lease_seconds)
     bound = settings.lease_seconds + settings.grace_seconds + MARGIN_SECONDS
     cancel_bound = settings.heartbeat_seconds + settings.grace_seconds + MARGIN_SECONDS
+    charged = soak_summary.charged(setup.engine)
     slow = [f"a failover took {s:.1f} s, above {bound:g}" for s in found.plain if s > bound]
     slow += [f"a cancel took {s:.1f} s, above {cancel_bound:g}" for s in faults.cancels.seconds if s > cancel_bound]
+    slow = [] if asked.sick else slow  # a host that is sick takes no job, and all may be
     figures = {
         "jobs": len(feed.jobs),
         "database away": len(away),
         "attempts": soak_summary.attempts(setup.engine),
+        "faults": faults.injected,
         "kills": faults.killed,
         **{name: faults.done[name] for name in (*KILLS, "freeze worker", "freeze trainer", "stop worker", "cancel")},
+        **({name: faults.done[name] for name in (*SICK_WEIGHTS, *STALL_WEIGHTS)} if asked.sick else {}),
+        "attempts handed back by sick machines": soak_summary.attempts(setup.engine, outcome="machine"),
+        "charged to a job, of a machine": len(charged),
         "lost": len(lost),
         "doubled": len(doubled),
         "altered curves": len(altered),
@@ -252,7 +271,7 @@ def _summary(
         **_spread("cancel to free", faults.cancels.seconds),
         "cancel bound s": cancel_bound,
     }
-    return figures, [*lost, *doubled, *altered, *slow]
+    return figures, [*lost, *doubled, *altered, *charged, *slow]
 
 
 def _spread(name: str, seconds: Sequence[float]) -> dict[str, Any]:

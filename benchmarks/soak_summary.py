@@ -111,7 +111,16 @@ def _repeated_losses(session: Session) -> set[tuple[int, int]]:
     return found
 
 
-def attempts(engine: Engine) -> int:
-    """Return the number of attempts."""
+def charged(engine: Engine) -> list[str]:
+    """Return the attempts whose failure was the job's own by the queue's account: no job here has a fault."""
+    columns = select(Attempt.job_id, Attempt.attempt, Attempt.outcome, Attempt.error)
     with reading(engine) as session:
-        return session.scalar(select(func.count()).select_from(Attempt)) or 0
+        rows = session.execute(columns.where(Attempt.outcome.in_(("failed", "bad_config", "out_of_memory")))).all()
+    return [f"job {row.job_id} attempt {row.attempt} {row.outcome}: {row.error}" for row in rows]
+
+
+def attempts(engine: Engine, *, outcome: str | None = None) -> int:
+    """Return the number of attempts, of one outcome where it is given."""
+    counted = select(func.count()).select_from(Attempt)
+    with reading(engine) as session:
+        return session.scalar(counted.filter_by(outcome=outcome) if outcome else counted) or 0

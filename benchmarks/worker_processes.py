@@ -5,7 +5,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -15,13 +15,17 @@ import psutil
 class WorkerProcess:
     """One worker process."""
 
-    def __init__(self, name: str, module: str, *, environ: Mapping[str, str], log: Path) -> None:
+    def __init__(
+        self, name: str, module: str, *, environ: Mapping[str, str], log: Path, before: Sequence[str] = ()
+    ) -> None:
+        """Start it; `before` goes before its command, and becomes it."""
         self.name, self._log = name, log
         self._polling_since: float | None = None
         self.frozen_until: float | None = None
+        command = [sys.executable, "-W", "ignore", "-m", module, "--threads", "1", "--device", "cpu", "--name", name]
         with log.open("ab") as out:
             self.process = subprocess.Popen(
-                [sys.executable, "-W", "ignore", "-m", module, "--threads", "1", "--device", "cpu", "--name", name],
+                [*before, *command],
                 env={**os.environ, **environ}, stdin=subprocess.DEVNULL, stdout=out, stderr=out,
             )  # fmt: skip
 
@@ -64,8 +68,10 @@ class WorkerProcess:
 class WorkerProcesses:
     """A fixed number of workers; one that has ended is replaced."""
 
-    def __init__(self, size: int, module: str, *, environ: Mapping[str, str], logs: Path) -> None:
-        self._module, self._environ, self._logs = module, environ, logs
+    def __init__(
+        self, size: int, module: str, *, environ: Mapping[str, str], logs: Path, before: Sequence[str] = ()
+    ) -> None:
+        self._module, self._environ, self._logs, self._before = module, environ, logs, before
         logs.mkdir()
         self._started = 0
         self.ended: list[int] = []
@@ -106,7 +112,7 @@ class WorkerProcesses:
     def _start(self) -> WorkerProcess:
         self._started += 1
         name = f"w{self._started}"
-        return WorkerProcess(name, self._module, environ=self._environ, log=self._logs / name)
+        return WorkerProcess(name, self._module, environ=self._environ, log=self._logs / name, before=self._before)
 
 
 def is_gone(process: psutil.Process) -> bool:
