@@ -266,7 +266,7 @@ def _is_of_driver(error: Exception) -> bool:
 
 def _written(job: Assignment) -> dict[str, Any]:
     values = {name: getattr(job, name) for name in ("job_id", "attempt", "artifacts")}
-    config = {"config": job.config.model_dump(mode="json"), "config_id": job.config.config_id}
+    config = {"config": json.loads(job.config.canonical_json()), "config_id": job.config.config_id}
     return values | config | {"resume": [asdict(ref) for ref in job.resume]}
 
 

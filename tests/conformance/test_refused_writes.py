@@ -20,7 +20,7 @@ SWEEP = """
 version: 1
 name: seeds
 overrides: {subject.layer: 3, sae.n_latents: 64}
-sweep: [{grid: {training.seed: {range: [1, 60, 1]}}}]
+sweep: [{grid: {training.seed: {range: [1, 200, 1]}}}]
 """
 Refusal = Callable[[Settings], AbstractContextManager[None]]
 
@@ -120,7 +120,7 @@ def test_f15_an_enqueue_that_is_refused(
     assert hint in said.err
     assert (results.sweeps(engine), sum(results.counts(engine).values())) == ([], 0)
     assert run(["enqueue", str(file)]) == 0, "as soon as it may be written again"
-    assert results.counts(engine)["queued"] == 60
+    assert results.counts(engine)["queued"] == 200
     assert broken_promises(engine) == []
 
 
@@ -142,7 +142,7 @@ def test_f15_a_worker_outlives_a_database_that_may_only_be_read(
         assert not lease.is_written
         assert results.curve(engine, 1) == []
         engine.dispose()
-    assert lease.settle(patience=lambda: False)
+    assert lease.settle(patience=iter([True, False]).__next__)
     assert [found.tokens_seen for found in results.curve(engine, 1)] == [10, 20]
     assert state(engine, 1) == "succeeded"
     assert broken_promises(engine) == []

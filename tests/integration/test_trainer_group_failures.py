@@ -156,7 +156,7 @@ def test_a_database_that_is_away_is_waited_for_once_a_round(tmp_path: Path, monk
         def mend() -> None:
             company.wait_begun()
             monkeypatch.setattr(queue, "heartbeat", away)
-            world.wait(lambda: {job for asked in rounds for job in asked} == {*company.jobs}, 20)
+            world.wait(lambda: sum(map(len, rounds)) >= 3, 20)
             monkeypatch.setattr(queue, "heartbeat", heartbeat)
             company.go.touch()
 

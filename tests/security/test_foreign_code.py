@@ -43,10 +43,10 @@ RUNNERS = {
     "yaml.unsafe_load",
     "yaml.full_load",
     "torch.save",
-    "numpy.load",
-    "np.load",
     "torch.hub.load",
 }
+ALLOWED = {"worker/formats/tensor_file.py": ["calls torch.save"]}
+"""Some libraries read .pt files alone: what is exported to them is written so."""
 NEVER = 600.0
 
 
@@ -54,9 +54,13 @@ def _offences(tree: ast.AST) -> Iterator[str]:
     for node in ast.walk(tree):
         if isinstance(node, ast.Import | ast.ImportFrom):
             names = [alias.name for alias in node.names] + [getattr(node, "module", None) or ""]
+            if names == ["UnpicklingError", "pickle"]:  # what torch.load raises of a file that is more than weights
+                continue
             yield from (f"imports {name}" for name in names if name.partition(".")[0] in PICKLERS)
         if isinstance(node, ast.Call):
             name, words = ast.unparse(node.func), {word.arg: ast.unparse(word.value) for word in node.keywords}
+            if name in {"np.load", "numpy.load"} and words.get("allow_pickle") != "False":
+                yield f"calls {name} for more than arrays"
             if name in RUNNERS or "object_list" in name or name.endswith("gather_object"):
                 yield f"calls {name}"
             if name == "torch.load" and words.get("weights_only") != "True":
@@ -69,13 +73,14 @@ def _offences(tree: ast.AST) -> Iterator[str]:
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_no_source_reads_pickles_or_runs_text(path: Path) -> None:
-    assert [*_offences(ast.parse(path.read_text()))] == []
+    assert [*_offences(ast.parse(path.read_text()))] == ALLOWED.get(str(path.relative_to(ROOT)), [])
 
 
 @pytest.mark.parametrize(
     "line",
     ["import dill", "from pickle import loads", "eval('1')", "os.system('x')", "torch.load(f)", "yaml.load(f)",
-     "run('x', shell=True)", "dist.broadcast_object_list(x)", "load(f, trust_remote_code=True)", "torch.save(x, f)"],
+     "run('x', shell=True)", "dist.broadcast_object_list(x)", "load(f, trust_remote_code=True)", "torch.save(x, f)",
+     "np.load(f)", "from pickle import UnpicklingError, loads"],
 )  # fmt: skip
 def test_the_search_finds(line: str) -> None:
     assert len([*_offences(ast.parse(line))]) == 1

@@ -1,10 +1,10 @@
 """Files of tensors and configs that other programs wrote: read without running what may be in them."""
 
 import json
-import pickle
 import zipfile
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import numpy as np
@@ -45,7 +45,7 @@ def names(path: Path) -> frozenset[str]:
             with zipfile.ZipFile(path) as archive:
                 return frozenset(name.removesuffix(".npy") for name in archive.namelist())
         return frozenset(map(str, _unpickled(path))) if path.suffix in _PICKLED else frozenset()
-    except pickle.UnpicklingError as error:
+    except UnpicklingError as error:
         raise _would_run_code(path, error) from error
     except _UNREADABLE:
         return frozenset()
@@ -70,7 +70,7 @@ def load(path: Path, wanted: Collection[str] | None = None) -> dict[str, Any]:
                 return {name: torch.from_numpy(archive[name]) for name in archive.files if _is_wanted(name, wanted)}
         if path.suffix in _PICKLED:
             return {str(name): value for name, value in _unpickled(path).items() if _is_wanted(str(name), wanted)}
-    except pickle.UnpicklingError as error:
+    except UnpicklingError as error:
         raise _would_run_code(path, error) from error
     except _UNREADABLE as error:
         raise ConfigError(

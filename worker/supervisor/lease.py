@@ -103,8 +103,11 @@ class HeldLease:
         return self.desired
 
     def settle(self, *, patience: Callable[[], bool], pause: Callable[[float], object] = time.sleep) -> bool:
-        """Write all that waits, over an outage while `patience()` is true; say whether it is written."""
-        while self._waiting and (self._outage.since is None or patience()):
+        """Write all that waits, over an outage while `patience()` is true; say whether it is written.
+
+        A server that another lease found away a moment ago is tried again out of patience alone.
+        """
+        while self._waiting and (self._now() >= self._outage.try_at or patience()):
             self._outage.try_at = self._now()
             if not self.flush():
                 pause(min(RETRY_SECONDS, self._every))
