@@ -264,8 +264,10 @@ def _sae_entry(engine: "Engine", selector: Selector) -> "SaeEntry":
 
 def _folder(selector: Selector) -> Path | None:
     """Return the folder that a selector means; None where it means a row of the table."""
-    is_path = isinstance(selector, Path) or str(selector).startswith((".", "/", "~"))
-    return Path(str(selector)).expanduser() if is_path else None
+    from orchestrator.results.selectors import is_path
+
+    means_path = isinstance(selector, Path) or is_path(str(selector))
+    return Path(str(selector)).expanduser() if means_path else None
 
 
 def _check_states(states: Sequence[str] | None) -> None:

@@ -74,11 +74,21 @@ def find_saes(engine: Engine, selectors: Sequence[str]) -> list[SaeEntry]:
     return list(found.values())
 
 
+def is_path(selector: str) -> bool:
+    """Say whether a selector names a file or folder, not a row of the table: ./folder, ../file, /path, ~/path, a/b."""
+    return selector.startswith((".", "~")) or "/" in selector
+
+
 def _saes_of_jobs(engine: Engine, selector: str) -> list[SaeEntry]:
-    if not selector.isdigit() and Path(selector).exists():
+    if is_path(selector):
         raise NotFound(f"{selector} is a file or folder, not an SAE of the table", hint=f"orch sae import {selector}")
     name = selector.removeprefix(_SWEEP)
-    several = saes.of_jobs(engine, find(engine, [name]))
+    try:
+        several = saes.of_jobs(engine, find(engine, [name]))
+    except NotFound as error:
+        if Path(selector).exists():
+            raise NotFound(error.message, hint=f"Is the folder meant? Write ./{selector}") from None
+        raise
     if not several:
         what = f"job {name}" if name.isdigit() else f"sweep {name!r}"
         raise NotFound(f"{what} has no SAE: none of its jobs has finished with one", hint="orch sae list")

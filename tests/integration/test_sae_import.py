@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from orchestrator import results, saes
 from orchestrator.config.validation import parse
-from orchestrator.errors import ConfigError, StateError
+from orchestrator.errors import ConfigError, NotFound, StateError
 from orchestrator.saes import SaeEntry
 from tests.hub_double import hub_double
 from tests.small_world import ROOT, World, make_subject, small_config, small_world
@@ -213,6 +213,24 @@ def test_what_a_format_cannot_hold_is_refused_and_nothing_stays(world: World, tm
     with pytest.raises(ConfigError, match="no format that is written"):
         export(world, "1", tmp_path / "out", "gemma_scope")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_is_checked_and_translated_without_being_entered(
+    world: World, subject: Path, exported: Path, tmp_path: Path
+) -> None:
+    before = saes.entries(world.engine)
+    asked = {**TOKENS, "data": str(subject / "text.txt")}
+    said = verify_sae(world.engine, world.settings, str(exported), asked)
+    verify_sae(world.engine, world.settings, "2", asked)
+    assert (said["state"], said["id"]) == ("verified", None)
+    assert said["fvu_raw"] == pytest.approx(entry(world, "2").fvu_raw, rel=1e-3, abs=1e-5)
+    verify_sae(world.engine, world.settings, "2", {})
+    said = export(world, str(exported), tmp_path / "translated", "sparsify")
+    assert {"README.md", "cfg.json", "sae.safetensors"} <= set(said["files"])
+    assert "Not measured" in (tmp_path / "translated" / "README.md").read_text()
+    assert [row.id for row in saes.entries(world.engine)] == [row.id for row in before]
+    with pytest.raises(NotFound, match="no file or folder"):
+        verify_sae(world.engine, world.settings, str(tmp_path / "nonesuch"), {})
 
 
 def test_an_import_keeps_a_copy_of_its_own(world: World, subject: Path, exported: Path, tmp_path: Path) -> None:

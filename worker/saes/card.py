@@ -8,6 +8,7 @@ from orchestrator.config.sae_facts import SaeFacts
 from orchestrator.formatting import count
 from orchestrator.saes import SaeEntry
 from orchestrator.versions import versions
+from worker.saes.loading import Chosen
 
 _LIBRARIES = {"saelens": "saelens", "sparsify": "sparsify", "dictionary_learning": "dictionary_learning"}
 LOADING: Mapping[str, str] = {
@@ -33,15 +34,14 @@ LOADING: Mapping[str, str] = {
 """How the library of each format loads a folder."""
 
 
-def card(
-    entry: SaeEntry, facts: SaeFacts, format_: str, *, config: Mapping[str, Any] | None, results: Mapping[str, Any]
-) -> str:
+def card(chosen: Chosen, format_: str, *, config: Mapping[str, Any] | None, results: Mapping[str, Any]) -> str:
     """Return the README.md of an exported SAE; `config` and `results` are those of the job that trained it."""
+    facts = chosen.sae.facts
     parts = [
         _front_matter(facts, format_),
         f"# {_title(facts)}",
-        _what_it_is(entry, facts),
-        "## Measured\n" + _measured(entry, facts, results),
+        _what_it_is(chosen, facts),
+        "## Measured\n" + _measured(chosen.entry, facts, results),
         f"## Loading it\n```python\n{LOADING[format_].format(folder='.')}\n```",
     ]
     if config is not None:
@@ -65,7 +65,7 @@ def _title(facts: SaeFacts) -> str:
     return f"A sparse autoencoder of {facts.subject or 'a language model'}, {facts.n_latents:,} latents"
 
 
-def _what_it_is(entry: SaeEntry, facts: SaeFacts) -> str:
+def _what_it_is(chosen: Chosen, facts: SaeFacts) -> str:
     place = f"{facts.site} of block {', '.join(map(str, facts.layers))}" if facts.site else facts.hook_point
     rows = {
         "Subject": (facts.subject or "not known") + (f", revision {facts.revision}" if facts.revision else ""),
@@ -77,16 +77,24 @@ def _what_it_is(entry: SaeEntry, facts: SaeFacts) -> str:
         "Decoder bias is subtracted from the input": "yes" if facts.subtracts_bias else "no",
         "Context": f"{facts.context_length} tokens" if facts.context_length else None,
         "Begins with BOS": {True: "yes", False: "no", None: None}[facts.prepend_bos],
-        "Came from": f"job {entry.job_id}" if entry.job_id is not None else f"{entry.format}: {entry.source}",
+        "Came from": _origin(chosen),
     }
     return _table({name: value for name, value in rows.items() if value})
 
 
-def _measured(entry: SaeEntry, facts: SaeFacts, results: Mapping[str, Any]) -> str:
-    if entry.fvu is None and entry.fvu_raw is None:
+def _origin(chosen: Chosen) -> str:
+    entry = chosen.entry
+    if entry is None:
+        return chosen.label
+    return f"job {entry.job_id}" if entry.job_id is not None else f"{entry.format}: {entry.source}"
+
+
+def _measured(entry: SaeEntry | None, facts: SaeFacts, results: Mapping[str, Any]) -> str:
+    if entry is None or (entry.fvu is None and entry.fvu_raw is None):
         stated = {"fvu, as its files stated": facts.stated_fvu, "L0, as its files stated": facts.stated_l0}
         told = {name: f"{value:.4g}" for name, value in stated.items() if value is not None}
-        return f"Not measured: {entry.note}.\n" + (_table(told) if told else "")
+        why = f": {entry.note}" if entry is not None and entry.note else ""
+        return f"Not measured{why}.\n" + (_table(told) if told else "")
     rows = {
         "fvu (share of variance unexplained), of the vectors as the SAE normalises them": entry.fvu,
         "fvu of the raw activations": entry.fvu_raw,

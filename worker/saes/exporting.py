@@ -9,16 +9,13 @@ from typing import Any
 
 from sqlalchemy import Engine
 
-from orchestrator import results
-from orchestrator.config.sae_facts import SaeFacts
 from orchestrator.errors import ConfigError, StateError, StorageError
 from orchestrator.masking import clean, mask_all
-from orchestrator.saes import SaeEntry
 from orchestrator.settings import Settings
 from worker import checked_folder
 from worker.formats.registry import WRITTEN, write
 from worker.saes.card import card
-from worker.saes.loading import load_sae
+from worker.saes.loading import Chosen, choose_sae
 from worker.subject import hub
 from worker.tracking import job_record
 
@@ -32,17 +29,16 @@ def export_sae(engine: Engine, settings: Settings, selector: str, asked: Mapping
         StorageError: it cannot be written; nothing half-written stays.
         SubjectError, MachineError: the hub refuses the upload, or is out of reach.
     """
-    (entry,) = results.find_saes(engine, [selector])
     folder, name = Path(asked["folder"]).expanduser(), asked["format"]
     if name not in WRITTEN:
         raise ConfigError(f"{name!r} is no format that is written", hint=f"There are: {', '.join(WRITTEN)}")
     if folder.exists():
         raise StateError(f"{folder} exists", hint="Name a new folder: nothing is written over.")
-    sae = load_sae(entry, settings)
+    chosen = choose_sae(engine, settings, selector)
     beside = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
     try:
-        write(sae, beside, format=name)
-        _describe(engine, entry, sae.facts, beside, name)
+        write(chosen.sae, beside, format=name)
+        _describe(engine, chosen, beside, name)
         beside.rename(folder)
     except OSError as error:
         raise StorageError(f"cannot write {folder}: {error.strerror or error}") from error
@@ -52,8 +48,8 @@ def export_sae(engine: Engine, settings: Settings, selector: str, asked: Mapping
     lines = [f"{folder}: {name}: {', '.join(files)}"]
     url = _push(folder, asked["push"]) if asked.get("push") else None
     return {
-        "id": entry.id,
-        "selector": entry.label,
+        "id": chosen.entry and chosen.entry.id,
+        "selector": chosen.label,
         "format": name,
         "folder": str(folder),
         "files": files,
@@ -62,18 +58,18 @@ def export_sae(engine: Engine, settings: Settings, selector: str, asked: Mapping
     }
 
 
-def _describe(engine: Engine, entry: SaeEntry, facts: SaeFacts, folder: Path, format_: str) -> None:
+def _describe(engine: Engine, chosen: Chosen, folder: Path, format_: str) -> None:
     """Write the card, and of a job's SAE the picture of its curve."""
     config: dict[str, Any] | None = None
     came_to: dict[str, Any] = {}
-    if entry.job_id is not None:
-        record = job_record.read(engine, entry.job_id)
+    if chosen.entry is not None and chosen.entry.job_id is not None:
+        record = job_record.read(engine, chosen.entry.job_id)
         config = mask_all(json.loads(record.job.config))
         if record.result is not None:
             names = ("dead_share", "tokens_seen", "outcome")
             came_to = {name: getattr(record.result, name) for name in names}
         job_record.draw_curve(record, folder / "curve.png")
-    text = card(entry, facts, format_, config=config, results=came_to)
+    text = card(chosen, format_, config=config, results=came_to)
     checked_folder.write_text(folder / "README.md", clean(text))
 
 

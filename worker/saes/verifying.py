@@ -8,10 +8,10 @@ from sqlalchemy import Engine
 from orchestrator import results, saes
 from orchestrator.errors import SubjectError
 from orchestrator.results.stored_configs import configs
-from orchestrator.saes import Measured, SaeEntry
+from orchestrator.saes import Measured
 from orchestrator.settings import Settings
 from worker.saes import verification
-from worker.saes.loading import load_sae
+from worker.saes.loading import choose_sae
 from worker.saes.subject_vectors import config_of, read_vectors
 from worker.saes.verification import Found
 
@@ -20,42 +20,42 @@ _SAME = 0.01
 
 
 def verify_sae(engine: Engine, settings: Settings, selector: str, asked: Mapping[str, Any]) -> dict[str, Any]:
-    """Measure an SAE on its subject's activations and store what it came to.
+    """Measure an SAE on its subject's activations; of one of the table, store what it came to.
 
     Raises:
         CheckpointError: its files are gone or damaged.
         SubjectError, MachineError, ConfigError: its subject or text cannot be read here.
     """
-    (entry,) = results.find_saes(engine, [selector])
-    sae = load_sae(entry, settings, device=asked.get("device") or "cpu")
+    label, sae, entry = choose_sae(engine, settings, selector, device=asked.get("device") or "cpu")
     if sae.facts.is_transcoder:
-        raise SubjectError(f"{entry.label} is a transcoder: those are not measured yet")
-    trained = configs(engine, [entry.job_id])[entry.job_id] if entry.job_id is not None else None
+        raise SubjectError(f"{label} is a transcoder: those are not measured yet")
+    job_id = entry.job_id if entry is not None else None
+    trained = configs(engine, [job_id])[job_id] if job_id is not None else None
     config = config_of(sae.facts, asked, trained)
     vectors = read_vectors(config, settings.home / "tokens", asked.get("device") or "cpu")
-    found = verification.measure(entry.label, sae, vectors.values)
+    found = verification.measure(label, sae, vectors.values)
     untrained = verification.untrained_fvu(sae.facts, found.l0, vectors.values)
     same_text = trained is not None and trained.data == config.data and trained.subject == config.subject
-    why = _differs(engine, entry, found) if same_text else verification.why_not(found, untrained)
+    why = _differs(engine, job_id, found) if same_text and job_id else verification.why_not(found, untrained)
     measured = Measured(found.fvu, found.fvu_raw, found.l0, len(vectors.values), vectors.text)
     came_to = f"fvu {found.fvu:.4f}, L0 {found.l0:.1f} on {measured.tokens:,} tokens of {measured.text}"
     state: saes.SaeState = "refused" if why else "verified"
-    saes.set_measured(engine, entry.id, measured, state=state, note=why or came_to)
+    if entry is not None:
+        saes.set_measured(engine, entry.id, measured, state=state, note=why or came_to)
     return {
-        "id": entry.id,
-        "selector": entry.label,
+        "id": entry and entry.id,
+        "selector": label,
         "state": state,
         "note": why,
         "untrained_fvu": untrained,
         **measured._asdict(),
-        "lines": [f"{entry.label} is {state}: {why or came_to} (untrained: fvu {untrained:.4f})"],
+        "lines": [f"{label} is {state}: {why or came_to} (untrained: fvu {untrained:.4f})"],
     }
 
 
-def _differs(engine: Engine, entry: SaeEntry, found: Found) -> str:
+def _differs(engine: Engine, job_id: int, found: Found) -> str:
     """Return why a job's SAE is not the one that was measured as it was trained; empty where it is."""
-    assert entry.job_id is not None
-    then = results.jobs(engine, ids=[entry.job_id])[0].fvu
+    then = results.jobs(engine, ids=[job_id])[0].fvu
     if then is None or abs(found.fvu - then) <= _SAME * then:
         return ""
     return f"fvu is {found.fvu:.4f}, and was {then:.4f} when it was trained: are its files the same?"

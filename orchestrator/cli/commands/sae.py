@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from orchestrator.saes import SaeEntry
 
 _Decorated = TypeVar("_Decorated", bound=Callable[..., Any])
-_METAVAR = "JOB|sae:NAME|SWEEP..."
+_METAVAR = "JOB|sae:NAME|SWEEP|FOLDER..."
 
 
 @click.group()
@@ -116,25 +116,31 @@ def import_sae(*, source: str, output: str | None, **options: Any) -> None:
 @_subject_options
 @output_option("json")
 def verify(*, selectors: tuple[str, ...], output: str | None, **options: Any) -> None:
-    """Measure SAEs on their subjects' activations again, and say whether they are what they should be."""
-    for row in _rows(selectors):
-        _tell(run_sae_worker("verify", f"sae:{row.id}", options), output)
+    """Measure SAEs on their subjects' activations again, and say whether they are what they should be.
+
+    Of a folder nothing is stored: orch sae import does that.
+    """
+    for meant in _meant(selectors):
+        _tell(run_sae_worker("verify", meant, options), output)
 
 
 @sae.command()
-@click.argument("selector", metavar="JOB|sae:NAME")
-@click.argument("folder", type=click.Path())
+@click.argument("selector", metavar="JOB|sae:NAME|FOLDER")
+@click.argument("folder", metavar="NEW_FOLDER", type=click.Path())
 @click.option("--format", "format_", default="orch", show_default=True,
               help="orch, saelens, sparsify, dictionary_learning, openai or mlsae.")  # fmt: skip
 @click.option("--push", metavar="ORG/NAME", help="Upload the folder to this hub repository.")
 @output_option("json", "name")
 def export(*, selector: str, folder: str, output: str | None, **options: Any) -> None:
-    """Write an SAE to FOLDER as another library reads it, with a card that says what it is.
+    """Write an SAE to NEW_FOLDER as another library reads it, with a card that says what it is.
 
-    What a format cannot hold is refused, never dropped. FOLDER must not exist.
+    A FOLDER of any known format is translated, without entering it. What a format cannot hold is refused, never
+    dropped.
     """
-    (row,) = _one(_rows([selector]), selector)
-    _tell(run_sae_worker("export", f"sae:{row.id}", {"folder": folder, **options}), output)
+    meant = _meant([selector])
+    if len(meant) > 1:
+        raise click.UsageError(f"{selector!r} means {len(meant)} SAEs: name one of them. orch sae list {selector}")
+    _tell(run_sae_worker("export", meant[0], {"folder": folder, **options}), output)
 
 
 @sae.command()
@@ -173,10 +179,15 @@ def _rows(selectors: Sequence[str]) -> "list[SaeEntry]":
         return [replace(row, uri=settings.artifact(row.uri)) for row in rows]
 
 
-def _one(rows: "list[SaeEntry]", selector: str) -> "list[SaeEntry]":
-    if len(rows) > 1:
-        raise click.UsageError(f"{selector!r} means {len(rows)} SAEs: name one of them. orch sae list {selector}")
-    return rows
+def _meant(selectors: Sequence[str]) -> list[str]:
+    """Return SAEs as the worker's process is told of them: by number, or as the path of a folder or file."""
+    from orchestrator.results.selectors import is_path
+
+    return [
+        meant
+        for selector in selectors
+        for meant in ([selector] if is_path(selector) else [f"sae:{row.id}" for row in _rows([selector])])
+    ]
 
 
 def _tell(said: dict[str, Any], output: str | None) -> None:
