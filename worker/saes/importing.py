@@ -2,6 +2,8 @@
 
 import hashlib
 import re
+import shutil
+import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +13,7 @@ from sqlalchemy import Engine
 
 from orchestrator import saes
 from orchestrator.config.sae_facts import SaeFacts
-from orchestrator.errors import ConfigError, MachineError, SubjectError
+from orchestrator.errors import ConfigError, MachineError, OrchError, SubjectError
 from orchestrator.saes import Measured, NewSae, SaeState
 from orchestrator.settings import Settings
 from worker import checked_folder
@@ -61,13 +63,17 @@ def import_sae(engine: Engine, settings: Settings, source: str, asked: Mapping[s
     place = vectors.place if vectors else stated_place(asked)
     facts = replace(judged.variant.sae.facts, **place)
     sha256 = _sha256(path)
-    folder = settings.artifacts_folder / "saes" / f"{name}-{sha256[:12]}" / _FOLDER
+    folder = settings.artifacts_folder / "saes" / f"{name}-{uuid.uuid4().hex[:8]}" / _FOLDER
     write(judged.variant.sae, folder, format="orch", facts=facts)
     new = NewSae(
         name=name, format=found.name, source=source, sha256=sha256, uri=str(folder.absolute()), facts=facts,
         measured=judged.measured, state=judged.state, note=judged.note,
     )  # fmt: skip
-    number = saes.add(engine, new)
+    try:
+        number = saes.add(engine, new)
+    except OrchError:  # the name was given meanwhile, or the database is away
+        shutil.rmtree(folder.parent, ignore_errors=True)
+        raise
     return {
         "id": number,
         "selector": f"sae:{name}",
