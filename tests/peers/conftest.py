@@ -16,7 +16,7 @@ from torch import Tensor
 from orchestrator.config.job import SubjectConfig
 from worker.subject.model import capture, load
 
-PEERS = ("sae_lens", "sparsify", "dictionary_learning")
+PEERS = ("sae_lens", "sparsify", "dictionary_learning", "sae_bench")
 ARE_HERE = all(importlib.util.find_spec(name) is not None for name in PEERS)
 _CONTEXTS, _CONTEXT = 16, 128
 

@@ -70,3 +70,28 @@ def test_transcoders(activation: Activation, skips: bool, activations: Tensor, p
     else:
         theirs = peer("sae_lens").SAE.load_from_disk(exported(sae, "saelens", tmp_path / "a"))
         assert_same(sae, encode_and_decode(theirs, activations), activations)
+
+
+@pytest.mark.parametrize("kind", NORMALIZATIONS)
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_saebench_takes_ours_for_an_sae_of_its_own(
+    activation: Activation, kind: Normalize, activations: Tensor, peer: Peer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its own check of a custom SAE, on real activations; only the model that it would fetch is a stand-in."""
+    base = peer("sae_bench.custom_saes.base_sae")
+    sae = ours(activation, kind, activations)
+    assert base.BaseSAE.check_decoder_norms(sae)
+    batch = activations[:96].view(2, 48, -1)
+
+    class Model:
+        @staticmethod
+        def from_pretrained(name: str, device: torch.device) -> "Model":
+            assert (name, device) == ("openai-community/gpt2", sae.device)
+            return Model()
+
+        def run_with_cache(self, _text: str, **asked: Any) -> tuple[None, dict[str, Tensor]]:
+            assert asked["stop_at_layer"] == 4
+            return None, {asked["names_filter"][0]: batch}
+
+    monkeypatch.setattr(base, "HookedTransformer", Model)
+    base.BaseSAE.test_sae(sae, sae.cfg.model_name)

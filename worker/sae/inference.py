@@ -201,7 +201,7 @@ class InferenceSae(nn.Module):
             )
         if self._last is None and self.facts.normalize not in {"none", "fixed"}:
             raise ConfigError(f"with normalize: {self.facts.normalize}, encode comes before decode")
-        return self._raw(rows @ self.W_dec + self.b_dec, self._last).view(*z.shape[:-1], -1)
+        return self._raw(self._combined(rows) + self.b_dec, self._last).view(*z.shape[:-1], -1)
 
     def forward(self, x: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_out"]:
         """Return the reconstruction of raw activations, or a transcoder's prediction, in raw space."""
@@ -257,6 +257,14 @@ class InferenceSae(nn.Module):
         if statistics is not None:
             return normalize.denormalize(rows, statistics.mean, statistics.scale)
         return rows if self.scales.output == 1.0 else rows * self.scales.output
+
+    def _combined(self, acts: Tensor) -> Tensor:
+        """Return z · W_dec; of k latents a vector as `forward` does, in the same order of sums."""
+        if self.facts.selection == "topk" and self.W_dec.is_contiguous():
+            values, indices = acts.topk(self.facts.k or 1, dim=1)
+            if values.count_nonzero() == acts.count_nonzero():  # else somebody has set further ones
+                return sparse_decode(values, indices, self.W_dec)
+        return acts @ self.W_dec
 
     def _pre_acts(self, vectors: Tensor, bias: Tensor | None) -> Tensor:
         centred = vectors - self.b_dec if self.facts.subtracts_bias else vectors

@@ -137,3 +137,11 @@ def test_missing_tensors_are_refused() -> None:
         InferenceSae(facts("jumprelu"), tensors)
     with pytest.raises(ConfigError, match="k = 49 does not fit 48 latents"):
         InferenceSae(replace(facts("topk"), k=49), tensors)
+
+
+def test_latents_that_were_set_by_hand_are_all_decoded() -> None:
+    sae, x = made("topk"), inputs()
+    z = sae.encode(x)
+    assert torch.allclose(sae.decode(z), sae(x), rtol=1e-6, atol=1e-7)
+    z[:, :2] += torch.tensor([1.0, -1.0])
+    assert apart(sae.decode(z), z @ sae.W_dec + sae.b_dec) < 1e-6
