@@ -15,8 +15,9 @@ from safetensors.torch import load_file, save_file
 
 from orchestrator import results, saes
 from orchestrator.config.validation import parse
-from orchestrator.errors import ConfigError, NotFound, StateError
+from orchestrator.errors import ConfigError, NotFound, StateError, StorageError
 from orchestrator.saes import SaeEntry
+from tests.full_disk import files_of_at_most
 from tests.hub_double import hub_double
 from tests.small_world import ROOT, World, make_subject, small_config, small_world
 from worker.formats import portable
@@ -220,6 +221,22 @@ def test_what_a_format_cannot_hold_is_refused_and_nothing_stays(world: World, tm
     with pytest.raises(ConfigError, match="no format that is written"):
         export(world, "1", tmp_path / "out", "gemma_scope")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_disk_that_fills_leaves_no_half_of_an_export_or_an_import(
+    world: World, subject: Path, exported: Path, tmp_path: Path
+) -> None:
+    before = sorted(tmp_path.iterdir())
+    with files_of_at_most(4096), pytest.raises(StorageError, match="cannot write"):
+        export(world, "2", tmp_path / "out", "saelens")
+    assert sorted(tmp_path.iterdir()) == before
+    bring_in(world, exported, "first", data=str(subject / "text.txt"))  # packs the text, and makes the database larger
+    saes.remove(world.engine, entry(world, "sae:first").id)
+    kept = set((world.settings.artifacts_folder / "saes").rglob("*.*"))
+    with files_of_at_most(4096), pytest.raises(StorageError):
+        bring_in(world, exported, "second", data=str(subject / "text.txt"))
+    assert set((world.settings.artifacts_folder / "saes").rglob("*.*")) == kept
+    assert all(row.name != "second" for row in saes.entries(world.engine))
 
 
 def test_a_folder_is_checked_and_translated_without_being_entered(
