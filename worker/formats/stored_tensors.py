@@ -1,6 +1,7 @@
 """Files of tensors and configs that other programs wrote: read without running what may be in them."""
 
 import json
+import re
 import zipfile
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
@@ -29,6 +30,13 @@ def find(path: Path, *names: str) -> Path | None:
 def beside(path: Path, *names: str) -> Path | None:
     """Return the file of one of these names in a folder, or in that of a file."""
     return find(path if path.is_dir() else path.parent, *names)
+
+
+def only_match(path: Path, name: re.Pattern[str]) -> Path | None:
+    """Return the file whose name matches: in a folder the only one, of a file itself."""
+    files = [path] if path.is_file() else list(path.iterdir()) if path.is_dir() else []
+    found = [file for file in files if name.match(file.name)]
+    return found[0] if len(found) == 1 else None
 
 
 def names(path: Path) -> frozenset[str]:

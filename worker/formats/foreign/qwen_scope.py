@@ -15,7 +15,7 @@ _TENSORS = ("W_enc", "W_dec", "b_enc", "b_dec")
 
 def reasons(path: Path) -> list[str]:
     """Return what speaks for Qwen Scope."""
-    file = _file(path)
+    file = stored_tensors.only_match(path, _FILE)
     if file is None or not set(_TENSORS) <= stored_tensors.names(file):
         return []
     return [f"the file is called {file.name}", f"its tensors are {', '.join(_TENSORS)}"]
@@ -27,7 +27,7 @@ def read(path: Path, named: str = "") -> InferenceSae:
     Raises:
         ConfigError: several layers and none named, a tensor is missing, or the name that says k.
     """
-    file = _file(path)
+    file = stored_tensors.only_match(path, _FILE)
     if file is None:
         raise ConfigError(f"{path} has no layer<N>.sae.pt, or several: name one")
     text = f"{named}/{file.absolute()}"
@@ -63,10 +63,3 @@ def read(path: Path, named: str = "") -> InferenceSae:
         "b_dec": found["b_dec"],
     }
     return InferenceSae(facts, tensors)
-
-
-def _file(path: Path) -> Path | None:
-    if path.is_file():
-        return path if _FILE.match(path.name) else None
-    files = [file for file in path.iterdir() if _FILE.match(file.name)] if path.is_dir() else []
-    return files[0] if len(files) == 1 else None

@@ -19,7 +19,7 @@ _TENSORS = ("W_enc", "W_dec", "b_enc", "b_dec")
 
 def reasons(path: Path) -> list[str]:
     """Return what speaks for such a transcoder."""
-    file = _file(path)
+    file = stored_tensors.only_match(path, _FILE)
     if file is None or not set(_TENSORS) <= stored_tensors.names(file):
         return []
     return [f"the file is called {file.name}", f"its tensors are {', '.join(_TENSORS)}"]
@@ -31,7 +31,7 @@ def read(path: Path, named: str = "") -> InferenceSae:
     Raises:
         ConfigError: several layers and none named, or a tensor is missing or has another shape.
     """
-    file = _file(path)
+    file = stored_tensors.only_match(path, _FILE)
     if file is None:
         raise ConfigError(f"{path} has no layer_<N>.safetensors, or several: name one")
     found = stored_tensors.load(file)
@@ -60,13 +60,6 @@ def read(path: Path, named: str = "") -> InferenceSae:
         "b_dec": found["b_dec"],
     }
     return InferenceSae(facts, tensors | ({"W_skip": found["W_skip"]} if "W_skip" in found else {}))
-
-
-def _file(path: Path) -> Path | None:
-    if path.is_file():
-        return path if _FILE.match(path.name) else None
-    files = [file for file in path.iterdir() if _FILE.match(file.name)] if path.is_dir() else []
-    return files[0] if len(files) == 1 else None
 
 
 def _config(path: Path) -> dict[str, Any]:
