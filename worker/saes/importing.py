@@ -44,7 +44,7 @@ def import_sae(engine: Engine, settings: Settings, source: str, asked: Mapping[s
     """Bring in an SAE; return what is said of it, or, as `refused`, why it is not entered.
 
     Raises:
-        ConfigError, CheckpointError: its files cannot be read as an SAE, or do not fit the subject.
+        ConfigError: its files cannot be read as an SAE, or do not fit the subject.
         StateError: its name is taken.
         StorageError: it cannot be kept here; nothing half-written stays.
     """
@@ -52,12 +52,11 @@ def import_sae(engine: Engine, settings: Settings, source: str, asked: Mapping[s
     name = _name(asked.get("name"), path)
     saes.check_name(engine, name)
     found = Detection(asked["format"], ["--format says so"]) if asked.get("format") else detect(path)
-    sae, facts = read(path, format=found.name, named=source)
-    several = variants(sae)
+    sae = read(path, format=found.name, named=source).sae
     vectors, away = (
-        (None, "a transcoder is not measured yet") if sae.facts.is_transcoder else _vectors(facts, asked, settings)
+        (None, "a transcoder is not measured yet") if sae.facts.is_transcoder else _vectors(sae.facts, asked, settings)
     )
-    judged = _judge(several, vectors, away, asked.get("convention"))
+    judged = _judge(variants(sae), vectors, away, asked.get("convention"))
     if not isinstance(judged, Judged):
         return judged
     place = vectors.place if vectors else stated_place(asked)
@@ -132,15 +131,14 @@ def _judge(
         return Judged(meant, None, "unverified", away, [])
     if len(vectors.values) < verification.LEAST_TOKENS:
         raise ConfigError(f"the text gives {len(vectors.values)} tokens: {verification.LEAST_TOKENS} are needed")
-    found = {one.flag: verification.measure(one.flag, one.sae, vectors.values) for one in several}
+    found = verification.measure({one.flag: one.sae for one in several}, vectors.values)
     mine = found[meant.flag]
-    untrained = verification.untrained_fvu(meant.sae.facts, mine.l0, vectors.values)
-    why = verification.why_not(mine, untrained)
+    why = verification.why_not(mine)
     conventions = [
         {"name": one.flag, "fvu": found[one.flag].fvu_raw, "l0": found[one.flag].l0, "note": one.name}
         for one in several
     ]
-    better = verification.clearly_better(mine, [one for one in found.values() if one is not mine], untrained)
+    better = verification.clearly_better(mine, [one for one in found.values() if one is not mine])
     if convention is None and (why or better):
         return _refused(mine, why, better, conventions)
     measured = Measured(mine.fvu, mine.fvu_raw, mine.l0, len(vectors.values), vectors.text)

@@ -4,7 +4,7 @@ An SAE is verified when both agree with what its files state. Where they state n
 SAE: an fvu below that of an untrained one of the same sizes (tied random directions), and an L0 within 20% of k.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple, cast
 
 import torch
@@ -38,38 +38,52 @@ class Found(NamedTuple):
     """Of the vectors as it normalises them."""
     fvu_raw: float
     l0: float
+    untrained: float
+    """What `fvu` is of an untrained SAE of its sizes, its L0 and its normalisation."""
 
 
-@torch.no_grad()
-def measure(name: str, sae: InferenceSae, vectors: Tensor) -> Found:
-    """Measure fvu, in both spaces, and L0 on raw activations; sums in float64.
+def measure(readings: Mapping[str, InferenceSae], vectors: Tensor) -> dict[str, Found]:
+    """Measure several readings of one SAE's files on raw activations, by their names.
 
     Shapes:
         vectors: (n_tokens, d_model)
     """
+    untrained: dict[tuple[str, int], float] = {}
+    found: dict[str, Found] = {}
+    for name, sae in readings.items():
+        fvu, fvu_raw, l0 = _reconstruction(sae, vectors)
+        kind, k = _kind(sae.facts), min(sae.facts.n_latents, sae.facts.k or max(1, round(l0)))
+        if (kind, k) not in untrained:
+            untrained[kind, k] = _untrained_fvu(sae.facts, k, vectors)
+        found[name] = Found(name, sae, fvu, fvu_raw, l0, untrained[kind, k])
+    return found
+
+
+@torch.no_grad()
+def _reconstruction(sae: InferenceSae, vectors: Tensor) -> tuple[float, float, float]:
+    """Return fvu in both spaces, and L0; sums in float64."""
     kind = _kind(sae.facts)
     means = [part.mean(0, dtype=torch.float64).float() for part in (vectors, normalize(vectors, kind).vectors)]
     sums = torch.zeros(5, dtype=torch.float64)
     for x in torch.split(vectors, _CHUNK):
-        error, normal = x - sae(x).float(), normalize(x, kind)
+        acts = sae.encode(x)
+        error, normal = x - sae.decode(acts).float(), normalize(x, kind)
         terms = (error, x - means[0], error / normal.scale, normal.vectors - means[1])
         sums[:4] += torch.stack([term.square().sum(dtype=torch.float64) for term in terms]).cpu()
-        sums[4] += (sae.encode(x) != 0).sum(dtype=torch.float64).cpu()
+        sums[4] += (acts != 0).sum(dtype=torch.float64).cpu()
     raw, spread, normalised, normal_spread, n_active = sums.tolist()
-    return Found(name, sae, normalised / normal_spread, raw / spread, n_active / len(vectors))
+    return normalised / normal_spread, raw / spread, n_active / len(vectors)
 
 
-def untrained_fvu(facts: SaeFacts, l0: float, vectors: Tensor) -> float:
-    """Return the fvu, of vectors as the SAE normalises them, of an untrained SAE of its sizes and its L0."""
-    kind = _kind(facts)
-    k = min(facts.n_latents, facts.k or max(1, round(l0)))
+def _untrained_fvu(facts: SaeFacts, k: int, vectors: Tensor) -> float:
+    """Return the fvu, of vectors as the SAE normalises them, of an untrained one of its sizes with k latents a token."""
     model = SparseAutoencoder(SaeConfig(n_latents=facts.n_latents, k=k), facts.d_model).to(vectors.device)
-    normal = normalize(vectors, kind).vectors
+    normal = normalize(vectors, _kind(facts)).vectors
     initialise(model, normal, seed=0)
     return measure_reconstruction(model, normal, chunk_tokens=_CHUNK).fvu
 
 
-def why_not(found: Found, untrained: float) -> str:
+def why_not(found: Found) -> str:
     """Return why what was measured is not what it should be; empty where it is."""
     facts = found.sae.facts
     if not found.fvu < float("inf"):
@@ -80,17 +94,17 @@ def why_not(found: Found, untrained: float) -> str:
         room = _FVU_OFF * facts.stated_fvu + _FVU_FLOOR
         if min(abs(fvu - facts.stated_fvu) for fvu in (found.fvu, found.fvu_raw)) > room:
             return f"fvu is {found.fvu:.4f}, and its files state {facts.stated_fvu:.4f}"
-    elif not found.fvu < untrained:
-        return f"fvu is {found.fvu:.4f}, and an untrained SAE of these sizes has {untrained:.4f}"
+    elif not found.fvu < found.untrained:
+        return f"fvu is {found.fvu:.4f}, and an untrained SAE of these sizes has {found.untrained:.4f}"
     if facts.stated_l0 is None and facts.k and abs(found.l0 - facts.k) > _L0_OFF * facts.k:
         return f"L0 is {found.l0:.1f}, and k is {facts.k}"
     return ""
 
 
-def clearly_better(read: Found, others: Sequence[Found], untrained: float) -> list[Found]:
+def clearly_better(read: Found, others: Iterable[Found]) -> list[Found]:
     """Return the other readings that are as they should be and reconstruct clearly better than `read`."""
     better = [other for other in others if other.fvu_raw < _CLEARLY_BETTER * read.fvu_raw]
-    return [other for other in better if not why_not(other, untrained)]
+    return [other for other in better if not why_not(other)]
 
 
 def _kind(facts: SaeFacts) -> Normalize:

@@ -23,8 +23,8 @@ def verify_sae(engine: Engine, settings: Settings, selector: str, asked: Mapping
     """Measure an SAE on its subject's activations; of one of the table, store what it came to.
 
     Raises:
-        CheckpointError: its files are gone or damaged.
-        SubjectError, MachineError, ConfigError: its subject or text cannot be read here.
+        ConfigError: its files are gone or damaged, or what is asked for does not fit together.
+        SubjectError, MachineError: its subject or text cannot be read here.
     """
     label, sae, entry = choose_sae(engine, settings, selector, device=asked.get("device") or "cpu")
     if sae.facts.is_transcoder:
@@ -33,10 +33,9 @@ def verify_sae(engine: Engine, settings: Settings, selector: str, asked: Mapping
     trained = configs(engine, [job_id])[job_id] if job_id is not None else None
     config = config_of(sae.facts, asked, trained)
     vectors = read_vectors(config, settings.home / "tokens", asked.get("device") or "cpu")
-    found = verification.measure(label, sae, vectors.values)
-    untrained = verification.untrained_fvu(sae.facts, found.l0, vectors.values)
+    found = verification.measure({label: sae}, vectors.values)[label]
     same_text = trained is not None and trained.data == config.data and trained.subject == config.subject
-    why = _differs(engine, job_id, found) if same_text and job_id else verification.why_not(found, untrained)
+    why = _differs(engine, job_id, found) if same_text and job_id else verification.why_not(found)
     measured = Measured(found.fvu, found.fvu_raw, found.l0, len(vectors.values), vectors.text)
     came_to = f"fvu {found.fvu:.4f}, L0 {found.l0:.1f} on {measured.tokens:,} tokens of {measured.text}"
     state: saes.SaeState = "refused" if why else "verified"
@@ -47,9 +46,9 @@ def verify_sae(engine: Engine, settings: Settings, selector: str, asked: Mapping
         "selector": label,
         "state": state,
         "note": why,
-        "untrained_fvu": untrained,
+        "untrained_fvu": found.untrained,
         **measured._asdict(),
-        "lines": [f"{label} is {state}: {why or came_to} (untrained: fvu {untrained:.4f})"],
+        "lines": [f"{label} is {state}: {why or came_to} (untrained: fvu {found.untrained:.4f})"],
     }
 
 

@@ -1,5 +1,6 @@
 """OpenAI's sparse_autoencoder: one .pt file, the state of its `Autoencoder`. Source: its `model.py`, `paths.py`."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ from worker.formats.tensor_file import write_pickle
 from worker.sae.inference import InferenceSae, Scales
 
 _WEIGHTS = "autoencoder.pt"
+_FILE = re.compile(r".*\.pt$")
+"""Theirs are named after the layer."""
 _TENSORS = {"W_enc": "encoder.weight", "b_enc": "latent_bias", "b_dec": "pre_bias"}
 _DECODERS = ("decoder.weight", "decoder.linear.weight")
 _SELECTIONS: dict[str, Selection] = {"TopK": "topk", "ReLU": "relu"}
@@ -20,7 +23,7 @@ _SELECTIONS: dict[str, Selection] = {"TopK": "topk", "ReLU": "relu"}
 
 def reasons(path: Path) -> list[str]:
     """Return what speaks for OpenAI's format."""
-    file = _file(path)
+    file = stored_tensors.only_match(path, _FILE)
     names = stored_tensors.names(file) if file else frozenset()
     return [f"{file.name} has pre_bias and latent_bias"] if file and {"pre_bias", "latent_bias"} <= names else []
 
@@ -34,7 +37,7 @@ def read(path: Path, named: str = "") -> InferenceSae:
     Raises:
         ConfigError: the file lacks a tensor or its activation, or that is not known.
     """
-    file = _file(path)
+    file = stored_tensors.only_match(path, _FILE)
     if file is None:
         raise ConfigError(f"{path} has no .pt file, or several: name one")
     stored = stored_tensors.load(file)
@@ -93,14 +96,6 @@ def fill(sae: InferenceSae) -> Callable[[Path], None]:
         "activation_state_dict": {"k": facts.k, "postact_fn": "ReLU"} if facts.selection == "topk" else {},
     }
     return lambda folder: write_pickle(folder / _WEIGHTS, state)
-
-
-def _file(path: Path) -> Path | None:
-    """Return the one .pt file; theirs are named after the layer."""
-    if path.is_file():
-        return path if path.suffix == ".pt" else None
-    files = list(path.glob("*.pt"))
-    return files[0] if len(files) == 1 else None
 
 
 def _k(stored: dict[str, Any], file: Path) -> int:
