@@ -8,6 +8,7 @@ from sqlalchemy import Engine, Row, Select, insert, or_, select, update
 from sqlalchemy.orm import Session
 
 from orchestrator.config.job_sae_facts import job_sae_facts
+from orchestrator.config.synthetic import is_synthetic
 from orchestrator.database.engine import db_now, reading, transaction
 from orchestrator.database.models import Attempt, Job, ResultRow, SaeRow
 
@@ -55,6 +56,7 @@ def _record(session: Session, results: Sequence[Row[Any]]) -> None:
 
 def _values(row: Row[Any]) -> dict[str, Any]:
     config, facts = json.loads(row.config), row.facts or {}
+    model = config["subject"]["model"]
     return {
         **job_sae_facts(config, facts, d_model=row.d_model).as_json(),
         "job_id": row.id,
@@ -66,7 +68,7 @@ def _values(row: Row[Any]) -> dict[str, Any]:
         "fvu_raw": row.fvu_raw,
         "l0": row.l0,
         "measured_tokens": facts.get("heldout_tokens", config["training"]["heldout_tokens"]),
-        "measured_on": config["data"]["source"],
+        "measured_on": model if is_synthetic(model) else config["data"]["source"],
         "state": "verified",
         "note": "measured on the held-out text as it was trained",
     }

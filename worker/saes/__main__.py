@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Sequence
 from typing import Any
 
-from orchestrator.errors import ConfigError, OrchError
+from orchestrator.errors import MachineError, OrchError
 from orchestrator.masking import mask, mask_all
 from orchestrator.settings import Settings, load
 
@@ -17,7 +17,8 @@ REFUSED = 4
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Do one thing to one SAE; return the exit status."""
-    warnings.filterwarnings("ignore")  # of libraries, about themselves
+    for package in ("torch", "transformers", "huggingface_hub", "sqlalchemy"):  # advice to their authors
+        warnings.filterwarnings("ignore", module=rf"{package}(\.|$)")
     asked = vars(_parser().parse_args(arguments))
     try:
         said = _run(load(), asked.pop("verb"), asked.pop("what"), asked)
@@ -53,7 +54,7 @@ def _run(settings: Settings, verb: str, what: str, asked: dict[str, Any]) -> dic
 
         return export_sae(engine, settings, what, asked)
     except MemoryError as error:
-        raise ConfigError("the SAE does not fit into this machine's memory") from error
+        raise MachineError("the SAE does not fit into this machine's memory") from error
     finally:
         engine.dispose()
 

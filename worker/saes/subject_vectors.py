@@ -9,14 +9,19 @@ from torch import Tensor
 
 from orchestrator.config.job import JobConfig
 from orchestrator.config.sae_facts import SaeFacts
+from orchestrator.config.synthetic import is_synthetic
 from orchestrator.config.validation import parse
 from orchestrator.errors import SubjectError
 from worker.activations.model_source import ModelActivations
+from worker.activations.source import ActivationSource
+from worker.activations.synthetic_source import SyntheticActivations
 from worker.data import token_file
 from worker.subject.model import load
 
 TOKENS = 16_384
 """An imported SAE is measured on so many, where nothing else is asked."""
+_OF_CONTEXTS = ("context_length", "prepend_bos", "special_tokens")
+"""Keys of a config's data that do not say which text is read."""
 _PACKED = 8
 """Of an imported SAE's text so many times the tokens it is measured on are packed, and the last of them are read."""
 
@@ -27,6 +32,7 @@ class Vectors(NamedTuple):
     values: Tensor
     """(n_tokens, d_model), float32."""
     text: str
+    """Or the distribution they were drawn from."""
     place: dict[str, Any]
     """The facts they say of an SAE: subject, revision, layers, site, hook_point, context_length, prepend_bos."""
 
@@ -47,9 +53,11 @@ def config_of(facts: SaeFacts, asked: Mapping[str, Any], trained: JobConfig | No
         subject = {name: value for name, value in stated.items() if value is not None}
         data = {"context_length": facts.context_length, "prepend_bos": facts.prepend_bos}
         data = {name: value for name, value in data.items() if value is not None}
+    if asked.get("data") is not None:  # of the text it was trained on nothing is left but how contexts are made
+        data = {name: value for name, value in data.items() if name in _OF_CONTEXTS}
     subject |= _asked_place(asked) | _given(asked, model="subject", revision="revision")
     data |= _given(asked, source="data", context_length="context")
-    if "model" not in subject or not ({"layer", "hook"} & subject.keys()):
+    if trained is None and not (subject.get("model") and _names_place(subject)):
         raise SubjectError("its files do not say of which model and place", hint="--subject, --layer and --site do.")
     own = trained.training.heldout_tokens if trained is not None else TOKENS
     tokens = asked.get("tokens") or own
@@ -58,6 +66,13 @@ def config_of(facts: SaeFacts, asked: Mapping[str, Any], trained: JobConfig | No
     return parse(
         {"subject": subject, "data": data, "sae": {"normalize": "none", "k": 1}, "training": {"heldout_tokens": tokens}}
     )
+
+
+def _source(config: JobConfig, tokens_folder: Path, device: str) -> ActivationSource:
+    if is_synthetic(config.subject.model):
+        return SyntheticActivations(config.subject.model, device)
+    subject = load(config.subject, device)
+    return ModelActivations(subject, token_file.pack(config.data, subject.tokenizer, tokens_folder), config)
 
 
 def stated_place(asked: Mapping[str, Any]) -> dict[str, Any]:
@@ -74,10 +89,8 @@ def read_vectors(config: JobConfig, tokens_folder: Path, device: str) -> Vectors
     Raises:
         ConfigError, SubjectError, MachineError: there is no such model, place or text, or it cannot be read here.
     """
-    subject = load(config.subject, device)
-    tokens = token_file.pack(config.data, subject.tokenizer, tokens_folder)
     with torch.inference_mode():
-        (values,) = ModelActivations(subject, tokens, config).heldout(config)
+        (values,) = _source(config, tokens_folder, device).heldout(config)
     layer = config.subject.layer
     place = {
         "subject": config.subject.model,
@@ -89,7 +102,7 @@ def read_vectors(config: JobConfig, tokens_folder: Path, device: str) -> Vectors
     }
     if config.subject.hook:
         place["hook_point"] = config.subject.hook
-    return Vectors(values, config.data.source, place)
+    return Vectors(values, config.subject.model if is_synthetic(config.subject.model) else config.data.source, place)
 
 
 def _place(facts: SaeFacts) -> dict[str, Any]:
@@ -98,6 +111,11 @@ def _place(facts: SaeFacts) -> dict[str, Any]:
             raise SubjectError("it is of several layers, and such SAEs are not measured yet")
         return {"site": facts.site, "layer": facts.layers[0]}
     return {"hook": facts.hook_point}
+
+
+def _names_place(subject: Mapping[str, Any]) -> bool:
+    """Say whether a block or a module is named: without, a config means the block at three quarters of the depth."""
+    return subject.get("layer") is not None or subject.get("hook") is not None
 
 
 def _asked_place(asked: Mapping[str, Any]) -> dict[str, Any]:

@@ -76,7 +76,7 @@ def _reconstruction(sae: InferenceSae, vectors: Tensor) -> tuple[float, float, f
 
 
 def _untrained_fvu(facts: SaeFacts, k: int, vectors: Tensor) -> float:
-    """Return the fvu, of vectors as the SAE normalises them, of an untrained one of its sizes with k latents a token."""
+    """Return the fvu, of vectors as the SAE normalises them, of an untrained one of its sizes that keeps k latents."""
     model = SparseAutoencoder(SaeConfig(n_latents=facts.n_latents, k=k), facts.d_model).to(vectors.device)
     normal = normalize(vectors, _kind(facts)).vectors
     initialise(model, normal, seed=0)
