@@ -12,14 +12,16 @@ from typing import Literal
 from sqlalchemy import Engine, delete, select
 
 from orchestrator.database.engine import db_now, reading, transaction
-from orchestrator.database.models import Attempt, CheckpointRow, Job
+from orchestrator.database.models import Attempt, CheckpointRow, Job, SaeRow
 from orchestrator.job_states import TERMINAL
 from orchestrator.settings import Settings
 from orchestrator.storage import activation_caches, cache_rows
 
 TEMPORARY_SECONDS = 3600.0
 """A half-written file that has not changed for so long has lost its writer."""
-Kind = Literal["temporary", "checkpoint", "deleted", "cache", "tokens"]
+IMPORTED = "saes"
+"""Folder of imported SAEs among the artifacts."""
+Kind = Literal["temporary", "checkpoint", "deleted", "import", "cache", "tokens"]
 
 
 @dataclass(frozen=True)
@@ -37,15 +39,16 @@ class Item:
 def find(engine: Engine, settings: Settings, *, older_than: float, all_caches: bool = False) -> list[Item]:
     """Return what may be deleted: nothing that a running, queued or paused job uses.
 
-    What deleted jobs trained; half-written files an hour old; checkpoints, not the final autoencoder, of succeeded
-    jobs, and of failed or cancelled ones after `older_than` seconds, until when `orch retry` goes on from them; caches
-    unused for that long, or over the quota, or with `all_caches` every one that no process uses; token files that old
-    which no unfinished job needs.
+    What deleted jobs trained; copies of SAEs whose import was cut off; half-written files an hour old; checkpoints, not
+    the final autoencoder, of succeeded jobs, and of failed or cancelled ones after `older_than` seconds, until when
+    `orch retry` goes on from them; caches unused for that long, or over the quota, or with `all_caches` every one that
+    no process uses; token files that old which no unfinished job needs.
     """
     home, artifacts = settings.home, settings.artifacts_folder
     found = [
         *_temporary(home, artifacts),
         *_of_deleted(engine, artifacts),
+        *_cut_off_imports(engine, artifacts),
         *_checkpoints(engine, artifacts, older_than),
     ]
     return [*found, *_caches(settings, older_than, all_caches=all_caches), *_tokens(engine, home, older_than)]
@@ -79,6 +82,21 @@ def _of_deleted(engine: Engine, artifacts: Path) -> Iterator[Item]:
         folder = artifacts / str(job_id)
         if folder.is_dir() and _is_inside(folder, artifacts):
             yield Item("deleted", folder, activation_caches.size(folder), f"job {job_id} was deleted")
+
+
+def _cut_off_imports(engine: Engine, artifacts: Path) -> Iterator[Item]:
+    """Yield copies of imported SAEs that no row names: an import was killed before it was entered."""
+    named = _entered(engine)
+    folder = artifacts / IMPORTED
+    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+        if path.name not in named and _age(path) > TEMPORARY_SECONDS and _is_inside(path, folder):
+            yield Item("import", path, activation_caches.size(path), "an import that was cut off", TEMPORARY_SECONDS)
+
+
+def _entered(engine: Engine) -> set[str]:
+    """Return the names of the folders of imported SAEs, whatever folder they lie in now."""
+    with reading(engine) as session:
+        return {Path(uri).parent.name for uri in session.scalars(select(SaeRow.uri).where(SaeRow.job_id.is_(None)))}
 
 
 def _checkpoints(engine: Engine, artifacts: Path, older_than: float) -> Iterator[Item]:
@@ -143,6 +161,8 @@ def _remove_item(engine: Engine, item: Item) -> bool:
         return _delete_pointer(engine, item) and _delete_files(item)
     with _packing_locked_out(item.path) as is_idle:
         if not is_idle or not item.path.exists() or _age(item.path) <= item.idle_seconds:
+            return False
+        if item.kind == "import" and item.path.name in _entered(engine):
             return False
         if item.kind == "tokens":
             needed = _needed_tokens(engine)

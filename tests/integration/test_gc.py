@@ -11,10 +11,12 @@ from typing import Any
 import pytest
 from sqlalchemy import Engine, func, select, update
 
-from orchestrator import queue
+from orchestrator import queue, saes
 from orchestrator.cli.main import run
+from orchestrator.config.sae_facts import SaeFacts
 from orchestrator.database.engine import db_now, reading, transaction
 from orchestrator.database.models import CheckpointRow, Job
+from orchestrator.saes import NewSae
 from orchestrator.settings import Settings
 from orchestrator.storage import activation_caches, cache_rows, garbage
 from tests.queue_shorthand import claim, enqueue, result
@@ -246,6 +248,26 @@ def test_what_was_left_half_written_goes_after_an_hour(settings: Settings, engin
         fcntl.flock(lock, fcntl.LOCK_EX)
         assert found(engine, settings) == set(left)
     assert found(engine, settings) == {*left, packing}
+
+
+def test_a_copy_of_an_import_that_was_cut_off_goes_after_an_hour_and_an_entered_one_never(
+    settings: Settings, engine: Engine
+) -> None:
+    folder = settings.artifacts_folder / "saes"
+    entered, cut_off, young = (folder / name / "sae" for name in ("entered-1", "cut-2", "young-3"))
+    for path, old in ((entered, 7200.0), (cut_off, 7200.0), (young, 60.0)):
+        put(path / "sae.safetensors", old=old)
+        age(path.parent, old)
+    facts = SaeFacts(
+        selection="relu", d_model=4, n_latents=8, normalize="none", subtracts_bias=True, dtype="float32"
+    )  # fmt: skip
+    new = {"name": "a", "format": "saelens", "source": "b", "sha256": "00", "state": "unverified", "note": ""}
+    items = garbage.find(engine, settings, older_than=WEEK)
+    assert {item.path for item in items} == {entered.parent, cut_off.parent}
+    saes.add(engine, NewSae(**new, uri="/elsewhere/saes/entered-1/sae", facts=facts, measured=None))  # type: ignore[arg-type]
+    assert found(engine, settings) == {cut_off.parent}
+    assert [item.path for item in garbage.remove(engine, items)] == [cut_off.parent], "the other was entered since"
+    assert [path.exists() for path in (entered, young, cut_off.parent)] == [True, True, False]
 
 
 @pytest.fixture

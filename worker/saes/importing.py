@@ -16,6 +16,7 @@ from orchestrator.config.sae_facts import SaeFacts
 from orchestrator.errors import ConfigError, MachineError, OrchError, SubjectError
 from orchestrator.saes import Measured, NewSae, SaeState
 from orchestrator.settings import Settings
+from orchestrator.storage.garbage import IMPORTED
 from worker import checked_folder
 from worker.formats.registry import Detection, detect, read, write
 from worker.formats.variants import Variant, variants
@@ -62,7 +63,7 @@ def import_sae(engine: Engine, settings: Settings, source: str, asked: Mapping[s
     place = vectors.place if vectors else stated_place(asked)
     facts = replace(judged.variant.sae.facts, **place)
     sha256 = _sha256(path)
-    folder = settings.artifacts_folder / "saes" / f"{name}-{uuid.uuid4().hex[:8]}" / _FOLDER
+    folder = settings.artifacts_folder / IMPORTED / f"{name}-{uuid.uuid4().hex[:8]}" / _FOLDER
     write(judged.variant.sae, folder, format="orch", facts=facts)
     new = NewSae(
         name=name, format=found.name, source=source, sha256=sha256, uri=str(folder.absolute()), facts=facts,
