@@ -16,8 +16,8 @@ from pathlib import Path
 from orchestrator.checkpoint_ref import CheckpointRef
 from orchestrator.config.job import JobConfig
 from orchestrator.curves.point import Point
+from worker.channel import SupervisorChannel
 from worker.protocol import Assignment, CurvePointMessage, Ended, Exit, Failure, Left, Started
-from worker.trainer.channel import SupervisorChannel
 
 STEP_SECONDS = "ORCH_SOAK_STEP_SECONDS"
 POINT_STEPS = 4

@@ -16,7 +16,7 @@ TRAINER = """
 import os, sys, time
 from pathlib import Path
 from orchestrator.curves.point import Point
-from worker.trainer.channel import SupervisorChannel
+from worker.channel import SupervisorChannel
 from worker.protocol import *
 line = SupervisorChannel()
 order = line.order()

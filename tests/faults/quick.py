@@ -13,8 +13,8 @@ from pathlib import Path
 
 from orchestrator.checkpoint_ref import CheckpointRef
 from orchestrator.curves.point import Point
+from worker.channel import SupervisorChannel
 from worker.protocol import Assignment, CurvePointMessage, Ended, Exit, Started
-from worker.trainer.channel import SupervisorChannel
 
 TOKENS = 1024
 POISON, GREEDY = 13, 14

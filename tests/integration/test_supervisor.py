@@ -18,7 +18,7 @@ from tests.small_world import World, small_world
 START = """
 import os, sys, time
 from orchestrator.curves.point import Point
-from worker.trainer.channel import SupervisorChannel
+from worker.channel import SupervisorChannel
 from worker.protocol import *
 line = SupervisorChannel()
 order = line.order()

@@ -10,8 +10,8 @@ from contextlib import suppress
 
 from orchestrator.errors import OrchError
 from worker import log_stream
+from worker.channel import SupervisorChannel
 from worker.protocol import Exit, Failure, Order
-from worker.trainer.channel import SupervisorChannel
 
 
 def main() -> int:

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, NamedTuple
 from orchestrator.config.activation_functions import ACTIVATIONS
 from orchestrator.config.job import JobConfig
 from orchestrator.config.synthetic import is_synthetic
+from worker.channel import SupervisorChannel
 from worker.devices import trainer_devices
 from worker.protocol import Failure, Order
-from worker.trainer.channel import SupervisorChannel
 from worker.trainer.rank_processes import RankProcesses
 
 # torch takes seconds to load: it is imported where it is used, once the processes on further devices have started.

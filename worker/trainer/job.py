@@ -10,11 +10,11 @@ from torch import Tensor
 from orchestrator.curves.outcome import outcome_of
 from orchestrator.curves.resting import resting_points
 from worker.activations.source import Vectors
+from worker.channel import SupervisorChannel
 from worker.formats.native import save_final
 from worker.protocol import Assignment, CurvePointMessage, Ended, Left
 from worker.sae.train_state import Step, TrainState, train_step
 from worker.trainer import checkpoint
-from worker.trainer.channel import SupervisorChannel
 from worker.trainer.train import flops, train
 
 

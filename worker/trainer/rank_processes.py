@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, NamedTuple
 from orchestrator.config.job import JobConfig
 from orchestrator.errors import TrainingError
 from worker import log_stream
+from worker.channel import die_with_parent
 from worker.protocol import Exit, Failure
-from worker.trainer.channel import die_with_parent
 
 # torch takes seconds to load: it is imported where it is used, once the other processes have been started.
 if TYPE_CHECKING:

@@ -7,8 +7,8 @@ from contextlib import closing, contextmanager, suppress
 
 from orchestrator.errors import OrchError, SubjectError
 from worker.activations.source import HookSlots, Vectors
+from worker.channel import SupervisorChannel
 from worker.protocol import Exit, Failure
-from worker.trainer.channel import SupervisorChannel
 from worker.trainer.job import CaptureCost, JobTraining
 
 

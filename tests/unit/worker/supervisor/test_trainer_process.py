@@ -17,7 +17,7 @@ from worker.supervisor.trainer_process import TrainerProcess, meaning
 
 SPEAK = """
 import sys, time
-from worker.trainer.channel import SupervisorChannel
+from worker.channel import SupervisorChannel
 line = SupervisorChannel()
 order = line.order()
 print("a stray print")
@@ -92,7 +92,7 @@ def test_sigterm_in_training_is_a_flag(tmp_path: Path) -> None:
 
 def test_kill_takes_what_the_child_started(tmp_path: Path) -> None:
     script = f"{SPEAK}\nimport subprocess\np = subprocess.Popen(['sleep', '60'])\nline.alive(p.pid)\ntime.sleep(60)"
-    child = start(tmp_path, "import worker.trainer.channel; worker.trainer.channel.ALIVE_SECONDS = 0" + script)
+    child = start(tmp_path, "import worker.channel; worker.channel.ALIVE_SECONDS = 0" + script)
     assert child.next(10)
     said = child.next(10)
     assert said
@@ -121,7 +121,7 @@ def test_it_dies_with_its_supervisor(tmp_path: Path, keeps_pipe: bool) -> None:
     if not keeps_pipe:
         trainer = trainer.replace(
             "line = SupervisorChannel()",
-            "import worker.trainer.channel as channel; channel.die_with_parent = lambda: 0\nline = SupervisorChannel()",
+            "import worker.channel as channel; channel.die_with_parent = lambda: 0\nline = SupervisorChannel()",
         )
     supervisor = f"""
 import os, sys, time

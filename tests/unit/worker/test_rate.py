@@ -2,7 +2,7 @@
 
 import pytest
 
-from worker.trainer.rate import LEAST_SECONDS, WINDOW_SECONDS, Rate
+from worker.rate import LEAST_SECONDS, WINDOW_SECONDS, Rate
 
 
 def test_a_rate_waits_until_it_means_something() -> None:

@@ -13,7 +13,7 @@ from queue import Empty, SimpleQueue
 from types import FrameType
 
 from worker.protocol import Alive, DropJob, Exit, Message, Order, describe, encode
-from worker.trainer.rate import Rate
+from worker.rate import Rate
 
 ALIVE_SECONDS = 1.0
 _PR_SET_PDEATHSIG = 1

@@ -1,0 +1,71 @@
+"""What a metric family is: it measures all SAEs of one place together, and yields the scores of each."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+from worker.sae.inference import InferenceSae
+
+if TYPE_CHECKING:
+    from orchestrator.config.job import Part
+    from worker.evaluation.context import EvaluationContext
+
+
+class Score(NamedTuple):
+    """The value of one metric for one SAE, and how sure it is."""
+
+    metric: str
+    """Such as delta_ce."""
+    value: float
+    variant: str = ""
+    """Which of several definitions, subsets or baselines: `first`, `k=2`, `channels`. Empty: the plain one."""
+    std_error: float | None = None
+    low: float | None = None
+    high: float | None = None
+    """Ends of the 90% interval."""
+    n: int | None = None
+    """How many tokens, examples, pairs or latents it is of; `details` says of what where that is not plain."""
+    details: Mapping[str, Any] = {}
+    """Small things that belong to it: bins of a histogram, the chosen latent. Large ones go into `Measured.files`."""
+
+
+@dataclass(frozen=True)
+class SubjectSae:
+    """An SAE that is evaluated."""
+
+    job_id: int
+    """Of the evaluation job."""
+    label: str
+    """The shortest selector that means it."""
+    sae: InferenceSae
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a metric family found of one SAE."""
+
+    job_id: int
+    scores: Sequence[Score]
+    files: Mapping[str, Any] = field(default_factory=dict)
+    """By file name, what is kept beside the scores as JSON: tries, per-latent statistics."""
+
+
+@dataclass(frozen=True)
+class NotMeasured:
+    """Why a metric family has no scores of one SAE; the others have theirs."""
+
+    job_id: int
+    error: Exception
+
+
+class MetricFamily(Protocol):
+    """A metric family: a module-level function. It asks `context.progress` often: there it may be told to end."""
+
+    def __call__(
+        self, saes: Sequence[SubjectSae], context: "EvaluationContext", options: "Part | None"
+    ) -> Iterator[Measured | NotMeasured]:
+        """Yield what is found of each SAE, as soon as it is known; all read the same place of the same model and text.
+
+        What belongs to model and text alone is taken from `context.store`. An error that is raised is that of every
+        SAE that has not been yielded.
+        """
