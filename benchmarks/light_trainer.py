@@ -17,7 +17,7 @@ from orchestrator.checkpoint_ref import CheckpointRef
 from orchestrator.config.job import JobConfig
 from orchestrator.curves.point import Point
 from worker.channel import SupervisorChannel
-from worker.protocol import Assignment, CurvePointMessage, Ended, Exit, Failure, Left, Started
+from worker.protocol import Assignment, CurvePointMessage, Ended, Exit, Failure, Left, Order, Started
 
 STEP_SECONDS = "ORCH_SOAK_STEP_SECONDS"
 POINT_STEPS = 4
@@ -134,7 +134,7 @@ def main() -> int:
 
 
 def _train(channel: SupervisorChannel) -> int:
-    order = channel.order()
+    order = channel.order(Order.from_json)
     pause = float(os.environ.get(STEP_SECONDS, "0"))
     jobs = [LightJob(job, channel) for job in order.jobs]
     channel.training_from({job.job_id: job.tokens_seen for job in jobs})

@@ -3,8 +3,8 @@
 import torch
 
 from orchestrator.errors import ConfigError
+from worker.accelerator import choose
 from worker.devices import NO_GPU_HINT
-from worker.trainer.accelerator import choose
 
 _TYPES = ("float32", "bfloat16", "float16", "float64")
 

@@ -19,7 +19,7 @@ from orchestrator.curves.point import Point
 from worker.channel import SupervisorChannel
 from worker.protocol import *
 line = SupervisorChannel()
-order = line.order()
+order = line.order(Order.from_json)
 jobs = {job.job_id: job for job in order.jobs}
 first, together = min(jobs), len(jobs) > 1
 def point(job_id, tokens): line.send(CurvePointMessage(Point(tokens, *(1000 / tokens for _ in range(11)))), job_id)

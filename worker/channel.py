@@ -1,4 +1,4 @@
-"""The trainer's channel to its supervisor: order and drop requests in, messages out; the trainer ends with it."""
+"""A child process's channel to its supervisor: order and drop requests in, messages out; the child ends with it."""
 
 import ctypes
 import faulthandler
@@ -7,20 +7,23 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from queue import Empty, SimpleQueue
 from types import FrameType
+from typing import TypeVar
 
+from worker.evaluation_order import EvaluationOrder
 from worker.protocol import Alive, DropJob, Exit, Message, Order, describe, encode
 from worker.rate import Rate
 
 ALIVE_SECONDS = 1.0
+_AnyOrder = TypeVar("_AnyOrder", Order, EvaluationOrder)
 _PR_SET_PDEATHSIG = 1
 
 
 class SupervisorChannel:
-    """What connects a trainer with its supervisor: pipes, and SIGTERM as the request to yield."""
+    """What connects a trainer, or an evaluation, with its supervisor: pipes, and SIGTERM as the request to yield."""
 
     def __init__(self) -> None:
         """Reserve standard output for messages, so that no stray print mixes with them, and end with the parent."""
@@ -38,7 +41,7 @@ class SupervisorChannel:
         if hasattr(signal, "SIGUSR1"):
             faulthandler.register(signal.SIGUSR1, all_threads=True)
 
-    def order(self) -> Order:
+    def order(self, read: Callable[[bytes], _AnyOrder]) -> _AnyOrder:
         """Read the order, and from then on watch that the supervisor is alive."""
         text = b""
         while b"\n" not in text:
@@ -48,7 +51,7 @@ class SupervisorChannel:
             text += piece
         first, _, rest = text.partition(b"\n")
         threading.Thread(target=self._listen, args=(rest,), name="supervisor-watch", daemon=True).start()
-        order = Order.from_json(first)
+        order = read(first)
         if os.getppid() != order.supervisor:  # it was gone before the death signal was set
             os._exit(Exit.YIELDED)
         return order

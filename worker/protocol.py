@@ -1,4 +1,4 @@
-"""The messages of supervisor and trainer, each one JSON line: an order and requests down, reports up."""
+"""The messages of a supervisor and its trainer or evaluation, one JSON line each: orders down, reports up."""
 
 import json
 from dataclasses import asdict, dataclass
@@ -174,7 +174,43 @@ class Failure:
         return cls(type(error).__name__, message, hint, code, getattr(error, "shared_by", ""))
 
 
-Message = Started | Alive | CurvePointMessage | CheckpointRef | Cached | Ended | Left | Failure
+@dataclass(frozen=True)
+class Scored:
+    """What an evaluation measured of its SAE: one metric family."""
+
+    family: str
+    scores: list[dict[str, Any]]
+    """The fields of each `worker.evaluation.metric.Score`."""
+    wall_seconds: float
+    files_uri: str | None
+    """Folder of what is kept beside the scores."""
+    tokens: int
+    """Positions measured on."""
+    measured_on: str
+    """The text, or the distribution."""
+
+
+@dataclass(frozen=True)
+class NotScored:
+    """Why one metric family has no scores of this SAE."""
+
+    family: str
+    kind: str
+    message: str
+    hint: str = ""
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """An evaluation has tried every metric family it was asked for."""
+
+    wall_seconds: float
+
+
+Message = (
+    Started | Alive | CurvePointMessage | CheckpointRef | Cached | Ended | Left | Failure
+    | Scored | NotScored | Evaluated
+)  # fmt: skip
 
 
 class Said(NamedTuple):
@@ -201,6 +237,9 @@ _KINDS: dict[str, type[Message]] = {
     "result": Ended,
     "left": Left,
     "error": Failure,
+    "scored": Scored,
+    "not_scored": NotScored,
+    "evaluated": Evaluated,
 }
 
 
@@ -243,6 +282,12 @@ def describe(message: Message) -> str:
             return f"{outcome} after {tokens_seen:,} tokens"
         case Left(tokens_seen):
             return f"left at {tokens_seen:,} tokens"
+        case Scored(family, scores, seconds):
+            return f"{family}: {len(scores)} scores in {seconds:.1f} s"
+        case NotScored(family, kind, text):
+            return f"{family}: {kind}: {text}"
+        case Evaluated(seconds):
+            return f"evaluated in {seconds:.1f} s"
         case Failure(kind, text, hint):
             return f"{kind}: {text}" + (f" ({hint})" if hint else "")
 

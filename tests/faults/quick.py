@@ -14,7 +14,7 @@ from pathlib import Path
 from orchestrator.checkpoint_ref import CheckpointRef
 from orchestrator.curves.point import Point
 from worker.channel import SupervisorChannel
-from worker.protocol import Assignment, CurvePointMessage, Ended, Exit, Started
+from worker.protocol import Assignment, CurvePointMessage, Ended, Exit, Order, Started
 
 TOKENS = 1024
 POISON, GREEDY = 13, 14
@@ -22,7 +22,7 @@ POISON, GREEDY = 13, 14
 
 def main() -> Exit:
     line = SupervisorChannel()
-    order = line.order()
+    order = line.order(Order.from_json)
     (job,) = order.jobs
     line.training_from({job.job_id: 0})
     misbehave(job.config.training.seed)

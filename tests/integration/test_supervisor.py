@@ -21,7 +21,7 @@ from orchestrator.curves.point import Point
 from worker.channel import SupervisorChannel
 from worker.protocol import *
 line = SupervisorChannel()
-order = line.order()
+order = line.order(Order.from_json)
 (job,) = order.jobs
 def send(message): line.send(message, job.job_id)
 def point(tokens): send(CurvePointMessage(Point(tokens, *(1000 / tokens for _ in range(11)))))

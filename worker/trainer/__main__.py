@@ -20,7 +20,7 @@ def main() -> int:
     channel = SupervisorChannel()
     sys.stdout = sys.stderr
     try:
-        return carry_out(channel.order(), channel)
+        return carry_out(channel.order(Order.from_json), channel)
     except Exception as error:  # noqa: BLE001 - whatever it is, it is reported to the supervisor
         if not isinstance(error, OrchError):  # what a person can mend has a message, which is logged as it is sent
             traceback.print_exc()

@@ -44,8 +44,8 @@ def prepare(order: Order, channel: SupervisorChannel) -> TrainerContext:
     ranks = _start_ranks(order, channel)  # they load torch while this process does
     import torch
 
+    from worker.accelerator import choose
     from worker.activations.source import HookSlots
-    from worker.trainer.accelerator import choose
 
     torch.set_num_threads(max(1, order.threads // len(order.device.split("+"))))
     device = choose(order.device)

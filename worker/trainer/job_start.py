@@ -6,11 +6,11 @@ from typing import Any
 
 from orchestrator.errors import SubjectError, shared_error
 from orchestrator.versions import git_commit, versions
+from worker.accelerator import check_precision
 from worker.protocol import Assignment, CurvePointMessage, Started
 from worker.sae.compiled.compiled_step import stepper
 from worker.sae.train_state import TrainState
 from worker.trainer import checkpoint
-from worker.trainer.accelerator import check_precision
 from worker.trainer.context import TrainerContext
 from worker.trainer.job import JobTraining, sae_input
 from worker.trainer.shared_training import isolate_failure

@@ -4,8 +4,8 @@ import pytest
 
 from orchestrator.config.validation import parse
 from orchestrator.errors import ConfigError
+from worker.accelerator import check_precision, choose
 from worker.devices import check, count_gpus, expand, gpu_environ, trainer_devices
-from worker.trainer.accelerator import check_precision, choose
 
 
 @pytest.mark.parametrize(

@@ -18,8 +18,9 @@ from worker.supervisor.trainer_process import TrainerProcess, meaning
 SPEAK = """
 import sys, time
 from worker.channel import SupervisorChannel
+from worker.protocol import Order
 line = SupervisorChannel()
-order = line.order()
+order = line.order(Order.from_json)
 print("a stray print")
 line.send(__import__("worker.protocol").protocol.Alive(order.jobs[0].job_id, 1.0), 7)
 """

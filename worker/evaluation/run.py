@@ -1,0 +1,234 @@
+"""Measure the SAEs of one order: place by place, family by family; what goes wrong with one leaves the others."""
+
+import json
+import sys
+import time
+import traceback
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import groupby
+from pathlib import Path
+
+import torch
+
+from orchestrator.config.evaluation.families import Family
+from orchestrator.config.job import JobConfig
+from orchestrator.config.synthetic import is_synthetic
+from orchestrator.config.validation import parse
+from orchestrator.errors import OrchError, shared_error
+from orchestrator.versions import versions
+from worker import checked_folder
+from worker.accelerator import choose
+from worker.activations.heldout_split import Contexts
+from worker.activations.synthetic_source import SyntheticActivations
+from worker.channel import SupervisorChannel
+from worker.data import token_file
+from worker.evaluation import registry
+from worker.evaluation.context import EvaluationContext
+from worker.evaluation.heldout_text import HeldoutText
+from worker.evaluation.metric import Measured, NotMeasured, SubjectSae
+from worker.evaluation.shared_store import SharedStore
+from worker.evaluation_order import EvaluationAssignment, EvaluationOrder
+from worker.formats import portable
+from worker.protocol import Evaluated, Exit, Failure, Left, NotScored, Scored, Started
+from worker.subject.model import Subject, load_at_first
+
+_POSTPONED = (Exit.MACHINE, Exit.OUT_OF_MEMORY)
+"""What another machine, or another try, may do better: such a family is not given up."""
+
+
+@dataclass
+class EvaluationJob:
+    """One evaluation job of the process."""
+
+    assignment: EvaluationAssignment
+    subject_sae: SubjectSae
+    to_do: list[Family]
+    """Metric families that are missing, in the order in which they are measured."""
+    n_done: int = 0
+    postponed: Failure | None = None
+    """Why a family was left to another attempt."""
+    began: float = field(default_factory=time.monotonic)
+
+    @property
+    def job_id(self) -> int:
+        """Return the job's id."""
+        return self.assignment.job_id
+
+    def tokens_done(self, share: float = 0.0) -> int:
+        """Return how far it is, in the unit of its job: the families that are done, and a share of the next."""
+        whole = max(1, len(self.to_do))
+        return round(min(1.0, (self.n_done + share) / whole) * self.assignment.config.heldout_tokens)
+
+
+class EvaluationRun:
+    """All jobs of an order. They read one model and one text; those of one place are measured together."""
+
+    def __init__(self, order: EvaluationOrder, channel: SupervisorChannel) -> None:
+        """Prepare; nothing is loaded yet."""
+        torch.set_num_threads(order.threads)
+        self._order, self._channel = order, channel
+        self._device = torch.device(choose(order.device))
+        self._dropped: set[int] = set()
+
+    def run(self) -> None:
+        """Measure everything.
+
+        Raises:
+            ConfigError, SubjectError, MachineError: the model or the text cannot be read here.
+        """
+        jobs = [job for assignment in self._order.jobs for job in self._start(assignment)]
+        jobs.sort(key=_place)
+        subject, text = self._open(jobs)
+        for _, group in groupby(jobs, key=_place):
+            self._measure_place(list(group), subject, text)
+
+    def _start(self, assignment: EvaluationAssignment) -> Iterator[EvaluationJob]:
+        """Load the SAE of a job; yield nothing where it cannot be."""
+        self._channel.alive(0, phase="starting")
+        try:
+            sae = portable.read(Path(assignment.evaluated.uri), assignment.evaluated.label)
+            sae = sae.changed({}, facts=assignment.evaluated.read_facts()).to(self._device)
+        except Exception as error:  # noqa: BLE001 - whatever it is, it is one SAE's
+            self._fail(assignment.job_id, error)
+            return
+        asked = set(assignment.config.plan.metrics) - set(assignment.measured)
+        to_do = [family for family in registry.in_order() if family in asked]
+        facts = {"device": str(self._device), "threads": self._order.threads, "versions": versions()}
+        self._channel.send(Started(0, facts), assignment.job_id)
+        yield EvaluationJob(assignment, SubjectSae(assignment.job_id, assignment.evaluated.label, sae), to_do)
+
+    def _open(self, jobs: Sequence[EvaluationJob]) -> tuple[Subject | None, HeldoutText | None]:
+        """Load the model that the jobs name, and pack their text."""
+        places = list(dict.fromkeys(job.assignment.config.subject for job in jobs))
+        if not jobs or is_synthetic(places[0].model):
+            return None, None
+        config = _reading(jobs[0])
+        subject = load_at_first(places, self._device)
+        folder = Path(self._order.tokens_folder)
+        with shared_error("stream"):
+            tokens = token_file.pack(
+                config.data, subject.tokenizer, folder, lambda _: self._channel.alive(0, phase="packing")
+            )
+            return subject, HeldoutText(tokens, Contexts.of(tokens, config), config.data.source)
+
+    def _measure_place(self, jobs: list[EvaluationJob], subject: Subject | None, text: HeldoutText | None) -> None:
+        try:
+            context = self._context(jobs, subject, text)
+        except Exception as error:  # noqa: BLE001 - the place may be missing from the model: other places are not
+            for job in jobs:
+                self._fail(job.job_id, error)
+            return
+        for family in registry.in_order():
+            sharing = sorted((job for job in jobs if family in job.to_do), key=lambda job: _options(job, family))
+            for _, group in groupby(sharing, key=lambda job: _options(job, family)):
+                self._measure_family(family, [job for job in group if job.job_id not in self._dropped], context)
+        for job in jobs:
+            self._end(job)
+
+    def _context(
+        self, jobs: Sequence[EvaluationJob], subject: Subject | None, text: HeldoutText | None
+    ) -> EvaluationContext:
+        config, store = jobs[0].assignment.config, SharedStore(Path(self._order.store_folder))
+
+        def progress(phase: str, share: float) -> None:
+            for job in jobs:
+                self._channel.alive(job.tokens_done(share), job.job_id, phase=phase)
+            self._leave_requested()
+
+        if subject is None or text is None:
+            (drawn,) = SyntheticActivations(config.subject.model, self._device).heldout(_reading(jobs[0]))
+            return EvaluationContext(config, self._device, store, progress, drawn=drawn)
+        return EvaluationContext(config, self._device, store, progress, subject.at(config.subject), text)
+
+    def _measure_family(self, family: Family, jobs: Sequence[EvaluationJob], context: EvaluationContext) -> None:
+        """Measure one family of some SAEs, and report what is found of each."""
+        waiting = {job.job_id: job for job in jobs}
+        if not jobs:
+            return
+        options, began = jobs[0].assignment.config.plan.options(family), time.monotonic()
+        try:
+            measure = registry.family(family)
+            with torch.no_grad():
+                for found in measure([job.subject_sae for job in jobs], context, options):
+                    seconds, began = time.monotonic() - began, time.monotonic()
+                    self._report(family, waiting.pop(found.job_id), found, seconds, context)
+        except Exception as error:  # noqa: BLE001 - whatever it is, it is this family's
+            for job in waiting.values():
+                self._report(family, job, NotMeasured(job.job_id, error), 0.0, context)
+
+    def _report(
+        self, family: Family, job: EvaluationJob, found: Measured | NotMeasured, seconds: float,
+        context: EvaluationContext,
+    ) -> None:  # fmt: skip
+        job.n_done += 1
+        if job.job_id in self._dropped:
+            return
+        try:
+            if isinstance(found, NotMeasured):
+                raise found.error
+            scored = Scored(
+                family=family,
+                scores=[score._asdict() | {"details": dict(score.details)} for score in found.scores],
+                wall_seconds=seconds,
+                files_uri=_keep(found, Path(job.assignment.artifacts) / family),
+                tokens=len(context.vectors),
+                measured_on=context.text.name if context.text else context.config.subject.model,
+            )
+            self._channel.send(scored, job.job_id)
+        except Exception as error:  # noqa: BLE001 - whatever it is, it is this SAE's
+            failure = Failure.of(error)
+            if not isinstance(error, OrchError):
+                traceback.print_exception(error, file=sys.stderr)
+            if failure.code in _POSTPONED:
+                job.postponed = failure
+            else:
+                self._channel.send(NotScored(family, failure.kind, failure.message, failure.hint), job.job_id)
+
+    def _end(self, job: EvaluationJob) -> None:
+        if job.job_id not in self._dropped:
+            self._channel.send(job.postponed or Evaluated(time.monotonic() - job.began), job.job_id)
+
+    def _fail(self, job_id: int, error: Exception) -> None:
+        if not isinstance(error, OrchError):
+            traceback.print_exception(error, file=sys.stderr)
+        self._channel.send(Failure.of(error), job_id)
+
+    def _leave_requested(self) -> None:
+        """Measure no more of the jobs that the supervisor asks to drop: what is measured of them is stored already."""
+        for request in self._channel.drop_requests():
+            self._dropped.add(request.job_id)
+            self._channel.send(Left(0), request.job_id)
+
+
+def _place(job: EvaluationJob) -> str:
+    return job.assignment.config.subject.part_json
+
+
+def _options(job: EvaluationJob, family: Family) -> str:
+    """Return what jobs must agree on to be measured together in a family, as text."""
+    plan = job.assignment.config.plan
+    options = plan.options(family)
+    return f"{plan.seed} {options.part_json if options else ''}"
+
+
+def _reading(job: EvaluationJob) -> JobConfig:
+    """Return the config of a training job that reads the same text at the same place."""
+    config = job.assignment.config
+    read = {"subject": config.subject.model_dump(), "data": config.data.model_dump()}
+    heldout = {"training": {"heldout_tokens": config.heldout_tokens}}
+    return parse(read | {"sae": {"normalize": "none", "k": 1}} | heldout)
+
+
+def _keep(found: Measured, folder: Path) -> str | None:
+    """Write the files of a measurement into a checked folder; return its path."""
+    if not found.files:
+        return None
+
+    def fill(into: Path) -> None:
+        for name, content in found.files.items():
+            checked_folder.write_text(into / name, json.dumps(content))
+
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    checked_folder.write_folder(folder, fill)
+    return str(folder)
