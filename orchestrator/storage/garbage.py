@@ -21,7 +21,9 @@ TEMPORARY_SECONDS = 3600.0
 """A half-written file that has not changed for so long has lost its writer."""
 IMPORTED = "saes"
 """Folder of imported SAEs among the artifacts."""
-Kind = Literal["temporary", "checkpoint", "deleted", "import", "cache", "tokens"]
+SHARED = "evaluation"
+"""Folder of a data folder that holds what evaluations share: what belongs to a model and a text alone."""
+Kind = Literal["temporary", "checkpoint", "deleted", "import", "cache", "tokens", "evaluation"]
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,7 @@ def find(engine: Engine, settings: Settings, *, older_than: float, all_caches: b
     What deleted jobs trained; copies of SAEs whose import was cut off; half-written files an hour old; checkpoints, not
     the final autoencoder, of succeeded jobs, and of failed or cancelled ones after `older_than` seconds, until when
     `orch retry` goes on from them; caches unused for that long, or over the quota, or with `all_caches` every one that
-    no process uses; token files that old which no unfinished job needs.
+    no process uses; token files that old which no unfinished job needs; what evaluations share and none used so long.
     """
     home, artifacts = settings.home, settings.artifacts_folder
     found = [
@@ -51,7 +53,8 @@ def find(engine: Engine, settings: Settings, *, older_than: float, all_caches: b
         *_cut_off_imports(engine, artifacts),
         *_checkpoints(engine, artifacts, older_than),
     ]
-    return [*found, *_caches(settings, older_than, all_caches=all_caches), *_tokens(engine, home, older_than)]
+    caches = _caches(settings, older_than, all_caches=all_caches)
+    return [*found, *caches, *_tokens(engine, home, older_than), *_shared(home, older_than)]
 
 
 def remove(engine: Engine, items: Sequence[Item]) -> list[Item]:
@@ -65,6 +68,7 @@ def _temporary(home: Path, artifacts: Path) -> Iterator[Item]:
     patterns = {
         home / "activations": ("*.partial", "*/*.partial"),
         home / "tokens": ("*.partial",),
+        home / SHARED: (".*.partial",),
         artifacts: ("*/*/.*.partial",),
     }
     found = [(path, folder) for folder, globs in patterns.items() for glob in globs for path in folder.glob(glob)]
@@ -137,6 +141,16 @@ def _tokens(engine: Engine, home: Path, older_than: float) -> Iterator[Item]:
     for path in sorted((*home.glob("tokens/*.u16"), *home.glob("tokens/*.u32"))):
         if path.stem not in needed and _age(path) > older_than and not _is_being_packed(path):
             yield Item("tokens", path, activation_caches.size(path), "no job that is not over reads it", older_than)
+
+
+def _shared(home: Path, older_than: float) -> Iterator[Item]:
+    """Yield what evaluations computed once and no later one has read for long: the next that needs it computes it."""
+    folder = home / SHARED
+    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+        seconds = _age(path)
+        if not path.name.startswith(".") and seconds > older_than and _is_inside(path, folder):
+            why = f"no evaluation has used it for {seconds / 86_400:.1f} days"
+            yield Item("evaluation", path, activation_caches.size(path), why, older_than)
 
 
 def _needed_tokens(engine: Engine) -> set[str] | None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from sqlalchemy import Engine, func, select, update
 
 from orchestrator import queue, saes
@@ -20,6 +21,7 @@ from orchestrator.saes import NewSae
 from orchestrator.settings import Settings
 from orchestrator.storage import activation_caches, cache_rows, garbage
 from tests.queue_shorthand import claim, enqueue, result
+from worker.evaluation.shared_store import SharedStore, key_of
 
 DAY = 86_400.0
 WEEK = 7 * DAY
@@ -268,6 +270,21 @@ def test_a_copy_of_an_import_that_was_cut_off_goes_after_an_hour_and_an_entered_
     assert found(engine, settings) == {cut_off.parent}
     assert [item.path for item in garbage.remove(engine, items)] == [cut_off.parent], "the other was entered since"
     assert [path.exists() for path in (entered, young, cut_off.parent)] == [True, True, False]
+
+
+def test_what_evaluations_share_goes_when_none_has_used_it_for_long(settings: Settings, engine: Engine) -> None:
+    store = SharedStore(settings.home / garbage.SHARED)
+    for number in range(3):
+        store.get({"what": number}, lambda: {"values": torch.ones(4)})
+    old, used, young = (settings.home / garbage.SHARED / key_of({"what": number}) for number in range(3))
+    left = put(settings.home / garbage.SHARED / ".half.1.partial" / "tensors.safetensors", old=7200).parent
+    for path, seconds in ((old, 9 * DAY), (used, 9 * DAY), (young, DAY), (left, 7200.0)):
+        age(path, seconds)
+    store.get({"what": 1}, lambda: {"values": torch.zeros(4)})
+    items = garbage.find(engine, settings, older_than=WEEK)
+    assert {item.path: item.kind for item in items} == {old: "evaluation", left: "temporary"}
+    assert garbage.remove(engine, items) == items
+    assert store.get({"what": 1}, dict)["values"].tolist() == [1.0] * 4
 
 
 @pytest.fixture

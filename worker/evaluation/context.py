@@ -16,11 +16,7 @@ from worker.evaluation.shared_store import SharedStore
 from worker.subject.model import Subject, read
 
 Progress = Callable[[str, float], None]
-"""Takes what is being done and which share of it is done. It raises `Yielded` where the process has to end."""
-
-
-class Yielded(Exception):
-    """The process was told to end: what was measured is stored, the rest is measured by the next attempt."""
+"""Takes what is being done and which share of it is done."""
 
 
 @dataclass(frozen=True)

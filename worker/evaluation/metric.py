@@ -1,13 +1,12 @@
 """What a metric family is: it measures all SAEs of one place together, and yields the scores of each."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from worker.sae.inference import InferenceSae
 
 if TYPE_CHECKING:
-    from orchestrator.config.job import Part
     from worker.evaluation.context import EvaluationContext
 
 
@@ -58,14 +57,10 @@ class NotMeasured:
     error: Exception
 
 
-class MetricFamily(Protocol):
-    """A metric family: a module-level function. It asks `context.progress` often: there it may be told to end."""
+MetricFamily = Callable[[Sequence[SubjectSae], "EvaluationContext", Any], Iterator[Measured | NotMeasured]]
+"""What measures a family of some SAEs, with a context and the family's options; it yields what is found of each SAE as
+soon as it is known. All SAEs read the same place of the same model and text.
 
-    def __call__(
-        self, saes: Sequence[SubjectSae], context: "EvaluationContext", options: "Part | None"
-    ) -> Iterator[Measured | NotMeasured]:
-        """Yield what is found of each SAE, as soon as it is known; all read the same place of the same model and text.
-
-        What belongs to model and text alone is taken from `context.store`. An error that is raised is that of every
-        SAE that has not been yielded.
-        """
+It calls `context.progress` at least once a second. What belongs to model and text alone is taken from `context.store`.
+An error that is raised is that of every SAE that has not been yielded.
+"""

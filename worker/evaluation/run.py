@@ -1,13 +1,15 @@
 """Measure the SAEs of one order: place by place, family by family; what goes wrong with one leaves the others."""
 
 import json
+import math
 import sys
 import time
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -80,6 +82,10 @@ class EvaluationRun:
         jobs = [job for assignment in self._order.jobs for job in self._start(assignment)]
         jobs.sort(key=_place)
         subject, text = self._open(jobs)
+        facts = {"device": str(self._device), "threads": self._order.threads, "versions": versions()}
+        facts |= {"tokens": {"id": text.id, "n_tokens": text.tokens.n_tokens}} if text else {}
+        for job in jobs:
+            self._channel.send(Started(0, facts), job.job_id)
         for _, group in groupby(jobs, key=_place):
             self._measure_place(list(group), subject, text)
 
@@ -94,8 +100,6 @@ class EvaluationRun:
             return
         asked = set(assignment.config.plan.metrics) - set(assignment.measured)
         to_do = [family for family in registry.in_order() if family in asked]
-        facts = {"device": str(self._device), "threads": self._order.threads, "versions": versions()}
-        self._channel.send(Started(0, facts), assignment.job_id)
         yield EvaluationJob(assignment, SubjectSae(assignment.job_id, assignment.evaluated.label, sae), to_do)
 
     def _open(self, jobs: Sequence[EvaluationJob]) -> tuple[Subject | None, HeldoutText | None]:
@@ -169,7 +173,7 @@ class EvaluationRun:
                 raise found.error
             scored = Scored(
                 family=family,
-                scores=[score._asdict() | {"details": dict(score.details)} for score in found.scores],
+                scores=[_finite(score._asdict()) for score in found.scores],
                 wall_seconds=seconds,
                 files_uri=_keep(found, Path(job.assignment.artifacts) / family),
                 tokens=len(context.vectors),
@@ -201,6 +205,15 @@ class EvaluationRun:
             self._channel.send(Left(0), request.job_id)
 
 
+def _finite(value: Any) -> Any:
+    """Return values as JSON holds them: a float that is not finite is None."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {str(key): _finite(one) for key, one in value.items()}
+    return [_finite(one) for one in value] if isinstance(value, list | tuple) else value
+
+
 def _place(job: EvaluationJob) -> str:
     return job.assignment.config.subject.part_json
 
@@ -227,7 +240,7 @@ def _keep(found: Measured, folder: Path) -> str | None:
 
     def fill(into: Path) -> None:
         for name, content in found.files.items():
-            checked_folder.write_text(into / name, json.dumps(content))
+            checked_folder.write_text(into / name, json.dumps(_finite(content)))
 
     folder.parent.mkdir(parents=True, exist_ok=True)
     checked_folder.write_folder(folder, fill)

@@ -1,0 +1,158 @@
+"""One evaluation process: whatever becomes of one SAE or one family, the others have their scores."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+import torch
+
+from orchestrator.config.evaluation.evaluation import EvaluatedSae, EvaluatedSaeRef, EvaluationConfig, EvaluationPlan
+from orchestrator.config.job import DataConfig, SubjectConfig
+from orchestrator.config.sae_facts import SaeFacts
+from orchestrator.errors import ConfigError, StorageError
+from worker import checked_folder
+from worker.channel import SupervisorChannel
+from worker.evaluation import registry
+from worker.evaluation.context import EvaluationContext
+from worker.evaluation.metric import Measured, NotMeasured, Score, SubjectSae
+from worker.evaluation.run import EvaluationRun
+from worker.evaluation_order import EvaluationAssignment, EvaluationOrder
+from worker.formats import portable
+from worker.protocol import DropJob, Evaluated, Failure, Left, Message, NotScored, Scored, Started, decode, encode
+from worker.sae.inference import InferenceSae
+
+DISTRIBUTION = "synthetic:gaussian?d_model=8&seed=0"
+
+
+class Channel(SupervisorChannel):
+    """What a supervisor would hear, each message through its JSON line."""
+
+    def __init__(self) -> None:
+        self.said: list[tuple[int | None, Message]] = []
+        self.drops: list[DropJob] = []
+
+    def send(self, message: Message, job_id: int | None = None) -> None:
+        heard = decode(encode(message, job_id))
+        assert heard
+        self.said.append((heard.job_id, heard.message))
+
+    def alive(self, tokens_seen: int, job_id: int | None = None, *, phase: str = "training") -> None:
+        assert 0 <= tokens_seen <= 64
+
+    def drop_requests(self) -> list[DropJob]:
+        asked, self.drops = self.drops, []
+        return asked
+
+    def of(self, job_id: int) -> list[Message]:
+        return [message for about, message in self.said if about == job_id]
+
+
+def counts(saes: Sequence[SubjectSae], context: EvaluationContext, options: Any) -> Iterator[Measured | NotMeasured]:
+    """Score each SAE by the vectors it is given; SAE 2 cannot be measured."""
+    for one in saes:
+        context.progress("counting", 0.5)
+        if one.job_id == 2:
+            yield NotMeasured(2, ConfigError("it cannot be counted", hint="try another"))
+        else:
+            files = {"of.json": {"label": one.label, "infinite": float("inf")}}
+            yield Measured(one.job_id, [Score("count", len(context.vectors), details={"nan": float("nan")})], files)
+
+
+def breaks(saes: Sequence[SubjectSae], context: EvaluationContext, options: Any) -> Iterator[Measured | NotMeasured]:
+    """Measure the first SAE, and break."""
+    yield Measured(saes[0].job_id, [Score("first", 1.0)])
+    raise ZeroDivisionError("no more")
+
+
+def is_full(saes: Sequence[SubjectSae], context: EvaluationContext, options: Any) -> Iterator[Measured | NotMeasured]:
+    """Find the disk full."""
+    raise StorageError("the disk is full")
+    yield
+
+
+FAMILIES = {"reconstruction": counts, "downstream": breaks, "probes": is_full}
+
+
+@pytest.fixture
+def channel(monkeypatch: pytest.MonkeyPatch) -> Channel:
+    monkeypatch.setattr(registry, "family", FAMILIES.__getitem__)
+    monkeypatch.setattr(registry, "in_order", lambda: tuple(FAMILIES))
+    return Channel()
+
+
+def order(folder: Path, *jobs: int, metrics: Sequence[str], measured: Sequence[str] = ()) -> EvaluationOrder:
+    facts = SaeFacts(
+        selection="topk", k=2, d_model=8, n_latents=16, normalize="none", subtracts_bias=True, dtype="float32",
+        subject=DISTRIBUTION,
+    )  # fmt: skip
+    tensors = {
+        "W_enc": torch.randn(8, 16), "W_dec": torch.randn(16, 8), "b_enc": torch.zeros(16), "b_dec": torch.zeros(8),
+    }  # fmt: skip
+    checked_folder.write_folder(folder / "sae", portable.fill(InferenceSae(facts, tensors)))
+    config = EvaluationConfig(
+        plan=EvaluationPlan(metrics=cast(Any, tuple(metrics))), sae=EvaluatedSaeRef(id=1),
+        subject=SubjectConfig(model=DISTRIBUTION), data=DataConfig(), heldout_tokens=64,
+    )  # fmt: skip
+    assignments = [
+        EvaluationAssignment(
+            job, 1, config, EvaluatedSae(uri=str(folder / ("sae" if job != 9 else "gone")), label=f"sae:{job}",
+            facts=facts.as_json()), str(folder / "kept" / str(job)), tuple(measured),
+        )
+        for job in jobs
+    ]  # fmt: skip
+    made = EvaluationOrder(tuple(assignments), "", str(folder / "shared"), "", "cpu", 1, supervisor=0)
+    again = EvaluationOrder.from_json(made.to_json())
+    assert again == made
+    return again
+
+
+def run(asked: EvaluationOrder, channel: Channel) -> None:
+    EvaluationRun(asked, channel).run()
+
+
+def test_one_sae_that_fails_takes_nobody_with_it(tmp_path: Path, channel: Channel) -> None:
+    run(order(tmp_path, 1, 2, 3, 9, metrics=["reconstruction"]), channel)
+    for job in (1, 3):
+        started, scored, evaluated = channel.of(job)
+        assert isinstance(started, Started)
+        assert isinstance(scored, Scored)
+        assert isinstance(evaluated, Evaluated)
+        assert (scored.scores[0]["value"], scored.scores[0]["details"]) == (64, {"nan": None})
+        assert (scored.tokens, scored.measured_on) == (64, DISTRIBUTION)
+        assert scored.files_uri
+        checked_folder.verify(Path(scored.files_uri))
+        assert (Path(scored.files_uri) / "of.json").read_text() == f'{{"label": "sae:{job}", "infinite": null}}'
+    assert channel.of(2)[1:2] == [NotScored("reconstruction", "ConfigError", "it cannot be counted", "try another")]
+    assert isinstance(channel.of(2)[-1], Evaluated)
+    (gone,) = channel.of(9)
+    assert isinstance(gone, Failure)
+    assert "gone" in gone.message
+
+
+def test_a_family_that_breaks_leaves_the_others(tmp_path: Path, channel: Channel) -> None:
+    run(order(tmp_path, 1, 3, metrics=["downstream", "reconstruction"]), channel)
+    assert [type(message) for message in channel.of(1)] == [Started, Scored, Scored, Evaluated]
+    assert [type(message) for message in channel.of(3)] == [Started, Scored, NotScored, Evaluated]
+    (broken,) = [message for message in channel.of(3) if isinstance(message, NotScored)]
+    assert (broken.family, broken.kind, broken.message) == ("downstream", "ZeroDivisionError", "no more")
+
+
+def test_what_the_machine_cannot_do_is_left_to_another_attempt(tmp_path: Path, channel: Channel) -> None:
+    run(order(tmp_path, 1, metrics=["probes", "reconstruction"]), channel)
+    assert [type(message) for message in channel.of(1)] == [Started, Scored, Failure]
+    again = Channel()
+    run(order(tmp_path, 1, metrics=["probes", "reconstruction"], measured=["reconstruction"]), again)
+    assert [type(message) for message in again.of(1)] == [Started, Failure], "what is measured is not measured again"
+
+
+def test_a_dropped_job_is_left_and_the_others_go_on(tmp_path: Path, channel: Channel) -> None:
+    channel.drops = [DropJob(3, save=True)]
+    run(order(tmp_path, 1, 3, metrics=["reconstruction", "downstream"]), channel)
+    assert [type(message) for message in channel.of(3)] == [Started, Left]
+    assert [type(message) for message in channel.of(1)] == [Started, Scored, Scored, Evaluated]
+
+
+def test_an_order_that_has_nothing_left_to_measure_ends(tmp_path: Path, channel: Channel) -> None:
+    run(order(tmp_path, 1, metrics=["reconstruction"], measured=["reconstruction"]), channel)
+    assert [type(message) for message in channel.of(1)] == [Started, Evaluated]
