@@ -77,7 +77,7 @@ class StorageError(MachineError):
 
 
 class CheckpointsElsewhere(StorageError):
-    """The checkpoints of this job are not to be seen from this machine."""
+    """The checkpoints of this job, or the SAE it evaluates, are not to be seen from this machine."""
 
 
 class FitError(OrchError):

@@ -2,22 +2,24 @@
 
 import json
 import math
-import sys
 import time
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from orchestrator.config.evaluation.evaluation import EvaluatedSae
 from orchestrator.config.evaluation.families import Family
 from orchestrator.config.job import JobConfig
 from orchestrator.config.synthetic import is_synthetic
 from orchestrator.config.validation import parse
-from orchestrator.errors import OrchError, shared_error
+from orchestrator.errors import CheckpointsElsewhere, ConfigError, OrchError, shared_error
 from orchestrator.versions import versions
 from worker import checked_folder
 from worker.accelerator import choose
@@ -33,6 +35,7 @@ from worker.evaluation.shared_store import SharedStore
 from worker.evaluation_order import EvaluationAssignment, EvaluationOrder
 from worker.formats import portable
 from worker.protocol import Evaluated, Exit, Failure, Left, NotScored, Scored, Started
+from worker.sae.inference import InferenceSae
 from worker.subject.model import Subject, load_at_first
 
 _POSTPONED = (Exit.MACHINE, Exit.OUT_OF_MEMORY)
@@ -79,8 +82,7 @@ class EvaluationRun:
         Raises:
             ConfigError, SubjectError, MachineError: the model or the text cannot be read here.
         """
-        jobs = [job for assignment in self._order.jobs for job in self._start(assignment)]
-        jobs.sort(key=_place)
+        jobs = sorted(filter(None, map(self._loaded, self._order.jobs)), key=_place)
         subject, text = self._open(jobs)
         facts = {"device": str(self._device), "threads": self._order.threads, "versions": versions()}
         facts |= {"tokens": {"id": text.id, "n_tokens": text.tokens.n_tokens}} if text else {}
@@ -89,18 +91,15 @@ class EvaluationRun:
         for _, group in groupby(jobs, key=_place):
             self._measure_place(list(group), subject, text)
 
-    def _start(self, assignment: EvaluationAssignment) -> Iterator[EvaluationJob]:
-        """Load the SAE of a job; yield nothing where it cannot be."""
+    def _loaded(self, assignment: EvaluationAssignment) -> EvaluationJob | None:
+        """Load the SAE of a job; return None where it cannot be, which is reported."""
         self._channel.alive(0, phase="starting")
-        try:
-            sae = portable.read(Path(assignment.evaluated.uri), assignment.evaluated.label)
-            sae = sae.changed({}, facts=assignment.evaluated.read_facts()).to(self._device)
-        except Exception as error:  # noqa: BLE001 - whatever it is, it is one SAE's
-            self._fail(assignment.job_id, error)
-            return
-        asked = set(assignment.config.plan.metrics) - set(assignment.measured)
-        to_do = [family for family in registry.in_order() if family in asked]
-        yield EvaluationJob(assignment, SubjectSae(assignment.job_id, assignment.evaluated.label, sae), to_do)
+        with _isolated(partial(self._fail, assignment.job_id)):
+            sae = _read_sae(assignment.evaluated).to(self._device)
+            asked = set(assignment.config.plan.metrics) - set(assignment.measured)
+            to_do = [family for family in registry.in_order() if family in asked]
+            return EvaluationJob(assignment, SubjectSae(assignment.job_id, assignment.evaluated.label, sae), to_do)
+        return None
 
     def _open(self, jobs: Sequence[EvaluationJob]) -> tuple[Subject | None, HeldoutText | None]:
         """Load the model that the jobs name, and pack their text."""
@@ -117,18 +116,18 @@ class EvaluationRun:
             return subject, HeldoutText(tokens, Contexts.of(tokens, config), config.data.source)
 
     def _measure_place(self, jobs: list[EvaluationJob], subject: Subject | None, text: HeldoutText | None) -> None:
-        try:
-            context = self._context(jobs, subject, text)
-        except Exception as error:  # noqa: BLE001 - the place may be missing from the model: other places are not
+        def fail(error: Exception) -> None:  # the place may be missing from the model: other places are not
             for job in jobs:
                 self._fail(job.job_id, error)
-            return
-        for family in registry.in_order():
-            sharing = sorted((job for job in jobs if family in job.to_do), key=lambda job: _options(job, family))
-            for _, group in groupby(sharing, key=lambda job: _options(job, family)):
-                self._measure_family(family, [job for job in group if job.job_id not in self._dropped], context)
-        for job in jobs:
-            self._end(job)
+
+        with _isolated(fail):
+            context = self._context(jobs, subject, text)
+            for family in registry.in_order():
+                sharing = sorted((job for job in jobs if family in job.to_do), key=lambda job: _options(job, family))
+                for _, group in groupby(sharing, key=lambda job: _options(job, family)):
+                    self._measure_family(family, [job for job in group if job.job_id not in self._dropped], context)
+            for job in jobs:
+                self._end(job)
 
     def _context(
         self, jobs: Sequence[EvaluationJob], subject: Subject | None, text: HeldoutText | None
@@ -147,55 +146,55 @@ class EvaluationRun:
 
     def _measure_family(self, family: Family, jobs: Sequence[EvaluationJob], context: EvaluationContext) -> None:
         """Measure one family of some SAEs, and report what is found of each."""
-        waiting = {job.job_id: job for job in jobs}
         if not jobs:
             return
-        options, began = jobs[0].assignment.config.plan.options(family), time.monotonic()
-        try:
-            measure = registry.family(family)
-            with torch.no_grad():
-                for found in measure([job.subject_sae for job in jobs], context, options):
-                    seconds, began = time.monotonic() - began, time.monotonic()
-                    self._report(family, waiting.pop(found.job_id), found, seconds, context)
-        except Exception as error:  # noqa: BLE001 - whatever it is, it is this family's
+        waiting, began = {job.job_id: job for job in jobs}, time.monotonic()
+
+        def fail(error: Exception) -> None:
             for job in waiting.values():
-                self._report(family, job, NotMeasured(job.job_id, error), 0.0, context)
+                self._missed(family, job, error)
+
+        with _isolated(fail), torch.no_grad():
+            options = jobs[0].assignment.config.plan.options(family)
+            for found in registry.family(family)([job.subject_sae for job in jobs], context, options):
+                job, seconds = waiting.pop(found.job_id), time.monotonic() - began
+                began = time.monotonic()
+                with _isolated(partial(self._missed, family, job)):
+                    self._report(family, job, found, seconds, context)
 
     def _report(
         self, family: Family, job: EvaluationJob, found: Measured | NotMeasured, seconds: float,
         context: EvaluationContext,
     ) -> None:  # fmt: skip
-        job.n_done += 1
+        if isinstance(found, NotMeasured):
+            raise found.error
         if job.job_id in self._dropped:
             return
-        try:
-            if isinstance(found, NotMeasured):
-                raise found.error
-            scored = Scored(
-                family=family,
-                scores=[_finite(score._asdict()) for score in found.scores],
-                wall_seconds=seconds,
-                files_uri=_keep(found, Path(job.assignment.artifacts) / family),
-                tokens=len(context.vectors),
-                measured_on=context.text.name if context.text else context.config.subject.model,
-            )
-            self._channel.send(scored, job.job_id)
-        except Exception as error:  # noqa: BLE001 - whatever it is, it is this SAE's
-            failure = Failure.of(error)
-            if not isinstance(error, OrchError):
-                traceback.print_exception(error, file=sys.stderr)
-            if failure.code in _POSTPONED:
-                job.postponed = failure
-            else:
-                self._channel.send(NotScored(family, failure.kind, failure.message, failure.hint), job.job_id)
+        scored = Scored(
+            family=family,
+            scores=[_finite(score._asdict()) for score in found.scores],
+            wall_seconds=seconds,
+            files_uri=_keep(found, Path(job.assignment.artifacts) / family),
+            tokens=len(context.vectors),
+            measured_on=context.text.name if context.text else context.config.subject.model,
+        )
+        job.n_done += 1
+        self._channel.send(scored, job.job_id)
+
+    def _missed(self, family: Family, job: EvaluationJob, error: Exception) -> None:
+        """Report why a family has no scores of an SAE; keep it for the end where another attempt may do better."""
+        job.n_done += 1
+        failure = Failure.of(error)
+        if failure.code in _POSTPONED:
+            job.postponed = failure
+        elif job.job_id not in self._dropped:
+            self._channel.send(NotScored(family, failure.kind, failure.message, failure.hint), job.job_id)
 
     def _end(self, job: EvaluationJob) -> None:
         if job.job_id not in self._dropped:
             self._channel.send(job.postponed or Evaluated(time.monotonic() - job.began), job.job_id)
 
     def _fail(self, job_id: int, error: Exception) -> None:
-        if not isinstance(error, OrchError):
-            traceback.print_exception(error, file=sys.stderr)
         self._channel.send(Failure.of(error), job_id)
 
     def _leave_requested(self) -> None:
@@ -203,6 +202,29 @@ class EvaluationRun:
         for request in self._channel.drop_requests():
             self._dropped.add(request.job_id)
             self._channel.send(Left(0), request.job_id)
+
+
+def _read_sae(evaluated: EvaluatedSae) -> InferenceSae:
+    folder = Path(evaluated.uri)
+    if not folder.parent.exists():
+        raise CheckpointsElsewhere(
+            f"the SAE {evaluated.label} is not there, nor the folder it lay in, {folder.parent}",
+            hint="Is the folder of artifacts (ORCH_ARTIFACTS, else ORCH_HOME) mounted, and shared by every worker?",
+        )
+    if not folder.is_dir():
+        raise ConfigError(f"the files of {evaluated.label} are gone: there is no folder {folder}")
+    return portable.read(folder, evaluated.label).changed({}, facts=evaluated.read_facts())
+
+
+@contextmanager
+def _isolated(then: Callable[[Exception], None]) -> Iterator[None]:
+    """Let an error end what is done here and nothing else: `then` is told of it."""
+    try:
+        yield
+    except Exception as error:  # noqa: BLE001 - whatever it is, it is of one SAE, family or place
+        if not isinstance(error, OrchError):  # what a person can mend has a message, which is logged as it is sent
+            traceback.print_exc()
+        then(error)
 
 
 def _finite(value: Any) -> Any:

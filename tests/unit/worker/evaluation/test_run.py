@@ -1,6 +1,7 @@
 """One evaluation process: whatever becomes of one SAE or one family, the others have their scores."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -127,7 +128,16 @@ def test_one_sae_that_fails_takes_nobody_with_it(tmp_path: Path, channel: Channe
     assert isinstance(channel.of(2)[-1], Evaluated)
     (gone,) = channel.of(9)
     assert isinstance(gone, Failure)
-    assert "gone" in gone.message
+    assert (gone.code, gone.message) == (78, f"the files of sae:9 are gone: there is no folder {tmp_path / 'gone'}")
+
+
+def test_an_sae_that_only_another_machine_can_see(tmp_path: Path, channel: Channel) -> None:
+    asked = order(tmp_path, 1, metrics=["reconstruction"])
+    moved = EvaluatedSae(uri=str(tmp_path / "not" / "mounted"), label="sae:1", facts=asked.jobs[0].evaluated.facts)
+    run(replace(asked, jobs=(replace(asked.jobs[0], evaluated=moved),)), channel)
+    (elsewhere,) = channel.of(1)
+    assert isinstance(elsewhere, Failure)
+    assert (elsewhere.kind, elsewhere.code) == ("CheckpointsElsewhere", 74)
 
 
 def test_a_family_that_breaks_leaves_the_others(tmp_path: Path, channel: Channel) -> None:
