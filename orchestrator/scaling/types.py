@@ -1,5 +1,6 @@
 """What laws are fitted to, and what a fit is. Losses are fvu, lengths tokens, times seconds, logarithms natural."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -74,6 +75,8 @@ class JobMeasurement:
     """By epsilon: the 90% interval of the count; no entry where it is censored."""
     trainable_tokens: int | None = None
     """Of one pass over its text; None where no attempt has told, or there is no text."""
+    scores: Mapping[str, Interval] = field(default_factory=dict)
+    """What evaluations measured of its SAE, with 90% intervals, by metric and variant: `delta_ce`, `delta_ce first`."""
 
     @property
     def passes(self) -> float | None:
