@@ -23,7 +23,7 @@ def delta_ce(row: JobMeasurement) -> float | None:
 
 
 def power(l0: float, scale: float) -> float:
-    return scale * l0**-0.7
+    return scale * math.pow(l0, -0.7)
 
 
 def test_a_power_law_is_interpolated_exactly_and_seeds_are_paired() -> None:
