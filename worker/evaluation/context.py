@@ -17,6 +17,8 @@ from worker.subject.model import Subject, read
 
 Progress = Callable[[str, float], None]
 """Takes what is being done and which share of it is done."""
+CLEAN_PASS_BYTES = 4 << 30
+"""Of the text's length · vocabulary · 4 bytes: 16,384 tokens of a vocabulary of 50,257 fit."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,8 @@ class EvaluationContext:
     text: HeldoutText | None = None
     drawn: Float[Tensor, "n_tokens d_model"] | None = None
     """Vectors of a synthetic distribution."""
+    clean_pass_bytes: int = CLEAN_PASS_BYTES
+    """The most that next-token probabilities of the clean model may take on disk."""
 
     def model(self) -> tuple[Subject, HeldoutText]:
         """Return the language model and the text.

@@ -28,22 +28,26 @@ class SharedStore:
     def __init__(self, folder: Path) -> None:
         """Keep entries in a folder, which need not exist yet."""
         self._folder = folder
+        self.refusal: StorageError | None = None
+        """Why an entry was not kept: the disk was full, or refused. What was measured is right all the same."""
 
     def get(self, of: Mapping[str, Any], compute: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
         """Return the tensors of an entry, on the CPU, memory-mapped; computed and kept where it is not there.
 
         `of` says in JSON what they are of: everything that decides their values, with the name of what they are.
-        An entry that cannot be read is computed anew. Nobody writes to what is returned.
-
-        Raises:
-            StorageError: the disk is full or refuses.
+        An entry that cannot be read is computed anew; one that cannot be written is returned, and not kept
+        (`refusal`). Nobody writes to what is returned.
         """
         place = self._folder / key_of(of)
         found = self._read(place)
         if found is not None:
             return found
         computed = {name: tensor.detach().cpu().contiguous() for name, tensor in compute().items()}
-        self._write(place, of, computed)
+        try:
+            self._write(place, of, computed)
+        except StorageError as error:
+            self.refusal = error
+            return computed
         return self._read(place) or computed
 
     def _read(self, place: Path) -> dict[str, Tensor] | None:

@@ -1,0 +1,59 @@
+"""Intervals of what is measured over contexts: whole contexts are drawn again, with replacement.
+
+The tokens of one context share its text and see one another: they are no independent draws, and an interval from
+tokens drawn one by one would be too narrow. What is resampled are the sums of each context.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from worker.evaluation.metric import Score
+
+RESAMPLES = 1000
+_ENDS = (0.05, 0.95)
+
+
+class Estimate(NamedTuple):
+    """A value with its 90% interval; None where there are too few contexts to say."""
+
+    value: float
+    std_error: float | None
+    low: float | None
+    high: float | None
+
+    def score(self, metric: str, variant: str = "", *, n: int, **details: object) -> Score:
+        """Return it as a score of n tokens."""
+        return Score(metric, self.value, variant, self.std_error, self.low, self.high, n, details)
+
+
+class ContextBootstrap:
+    """Draws of contexts, the same for everything that is measured with one of them: differences are paired."""
+
+    def __init__(self, n_contexts: int, generator: torch.Generator, *, resamples: int = RESAMPLES) -> None:
+        """Draw n contexts of n, so many times."""
+        drawn = torch.randint(n_contexts, (resamples, n_contexts), generator=generator)
+        ones = torch.ones(1, dtype=torch.float64).expand(resamples, n_contexts)
+        self._counts = torch.zeros(resamples, n_contexts, dtype=torch.float64).scatter_add_(1, drawn, ones)
+
+    def estimate(self, sums: Float[Tensor, "n_contexts n_sums"], statistic: Callable[[Tensor], Tensor]) -> Estimate:
+        """Return a statistic of sums over all contexts, its standard error and its 90% percentile interval.
+
+        `statistic` maps sums (..., n_sums) to values (...): a ratio of two of them, as a rule.
+        """
+        sums = sums.double().cpu()
+        value = float(statistic(sums.sum(0)))
+        drawn = statistic(self._counts @ sums)
+        drawn = drawn[drawn.isfinite()]
+        if len(sums) < 2 or len(drawn) < 2:
+            return Estimate(value, None, None, None)
+        low, high = torch.quantile(drawn, torch.tensor(_ENDS, dtype=torch.float64)).tolist()
+        return Estimate(value, float(drawn.std()), low, high)
+
+
+def ratio(sums: Float[Tensor, "*batch columns"]) -> Float[Tensor, "*batch"]:
+    """Return the first sum over the second: a mean, where the second counts."""
+    return sums[..., 0] / sums[..., 1]

@@ -1,0 +1,164 @@
+"""Run a language model from the middle: only the blocks behind a stored residual stream, with a hook point replaced.
+
+Nothing here knows an architecture by name. The model's own forward builds masks, rotary embeddings, the final norm and
+the head; the blocks below do nothing for the time of a call, and the last of them gives what was stored of it.
+"""
+
+import math
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from orchestrator.errors import ConfigError, SubjectError
+from worker.subject.hook_points import block_names
+from worker.subject.hook_sites import HookPoint
+from worker.subject.model import Replace, Subject, read, run_patched
+
+_PROBE = (2, 8)
+"""Contexts and tokens of the forward passes that tell whether a model can be restarted."""
+
+
+class SkippedBlock(NamedTuple):
+    """A block that is not run."""
+
+    name: str
+    n_outputs: int | None
+    """Length of the tuple it returns, the hidden states first; None: it returns them alone."""
+
+
+@dataclass(frozen=True)
+class Restart:
+    """The part of a language model that depends on a hook point, run from what was stored of the part below.
+
+    A hook that reads the output of a block (resid_post) restarts behind that block; every other hook in a block
+    restarts before the block, and the block runs with the hook replaced. The whole model runs, and nothing is stored,
+    where the hook is in no block or in the first one, and where blocks hand on more than the residual stream.
+    """
+
+    subject: Subject
+    skipped: tuple[SkippedBlock, ...] = ()
+    """The blocks that are not run."""
+
+    @classmethod
+    def of(cls, subject: Subject) -> "Restart":
+        """Find where a model is restarted, and check on a real forward pass that it gives what the whole one does."""
+        names = _blocks_below(subject)
+        n_tokens = _PROBE[0] * _PROBE[1]
+        ids = torch.arange(n_tokens, device=subject.device).view(_PROBE) % subject.vocabulary
+        outputs: dict[str, int | None] = {}
+        with ExitStack() as stack:
+            for name in names:
+                keep = partial(_keep, outputs, name)
+                stack.enter_context(_removed(subject.model.get_submodule(name).register_forward_hook(keep)))
+            whole = run_patched([subject], ids, [_halved]).float()
+        found = cls(subject, tuple(SkippedBlock(name, outputs.get(name)) for name in names))
+        slack = 16 * torch.finfo(subject.dtype).eps * float(whole.abs().max())
+        return found if found._difference(whole, ids) <= slack else cls(subject)
+
+    @property
+    def start(self) -> HookPoint | None:
+        """What is stored: the output of the last block that is not run; None: nothing, the whole model runs."""
+        return HookPoint(self.skipped[-1].name) if self.skipped else None
+
+    @property
+    def is_at_hook(self) -> bool:
+        """Whether what is stored is what the hook reads, so that the activations of the hook are enough."""
+        return bool(self.skipped) and _reads_output_of(self.subject.hook, self.skipped[-1].name)
+
+    def capture(self, input_ids: Int[Tensor, "batch context"]) -> Float[Tensor, "batch context width"] | None:
+        """Return what the restart needs of some contexts, in the model's precision; None: it needs nothing."""
+        if self.start is None:
+            return None
+        return read([replace(self.subject, hook=self.start)], input_ids)[0].clone()
+
+    def __call__(
+        self,
+        input_ids: Int[Tensor, "batch context"],
+        stored: Float[Tensor, "batch context width"] | None,
+        replacement: Replace,
+    ) -> Float[Tensor, "batch context vocabulary"]:
+        """Return the logits of `run_patched`, from what `capture` gave of these contexts; in its precision."""
+        with ExitStack() as stack:
+            if self.skipped:
+                assert stored is not None, "what capture gave of these contexts"
+                stack.enter_context(self._skipping(stored))
+            return run_patched([self.subject], input_ids, [replacement])
+
+    @contextmanager
+    def _skipping(self, stored: Tensor) -> Iterator[None]:
+        # A copy: the blocks behind may write in place, and inference tensors refuse that elsewhere.
+        given = stored.to(self.subject.device, copy=True)
+        with ExitStack() as stack:
+            for block in self.skipped[:-1]:
+                stack.enter_context(self._replaced_forward(block, None))
+            stack.enter_context(self._replaced_forward(self.skipped[-1], given))
+            yield
+
+    @contextmanager
+    def _replaced_forward(self, block: SkippedBlock, given: Tensor | None) -> Iterator[None]:
+        """Let a block return `given`, else its input: the module stays, with all that decoders read of it."""
+
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            hidden_states = (args[0] if args else kwargs["hidden_states"]) if given is None else given
+            if block.n_outputs is None:
+                return hidden_states
+            return (hidden_states, *[None] * (block.n_outputs - 1))
+
+        module = self.subject.model.get_submodule(block.name)
+        own = module.__dict__.get("forward")
+        module.forward = forward
+        try:
+            yield
+        finally:
+            del module.forward
+            if own is not None:
+                module.forward = own
+
+    def _difference(self, whole: Tensor, ids: Tensor) -> float:
+        stored = self.capture(ids)
+        run_patched([self.subject], ids.flip(1), [_halved])  # what blocks hand on otherwise is now of another text
+        try:
+            return float((self(ids, stored, _halved).float() - whole).abs().max())
+        except (TypeError, ValueError, AttributeError, KeyError, IndexError, RuntimeError, SubjectError):
+            return math.inf  # whatever the architecture wants of a block that did not run
+
+
+def _blocks_below(subject: Subject) -> list[str]:
+    """Return the names of the blocks that a hook does not depend on, or that end with it."""
+    try:
+        blocks = block_names(subject.model)
+    except ConfigError:
+        return []
+    inside = [i for i, name in enumerate(blocks) if f"{subject.hook.name}.".startswith(f"{name}.")]
+    if not inside:
+        return []
+    (block,) = inside
+    is_behind = _reads_output_of(subject.hook, blocks[block])
+    return blocks[: block + 1] if is_behind else blocks[:block]
+
+
+def _reads_output_of(hook: HookPoint, block: str) -> bool:
+    return hook.name == block and hook.end == "output"
+
+
+def _keep(outputs: dict[str, int | None], name: str, _module: nn.Module, _args: Any, output: Any) -> None:
+    outputs[name] = len(output) if isinstance(output, tuple) else None
+
+
+@contextmanager
+def _removed(handle: RemovableHandle) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def _halved(x: Tensor) -> Tensor:
+    return x / 2
