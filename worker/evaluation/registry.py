@@ -9,7 +9,9 @@ from importlib import import_module
 from orchestrator.config.evaluation.families import Family
 from worker.evaluation.metric import MetricFamily
 
-_MODULES: Mapping[Family, str] = {}
+_MODULES: Mapping[Family, str] = {
+    "downstream": "worker.evaluation.downstream",
+}
 
 
 def family(name: Family) -> MetricFamily:

@@ -25,7 +25,7 @@ from tests.unit.worker.evaluation.tiny_contexts import (
 )
 from worker.evaluation.bootstrap import ContextBootstrap, ratio
 from worker.evaluation.clean_pass import CleanPass, predict, token_losses
-from worker.evaluation.context import EvaluationContext, Yielded
+from worker.evaluation.context import EvaluationContext
 from worker.evaluation.downstream import measure
 from worker.evaluation.downstream.loss_table import PATCHED, measure_patch, position_groups
 from worker.evaluation.metric import Measured, NotMeasured, Score
@@ -242,9 +242,9 @@ def test_it_ends_where_it_is_told_to(tmp_path: Path) -> None:
     def progress(phase: str, share: float) -> None:
         told.append((phase, share))
         if len(told) == 3:
-            raise Yielded
+            raise KeyboardInterrupt
 
-    with pytest.raises(Yielded):
+    with pytest.raises(KeyboardInterrupt):
         list(measure(entries(random_sae(16), random_sae(16)), tiny_context(tmp_path, progress=progress), None))
     assert all(0 <= share <= 1 for _, share in told)
 

@@ -1,0 +1,68 @@
+"""Figures of scores: each SAE a point that names its job, with its interval; a power law through those of one k."""
+
+import math
+from collections.abc import Callable
+
+import pytest
+
+from orchestrator.formatting import Interval
+from orchestrator.scaling.plots import score_plots
+from orchestrator.scaling.plots.canvas import Drawing, styled
+from orchestrator.scaling.types import JobMeasurement
+from tests.job_measurements import measured
+
+
+def scored(n: int, k: int, *, layer: int | None = None, seed: int = 0) -> JobMeasurement:
+    fvu = 0.9 * n**-0.2 * k**-0.3
+    loss = 2.0 * fvu**1.5
+    scores = {"delta_ce": Interval(loss, 0.9 * loss, 1.1 * loss), "kl": Interval(loss / 2, math.nan, math.nan)}
+    scores |= {f"delta_ce positions={bucket}": Interval(loss, 0.9 * loss, 1.1 * loss) for bucket in ("1", "2-3", "4-7")}
+    return measured(n, k, fvu, l0=float(k), scores=scores, layer=layer, seed=seed, hook=f"resid_post of h.{layer or 3}")
+
+
+GRID = [scored(n, k) for n in (64, 256, 1024) for k in (4, 8)]
+
+
+def drawn(figure: Callable[[list[JobMeasurement]], Drawing | None], rows: list[JobMeasurement]) -> Drawing:
+    with styled("scores"):
+        found = figure(rows)
+    assert found is not None
+    return found
+
+
+@pytest.mark.parametrize("figure", [score_plots.by_size, score_plots.by_sparsity, score_plots.downstream])
+def test_every_sae_is_a_point_that_names_its_job_and_interval(
+    figure: Callable[[list[JobMeasurement]], Drawing | None],
+) -> None:
+    found = drawn(figure, GRID)
+    assert found.jobs == tuple(sorted(row.job_id for row in GRID))
+    row = GRID[0]
+    (hint,) = [hint for hint in found.hints.values() if f"job {row.job_id} " in hint and "delta_ce" in hint]
+    assert f"(n = {row.n_latents}, k = {row.k}, seed 0): delta_ce" in hint
+    assert "[" in hint
+    assert len(found.figure.axes) == 2, "ΔCE and KL: there is a panel for each score that there is"
+
+
+def test_the_power_law_of_one_k_is_found_and_told() -> None:
+    found = drawn(score_plots.downstream, GRID)
+    assert "delta_ce at k = 4: ∝ fvu^1.50 ± 0.00" in found.caption
+    law = score_plots.power_law([(x, 3.0 * x**1.5) for x in (0.1, 0.2, 0.4)])
+    assert law is not None
+    assert (law.exponent, law.at(1.0)) == pytest.approx((1.5, 3.0))
+    assert score_plots.power_law([(0.1, 1.0), (0.2, 2.0)]) is None, "two points are on any line"
+
+
+def test_layers_and_positions_have_figures_where_there_are_several() -> None:
+    layers = [scored(64, 4, layer=layer) for layer in (0, 1, 2)]
+    assert drawn(score_plots.by_layer, layers).jobs == tuple(sorted(row.job_id for row in layers))
+    assert score_plots.by_layer(GRID) is None
+    profile = drawn(score_plots.by_position, GRID)
+    largest = tuple(sorted(row.job_id for row in GRID if row.n_latents == 1024))
+    assert profile.jobs == largest
+    assert any("at position 2-3" in hint for hint in profile.hints.values())
+
+
+def test_without_scores_there_is_nothing_to_draw() -> None:
+    rows = [measured(n) for n in (64, 128)]
+    figures = (score_plots.by_size, score_plots.by_sparsity, score_plots.by_layer, score_plots.by_position)
+    assert [figure(rows) for figure in (*figures, score_plots.downstream)] == [None] * 5
