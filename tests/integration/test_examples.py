@@ -15,9 +15,9 @@ from tests.small_world import ROOT
 EXAMPLES = sorted((ROOT / "examples").glob("*.yaml"))
 PROTOCOLS = {
     "gaussian-control", "planted-spectrum", "loss-by-latents", "loss-by-compute", "loss-by-latents-and-k",
-    "learning-rate", "learning-rate-by-latents", "subject-size", "layers-and-sites",
+    "learning-rate", "learning-rate-by-latents", "subject-size", "layers-and-sites", "activations-at-equal-l0",
 }  # fmt: skip
-NUMBERS = {"five": 5, "seven": 7, "nine": 9, "ten": 10, "twelve": 12, "nineteen": 19, "twenty-one": 21, "24": 24}
+NUMBERS = {"five": 5, "seven": 7, "nine": 9, "ten": 10, "twelve": 12, "nineteen": 19, "twenty-one": 21, "24": 24, "36": 36}
 Capture = pytest.CaptureFixture[str]
 
 
