@@ -17,7 +17,17 @@ PROTOCOLS = {
     "gaussian-control", "planted-spectrum", "loss-by-latents", "loss-by-compute", "loss-by-latents-and-k",
     "learning-rate", "learning-rate-by-latents", "subject-size", "layers-and-sites", "activations-at-equal-l0",
 }  # fmt: skip
-NUMBERS = {"five": 5, "seven": 7, "nine": 9, "ten": 10, "twelve": 12, "nineteen": 19, "twenty-one": 21, "24": 24, "36": 36}
+NUMBERS = {
+    "five": 5,
+    "seven": 7,
+    "nine": 9,
+    "ten": 10,
+    "twelve": 12,
+    "nineteen": 19,
+    "twenty-one": 21,
+    "24": 24,
+    "36": 36,
+}
 Capture = pytest.CaptureFixture[str]
 
 
@@ -63,7 +73,7 @@ def test_its_comments_tell_the_truth(file: Path) -> None:
         command.make_context(name, rest, parent=context).close()
     for path in re.findall(r"\b(?:examples/)?([\w-]+\.yaml)", comments(file)):
         assert (ROOT / "examples" / path).exists(), path
-    for key in re.findall(r"\b((?:subject|data|sae|optimizer|training|stop)\.[a-z_]+)", comments(file)):
+    for key in re.findall(r"\b((?:subject|data|sae|optimizer|training|stop)\.[a-z0-9_]+)", comments(file)):
         assert key in field_paths(), key
 
 
@@ -74,6 +84,6 @@ def test_a_protocol_says_how_it_is_run_and_what_a_real_one_changes(name: str) ->
     assert [words[0] for words in commands(file)][:3] == ["enqueue", "worker", "status"]
     assert f"orch enqueue examples/{name}.yaml" in said
     assert f"orch status {name}" in said
-    assert name in {"learning-rate", "layers-and-sites"} or f"orch fit {name} --law" in said
+    assert name in {"learning-rate", "layers-and-sites", "activations-at-equal-l0"} or f"orch fit {name} --law" in said
     assert "two cores" in said
     assert "GPT-2 small" in said or "paper" in said
