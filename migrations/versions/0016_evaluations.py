@@ -10,14 +10,15 @@ down_revision: str | None = "0015"
 branch_labels: str | Sequence[str] | None = None
 depends_on: str | Sequence[str] | None = None
 
-OF_SAE = "sae_id IS NOT NULL"
+EVALUATION = "kind <> 'train'"
 
 
 def upgrade() -> None:
     op.add_column("jobs", sa.Column("kind", sa.Text, nullable=False, server_default="train"))
     op.add_column("jobs", sa.Column("sae_id", sa.Integer))
-    of_sae = sa.text(OF_SAE)
-    op.create_index("ix_jobs_sae", "jobs", ["sae_id"], sqlite_where=of_sae, postgresql_where=of_sae)
+    where = sa.text(EVALUATION)
+    columns = ["sae_id", "state", "sweep_id"]
+    op.create_index("ix_jobs_evaluations", "jobs", columns, sqlite_where=where, postgresql_where=where)
     op.add_column("sweeps", sa.Column("evaluation", sa.Text))
     op.add_column("workers", sa.Column("schema", sa.Text))
     _make_scores()
@@ -66,7 +67,7 @@ def downgrade() -> None:
     op.drop_table("scores")
     op.drop_column("workers", "schema")
     op.drop_column("sweeps", "evaluation")
-    op.drop_index("ix_jobs_sae", "jobs")
+    op.drop_index("ix_jobs_evaluations", "jobs")
     # A version before would take an evaluation for a training: its jobs go.
     evaluations = "SELECT id FROM jobs WHERE kind = 'evaluate'"
     for table in ("leases", "attempts", "events", "checkpoints"):

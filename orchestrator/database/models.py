@@ -16,9 +16,8 @@ LIVE = text("state NOT IN ('failed', 'cancelled')")
 HIDDEN = text("hidden IS NOT NULL")
 """The condition of the partial index of hidden jobs: they are few, and what is shown is all jobs but these."""
 
-
-OF_SAE = text("sae_id IS NOT NULL")
-"""The condition of the partial index of evaluation jobs by their SAE."""
+EVALUATION = text("kind <> 'train'")
+"""The condition of the partial index of evaluation jobs: what is counted of trainings is all jobs but these."""
 
 
 class SweepRow(Table):
@@ -346,4 +345,5 @@ def declare_partial_indexes() -> None:
     if all(index.name != name for index in Table.metadata.tables["jobs"].indexes):
         Index(name, Job.sweep_id, Job.config_id, Job.replica, unique=True, sqlite_where=LIVE, postgresql_where=LIVE)
         Index("ix_jobs_hidden", Job.hidden, Job.state, Job.sweep_id, sqlite_where=HIDDEN, postgresql_where=HIDDEN)
-        Index("ix_jobs_sae", Job.sae_id, sqlite_where=OF_SAE, postgresql_where=OF_SAE)
+        columns = (Job.sae_id, Job.state, Job.sweep_id)
+        Index("ix_jobs_evaluations", *columns, sqlite_where=EVALUATION, postgresql_where=EVALUATION)

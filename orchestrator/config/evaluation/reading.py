@@ -8,9 +8,10 @@ from typing import Any
 from pydantic import ValidationError
 
 from orchestrator.config.evaluation.evaluation import EvaluationConfig, EvaluationPlan
-from orchestrator.config.evaluation.families import FAMILIES, MEANINGS
+from orchestrator.config.evaluation.families import FAMILIES
 from orchestrator.config.job import Part, text_id
 from orchestrator.errors import ConfigError
+from orchestrator.units import token_count
 
 PLAN_HINT = "Every key and what it takes: orch config schema --evaluation"
 
@@ -25,8 +26,9 @@ def parse_plan(values: Any, where: str = "") -> EvaluationPlan:
     if isinstance(values, list | tuple):
         values = {"metrics": list(values)}
     if not isinstance(values, Mapping):
-        families = ", ".join(FAMILIES)
-        raise ConfigError(f"{before}metric families are a list, or a mapping of keys", hint=f"Families: {families}.")
+        raise ConfigError(f"{before}takes a list of metric families, or a mapping of keys", hint=families_hint())
+    if isinstance(values.get("tokens"), str):
+        values = {**values, "tokens": token_count(values["tokens"]) or values["tokens"]}
     named = values.get("metrics")
     for family in named if isinstance(named, list | tuple) else ():
         if family not in FAMILIES:
@@ -44,8 +46,8 @@ def unknown_family(name: Any) -> str:
 
 
 def families_hint() -> str:
-    """Return the families there are, each with what it answers."""
-    return "Families: " + "; ".join(f"{name}: {MEANINGS[name]}" for name in FAMILIES)
+    """Return the families there are."""
+    return f"Families: {', '.join(FAMILIES)}. What each answers: orch config schema --evaluation"
 
 
 def read_evaluation(text: str, config_id: str) -> EvaluationConfig:
