@@ -7,6 +7,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
+from orch.evaluations import Evaluations, Selector, listed
 from orch.frames import frame
 from orchestrator import settings as settings_module
 from orchestrator.errors import ConfigError
@@ -18,12 +19,11 @@ if TYPE_CHECKING:
     from sqlalchemy import Engine
 
     from orch.subject import Subject
+    from orchestrator.results import JobRow
     from orchestrator.saes import SaeEntry
     from orchestrator.scaling.types import LawName
     from worker.sae.inference import InferenceSae
 
-Selector = int | str | Path
-"""A job's number, `sae:` with a name or number, a sweep's name (also `sweep:NAME`), or the folder of an SAE."""
 _SWEEP = "sweep:"
 
 
@@ -53,7 +53,7 @@ def load(
     return load_folder(Path(folder).expanduser(), device=device, dtype=dtype)
 
 
-class Study:
+class Study(Evaluations):
     """The jobs, curves, fits and SAEs of one database. Made by `orch.open`; close it, or use it in a `with`.
 
     What takes selectors takes numbers of jobs and names of sweeps, in any number; none: all. Whatever goes wrong is an
@@ -63,8 +63,7 @@ class Study:
 
     def __init__(self, settings: Settings, engine: "Engine") -> None:
         """Read by these settings, through this engine."""
-        self.settings = settings
-        self._engine = engine
+        super().__init__(settings, engine)
 
     def jobs(
         self, *selectors: Selector, states: Sequence[str] | None = None, where: Mapping[str, Any] | None = None,
@@ -80,19 +79,16 @@ class Study:
             ConfigError: a key or a state that there is not.
         """
         from orchestrator import results
-        from orchestrator.results import JobRow
         from orchestrator.results.choice import Choice, checked, choose
 
-        asked = {key: value if isinstance(value, list | tuple) else [value] for key, value in (where or {}).items()}
-        choice = checked(Choice(asked, {}, best_by, sort))
+        choice = checked(Choice(listed(where), {}, best_by, sort))
         _check_states(states)
         ids = _job_ids(self._engine, selectors) if selectors else None
         if choice.is_whole:
             rows = results.jobs(self._engine, ids=ids, states=states)
         else:
             rows = choose(self._engine, choice, ids=ids, states=states)
-        records = results.flat_jobs(results.located(self.settings, rows))
-        return frame(records, {field.name: field.type for field in fields(JobRow)})
+        return _job_frame(self.settings, rows)
 
     def curves(self, *selectors: Selector) -> "DataFrame":
         """Return the points of jobs' loss curves, by job and tokens: `job_id`, `sweep`, `n_latents`, `k`, and `Point`.
@@ -212,12 +208,14 @@ class Study:
         called = None if name is None else check_name(name)
         sweep = read_sweep(given, overrides, settings=self.settings, name=called)
         added = queue.enqueue(self._engine, sweep, allow_duplicate=allow_duplicate, priority=priority)
-        if not wake(self.settings, [job_id for job_id in added.job_ids if job_id is not None]):
+        if not wake(self.settings, [*(one for one in added.job_ids if one is not None), *added.evaluations]):
             warnings.warn(NOT_WOKEN, stacklevel=2)
         return jobs_of(self._engine, sweep, added.job_ids)
 
     def wait(self, *selectors: Selector, timeout: float | None = None) -> "DataFrame":
-        """Wait until jobs have ended, and return them as `jobs`; `timeout` in seconds. A worker must run.
+        """Wait until jobs, evaluations too, have ended, and return them as `jobs`; `timeout` in seconds.
+
+        A worker must run.
 
         Raises:
             JobFailed, JobCancelled: one of them did not succeed.
@@ -227,10 +225,11 @@ class Study:
         from orchestrator.waiting import as_they_end, fault_of
 
         ids = _job_ids(self._engine, selectors)
-        fault = fault_of(list(as_they_end(self._engine, ids, timeout=timeout)))
+        ended = list(as_they_end(self._engine, ids, timeout=timeout))
+        fault = fault_of(ended)
         if fault is not None:
             raise fault
-        return self.jobs(*ids)
+        return _job_frame(self.settings, sorted(ended, key=lambda row: row.id))
 
     def close(self) -> None:
         """Give the connections to the database back."""
@@ -244,6 +243,13 @@ class Study:
 
     def __repr__(self) -> str:
         return f"orch.open(): {settings_module.place_of(self.settings.database)}"
+
+
+def _job_frame(settings: Settings, rows: "Sequence[JobRow]") -> "DataFrame":
+    from orchestrator import results
+
+    records = results.flat_jobs(results.located(settings, rows))
+    return frame(records, {field.name: field.type for field in fields(results.JobRow)})
 
 
 def _job_ids(engine: "Engine", selectors: Sequence[Selector]) -> list[int]:

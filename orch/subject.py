@@ -12,9 +12,9 @@ from torch.nn import functional
 from orch.placement import device_of
 from orchestrator.config.job import JobConfig, SubjectConfig
 from orchestrator.config.sae_facts import SaeFacts
+from orchestrator.config.sae_reading import config_of
 from orchestrator.config.synthetic import is_synthetic
 from orchestrator.errors import ConfigError, SubjectError
-from worker.saes.subject_vectors import config_of
 from worker.subject import model
 
 _Result = TypeVar("_Result")

@@ -24,7 +24,7 @@ def as_they_end(engine: Engine, ids: Sequence[int], *, timeout: float | None = N
     deadline = None if timeout is None else time.monotonic() + timeout
     left = set(ids)
     while left:
-        ended = results.jobs(engine, ids=left, states=TERMINAL)
+        ended = results.jobs(engine, ids=left, states=TERMINAL, kind=None)
         for row in ended:
             left.discard(row.id)
             yield row

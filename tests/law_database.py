@@ -62,13 +62,16 @@ def points(values: Sequence[tuple[int, float]], n_latents: int, k: int) -> list[
 def finish(engine: Engine, *, noise: float = 0.003, outcome: Outcome = "converged", lr: float = 1e-3) -> int:
     """Claim the next job, let it have come to what the law says, and return its id."""
     claimed = claim(engine)
-    sae, training = claimed.config.sae, claimed.config.training
+    sae, training = claimed.job_config.sae, claimed.job_config.training
     n_latents = sae.n_latents or 0
     draw = random.Random(f"{n_latents} {sae.k} {training.seed}")
     limit = law(n_latents, sae.k) * math.exp(noise * draw.gauss(0, 1))
-    given = claimed.config.optimizer.lr
+    given = claimed.job_config.optimizer.lr
     facts = {"d_model": D_MODEL, "n_latents": n_latents, "k": sae.k, "lr": lr if given == "auto" else given}
-    place = {"site": f"{claimed.config.subject.site} of block {claimed.config.subject.layer}", "parameters_run": 10**6}
+    place = {
+        "site": f"{claimed.job_config.subject.site} of block {claimed.job_config.subject.layer}",
+        "parameters_run": 10**6,
+    }
     queue.begin(engine, claimed.lease, facts | {"device": "cpu", "subject": place}, 0)
     known = curve(limit, n_latents, training.max_tokens)
     queue.record(engine, claimed.lease, points(known, n_latents, sae.k))

@@ -39,8 +39,20 @@ def choice_of(where: Sequence[str], labels: Sequence[str], best_by: str | None, 
     """
     from orchestrator.results.choice import Choice, checked
 
+    return checked(Choice(where_of(where), dict(_parted(one, "--label") for one in labels), _keys(best_by), sort))
+
+
+def where_of(where: Sequence[str]) -> dict[str, list[Any]]:
+    """Return what --where asks for: by key of a config, the values of which a job must have one.
+
+    Raises:
+        ConfigError: an unknown key, or a text of another form.
+    """
+    from orchestrator.results.choice import Choice, checked
+
     pairs = {key: _values(key, text) for key, text in (_parted(one, "--where") for one in where)}
-    return checked(Choice(pairs, dict(_parted(one, "--label") for one in labels), _keys(best_by), sort))
+    checked(Choice(pairs))
+    return pairs
 
 
 def columns_of(engine: "Engine", rows: "Sequence[JobRow]", keys: Sequence[str]) -> "list[Column[JobRow]]":

@@ -50,6 +50,8 @@ SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
         "plan": ("plan_command", "Propose the jobs to run next, as a sweep file."),
     },
     "SAEs": {
+        "evaluate": ("evaluate", "Queue jobs that measure what SAEs are good for."),
+        "results": ("results_command", "Show what was measured of SAEs."),
         "sae": ("sae", "List trained SAEs, bring others in, check them, give them to other libraries."),
     },
     "Work": {

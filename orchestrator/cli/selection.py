@@ -40,14 +40,14 @@ def database() -> "Iterator[tuple[Settings, Engine]]":
 
 
 def job_rows(engine: "Engine", selectors: Sequence[str]) -> "list[JobRow]":
-    """Return the jobs that ids and sweep names stand for.
+    """Return the jobs of every kind that ids and sweep names stand for.
 
     Raises:
         NotFound: nothing of that name, with near ones.
     """
     from orchestrator import results
 
-    return results.jobs(engine, ids=results.find(engine, selectors))
+    return results.jobs(engine, ids=results.find(engine, selectors), kind=None)
 
 
 def selectors(*, required: bool) -> Callable[[_Decorated], _Decorated]:
@@ -174,4 +174,4 @@ def _known() -> "tuple[list[str], list[JobRow]]":
     if schema.current(load()) != schema.HEAD:  # completion creates and upgrades nothing
         return [], []
     with database() as (_, engine):
-        return [sweep.name for sweep in results.sweeps(engine)], results.jobs(engine, limit=200)
+        return [sweep.name for sweep in results.sweeps(engine)], results.jobs(engine, limit=200, kind=None)

@@ -1,22 +1,14 @@
 """The tables. Every time is epoch seconds by the DATABASE's clock; a float that is not finite is stored as NULL."""
 
-import math
 from typing import Any
 
-from sqlalchemy import (
-    JSON,
-    BigInteger,
-    CheckConstraint,
-    Dialect,
-    Double,
-    ForeignKey,
-    Index,
-    MetaData,
-    Text,
-    TypeDecorator,
-    text,
-)
-from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+from sqlalchemy import JSON, BigInteger, CheckConstraint, ForeignKey, Index, text
+from sqlalchemy.orm import Mapped, mapped_column
+
+from orchestrator.database.evaluation_models import MeasuredFamily as MeasuredFamily
+from orchestrator.database.evaluation_models import ScoreRow as ScoreRow
+from orchestrator.database.table import Finite as Finite
+from orchestrator.database.table import Table as Table
 
 LIVE = text("state NOT IN ('failed', 'cancelled')")
 """The condition of the partial index (the states that are not FREED), letter for letter: only so may a query use it."""
@@ -24,31 +16,8 @@ LIVE = text("state NOT IN ('failed', 'cancelled')")
 HIDDEN = text("hidden IS NOT NULL")
 """The condition of the partial index of hidden jobs: they are few, and what is shown is all jobs but these."""
 
-
-class Finite(TypeDecorator[float]):
-    """A float whose NaN and infinities are stored as NULL."""
-
-    impl = Double
-    cache_ok = True
-
-    def process_bind_param(self, value: float | None, dialect: Dialect) -> float | None:
-        """Return the value to store."""
-        return None if value is None or not math.isfinite(value) else float(value)
-
-
-class Table(DeclarativeBase):
-    """What every table shares: names for constraints, so that a migration can speak of them."""
-
-    metadata = MetaData(
-        naming_convention={
-            "ix": "ix_%(table_name)s_%(column_0_N_name)s",
-            "uq": "uq_%(table_name)s_%(column_0_N_name)s",
-            "ck": "ck_%(table_name)s_%(constraint_name)s",
-            "fk": "fk_%(table_name)s_%(column_0_N_name)s",
-            "pk": "pk_%(table_name)s",
-        }
-    )
-    type_annotation_map = {str: Text, float: Double, dict[str, Any]: JSON}  # noqa: RUF012 - SQLAlchemy reads it so
+EVALUATION = text("kind <> 'train'")
+"""The condition of the partial index of evaluation jobs: what is counted of trainings is all jobs but these."""
 
 
 class SweepRow(Table):
@@ -65,6 +34,8 @@ class SweepRow(Table):
     paused: Mapped[bool]
     created_at: Mapped[float]
     mlflow_experiment_id: Mapped[str | None]
+    evaluation: Mapped[str | None]
+    """What is measured of each of its SAEs once it is trained: an `EvaluationPlan` as JSON. NULL: nothing."""
     arriving_after: Mapped[int | None]
     """While a submission is under way, or has been cut off: its jobs are those of the sweep with a higher id, and none
     of them is claimed before all are there. NULL: all are."""
@@ -82,11 +53,16 @@ class Job(Table):
     )
     id: Mapped[int] = mapped_column(primary_key=True)
     sweep_id: Mapped[int] = mapped_column(ForeignKey("sweeps.id"))
+    kind: Mapped[str] = mapped_column(server_default="train")
+    """train or evaluate: which config it has, which process runs it, and what it comes to."""
+    sae_id: Mapped[int | None]
+    """Of an evaluation, the SAE. No foreign key: rows of saes have one to jobs already."""
     config_id: Mapped[str]
     """Of the config it was enqueued with, for good."""
     replica: Mapped[int]
     config: Mapped[str]
-    """What it trains: the config it was enqueued with, or that with the budget of `orch extend`."""
+    """What it trains: the config it was enqueued with, or that with the budget of `orch extend`. Of an evaluation an
+    `EvaluationConfig`, and max_tokens the tokens it measures on, k 0 where the SAE has no such number."""
     asked_config: Mapped[str | None]
     """The config it was enqueued with, where `config` is another."""
     hidden: Mapped[str | None]
@@ -330,6 +306,8 @@ class WorkerRow(Table):
     """What is wrong with its machine, while it claims nothing for that; NULL: nothing."""
     machine: Mapped[str | None]
     """What all hosts of one machine, its containers, have in common; NULL: nothing is known."""
+    schema: Mapped[str | None]
+    """The newest schema that its code knows; NULL: one from before evaluation jobs, which it would not understand."""
 
 
 class QueuePause(Table):
@@ -367,3 +345,5 @@ def declare_partial_indexes() -> None:
     if all(index.name != name for index in Table.metadata.tables["jobs"].indexes):
         Index(name, Job.sweep_id, Job.config_id, Job.replica, unique=True, sqlite_where=LIVE, postgresql_where=LIVE)
         Index("ix_jobs_hidden", Job.hidden, Job.state, Job.sweep_id, sqlite_where=HIDDEN, postgresql_where=HIDDEN)
+        columns = (Job.sae_id, Job.state, Job.sweep_id)
+        Index("ix_jobs_evaluations", *columns, sqlite_where=EVALUATION, postgresql_where=EVALUATION)

@@ -110,7 +110,7 @@ def check_workers(settings: Settings) -> Finding:
         registered = results.registered_workers(engine)
         found = [worker.state for worker in registered]
         ill = [worker for worker in registered if worker.state == "unwell"]
-        waiting = results.counts(engine)["queued"]
+        waiting = results.counts(engine)["queued"] + results.counts(engine, kind="evaluate")["queued"]
     there = ", ".join(f"{found.count(state)} {state}" for state in dict.fromkeys(found)) or "none"
     if ill:
         text = "; ".join(f"{worker.name} on {worker.host}: {worker.unwell}" for worker in ill)

@@ -8,12 +8,14 @@ from orchestrator.job_states import State
 from orchestrator.queue.analysis import Reanalysed, reanalyse
 from orchestrator.queue.claims import claim, claim_companion, waiting
 from orchestrator.queue.control import cancel, pause, pause_sweep, reprioritise, resume, resume_sweep, retry
+from orchestrator.queue.evaluation_jobs import Asked, evaluate
+from orchestrator.queue.evaluations import begin_evaluation, finish_evaluation, record_failed_family, record_scores
 from orchestrator.queue.expiry import release_expired
 from orchestrator.queue.extension import extend
 from orchestrator.queue.heartbeats import begin, checkpointed, heartbeat, record, set_mlflow
 from orchestrator.queue.outcomes import crashed_in_company, fail, fail_alike, finish, hand_back, release
 from orchestrator.queue.queue_pause import is_done, pause_queue, resume_queue
-from orchestrator.queue.removal import delete_jobs, hide_jobs
+from orchestrator.queue.removal import delete_jobs, hide_jobs, remove_sae
 from orchestrator.queue.submission import enqueue
 from orchestrator.queue.types import (
     Change,
@@ -27,6 +29,7 @@ from orchestrator.queue.types import (
 )
 
 __all__ = [
+    "Asked",
     "Change",
     "CheckpointRef",
     "Claim",
@@ -39,6 +42,7 @@ __all__ = [
     "State",
     "Worker",
     "begin",
+    "begin_evaluation",
     "cancel",
     "checkpointed",
     "claim",
@@ -46,10 +50,12 @@ __all__ = [
     "crashed_in_company",
     "delete_jobs",
     "enqueue",
+    "evaluate",
     "extend",
     "fail",
     "fail_alike",
     "finish",
+    "finish_evaluation",
     "hand_back",
     "heartbeat",
     "hide_jobs",
@@ -59,8 +65,11 @@ __all__ = [
     "pause_sweep",
     "reanalyse",
     "record",
+    "record_failed_family",
+    "record_scores",
     "release",
     "release_expired",
+    "remove_sae",
     "reprioritise",
     "resume",
     "resume_queue",

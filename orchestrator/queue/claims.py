@@ -4,24 +4,27 @@ Its statements are built once: to build one anew takes five times as long as to 
 """
 
 from collections.abc import Callable, Collection, Mapping
+from dataclasses import replace
 from functools import cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sqlalchemy import Engine, Row, Select, bindparam, case, func, insert, select, update
 from sqlalchemy.orm import Session
 
+from orchestrator import saes
 from orchestrator.checkpoint_ref import CheckpointRef
 from orchestrator.database.engine import db_now, reading, transaction
-from orchestrator.database.models import Attempt, CheckpointRow, Job, LeaseRow, SweepRow
+from orchestrator.database.models import Attempt, CheckpointRow, Job, LeaseRow, MeasuredFamily, SweepRow
 from orchestrator.errors import ConfigError
 from orchestrator.queue.eligibility import full_sweeps, may_run_now, may_share, queue_order
 from orchestrator.queue.fencing import log_event
 from orchestrator.queue.outcomes import fail
 from orchestrator.queue.queue_pause import enter, read_in_order
 from orchestrator.queue.types import Claim, Lease, Worker
+from orchestrator.saes import SaeEntry
 
 if TYPE_CHECKING:
-    from orchestrator.config.job import JobConfig
+    from orchestrator.queue.types import AnyConfig
 
 Query = Select[*tuple[Any, ...]]
 _MOST_PASSED_OVER = 32
@@ -51,12 +54,13 @@ def claim_companion(
     held: int = 1,
     lease_seconds: float,
     without: Collection[int] = (),
-    fits: Callable[["JobConfig"], bool] = lambda _: True,
+    fits: Callable[["AnyConfig"], bool] = lambda _: True,
 ) -> Claim | None:
     """Take the next job that may run in the trainer of `leader`, or None; tokens as in `claim`.
 
     It reads the same stream from the same position, and has not failed: a job that may end its trainer is trained
-    alone. `held` jobs are in it by now. `fits` is called within the transaction, and must answer at once.
+    alone. The stream of an evaluation is no training's: all jobs of one process are of one kind. `held` jobs are in it
+    by now. `fits` is called within the transaction, and must answer at once.
 
     Raises:
         StorageError: the database did not answer; call again with the same token.
@@ -71,7 +75,7 @@ class _Choice(NamedTuple):
     query: Query
     values: Mapping[str, Any] = {}
     """The query's parameters."""
-    fits: Callable[["JobConfig"], bool] | None = None
+    fits: Callable[["AnyConfig"], bool] | None = None
     without: Collection[int] = ()
     """Jobs that are not to be claimed."""
 
@@ -83,6 +87,9 @@ class _Taken(NamedTuple):
     job: Row[Any]
     """Its `_columns`."""
     checkpoints: tuple[CheckpointRef, ...]
+    sae: SaeEntry | None = None
+    """Of an evaluation; None also where it is gone."""
+    measured: tuple[str, ...] = ()
 
 
 class _Unreadable(NamedTuple):
@@ -107,12 +114,36 @@ def _take(
         taken = _adopted(session, token) or _next(session, worker, token, lease_seconds, choice)
         if taken is None:
             return None
-        lease, job, checkpoints = taken
+        lease, job, checkpoints = taken.lease, taken.job, taken.checkpoints
+        if job.kind == "evaluate":
+            taken = _with_its_sae(session, taken)
     try:
         config = _read(job)
     except ConfigError as error:
         return _Unreadable(lease, f"the stored config is not valid here: {error.message}")
-    return Claim(lease, config, job.sweep, checkpoints, job.stream_key, job.company)
+    claim = Claim(lease, config, job.sweep, checkpoints, job.stream_key, job.company)
+    return _evaluation(claim, taken) if job.kind == "evaluate" else claim
+
+
+def _with_its_sae(session: Session, taken: _Taken) -> _Taken:
+    measured = select(MeasuredFamily.family).where(MeasuredFamily.job_id == taken.job.id)
+    families = session.scalars(measured.where(MeasuredFamily.state == "measured").order_by(MeasuredFamily.family))
+    found = saes.read(session, [taken.job.sae_id] if taken.job.sae_id is not None else [])
+    return taken._replace(sae=found[0] if found else None, measured=tuple(families))
+
+
+def _evaluation(claim: Claim, taken: _Taken) -> Claim | _Unreadable:
+    """Return the claim of an evaluation, whose SAE must still be the one it was queued for."""
+    from orchestrator.config.evaluation.evaluation import EvaluatedSae, EvaluationConfig
+
+    assert isinstance(claim.config, EvaluationConfig)
+    sae = taken.sae
+    if sae is None:
+        return _Unreadable(claim.lease, "its SAE is gone: it was removed, or its job deleted")
+    if sae.attempt != claim.config.sae.attempt:
+        return _Unreadable(claim.lease, f"job {sae.job_id} has been trained further since: orch evaluate {sae.label}")
+    evaluated = EvaluatedSae(uri=sae.uri, label=sae.label, facts=sae.facts.as_json())
+    return replace(claim, kind="evaluate", evaluated=evaluated, measured=taken.measured)
 
 
 def waiting(engine: Engine, *, limit: int) -> list[int]:
@@ -122,7 +153,11 @@ def waiting(engine: Engine, *, limit: int) -> list[int]:
         return [*session.scalars(_eligible().with_only_columns(Job.id).limit(limit))]
 
 
-def _read(job: Row[Any]) -> "JobConfig":
+def _read(job: Row[Any]) -> "AnyConfig":
+    if job.kind == "evaluate":
+        from orchestrator.config.evaluation.reading import read_evaluation
+
+        return read_evaluation(job.config, job.config_id)
     from orchestrator.config.validation import read_stored
 
     return read_stored(job.config, job.config_id)
@@ -172,7 +207,7 @@ def _pick(session: Session, choice: _Choice) -> Row[Any] | None:
     return None
 
 
-def _is_accepted(job: Row[Any], fits: Callable[["JobConfig"], bool]) -> bool:
+def _is_accepted(job: Row[Any], fits: Callable[["AnyConfig"], bool]) -> bool:
     try:
         return fits(_read(job))
     except ConfigError:  # the job fails when it is claimed as a leader
@@ -181,7 +216,7 @@ def _is_accepted(job: Row[Any], fits: Callable[["JobConfig"], bool]) -> bool:
 
 def _columns() -> list[Any]:
     """Return what a claim is made of, beside its lease and its checkpoints."""
-    own = (Job.id, Job.attempt, Job.sweep_id, Job.config, Job.config_id, Job.company)
+    own = (Job.id, Job.kind, Job.sae_id, Job.attempt, Job.sweep_id, Job.config, Job.config_id, Job.company)
     stream_key = case((may_share(), Job.stream_key), else_=None).label("stream_key")
     named = (SweepRow.name.label("sweep"), SweepRow.max_parallel)
     of_sweep = [select(one).where(SweepRow.id == Job.sweep_id).scalar_subquery().label(one.key) for one in named]

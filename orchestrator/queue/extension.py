@@ -76,6 +76,8 @@ def _refusal(standing: _Standing, max_tokens: int) -> str:
     job, outcome, trained, _ = standing
     if job.hidden == "deleted":
         return "is deleted"
+    if job.kind != "train":
+        return "is an evaluation, which has no budget of tokens to train on"
     refused = _REFUSED.get(job.state, "") or _REFUSED.get(outcome or "", "")
     if refused:
         return refused

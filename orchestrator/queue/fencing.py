@@ -4,7 +4,7 @@ import importlib
 import random
 from collections.abc import Iterable
 from functools import cache
-from typing import Any
+from typing import Any, cast
 
 from sqlalchemy import ColumnElement, and_, bindparam, delete, insert, select, update
 from sqlalchemy.orm import Session
@@ -12,6 +12,7 @@ from sqlalchemy.orm import Session
 from orchestrator.database.engine import db_now
 from orchestrator.database.models import Attempt, Event, Job, LeaseRow, Table
 from orchestrator.job_states import TERMINAL, State
+from orchestrator.masking import mask
 from orchestrator.queue.types import Lease, LeaseLost
 
 MAX_PREEMPTIONS = 50
@@ -79,6 +80,31 @@ def move(session: Session, lease: Lease, state: State, **values: Any) -> None:
     )
     if done is None:
         raise lost(lease)
+
+
+def state_after(session: Session, lease: Lease, *outcomes: str) -> State:
+    """Answer a call whose first commit went through: the attempt was closed by this token with one of these outcomes.
+
+    Raises:
+        LeaseLost: it was not.
+    """
+    mine = (Attempt.job_id == lease.job_id, Attempt.attempt == lease.attempt, Attempt.token == lease.token)
+    ended = session.scalar(select(Attempt.outcome).where(*mine, Attempt.ended_at.is_not(None)))
+    if ended not in outcomes:
+        raise lost(lease)
+    return cast(State, session.scalar(select(Job.state).where(Job.id == lease.job_id)))
+
+
+def landing(desired: str, otherwise: State) -> State:
+    """Return the state that a job comes to, by what is asked of it."""
+    if desired == "cancel":
+        return "cancelled"
+    return "paused" if desired == "pause" and otherwise == "queued" else otherwise
+
+
+def storable(text: str) -> str:
+    """Mask a text, and replace what a database refuses: the last output of a crashed process may hold any bytes."""
+    return mask(text).encode(errors="replace").decode().replace("\0", "?")
 
 
 def log_event(session: Session, kind: str, lease: Lease, **data: Any) -> None:

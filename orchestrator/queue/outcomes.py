@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import Any
 
 from sqlalchemy import Engine, insert, select, update
 from sqlalchemy.orm import Session
@@ -11,19 +11,31 @@ from orchestrator import saes
 from orchestrator.database.engine import db_now, reading, transaction
 from orchestrator.database.models import Attempt, ConvergenceRow, Job, ResultRow, SweepRow
 from orchestrator.job_states import State
-from orchestrator.masking import mask
 from orchestrator.queue.analysis import Analysis, analyse
-from orchestrator.queue.fencing import MAX_PREEMPTIONS, backoff, close_attempt, log_event, log_events, lost, move
+from orchestrator.queue.evaluation_jobs import after_training
+from orchestrator.queue.fencing import (
+    MAX_PREEMPTIONS,
+    backoff,
+    close_attempt,
+    landing,
+    log_event,
+    log_events,
+    lost,
+    move,
+    state_after,
+    storable,
+)
 from orchestrator.queue.types import Lease, Result
 
 _JOBS_PER_TRANSACTION = 1000
 """Jobs per transaction, where many change at once: other workers must not be kept from their own."""
 
 
-def finish(engine: Engine, lease: Lease, result: Result) -> None:
+def finish(engine: Engine, lease: Lease, result: Result) -> int | None:
     """Store the result, its convergence counts and the state `succeeded`, together. Finishing twice is once.
 
-    A job that diverged has a result too: it succeeded in telling so.
+    A job that diverged has a result too: it succeeded in telling so. Where the sweep says what is measured of its SAEs,
+    the evaluation of this one is queued in the same transaction; its id is returned, for workers to be woken.
 
     Raises:
         LeaseLost: this worker has been given up; nothing was stored.
@@ -34,7 +46,7 @@ def finish(engine: Engine, lease: Lease, result: Result) -> None:
     with transaction(engine) as session:
         if close_attempt(session, lease, outcome=result.outcome, exit_code=0) is None:
             if _finished_before(session, lease, result.outcome):
-                return
+                return None
             raise lost(lease)
         wanted = session.scalar(select(Job.desired).where(Job.id == lease.job_id))
         move(session, lease, "succeeded", reason=None, lost_in_row=0)
@@ -43,6 +55,7 @@ def finish(engine: Engine, lease: Lease, result: Result) -> None:
         log_event(session, "succeeded", lease, outcome=result.outcome)
         if wanted != "run":
             log_event(session, f"{wanted}_too_late", lease)
+        return after_training(session, lease.job_id)
 
 
 def fail(
@@ -62,12 +75,12 @@ def fail(
         LeaseLost: this worker has been given up.
     """
     with transaction(engine) as session:
-        if close_attempt(session, lease, outcome=outcome, exit_code=exit_code, error=_storable(error)) is None:
-            return _state_after(session, lease, outcome)
+        if close_attempt(session, lease, outcome=outcome, exit_code=exit_code, error=storable(error)) is None:
+            return state_after(session, lease, outcome)
         desired, failures, _, allowed = _budget(session, lease)
         failures += 1
-        state = _landing(desired, "queued" if retry and failures < allowed else "failed")
-        summary = _storable(reason) or (_storable(error).strip().splitlines() or [outcome])[0]
+        state = landing(desired, "queued" if retry and failures < allowed else "failed")
+        summary = storable(reason) or (storable(error).strip().splitlines() or [outcome])[0]
         why = f"{summary} ({failures} of {allowed} failures)" if retry else summary
         pause = backoff(failures - 1, backoff_seconds) if state == "queued" else 0.0
         move(session, lease, state, failures=failures, reason=why, not_before=db_now() + pause if pause else 0.0)
@@ -90,7 +103,7 @@ def fail_alike(
     failed: list[int] = []
     for first in range(0, len(ids), _JOBS_PER_TRANSACTION):
         some = ids[first : first + _JOBS_PER_TRANSACTION]
-        values = {"state": "failed", "finished_at": db_now(), "reason": _storable(f"as job {lease.job_id}: {reason}")}
+        values = {"state": "failed", "finished_at": db_now(), "reason": storable(f"as job {lease.job_id}: {reason}")}
         with transaction(engine) as session:
             change = update(Job).where(Job.id.in_(some), *alike).values(**values).returning(Job.id)
             done = sorted(session.scalars(change))
@@ -107,9 +120,9 @@ def release(engine: Engine, lease: Lease, *, outcome: str = "preempted", reason:
     """
     with transaction(engine) as session:
         if close_attempt(session, lease, outcome=outcome, exit_code=None) is None:
-            return _state_after(session, lease, outcome)
+            return state_after(session, lease, outcome)
         desired, _, preemptions, _ = _budget(session, lease)
-        state = _landing(desired, "queued")
+        state = landing(desired, "queued")
         if state == "queued":
             preemptions += 1
         if state == "queued" and preemptions >= MAX_PREEMPTIONS:
@@ -152,40 +165,20 @@ def _end_free(
     **values: Any,
 ) -> State:
     """Close an attempt that costs its job nothing, and queue the job at once, unless it is to end or to pause."""
-    error = _storable(error)
+    error = storable(error)
     with transaction(engine) as session:
         if close_attempt(session, lease, outcome=outcome, exit_code=exit_code, error=error) is None:
-            return _state_after(session, lease, outcome)
-        state, why = _landing(_budget(session, lease)[0], "queued"), error.partition("\n")[0] + more
+            return state_after(session, lease, outcome)
+        state, why = landing(_budget(session, lease)[0], "queued"), error.partition("\n")[0] + more
         move(session, lease, state, reason=why, not_before=0.0, **values)
         log_event(session, state, lease, outcome=outcome, reason=why)
     return state
-
-
-def _storable(text: str) -> str:
-    """Mask a text, and replace what a database refuses: the last output of a crashed process may hold any bytes."""
-    return mask(text).encode(errors="replace").decode().replace("\0", "?")
-
-
-def _landing(desired: str, otherwise: State) -> State:
-    if desired == "cancel":
-        return "cancelled"
-    return "paused" if desired == "pause" and otherwise == "queued" else otherwise
 
 
 def _budget(session: Session, lease: Lease) -> tuple[str, int, int, int]:
     columns = select(Job.desired, Job.failures, Job.preemptions, SweepRow.max_failures)
     query = columns.join(SweepRow, SweepRow.id == Job.sweep_id).where(Job.id == lease.job_id)
     return session.execute(query.with_for_update(of=Job)).one()
-
-
-def _state_after(session: Session, lease: Lease, outcome: str) -> State:
-    """Answer a call whose first commit went through: the attempt was closed by this token with this outcome."""
-    mine = (Attempt.job_id == lease.job_id, Attempt.attempt == lease.attempt, Attempt.token == lease.token)
-    ended = session.scalar(select(Attempt.outcome).where(*mine, Attempt.ended_at.is_not(None)))
-    if ended != outcome:
-        raise lost(lease)
-    return cast(State, session.scalar(select(Job.state).where(Job.id == lease.job_id)))
 
 
 def _finished_before(session: Session, lease: Lease, outcome: str) -> bool:

@@ -6,8 +6,18 @@ from typing import Any, cast
 from sqlalchemy import Engine, delete, insert, select, update
 from sqlalchemy.orm import Session
 
+from orchestrator import saes
 from orchestrator.database.engine import db_now, transaction
-from orchestrator.database.models import ConvergenceRow, Event, Job, ResultRow
+from orchestrator.database.models import (
+    EVALUATION,
+    ConvergenceRow,
+    Event,
+    Job,
+    MeasuredFamily,
+    ResultRow,
+    SaeRow,
+    ScoreRow,
+)
 from orchestrator.errors import NotFound, StateError
 from orchestrator.job_states import TERMINAL, State
 from orchestrator.queue.types import Change
@@ -26,13 +36,59 @@ def hide_jobs(engine: Engine, job_ids: Sequence[int], *, hidden: bool = True) ->
 def delete_jobs(engine: Engine, job_ids: Sequence[int]) -> list[Change]:
     """Delete jobs that do not run, for good: their results go at once, their files with `orch gc`.
 
-    The row stays, without a place in its sweep: a number is never given twice, and the config may be enqueued again.
+    The evaluations and scores of their SAEs go with them. The row stays, without a place in its sweep: a number is
+    never given twice, and the config may be enqueued again.
 
     Raises:
-        StateError: the only job named runs.
+        StateError: the only job named runs, or its SAE is being evaluated.
         NotFound: a job that does not exist.
     """
     return [_delete(engine, job_id, alone=len(job_ids) == 1) for job_id in dict.fromkeys(job_ids)]
+
+
+def remove_sae(engine: Engine, sae_id: int) -> None:
+    """Take the row of an SAE that was brought in out of the table, with its scores; its files are the caller's.
+
+    Its evaluation jobs are deleted as `delete_jobs` deletes.
+
+    Raises:
+        NotFound: there is none of that number.
+        StateError: a job trained it, or it is being evaluated.
+    """
+    with transaction(engine) as session:
+        saes.check_imported(session, sae_id)
+        refused = _drop_evaluations(session, sae_id)
+        if refused:
+            raise StateError(f"cannot remove sae:{sae_id}: it {refused}", hint="orch status shows what runs")
+        # A later SAE may get the number.
+        session.execute(update(Job).where(Job.sae_id == sae_id, EVALUATION).values(sae_id=None))
+        saes.remove(session, sae_id)
+
+
+def _drop_evaluations(session: Session, sae_id: int) -> str:
+    """Delete the scores of an SAE and its evaluation jobs; return why that cannot be, empty where it was done."""
+    query = (
+        select(Job.id, Job.state, Job.hidden).where(Job.sae_id == sae_id, EVALUATION).order_by(Job.id).with_for_update()
+    )
+    jobs = session.execute(query).all()
+    for job in jobs:
+        if job.state == "running":
+            return f"is being evaluated: cancel job {job.id} first"
+    for job in jobs:
+        if job.hidden != "deleted":
+            _drop(session, job, None)
+    session.execute(delete(ScoreRow).where(ScoreRow.sae_id == sae_id))
+    return ""
+
+
+def _drop(session: Session, job: Any, outcome: str | None) -> None:
+    """Delete what a job that does not run came to; its row stays, as deleted."""
+    for table in (ConvergenceRow, ResultRow, ScoreRow, MeasuredFamily):
+        session.execute(delete(table).where(table.job_id == job.id))
+    gone = {"hidden": "deleted", "state": "cancelled", "desired": "run", "reason": "deleted by hand"}
+    values = gone | ({} if job.state in TERMINAL else {"finished_at": db_now()})
+    session.execute(update(Job).where(Job.id == job.id).values(**values))
+    _log(session, job.id, "deleted", {"was": job.state, "outcome": outcome})
 
 
 def _hide(engine: Engine, job_id: int, *, hidden: bool, alone: bool) -> Change:
@@ -55,12 +111,11 @@ def _delete(engine: Engine, job_id: int, *, alone: bool) -> Change:
             return _refuse(job, "delete", "is running: cancel it first", alone=alone)
         if job.hidden != "deleted":
             outcome = session.scalar(select(ResultRow.outcome).where(ResultRow.job_id == job_id))
-            for table in (ConvergenceRow, ResultRow):
-                session.execute(delete(table).where(table.job_id == job_id))
-            gone = {"hidden": "deleted", "state": "cancelled", "desired": "run", "reason": "deleted by hand"}
-            values = gone | ({} if job.state in TERMINAL else {"finished_at": db_now()})
-            session.execute(update(Job).where(Job.id == job_id).values(**values))
-            _log(session, job_id, "deleted", {"was": job.state, "outcome": outcome})
+            sae_id = session.scalar(select(SaeRow.id).where(SaeRow.job_id == job_id))
+            refused = "" if sae_id is None else _drop_evaluations(session, sae_id)
+            if refused:
+                return _refuse(job, "delete", refused, alone=alone)
+            _drop(session, job, outcome)
         return Change(job_id, "cancelled", "deleted")
 
 

@@ -15,8 +15,10 @@ from sqlalchemy.orm import Session
 from orchestrator.database.engine import db_now, transaction
 from orchestrator.database.models import LIVE, Event, Job, SweepRow
 from orchestrator.errors import ConfigError
+from orchestrator.queue.evaluation_jobs import evaluate_trained
 from orchestrator.queue.fencing import clock, dialect_insert
 from orchestrator.queue.types import Enqueued
+from orchestrator.queue.workers import refuse_older
 
 if TYPE_CHECKING:
     from orchestrator.config.job import JobConfig
@@ -32,10 +34,12 @@ _Place = tuple[str, int]
 def enqueue(engine: Engine, sweep: "Sweep", *, allow_duplicate: bool = False, priority: int | None = None) -> Enqueued:
     """Put a sweep's configs into the queue; to a sweep of that name only what is new is added.
 
-    `priority`: of the new jobs, by default the sweep's.
+    `priority`: of the new jobs, by default the sweep's. Where the sweep says what is measured of its SAEs, the
+    evaluations of those that it has trained already are queued too.
 
     Raises:
         ConfigError: the sweep would hold more jobs than its run_cap; nothing was added.
+        StateError: an evaluation is asked for while a worker lives whose version has none; nothing was added.
         StorageError: the database did not answer. What was added starts when the same sweep is enqueued again.
     """
     configs = sweep.configs
@@ -47,12 +51,17 @@ def enqueue(engine: Engine, sweep: "Sweep", *, allow_duplicate: bool = False, pr
         rows = [_row(config) for config in part]
         with transaction(engine) as session:
             sweep_id = _upsert_sweep(session, sweep)
+            if not start and sweep.evaluation is not None:
+                refuse_older(session)
             if not start:
                 submission.begin(session, sweep_id)
             job_ids += submission.add(session, sweep_id, rows)
             if start + ROWS_AT_ONCE >= len(configs):
                 submission.end(session, sweep_id, job_ids)
-    return Enqueued(sweep_id, tuple(job_ids))
+    if sweep.evaluation is None:
+        return Enqueued(sweep_id, tuple(job_ids))
+    evaluations = evaluate_trained(engine, sweep_id, sweep.evaluation, priority=priority)
+    return Enqueued(sweep_id, tuple(job_ids), tuple(evaluations))
 
 
 class _Submission:
@@ -151,12 +160,15 @@ def _insert(session: Session, rows: list[dict[str, Any]], *, sweep_id: int, prio
 
 
 def _upsert_sweep(session: Session, sweep: "Sweep") -> int:
+    from orchestrator.config.job import canonical_text
+
     values = {
         "text": sweep.text,
         "labels": dict(sweep.labels),
         "max_parallel": sweep.limits.max_parallel,
         "run_cap": sweep.limits.run_cap,
         "max_failures": sweep.limits.max_failures,
+        "evaluation": sweep.evaluation and canonical_text(sweep.evaluation.model_dump(mode="json")),
     }
     make = dialect_insert(session, SweepRow).on_conflict_do_nothing(index_elements=["name"])
     session.execute(make.values(name=sweep.name, paused=False, created_at=clock(session), **values))
@@ -167,7 +179,7 @@ def _upsert_sweep(session: Session, sweep: "Sweep") -> int:
 
 def _respect_cap(session: Session, sweep_id: int, sweep: "Sweep", adding: int) -> None:
     cap = sweep.limits.run_cap
-    there = (Job.sweep_id == sweep_id, Job.hidden.is_distinct_from("deleted"))
+    there = (Job.sweep_id == sweep_id, Job.hidden.is_distinct_from("deleted"), Job.kind == "train")
     held = session.scalar(select(func.count()).select_from(Job).where(*there)) or 0
     if cap is not None and adding and held + adding > cap:
         raise ConfigError(

@@ -5,10 +5,13 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from orchestrator.checkpoint_ref import CheckpointRef
 from orchestrator.errors import StateError
-from orchestrator.job_states import Outcome, State
+from orchestrator.job_states import JobKind, Outcome, State
 
 if TYPE_CHECKING:
+    from orchestrator.config.evaluation.evaluation import EvaluatedSae, EvaluationConfig
     from orchestrator.config.job import JobConfig
+
+    AnyConfig = JobConfig | EvaluationConfig
 
 Desired = Literal["run", "pause", "cancel"]
 
@@ -40,10 +43,10 @@ class Lease:
 
 @dataclass(frozen=True)
 class Claim:
-    """One job to train, with all a trainer needs to know."""
+    """One job, with all that the process which runs it needs to know."""
 
     lease: Lease
-    config: "JobConfig"
+    config: "AnyConfig"
     sweep: str
     """Its name."""
     checkpoints: tuple[CheckpointRef, ...]
@@ -52,6 +55,19 @@ class Claim:
     """Jobs of this key may share its trainer; None: it is trained alone."""
     company: int | None = None
     """The most jobs that its trainer may have; None: any number."""
+    kind: JobKind = "train"
+    evaluated: "EvaluatedSae | None" = None
+    """Of an evaluation, the SAE."""
+    measured: tuple[str, ...] = ()
+    """Of an evaluation, the metric families that an earlier attempt has measured."""
+
+    @property
+    def job_config(self) -> "JobConfig":
+        """Return the config of a training."""
+        from orchestrator.config.job import JobConfig
+
+        assert isinstance(self.config, JobConfig)
+        return self.config
 
     @property
     def cursor(self) -> int:
@@ -66,6 +82,8 @@ class Enqueued:
     sweep_id: int
     job_ids: tuple[int | None, ...]
     """By the config's position; None = the sweep holds it already."""
+    evaluations: tuple[int, ...] = ()
+    """New evaluation jobs, of SAEs that the sweep has trained already."""
 
     @property
     def added(self) -> int:

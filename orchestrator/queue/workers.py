@@ -5,9 +5,12 @@ from itertools import count
 from typing import Literal, cast
 
 from sqlalchemy import ColumnElement, Delete, Engine, bindparam, delete, func, insert, or_, select, update
+from sqlalchemy.orm import Session
 
 from orchestrator.database.engine import db_now, reading, transaction
 from orchestrator.database.models import Event, Job, WorkerRow
+from orchestrator.database.schema import HEAD
+from orchestrator.errors import StateError
 from orchestrator.queue.types import Worker
 
 Desired = Literal["run", "drain", "stop"]
@@ -38,7 +41,7 @@ def report(
         if row is None:
             session.execute(_old(WEEK_SECONDS))
             times = {"started_at": now, "seen_at": now, "every_seconds": every_seconds}
-            values = {"token": token, "version": version, "desired": "run", "unwell": unwell}
+            values = {"token": token, "version": version, "desired": "run", "unwell": unwell, "schema": HEAD}
             session.execute(insert(WorkerRow).values(**values, **vars(worker), **times))
             return "run"
         session.execute(update(WorkerRow).where(WorkerRow.token == token).values(seen_at=now, unwell=unwell))
@@ -72,6 +75,22 @@ def free_name(engine: Engine, name: str, *, is_new: bool = False) -> str:
         taken = set(session.scalars(known if is_new else known.where(_lives())))
     numbered = (f"{name}-{number}" for number in count(2))
     return name if name not in taken else next(one for one in numbered if one not in taken)
+
+
+def refuse_older(session: Session) -> None:
+    """Refuse to queue an evaluation while a worker lives whose version has none: it would take it for a training.
+
+    Raises:
+        StateError: names them. No such worker starts any more: it refuses the schema.
+    """
+    found = session.scalars(select(WorkerRow.name).where(_lives(), WorkerRow.schema.is_(None)).order_by(WorkerRow.name))
+    names = list(found)
+    if names:
+        some = ", ".join(names[:4]) + (", …" if len(names) > 4 else "")
+        raise StateError(
+            f"workers of an earlier version are at work, which know no evaluations: {some}",
+            hint=f"orch worker stop {names[0]}, and start it again: its jobs go on from their checkpoints",
+        )
 
 
 def sign_off(engine: Engine, token: str) -> None:

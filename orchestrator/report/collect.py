@@ -115,11 +115,12 @@ def _sweep(row: Any) -> SweepText:
 
 def _origins(engine: Engine, rows: Sequence[JobMeasurement]) -> dict[int, Origin]:
     sweeps = select(m.SweepRow.id).where(m.SweepRow.name.in_({row.sweep for row in rows}))
-    jobs = select(m.Job.id, m.Job.config, m.Job.mlflow_run_id, m.Job.attempt).where(m.Job.sweep_id.in_(sweeps))
+    columns = (m.Job.id, m.Job.config, m.Job.mlflow_run_id, m.Job.attempt)
+    jobs = select(*columns).where(m.Job.sweep_id.in_(sweeps), m.Job.kind == "train")
     told = (
         select(m.Attempt.job_id, m.Attempt.facts)
         .join(m.Job, m.Job.id == m.Attempt.job_id)
-        .where(m.Job.sweep_id.in_(sweeps), m.Attempt.facts.is_not(None))
+        .where(m.Job.sweep_id.in_(sweeps), m.Job.kind == "train", m.Attempt.facts.is_not(None))
         .order_by(m.Attempt.attempt)
     )
     with reading(engine) as session:

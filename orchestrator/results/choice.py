@@ -78,7 +78,7 @@ def _decisive(
     read = [name for name in needed if "." in name or name in FIELDS_READ]
     with reading(engine) as session:
         conditions = [has_one_of(session, key, values) for key, values in choice.where.items()]
-        conditions += [m.Job.hidden.is_(None)] if ids is None else []
+        conditions += [m.Job.kind == "train", *([m.Job.hidden.is_(None)] if ids is None else [])]
         conditions += [] if states is None else [m.Job.state.in_(states)]
         if choice.labels:
             sweeps = session.execute(select(m.SweepRow.id, m.SweepRow.labels))

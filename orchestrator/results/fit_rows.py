@@ -42,7 +42,7 @@ def measured(engine: Engine, sweeps: Sequence[str], *, curves: bool = True) -> l
         StorageError: the database did not answer.
     """
     with reading(engine) as session:
-        mine = and_(m.Job.sweep_id.in_(sweep_ids(session, sweeps)), m.Job.hidden.is_(None))
+        mine = and_(m.Job.sweep_id.in_(sweep_ids(session, sweeps)), m.Job.hidden.is_(None), m.Job.kind == "train")
         ids = select(m.Job.id).where(mine)
         rows = [(row, json.loads(row.config)) for row in session.execute(_query().where(mine))]
         facts = _facts(session, ids)

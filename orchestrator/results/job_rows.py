@@ -10,6 +10,7 @@ from sqlalchemy.orm import Session
 
 from orchestrator.database import models as m
 from orchestrator.database.engine import db_now, reading
+from orchestrator.job_states import JobKind
 from orchestrator.queue.eligibility import Obstacle, obstacle, obstacle_flags, queue_order
 from orchestrator.results.auto_values import measured_share, stored_window, trained_lr
 from orchestrator.results.eta import expected_tokens
@@ -31,7 +32,7 @@ _REASONS: dict[Obstacle, str] = {
 _IDS_PER_QUERY = 10_000
 _WAITS = ("queued", "paused")
 _OWN = ("id", "state", "desired", "priority", "attempt", "failures", "preemptions", "n_latents", "k", "seed")
-_MORE = ("d_model", "max_tokens", "created_at", "finished_at", "config_id", "mlflow_run_id")
+_MORE = ("d_model", "max_tokens", "created_at", "finished_at", "config_id", "mlflow_run_id", "kind")
 """What a row has of its job as it is."""
 
 
@@ -53,8 +54,11 @@ def jobs(
     states: Collection[str] | None = None,
     ids: Collection[int] | None = None,
     limit: int | None = None,
+    kind: JobKind | None = "train",
 ) -> list[JobRow]:
     """Return jobs by id, those that fit every condition given; with `limit` the first so many.
+
+    Evaluations have neither budget nor curve: only who asks for them, by `kind`, has them. None: jobs of every kind.
 
     The first are those with the lowest ids; among jobs of given states, and no given ids, those that run first.
 
@@ -62,6 +66,8 @@ def jobs(
         StorageError: the database did not answer.
     """
     wanted: list[ColumnElement[bool]] = [] if ids is not None else [m.Job.hidden.is_(None)]
+    if kind is not None:
+        wanted.append(m.Job.kind == kind)
     if sweep is not None:
         wanted.append(m.Job.sweep_id.in_(select(m.SweepRow.id).where(m.SweepRow.name == sweep)))
     if states is not None:
@@ -74,7 +80,7 @@ def jobs(
         context = _queue_context(session)
         rows = _rows(session, all_jobs().where(*wanted), ids, limit)
         ends = expected_tokens(session, [row.id for row in rows if row.state == "running"])
-        swept = differences(session, {row.id: row.sweep_id for row in rows})
+        swept = differences(session, {row.id: row.sweep_id for row in rows if row.kind == "train"})
         return [_job(row, context, ends.get(row.id), swept.get(row.id, {})) for row in rows]
 
 
@@ -179,7 +185,7 @@ def _job(row: Row[Any], context: _QueueContext, expected: int | None, swept: dic
         lease_left=None if row.expires_at is None else row.expires_at - context.now, reason=_reason(row, context),
         config_id=row.config_id, mlflow_run_id=row.mlflow_run_id, artifact_uri=row.artifact_uri, labels=sweep.labels,
         asked_max_tokens=json.loads(row.asked_config)["training"]["max_tokens"] if row.asked_config else None,
-        hidden=row.hidden, expected_tokens=expected, swept=swept, trainable_tokens=row.trainable_tokens,
+        hidden=row.hidden, kind=row.kind, expected_tokens=expected, swept=swept, trainable_tokens=row.trainable_tokens,
         passes=row.max_tokens / row.trainable_tokens if row.trainable_tokens else None,
     )  # fmt: skip
 

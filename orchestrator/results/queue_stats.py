@@ -8,15 +8,16 @@ from sqlalchemy.orm import Session
 
 from orchestrator.database import models as m
 from orchestrator.database.engine import db_now, reading
-from orchestrator.job_states import STATES
+from orchestrator.job_states import STATES, JobKind
 from orchestrator.results.rows import QueueStats, SweepRow, WorkerRow
 
 HOUR = 3600.0
 _IS_HIDDEN = m.Job.hidden.in_(("hidden", "deleted"))
 """Named one by one: only so does SQLite look them up in their index."""
-KINDS = ("results", "failures", "preemptions", "lost", "machine", "other")
+KINDS = ("results", "evaluations", "failures", "preemptions", "lost", "machine", "other")
 _KIND_OF = {
     "converged": "results", "max_tokens": "results", "not_learning": "results", "diverged": "results",
+    "evaluated": "evaluations",
     "preempted": "preemptions", "lost": "lost", "machine": "machine", "paused": "other", "cancelled": "other",
 }  # fmt: skip
 """Every other outcome of an attempt is a failure."""
@@ -29,17 +30,18 @@ def stats(engine: Engine) -> QueueStats:
         StorageError: the database did not answer.
     """
     with reading(engine) as session:
-        counts = _count_shown(session)
+        counts, evaluations = _count_shown(session), _count_evaluations(session)
         ended, hour = _ended(session), _ended(session, m.Attempt.ended_at > db_now() - HOUR)
         leases = m.LeaseRow
         holds = session.execute(
             select(
-                func.sum(leases.tokens_per_second).filter(leases.expires_at >= db_now()),
+                func.sum(leases.tokens_per_second).filter(leases.expires_at >= db_now(), m.Job.kind == "train"),
                 func.min(leases.expires_at) - db_now(),
-            )
+            ).join(m.Job, m.Job.id == leases.job_id)
         ).one()
         return QueueStats(
             jobs={state: counts.get(state, 0) for state in STATES},
+            evaluations={state: evaluations.get(state, 0) for state in STATES},
             paused_at=session.scalar(select(m.QueuePause.since)),
             oldest_queued_age=_oldest(session),
             running=_running(session),
@@ -60,10 +62,16 @@ def _count(session: Session, query: Any) -> dict[str, int]:
 
 
 def _count_shown(session: Session, *which: ColumnElement[bool]) -> dict[str, int]:
-    """Return the jobs by state, less the hidden ones: an index each has both."""
+    """Return the training jobs by state, less the hidden ones: all jobs less the others, of which indexes have each."""
     there = _count(session, _by(m.Job.state).where(*which))
     hidden = Counter(session.scalars(select(m.Job.state).where(_IS_HIDDEN, *which)))
-    return {state: number - hidden[state] for state, number in there.items()}
+    evaluations = _count_evaluations(session, *which)
+    return {state: number - hidden[state] - evaluations.get(state, 0) for state, number in there.items()}
+
+
+def _count_evaluations(session: Session, *which: ColumnElement[bool]) -> dict[str, int]:
+    """Return the evaluation jobs by state, less the hidden ones."""
+    return _count(session, _by(m.Job.state).where(m.EVALUATION, m.Job.hidden.is_(None), *which))
 
 
 def _oldest(session: Session) -> float | None:
@@ -97,11 +105,12 @@ def _in_training(session: Session) -> int:
     return int(session.scalar(select(func.sum(begun)).select_from(lease).join(attempt, mine)) or 0)
 
 
-def counts(engine: Engine, *, sweep: str | None = None) -> dict[str, int]:
-    """Return the number of jobs in every state, of one sweep or of all."""
+def counts(engine: Engine, *, sweep: str | None = None, kind: JobKind = "train") -> dict[str, int]:
+    """Return the number of jobs of a kind in every state, of one sweep or of all."""
+    count_kind = _count_shown if kind == "train" else _count_evaluations
     with reading(engine) as session:
         named = None if sweep is None else select(m.SweepRow.id).where(m.SweepRow.name == sweep).scalar_subquery()
-        found = _count_shown(session, *(() if named is None else (m.Job.sweep_id == named,)))
+        found = count_kind(session, *(() if named is None else (m.Job.sweep_id == named,)))
     return {state: found.get(state, 0) for state in STATES}
 
 
@@ -112,19 +121,30 @@ def paused_since(engine: Engine) -> float | None:
 
 
 def sweeps(engine: Engine) -> list[SweepRow]:
-    """Return the sweeps with their jobs by state, oldest first; without those of which every job is hidden."""
+    """Return the sweeps with their jobs by kind and state, oldest first; without those whose jobs are all hidden."""
     grouped = select(m.Job.sweep_id, m.Job.state, func.count()).group_by(m.Job.sweep_id, m.Job.state)
-    columns = [getattr(m.SweepRow, name) for name in SweepRow.__slots__ if name != "counts"]
+    evaluated = grouped.where(m.EVALUATION, m.Job.hidden.is_(None))
+    columns = [getattr(m.SweepRow, name) for name in SweepRow.__slots__ if name not in ("counts", "evaluations")]
     with reading(engine) as session:
         rows = session.execute(select(*columns).order_by(m.SweepRow.id)).all()
         tally: dict[int, dict[str, int]] = {row.id: dict.fromkeys(STATES, 0) for row in rows}
         for sweep_id, state, number in session.execute(grouped):
             tally.setdefault(sweep_id, {})[state] = number
+        evaluations: dict[int, dict[str, int]] = {}
+        for sweep_id, state, number in session.execute(evaluated):
+            evaluations.setdefault(sweep_id, dict.fromkeys(STATES, 0))[state] = number
         hidden = session.execute(select(m.Job.sweep_id, m.Job.state).where(_IS_HIDDEN)).all()
     for sweep_id, state in hidden:
         tally[sweep_id][state] -= 1
     gone = {row[0] for row in hidden if not any(tally[row[0]].values())}
-    return [SweepRow(**row._mapping, counts=tally[row.id]) for row in rows if row.id not in gone]
+    for sweep_id, found in evaluations.items():
+        tally[sweep_id] = {state: number - found[state] for state, number in tally[sweep_id].items()}
+    none: dict[str, int] = dict.fromkeys(STATES, 0)
+    return [
+        SweepRow(**row._mapping, counts=tally[row.id], evaluations=evaluations.get(row.id, none))
+        for row in rows
+        if row.id not in gone
+    ]
 
 
 def workers(engine: Engine) -> list[WorkerRow]:

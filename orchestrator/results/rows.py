@@ -75,6 +75,8 @@ class JobRow:
     """The budget it was enqueued with, where `orch extend` has given it another."""
     passes: float | None = None
     """Over its text, in the whole budget: above 1, tokens are trained on more than once."""
+    kind: str = "train"
+    """train or evaluate; of an evaluation max_tokens are the tokens it measures on, and no value is of a curve."""
 
 
 def flat_jobs(rows: Sequence[JobRow]) -> list[dict[str, Any]]:
@@ -86,7 +88,7 @@ def flat_jobs(rows: Sequence[JobRow]) -> list[dict[str, Any]]:
 
 @dataclass(frozen=True, slots=True)
 class SweepRow:
-    """One sweep and its jobs by state."""
+    """One sweep, its training jobs and its evaluations by state."""
 
     id: int
     name: str
@@ -99,10 +101,11 @@ class SweepRow:
     mlflow_experiment_id: str | None
     counts: dict[str, int]
     """Every state, also those without a job."""
+    evaluations: dict[str, int]
 
     @property
     def jobs(self) -> int:
-        """Return the number of jobs."""
+        """Return the number of training jobs."""
         return sum(self.counts.values())
 
 
@@ -154,21 +157,23 @@ class QueueStats:
     """The queue as a whole; totals are over all that was ever tried."""
 
     jobs: dict[str, int]
-    """By state."""
+    """Training jobs by state."""
+    evaluations: dict[str, int]
+    """Evaluation jobs by state."""
     paused_at: float | None
     """None: the queue is open."""
     oldest_queued_age: float | None
     """Since the job that has been queued longest was enqueued."""
     running: dict[str, int]
-    """Running jobs by the device of their worker."""
+    """Running jobs of every kind by the device of their worker."""
     tokens_per_second: float
-    """Of all that run now."""
+    """Of all that train now."""
     lease_slack: float | None
     """Of the lease that runs out first; below 0: its worker no longer renews it."""
     tokens_trained: int
     """By all attempts, what was trained again after a loss included."""
     attempts: dict[str, int]
-    """All that ended: results, failures, preemptions, lost, other (paused, cancelled)."""
+    """All that ended: results, evaluations, failures, preemptions, lost, other (paused, cancelled)."""
     last_hour: dict[str, int]
     """The same, of those that ended in the last hour, and their tokens."""
 

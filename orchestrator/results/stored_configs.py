@@ -1,9 +1,11 @@
 """What sweeps and their jobs were asked for: configs, and the sweep as it was enqueued."""
 
+import json
 from collections.abc import Sequence
 
 from sqlalchemy import Engine, func, select
 
+from orchestrator.config.evaluation.reading import parse_plan
 from orchestrator.config.job import JobConfig
 from orchestrator.config.validation import read_stored
 from orchestrator.database import models as m
@@ -16,19 +18,19 @@ _IDS_PER_QUERY = 10_000
 
 
 def configs(engine: Engine, job_ids: Sequence[int]) -> dict[int, JobConfig]:
-    """Return the configs of jobs.
+    """Return the configs of training jobs.
 
     Raises:
-        NotFound: one of them does not exist.
+        NotFound: one of them does not exist, or is an evaluation.
     """
-    query = select(m.Job.id, m.Job.config, m.Job.config_id)
+    query = select(m.Job.id, m.Job.config, m.Job.config_id).where(m.Job.kind == "train")
     parts = [job_ids[start : start + _IDS_PER_QUERY] for start in range(0, len(job_ids), _IDS_PER_QUERY)]
     with reading(engine) as session:
         rows = [row for part in parts for row in session.execute(query.where(m.Job.id.in_(part)))]
     found = {row.id: read_stored(row.config, row.config_id) for row in rows}
     for job_id in job_ids:
         if job_id not in found:
-            raise NotFound(f"there is no job {job_id}", hint="orch status lists them")
+            raise NotFound(f"there is no training job {job_id}", hint="orch status lists them")
     return found
 
 
@@ -41,11 +43,12 @@ def stored_sweep(engine: Engine, name: str) -> Sweep:
     with reading(engine) as session:
         row = session.get_one(m.SweepRow, sweep_ids(session, [name])[0])
         limits = Limits(row.max_parallel, row.run_cap, row.max_failures)
-        return Sweep(row.name, (), labels=dict(row.labels), limits=limits, text=row.text)
+        plan = None if row.evaluation is None else parse_plan(json.loads(row.evaluation))
+        return Sweep(row.name, (), labels=dict(row.labels), limits=limits, text=row.text, evaluation=plan)
 
 
 def last_ended(engine: Engine, sweeps: Sequence[str]) -> float | None:
-    """Return when the last job of sweeps ended, by the database's clock; None where none has."""
+    """Return when the last training job of sweeps ended, by the database's clock; None where none has."""
     with reading(engine) as session:
-        mine = m.Job.sweep_id.in_(sweep_ids(session, sweeps))
-        return session.scalar(select(func.max(m.Job.finished_at)).where(mine))
+        mine = (m.Job.sweep_id.in_(sweep_ids(session, sweeps)), m.Job.kind == "train")
+        return session.scalar(select(func.max(m.Job.finished_at)).where(*mine))

@@ -65,7 +65,8 @@ def text_sizes(engine: Engine | None, configs: Sequence["JobConfig"]) -> list["T
 
 def _counted(engine: Engine) -> dict[str, int]:
     """Return the tokens of the texts that the newest attempts read, held-out ones included."""
-    newest = select(Attempt.job_id, Attempt.facts).order_by(Attempt.job_id.desc(), Attempt.attempt.desc())
+    training = select(Attempt.job_id, Attempt.facts).join(Job, Job.id == Attempt.job_id).where(Job.kind == "train")
+    newest = training.order_by(Attempt.job_id.desc(), Attempt.attempt.desc())
     newest = newest.limit(_NEWEST)
     found: dict[str, int] = {}
     with reading(engine) as session:

@@ -35,7 +35,7 @@ def differences(session: Session, sweeps: Mapping[int, int]) -> dict[int, dict[s
     varied = {sweep: set(varied_keys(found)) for sweep, found in by_sweep.items()}
     for sweep, found in by_sweep.items():
         if not varied[sweep]:
-            first = select(Job.config).where(Job.sweep_id == sweep).order_by(Job.id).limit(_FIRST)
+            first = select(Job.config).where(Job.sweep_id == sweep, Job.kind == "train").order_by(Job.id).limit(_FIRST)
             others = (flatten(json.loads(text)) for text in session.scalars(first))
             varied[sweep] = set(varied_keys([*found[:1], *others]))
     return {

@@ -61,20 +61,23 @@ def set_measured(engine: Engine, sae_id: int, measured: Measured, *, state: SaeS
         session.execute(update(SaeRow).where(SaeRow.id == sae_id).values(**values))
 
 
-def remove(engine: Engine, sae_id: int) -> None:
-    """Take the row of an SAE that was brought in out of the table; its files are the caller's.
+def check_imported(session: Session, sae_id: int) -> None:
+    """Refuse an SAE that was not brought in.
 
     Raises:
         NotFound: there is none of that number.
         StateError: a job trained it.
     """
-    with transaction(engine) as session:
-        row = session.execute(select(SaeRow.job_id).where(SaeRow.id == sae_id)).one_or_none()
-        if row is None:
-            raise NotFound(f"there is no sae:{sae_id}", hint="orch sae list")
-        if row.job_id is not None:
-            raise StateError(f"sae:{sae_id} was trained by job {row.job_id}", hint=f"orch delete {row.job_id}")
-        session.execute(delete(SaeRow).where(SaeRow.id == sae_id))
+    row = session.execute(select(SaeRow.job_id).where(SaeRow.id == sae_id)).one_or_none()
+    if row is None:
+        raise NotFound(f"there is no sae:{sae_id}", hint="orch sae list")
+    if row.job_id is not None:
+        raise StateError(f"sae:{sae_id} was trained by job {row.job_id}", hint=f"orch delete {row.job_id}")
+
+
+def remove(session: Session, sae_id: int) -> None:
+    """Take a row out of the table; scores of it must be gone: `queue.remove_sae`."""
+    session.execute(delete(SaeRow).where(SaeRow.id == sae_id))
 
 
 def _refuse_taken(session: Session, name: str) -> None:

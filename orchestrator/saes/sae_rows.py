@@ -23,6 +23,8 @@ class SaeEntry:
     name: str | None
     """None: its job's number names it."""
     job_id: int | None
+    attempt: int | None
+    """Of the job, whose result it is."""
     sweep: str | None
     format: str
     """Of the files it came in."""
@@ -93,6 +95,11 @@ def named(engine: Engine, name: str) -> SaeEntry:
     near = get_close_matches(name, [one for one in names if one], n=3)
     guess = f"; did you mean {', '.join(f'sae:{one}' for one in near)}?" if near else ""
     raise NotFound(f"there is no sae:{name}{guess}", hint="orch sae list")
+
+
+def read(session: Session, sae_ids: Sequence[int]) -> list[SaeEntry]:
+    """Return those of some SAEs that there are, by number, within a transaction."""
+    return _read(session, m.SaeRow.id.in_(sae_ids))
 
 
 def _read(session: Session, wanted: ColumnElement[bool]) -> list[SaeEntry]:

@@ -11,7 +11,7 @@ from orchestrator.sweep.yaml_source import Node, parse_text, read_text
 from orchestrator.units import token_count
 
 VERSION = 1
-SWEEP_ONLY = ("sweep", "exclude", "limits", "labels", "priority")
+SWEEP_ONLY = ("sweep", "exclude", "limits", "labels", "priority", "evaluate")
 SWEEP_KEYS = ("version", "name", "base", "overrides", *SWEEP_ONLY)
 FIELDS = frozenset(field_paths())
 GROUPS = frozenset(JobConfig.model_fields)

@@ -10,11 +10,13 @@ from typing import NamedTuple
 
 from pydantic import ValidationError
 
+from orchestrator.config.evaluation.evaluation import EvaluationPlan
+from orchestrator.config.evaluation.reading import parse_plan
 from orchestrator.config.flat_keys import flatten, nest
 from orchestrator.config.job import JobConfig, Part
 from orchestrator.config.validation import SCHEMA_HINT, explain, near_key
 from orchestrator.errors import ConfigError
-from orchestrator.sweep.assignments import FIELDS, Assignment, Assignments, assignments_of, entries
+from orchestrator.sweep.assignments import FIELDS, Assignment, Assignments, assignments_of, entries, read_value
 from orchestrator.sweep.expression import Expression, compile_expression
 from orchestrator.sweep.overrides import apply
 from orchestrator.sweep.points import Axis, describe, read_axes
@@ -68,7 +70,8 @@ def expand_text(text: str, path: Path, overrides: Sequence[str] = (), *, name: s
     _check_count(len(configs), limits, path)
     called = name or _name(root.get("name"), path)
     labels, priority = _labels(root.get("labels")), _priority(root.get("priority"))
-    return Sweep(called, configs, labels, limits, text, priority)
+    evaluation = _evaluation(root.get("evaluate"), path)
+    return Sweep(called, configs, labels, limits, text, priority, evaluation)
 
 
 def check_name(name: str, location: str = "the name") -> str:
@@ -232,6 +235,15 @@ def _priority(node: Node | None) -> int:
             hint="Such as 10: higher ones run first.",
         )
     return node.value
+
+
+def _evaluation(node: Node | None, path: Path) -> EvaluationPlan | None:
+    if node is None or node.value is None:
+        return None
+    values = node.plain()
+    if isinstance(values, dict) and "source" in values:
+        values["source"] = read_value("data.source", values["source"], (path.parent,))
+    return parse_plan(values, f"{node.location}: evaluate")
 
 
 def _labels(node: Node | None) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 
+from orchestrator.config.evaluation.evaluation import EvaluationPlan
 from orchestrator.config.job import JobConfig
 
 
@@ -28,3 +29,5 @@ class Sweep:
     text: str = ""
     priority: int = 0
     """Of its jobs; higher ones run first."""
+    evaluation: EvaluationPlan | None = None
+    """What is measured of each SAE once it is trained."""

@@ -14,9 +14,9 @@ _WIDTH = 118
 
 
 def sweep_text(sweep: Sweep, *, head: Sequence[str] = (), remarks: Sequence[str] = ()) -> str:
-    """Return a sweep file of a sweep's name, labels, limits and configs; `head` and one remark per config as comments.
+    """Return a sweep file of a sweep's name, labels, limits, evaluation and configs.
 
-    Expanding it gives the same configs in the same order.
+    `head` and one remark per config stand there as comments. Expanding it gives the same configs in the same order.
     """
     values = [flatten(config.model_dump(mode="json")) for config in sweep.configs]
     defaults = flatten(JobConfig().model_dump(mode="json"))
@@ -47,6 +47,8 @@ def _points(points: Sequence[dict[str, Any]], remarks: Sequence[str]) -> list[st
 def _rest(sweep: Sweep) -> list[str]:
     limits = {name: value for name, value in vars(sweep.limits).items() if value != getattr(Limits(), name)}
     lines = [f"limits: {json.dumps(limits)}"] if limits else []
+    if sweep.evaluation is not None:
+        lines.append(f"evaluate: {_value(sweep.evaluation.model_dump(mode='json', exclude_defaults=True))}")
     return [*lines, *([f"labels: {json.dumps(sweep.labels, ensure_ascii=False)}"] if sweep.labels else [])]
 
 

@@ -53,8 +53,8 @@ PLANTED: dict[str, tuple[Edit, ...]] = {
     "cancel wins over finish": (
         Edit(outcomes.finish, '"succeeded", reason', '"cancelled" if wanted == "cancel" else "succeeded", reason'),
     ),
-    "ending counted twice": (Edit(outcomes._state_after, "if ended != outcome:", "if True:"),),
-    "failure forgets the wish": (Edit(outcomes._landing, 'desired == "cancel"', "False"),),
+    "ending counted twice": (Edit(fencing.state_after, "if ended not in outcomes:", "if True:"),),
+    "failure forgets the wish": (Edit(fencing.landing, 'desired == "cancel"', "False"),),
     "lease outlives its attempt": (
         Edit(
             fencing.close_attempt,

@@ -255,9 +255,9 @@ class Player(threading.Thread):
     def finish_one(self) -> None:
         claimed = queue.claim(self.engine, queue.Worker("w", "here", 1, "cpu"), token="t", lease_seconds=600)
         assert claimed
-        lr = claimed.config.optimizer.lr
+        lr = claimed.job_config.optimizer.lr
         value = 1e-3 if lr == "auto" else float(lr)
-        facts = {"d_model": 64, "n_latents": claimed.config.sae.n_latents, "k": 8, "lr": value, "device": "cpu"}
+        facts = {"d_model": 64, "n_latents": claimed.job_config.sae.n_latents, "k": 8, "lr": value, "device": "cpu"}
         queue.begin(self.engine, claimed.lease, facts, 0)
         from tests.law_database import points
 

@@ -63,7 +63,7 @@ def _claim(engine: Engine) -> queue.Lease:
     worker = queue.Worker("w1", "here", 1, "cpu")
     claim = queue.claim(engine, worker, token="t" * 8, lease_seconds=60)
     assert claim
-    queue.begin(engine, claim.lease, {"d_model": 128, "n_latents": claim.config.sae.n_latents}, 0)
+    queue.begin(engine, claim.lease, {"d_model": 128, "n_latents": claim.job_config.sae.n_latents}, 0)
     return claim.lease
 
 

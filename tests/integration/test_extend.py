@@ -149,9 +149,9 @@ def test_the_verb_on_both_databases(engine: Engine) -> None:
     assert results.convergence(engine, job_id) == []
     assert (job(engine, job_id).finished_at, job(engine, job_id).not_before) == (None, 0.0), "it waits for no time"
     taken = claim(engine)
-    assert (taken.config.training.max_tokens, taken.config.optimizer.lr) == (50_000_000, 0.0123)
+    assert (taken.job_config.training.max_tokens, taken.job_config.optimizer.lr) == (50_000_000, 0.0123)
     # An eighth of the first budget, not of the new one: latents that were dead stay so.
-    assert taken.config.training.dead_after_tokens == 2_500_000
+    assert taken.job_config.training.dead_after_tokens == 2_500_000
     assert taken.cursor == 100
     with pytest.raises(StateError, match="is running: pause it first"):
         queue.extend(engine, [job_id], max_tokens=60_000_000)

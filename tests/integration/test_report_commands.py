@@ -48,7 +48,7 @@ def train(engine: Engine, number: int, *, with_curve: bool = True) -> None:
     """Play the trainer of so many jobs: each follows the planted law."""
     for _ in range(number):
         claimed = claim(engine)
-        n, k = claimed.config.sae.n_latents or 0, claimed.config.sae.k
+        n, k = claimed.job_config.sae.n_latents or 0, claimed.job_config.sae.k
         row = planted.job(claimed.lease.job_id, n, k)
         facts = {
             "n_latents": n, "d_model": planted.D_MODEL, "lr": 0.01, "git_commit": "a" * 40,
@@ -99,7 +99,7 @@ def test_a_law_of_curves_is_renewed_when_they_have_grown(engine: Engine) -> None
     enqueue(engine, ks=(4,))
     train(engine, 3)
     claimed = claim(engine)
-    points = planted.job(claimed.lease.job_id, claimed.config.sae.n_latents or 0, 4).curve
+    points = planted.job(claimed.lease.job_id, claimed.job_config.sae.n_latents or 0, 4).curve
     queue.begin(engine, claimed.lease, {"d_model": planted.D_MODEL}, 0)
     queue.record(engine, claimed.lease, list(points[:8]))
     first, again = (collect_contents(engine, ["laws"], laws=["ln", "lc"]).fits for _ in range(2))

@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from orchestrator import results, saes
+from orchestrator import queue, results, saes
 from orchestrator.config.validation import parse
 from orchestrator.errors import ConfigError, NotFound, StateError, StorageError
 from orchestrator.saes import SaeEntry
@@ -231,7 +231,7 @@ def test_a_disk_that_fills_leaves_no_half_of_an_export_or_an_import(
         export(world, "2", tmp_path / "out", "saelens")
     assert sorted(tmp_path.iterdir()) == before
     bring_in(world, exported, "first", data=str(subject / "text.txt"))  # packs the text, and makes the database larger
-    saes.remove(world.engine, entry(world, "sae:first").id)
+    queue.remove_sae(world.engine, entry(world, "sae:first").id)
     kept = set((world.settings.artifacts_folder / "saes").rglob("*.*"))
     with files_of_at_most(4096), pytest.raises(StorageError):
         bring_in(world, exported, "second", data=str(subject / "text.txt"))

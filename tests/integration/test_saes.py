@@ -125,8 +125,8 @@ def test_a_name_is_given_once_and_only_imports_are_removed(engine: Engine) -> No
     with pytest.raises(StateError, match="already"):
         saes.add(engine, imported())
     with pytest.raises(StateError, match="trained by job 1"):
-        saes.remove(engine, results.find_saes(engine, ["1"])[0].id)
-    saes.remove(engine, number)
+        queue.remove_sae(engine, results.find_saes(engine, ["1"])[0].id)
+    queue.remove_sae(engine, number)
     assert [row.label for row in saes.entries(engine)] == ["1"]
     saes.add(engine, imported())
 

@@ -23,7 +23,8 @@ from tests.queue_shorthand import claim, enqueue, sweep
 
 TABLES = {
     "sweeps", "jobs", "attempts", "leases", "curve_points", "results", "convergence", "checkpoints", "events",
-    "activation_caches", "workers", "queue_pause", "fits", "saes",
+    "activation_caches", "workers", "queue_pause", "fits", "saes", "scores",
+    "measured_families",
 }  # fmt: skip
 
 

@@ -13,6 +13,7 @@ from sqlalchemy import Engine
 
 from orchestrator import saes
 from orchestrator.config.sae_facts import SaeFacts
+from orchestrator.config.sae_reading import config_of, stated_place
 from orchestrator.errors import ConfigError, MachineError, OrchError, SubjectError
 from orchestrator.saes import Measured, NewSae, SaeState
 from orchestrator.settings import Settings
@@ -22,7 +23,7 @@ from worker.formats.registry import Detection, detect, read, write
 from worker.formats.variants import Variant, variants
 from worker.saes import verification
 from worker.saes.hub_files import local_files
-from worker.saes.subject_vectors import Vectors, config_of, read_vectors, stated_place
+from worker.saes.subject_vectors import Vectors, read_vectors
 from worker.saes.verification import Found
 
 _NAME = re.compile(r"[A-Za-z_][\w.-]{0,99}", re.ASCII)

@@ -6,13 +6,14 @@ from typing import Any
 from sqlalchemy import Engine
 
 from orchestrator import results, saes
+from orchestrator.config.sae_reading import config_of
 from orchestrator.errors import SubjectError
 from orchestrator.results.stored_configs import configs
 from orchestrator.saes import Measured
 from orchestrator.settings import Settings
 from worker.saes import verification
 from worker.saes.loading import choose_sae
-from worker.saes.subject_vectors import config_of, read_vectors
+from worker.saes.subject_vectors import read_vectors
 from worker.saes.verification import Found
 
 _SAME = 0.01

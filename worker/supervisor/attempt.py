@@ -201,14 +201,14 @@ class Attempt:
         return Assignment(
             job_id=lease.job_id,
             attempt=lease.attempt,
-            config=self._claim.config,
+            config=self._claim.job_config,
             artifacts=str(settings.artifacts_folder / str(lease.job_id) / str(lease.attempt)),
             resume=tuple(replace(ref, uri=settings.artifact(ref.uri)) for ref in self._claim.checkpoints),
         )
 
     def announce(self, pid: int) -> None:
         """Log which trainer process has it."""
-        sae = self._claim.config.sae
+        sae = self._claim.job_config.sae
         size = f"n={sae.n_latents}" if sae.n_latents else f"n={sae.expansion or 8}·d_model"
         self.say(f"{self._claim.sweep}, {size} k={sae.k}, trainer {pid}")
 

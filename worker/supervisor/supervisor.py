@@ -9,10 +9,12 @@ from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from queue import Empty, SimpleQueue
+from typing import TYPE_CHECKING
 
 from sqlalchemy import Engine
 
 from orchestrator import queue
+from orchestrator.config.job import JobConfig
 from orchestrator.cores import machine_id, part_of_cores
 from orchestrator.errors import StorageError
 from orchestrator.estimates import memory
@@ -23,6 +25,9 @@ from worker.supervisor.health import Health
 from worker.supervisor.housekeeping import Housekeeping
 from worker.supervisor.log import LogLine
 from worker.supervisor.trainer_group import TrainerGroup
+
+if TYPE_CHECKING:
+    from orchestrator.queue.types import AnyConfig
 
 WAKE_CHECK_SECONDS = 0.2
 COMPANION_TRIES = 3
@@ -143,9 +148,12 @@ class Supervisor:
             return
         room = memory.Room(self._settings, self._worker.device, threads=self._context.threads)
         room.ask()  # now: within the transaction of a claim it would block other claims for seconds
-        verb = partial(
-            queue.claim_companion, leader=leader, fits=lambda config: room.holds([*(c.config for c in claims), config])
-        )
+
+        def fits(config: "AnyConfig") -> bool:
+            """Say whether there is room; SAEs that are evaluated are read one after the other, and need none."""
+            return not isinstance(config, JobConfig) or room.holds([*(claim.job_config for claim in claims), config])
+
+        verb = partial(queue.claim_companion, leader=leader, fits=fits)
         while not self._is_leaving:
             most = min([self._settings.jobs_per_trainer, *(claim.company for claim in claims if claim.company)])
             if len(claims) >= most:

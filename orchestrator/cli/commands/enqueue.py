@@ -8,8 +8,11 @@ import click
 
 from orchestrator.cli import terminal
 from orchestrator.cli.selection import database, output_option
+from orchestrator.formatting import jobs_named
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from sqlalchemy import Engine
 
     from orchestrator.cli.display.sweep_table import SweepPlan
@@ -45,16 +48,14 @@ def enqueue(
     sweep = read_sweep(file, overrides, settings=load(), name=name and check_name(name, "--name"))
     if dry_run:
         jobs = _preview(sweep, needed=needed)
-        _print(sweep, jobs, output, dry_run=True)
+        _print(sweep, jobs, output, evaluations=None)
         return
     with database() as (settings, engine):
-        jobs = _add(engine, sweep, priority=priority, needed=needed)
-        _print(sweep, jobs, output)
-        _wake(settings, jobs)
+        jobs, evaluations = _add(engine, sweep, priority=priority, needed=needed)
+        _print(sweep, jobs, output, evaluations=evaluations)
+        _wake(settings, jobs, evaluations)
         if and_wait:
-            from orchestrator.cli.commands.wait import wait_for
-
-            ctx.exit(wait_for(engine, jobs_of(engine, sweep, jobs.job_ids)))
+            ctx.exit(_wait(engine, sweep, jobs_of(engine, sweep, jobs.job_ids)))
     if not output and jobs.added:
         terminal.note("\nNext:  orch worker         trains them\n       orch status -w      shows how far they are")
 
@@ -80,23 +81,38 @@ def _preview(sweep: "Sweep", *, needed: bool) -> "SweepPlan":
     return SweepPlan(sweep.configs, [None] * len(new), new, texts, times)
 
 
-def _add(engine: "Engine", sweep: "Sweep", *, priority: int | None, needed: bool) -> "SweepPlan":
+def _add(engine: "Engine", sweep: "Sweep", *, priority: int | None, needed: bool) -> "tuple[SweepPlan, Sequence[int]]":
+    """Queue what is new; return the jobs, and the new evaluations of SAEs that the sweep has trained already."""
     from orchestrator import queue, results
     from orchestrator.cli.display.sweep_table import SweepPlan
 
     added = queue.enqueue(engine, sweep, allow_duplicate=not needed, priority=priority)
     new = [job_id is not None for job_id in added.job_ids]
     texts = results.text_sizes(engine, sweep.configs)
-    return SweepPlan(sweep.configs, added.job_ids, new, texts)
+    return SweepPlan(sweep.configs, added.job_ids, new, texts), added.evaluations
 
 
-def _print(sweep: "Sweep", jobs: "SweepPlan", output: str | None, *, dry_run: bool = False) -> None:
+def _wait(engine: "Engine", sweep: "Sweep", ids: "Sequence[int]") -> int:
+    """Wait for jobs, then for the evaluations of their SAEs; return the exit code."""
+    from orchestrator import results
+    from orchestrator.cli.commands.wait import wait_for
+
+    code = wait_for(engine, ids)
+    if sweep.evaluation is None:
+        return code
+    return wait_for(engine, [row.id for row in results.jobs(engine, sweep=sweep.name, kind="evaluate")]) or code
+
+
+def _print(sweep: "Sweep", jobs: "SweepPlan", output: str | None, *, evaluations: "Sequence[int] | None") -> None:
+    """Print the jobs; `evaluations`: those that are new, None in a dry run."""
     from orchestrator.cli.display.sweep_table import budget_notes, job_record, sweep_lines, time_line, total_line
 
-    new = jobs.added
+    new, dry_run = jobs.added, evaluations is None
     if output == "json":
         items = terminal.envelope("enqueue", map(job_record, jobs))
-        terminal.echo_json(items | {"sweep": sweep.name, "added": 0 if dry_run else new, "skipped": len(jobs) - new})
+        counts = {"sweep": sweep.name, "added": 0 if dry_run else new, "skipped": len(jobs) - new}
+        plan = sweep.evaluation and sweep.evaluation.model_dump(mode="json")
+        terminal.echo_json(items | counts | {"evaluate": plan, "evaluations": list(evaluations or ())})
     elif output == "name":
         for job in jobs.fresh():
             terminal.echo(job.config.config_id if dry_run else str(job.job_id))
@@ -108,14 +124,17 @@ def _print(sweep: "Sweep", jobs: "SweepPlan", output: str | None, *, dry_run: bo
         terminal.echo(f"\n{sweep.name}: {added} {new}, already there {len(jobs) - new}{cost}")
         if dry_run and new:
             terminal.echo(time_line(jobs))
+        if sweep.evaluation is not None:
+            there = f"; of SAEs trained already: {jobs_named(evaluations, most=4)}" if evaluations else ""
+            terminal.echo(f"evaluates each SAE once it is trained: {', '.join(sweep.evaluation.metrics)}{there}")
     for note in budget_notes(jobs):
         terminal.warn(note.text, note.hint)
 
 
-def _wake(settings: "Settings", jobs: "SweepPlan") -> None:
+def _wake(settings: "Settings", jobs: "SweepPlan", evaluations: "Sequence[int]") -> None:
     from orchestrator.dispatch import NOT_WOKEN, wake
 
-    if not wake(settings, [job_id for job_id in jobs.job_ids if job_id is not None]):
+    if not wake(settings, [*(job_id for job_id in jobs.job_ids if job_id is not None), *evaluations]):
         seconds = f"{settings.poll:g}"
         terminal.warn(
             NOT_WOKEN,

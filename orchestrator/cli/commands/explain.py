@@ -64,6 +64,8 @@ def _explanation(settings: "Settings", engine: "Engine", row: "JobRow") -> list[
     from orchestrator import results
 
     names = {"id": row.id, "sweep": row.sweep}
+    if row.state == "succeeded" and row.kind == "evaluate":
+        return [f"All that it was to measure is measured. Its scores: orch show {row.id}"]
     if row.state == "succeeded":
         return [_ENDINGS.get(row.outcome or "", "").format(**names)]
     if row.state == "running":
@@ -81,7 +83,8 @@ def _explanation(settings: "Settings", engine: "Engine", row: "JobRow") -> list[
     if row.state in FREED:
         tried = [a for a in results.attempts(engine, row.id) if a.error]
         last = [f"Attempt {tried[-1].attempt}: {tried[-1].error}", f"Its log: orch logs {row.id}"] if tried else []
-        return [*last, f"To try again: orch retry {row.id}"]
+        measured = " What is measured stays, and is not measured again." if row.kind == "evaluate" else ""
+        return [*last, f"To try again: orch retry {row.id}{measured}"]
     first = (row.reason or "").partition("(")[0]
     lines = [_MEANINGS.get(first, "It waits for a worker.").format(**names)]
     others = [word for word in results.waiting_for(engine, row.id) if word != first]
@@ -147,6 +150,8 @@ def _sharing(settings: "Settings", engine: "Engine", row: "JobRow") -> list[str]
 
     if row.state not in {"queued", "paused"}:
         return []
+    if row.kind == "evaluate":
+        return _sharing_of_evaluation(engine, row)
     config, room = configs(engine, [row.id])[row.id], Room(settings, settings.device)
     alone, own = trainer_bytes([config], kind=room.kind), state_bytes(config)
     there = "" if room.bytes is None else f" of the {size(room.bytes)} there are"
@@ -164,3 +169,14 @@ def _sharing(settings: "Settings", engine: "Engine", row: "JobRow") -> list[str]
         *lines,
         f"Its stream of activations is read by {plural(position.companions_queued, 'other queued job')}{at_work}.",
     ]
+
+
+def _sharing_of_evaluation(engine: "Engine", row: "JobRow") -> list[str]:
+    from orchestrator import results
+
+    position = results.position_in_queue(engine, row.id)
+    if position.is_alone:
+        return ["It is evaluated alone: it failed or lost its worker before."]
+    others = plural(position.companions_queued, "other queued evaluation")
+    at_work = f", and {position.companions_running} running" if position.companions_running else ""
+    return [f"Its model and text are those of {others}{at_work}: they share one process."]

@@ -60,7 +60,8 @@ def _families(found: "QueueStats", workers: "Sequence[RegisteredWorker]") -> Ite
 
     states = {state: sum(worker.state == state for worker in workers) for state in _STATES}
     ended = found.attempts
-    yield Family("orch_jobs", "gauge", "Jobs by state.", found.jobs, "state")
+    yield Family("orch_jobs", "gauge", "Training jobs by state.", found.jobs, "state")
+    yield Family("orch_evaluations", "gauge", "Evaluation jobs by state.", found.evaluations, "state")
     yield gauge("orch_queue_paused", "Whether the whole queue is paused.", found.paused_at is not None)
     yield gauge("orch_oldest_queued_age_seconds", "Since the oldest queued job was enqueued.", found.oldest_queued_age)
     yield Family("orch_leases", "gauge", "Jobs that a worker holds, by its device.", found.running, "device")
@@ -69,6 +70,7 @@ def _families(found: "QueueStats", workers: "Sequence[RegisteredWorker]") -> Ite
     yield gauge("orch_tokens_per_second", "Tokens that all running jobs train a second.", found.tokens_per_second)
     yield counter("orch_tokens_trained_total", "Tokens trained by all attempts.", found.tokens_trained)
     yield counter("orch_results_total", "Attempts that ended with a result.", ended["results"])
+    yield counter("orch_evaluated_total", "Attempts that measured all they were to.", ended["evaluations"])
     yield counter("orch_failures_total", "Attempts that failed.", ended["failures"])
     yield counter("orch_preemptions_total", "Attempts that handed their job back.", ended["preemptions"])
     yield counter("orch_machine_faults_total", "Attempts that a machine could not serve.", ended["machine"])

@@ -32,7 +32,7 @@ def stats(*, output: str | None) -> None:
         terminal.echo_json(terminal.envelope("queue", [record(found)]))
         return
     for name, text in _lines(found):
-        terminal.echo(f"{name:<10}  {text}".rstrip())
+        terminal.echo(f"{name:<11}  {text}".rstrip())
 
 
 @queue.command()
@@ -64,9 +64,11 @@ def _lines(found: "QueueStats") -> list[tuple[str, str]]:
     devices = ", ".join(f"{number} on {device}" for device, number in found.running.items())
     open_or_not = "open" if found.paused_at is None else f"paused since {clock(found.paused_at)}"
     oldest = found.oldest_queued_age
+    evaluations = "  ".join(state_counts(found.evaluations))
     return [
         ("queue", open_or_not),
         ("jobs", "  ".join(state_counts(found.jobs)) or "none"),
+        *([("evaluations", evaluations)] if evaluations else []),
         ("oldest", "none is queued" if oldest is None else f"queued for {duration(oldest)}"),
         ("running", f"{devices or 'nothing'}, {count(found.tokens_per_second)} tokens/s"),
         ("last hour", _attempts(found.last_hour, found.last_hour["tokens"])),
@@ -75,5 +77,6 @@ def _lines(found: "QueueStats") -> list[tuple[str, str]]:
 
 
 def _attempts(ended: dict[str, int], tokens: int) -> str:
-    parts = [plural(ended[f"{word}s"], word) for word in ("result", "failure", "preemption")]
+    words = ("result", *(["evaluation"] if ended["evaluations"] else []), "failure", "preemption")
+    parts = [plural(ended[f"{word}s"], word) for word in words]
     return ", ".join([*parts, f"{ended['lost']} lost", f"{count(tokens)} tokens"])

@@ -74,8 +74,8 @@ def _what_goes(engine: "Engine", ids: Sequence[int]) -> str:
     """Say what goes: 3 jobs (2 succeeded, 1 failed): 2 trained SAEs, 1.2M trained tokens."""
     from orchestrator import results
 
-    rows = results.jobs(engine, ids=ids)
+    rows = results.jobs(engine, ids=ids, kind=None)
     states = ", ".join(f"{number} {state}" for state, number in Counter(row.state for row in rows).items())
     saes = sum(row.artifact_uri is not None for row in rows)
-    trained = sum(row.tokens_seen for row in rows)
+    trained = sum(row.tokens_seen for row in rows if row.kind == "train")
     return f"{plural(len(rows), 'job')} ({states}): {plural(saes, 'trained SAE')}, {count(trained)} trained tokens"

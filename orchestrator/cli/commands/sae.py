@@ -148,19 +148,19 @@ def export(*, selector: str, folder: str, output: str | None, **options: Any) ->
 @yes_option()
 @output_option("name", "json")
 def remove(*, selectors: tuple[str, ...], yes: bool, output: str | None) -> None:
-    """Take SAEs that were brought in out of the table, their files with them.
+    """Take SAEs that were brought in out of the table, their files and their scores with them.
 
     Those of jobs go with their jobs: orch delete JOB.
     """
     import shutil
 
-    from orchestrator import results, saes
+    from orchestrator import queue, results
 
     with database() as (settings, engine):
         rows = results.find_saes(engine, selectors)
         terminal.confirm(f"Remove {', '.join(row.label for row in rows)}, with their files?", yes=yes)
         for row in rows:
-            saes.remove(engine, row.id)
+            queue.remove_sae(engine, row.id)
             shutil.rmtree(Path(settings.artifact(row.uri)).parent, ignore_errors=True)
     if output == "json":
         terminal.echo_json(terminal.envelope("sae-removed", [{"selector": row.label, "id": row.id} for row in rows]))

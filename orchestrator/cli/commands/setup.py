@@ -117,16 +117,26 @@ def show_settings(*, origin: bool, output: str | None) -> None:
 
 @config.command()
 @click.option("--json", "as_json", is_flag=True, help="As a JSON schema, for a program.")
-def schema(*, as_json: bool) -> None:
+@click.option("--evaluation", is_flag=True, help="Of evaluate: in a sweep file, and of orch evaluate --config.")
+def schema(*, as_json: bool, evaluation: bool) -> None:
     """Show every key of a job's config: what it takes, its default, what it means."""
-    from orchestrator.cli.display.config_keys import key_lines
+    from orchestrator.cli.display.config_keys import key_lines, plan_lines
+    from orchestrator.config.evaluation.evaluation import EvaluationPlan
     from orchestrator.config.job import JobConfig
 
+    if evaluation:
+        found = EvaluationPlan.model_json_schema()
+        for line in (
+            [json.dumps(found, indent=2, ensure_ascii=False)] if as_json else plan_lines(found, terminal.width())
+        ):
+            terminal.echo(line)
+        return
     if as_json:
         terminal.echo(json.dumps(JobConfig.model_json_schema(), indent=2, ensure_ascii=False))
         return
     for line in key_lines(JobConfig.model_json_schema(), width=terminal.width()):
         terminal.echo(line)
+    terminal.note("What a sweep file's evaluate: takes: orch config schema --evaluation")
 
 
 @config.command()

@@ -11,6 +11,7 @@ import click
 from orchestrator.cli import terminal
 from orchestrator.cli.display.budget_notes import dead_note, passes_text
 from orchestrator.cli.display.columns import progress_cell, state_cell, why
+from orchestrator.cli.display.evaluation_tables import family_columns
 from orchestrator.cli.display.formats import active_latents, clock, passes, ratio, scientific, share, sparkline
 from orchestrator.cli.display.job_facts import place_facts
 from orchestrator.cli.display.records import csv_text, record
@@ -46,7 +47,8 @@ def show(*, job: int, part: str | None, output: str | None) -> None:
             terminal.echo(json.dumps(results.config(engine, job), indent=2, ensure_ascii=False))
             return
         if part is None:
-            _print_summary(settings, engine, row, output)
+            print_all = _print_summary if row.kind == "train" else _print_evaluation
+            print_all(settings, engine, row, output)
             return
         rows: Sequence[Any] = getattr(results, part)(engine, job)
         if part == "checkpoints":
@@ -73,21 +75,42 @@ def _print_summary(settings: "Settings", engine: "Engine", row: "JobRow", output
         terminal.echo_json(terminal.envelope("show", [record(row) | {"convergence": counts}]))
         return
     curve = sparkline([point.fvu for point in results.curve(engine, row.id)], 32)
-    title = f"job {row.id}  {row.sweep}  {state_cell(row, drawn=terminal.is_live())}"
-    terminal.echo(terminal.style(title, bold=True) + (f"  {why(row)}" if why(row) else ""))
-    for name, value in [
-        *place_facts(results.config(engine, row.id, asked=True), results.attempts(engine, row.id)),
-        *_facts(row, dead=_dead_latents(engine, row)),
-        ("target L0", _target(engine, row)),
-        ("curve", curve),
-        *_counts(counts),
-        *_files(settings, row),
-    ]:
-        if value and value != NONE:
-            terminal.echo(f"  {terminal.style(f'{name:<14}', dim=True)}{value}")
+    place = place_facts(results.config(engine, row.id, asked=True), results.attempts(engine, row.id))
+    facts = [*_facts(row, dead=_dead_latents(engine, row)), ("target L0", _target(engine, row)), ("curve", curve)]
+    _print_facts(row, [*place, *facts, *_counts(counts), *_files(settings, row)])
     terminal.note(
         f"\nMore: orch show {row.id} --attempts | --events | --config | --checkpoints | --curve, orch logs {row.id}"
     )
+
+
+def _print_facts(row: "JobRow", facts: "Sequence[tuple[str, str]]") -> None:
+    title = f"job {row.id}  {row.sweep}  {state_cell(row, drawn=terminal.is_live())}"
+    terminal.echo(terminal.style(title, bold=True) + (f"  {why(row)}" if why(row) else ""))
+    for name, value in facts:
+        if value and value != NONE:
+            terminal.echo(f"  {terminal.style(f'{name:<14}', dim=True)}{value}")
+
+
+def _print_evaluation(settings: "Settings", engine: "Engine", row: "JobRow", output: str | None) -> None:
+    from orchestrator import results
+    from orchestrator.evaluation.evaluation_rows import evaluations
+
+    (found,) = evaluations(engine, ids=[row.id])
+    if output:
+        _print_records("show", [found], output)
+        return
+    place = place_facts(results.config(engine, row.id), results.attempts(engine, row.id))
+    _print_facts(row, [
+        ("SAE", found.sae or "gone"), *place, ("metrics", ", ".join(found.metrics)),
+        ("measured on", f"{count(row.max_tokens)} tokens"), ("seed", f"{row.seed}, priority {row.priority}"),
+        *_times(row), *_files(settings, row),
+    ])  # fmt: skip
+    if found.families:
+        terminal.echo()
+        for line in table(found.families, family_columns(), width=terminal.width()):
+            terminal.echo(line)
+    scores = f"orch results {found.sae} --long, " if found.sae and found.measured else ""
+    terminal.note(f"\nMore: {scores}orch show {row.id} --attempts | --events | --config, orch logs {row.id}")
 
 
 def _facts(row: "JobRow", *, dead: str) -> list[tuple[str, str]]:
@@ -103,6 +126,12 @@ def _facts(row: "JobRow", *, dead: str) -> list[tuple[str, str]]:
         ("L0", NONE if row.l0 is None else f"{row.l0:.2f} latents per token, k {row.k}"),
         ("dead latents", dead),
         ("L∞", ratio(row.l_inf)),
+        *_times(row),
+    ]
+
+
+def _times(row: "JobRow") -> list[tuple[str, str]]:
+    return [
         ("attempt", f"{row.attempt}, {row.failures} failed, {row.preemptions} preempted" if row.attempt else NONE),
         ("worker", f"{row.worker}, lease {duration(row.lease_left)}" if row.worker and row.lease_left else NONE),
         ("created", clock(row.created_at)),

@@ -9,6 +9,7 @@ import click
 
 from orchestrator.cli import terminal
 from orchestrator.cli.display.columns import job_columns, why
+from orchestrator.cli.display.evaluation_tables import evaluation_columns
 from orchestrator.cli.display.formats import clock, loss, plural
 from orchestrator.cli.display.live_canvas import MIN_SECONDS, LiveCanvas
 from orchestrator.cli.display.queue_view import DISPLAY_ORDER, Snapshot, Sparklines, first_shown, screen, state_counts
@@ -77,6 +78,8 @@ def status(
             _print_records(engine, read(), output or "", keys)
         else:
             _print_table(settings, engine, read(), keys, wide=output == "wide")
+            if choice.is_whole:
+                _print_evaluations(engine, selectors, states, limit=None if everything else limit)
 
 
 def _read(
@@ -110,7 +113,7 @@ def _print_table(
         terminal.echo()
     counts = results.counts(engine)
     total = sum(counts.values())
-    if not total:
+    if not total and not any(results.counts(engine, kind="evaluate").values()):
         terminal.note("The queue is empty. Put something in with: orch enqueue FILE, or try: orch demo")
         return
     shown = "" if len(rows) == total else f"{len(rows)} of {total} jobs shown · "
@@ -122,6 +125,24 @@ def _print_table(
         terminal.warn(f"worker {worker.name} on {worker.host} is unwell and claims nothing: {worker.unwell}")
     if results.paused_since(engine) is not None:
         terminal.note("The queue is paused: nothing more starts. To open it: orch queue resume")
+
+
+def _print_evaluations(
+    engine: "Engine", selectors: tuple[str, ...], states: tuple[str, ...] | None, *, limit: int | None
+) -> None:
+    """Print how many evaluations there are; of sweeps and jobs that are named, also which."""
+    from orchestrator import results
+    from orchestrator.evaluation.evaluation_rows import evaluations
+
+    counts = results.counts(engine, kind="evaluate")
+    if selectors:
+        rows = evaluations(engine, ids=results.find(engine, selectors), states=states, limit=limit)
+        if rows:
+            terminal.echo()
+            for line in table(rows, evaluation_columns(rows, drawn=terminal.is_live()), width=terminal.width()):
+                terminal.echo(line)
+    if any(counts.values()):
+        terminal.note(f"evaluations: {'  '.join(state_counts(counts))}  ·  their scores: orch results")
 
 
 def _print_records(engine: "Engine", rows: "list[JobRow]", output: str, keys: Sequence[str]) -> None:

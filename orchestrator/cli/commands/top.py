@@ -75,7 +75,7 @@ def _read(engine: "Engine") -> WorkersSnapshot:
 
     return WorkersSnapshot(
         workers=results.registered_workers(engine),
-        running=results.jobs(engine, states=["running"]),
+        running=results.jobs(engine, states=["running"], kind=None),
         counts=results.counts(engine),
         is_paused=results.paused_since(engine) is not None,
     )

@@ -64,7 +64,7 @@ def _say_if_nobody_works(engine: "Engine", ids: Sequence[int]) -> None:
     """Say that no worker runs, where jobs wait for one."""
     from orchestrator import results
 
-    waiting = results.jobs(engine, ids=ids, states=["queued"], limit=1)
+    waiting = results.jobs(engine, ids=ids, states=["queued"], limit=1, kind=None)
     if waiting and waiting[0].reason in _NOBODY:
         terminal.note(_NOBODY[waiting[0].reason])
 

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from orchestrator.cli.terminal import style
+from orchestrator.config.evaluation.families import MEANINGS
 
 _WIDTH = 100
 _TYPES = {"integer": "whole number", "number": "number", "string": "text", "boolean": "true or false", "null": "null"}
@@ -16,11 +17,30 @@ def key_lines(schema: Mapping[str, Any], *, width: int | None) -> Iterator[str]:
         kind = schema["$defs"][_reference(about)]
         yield style(f"{part}: {kind.get('description', '')}", bold=True)
         for name, field in kind["properties"].items():
-            given = f"{_takes(field)}; {_default(field)}"
-            yield f"  {style(f'{part}.{name}', fg='cyan')}  {style(given, dim=True)}"
-            if said := field.get("description"):
-                yield textwrap.indent(textwrap.fill(said, min(width or _WIDTH, _WIDTH) - 6), " " * 6)
+            yield from _field_lines(f"{part}.{name}", field, width)
         yield ""
+
+
+def plan_lines(schema: Mapping[str, Any], width: int | None) -> Iterator[str]:
+    """Yield the metric families, and lines for each key of the JSON schema of an evaluation plan."""
+    yield style("metric families", bold=True)
+    for family, meaning in MEANINGS.items():
+        yield f"  {style(f'{family:<15}', fg='cyan')} {meaning}"
+    yield ""
+    parts = {name: about for name, about in schema["properties"].items() if "$ref" in about or "allOf" in about}
+    for name, field in schema["properties"].items():
+        if name not in parts:
+            yield from _field_lines(name, field, width)
+    yield ""
+    options = {name: about for name, about in parts.items() if schema["$defs"][_reference(about)].get("properties")}
+    yield from key_lines({**schema, "properties": options}, width=width)
+
+
+def _field_lines(key: str, field: Mapping[str, Any], width: int | None) -> Iterator[str]:
+    given = f"{_takes(field)}; {_default(field)}"
+    yield f"  {style(key, fg='cyan')}  {style(given, dim=True)}"
+    if said := field.get("description"):
+        yield textwrap.indent(textwrap.fill(said, min(width or _WIDTH, _WIDTH) - 6), " " * 6)
 
 
 def _reference(about: Mapping[str, Any]) -> str:
@@ -47,6 +67,8 @@ def _takes(field: Mapping[str, Any]) -> str:
 
 def _default(field: Mapping[str, Any]) -> str:
     default = field.get("default")
+    if isinstance(default, list):
+        return f"default {', '.join(map(str, default)) or 'none'}"
     if default is None:
         return "default null"
     if isinstance(default, int) and not isinstance(default, bool):

@@ -1,4 +1,4 @@
-"""What a job trains on, in words: the model and the place in it, the text, and what `auto` came to."""
+"""What a job trains or measures on, in words: the model and the place in it, the text, and what `auto` came to."""
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -38,6 +38,8 @@ def _hook_point(subject: Mapping[str, Any], found: Mapping[str, Any]) -> str:
 
 def _auto(config: Mapping[str, Any], facts: Mapping[str, Any]) -> str:
     """Return the values that the config left open, as the newest attempt settled them."""
+    if "plan" in config:  # an evaluation leaves nothing open
+        return ""
     sae, training = config["sae"], config["training"]
     left_open = {
         "lr": config["optimizer"]["lr"] == "auto",

@@ -5,10 +5,11 @@ from pathlib import Path
 
 import pytest
 
+from orchestrator.config.sae_reading import TOKENS, config_of
 from orchestrator.config.validation import parse
 from orchestrator.errors import SubjectError
 from tests.made_saes import facts
-from worker.saes.subject_vectors import TOKENS, config_of, read_vectors
+from worker.saes.subject_vectors import read_vectors
 
 STATED = facts("topk")
 NOWHERE = replace(STATED, subject=None, layers=(), site=None, hook_point=None)
