@@ -13,6 +13,8 @@ from queue import Empty, SimpleQueue
 from sqlalchemy import Engine
 
 from orchestrator import queue
+from orchestrator.config.evaluation.evaluation import EvaluationConfig
+from orchestrator.config.job import JobConfig
 from orchestrator.cores import machine_id, part_of_cores
 from orchestrator.errors import StorageError
 from orchestrator.estimates import memory
@@ -143,9 +145,12 @@ class Supervisor:
             return
         room = memory.Room(self._settings, self._worker.device, threads=self._context.threads)
         room.ask()  # now: within the transaction of a claim it would block other claims for seconds
-        verb = partial(
-            queue.claim_companion, leader=leader, fits=lambda config: room.holds([*(c.config for c in claims), config])
-        )
+
+        def fits(config: JobConfig | EvaluationConfig) -> bool:
+            together = [*(claim.config for claim in claims), config]
+            return room.holds([one for one in together if isinstance(one, JobConfig)])
+
+        verb = partial(queue.claim_companion, leader=leader, fits=fits)
         while not self._is_leaving:
             most = min([self._settings.jobs_per_trainer, *(claim.company for claim in claims if claim.company)])
             if len(claims) >= most:
