@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -12,27 +13,32 @@ from sqlalchemy import Engine, func, select
 
 from orchestrator import queue
 from orchestrator.checkpoint_ref import CheckpointRef
+from orchestrator.config.job import JobConfig
 from orchestrator.database.engine import reading
 from orchestrator.database.models import Attempt as AttemptRow
 from orchestrator.database.models import Job
 from orchestrator.errors import CheckpointsElsewhere, SharedBy, is_of_machine
 from orchestrator.formatting import jobs_named
 from orchestrator.settings import Settings
+from worker.evaluation_order import EvaluationAssignment
 from worker.protocol import (
     Alive,
     Assignment,
     CurvePointMessage,
     Ended,
+    Evaluated,
     Exit,
     Failure,
     Left,
     Message,
+    NotScored,
+    Scored,
     Started,
     describe,
 )
 from worker.supervisor.health import Health
 from worker.supervisor.lease import HeldLease, Outage, Status, Write
-from worker.supervisor.log import LogLine
+from worker.supervisor.log import Level, LogLine
 from worker.supervisor.trainer_process import Ending, meaning
 
 LOG_TAIL = 2000
@@ -79,6 +85,17 @@ class AttemptOutcome:
         def finish(engine: Engine, lease: queue.Lease) -> None:
             queue.finish(engine, lease, result)
             self._say(f"{ended.outcome} after {ended.tokens_seen:,} tokens")
+
+        self._context.health.served(self._lease.lease.job_id)
+        self._write(finish)
+
+    def finish_evaluation(self, evaluated: Evaluated) -> None:
+        """Store that every metric family has been tried."""
+
+        def finish(engine: Engine, lease: queue.Lease) -> None:
+            state = queue.finish_evaluation(engine, lease, evaluated.wall_seconds)
+            level: Level = "info" if state == "succeeded" else "error"
+            self._say(LogLine(f"evaluated in {evaluated.wall_seconds:.1f} s, now {state}", level=level))
 
         self._context.health.served(self._lease.lease.job_id)
         self._write(finish)
@@ -195,29 +212,54 @@ class Attempt:
         lease = self._claim.lease
         return self._context.settings.log_file(lease.job_id, lease.attempt)
 
-    def assignment(self) -> Assignment:
-        """Return what the trainer is sent about this attempt."""
-        lease, settings = self._claim.lease, self._context.settings
+    def assignment(self) -> Assignment | None:
+        """Return what the trainer is sent about this attempt; None of an evaluation."""
+        lease, settings, config = self._claim.lease, self._context.settings, self._claim.config
+        if not isinstance(config, JobConfig):
+            return None
         return Assignment(
             job_id=lease.job_id,
             attempt=lease.attempt,
-            config=self._claim.job_config,
-            artifacts=str(settings.artifacts_folder / str(lease.job_id) / str(lease.attempt)),
+            config=config,
+            artifacts=self._artifacts,
             resume=tuple(replace(ref, uri=settings.artifact(ref.uri)) for ref in self._claim.checkpoints),
         )
 
+    def evaluation(self) -> EvaluationAssignment | None:
+        """Return what the evaluation process is sent about this attempt; None of a training."""
+        lease, config, evaluated = self._claim.lease, self._claim.config, self._claim.evaluated
+        if isinstance(config, JobConfig) or evaluated is None:
+            return None
+        return EvaluationAssignment(
+            job_id=lease.job_id,
+            attempt=lease.attempt,
+            config=config,
+            evaluated=evaluated.model_copy(update={"uri": self._context.settings.artifact(evaluated.uri)}),
+            artifacts=self._artifacts,
+            measured=self._claim.measured,
+        )
+
+    @property
+    def _artifacts(self) -> str:
+        lease = self._claim.lease
+        return str(self._context.settings.artifacts_folder / str(lease.job_id) / str(lease.attempt))
+
     def announce(self, pid: int) -> None:
-        """Log which trainer process has it."""
-        sae = self._claim.job_config.sae
-        size = f"n={sae.n_latents}" if sae.n_latents else f"n={sae.expansion or 8}·d_model"
-        self.say(f"{self._claim.sweep}, {size} k={sae.k}, trainer {pid}")
+        """Log which process has it."""
+        config, evaluated = self._claim.config, self._claim.evaluated
+        if isinstance(config, JobConfig):
+            size = f"n={config.sae.n_latents}" if config.sae.n_latents else f"n={config.sae.expansion or 8}·d_model"
+            self.say(f"{self._claim.sweep}, {size} k={config.sae.k}, trainer {pid}")
+        elif evaluated is not None:
+            self.say(f"{', '.join(config.plan.metrics)} of {evaluated.label}, evaluation {pid}")
 
     def handle(self, message: Message) -> None:
         """Store what the trainer reports, the end of the attempt included."""
         match message:
             case Started(tokens_seen, facts):
                 self.has_begun, self._status = True, Status(tokens_seen)
-                self.lease.write(lambda engine, lease: queue.begin(engine, lease, facts, tokens_seen))
+                begin = partial(queue.begin, facts=facts, tokens_start=tokens_seen)
+                self.lease.write(begin if self._claim.kind == "train" else partial(queue.begin_evaluation, facts=facts))
             case Alive(tokens_seen, rate):
                 self._status = self._status._replace(tokens_seen=tokens_seen, tokens_per_second=rate)
             case CurvePointMessage(point):
@@ -228,6 +270,8 @@ class Attempt:
                 self.lease.write(lambda engine, lease: self._store_pointer(engine, lease, ref))
             case Ended():
                 self.outcome.finish(message)
+            case Scored() | NotScored() | Evaluated():
+                self._handle_scores(message)
             case Left():
                 self.release()
             case Failure(kind, text, hint, code, shared_by):
@@ -241,6 +285,23 @@ class Attempt:
         if isinstance(message, Started | CurvePointMessage):
             self._say_at_times(message)
             self._context.changed(self.job_id)
+
+    def _handle_scores(self, message: Scored | NotScored | Evaluated) -> None:
+        """Store what an evaluation reports: a family's scores, why it has none, or the end."""
+        if isinstance(message, Evaluated):
+            self.outcome.finish_evaluation(message)
+            return
+        self.say(describe(message))
+        if isinstance(message, Scored):
+            store = partial(
+                queue.record_scores, family=message.family, scores=message.scores, wall_seconds=message.wall_seconds,
+                files_uri=message.files_uri, tokens=message.tokens, measured_on=message.measured_on,
+            )  # fmt: skip
+            self.lease.write(store)
+        else:
+            error = f"{message.message}\n{message.hint}".strip()
+            self.lease.write(partial(queue.record_failed_family, family=message.family, error=error))
+        self._context.changed(self.job_id)
 
     def _say_at_times(self, message: Started | CurvePointMessage) -> None:
         """Log how far it is: once a minute, for a worker may have many jobs."""

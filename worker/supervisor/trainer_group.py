@@ -1,4 +1,4 @@
-"""The attempts that share one trainer, from their claims to their ends: most often it is one."""
+"""The attempts that share one trainer or evaluation process, from claim to end: most often it is one attempt."""
 
 import os
 import time
@@ -10,7 +10,8 @@ from pathlib import Path
 
 from orchestrator import queue
 from orchestrator.errors import StorageError
-from orchestrator.storage import activation_caches, cache_rows
+from orchestrator.storage import activation_caches, cache_rows, garbage
+from worker.evaluation_order import EvaluationOrder
 from worker.protocol import Cached, Failure, Order, Said
 from worker.supervisor.attempt import Attempt, Stop, SupervisorContext
 from worker.supervisor.lease import Outage
@@ -23,7 +24,7 @@ LISTEN_SECONDS = 1.0
 
 
 class TrainerGroup:
-    """Claimed jobs that one trainer process trains. What becomes of one of them does not touch the others."""
+    """Claimed jobs that one process trains, or evaluates. What becomes of one of them does not touch the others."""
 
     def __init__(self, claims: Sequence[queue.Claim], context: SupervisorContext) -> None:
         """Take over claims."""
@@ -92,10 +93,22 @@ class TrainerGroup:
             code, self._failure = OOM_KILLED.code, self._failure or OOM_KILLED
         return code, leader.log
 
-    def _order(self) -> Order:
+    def _order(self) -> Order | EvaluationOrder:
+        """Return the order of all jobs: they read one stream, and so are of one kind."""
         home = self._settings.home
+        evaluations = tuple(filter(None, (attempt.evaluation() for attempt in self._held)))
+        if evaluations:
+            return EvaluationOrder(
+                jobs=evaluations,
+                tokens_folder=str(home / "tokens"),
+                store_folder=str(home / garbage.SHARED),
+                compile_folder=str(home / "compile"),
+                device=self._context.device,
+                threads=self._context.threads,
+                supervisor=os.getpid(),
+            )
         return Order(
-            jobs=tuple(attempt.assignment() for attempt in self._held),
+            jobs=tuple(filter(None, (attempt.assignment() for attempt in self._held))),
             tokens_folder=str(home / "tokens"),
             compile_folder=str(home / "compile"),
             device=self._context.device,
