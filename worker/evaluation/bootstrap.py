@@ -15,6 +15,8 @@ from worker.evaluation.metric import Score
 
 RESAMPLES = 1000
 _ENDS = (0.05, 0.95)
+_MOST_UNITS = 2048
+"""That are drawn: more would cost memory and change no interval."""
 
 
 class Estimate(NamedTuple):
@@ -34,17 +36,19 @@ class ContextBootstrap:
     """Draws of contexts, the same for everything that is measured with one of them: differences are paired."""
 
     def __init__(self, n_contexts: int, generator: torch.Generator, *, resamples: int = RESAMPLES) -> None:
-        """Draw n contexts of n, so many times."""
-        drawn = torch.randint(n_contexts, (resamples, n_contexts), generator=generator)
-        ones = torch.ones(1, dtype=torch.float64).expand(resamples, n_contexts)
-        self._counts = torch.zeros(resamples, n_contexts, dtype=torch.float64).scatter_add_(1, drawn, ones)
+        """Draw n contexts of n, so many times; of very many contexts, runs of as many beside each other are drawn."""
+        self._run = -(-n_contexts // _MOST_UNITS)
+        n_units = -(-n_contexts // self._run)
+        drawn = torch.randint(n_units, (resamples, n_units), generator=generator)
+        ones = torch.ones(1, dtype=torch.float64).expand(resamples, n_units)
+        self._counts = torch.zeros(resamples, n_units, dtype=torch.float64).scatter_add_(1, drawn, ones)
 
     def estimate(self, sums: Float[Tensor, "n_contexts n_sums"], statistic: Callable[[Tensor], Tensor]) -> Estimate:
         """Return a statistic of sums over all contexts, its standard error and its 90% percentile interval.
 
         `statistic` maps sums (..., n_sums) to values (...): a ratio of two of them, as a rule.
         """
-        sums = sums.double().cpu()
+        sums = torch.stack([run.sum(0) for run in torch.split(sums.double().cpu(), self._run)])
         value = float(statistic(sums.sum(0)))
         drawn = statistic(self._counts @ sums)
         drawn = drawn[drawn.isfinite()]
