@@ -185,8 +185,9 @@ def _reconstructed(sae: InferenceSae, x: Tensor, fired: Tensor) -> tuple[Tensor,
 
 def _scores(sums: Tensor, fired: Tensor, bootstrap: ContextBootstrap, *, d_model: int) -> Iterator[Score]:
     n = int(sums[:, 0].sum())
+    resampled = bootstrap(sums)
     for (metric, variant), statistic in _statistics(d_model).items():
-        yield bootstrap.estimate(sums, partial(_of_named, statistic)).score(metric, variant, n=n)
+        yield resampled.estimate(partial(_of_named, statistic)).score(metric, variant, n=n)
     density = fired.double().cpu() / n
     yield Score("alive", float((fired > 0).double().mean()), n=len(fired), details={"unit": "latents", "tokens": n})
     yield Score("density", float(density.mean()), n=len(fired), details={"unit": "latents", **_histogram(density)})

@@ -14,7 +14,7 @@ from orchestrator.config.job import Part
 from orchestrator.errors import ConfigError, OrchError, SubjectError
 from orchestrator.estimates.memory import EVALUATED_TOKENS
 from orchestrator.scaling.compute_equivalent import ComputeCurve, ComputeLaw
-from worker.evaluation.bootstrap import ContextBootstrap
+from worker.evaluation.bootstrap import ContextBootstrap, Statistic
 from worker.evaluation.clean_pass import CleanBatch, CleanPass
 from worker.evaluation.context import EvaluationContext
 from worker.evaluation.downstream.loss_table import (
@@ -23,7 +23,6 @@ from worker.evaluation.downstream.loss_table import (
     OVERALL,
     PATCHED,
     LossTable,
-    Statistic,
     position_groups,
     ratio_scores,
 )

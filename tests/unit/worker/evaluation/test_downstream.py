@@ -259,13 +259,13 @@ def test_intervals_cover_and_follow_the_contexts() -> None:
         of_context = torch.randn(40, 1, generator=generator)
         values = 1 + of_context + 0.1 * torch.randn(40, 64, generator=generator)
         sums = torch.stack([values.sum(1), torch.full((40,), 64.0)], dim=1)
-        found = ContextBootstrap(40, generator).estimate(sums, ratio)
+        found = ContextBootstrap(40, generator)(sums).estimate(ratio)
         assert found.low is not None
         assert found.high is not None
         assert found.std_error == pytest.approx(1 / 40**0.5, rel=0.5)
         covered += found.low <= 1 <= found.high
     assert 165 <= covered <= 195  # of 200 at 90%: tokens drawn one by one would give about 30
-    assert ContextBootstrap(1, generator).estimate(torch.ones(1, 2), ratio).low is None
+    assert ContextBootstrap(1, generator)(torch.ones(1, 2)).estimate(ratio).low is None
 
 
 def test_position_groups_divide_the_context() -> None:
