@@ -15,6 +15,8 @@ from worker.evaluation.metric import Score
 
 RESAMPLES = 1000
 _ENDS = (0.05, 0.95)
+_MOST_UNITS = 2048
+"""That are drawn: more would cost memory and change no interval."""
 
 
 class Estimate(NamedTuple):
@@ -30,28 +32,45 @@ class Estimate(NamedTuple):
         return Score(metric, self.value, variant, self.std_error, self.low, self.high, n, details)
 
 
+Statistic = Callable[[Tensor], Tensor]
+"""Maps sums (..., n_sums) to values (...): a ratio of two of them, as a rule."""
+
+
+class Resampled(NamedTuple):
+    """Sums over all contexts, and over each draw of them."""
+
+    total: Float[Tensor, " n_sums"]
+    drawn: Float[Tensor, "n_resamples n_sums"]
+    """Empty where one context alone was drawn from."""
+
+    def estimate(self, statistic: Statistic) -> Estimate:
+        """Return a statistic of the sums, its standard error and its 90% percentile interval."""
+        value = float(statistic(self.total))
+        found = statistic(self.drawn)
+        found = found[found.isfinite()]
+        if len(found) < 2:
+            return Estimate(value, None, None, None)
+        low, high = torch.quantile(found, torch.tensor(_ENDS, dtype=torch.float64)).tolist()
+        return Estimate(value, float(found.std()), low, high)
+
+
 class ContextBootstrap:
     """Draws of contexts, the same for everything that is measured with one of them: differences are paired."""
 
     def __init__(self, n_contexts: int, generator: torch.Generator, *, resamples: int = RESAMPLES) -> None:
-        """Draw n contexts of n, so many times."""
-        drawn = torch.randint(n_contexts, (resamples, n_contexts), generator=generator)
-        ones = torch.ones(1, dtype=torch.float64).expand(resamples, n_contexts)
-        self._counts = torch.zeros(resamples, n_contexts, dtype=torch.float64).scatter_add_(1, drawn, ones)
+        """Draw n contexts of n, so many times; of very many contexts, runs of as many beside each other are drawn."""
+        self._run = -(-n_contexts // _MOST_UNITS)
+        n_units = -(-n_contexts // self._run)
+        drawn = torch.randint(n_units, (resamples if n_units > 1 else 0, n_units), generator=generator)
+        ones = torch.ones(1, dtype=torch.float64).expand(drawn.shape)
+        self._counts = torch.zeros(drawn.shape, dtype=torch.float64).scatter_add_(1, drawn, ones)
 
-    def estimate(self, sums: Float[Tensor, "n_contexts n_sums"], statistic: Callable[[Tensor], Tensor]) -> Estimate:
-        """Return a statistic of sums over all contexts, its standard error and its 90% percentile interval.
-
-        `statistic` maps sums (..., n_sums) to values (...): a ratio of two of them, as a rule.
-        """
+    def __call__(self, sums: Float[Tensor, "n_contexts n_sums"]) -> Resampled:
+        """Return the sums of each draw."""
         sums = sums.double().cpu()
-        value = float(statistic(sums.sum(0)))
-        drawn = statistic(self._counts @ sums)
-        drawn = drawn[drawn.isfinite()]
-        if len(sums) < 2 or len(drawn) < 2:
-            return Estimate(value, None, None, None)
-        low, high = torch.quantile(drawn, torch.tensor(_ENDS, dtype=torch.float64)).tolist()
-        return Estimate(value, float(drawn.std()), low, high)
+        if self._run > 1:
+            sums = torch.stack([run.sum(0) for run in torch.split(sums, self._run)])
+        return Resampled(sums.sum(0), self._counts @ sums)
 
 
 def ratio(sums: Float[Tensor, "*batch columns"]) -> Float[Tensor, "*batch"]:

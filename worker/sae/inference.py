@@ -203,6 +203,22 @@ class InferenceSae(nn.Module):
             raise ConfigError(f"with normalize: {self.facts.normalize}, encode comes before decode")
         return self._raw(self._combined(rows) + self.b_dec, self._last).view(*z.shape[:-1], -1)
 
+    def decode_sparse(self, acts: SparseActs) -> Float[Tensor, "*batch d_out"]:
+        """Return x̂ of what `encode_sparse` returned last, in raw space, without what W_skip adds."""
+        *batch, k = acts.values.shape
+        rows = sparse_decode(acts.values.reshape(-1, k), acts.indices.reshape(-1, k), self.W_dec) + self.b_dec
+        return self._raw(rows, self._last).view(*batch, -1)
+
+    def normalized(self, x: Float[Tensor, "*batch d_model"]) -> normalize.Normalized:
+        """Return the vectors that are encoded; of `fixed`, too, x = vectors · scale + mean."""
+        rows, statistics = self._normalized(x)
+        if statistics is None:
+            statistics = _Statistics(rows.new_zeros(len(rows), 1), rows.new_full((len(rows), 1), 1 / self.scales.input))
+        shape = x.shape[:-1]
+        return normalize.Normalized(
+            rows.view(x.shape), statistics.mean.view(*shape, 1), statistics.scale.view(*shape, 1)
+        )
+
     def forward(self, x: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_out"]:
         """Return the reconstruction of raw activations, or a transcoder's prediction, in raw space."""
         vectors, statistics = self._normalized(x)

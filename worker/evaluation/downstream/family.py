@@ -14,7 +14,7 @@ from orchestrator.config.job import Part
 from orchestrator.errors import ConfigError, OrchError, SubjectError
 from orchestrator.estimates.memory import EVALUATED_TOKENS
 from orchestrator.scaling.compute_equivalent import ComputeCurve, ComputeLaw
-from worker.evaluation.bootstrap import ContextBootstrap
+from worker.evaluation.bootstrap import ContextBootstrap, Statistic
 from worker.evaluation.clean_pass import CleanBatch, CleanPass
 from worker.evaluation.context import EvaluationContext
 from worker.evaluation.downstream.loss_table import (
@@ -23,11 +23,11 @@ from worker.evaluation.downstream.loss_table import (
     OVERALL,
     PATCHED,
     LossTable,
-    Statistic,
     position_groups,
     ratio_scores,
 )
 from worker.evaluation.metric import Measured, NotMeasured, Score, SubjectSae
+from worker.evaluation.reconstruction import check_reads
 from worker.sae.inference import InferenceSae
 
 Patch = Callable[[CleanBatch, Tensor], Tensor]
@@ -84,11 +84,13 @@ def measure(
     """
     asked = options if isinstance(options, DownstreamOptions) else DownstreamOptions()
     clean = CleanPass(context)
-    problems = {entry.job_id: _problem(entry.sae, clean) for entry in saes}
-    for job_id, problem in problems.items():
-        if problem is not None:
-            yield NotMeasured(job_id, problem)
-    tallies = [_Tally.of(entry, clean, asked) for entry in saes if problems[entry.job_id] is None]
+    tallies: list[_Tally] = []
+    for entry in saes:
+        try:
+            check_reads(entry.sae, clean.mean.shape[0])
+            tallies.append(_Tally.of(entry, clean, asked))
+        except ConfigError as error:
+            yield NotMeasured(entry.job_id, error)
     if not tallies:
         return
     positions = _positions(clean)
@@ -187,8 +189,9 @@ def _positions(clean: CleanPass) -> _Positions:
 
 def _by_position(tally: _Tally, positions: _Positions, bootstrap: ContextBootstrap) -> Iterator[Score]:
     counts = positions.one
+    apart = {name: is_in for name, is_in in position_groups(counts.shape[1]).items() if name}
     for variant, squares in tally.squares.items():
-        groups = None if variant else position_groups(counts.shape[1])
+        groups = None if variant else apart  # of all positions it is the family reconstruction's
         yield from ratio_scores(
             "fvu", (squares, positions.spread, counts), bootstrap, variant=variant or "raw", groups=groups
         )
@@ -200,19 +203,6 @@ def _by_position(tally: _Tally, positions: _Positions, bootstrap: ContextBootstr
 def _norms(x: Tensor) -> Tensor:
     norms: Tensor = torch.linalg.vector_norm(x, dim=-1)
     return norms
-
-
-def _problem(sae: InferenceSae, clean: CleanPass) -> ConfigError | None:
-    """Return why an SAE cannot stand in for the activations of a place."""
-    width = clean.mean.shape[0]
-    if sae.facts.is_transcoder or sae.W_dec.shape[1] != sae.facts.d_model:
-        return ConfigError(
-            f"it is a transcoder, of {sae.facts.target_hook_point}: what it gives cannot stand in for what it reads",
-            hint="The family reconstruction measures it.",
-        )
-    if sae.facts.d_model != width:
-        return ConfigError(f"it reads {sae.facts.d_model} dimensions, and the activations of this place have {width}")
-    return None
 
 
 def with_k(sae: InferenceSae, k: int) -> InferenceSae:

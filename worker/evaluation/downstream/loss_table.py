@@ -7,12 +7,10 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from worker.evaluation.bootstrap import ContextBootstrap, ratio
+from worker.evaluation.bootstrap import ContextBootstrap, Statistic, ratio
 from worker.evaluation.clean_pass import CleanBatch, CleanPass, TokenLosses
 from worker.evaluation.metric import Score
 
-Statistic = Callable[[Tensor], Tensor]
-"""Takes sums over tokens, (..., columns) in the order of `COLUMNS`, and returns (...)."""
 Reconstruct = Callable[[CleanBatch], Float[Tensor, "batch context d_model"]]
 """Returns what is put in place of the activations of a batch."""
 COLUMNS = ("n", "ce", "kl", "ce_clean", "ce_zero", "ce_mean", "kl_zero", "kl_mean")
@@ -89,9 +87,10 @@ class LossTable:
         for group, is_in in (groups or {"": torch.ones(self.clean.is_counted.shape[1], dtype=torch.bool)}).items():
             sums = self.sums(is_in)
             n = int(sums[:, 0].sum())
+            resampled = bootstrap(sums)
             for (metric, own), statistic in statistics.items() if n else ():
                 named = ", ".join(part for part in (variant, own, group) if part)
-                yield bootstrap.estimate(sums, statistic).score(metric, named, n=n)
+                yield resampled.estimate(statistic).score(metric, named, n=n)
 
     def _put(self, batch: CleanBatch, column: str, losses: Tensor) -> None:
         if column not in self.values:
@@ -134,7 +133,7 @@ def ratio_scores(
         n = int(sums[:, 2].sum())
         if n:
             named = ", ".join(part for part in (variant, group) if part)
-            yield bootstrap.estimate(sums, ratio).score(metric, named, n=n)
+            yield bootstrap(sums).estimate(ratio).score(metric, named, n=n)
 
 
 def _column(sums: Tensor, name: str) -> Tensor:
