@@ -176,6 +176,19 @@ class InferenceSae(nn.Module):
         vectors, self._last = self._normalized(x)
         return self._select(vectors).view(*x.shape[:-1], -1)
 
+    def pre_acts(
+        self, x: Float[Tensor, "*batch d_model"], latents: slice | Tensor = slice(None)
+    ) -> Float[Tensor, "*batch n"]:
+        """Return the signed values that the selection compares, of all latents or some: an active one has its own.
+        Of gated the magnitude exp(r_mag) · a + b_mag. What `decode` keeps of the last `encode` stays.
+        """
+        vectors, _ = self._normalized(x)
+        if self.b_mag is None or self.r_mag is None:
+            found = self._pre_acts(vectors, self.b_enc, latents)
+        else:
+            found = self._pre_acts(vectors, None, latents) * self.r_mag[latents].exp() + self.b_mag[latents]
+        return found.view(*x.shape[:-1], -1)
+
     def encode_sparse(self, x: Float[Tensor, "*batch d_model"]) -> SparseActs:
         """Return the active latents: k of each vector with topk, else as many as the vector with the most has."""
         vectors, self._last = self._normalized(x)
@@ -282,9 +295,9 @@ class InferenceSae(nn.Module):
                 return sparse_decode(values, indices, self.W_dec)
         return acts @ self.W_dec
 
-    def _pre_acts(self, vectors: Tensor, bias: Tensor | None) -> Tensor:
+    def _pre_acts(self, vectors: Tensor, bias: Tensor | None, latents: slice | Tensor = slice(None)) -> Tensor:
         centred = vectors - self.b_dec if self.facts.subtracts_bias else vectors
-        return functional.linear(centred, self.W_enc.T, bias)
+        return functional.linear(centred, self.W_enc[:, latents].T, None if bias is None else bias[latents])
 
     def _top(self, vectors: Tensor) -> tuple[Tensor, Tensor]:
         pre_acts = self._pre_acts(vectors, self.b_enc)

@@ -145,3 +145,19 @@ def test_latents_that_were_set_by_hand_are_all_decoded() -> None:
     assert torch.allclose(sae.decode(z), sae(x), rtol=1e-6, atol=1e-7)
     z[:, :2] += torch.tensor([1.0, -1.0])
     assert apart(sae.decode(z), z @ sae.W_dec + sae.b_dec) < 1e-6
+
+
+@pytest.mark.parametrize(
+    "sae", [*(made(activation, "unit") for activation in ACTIVATIONS), gated()], ids=[*ACTIVATIONS, "gated"]
+)
+def test_an_active_latent_has_its_pre_activation(sae: InferenceSae) -> None:
+    x = inputs().view(4, 16, D_MODEL)
+    acts, pre_acts = sae.encode(x), sae.pre_acts(x)
+    assert pre_acts.shape == (4, 16, N_LATENTS)
+    torch.testing.assert_close(pre_acts[acts > 0], acts[acts > 0])
+    assert (pre_acts < 0).any()
+    for some in (slice(3, 9), torch.tensor([7, 2, 2])):
+        torch.testing.assert_close(sae.pre_acts(x, some), pre_acts[..., some])
+    kept = sae.decode(acts)
+    sae.pre_acts(x[:1])
+    assert torch.equal(sae.decode(acts), kept)  # what `decode` needs of the last `encode` is left
