@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -140,10 +140,17 @@ def default_pad(tokenizer: Any) -> int:
     return min(set(range(len(tokenizer))) - special)
 
 
-def build_patterns(
-    each: SubjectSae, latents: Int[Tensor, " n_chosen"], texts: N2gTexts, firings: Firings
-) -> list[list[Pattern]]:
-    """Return the patterns of each of some latents; none of one that is never active on the build text."""
+class Built(NamedTuple):
+    """The patterns of some latents, and what finding them took."""
+
+    by_latent: list[list[Pattern]]
+    """None of one that is never active on the build text."""
+    tokens_run: int
+    """Tokens the model read for it, padding among them."""
+
+
+def build_patterns(each: SubjectSae, latents: Int[Tensor, " n_chosen"], texts: N2gTexts, firings: Firings) -> Built:
+    """Find the patterns of each of some latents."""
     context, numbers = texts.context, latents.numpy()
     subject, _ = context.model()
     drawn = draw(firings, numbers, texts.options.activations, seed=context.config.plan.seed)
@@ -159,7 +166,7 @@ def build_patterns(
     by_latent: list[list[Pattern]] = [[] for _ in numbers]
     for slot, pattern in zip(drawn.slots, found, strict=True):
         by_latent[slot].append(pattern)
-    return by_latent
+    return Built(by_latent, short.tokens_run)
 
 
 def _measured(each: SubjectSae, texts: N2gTexts) -> Measured:
@@ -172,8 +179,8 @@ def _measured(each: SubjectSae, texts: N2gTexts) -> Measured:
 
     build = find_firings(each.sae, latents, texts.build_activations, texts.build.is_measured, progress)
     heldout = find_firings(each.sae, latents, context.heldout_activations, texts.heldout.is_measured, progress)
-    patterns = build_patterns(each, latents, texts, build)
-    tries = [Trie.of(found) for found in patterns]
+    built = build_patterns(each, latents, texts, build)
+    tries = [Trie.of(patterns) for patterns in built.by_latent]
     is_measured: NDArray[np.bool_] = texts.heldout.is_measured.flatten().numpy()
     found = [
         agreement.agreement(heldout.of(slot), trie.predict(texts.heldout_index), is_measured)
@@ -181,14 +188,14 @@ def _measured(each: SubjectSae, texts: N2gTexts) -> Measured:
     ]
     chance = np.random.default_rng(context.generator(f"n2g bootstrap {each.label}").initial_seed())
     scores = agreement.scores(found, chance, draws=options.bootstrap)
-    return Measured(each.job_id, scores, {FILE: _file(texts, latents.tolist(), tries, patterns, found)})
+    return Measured(each.job_id, scores, {FILE: _file(texts, latents.tolist(), built, tries, found)})
 
 
 def _file(
     texts: N2gTexts,
     latents: Sequence[int],
+    built: Built,
     tries: Sequence[Trie],
-    patterns: Sequence[Sequence[Pattern]],
     found: Sequence[agreement.Agreement],
 ) -> dict[str, Any]:
     """Return what is kept of the latents: `trie.load_tries` reads it."""
@@ -200,13 +207,14 @@ def _file(
             "above_zero": one.above_zero._asdict(),
             "above_half": one.above_half._asdict(),
         }
-        for latent, trie, own, one in zip(latents, tries, patterns, found, strict=True)
+        for latent, trie, own, one in zip(latents, tries, built.by_latent, found, strict=True)
     }
     return {
         "format": FORMAT,
         "model": subject.fingerprint,
         "pad_token": texts.pad,
         "first": texts.first,
+        "tokens_run": built.tokens_run,
         "latents": about,
     }
 
