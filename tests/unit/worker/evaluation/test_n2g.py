@@ -115,7 +115,7 @@ def test_the_process_can_be_told_to_end_within_a_search(tmp_path: Path) -> None:
     context = context_of(stand_in(), tokens, tmp_path / "store", progress=progress)
     with pytest.raises(Yielded):
         next(iter(measure([SubjectSae(1, "1", planted_sae(DIMENSIONS))], context, N2gOptions(build_tokens=16_000))))
-    assert set(phases) == {"n2g: reading text", "n2g: latents of 1", "n2g: patterns of 1"}
+    assert set(phases) == {"reading text before the held-out part", "n2g: latents of 1", "n2g: patterns of 1"}
 
 
 def test_a_bos_is_no_part_of_a_pattern(tmp_path: Path) -> None:
