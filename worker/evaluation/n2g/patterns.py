@@ -16,7 +16,7 @@ from worker.evaluation.n2g.short_texts import ShortTexts, Tokens
 from worker.evaluation.n2g.trie import Pattern
 
 _FIRST_LENGTHS = 4
-"""Ends of 1 to 4 tokens are tried together, then those of 5 to 8, 9 to 16, and so on, each only where needed."""
+"""Ends of 1 to 4 tokens are tried together, then those of 5 and 6, 7 to 9, 10 to 13, and so on, where still needed."""
 
 
 class Example(NamedTuple):
@@ -73,7 +73,7 @@ def _shortest_ends(
             if i not in found and value >= threshold * examples[i].value:
                 found[i] = _End(end, value)
         left = np.array([i for i in left.tolist() if i not in found and len(examples[i].tokens) > to], dtype=np.int64)
-        tried, to = to, 2 * to
+        tried, to = to, to + to // 2
     # Where no end keeps enough, be it for rounding, the whole document is the pattern.
     return [found.get(i) or _End(example.tokens, example.value) for i, example in enumerate(examples)]
 
