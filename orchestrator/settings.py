@@ -76,6 +76,10 @@ class Settings:
     """Wall seconds between two checkpoints of a job."""
     log_format: str = "text"
     """What a worker writes to its log: text for people, or json, one object a line."""
+    explainers: str = ""
+    """What evaluations on this machine may ask for explanations: base URLs and whole commands, separated by commas."""
+    explainer_key: str = "ORCH_EXPLAINER_API_KEY"
+    """Environment variable with the key of those URLs; the key itself is in no setting and no config."""
 
     def __post_init__(self) -> None:
         """Check every value, and turn numbers written as text into numbers."""

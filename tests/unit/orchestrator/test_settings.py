@@ -6,7 +6,7 @@ import pytest
 
 from orchestrator.errors import ConfigError
 from orchestrator.masking import mask
-from orchestrator.settings import Settings, load, place_of, resolve, sqlite_file, sqlite_url
+from orchestrator.settings import VARIABLES, Settings, load, place_of, resolve, sqlite_file, sqlite_url
 
 
 def write(folder: Path, text: str) -> Path:
@@ -205,3 +205,9 @@ def test_an_artifact_is_where_the_folder_is_now(tmp_path: Path) -> None:
     assert settings.artifact("/old/artifacts/1/1/final") == str(tmp_path / "new/artifacts/1/1/final")
     assert settings.artifact("/old/artifacts/1/1/2048") == "/old/artifacts/1/1/2048", "it is in neither"
     assert settings.artifact("/old/../../new") == "/old/../../new"
+
+
+def test_no_explainer_is_allowed_by_default(tmp_path: Path) -> None:
+    settings = load(start=tmp_path, environ={})
+    assert (settings.explainers, settings.explainer_key) == ("", "ORCH_EXPLAINER_API_KEY")
+    assert "ORCH_EXPLAINER_API_KEY" not in VARIABLES  # the key is no setting: settings are shown
