@@ -1,11 +1,12 @@
 """How often latents fire: the distribution of densities, and how much of L0 dense latents make up."""
 
-from typing import Any
+from functools import partial
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from worker.evaluation.bootstrap import ContextBootstrap
 from worker.evaluation.metric import Score
 from worker.evaluation.structure.activity import Activity, Tokens
 
@@ -14,25 +15,32 @@ FLAGGED = 0.5
 """Share of L0 by latents denser than 10% above which the SAE is a dense solution (Gao et al. 2024, appendix E.5)."""
 EDGES = [-7 + i / 4 for i in range(29)]
 """Of the histogram, log10 of density: the same for every SAE."""
-N_RESAMPLES = 200
+_RESAMPLES = 200
 
 
 def density_scores(activity: Activity, tokens: Tokens, generator: torch.Generator) -> list[Score]:
     """Return what the densities come to, with 90% intervals by a bootstrap over blocks of contexts."""
-    found = _summary(activity.density)
-    ends = _interval(activity, tokens, generator)
-    alive = activity.density[activity.density > 0]
+    block_tokens = tokens.blocks.bincount().double()
+    sums = torch.cat([block_tokens[:, None], activity.block_active], dim=1)
+    bootstrap = ContextBootstrap(tokens.n_blocks, generator, resamples=_RESAMPLES)
+    alive, n = activity.density[activity.density > 0], activity.density.numel()
     counts = torch.histogram(alive.log10(), torch.tensor(EDGES, dtype=alive.dtype)).hist
-    n = activity.density.numel()
-    details: dict[str, dict[str, Any]] = {
-        "median": {"log10_edges": EDGES, "latents": counts.int().tolist(), "silent": n - len(alive)},
-        ">10%": {"flagged": found[">10%"] > FLAGGED},
-    }
     scores = [Score("silent_share", 1 - len(alive) / n, n=n, details={"tokens": int(activity.n_tokens.sum())})]
-    for number, (variant, value) in enumerate(found.items()):
-        low, high = ends[:, number].tolist()
-        metric = "dense_mass" if variant in DENSE else "latent_density"
-        scores.append(Score(metric, value, variant, low=low, high=high, n=n, details=details.get(variant, {})))
+    if not len(alive):
+        return scores
+    median, largest = (
+        bootstrap.estimate(sums, _median),
+        bootstrap.estimate(sums, lambda drawn: _densities(drawn).amax(-1)),
+    )
+    histogram = {"log10_edges": EDGES, "latents": counts.int().tolist(), "silent": n - len(alive)}
+    scores += [
+        median.score("latent_density", "median", n=n, **histogram),
+        largest.score("latent_density", "max", n=n),
+    ]
+    for variant, least in DENSE.items():
+        mass = bootstrap.estimate(sums, partial(_mass, least))
+        flag = {"flagged": mass.value > FLAGGED} if variant == ">10%" else {}
+        scores.append(mass.score("dense_mass", variant, n=n, **flag))
     return scores
 
 
@@ -57,20 +65,17 @@ def rounded(values: Float[Tensor, " n"]) -> list[float | None]:
     return [float(f"{value:.6g}") if value - value == 0 else None for value in values.tolist()]
 
 
-def _summary(density: Float[Tensor, " n_latents"]) -> dict[str, float]:
-    alive, total = density[density > 0], density.sum().clamp_min(1e-30)
-    masses = {name: float(density[density > least].sum() / total) for name, least in DENSE.items()}
-    return {"median": float(alive.median()) if len(alive) else 0.0, "max": float(density.max()), **masses}
+def _densities(sums: Float[Tensor, "*batch columns"]) -> Float[Tensor, "*batch n_latents"]:
+    return sums[..., 1:] / sums[..., :1]
 
 
-def _interval(activity: Activity, tokens: Tokens, generator: torch.Generator) -> Float[Tensor, "2 n_summaries"]:
-    n_blocks = tokens.n_blocks
-    block_tokens = tokens.blocks.bincount().double()
-    draws = torch.randint(n_blocks, (N_RESAMPLES, n_blocks), generator=generator)
-    found = []
-    for draw in draws:
-        weights = draw.bincount(minlength=n_blocks).double()
-        density = (weights @ activity.block_active) / (weights @ block_tokens)
-        found.append(list(_summary(density).values()))
-    ends = torch.tensor([0.05, 0.95], dtype=torch.float64)
-    return torch.tensor(found, dtype=torch.float64).quantile(ends, dim=0)
+def _median(sums: Float[Tensor, "*batch columns"]) -> Float[Tensor, "*batch"]:
+    """Return the median density of the latents that fire."""
+    density = _densities(sums)
+    return torch.where(density > 0, density, torch.nan).nanmedian(-1).values
+
+
+def _mass(least: float, sums: Float[Tensor, "*batch columns"]) -> Float[Tensor, "*batch"]:
+    """Return the share of L0 by latents denser than `least`."""
+    density = _densities(sums)
+    return torch.where(density > least, density, 0.0).sum(-1) / density.sum(-1)

@@ -9,11 +9,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from orchestrator.config.activation_functions import Activation
 from orchestrator.config.evaluation.structure import StructureOptions
-from orchestrator.config.sae_facts import SaeFacts, Selection
-from tests.unit.worker.evaluation.shipped_place import place, sae
+from orchestrator.config.sae_facts import SaeFacts
+from tests.made_saes import N_LATENTS, made
+from tests.unit.worker.evaluation.tiny_contexts import tiny_context
 from worker.checked_folder import write_folder
-from worker.evaluation.context import EvaluationContext, Yielded
+from worker.evaluation.context import EvaluationContext
 from worker.evaluation.heldout_text import Text
 from worker.evaluation.metric import Measured, NotMeasured, SubjectSae
 from worker.evaluation.structure import activity, clusters, directions, measure, profiles, vocabulary
@@ -22,7 +24,7 @@ from worker.evaluation.structure.density import density_scores
 from worker.formats import portable
 from worker.sae.inference import InferenceSae
 
-SELECTIONS: tuple[Selection, ...] = ("topk", "batchtopk", "jumprelu", "relu")
+SELECTIONS: tuple[Activation, ...] = ("topk", "batchtopk", "jumprelu", "relu")
 
 
 @pytest.fixture(autouse=True)
@@ -31,8 +33,8 @@ def _one_thread() -> None:
 
 
 @pytest.fixture(scope="module")
-def shipped(tmp_path_factory: pytest.TempPathFactory) -> EvaluationContext:
-    return place(tmp_path_factory.mktemp("place"))
+def context(tmp_path_factory: pytest.TempPathFactory) -> EvaluationContext:
+    return tiny_context(tmp_path_factory.mktemp("place"))
 
 
 @pytest.fixture(params=[1 << 24, 500])
@@ -194,13 +196,13 @@ def test_repetition_is_beyond_token_and_position() -> None:
 
 @pytest.mark.usefixtures("_chunks")
 @pytest.mark.parametrize("selection", SELECTIONS)
-def test_sums_are_those_of_the_dense_activations(shipped: EvaluationContext, selection: Selection) -> None:
-    one = sae(selection, 1).sae
-    assert shipped.text is not None
-    tokens = tokens_of(shipped.text.heldout)
+def test_sums_are_those_of_the_dense_activations(context: EvaluationContext, selection: Activation) -> None:
+    one = made(selection, "layer_norm")
+    assert context.text is not None
+    tokens = tokens_of(context.text.heldout)
     told: list[float] = []
-    found = measure_activity(one, shipped.vectors, tokens, generator=rng(), advance=told.append)
-    acts = one.encode(shipped.vectors).double()
+    found = measure_activity(one, context.vectors, tokens, generator=rng(), advance=told.append)
+    acts = one.encode(context.vectors).double()
     assert told[-1] == 1
     for group, chosen in enumerate((tokens.is_first, ~tokens.is_first)):
         assert torch.equal(found.n_active[group], (acts[chosen] > 0).sum(0).double())
@@ -208,45 +210,36 @@ def test_sums_are_those_of_the_dense_activations(shipped: EvaluationContext, sel
             assert torch.allclose(found.powers[group, power], (acts[chosen] ** (power + 1)).sum(0))
     assert torch.equal(found.block_active.sum(0), (acts > 0).sum(0).double())
     assert torch.allclose(found.products.sum(1), tokens.regressors @ acts, atol=1e-3)
-    assert float(found.n_tokens.sum()) == len(shipped.vectors)
+    assert float(found.n_tokens.sum()) == len(context.vectors)
 
 
-def test_every_kind_of_sae_is_measured_and_one_that_fails_is_alone(shipped: EvaluationContext, tmp_path: Path) -> None:
-    saes = [sae(selection, i, seed=i) for i, selection in enumerate(SELECTIONS)]
+def test_every_kind_of_sae_is_measured_and_one_that_fails_is_alone(context: EvaluationContext, tmp_path: Path) -> None:
+    saes = [SubjectSae(i, f"job {i}", made(selection, "unit")) for i, selection in enumerate(SELECTIONS)]
     kept = tmp_path / "kept"
     write_folder(kept, portable.fill(saes[1].sae))
     narrow = SubjectSae(9, "narrow", identity_sae(12))
     options = StructureOptions(against=(str(kept), str(tmp_path / "nowhere")))
-    found = {one.job_id: one for one in measure([*saes, narrow], shipped, options)}
+    found = {one.job_id: one for one in measure([*saes, narrow], context, options)}
     assert isinstance(found.pop(9), NotMeasured)
     for one in found.values():
         assert isinstance(one, Measured)
         scores = {(s.metric, s.variant): s for s in one.scores}
         assert len(scores) == len(one.scores)
         assert all(np.isfinite(s.value) for s in one.scores)
-        same = scores["recurring_share", str(kept)].value
-        assert (same == 1) == (one.job_id == 1)
+        assert scores["recurring_share", str(kept)].value == 1  # they have one decoder
         notes = one.files["latents.json"]["notes"]
         assert "no folder" in notes[str(tmp_path / "nowhere")]
-        assert "128" in notes["narrow"]
+        assert "16" in notes["narrow"]
         median = scores["latent_density", "median"]
         assert (median.low or 1) <= median.value <= (median.high or 0)
-        assert len(one.files["latents.json"]["skew"]) == 96
-    again = {one.job_id: one for one in measure([*saes, narrow], shipped, options)}
+        assert len(one.files["latents.json"]["skew"]) == N_LATENTS
+    again = {one.job_id: one for one in measure([*saes, narrow], context, options)}
     assert again[0] == found[0]
 
 
-def test_what_ends_the_process_ends_it(shipped: EvaluationContext) -> None:
-    def end(phase: str, share: float) -> None:
-        raise Yielded
-
-    with pytest.raises(Yielded):
-        list(measure([sae("topk", 1)], replace(shipped, progress=end), None))
-
-
-def test_a_distribution_has_densities_and_directions_alone(shipped: EvaluationContext) -> None:
-    drawn = replace(shipped, subject=None, text=None, drawn=torch.randn(3000, 128, generator=rng()))
-    (one,) = measure([sae("relu", 1)], drawn, None)
+def test_a_distribution_has_densities_and_directions_alone(context: EvaluationContext) -> None:
+    drawn = replace(context, subject=None, text=None, drawn=torch.randn(3000, 16, generator=rng()))
+    (one,) = measure([SubjectSae(1, "job 1", made("relu"))], drawn, None)
     assert isinstance(one, Measured)
     metrics = {s.metric for s in one.scores}
     assert {"latent_density", "opposing_pairs", "cluster_latents"} <= metrics
@@ -265,9 +258,9 @@ def test_intervals_of_density_cover_it() -> None:
     assert covered >= 0.8 * 60
 
 
-def test_without_umap_a_note_says_so(shipped: EvaluationContext, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_umap_a_note_says_so(context: EvaluationContext, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "umap", None)
-    (one,) = measure([sae("topk", 1)], shipped, StructureOptions(umap=True))
+    (one,) = measure([SubjectSae(1, "job 1", made("topk"))], context, StructureOptions(umap=True))
     assert isinstance(one, Measured)
     assert "umap_agreement" not in {s.metric for s in one.scores}
     assert "pip install" in one.files["latents.json"]["notes"]["umap_agreement"]
