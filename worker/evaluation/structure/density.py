@@ -22,15 +22,15 @@ def density_scores(activity: Activity, tokens: Tokens, generator: torch.Generato
     """Return what the densities come to, with 90% intervals by a bootstrap over blocks of contexts."""
     block_tokens = tokens.blocks.bincount().double()
     sums = torch.cat([block_tokens[:, None], activity.block_active], dim=1)
-    bootstrap = ContextBootstrap(tokens.n_blocks, generator, resamples=_RESAMPLES)
+    resampled = ContextBootstrap(tokens.n_blocks, generator, resamples=_RESAMPLES)(sums)
     alive, n = activity.density[activity.density > 0], activity.density.numel()
     counts = torch.histogram(alive.log10(), torch.tensor(EDGES, dtype=alive.dtype)).hist
     scores = [Score("silent_share", 1 - len(alive) / n, n=n, details={"tokens": int(activity.n_tokens.sum())})]
     if not len(alive):
         return scores
     median, largest = (
-        bootstrap.estimate(sums, _median),
-        bootstrap.estimate(sums, lambda drawn: _densities(drawn).amax(-1)),
+        resampled.estimate(_median),
+        resampled.estimate(lambda drawn: _densities(drawn).amax(-1)),
     )
     histogram = {"log10_edges": EDGES, "latents": counts.int().tolist(), "silent": n - len(alive)}
     scores += [
@@ -38,7 +38,7 @@ def density_scores(activity: Activity, tokens: Tokens, generator: torch.Generato
         largest.score("latent_density", "max", n=n),
     ]
     for variant, least in DENSE.items():
-        mass = bootstrap.estimate(sums, partial(_mass, least))
+        mass = resampled.estimate(partial(_mass, least))
         flag = {"flagged": mass.value > FLAGGED} if variant == ">10%" else {}
         scores.append(mass.score("dense_mass", variant, n=n, **flag))
     return scores

@@ -20,7 +20,7 @@ from orchestrator.settings import Settings
 from tests.unit.worker.evaluation import explainer_doubles
 from tests.unit.worker.evaluation.explainer_doubles import EndpointDouble, answer, endpoint_double
 from tests.unit.worker.evaluation.planted import context_of, planted_sae, random_tokens, stand_in, token
-from worker.evaluation.context import EvaluationContext, Yielded
+from worker.evaluation.context import EvaluationContext
 from worker.evaluation.explanation import endpoint, measure
 from worker.evaluation.explanation.answers import BadAnswer, correlation, read_activations, read_explanation
 from worker.evaluation.explanation.explainer import open_explainer
@@ -243,12 +243,12 @@ def test_the_process_can_be_told_to_end_while_it_waits(tmp_path: Path, monkeypat
 
     def progress(phase: str, share: float) -> None:
         if "latents" in phase and (tmp_path / "children").exists():
-            raise Yielded
+            raise KeyboardInterrupt
 
     tokens = random_tokens(tmp_path / "t.u16", n_contexts=800)
     context = context_of(stand_in(), tokens, tmp_path / "store", progress=progress)
     started = time.monotonic()
-    with pytest.raises(Yielded):
+    with pytest.raises(KeyboardInterrupt):
         next(iter(measure([SAE], context, ExplanationOptions(command=command, build_tokens=8000))))
     assert time.monotonic() - started < 30
     _all_ended(tmp_path / "children")

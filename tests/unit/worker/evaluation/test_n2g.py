@@ -22,7 +22,6 @@ from tests.unit.worker.evaluation.planted import (
     token,
 )
 from tests.unit.worker.subject.tiny_models import save_model
-from worker.evaluation.context import Yielded
 from worker.evaluation.metric import Measured, NotMeasured, Score, SubjectSae
 from worker.evaluation.n2g import measure
 from worker.evaluation.n2g.latent_acts import Firings
@@ -109,11 +108,11 @@ def test_the_process_can_be_told_to_end_within_a_search(tmp_path: Path) -> None:
         phases.append(phase)
         assert 0 <= share <= 1
         if "patterns" in phase:
-            raise Yielded
+            raise KeyboardInterrupt
 
     tokens = random_tokens(tmp_path / "t.u16", n_contexts=2000)
     context = context_of(stand_in(), tokens, tmp_path / "store", progress=progress)
-    with pytest.raises(Yielded):
+    with pytest.raises(KeyboardInterrupt):
         next(iter(measure([SubjectSae(1, "1", planted_sae(DIMENSIONS))], context, N2gOptions(build_tokens=16_000))))
     assert set(phases) == {"reading text before the held-out part", "n2g: latents of 1", "n2g: patterns of 1"}
 
