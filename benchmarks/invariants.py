@@ -23,7 +23,8 @@ RESULTS = ("converged", "max_tokens", "not_learning", "diverged")
 KEPT = 2
 """The newest checkpoints of an attempt that must be on disk; older ones may be gone."""
 _QUERIES = {
-    "jobs": "SELECT id, sweep_id, state, attempt FROM jobs ORDER BY id",
+    "jobs": "SELECT jobs.id, sweep_id, state, attempt, kind, sae_id, config, evaluation FROM jobs"
+    " JOIN sweeps ON sweeps.id = sweep_id ORDER BY jobs.id",
     "attempts": "SELECT job_id, attempt, token, started_at, ended_at, outcome, tokens_start FROM attempts"
     " ORDER BY job_id, attempt",
     "leases": "SELECT job_id, attempt, token FROM leases",
@@ -31,6 +32,9 @@ _QUERIES = {
     "points": "SELECT job_id, attempt, tokens_seen FROM curve_points ORDER BY job_id, attempt, tokens_seen",
     "checkpoints": "SELECT job_id, attempt, tokens_seen, uri, sha256 FROM checkpoints"
     " ORDER BY job_id, attempt, tokens_seen DESC",
+    "families": "SELECT job_id, family, state, attempt FROM measured_families",
+    "scores": "SELECT job_id, sae_id, sae_attempt, family, metric, variant FROM scores",
+    "saes": "SELECT job_id, id, attempt FROM saes WHERE job_id IS NOT NULL",
     "events": "SELECT job_id, sweep_id, at, kind, data FROM events ORDER BY id",
 }
 
@@ -44,9 +48,12 @@ class QueueRows(NamedTuple):
     results: dict[int, list[Any]]
     points: dict[int, list[Any]]
     checkpoints: dict[int, list[Any]]
+    families: dict[int, list[Any]]
+    scores: dict[int, list[Any]]
+    saes: dict[int, list[Any]]
     events: dict[int, list[Any]]
     enqueued: dict[int, int]
-    """Jobs that were put in, by sweep."""
+    """Training jobs that were put in, by sweep."""
 
 
 def read(url: str) -> QueueRows:
@@ -71,17 +78,21 @@ def read(url: str) -> QueueRows:
 def violations(db: QueueRows) -> Iterator[str]:
     """Yield every broken promise."""
     yield from _jobs_in_are_jobs_out(db)
-    for check in (_is_over, _one_result, _attempts_in_order, _no_lease, _curve_grows, _cancelled_stays, _on_disk):
+    of_any = (_is_over, _attempts_in_order, _no_lease, _cancelled_stays, _on_disk)
+    of_training = (_one_result, _curve_grows, _evaluated_as_asked)
+    for check in (*of_any, *of_training, _measured_once):
         for job in db.jobs.values():
-            yield from (f"job {job.id}: {told}" for told in check(db, job))
-    for name in ("attempts", "leases", "results", "points", "checkpoints"):
+            is_training = job.kind == "train"
+            if check in of_any or is_training == (check in of_training):
+                yield from (f"job {job.id}: {told}" for told in check(db, job))
+    for name in ("attempts", "leases", "results", "points", "checkpoints", "families", "scores"):
         for job_id in getattr(db, name):
             if job_id not in db.jobs:
                 yield f"job {job_id}: {name} without a job"
 
 
 def _jobs_in_are_jobs_out(db: QueueRows) -> Iterator[str]:
-    held = Counter(job.sweep_id for job in db.jobs.values())
+    held = Counter(job.sweep_id for job in db.jobs.values() if job.kind == "train")
     for sweep_id in sorted(held.keys() | db.enqueued.keys()):
         if held[sweep_id] != db.enqueued[sweep_id]:
             yield f"sweep {sweep_id}: {db.enqueued[sweep_id]} jobs in, {held[sweep_id]} there"
@@ -114,6 +125,41 @@ def _one_result(db: QueueRows, job: Any) -> Iterator[str]:
         by = attempts.get(result.attempt)
         if by is None or (by.token, by.outcome) != (result.token, result.outcome):
             yield f"attempt {result.attempt} did not make its result"
+
+
+def _evaluated_as_asked(db: QueueRows, job: Any) -> Iterator[str]:
+    """Of a training whose sweep says what is measured: one evaluation of its SAE."""
+    if job.evaluation is None:
+        return
+    for sae in db.saes[job.id]:
+        mine = [one for one in db.jobs.values() if one.sae_id == sae.id and one.sweep_id == job.sweep_id]
+        found = sum(json.loads(one.config)["sae"]["attempt"] == sae.attempt for one in mine)
+        if found != 1:
+            yield f"its SAE has {found} evaluations"
+
+
+def _measured_once(db: QueueRows, job: Any) -> Iterator[str]:
+    """Of an evaluation: every family it was to measure, each by one attempt, and scores of these alone."""
+    if any(event.kind == "deleted" for event in db.events[job.id]):
+        return
+    families = {row.family: row for row in db.families[job.id]}
+    wanted, measured = (
+        set(json.loads(job.config)["plan"]["metrics"]),
+        {family for family, row in families.items() if row.state == "measured"},
+    )
+    if (job.state == "succeeded") != (measured == wanted):
+        yield f"is {job.state}, and measured {sorted(measured)} of {sorted(wanted)}"
+    ends = sum(row.outcome == "evaluated" for row in db.attempts[job.id])
+    if ends != int(job.state == "succeeded"):
+        yield f"is {job.state} with {ends} attempts that measured all"
+    if stray := {row.family for row in db.scores[job.id]} - measured:
+        yield f"has scores of {sorted(stray)}, which are not measured"
+    for name, number in Counter((row.metric, row.variant) for row in db.scores[job.id]).items():
+        if number > 1:
+            yield f"has {number} scores {name}"
+    attempt = json.loads(job.config)["sae"]["attempt"]
+    if any((row.sae_id, row.sae_attempt) != (job.sae_id, attempt) for row in db.scores[job.id]):
+        yield "has scores of another SAE"
 
 
 def _text(event: Any) -> str:

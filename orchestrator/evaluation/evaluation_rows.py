@@ -2,7 +2,8 @@
 
 import json
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 from sqlalchemy import Engine, select
 
@@ -10,6 +11,13 @@ from orchestrator import results, saes
 from orchestrator.database import models as m
 from orchestrator.database.engine import reading
 from orchestrator.results import JobRow
+
+
+_OF_JOB = (
+    "state", "desired", "priority", "attempt", "failures", "preemptions", "seed", "max_tokens", "tokens_seen",
+    "created_at", "started_at", "finished_at", "age", "worker", "lease_left", "reason", "config_id", "mlflow_run_id",
+    "hidden",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +52,12 @@ class EvaluationRow:
     """The text, as its config names it."""
     families: tuple[FamilyRow, ...]
     job: JobRow
+
+    def flat(self) -> dict[str, Any]:
+        """Return it as values by name, a program's: of its job what an evaluation has, of its families all."""
+        own = {name: getattr(self.job, name) for name in _OF_JOB}
+        told = {name: getattr(self, name) for name in ("id", "sweep", "sae", "metrics", "source", "progress")}
+        return told | own | {"families": [asdict(row) for row in self.families]}
 
     @property
     def measured(self) -> int:

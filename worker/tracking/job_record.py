@@ -108,6 +108,8 @@ def read(engine: Engine, job_id: int) -> JobRecord:
 
 def _leave_out_unmeasured(record: JobRecord) -> None:
     """Take the shares of dead latents out of points and result where no latent could be dead."""
+    if record.job.kind != "train":  # an evaluation has no curve
+        return
     window = stored_window(record.job.config, record.job.d_model)
     rows: list[CurvePoint | ResultRow] = [*record.points, *([record.result] if record.result else [])]
     for row in rows:

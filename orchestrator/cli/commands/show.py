@@ -14,7 +14,7 @@ from orchestrator.cli.display.columns import progress_cell, state_cell, why
 from orchestrator.cli.display.evaluation_tables import family_columns
 from orchestrator.cli.display.formats import active_latents, clock, passes, ratio, scientific, share, sparkline
 from orchestrator.cli.display.job_facts import place_facts
-from orchestrator.cli.display.records import csv_text, record
+from orchestrator.cli.display.records import csv_text, plain, record
 from orchestrator.cli.display.tables import Column, table
 from orchestrator.cli.selection import database, job_argument, job_rows, output_option
 from orchestrator.formatting import NONE, count, duration
@@ -96,8 +96,11 @@ def _print_evaluation(settings: "Settings", engine: "Engine", row: "JobRow", out
     from orchestrator.evaluation.evaluation_rows import evaluations
 
     (found,) = evaluations(engine, ids=[row.id])
+    if output == "csv":
+        terminal.echo(csv_text([plain(found.flat())]))
+        return
     if output:
-        _print_records("show", [found], output)
+        terminal.echo_json(terminal.envelope("show", [plain(found.flat())]))
         return
     place = place_facts(results.config(engine, row.id), results.attempts(engine, row.id))
     _print_facts(row, [

@@ -75,7 +75,7 @@ def status(
         if watch is not None:
             _watch(engine, read, seconds=max(MIN_SECONDS, watch), output=output)
         elif output in {"json", "csv", "name"}:
-            _print_records(engine, read(), output or "", keys)
+            _print_records(engine, read(), output or "", keys, selectors)
         else:
             _print_table(settings, engine, read(), keys, wide=output == "wide")
             if choice.is_whole:
@@ -145,7 +145,11 @@ def _print_evaluations(
         terminal.note(f"evaluations: {'  '.join(state_counts(counts))}  ·  their scores: orch results")
 
 
-def _print_records(engine: "Engine", rows: "list[JobRow]", output: str, keys: Sequence[str]) -> None:
+def _print_records(
+    engine: "Engine", rows: "list[JobRow]", output: str, keys: Sequence[str], selectors: Sequence[str]
+) -> None:
+    from orchestrator import results
+    from orchestrator.evaluation.evaluation_rows import evaluations
     from orchestrator.results.choice import values
 
     if output == "name":
@@ -160,7 +164,9 @@ def _print_records(engine: "Engine", rows: "list[JobRow]", output: str, keys: Se
     if output == "csv":
         terminal.echo(csv_text(records))
     else:
-        terminal.echo_json(terminal.envelope("status", records))
+        beside = evaluations(engine, ids=results.find(engine, selectors) if selectors else None)
+        evaluated = [plain(row.flat()) for row in beside]
+        terminal.echo_json(terminal.envelope("status", records) | {"evaluations": evaluated})
 
 
 def _watch(engine: "Engine", read: Read, *, seconds: float, output: str | None) -> None:
