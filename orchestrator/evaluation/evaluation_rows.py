@@ -12,7 +12,6 @@ from orchestrator.database import models as m
 from orchestrator.database.engine import reading
 from orchestrator.results import JobRow
 
-
 _OF_JOB = (
     "state", "desired", "priority", "attempt", "failures", "preemptions", "seed", "max_tokens", "tokens_seen",
     "created_at", "started_at", "finished_at", "age", "worker", "lease_left", "reason", "config_id", "mlflow_run_id",

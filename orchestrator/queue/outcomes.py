@@ -52,10 +52,11 @@ def finish(engine: Engine, lease: Lease, result: Result) -> int | None:
         move(session, lease, "succeeded", reason=None, lost_in_row=0)
         _store(session, lease, result, analysis)
         saes.record_finished(session, lease.job_id)
+        evaluation = after_training(session, lease.job_id)
         log_event(session, "succeeded", lease, outcome=result.outcome)
         if wanted != "run":
             log_event(session, f"{wanted}_too_late", lease)
-        return after_training(session, lease.job_id)
+        return evaluation
 
 
 def fail(

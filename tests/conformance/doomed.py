@@ -12,6 +12,7 @@ from orchestrator import queue
 from orchestrator.database.engine import connect
 from orchestrator.queue import Lease
 from tests.conformance.fault_port import FATES, at_commits
+from tests.evaluation_shorthand import evaluate, record, score
 from tests.queue_shorthand import WORKER, enqueue, point, result
 
 Verb = Callable[[Engine, Lease], object]
@@ -21,6 +22,10 @@ VERBS: dict[str, Verb] = {
     "heartbeat": lambda engine, lease: queue.heartbeat(engine, lease, lease_seconds=60.0, tokens_seen=9),
     "record": lambda engine, lease: queue.record(engine, lease, [point(10)]),
     "finish": lambda engine, lease: queue.finish(engine, lease, result()),
+    "measure": lambda engine, lease: record(engine, lease, "reconstruction", score("fvu"), score("l0")),
+    "family fails": lambda engine, lease: queue.record_failed_family(engine, lease, "downstream", "no"),
+    "finish evaluation": lambda engine, lease: queue.finish_evaluation(engine, lease, 1.0),
+    "evaluate": lambda engine, _: evaluate(engine, 1),
     "enqueue": lambda engine, _: enqueue(engine, 50),
 }
 

@@ -1,5 +1,6 @@
 """What must hold of the database between any two transactions, read off its rows alone."""
 
+import json
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
@@ -14,7 +15,9 @@ from orchestrator.database.models import (
     Event,
     Job,
     LeaseRow,
+    MeasuredFamily,
     ResultRow,
+    ScoreRow,
     SweepRow,
 )
 from orchestrator.job_states import FREED, TERMINAL
@@ -31,18 +34,24 @@ class Rows(NamedTuple):
     written: Sequence[Any]
     """(job_id, attempt) of every curve point and checkpoint."""
     sweeps: Sequence[Any]
+    families: Sequence[Any]
+    """Those that are measured."""
+    scores: Sequence[Any]
 
 
 def broken_promises(engine: Engine) -> list[str]:
     """Return every promise that does not hold, in words; none in a sound database."""
     rows = _read(engine)
-    return [*_leases(rows), *_attempts(rows), *_results(rows), *_frozen(rows), *_places(rows)]
+    return [*_leases(rows), *_attempts(rows), *_results(rows), *_evaluations(rows), *_frozen(rows), *_places(rows)]
 
 
 def _read(engine: Engine) -> Rows:
     held = (Attempt.job_id, Attempt.attempt, Attempt.token, Attempt.ended_at, Attempt.outcome)
+    is_measured = MeasuredFamily.state == "measured"
     with reading(engine) as session:
-        jobs = select(Job.id, Job.sweep_id, Job.config_id, Job.replica, Job.state, Job.desired, Job.attempt)
+        jobs = select(
+            Job.id, Job.kind, Job.sweep_id, Job.config_id, Job.replica, Job.state, Job.desired, Job.attempt, Job.config
+        )  # fmt: skip
         written = [
             row
             for table in (CurvePoint, CheckpointRow)
@@ -56,6 +65,8 @@ def _read(engine: Engine) -> Rows:
             session.execute(select(Event.job_id, Event.attempt, Event.kind).order_by(Event.id)).all(),
             written,
             session.execute(select(SweepRow.id, SweepRow.max_parallel)).all(),
+            session.execute(select(MeasuredFamily.job_id, MeasuredFamily.family).where(is_measured)).all(),
+            session.execute(select(ScoreRow.job_id, ScoreRow.family)).all(),
         )
 
 
@@ -90,14 +101,32 @@ def _attempts(rows: Rows) -> Iterator[str]:
 
 
 def _results(rows: Rows) -> Iterator[str]:
-    """A job has succeeded if and only if it has its one result, which its newest attempt brought."""
+    """A training has succeeded if and only if it has its one result, which its newest attempt brought."""
     brought = {row.job_id: (row.attempt, row.token) for row in rows.results}
     tokens = {(row.job_id, row.attempt): row.token for row in rows.attempts}
     for job in rows.jobs:
+        if job.kind != "train":
+            continue
         if (job.state == "succeeded") != (job.id in brought):
             yield f"job {job.id} is {job.state}, its result is of attempt {brought.get(job.id)}"
         elif job.id in brought and brought[job.id] != (job.attempt, tokens.get((job.id, job.attempt))):
             yield f"job {job.id}: the result is of attempt {brought[job.id]}, the newest is {job.attempt}"
+
+
+def _evaluations(rows: Rows) -> Iterator[str]:
+    """An evaluation has succeeded if and only if its newest attempt ended so, and every family is measured."""
+    measured: dict[int, set[str]] = defaultdict(set)
+    for row in rows.families:
+        measured[row.job_id].add(row.family)
+    last = {row.job_id: row.outcome for row in rows.attempts}
+    for job in rows.jobs:
+        if job.kind == "evaluate" and job.state == "succeeded":
+            wanted = set(json.loads(job.config)["plan"]["metrics"])
+            if (last.get(job.id), measured[job.id]) != ("evaluated", wanted):
+                yield f"job {job.id} has succeeded, its attempt {last.get(job.id)} with {sorted(measured[job.id])}"
+    for row in rows.scores:
+        if row.family not in measured[row.job_id]:
+            yield f"job {row.job_id}: a score of {row.family}, which is not measured"
 
 
 def _frozen(rows: Rows) -> Iterator[str]:
