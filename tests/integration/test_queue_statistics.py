@@ -57,7 +57,9 @@ def test_figures_of_the_queue(engine: Engine, capsys: Capture) -> None:
     found = results.stats(engine)
     assert found.jobs == {"queued": 3, "running": 2, "paused": 0, "succeeded": 1, "failed": 1, "cancelled": 1}
     assert found.running == {"cpu": 2}
-    assert found.attempts == {"results": 1, "failures": 1, "preemptions": 1, "lost": 1, "machine": 0, "other": 0}
+    assert found.attempts == {
+        "results": 1, "evaluations": 0, "failures": 1, "preemptions": 1, "lost": 1, "machine": 0, "other": 0,
+    }  # fmt: skip
     assert found.tokens_trained == 1200
     assert found.last_hour == found.attempts | {"tokens": 1000}
     assert found.tokens_per_second == 250.0

@@ -60,7 +60,7 @@ def test_every_option_has_help() -> None:
 @pytest.mark.parametrize(
     ("arguments", "code", "said"),
     [
-        (["stauts"], 2, "Did you mean 'status'"),
+        (["stauts"], 2, "'status'?"),
         (["status", "--stat"], 2, "--state"),
         (["status", "-s", "runing"], 2, "Did you mean 'running'"),
         (["status", "-o", "xml"], 2, "'xml' is not one of"),
