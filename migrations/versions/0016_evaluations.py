@@ -57,7 +57,7 @@ def _make_scores() -> None:
         sa.PrimaryKeyConstraint("id", name="pk_scores"),
         sa.ForeignKeyConstraint(["job_id"], ["jobs.id"], name="fk_scores_job_id"),
         sa.ForeignKeyConstraint(["sae_id"], ["saes.id"], name="fk_scores_sae_id"),
-        sa.UniqueConstraint("job_id", "metric", "variant", name="uq_scores_job_id_metric_variant"),
+        sa.UniqueConstraint("job_id", "family", "metric", "variant", name="uq_scores_job_id_family_metric_variant"),
     )
     op.create_index("ix_scores_sae_id", "scores", ["sae_id"])
 

@@ -12,7 +12,7 @@ class ScoreRow(Table):
     """The value of one metric of one SAE, by one evaluation job; written once."""
 
     __tablename__ = "scores"
-    __table_args__ = (UniqueConstraint("job_id", "metric", "variant"),)
+    __table_args__ = (UniqueConstraint("job_id", "family", "metric", "variant"),)
     id: Mapped[int] = mapped_column(primary_key=True)
     job_id: Mapped[int] = mapped_column(ForeignKey("jobs.id"))
     sae_id: Mapped[int] = mapped_column(ForeignKey("saes.id"), index=True)

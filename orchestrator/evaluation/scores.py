@@ -100,7 +100,7 @@ def scores(
             ):
                 one = _entry(row, by_id[row.sae_id], tokens, text)
                 if stale or not one.is_stale:
-                    key = (one.sae_id, one.metric, one.variant, text, one.is_stale and row.sae_attempt)
+                    key = (one.sae_id, one.family, one.metric, one.variant, text, one.is_stale and row.sae_attempt)
                     found[(*key, row.id) if replaced else key] = one
     at = {sae_id: number for number, sae_id in enumerate(ids)}
     return sorted(found.values(), key=lambda one: (at[one.sae_id], _rank(one.family), one.measured_on or ""))

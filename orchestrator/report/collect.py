@@ -11,6 +11,7 @@ from sqlalchemy import Engine, select
 from orchestrator.database import models as m
 from orchestrator.database.engine import db_now, reading
 from orchestrator.errors import FitError
+from orchestrator.evaluation.job_scores import with_scores
 from orchestrator.fits import store
 from orchestrator.fits.forecast_inputs import is_current
 from orchestrator.report.page_data import Contents, Missing, Origin, SweepText
@@ -35,7 +36,7 @@ def collect_contents(
         StorageError: the database did not answer.
     """
     texts, at = _sweeps(engine, sweeps)
-    rows = measured(engine, list(sweeps))
+    rows = with_scores(engine, measured(engine, list(sweeps)))
     missing = renew(engine, sweeps, rows, laws=laws)
     fits, last = fits_of(engine, sweeps), last_ended(engine, sweeps)
     return Contents(

@@ -13,6 +13,7 @@ from orchestrator.report.html import Html, element
 from orchestrator.report.job_table import job_grid
 from orchestrator.report.page_data import Contents
 from orchestrator.report.provenance import moment, provenance
+from orchestrator.report.score_sections import score_sections
 from orchestrator.scaling.plots.canvas import Drawing
 from orchestrator.scaling.plots.sampling import sampled, told
 from orchestrator.scaling.plots.svg import JOINS, css, svg
@@ -43,6 +44,7 @@ def render(contents: Contents, drawings: Sequence[Drawing], *, rows_file: str = 
         element("ul", *(element("li", said) for said in findings(contents)), class_="findings"),
         element("p", "In brackets: 90% intervals of the bootstrap.", class_="small") if contents.fits else Html(""),
         *_part("Figures", _figures(drawings, rows_file)),
+        *_part("Scores", score_sections(contents, listed)),
         *_part("Fits", fit_sections(contents)),
         *_part("Jobs", [element("p", *_about_jobs(contents, listed, rows_file), class_="small"),
                         job_grid(contents, listed)]),

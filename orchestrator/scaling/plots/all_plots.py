@@ -3,13 +3,18 @@
 from collections.abc import Sequence
 
 from orchestrator.scaling.laws.registry import LAWS
+from orchestrator.scaling.plots import score_plots
 from orchestrator.scaling.plots.canvas import Drawing, styled
 from orchestrator.scaling.plots.job_plots import curves, dead
 from orchestrator.scaling.plots.residual_plot import residuals
 from orchestrator.scaling.plots.sparsity_plot import frontier
 from orchestrator.scaling.types import Fit, JobMeasurement, LawName
 
-_OF_JOBS = {"curves": curves, "dead": dead, "frontier": frontier}
+_OF_JOBS = {
+    "curves": curves, "dead": dead, "frontier": frontier, "downstream": score_plots.downstream,
+    "scores-n": score_plots.by_size, "scores-l0": score_plots.by_sparsity, "scores-layer": score_plots.by_layer,
+    "scores-position": score_plots.by_position,
+}  # fmt: skip
 _RESIDUALS = "residuals"
 
 

@@ -1,0 +1,91 @@
+"""What evaluations measured, as tables: the main scores of each SAE, and activations at equal L0."""
+
+import math
+from collections.abc import Sequence
+from functools import partial
+
+from orchestrator.formatting import NONE, Interval, digits, named, whole
+from orchestrator.report.html import Head, Html, element, grid, job_links, number
+from orchestrator.report.page_data import Contents
+from orchestrator.scaling.equal_l0 import Comparison, compare
+from orchestrator.scaling.plots.naming import differing, place
+from orchestrator.scaling.plots.score_plots import SCORES
+from orchestrator.scaling.types import JobMeasurement
+
+_SHOWN = {
+    **{name: axis.label for name, axis in SCORES.items()},
+    "recovered_ce": "recovered share of CE",
+    "cosine": "cosine of x and x̂",
+    "alive": "alive latents",
+}
+"""Scores that have a column, by their names, with what they are."""
+_INTERVALS = "In brackets: 90% intervals of each SAE, over contexts, examples or latents; seeds differ besides."
+
+
+def score_sections(contents: Contents, listed: Sequence[JobMeasurement]) -> list[Html]:
+    """Return the table of scores, and one of activations at equal L0 where there are several."""
+    scored = [row for row in listed if any(name in row.scores for name in _SHOWN)]
+    if not scored:
+        return []
+    more = " All scores: orch results; of every variant: orch results --long."
+    return [element("p", _INTERVALS, more, class_="small"), _score_grid(scored), *_equal_l0(contents)]
+
+
+def _score_grid(rows: Sequence[JobMeasurement]) -> Html:
+    names, differs = [name for name in _SHOWN if any(name in row.scores for row in rows)], differing(rows)
+    heads = [
+        Head("job"), *([Head("of", right=False)] if differs else []), Head("n"), Head("k"), Head("L0"), Head("fvu"),
+        *(Head(name, help=_SHOWN[name]) for name in names),
+    ]  # fmt: skip
+    cells = [
+        [
+            job_links([row.job_id]), *([place(row, differs)] if differs else []),
+            number(whole(row.n_latents), row.n_latents), number(str(row.k), row.k), number(digits(row.l0), row.l0),
+            number(digits(row.fvu, 4), row.fvu), *(_score(row.scores.get(name)) for name in names),
+        ]
+        for row in rows
+    ]  # fmt: skip
+    return grid(heads, [(None, one) for one in cells], class_="jobs")
+
+
+def _equal_l0(contents: Contents) -> list[Html]:
+    names = [name for name in SCORES if any(name in row.scores for row in contents.rows)]
+    found = [("fvu", one) for one in compare(contents.rows, lambda row: row.fvu)]
+    for name in names:
+        found += [(name, one) for one in compare(contents.rows, partial(_value, name))]
+    if not found:
+        return []
+    has_place = any(one.place for _, one in found)
+    heads = [
+        Head("metric", right=False), *([Head("of", right=False)] if has_place else []),
+        Head("activation", right=False), Head("n"), Head("L0", help="of TopK"), Head("TopK"),
+        Head("÷ TopK", help="geometric mean over seeds, with its 90% interval by Student's t"), Head("seeds"),
+        Head("jobs", right=False),
+    ]  # fmt: skip
+    said = (
+        "What each activation comes to at the L0 of TopK, interpolated between its own jobs in ln L0, seed by seed; "
+        "above 1 it is higher than TopK. Where its jobs do not reach around that L0, nothing is said."
+    )
+    rows = [(None, _comparison(name, one, has_place=has_place)) for name, one in found]
+    return [element("h3", "Activations at equal L0"), element("p", said, class_="small"), grid(heads, rows)]
+
+
+def _comparison(name: str, one: Comparison, *, has_place: bool) -> list[str]:
+    return [
+        name, *([one.place] if has_place else []), one.activation, number(whole(one.n_latents), one.n_latents),
+        number(digits(one.l0), one.l0), number(digits(one.baseline, 4), one.baseline), _score(one.ratio),
+        named(len(one.seeds), "seed"), job_links(one.jobs),
+    ]  # fmt: skip
+
+
+def _value(name: str, row: JobMeasurement) -> float | None:
+    score = row.scores.get(name)
+    return None if score is None else score.value
+
+
+def _score(score: Interval | None) -> Html:
+    if score is None or not math.isfinite(score.value):
+        return Html(NONE)
+    known = math.isfinite(score.low) and math.isfinite(score.high)
+    text = digits(score.value) + (f" [{digits(score.low)}, {digits(score.high)}]" if known else "")
+    return number(text, score.value)
