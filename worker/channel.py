@@ -75,9 +75,9 @@ class SupervisorChannel:
                 unsent = unsent[os.write(self._out, unsent) :]
 
     def alive(self, tokens_seen: int, job_id: int | None = None, *, phase: str = "training") -> None:
-        """Report that the trainer makes progress, at most once a second."""
+        """Report progress, at most once a second."""
         now = time.monotonic()
-        if now - self._last_alive[job_id] >= ALIVE_SECONDS:
+        if now - self._last_alive.get(job_id, float("-inf")) >= ALIVE_SECONDS:
             self._last_alive[job_id] = now
             rate = self._rates.setdefault(job_id, Rate()).at(now, tokens_seen)
             self.send(Alive(tokens_seen, rate, phase), job_id)

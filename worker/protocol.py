@@ -264,8 +264,10 @@ def describe(message: Message) -> str:
     """Return a message in words, for a log."""
     match message:
         case Started(tokens_seen, facts):
-            sizes = ", ".join(f"{name} {facts[name]}" for name in ("n_latents", "k", "d_model", "lr") if name in facts)
             where = f"{facts.get('device', 'cpu')}, {facts.get('threads', '?')} threads"
+            if "n_latents" not in facts:
+                return f"evaluating on {where}"
+            sizes = ", ".join(f"{name} {facts[name]}" for name in ("n_latents", "k", "d_model", "lr") if name in facts)
             return f"training from {tokens_seen:,} tokens on {where}: {sizes}"
         case Alive(tokens_seen, rate, phase):
             return f"{phase}: {tokens_seen:,} tokens" + (f", {rate:,.0f}/s" if rate is not None else "")
