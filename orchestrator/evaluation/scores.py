@@ -8,7 +8,7 @@ from typing import Any
 from sqlalchemy import Engine, or_, select
 
 from orchestrator import results, saes
-from orchestrator.config.evaluation.families import FAMILIES
+from orchestrator.config.evaluation.families import FAMILIES, MAIN_SCORES
 from orchestrator.database import models as m
 from orchestrator.database.engine import reading
 from orchestrator.errors import NotFound
@@ -123,6 +123,12 @@ def wide(rows: Sequence[ScoreEntry], *, variants: bool = False) -> list[dict[str
         for part in sure[row.column]:
             values[f"{row.column}_{part}"] = getattr(row, part)
     return list(found.values())
+
+
+def main_scores(rows: Sequence[ScoreEntry]) -> list[ScoreEntry]:
+    """Return those that a table of many SAEs has a column for; all where there are none of these."""
+    main = {(family, metric) for family, metrics in MAIN_SCORES.items() for metric in metrics}
+    return [row for row in rows if (row.family, row.metric) in main and not row.variant] or list(rows)
 
 
 def _empty(sure: dict[str, list[str]]) -> dict[str, Any]:

@@ -21,10 +21,10 @@ def results(
 ) -> None:
     """Show what was measured of SAEs: a row for each, of every score the newest.
 
-    ± is a standard error, [low, high] a 90% interval. Of another text there is another row. -o csv and json have the
-    uncertainty of each score in columns of its own.
+    The table has the main scores, or all of the metrics and families that are named; -o csv and json have all. In it ±
+    is a standard error, [low, high] a 90% interval. Of another text there is another row.
     """
-    from orchestrator.evaluation.scores import scores, wide
+    from orchestrator.evaluation.scores import main_scores, scores, wide
 
     named = [part.strip() for part in metrics.split(",") if part.strip()] if metrics else []
     with database() as (_, engine):
@@ -43,6 +43,9 @@ def results(
         for line in table(rows, long_columns(), width=terminal.width()):
             terminal.echo(line)
     else:
-        found = wide(rows, variants=variants)
+        shown = rows if named or variants else main_scores(rows)
+        found = wide(shown, variants=variants)
         for line in table(found, wide_columns(found), width=None if output else terminal.width()):
             terminal.echo(line)
+        if len(shown) < len(rows):
+            terminal.note(f"\n{len(rows) - len(shown)} more scores: --metrics FAMILY, --variants, or --long")

@@ -16,3 +16,13 @@ MEANINGS: dict[Family, str] = {
 }
 DEFAULT: tuple[Family, ...] = ("reconstruction", "downstream")
 """What `orch evaluate` measures where nothing is asked for: seconds for one SAE."""
+MAIN_SCORES: dict[Family, tuple[str, ...]] = {
+    "reconstruction": ("fvu", "alive"),
+    "downstream": ("delta_ce", "kl", "recovered_ce"),
+    "probes": ("probe_loss", "probe_balanced_accuracy"),
+    "n2g": ("n2g_f1",),
+    "ablation": ("ablation_sparsity",),
+    "structure": (),
+    "explanation": ("explanation_score",),
+}
+"""The scores that a table of many SAEs has a column for; all others are there when they are asked for."""
