@@ -14,6 +14,7 @@ from orchestrator.job_states import OUTCOMES, TERMINAL
 from orchestrator.settings import Settings
 from worker.tracking.job_record import MEASURES, JobRecord, draw_curve, read
 from worker.tracking.mlflow_client import Measure, MlflowClient
+from worker.tracking.score_runs import project_scores
 
 _JOB_STATUS = {"succeeded": "FINISHED", "failed": "FAILED", "cancelled": "KILLED"}
 _STOPPED = ("preempted", "paused", "cancelled")
@@ -36,8 +37,18 @@ class Projection:
         """By run: the budget that `orch extend` gave its job."""
 
     def project(self, job_id: int) -> None:
-        """Bring MLflow up to date with one job."""
+        """Bring MLflow up to date with one job: a training has a run, an evaluation's scores go to that of its SAE."""
         record = read(self._engine, job_id)
+        if record.job.kind == "evaluate":
+            project_scores(self._engine, self._runs, job_id, run_of_job=self._run_of)
+        else:
+            self._project_training(record)
+
+    def _run_of(self, job_id: int) -> str:
+        """Return the run of a training job, made where there is none."""
+        return self._project_training(read(self._engine, job_id))
+
+    def _project_training(self, record: JobRecord) -> str:
         sweep = record.sweep
         experiment = self._runs.experiment(sweep.name, known=sweep.mlflow_experiment_id, number=sweep.id)
         if experiment != sweep.mlflow_experiment_id:
@@ -51,6 +62,7 @@ class Projection:
         elif record.job.state not in TERMINAL and run in self._closed:
             self._runs.reopen(run)
             self._closed.discard(run)
+        return run
 
     def _job_run(self, record: JobRecord, experiment: str) -> str:
         job = record.job

@@ -1,5 +1,6 @@
 """MLflow as a projection: what it shows, that doing it twice changes nothing, and that nobody waits for it."""
 
+import math
 import shutil
 import time
 from collections.abc import Iterator
@@ -10,13 +11,14 @@ from typing import Any
 import pytest
 from sqlalchemy import Engine
 
-from orchestrator import queue
+from orchestrator import queue, saes
 from orchestrator.config.validation import parse
 from orchestrator.curves.point import Point
 from orchestrator.database.schema import open_database
 from orchestrator.errors import NotFound
 from orchestrator.settings import Settings
 from orchestrator.sweep.sweep import Sweep
+from tests import evaluation_shorthand as shorthand
 from worker.tracking.shipper import Tracking, sync
 
 # MLflow uses what its own libraries call old, and leaves connections to the garbage collector.
@@ -201,3 +203,37 @@ def test_numbers_of_one_point_stand_apart_from_the_curve(engine: Engine, setting
     for name in job.data.metrics:
         n_points = len(client.get_metric_history(job.info.run_id, name))
         assert (n_points == 1) == name.startswith("final/"), name
+
+
+def test_scores_stand_beside_the_config_of_the_job_that_trained_the_sae(engine: Engine, settings: Settings) -> None:
+    lease = claimed(engine)
+    train(engine, lease)
+    finish(engine, lease, settings.home / "artifacts" / "final")
+    (sae_id,) = [entry.id for entry in saes.entries(engine)]
+    (evaluation,) = shorthand.evaluate(engine, sae_id)
+    taken = shorthand.take(engine).lease
+    measured = [shorthand.score("delta_ce", 0.25), shorthand.score("delta_ce", 0.75, variant="k=2, first")]
+    shorthand.record(engine, taken, "downstream", *measured, shorthand.score("identity", math.nan))
+    for _ in range(2):  # before the job's own run is there, and once more
+        assert ship(engine, settings, evaluation) == []
+        found = runs(settings)
+        assert set(found) == {"job", "attempt"}, "the evaluation has no run of its own"
+        values = found["job"].data.metrics
+        assert {name: value for name, value in values.items() if name.startswith("downstream")} == {
+            "downstream/delta_ce": 0.25, "downstream/delta_ce k_2_ first": 0.75,
+        }  # fmt: skip
+        assert found["job"].data.params["sae.k"] == "8"
+        assert steps(settings, found["job"])[-1][0] == 4096
+    assert found["job"].info.status == "FINISHED"
+
+
+def test_scores_of_an_sae_that_was_brought_in_have_a_run_of_their_own(engine: Engine, settings: Settings) -> None:
+    (evaluation,) = shorthand.evaluate(engine, shorthand.imported(engine, "scope"))
+    assert ship(engine, settings, evaluation) == []
+    taken = shorthand.take(engine).lease
+    shorthand.record(engine, taken, "reconstruction", shorthand.score("fvu", 0.5))
+    queue.finish_evaluation(engine, taken, 1.0)
+    assert ship(engine, settings, evaluation, evaluation) == []
+    (run,) = runs(settings).values()
+    assert (run.info.run_name, run.info.status) == ("sae:scope", "FINISHED")
+    assert (run.data.metrics, run.data.params["selection"]) == ({"reconstruction/fvu": 0.5}, "jumprelu")
