@@ -1,0 +1,120 @@
+"""SAEs trained and evaluated by real workers: the scores, what is shared, and what a killed process costs."""
+
+import math
+import signal
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from sqlalchemy import select
+
+from orchestrator import queue, saes
+from orchestrator.config.evaluation.evaluation import EvaluationPlan
+from orchestrator.database.models import Attempt, Job, MeasuredFamily, ScoreRow
+from orchestrator.storage.garbage import SHARED
+from orchestrator.sweep.sweep import Sweep
+from tests.small_world import World, make_subject, small_config, small_world
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),
+]
+CHEAP = EvaluationPlan(metrics=("reconstruction", "downstream", "structure"))
+
+
+@pytest.fixture(scope="module")
+def subject(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_subject(tmp_path_factory.mktemp("a subject"))
+
+
+def scores(world: World, job_id: int) -> dict[tuple[str, str, str], float]:
+    columns = select(ScoreRow.family, ScoreRow.metric, ScoreRow.variant, ScoreRow.value)
+    rows = world.rows(columns.where(ScoreRow.job_id == job_id))
+    return {(row.family, row.metric, row.variant): row.value for row in rows}
+
+
+def evaluations(world: World) -> list[int]:
+    return [row.id for row in world.rows(select(Job.id).where(Job.kind == "evaluate").order_by(Job.id))]
+
+
+def test_a_sweep_says_what_is_measured_and_workers_measure_it(subject: Path, tmp_path: Path) -> None:
+    configs = [small_config(subject, n_latents=n, max_tokens=8_192) for n in (16, 64)]
+    with small_world(tmp_path / "a home") as world:
+        queue.enqueue(world.engine, Sweep("small", tuple(configs), evaluation=CHEAP))
+        assert world.work("--until-empty").wait(200) == 0, world.said()
+        trained, measured = [1, 2], evaluations(world)
+        assert [world.job(job).state for job in (*trained, *measured)] == ["succeeded"] * 4, world.said()
+        for job, evaluation in zip(trained, measured, strict=True):
+            found, result = scores(world, evaluation), world.result(job)
+            assert found["reconstruction", "fvu", ""] == pytest.approx(result.fvu, rel=1e-4)
+            assert found["reconstruction", "l0", ""] == pytest.approx(result.l0, rel=1e-4)
+            assert abs(found["downstream", "identity", ""]) < 1e-4
+            assert found["downstream", "kl", ""] > 0
+            assert found["downstream", "ce_patched", ""] - found["downstream", "ce_clean", ""] == pytest.approx(
+                found["downstream", "delta_ce", ""], abs=1e-6
+            )
+        assert "shared_with" not in str(world.last_attempt(measured[0]).facts)
+        kept = list((world.settings.home / SHARED).iterdir())
+        assert kept, "the clean pass is kept for the next evaluation"
+        again = [one.job_id for one in queue.evaluate(world.engine, CHEAP, [1, 2])]
+        assert again == measured, "what is measured is not queued again"
+
+
+def test_killed_again_and_again_every_family_is_stored_once(subject: Path, tmp_path: Path) -> None:
+    plan = EvaluationPlan(metrics=("reconstruction", "downstream", "structure", "ablation", "n2g"))
+    with small_world(tmp_path / "home") as world:
+        world.enqueue(*(small_config(subject, n_latents=n, max_tokens=4_096) for n in (16, 32)))
+        assert world.work("--until-empty").wait(120) == 0, world.said()
+        asked = [
+            one.job_id for one in queue.evaluate(world.engine, plan, [sae.id for sae in saes.entries(world.engine)])
+        ]
+        jobs = [job for job in asked if job is not None]
+        for n_families in (1, 3):
+            worker = world.work()
+            world.wait(lambda n=n_families: len(world.rows(select(MeasuredFamily.family))) >= n)
+            victim = psutil.Process(worker.pid)
+            for process in (*victim.children(recursive=True), victim):
+                process.kill()
+            worker.wait()
+        assert world.work("--until-empty").wait(200) == 0, world.said()
+        for job in jobs:
+            assert world.job(job).state == "succeeded", world.said()
+            families = world.rows(
+                select(MeasuredFamily.family, MeasuredFamily.state).where(MeasuredFamily.job_id == job)
+            )
+            assert sorted(tuple(row) for row in families) == sorted((family, "measured") for family in plan.metrics)
+            assert all(value is None or math.isfinite(value) for value in scores(world, job).values())
+        assert any(attempt > 1 for attempt in map(last_attempt(world), jobs))
+
+
+def last_attempt(world: World) -> Any:
+    return lambda job: world.job(job).attempt
+
+
+def test_a_worker_that_is_told_to_stop_hands_an_evaluation_back(subject: Path, tmp_path: Path) -> None:
+    with small_world(tmp_path / "home") as world:
+        world.enqueue(small_config(subject, max_tokens=4_096))
+        assert world.work("--until-empty").wait(120) == 0, world.said()
+        (job,) = [one.job_id for one in queue.evaluate(world.engine, CHEAP, [1])]
+        assert job is not None
+        worker = world.work()
+        world.wait(lambda: world.job(job).state == "running")
+        worker.send_signal(signal.SIGTERM)
+        assert worker.wait(60) == 0, world.said()
+        outcomes = [row.outcome for row in world.rows(select(Attempt.outcome).where(Attempt.job_id == job))]
+        assert outcomes in (["preempted"], ["evaluated"]), outcomes
+        assert world.work("--until-empty").wait(120) == 0, world.said()
+        assert world.job(job).state == "succeeded"
+
+
+def test_an_sae_whose_files_are_gone_fails_alone_and_says_so(subject: Path, tmp_path: Path) -> None:
+    with small_world(tmp_path / "home") as world:
+        world.enqueue(*(small_config(subject, n_latents=n, max_tokens=4_096) for n in (16, 32)))
+        assert world.work("--until-empty").wait(120) == 0, world.said()
+        folder = Path(world.settings.artifact(world.result(1).artifact_uri or ""))
+        folder.rename(folder.with_name("moved"))
+        gone, there = (one.job_id or 0 for one in queue.evaluate(world.engine, CHEAP, [1, 2]))
+        assert world.work("--until-empty").wait(120) == 0, world.said()
+        assert (world.job(gone).state, world.job(there).state) == ("failed", "succeeded"), world.said()
+        assert "the files of 1 are gone" in (world.job(gone).reason or "")
