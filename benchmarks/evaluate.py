@@ -31,7 +31,7 @@ from worker.evaluation.downstream import measure
 from worker.evaluation.heldout_text import HeldoutText
 from worker.evaluation.metric import SubjectSae
 from worker.evaluation.shared_store import SharedStore
-from worker.sae.inference import InferenceSae
+from worker.sae.inference import InferenceSae, decode_sparse
 from worker.subject.model import Subject, load
 from worker.subject.model_files import quiet
 
@@ -111,7 +111,7 @@ def one_more(place: Place, sae: InferenceSae, folder: Path, *, rounds: int) -> l
         for batch in batches:
             forward(batch)
             with torch.no_grad():
-                sae.decode_sparse(sae.encode_sparse(batch.activations))
+                decode_sparse(sae, sae.encode_sparse(batch.activations))
 
     def with_losses() -> None:
         for batch in batches:

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from worker.sae.inference import InferenceSae, SparseActs
+from worker.sae.inference import InferenceSae, SparseActs, decode_sparse, normalized
 
 _CHUNK_TOKENS = 64
 """Whose decoder rows are gathered at once."""
@@ -36,10 +36,10 @@ def refine(sae: InferenceSae, x: Float[Tensor, "batch context d_model"]) -> Refi
     parts: list[tuple[Tensor, ...]] = []
     for rows in torch.split(x.reshape(-1, x.shape[-1]), _CHUNK_TOKENS):
         z, indices = sae.encode_sparse(rows)
-        target = sae.normalized(rows).vectors - sae.b_dec
+        target = normalized(sae, rows).vectors - sae.b_dec
         best = non_negative_least_squares(sae.W_dec[indices], target, start=z)
         change = torch.where(z > 0, best / z.clamp_min(1e-30) - 1, 0.0).sum(1)
-        found = sae.decode_sparse(SparseActs(best, indices))
+        found = decode_sparse(sae, SparseActs(best, indices))
         parts.append((found, change, (best > z).sum(1), (z > 0).sum(1)))
     found, *sums = (torch.cat(part).float() for part in zip(*parts, strict=True))
     return Refined(found.view(x.shape), *(one.view(x.shape[:2]) for one in sums))
