@@ -21,7 +21,7 @@ import torch
 from benchmarks.interleaved_timing import interleaved
 from orchestrator.config.evaluation.evaluation import EvaluatedSaeRef, EvaluationConfig, EvaluationPlan
 from orchestrator.config.job import JobConfig
-from orchestrator.config.sae_facts import SaeFacts
+from orchestrator.config.sae_facts import InputNormalization, SaeFacts
 from orchestrator.config.validation import parse
 from worker.activations.heldout_split import Contexts
 from worker.data import token_file
@@ -31,7 +31,7 @@ from worker.evaluation.downstream import measure
 from worker.evaluation.heldout_text import HeldoutText
 from worker.evaluation.metric import SubjectSae
 from worker.evaluation.shared_store import SharedStore
-from worker.sae.inference import InferenceSae
+from worker.sae.inference import InferenceSae, decode_sparse
 from worker.subject.model import Subject, load
 from worker.subject.model_files import quiet
 
@@ -48,9 +48,10 @@ class Place:
 
     @classmethod
     def of(cls, folder: Path, *, model: str | None, tokens: int) -> "Place":
-        """Load a model, and pack enough of the standard library's source."""
+        """Load a model, and pack enough of the standard library's source; special tokens count like others."""
         subject = {} if model is None else {"subject": {"model": model}}
-        config = parse(subject | {"data": {"max_tokens": 8 * tokens}, "training": {"heldout_tokens": tokens}})
+        data = {"max_tokens": 8 * tokens, "special_tokens": "train"}
+        config = parse(subject | {"data": data, "training": {"heldout_tokens": tokens}})
         loaded = load(config.subject)
         packed = token_file.pack(config.data, loaded.tokenizer, folder)
         return cls(config, loaded, HeldoutText(packed, Contexts.of(packed, config), config.data.source))
@@ -110,7 +111,7 @@ def one_more(place: Place, sae: InferenceSae, folder: Path, *, rounds: int) -> l
         for batch in batches:
             forward(batch)
             with torch.no_grad():
-                sae.decode_sparse(sae.encode_sparse(batch.activations))
+                decode_sparse(sae, sae.encode_sparse(batch.activations))
 
     def with_losses() -> None:
         for batch in batches:
@@ -165,13 +166,15 @@ def together(place: Place, saes: list[InferenceSae], folder: Path, *, rounds: in
     ]
 
 
-def made_sae(d_model: int, n_latents: int, k: int, *, seed: int) -> InferenceSae:
+def made_sae(
+    d_model: int, n_latents: int, k: int, *, seed: int, normalize: InputNormalization = "unit"
+) -> InferenceSae:
     """Return an SAE of random directions, normalised as ours are by default."""
     directions = torch.randn(n_latents, d_model, generator=torch.Generator().manual_seed(seed))
     directions /= directions.norm(dim=1, keepdim=True)
     facts = SaeFacts(
-        selection="topk", d_model=d_model, n_latents=n_latents, normalize="unit", subtracts_bias=True, dtype="float32",
-        k=k,
+        selection="topk", k=k, d_model=d_model, n_latents=n_latents, normalize=normalize, subtracts_bias=True,
+        dtype="float32",
     )  # fmt: skip
     tensors = {
         "W_enc": directions.T.contiguous(),

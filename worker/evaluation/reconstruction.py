@@ -16,7 +16,7 @@ from orchestrator.estimates.memory import EVALUATED_TOKENS
 from worker.evaluation.bootstrap import ContextBootstrap
 from worker.evaluation.context import EvaluationContext
 from worker.evaluation.metric import Measured, NotMeasured, Score, SubjectSae
-from worker.sae.inference import InferenceSae
+from worker.sae.inference import InferenceSae, decode_sparse, normalized
 from worker.sae.model import SparseAutoencoder
 
 
@@ -139,7 +139,7 @@ def _sums(
     of_context, n_contexts = contexts
     mean = x.mean(0, dtype=torch.float64).to(x.dtype)
     parts = torch.split(x, EVALUATED_TOKENS)
-    centre = torch.stack([sae.normalized(part).vectors.sum(0, dtype=torch.float64) for part in parts]).sum(0) / len(x)
+    centre = torch.stack([normalized(sae, part).vectors.sum(0, dtype=torch.float64) for part in parts]).sum(0) / len(x)
     sums = torch.zeros(n_contexts, len(COLUMNS), dtype=torch.float64, device=x.device)
     fired = torch.zeros(sae.facts.n_latents, dtype=torch.long, device=x.device)
     for number, part in enumerate(parts):
@@ -147,7 +147,7 @@ def _sums(
         found, n_active, l1 = _reconstructed(sae, part, fired)
         if not bool(found.isfinite().all()):
             raise SubjectError("its reconstructions have values that are not finite")
-        vectors, _, scale = sae.normalized(part)
+        vectors, _, scale = normalized(sae, part)
         error, spread = (part - found).square().sum(1), (part - mean).square().sum(1)
         square, product = found.square().sum(1), (part * found).sum(1)
         columns = {
@@ -176,7 +176,7 @@ def _reconstructed(sae: InferenceSae, x: Tensor, fired: Tensor) -> tuple[Tensor,
         acts = sae.encode_sparse(x)
         is_active = acts.values > 0
         fired += acts.indices[is_active].bincount(minlength=len(fired))
-        return sae.decode_sparse(acts).float(), is_active.sum(1), acts.values.sum(1)
+        return decode_sparse(sae, acts).float(), is_active.sum(1), acts.values.sum(1)
     latents = sae.encode(x)
     is_active = latents > 0
     fired += is_active.sum(0)

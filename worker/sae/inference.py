@@ -216,22 +216,6 @@ class InferenceSae(nn.Module):
             raise ConfigError(f"with normalize: {self.facts.normalize}, encode comes before decode")
         return self._raw(self._combined(rows) + self.b_dec, self._last).view(*z.shape[:-1], -1)
 
-    def decode_sparse(self, acts: SparseActs) -> Float[Tensor, "*batch d_out"]:
-        """Return x̂ of what `encode_sparse` returned last, in raw space, without what W_skip adds."""
-        *batch, k = acts.values.shape
-        rows = sparse_decode(acts.values.reshape(-1, k), acts.indices.reshape(-1, k), self.W_dec) + self.b_dec
-        return self._raw(rows, self._last).view(*batch, -1)
-
-    def normalized(self, x: Float[Tensor, "*batch d_model"]) -> normalize.Normalized:
-        """Return the vectors that are encoded; of `fixed`, too, x = vectors · scale + mean."""
-        rows, statistics = self._normalized(x)
-        if statistics is None:
-            statistics = _Statistics(rows.new_zeros(len(rows), 1), rows.new_full((len(rows), 1), 1 / self.scales.input))
-        shape = x.shape[:-1]
-        return normalize.Normalized(
-            rows.view(x.shape), statistics.mean.view(*shape, 1), statistics.scale.view(*shape, 1)
-        )
-
     def forward(self, x: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_out"]:
         """Return the reconstruction of raw activations, or a transcoder's prediction, in raw space."""
         vectors, statistics = self._normalized(x)
@@ -313,6 +297,22 @@ class InferenceSae(nn.Module):
             return (self.r_mag.exp() * pre_acts + self.b_mag).relu() * (pre_acts + self.b_enc > 0)
         pre_acts = self._pre_acts(vectors, self.b_enc)
         return pre_acts.relu() if self.threshold is None else pre_acts.relu() * (pre_acts > self.threshold)
+
+
+def decode_sparse(sae: InferenceSae, acts: SparseActs) -> Float[Tensor, "*batch d_out"]:
+    """Return x̂ of what `encode_sparse` of this SAE returned last, in raw space, without what W_skip adds."""
+    *batch, k = acts.values.shape
+    rows = sparse_decode(acts.values.reshape(-1, k), acts.indices.reshape(-1, k), sae.W_dec) + sae.b_dec
+    return sae._raw(rows, sae._last).view(*batch, -1)
+
+
+def normalized(sae: InferenceSae, x: Float[Tensor, "*batch d_model"]) -> normalize.Normalized:
+    """Return the vectors that an SAE encodes; of `fixed`, too, x = vectors · scale + mean."""
+    rows, statistics = sae._normalized(x)
+    if statistics is None:
+        statistics = _Statistics(rows.new_zeros(len(rows), 1), rows.new_full((len(rows), 1), 1 / sae.scales.input))
+    mean, scale = (part.view(*x.shape[:-1], 1) for part in (statistics.mean, statistics.scale))
+    return normalize.Normalized(rows.view(x.shape), mean, scale)
 
 
 _REQUIRED = ("W_enc", "b_enc", "W_dec", "b_dec")

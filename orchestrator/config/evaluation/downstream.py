@@ -59,6 +59,8 @@ class DownstreamOptions(Part):
     """Also with the first position of each context replaced alone, and with all but the first."""
     random_error: bool = False
     """Also with an error of the same length in a random direction: what one as large costs that means nothing."""
+    refined: bool = False
+    """Also with those values of the active latents that reconstruct best: how much an activation function shrinks."""
     compute_curve: Table = ()
     """Checkpoints of the same model: (pretraining compute in any unit, cross-entropy on this text), or a CSV file."""
     compute_law: FamilyLaw | None = None

@@ -26,10 +26,12 @@ from worker.evaluation.downstream.loss_table import (
     position_groups,
     ratio_scores,
 )
+from worker.evaluation.downstream.refinement import Refined, refine
 from worker.evaluation.metric import Measured, NotMeasured, Score, SubjectSae
 from worker.evaluation.reconstruction import check_reads
 from worker.sae.inference import InferenceSae
 
+_REFINED = "refined"
 Patch = Callable[[CleanBatch, Tensor], Tensor]
 """Takes a batch and x̂; returns what is put in place of the activations."""
 
@@ -47,6 +49,8 @@ class _Tally:
     """By variant of the patch; the plain one is named by the empty text."""
     squares: dict[str, Tensor]
     """‖x − x̂‖² by variant, (n_contexts, context)."""
+    refinement: dict[str, Tensor]
+    """Fields of `Refined` by name, (n_contexts, context)."""
 
     @classmethod
     def of(cls, entry: SubjectSae, clean: CleanPass, asked: DownstreamOptions) -> "_Tally":
@@ -56,10 +60,12 @@ class _Tally:
                 shortened[f"k={k}"] = with_k(entry.sae, k)
             except ConfigError as error:
                 refused[f"k={k}"] = error.message
-        reconstructed = ["", *shortened]
+        reconstructed = ["", *shortened, *([_REFINED] if asked.refined else [])]
         shape = clean.context.heldout_activations.shape[:2]
         tables = {variant: LossTable(clean) for variant in [*reconstructed, *patches(clean, asked)]}
-        return cls(entry, shortened, refused, tables, {variant: torch.zeros(shape) for variant in reconstructed})
+        squares = {variant: torch.zeros(shape) for variant in reconstructed}
+        refinement = {name: torch.zeros(shape) for name in Refined._fields[1:]} if asked.refined else {}
+        return cls(entry, shortened, refused, tables, squares, refinement)
 
 
 class _Positions(NamedTuple):
@@ -132,6 +138,10 @@ def _add(tally: _Tally, clean: CleanPass, batch: CleanBatch, asked: DownstreamOp
     x = batch.activations
     found = reconstruct(tally.entry.sae, x)
     replaced = {"": found} | {variant: reconstruct(sae, x) for variant, sae in tally.shortened.items()}
+    if asked.refined:
+        replaced[_REFINED], *sums = refine(tally.entry.sae, x)
+        for name, part in zip(Refined._fields[1:], sums, strict=True):
+            tally.refinement[name][batch.rows] = (part * batch.is_measured).cpu()
     for variant, value in replaced.items():
         tally.squares[variant][batch.rows] = (_norms(x - value).square() * batch.is_measured).cpu()
     replaced |= {variant: patch(batch, found) for variant, patch in patches(clean, asked).items()}
@@ -198,6 +208,10 @@ def _by_position(tally: _Tally, positions: _Positions, bootstrap: ContextBootstr
     yield from ratio_scores(
         "residual_norm", (positions.norm, counts, counts), bootstrap, groups=position_groups(counts.shape[1])
     )
+    if tally.refinement:
+        change, n_increased, n_active = (tally.refinement[name] for name in Refined._fields[1:])
+        yield from ratio_scores("refinement", (change, n_active, n_active), bootstrap, variant="mean change")
+        yield from ratio_scores("refinement", (n_increased, n_active, n_active), bootstrap, variant="share increased")
 
 
 def _norms(x: Tensor) -> Tensor:

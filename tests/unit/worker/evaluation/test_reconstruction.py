@@ -14,7 +14,7 @@ from tests.unit.worker.evaluation.tiny_contexts import constant_sae, entries, id
 from worker.evaluation.context import EvaluationContext
 from worker.evaluation.metric import Measured, NotMeasured, Score
 from worker.evaluation.reconstruction import measure, measure_reconstruction
-from worker.sae.inference import InferenceSae
+from worker.sae.inference import InferenceSae, normalized
 from worker.sae.model import SparseAutoencoder
 from worker.sae.normalize import normalize
 from worker.sae.train_state import TrainState
@@ -58,8 +58,8 @@ def test_every_score_by_hand(tmp_path: Path, sae: InferenceSae) -> None:
     x = context.vectors
     found = {key: score.value for key, score in scores_of(context, sae).items()}
     y, z, d = sae(x).double(), sae.encode(x).double(), x.shape[1]
-    vectors = sae.normalized(x).vectors.double()
-    normalised = (y - sae.normalized(x).mean) / sae.normalized(x).scale
+    vectors = normalized(sae, x).vectors.double()
+    normalised = (y - normalized(sae, x).mean) / normalized(sae, x).scale
     x = x.double()
     error, spread = (x - y).square().sum(1), (x - x.mean(0)).square().sum(1)
     square = x.square().sum(1).mean()
