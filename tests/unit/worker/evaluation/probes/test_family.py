@@ -12,7 +12,7 @@ from torch import Tensor
 from orchestrator.config.evaluation.probes import ProbesOptions, ProbeTask
 from orchestrator.errors import ConfigError
 from tests.unit.worker.evaluation.probes.small_context import context_of, measured, relu_sae, scores
-from worker.evaluation.context import EvaluationContext, Yielded
+from worker.evaluation.context import EvaluationContext
 from worker.evaluation.metric import Measured, NotMeasured
 from worker.evaluation.probes import features, fitting, logistic
 from worker.evaluation.probes.baselines import Baselines
@@ -157,13 +157,17 @@ def test_what_cannot_be_measured_is_said_and_the_rest_arrives(tmp_path: Path) ->
         measured(replace(context, config=context.config.model_copy(update={"plan": plan})), sae)
 
 
+class Told(Exception):
+    """What a process raises that has to end."""
+
+
 def test_it_ends_where_it_is_told_to(tmp_path: Path) -> None:
     def progress(phase: str, share: float) -> None:
         if "sae 0" in phase:
-            raise Yielded
+            raise Told
 
     context = context_of(tmp_path, progress, tasks=[str(table(tmp_path / "names.csv"))])
-    with pytest.raises(Yielded):
+    with pytest.raises(Told):
         measured(context, relu_sae(torch.randn(128, 20)))
 
 

@@ -8,7 +8,8 @@ import datasets
 import numpy as np
 import pytest
 
-from orchestrator.config.evaluation.probe_files import check_tasks
+from orchestrator.config.evaluation.evaluation import EvaluationPlan
+from orchestrator.config.evaluation.probe_files import with_checked_tasks
 from orchestrator.config.evaluation.probes import SHIPPED_TASKS, ProbesOptions, ProbeTask
 from orchestrator.errors import ConfigError, SubjectError
 from worker.evaluation.probes.examples import LabelledText, Stretch, binary_tasks, collect, why_unusable
@@ -117,12 +118,21 @@ def test_wrong_files_are_said(tmp_path: Path, name: str, content: str, says: str
         rows(path)
 
 
-def test_what_is_asked_for_is_checked_before(tmp_path: Path) -> None:
+def checked(source: Any, folder: Path | None = None, **more: Any) -> list[str]:
+    plan = EvaluationPlan(**{"metrics": ("probes",), "probes": ProbesOptions(tasks=source), **more})
+    return [task.source for task in with_checked_tasks(plan, folder).probes.tasks]
+
+
+def test_what_is_asked_for_is_checked_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     good = written(tmp_path / "good" / "a.csv", "label,text\n1,x\n")
     written(tmp_path / "words.csv", WORDS)
     every = [f"python:stdlib/{name}" for name in SHIPPED_TASKS]
-    check_tasks(ProbesOptions(tasks=[*every, "python:stdlib", str(good), str(good.parent), "owner/set"]))
-    check_tasks(ProbesOptions(tasks=str(tmp_path / "words.csv")))
+    asked = [*every, "python:stdlib", str(good), str(good.parent), "owner/set"]
+    assert checked(asked) == asked
+    assert checked("good/a.csv", tmp_path) == [str(good)]  # beside the sweep file
+    monkeypatch.chdir(tmp_path)
+    assert checked(["words.csv", "good"]) == [str(tmp_path / "words.csv"), str(good.parent)]
+    assert checked("gone.csv", metrics=("downstream",)) == ["gone.csv"]  # nothing is asked of it
     written(tmp_path / "bad.csv", "label,body\n1,x\n")
     for source, says in {
         "python:stdlib/in_sting": "there is no 'python:stdlib/in_sting'",
@@ -133,10 +143,10 @@ def test_what_is_asked_for_is_checked_before(tmp_path: Path) -> None:
         str(written(tmp_path / "a.txt", "x")): "neither .csv nor .jsonl",
     }.items():
         with pytest.raises(ConfigError, match=says):
-            check_tasks(ProbesOptions(tasks=source))
+            checked(source)
     (tmp_path / "empty").mkdir()
     with pytest.raises(ConfigError, match=r"no \.csv or .jsonl file"):
-        check_tasks(ProbesOptions(tasks=str(tmp_path / "empty")))
+        checked(str(tmp_path / "empty"))
 
 
 def test_examples_are_drawn_and_divided_by_text() -> None:
