@@ -9,6 +9,7 @@ from sqlalchemy import Engine
 from orchestrator import queue, results
 from orchestrator.config.evaluation.evaluation import EvaluationPlan
 from orchestrator.config.evaluation.families import FAMILIES
+from orchestrator.config.evaluation.probe_files import with_checked_tasks
 from orchestrator.config.evaluation.reading import families_hint, parse_plan, unknown_family
 from orchestrator.errors import ConfigError, NotFound, SubjectError
 from orchestrator.job_states import OPEN
@@ -62,7 +63,7 @@ def plan_of(
         raise ConfigError(unknown_family(wrong[0]), hint=families_hint())
     given: dict[str, Any] = {"metrics": list(metrics) or None, "tokens": tokens, "source": source}
     values = plan.model_dump(mode="json") | {name: value for name, value in given.items() if value is not None}
-    return parse_plan(values, where)
+    return with_checked_tasks(parse_plan(values, where))
 
 
 def request_evaluations(

@@ -11,6 +11,7 @@ from typing import NamedTuple
 from pydantic import ValidationError
 
 from orchestrator.config.evaluation.evaluation import EvaluationPlan
+from orchestrator.config.evaluation.probe_files import with_checked_tasks
 from orchestrator.config.evaluation.reading import parse_plan
 from orchestrator.config.flat_keys import flatten, nest
 from orchestrator.config.job import JobConfig, Part
@@ -243,7 +244,7 @@ def _evaluation(node: Node | None, path: Path) -> EvaluationPlan | None:
     values = node.plain()
     if isinstance(values, dict) and "source" in values:
         values["source"] = read_value("data.source", values["source"], (path.parent,))
-    return parse_plan(values, f"{node.location}: evaluate")
+    return with_checked_tasks(parse_plan(values, f"{node.location}: evaluate"), path.parent)
 
 
 def _labels(node: Node | None) -> dict[str, str]:

@@ -233,21 +233,7 @@ class InferenceSae(nn.Module):
 
         Of topk the order in which it selects stays that of the latents as they were.
         """
-        norms = torch.linalg.vector_norm(self.W_dec, dim=1).clamp_min(_SMALLEST_NORM)
-        changes: dict[str, Tensor] = {
-            "W_enc": self.W_enc * norms,
-            "b_enc": self.b_enc * norms,
-            "W_dec": self.W_dec / norms[:, None],
-        }
-        if self.threshold is not None:
-            changes["threshold"] = self.threshold * norms
-        if self.b_mag is not None:
-            changes["b_mag"] = self.b_mag * norms
-        if self.facts.selection == "topk":
-            changes["rank"] = (1 if self.rank is None else self.rank) / norms
-        is_scalar = self.facts.selection == "batchtopk"
-        facts = replace(self.facts, selection="jumprelu") if is_scalar else self.facts
-        return self.changed(changes, facts=facts)
+        return _unit_rows(self)
 
     def _apply(self, fn: Callable[[Any], Any], recurse: bool = True) -> "InferenceSae":
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
@@ -313,6 +299,24 @@ def normalized(sae: InferenceSae, x: Float[Tensor, "*batch d_model"]) -> normali
         statistics = _Statistics(rows.new_zeros(len(rows), 1), rows.new_full((len(rows), 1), 1 / sae.scales.input))
     mean, scale = (part.view(*x.shape[:-1], 1) for part in (statistics.mean, statistics.scale))
     return normalize.Normalized(rows.view(x.shape), mean, scale)
+
+
+def _unit_rows(sae: InferenceSae) -> InferenceSae:
+    norms = torch.linalg.vector_norm(sae.W_dec, dim=1).clamp_min(_SMALLEST_NORM)
+    changes: dict[str, Tensor] = {
+        "W_enc": sae.W_enc * norms,
+        "b_enc": sae.b_enc * norms,
+        "W_dec": sae.W_dec / norms[:, None],
+    }
+    if sae.threshold is not None:
+        changes["threshold"] = sae.threshold * norms
+    if sae.b_mag is not None:
+        changes["b_mag"] = sae.b_mag * norms
+    if sae.facts.selection == "topk":
+        changes["rank"] = (1 if sae.rank is None else sae.rank) / norms
+    is_scalar = sae.facts.selection == "batchtopk"
+    facts = replace(sae.facts, selection="jumprelu") if is_scalar else sae.facts
+    return sae.changed(changes, facts=facts)
 
 
 _REQUIRED = ("W_enc", "b_enc", "W_dec", "b_dec")

@@ -6,7 +6,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
-from orchestrator.config.evaluation.probes import SHIPPED_TASKS, ProbesOptions, ProbeTask
+from orchestrator.config.evaluation.evaluation import EvaluationPlan
+from orchestrator.config.evaluation.probes import SHIPPED_TASKS, ProbeTask
 from orchestrator.config.job import STANDARD_LIBRARY
 from orchestrator.config.text_files import is_local
 from orchestrator.errors import ConfigError
@@ -98,18 +99,34 @@ def columns_of(names: Iterable[str], task: ProbeTask, where: str) -> ProbeColumn
     return ProbeColumns(label, None if is_words else task.text_column, has_split)
 
 
-def check_tasks(options: ProbesOptions) -> None:
-    """Refuse sources that are not there or have no texts and labels; of a data set id nothing is known before.
+def with_checked_tasks(plan: EvaluationPlan, folder: Path | None = None) -> EvaluationPlan:
+    """Return a plan with the paths of its probes' tasks absolute, as a worker needs them; each is looked into.
+
+    A relative path is read from the folder one is in, else from `folder`. Of a data set id nothing is known before.
 
     Raises:
-        ConfigError: says which source, and what it lacks.
+        ConfigError: a source is not there or has no texts and labels: says which, and what it lacks.
     """
-    for task in options.tasks:
-        if is_shipped(task.source):
-            shipped_tasks(task.source)
-        elif is_file(task.source):
-            for path in probe_files(task.source).values():
-                columns_of(_first_names(path), task, str(path))
+    if "probes" not in plan.metrics:
+        return plan
+    tasks = tuple(_checked(task, folder) for task in plan.probes.tasks)
+    if tasks == plan.probes.tasks:
+        return plan
+    return plan.model_copy(update={"probes": plan.probes.model_copy(update={"tasks": tasks})})
+
+
+def _checked(task: ProbeTask, folder: Path | None) -> ProbeTask:
+    if is_shipped(task.source):
+        shipped_tasks(task.source)
+        return task
+    place = Path(task.source).expanduser()
+    if folder is not None and not place.exists() and (folder / place).exists():
+        place = folder / place
+    if not place.exists() and not is_file(task.source):
+        return task
+    for path in probe_files(str(place)).values():
+        columns_of(_first_names(path), task, str(path))
+    return task.model_copy(update={"source": str(place.absolute())})
 
 
 def _first_names(path: Path) -> list[str]:

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -41,7 +41,7 @@ class Examples:
     """(n_examples): which text. Examples of one text are in one part."""
     spans: NDArray[np.int64]
     """(n_examples, 2): first character, and the one after the last."""
-    labels: NDArray[np.str_]
+    labels: list[str]
     n_train: int
 
 
@@ -81,18 +81,18 @@ def collect(rows: Iterable[LabelledText], options: ProbesOptions, seed: int) -> 
         texts=list(numbers),
         text_of=np.array([numbers[text] for text, _ in both], dtype=np.int64),
         spans=np.array([stretch[:2] for _, stretch in both], dtype=np.int64).reshape(-1, 2),
-        labels=np.array([stretch.label for _, stretch in both], dtype=np.str_),
+        labels=[stretch.label for _, stretch in both],
         n_train=len(chosen[0]),
     )
 
 
-def binary_tasks(name: str, labels: NDArray[np.str_], max_classes: int) -> dict[str, NDArray[np.bool_]]:
+def binary_tasks(name: str, labels: Sequence[str], max_classes: int) -> dict[str, NDArray[np.bool_]]:
     """Return which examples are 1, by task: of two labels the second in order, of more each against all others."""
-    counts = Counter(labels.tolist())
+    counts = Counter(labels)
     if len(counts) <= 2:
-        return {name: labels == max(counts, default="")}
+        return {name: _is_one(labels, max(counts, default=""))}
     frequent = sorted(counts, key=lambda label: (-counts[label], label))[:max_classes]
-    return {f"{name}:{label}": labels == label for label in sorted(frequent)}
+    return {f"{name}:{label}": _is_one(labels, label) for label in sorted(frequent)}
 
 
 def why_unusable(is_one: NDArray[np.bool_], n_train: int) -> str | None:
@@ -106,6 +106,10 @@ def why_unusable(is_one: NDArray[np.bool_], n_train: int) -> str | None:
         if fewest < FEWEST:
             return f"of one label there are {fewest} examples {where}, fewer than {FEWEST}"
     return None
+
+
+def _is_one(labels: Sequence[str], one: str) -> NDArray[np.bool_]:
+    return np.array([label == one for label in labels], dtype=np.bool_)
 
 
 def _drawn(texts: dict[str, list[Stretch]], most: int, generator: np.random.Generator) -> list[tuple[str, Stretch]]:

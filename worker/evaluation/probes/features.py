@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -136,7 +136,7 @@ def _compute(source: ProbeSource, context: EvaluationContext, options: ProbesOpt
     if options.pooling == "last":
         ranges[:, 0] = ranges[:, 1] - 1
     n_train = int((kept < examples.n_train).sum())
-    tasks = binary_tasks(source.name, examples.labels[kept], options.max_classes)
+    tasks = binary_tasks(source.name, [examples.labels[i] for i in kept], options.max_classes)
     reasons = {name: why_unusable(is_one, n_train) for name, is_one in tasks.items()}
     left_out = {name: why for name, why in reasons.items() if why is not None}
     usable = {name: is_one for name, is_one in tasks.items() if name not in left_out}
@@ -204,11 +204,12 @@ def _activations(subject: Subject, ids: Sequence[list[int]], wanted: _Wanted, ti
     examples_of: dict[int, list[int]] = {}
     for example, text in enumerate(wanted.text_of.tolist()):
         examples_of.setdefault(text, []).append(example)
-    texts = sorted(examples_of, key=lambda text: len(ids[text]))
-    for batch in _batches(texts, [len(row) + len(before) for row in ids]):
-        longest = max(len(ids[text]) for text in batch) + len(before)
-        rows = [[*before, *ids[text], *[0] * (longest - len(before) - len(ids[text]))] for text in batch]
-        acts = read([subject], torch.tensor(rows, device=subject.device))[0].float().cpu()
+    # What comes after the last token that is wanted does not change it: it is not run.
+    rows = {text: [*before, *ids[text][: wanted.ranges[found, 1].max()]] for text, found in examples_of.items()}
+    for batch in _batches(rows):
+        longest = len(rows[batch[-1]])
+        padded = [rows[text] + [0] * (longest - len(rows[text])) for text in batch]
+        acts = read([subject], torch.tensor(padded, device=subject.device))[0].float().cpu()
         for row, text in zip(acts, batch, strict=True):
             for example in examples_of[text]:
                 first, last = (int(end) + len(before) for end in wanted.ranges[example])
@@ -217,11 +218,11 @@ def _activations(subject: Subject, ids: Sequence[list[int]], wanted: _Wanted, ti
     return vectors
 
 
-def _batches(texts: Sequence[int], lengths: Sequence[int]) -> list[list[int]]:
-    """Return texts, sorted by length, in batches of a bounded number of tokens."""
+def _batches(rows: Mapping[int, list[int]]) -> list[list[int]]:
+    """Return texts, the shortest first, in batches of a bounded number of tokens."""
     batches: list[list[int]] = []
-    for text in texts:
-        if not batches or (len(batches[-1]) + 1) * lengths[text] > _BATCH_TOKENS:
+    for text in sorted(rows, key=lambda text: len(rows[text])):
+        if not batches or (len(batches[-1]) + 1) * len(rows[text]) > _BATCH_TOKENS:
             batches.append([])
         batches[-1].append(text)
     return batches

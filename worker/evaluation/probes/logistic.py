@@ -21,6 +21,8 @@ _CONSTANT = 1e-6
 """Standard deviation against the mean below which a latent is constant, but for the rounding of float32."""
 _FLAT = 1e-12
 """Added to the curvature, which vanishes for a constant latent, and where all examples are far from the boundary."""
+_FIRST, _LONGEST = 4.0, 5.0
+"""Weight to begin with at most, and the longest step: far off, where p is 0 or 1, Newton's steps are much too long."""
 _BLOCK = 128
 """Latents fitted at a time: what is computed of them stays in a cache of some megabytes."""
 _MOST_TOGETHER, _CLOSE_TOGETHER, _SMALLEST = 50, 1e-13, 1e-6
@@ -93,7 +95,6 @@ def _fit_block(z: Tensor, y: Tensor, ridge: float, workspace: Tensor) -> SingleP
         now = _slopes(z, before, (with_label[live], share), workspace[:, : len(z)])
         value = now.loss + 0.5 * ridge * before[0].square()
         rose = value > penalised[live] + _ROUNDING
-        losses[live] = torch.where(rose, losses[live], now.loss)
         penalised[live] = torch.where(rose, penalised[live], value)
         newton, fall = _newton_step(now, before[0], ridge)
         after = before + torch.where(rose, -0.5 * step[:, live], newton)
@@ -101,6 +102,8 @@ def _fit_block(z: Tensor, y: Tensor, ridge: float, workspace: Tensor) -> SingleP
         step[:, live] = torch.where(rose, 0.5 * step[:, live], after - before)
         fit[:, live] = after
         going = rose | (fall >= _CLOSE)
+        reached = torch.where(going, now.loss, value - fall - 0.5 * ridge * after[0].square())
+        losses[live] = torch.where(rose, losses[live], reached)
         if not bool(going.any()):
             break
         if int(going.sum()) <= len(live) // 2:
@@ -112,7 +115,7 @@ def _of_two_normals(with_label: Tensor, share: Tensor) -> Tensor:
     """Return w and b where z of either label is normal with one variance: (2, n_latents), of E[z y] and E[y]."""
     mean_1, mean_0 = with_label / share, -with_label / (1 - share)
     within = 1 - share * mean_1.square() - (1 - share) * mean_0.square()
-    weights = (mean_1 - mean_0) / within.clamp_min(0.05)
+    weights = ((mean_1 - mean_0) / within.clamp_min(0.05)).clamp(-_FIRST, _FIRST)
     return torch.stack([weights, torch.logit(share) - 0.5 * weights * (mean_1 + mean_0)])
 
 
@@ -145,6 +148,7 @@ def _newton_step(now: _Slopes, weights: Tensor, ridge: float) -> tuple[Tensor, T
     ww, bb = now.ww + ridge + _FLAT, now.bb + _FLAT
     determinant = (ww * bb - now.wb.square()).clamp_min(_FLAT * _FLAT)
     step = torch.stack([now.wb * now.b - bb * slope_w, now.wb * slope_w - ww * now.b]) / determinant
+    step *= (_LONGEST / step.abs().amax(0)).clamp(max=1)
     return step, -0.5 * (step[0] * slope_w + step[1] * now.b)
 
 

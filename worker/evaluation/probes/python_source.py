@@ -16,7 +16,7 @@ from orchestrator.errors import SubjectError
 from worker.data.standard_library import standard_library_files
 from worker.evaluation.probes.examples import LabelledText, Stretch, is_in_share, seed_of
 
-_CHARACTERS_PER_TOKEN = 4
+_CHARACTERS_PER_TOKEN = 3
 _OF_A_PASSAGE = 4
 """Characters of either label that are drawn of a passage at most, for each task."""
 _PART = 4
@@ -51,11 +51,14 @@ def label_file(text: str, passage_length: int) -> LabelledFile:
         if isinstance(node, ast.Return) and node.value is not None:
             labels["after_return"][lines.span(node.value)] = True
         elif isinstance(node, ast.ClassDef):
-            labels["in_class_body"][lines.starts[_first_line(node.body[0]) - 1] : lines.span(node).stop] = True
+            first = node.body[0]
+            is_on_line = first.lineno == node.lineno  # class A: pass
+            start = lines.span(first).start if is_on_line else lines.at(_first_line(first), 0)
+            labels["in_class_body"][start : lines.span(node).stop] = True
         for decorator in getattr(node, "decorator_list", []):
             span = lines.span(decorator)
             labels["in_decorator"][text.rindex("@", 0, span.start) : span.stop] = True
-    starts = {int(lines.starts[_first_line(node) - 1]) for node in nodes if isinstance(node, ast.stmt)}
+    starts = {lines.at(_first_line(node), 0) for node in nodes if isinstance(node, ast.stmt)}
     return LabelledFile(labels, _passages(starts, passage_length, len(text)))
 
 
@@ -157,12 +160,13 @@ class _Pool:
         is_test: bool,
         generator: np.random.Generator,
     ) -> None:
-        """Draw characters of a passage."""
+        """Draw characters of a passage, where there are not yet enough of their kind: so few passages are read."""
         for label in (False, True):
+            found = self.found.setdefault((is_test, label), [])
             places = np.flatnonzero(is_candidate & (is_one == label))
-            if len(places):
-                drawn = generator.choice(places, min(_OF_A_PASSAGE, len(places)), replace=False)
-                self.found.setdefault((is_test, label), []).extend((text, int(place)) for place in drawn)
+            n = min(_OF_A_PASSAGE, len(places), self._wanted(is_test) - len(found))
+            if n:
+                found.extend((text, int(place)) for place in generator.choice(places, n, replace=False))
 
     def _wanted(self, is_test: bool) -> int:
         return (self.options.test_examples if is_test else self.options.train_examples) // 2
