@@ -97,5 +97,5 @@ def mean_score(metric: str, values: Sequence[float], chance: torch.Generator, va
     """Return the mean of a value over latents, with its standard error and 90% interval by bootstrap over them."""
     sums = torch.tensor([[value, 1.0] for value in values], dtype=torch.float64)
     return (
-        ContextBootstrap(len(values), chance).estimate(sums, ratio).score(metric, variant, n=len(values), of="latents")
+        ContextBootstrap(len(values), chance)(sums).estimate(ratio).score(metric, variant, n=len(values), of="latents")
     )

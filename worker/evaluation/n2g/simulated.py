@@ -49,7 +49,7 @@ def simulated_scores(each: SubjectSae, texts: DividedText, options: N2gOptions, 
     losses = bigram_losses(texts)
     is_counted = clean.is_counted
     sums = torch.stack([((losses - table.values["ce_clean"]) * is_counted).sum(1), is_counted.sum(1)], dim=1)
-    yield bootstrap.estimate(sums, ratio).score("delta_ce", "bigram", n=int(is_counted.sum()))
+    yield bootstrap(sums).estimate(ratio).score("delta_ce", "bigram", n=int(is_counted.sum()))
 
 
 def _simulated(each: SubjectSae, texts: DividedText, options: N2gOptions) -> Firings:
