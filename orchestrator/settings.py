@@ -78,7 +78,7 @@ class Settings:
     """What a worker writes to its log: text for people, or json, one object a line."""
     explainers: str = ""
     """What evaluations on this machine may ask for explanations: base URLs and whole commands, separated by commas."""
-    explainer_key: str = "ORCH_EXPLAINER_API_KEY"
+    explainer_key: str = "EXPLAINER_API_KEY"
     """Environment variable with the key of those URLs; the key itself is in no setting and no config."""
 
     def __post_init__(self) -> None:

@@ -3,7 +3,7 @@
 from typing import Annotated, Self
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, model_validator
 
 from orchestrator.config.job import NaturalInt, Part, PositiveFloat, PositiveInt, Text
 
@@ -37,8 +37,6 @@ class ExplanationOptions(Part):
     excerpt_tokens: PositiveInt = 32
     timeout_seconds: PositiveFloat = 60.0
     """How long an answer may take."""
-    bootstrap: PositiveInt = Field(default=1000, le=100_000)
-    """Draws behind each interval."""
 
     @model_validator(mode="after")
     def _one_explainer(self) -> Self:

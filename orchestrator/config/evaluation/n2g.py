@@ -25,6 +25,5 @@ class N2gOptions(Part):
     pad_token: NaturalInt | None = None
     """Id of the token put before a text or in the place of one; by default that of " _", else of "_"."""
     reconstruct: bool = False
-    """Also simulate every latent by its patterns and measure the model with what is decoded of that; takes long."""
-    bootstrap: PositiveInt = Field(default=1000, le=100_000)
-    """Draws behind each interval."""
+    """Also simulate every latent by its patterns, and run the model with what is decoded of that in place of the
+    activations, for all but transcoders: as long as N2G of all latents takes."""

@@ -209,5 +209,5 @@ def test_an_artifact_is_where_the_folder_is_now(tmp_path: Path) -> None:
 
 def test_no_explainer_is_allowed_by_default(tmp_path: Path) -> None:
     settings = load(start=tmp_path, environ={})
-    assert (settings.explainers, settings.explainer_key) == ("", "ORCH_EXPLAINER_API_KEY")
-    assert "ORCH_EXPLAINER_API_KEY" not in VARIABLES  # the key is no setting: settings are shown
+    assert (settings.explainers, settings.explainer_key) == ("", "EXPLAINER_API_KEY")
+    assert "EXPLAINER_API_KEY" not in VARIABLES  # the key is no setting: settings are shown

@@ -69,19 +69,15 @@ def _measured(
             f"{failed[0].error}",
             hint="Ask it by hand what is asked here: docs/evaluation.md, Explanation scores, has a request.",
         )
-    chance = np.random.default_rng(texts.context.generator(f"explanation bootstrap {each.label}").initial_seed())
+    chance = texts.context.generator("explanation bootstrap")
     scored = [one.score for one in found if one.score is not None]
     variants = {"": scored, "all": [one.score or 0.0 for one in found]}
     scores = [
-        mean_score("explanation_score", values, chance, draws=options.bootstrap, variant=variant)
-        for variant, values in variants.items()
-        if values
+        mean_score("explanation_score", values, chance, variant) for variant, values in variants.items() if values
     ]
     silent = [one for one in found if one.score is None and one.error is None]
     shares = {"explanation_silent_share": silent, "explanation_failed_share": failed}
-    scores += [
-        Score(name, len(n) / len(found), n=len(found), details={"n_of": "latents"}) for name, n in shares.items()
-    ]
+    scores += [Score(name, len(n) / len(found), n=len(found), details={"of": "latents"}) for name, n in shares.items()]
     about = {str(one.latent): _kept(one, excerpts) for one, excerpts in zip(found, given, strict=True)}
     return Measured(each.job_id, scores, {FILE: {"format": _FORMAT, "latents": about}})
 
@@ -99,12 +95,14 @@ def _excerpts(each: SubjectSae, texts: DividedText, options: ExplanationOptions)
     return [
         latent_excerpts(
             latent,
-            (shown, build.of(slot)),
-            (scored, heldout.of(slot)),
+            (shown, active),
+            (scored, active_there),
             options,
             np.random.default_rng(context.generator(f"explanation {latent}").initial_seed()),
         )
-        for slot, latent in enumerate(latents.tolist())
+        for latent, active, active_there in zip(
+            latents.tolist(), build.by_slot(len(latents)), heldout.by_slot(len(latents)), strict=True
+        )
     ]
 
 

@@ -4,8 +4,10 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
+from worker.evaluation.bootstrap import ContextBootstrap, ratio
 from worker.evaluation.metric import Score
 from worker.evaluation.n2g.latent_acts import Firings
 from worker.evaluation.n2g.trie import Predicted
@@ -66,7 +68,7 @@ _RATES: dict[str, Callable[[Counts], float | None]] = {
 }
 
 
-def scores(found: Sequence[Agreement], chance: np.random.Generator, *, draws: int) -> list[Score]:
+def scores(found: Sequence[Agreement], chance: torch.Generator) -> list[Score]:
     """Return the means over latents, with 90% intervals by bootstrap over latents.
 
     The plain variant and `half_max` are of the latents that are active on the held-out text; precision of those among
@@ -86,30 +88,14 @@ def scores(found: Sequence[Agreement], chance: np.random.Generator, *, draws: in
                 for value, one in zip(everything, found, strict=True)
             ],
         }
-        means += [
-            mean_score(f"n2g_{name}", values, chance, draws=draws, variant=v)
-            for v, values in variants.items()
-            if values
-        ]
+        means += [mean_score(f"n2g_{name}", values, chance, v) for v, values in variants.items() if values]
     silent = 1 - len(active) / len(found)
-    return [*means, Score("n2g_silent_share", silent, n=len(found), details={"n_of": "latents"})]
+    return [*means, Score("n2g_silent_share", silent, n=len(found), details={"of": "latents"})]
 
 
-def mean_score(
-    metric: str, values: Sequence[float], chance: np.random.Generator, *, draws: int, variant: str = ""
-) -> Score:
+def mean_score(metric: str, values: Sequence[float], chance: torch.Generator, variant: str = "") -> Score:
     """Return the mean of a value over latents, with its standard error and 90% interval by bootstrap over them."""
-    array = np.array(values)
-    picked = chance.integers(len(array), size=(draws, len(array)))
-    means = array[picked].mean(1)
-    low, high = np.quantile(means, [0.05, 0.95])
-    return Score(
-        metric,
-        float(array.mean()),
-        variant,
-        std_error=float(means.std()),
-        low=float(low),
-        high=float(high),
-        n=len(array),
-        details={"n_of": "latents"},
+    sums = torch.tensor([[value, 1.0] for value in values], dtype=torch.float64)
+    return (
+        ContextBootstrap(len(values), chance)(sums).estimate(ratio).score(metric, variant, n=len(values), of="latents")
     )

@@ -9,11 +9,13 @@ from numpy.typing import NDArray
 from orchestrator.config.evaluation.n2g import N2gOptions
 from orchestrator.config.job import Part
 from orchestrator.errors import MachineError, OrchError
+from worker.evaluation.clean_pass import CleanPass
 from worker.evaluation.context import EvaluationContext
 from worker.evaluation.metric import Measured, NotMeasured, SubjectSae
 from worker.evaluation.n2g import agreement
 from worker.evaluation.n2g.built_patterns import Built, build_patterns
 from worker.evaluation.n2g.divided_text import DividedText, chosen_latents
+from worker.evaluation.n2g.simulated import simulated_scores
 from worker.evaluation.n2g.trie import FORMAT, IndexedText, Pattern, Trie
 
 FILE = "n2g.json"
@@ -47,9 +49,13 @@ def _measured(each: SubjectSae, texts: DividedText, options: N2gOptions) -> Meas
     tries = [Trie.of(patterns) for patterns in built.by_latent]
     index = IndexedText(texts.heldout.ids.numpy(), texts.first)
     is_measured: NDArray[np.bool_] = texts.heldout.is_measured.flatten().numpy()
-    found = [agreement.agreement(heldout.of(slot), trie.predict(index), is_measured) for slot, trie in enumerate(tries)]
-    chance = np.random.default_rng(context.generator(f"n2g bootstrap {each.label}").initial_seed())
-    scores = agreement.scores(found, chance, draws=options.bootstrap)
+    found = [
+        agreement.agreement(true, trie.predict(index), is_measured)
+        for true, trie in zip(heldout.by_slot(len(latents)), tries, strict=True)
+    ]
+    scores = agreement.scores(found, context.generator("n2g bootstrap"))
+    if options.reconstruct and not each.sae.facts.is_transcoder:
+        scores += simulated_scores(each, texts, options, CleanPass(context))
     return Measured(each.job_id, scores, {FILE: _file(texts, latents.tolist(), built, tries, found)})
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -26,9 +27,11 @@ class Firings(NamedTuple):
     values: NDArray[np.float32]
     """Activations, above 0."""
 
-    def of(self, slot: int) -> "Firings":
-        """Return those of one latent."""
-        return self.chosen(self.slots == slot)
+    def by_slot(self, n: int) -> "list[Firings]":
+        """Return those of each of n latents, each in the order of the text."""
+        order = np.argsort(self.slots, kind="stable")
+        bounds = np.searchsorted(self.slots[order], np.arange(n + 1))
+        return [self.chosen(order[low:high]) for low, high in pairwise(bounds)]
 
     def chosen(self, which: NDArray[np.bool_] | NDArray[np.int64]) -> "Firings":
         """Return some of them."""

@@ -37,7 +37,7 @@ def double(monkeypatch: pytest.MonkeyPatch) -> Iterator[EndpointDouble]:
     monkeypatch.setattr(endpoint, "_FIRST_WAIT_SECONDS", 0.01)
     with endpoint_double() as made:
         monkeypatch.setenv("ORCH_EXPLAINERS", f"{made.url}/, /no/such/program --flag")
-        monkeypatch.setenv("ORCH_EXPLAINER_API_KEY", KEY)
+        monkeypatch.setenv("EXPLAINER_API_KEY", KEY)
         yield made
 
 

@@ -22,12 +22,14 @@ from tests.unit.worker.evaluation.planted import (
     token,
 )
 from tests.unit.worker.subject.tiny_models import save_model
+from worker.evaluation import downstream
 from worker.evaluation.metric import Measured, NotMeasured, Score, SubjectSae
 from worker.evaluation.n2g import measure
 from worker.evaluation.n2g.latent_acts import Firings
 from worker.evaluation.n2g.samples import draw
 from worker.evaluation.n2g.short_texts import ShortTexts
-from worker.evaluation.n2g.trie import IndexedText, Pattern, Trie, load_tries
+from worker.evaluation.n2g.simulated import BigramCounts, scale
+from worker.evaluation.n2g.trie import IndexedText, Pattern, Predicted, Trie, load_tries
 from worker.subject.model import capture, load
 
 A, B, C = 10, 11, 12
@@ -203,17 +205,50 @@ def test_activations_are_drawn_evenly_and_each_latent_by_itself() -> None:
     both = Firings(np.tile(positions, 2), np.repeat([0, 1], 1000).astype(np.int32), np.ones(2000, dtype=np.float32))
     drawn = draw(both, np.array([3, 8]), 16, seed=0)
     assert np.bincount(drawn.slots).tolist() == [16, 16]
-    assert len(np.intersect1d(drawn.of(0).positions, drawn.of(1).positions)) < 8
-    alone = draw(both.of(1)._replace(slots=np.zeros(1000, dtype=np.int32)), np.array([8]), 16, seed=0)
-    assert alone.positions.tolist() == drawn.of(1).positions.tolist()
+    assert len(np.intersect1d(drawn.by_slot(2)[0].positions, drawn.by_slot(2)[1].positions)) < 8
+    alone = draw(both.by_slot(2)[1]._replace(slots=np.zeros(1000, dtype=np.int32)), np.array([8]), 16, seed=0)
+    assert alone.positions.tolist() == drawn.by_slot(2)[1].positions.tolist()
     counts = np.zeros(1000)
     for seed in range(2000):
-        counts[draw(both.of(0), np.array([3]), 16, seed=seed).positions] += 1
+        counts[draw(both.by_slot(2)[0], np.array([3]), 16, seed=seed).positions] += 1
     assert counts.mean() == 32
     assert counts.std() == pytest.approx(32**0.5, rel=0.1)  # as drawn at random
     assert abs(np.corrcoef(counts, positions)[0, 1]) < 0.1
     few = draw(both.chosen(np.arange(5)), np.array([3, 8]), 16, seed=0)
     assert sorted(few.positions.tolist()) == [0, 1, 2, 3, 4]
+
+
+def test_patterns_that_predict_all_reconstruct_all(tmp_path: Path) -> None:
+    """Simulated latents are the true ones, so that the model loses by them what it loses by the SAE."""
+    context = context_of(stand_in(), random_tokens(tmp_path / "t.u16", n_contexts=2000), tmp_path / "store")
+    every_token = SubjectSae(1, "1", planted_sae([[token(number)] for number in range(2, VOCABULARY, 2)]))
+    (found,) = measure([every_token], context, N2gOptions(build_tokens=16_000, reconstruct=True, latents=2))
+    (true,) = downstream.measure([every_token], context, None)
+    by_name, wanted = _by_name(list(_measured(found).scores)), _by_name(list(_measured(true).scores))
+    for metric in ("delta_ce", "kl"):
+        assert wanted[metric, ""].value != pytest.approx(0, abs=0.001)
+        assert by_name[metric, "n2g"][1] == pytest.approx(wanted[metric, ""].value, abs=1e-5)
+        assert by_name[metric, "n2g"].n == wanted[metric, ""].n
+    assert by_name["delta_ce", "bigram"].n == wanted["delta_ce", ""].n
+
+
+def test_each_latent_is_rescaled_by_the_best_factor() -> None:
+    true = Firings(np.array([1, 3, 4], np.int32), np.zeros(3, np.int32), np.array([2, 6, 5], np.float32))
+    predicted = Predicted(np.array([0, 1, 3]), np.array([1.0, 1.0, 2.0]))
+    everything = np.ones(5, dtype=np.bool_)
+    assert scale(predicted, true, everything) == pytest.approx((2 + 12) / (1 + 1 + 4))
+    everything[0] = False
+    assert scale(predicted, true, everything) == pytest.approx((2 + 12) / (1 + 4))
+    assert scale(Predicted(predicted.positions[:0], predicted.values[:0]), true, everything) == 0
+
+
+def test_a_bigram_model_gives_probabilities_that_sum_to_1() -> None:
+    counts = BigramCounts(torch.tensor([[0, 1, 0, 1], [0, 2, 2, 0]]), 4)
+    for first in range(4):
+        pairs = torch.tensor([[first, second] for second in range(4)])
+        assert counts.losses(pairs).neg().exp().sum() == pytest.approx(1, abs=1e-6)
+    # 0 is followed by 1, 1, 2 and 3 times by anything; c(1) = 2 of 8 tokens, plus 1 of 4.
+    assert counts.losses(torch.tensor([[0, 1]])).neg().exp() == pytest.approx((2 - 0.75) / 3 + 0.75 * 2 / 3 * 3 / 12)
 
 
 def test_sizes_of_the_stand_in() -> None:

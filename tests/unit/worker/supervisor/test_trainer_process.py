@@ -67,6 +67,18 @@ def test_it_speaks_and_stray_prints_go_to_the_log(tmp_path: Path) -> None:
     assert "a stray print" in child.log.read_text()
 
 
+def test_a_job_that_does_not_train_is_alive(tmp_path: Path) -> None:
+    """An evaluation says of each job how far it is, and at no time that its training starts."""
+    child = start(tmp_path, SPEAK + "line.alive(5, 7, phase='n2g')\nline.alive(6, 7, phase='n2g')")
+    assert child.next(10) == Said(Alive(7, 1.0), 7)
+    said = child.next(10)
+    assert said
+    assert isinstance(said.message, Alive)
+    assert (said.message.tokens_seen, said.message.phase, said.job_id) == (5, "n2g", 7)
+    assert child.next(10) is None  # the second came within a second
+    assert child.close() == 0
+
+
 def test_lines_that_are_no_messages_are_passed_over(tmp_path: Path) -> None:
     child = start(tmp_path, NOISE)
     assert child.next(10) == Said(Alive(5, 2.0), None)
