@@ -13,7 +13,7 @@ from orchestrator.config.evaluation.ablation import AblationOptions, AblationVar
 from orchestrator.config.job import Part
 from orchestrator.errors import ConfigError, OrchError
 from worker.evaluation.ablation.effects import Ablations, Effects
-from worker.evaluation.ablation.positions import PER_WINDOW, Window, draw_windows
+from worker.evaluation.ablation.positions import PER_WINDOW, WIDTH, Window, draw_windows
 from worker.evaluation.bootstrap import ContextBootstrap, ratio
 from worker.evaluation.context import EvaluationContext
 from worker.evaluation.metric import Measured, NotMeasured, Score, SubjectSae
@@ -121,6 +121,7 @@ class AblationRun:
         """
         everywhere = variant == "from start"
         sizes = {"pairs": self._asked.pairs, "affected": self._asked.affected_tokens, "everywhere": everywhere}
+        sizes |= {"width": WIDTH, "per_window": PER_WINDOW, "per_position": _PER_POSITION}
 
         def compute(kind: str) -> dict[str, Tensor]:
             choose = partial(choose_directions, kind == "channels", everywhere)
@@ -140,14 +141,14 @@ class AblationRun:
         name = "" if variant == "one position" else variant
         latents = found.sums(self._n_contexts)
         n_windows = {"windows": len(self.windows), "affected_tokens": self._asked.affected_tokens}
-        estimate = self._bootstrap.estimate(latents, ratio)
+        estimate = self._bootstrap(latents).estimate(ratio)
         yield estimate.score("ablation_sparsity", name, n=len(found.share), **n_windows)
         for kind, pairs in baselines.items():
             theirs, named = pairs.sums(self._n_contexts), f"{kind} {name}".strip()
             if variant != "no error":
-                yield self._bootstrap.estimate(theirs, ratio).score("ablation_sparsity", named, n=len(pairs.share))
+                yield self._bootstrap(theirs).estimate(ratio).score("ablation_sparsity", named, n=len(pairs.share))
             both = torch.cat([latents, theirs], dim=1)
-            yield self._bootstrap.estimate(both, _ratio_of_means).score("ablation_ratio", named, n=len(found.share))
+            yield self._bootstrap(both).estimate(_ratio_of_means).score("ablation_ratio", named, n=len(found.share))
 
 
 def choose_latents(

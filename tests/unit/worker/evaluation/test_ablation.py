@@ -90,6 +90,11 @@ def test_windows_are_the_same_for_all_and_lie_where_they_may() -> None:
         draw_windows(is_measured, 5, 101, rng())
 
 
+def whole_forward(context: EvaluationContext, ids: Tensor, values: Tensor) -> Tensor:
+    """Return the logits (length, vocabulary) with the activations of one context replaced."""
+    return run_patched([context.model()[0]], ids, [lambda _: values[None]])[0]
+
+
 @pytest.mark.parametrize("variant", ABLATION_VARIANTS)
 @pytest.mark.parametrize(
     ("activation", "normalize"),
@@ -102,7 +107,7 @@ def test_pairs_are_those_of_whole_forward_passes(
     sae = made(activation, normalize)
     run = AblationRun(context, SMALL)
     window = run.windows[1]
-    subject, text = context.model()
+    _, text = context.model()
     x = context.heldout_activations[window.context, : window.length]
     chosen = choose_latents(sae, variant, window, x, rng())
     found = run._effects.shares(window, chosen.ablations)
@@ -119,7 +124,7 @@ def test_pairs_are_those_of_whole_forward_passes(
         is_there = (torch.arange(len(x)) == at)[:, None]
         base = torch.where(is_there, full, x) if variant == "no error" else x
         ablated = base - change if variant == "from start" else torch.where(is_there, base - change, base)
-        clean, patched = (run_patched([subject], ids, [lambda _, v=v: v[None]])[0] for v in (base, ablated))
+        clean, patched = (whole_forward(context, ids, values) for values in (base, ablated))
         delta = (patched - clean)[at : at + 4].double()
         delta -= delta.median(dim=1, keepdim=True).values
         by_hand = delta.abs().sum() ** 2 / delta.square().sum() / delta.numel()
