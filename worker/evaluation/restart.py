@@ -85,6 +85,25 @@ class Restart:
         replacement: Replace,
     ) -> Float[Tensor, "batch context vocabulary"]:
         """Return the logits of `run_patched`, from what `capture` gave of these contexts; in its precision."""
+        return self._run(input_ids, stored, replacement)
+
+    def at(
+        self,
+        chosen: Int[Tensor, " n_chosen"],
+        input_ids: Int[Tensor, "batch context"],
+        stored: Float[Tensor, "batch context width"] | None,
+        replacement: Replace,
+    ) -> Float[Tensor, "n_chosen vocabulary"]:
+        """Return the logits of some positions of all contexts, counted through; of the others none are computed."""
+
+        def choose(_module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+            hidden, *more = args
+            return (hidden.flatten(0, 1)[chosen][None], *more)
+
+        with _removed(self.subject.model.get_output_embeddings().register_forward_pre_hook(choose)):
+            return self._run(input_ids, stored, replacement)[0]
+
+    def _run(self, input_ids: Tensor, stored: Tensor | None, replacement: Replace) -> Tensor:
         with ExitStack() as stack:
             if self.skipped:
                 assert stored is not None, "what capture gave of these contexts"

@@ -319,6 +319,13 @@ def _unit_rows(sae: InferenceSae) -> InferenceSae:
     return sae.changed(changes, facts=facts)
 
 
+def raw_scale(sae: InferenceSae, x: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch 1"]:
+    """Return what normalisation took out of raw activations: a latent adds its value · its W_dec row · this to x̂."""
+    vectors, statistics = sae._normalized(x)
+    scale = vectors.new_full((len(vectors), 1), sae.scales.output) if statistics is None else statistics.scale
+    return scale.view(*x.shape[:-1], 1)
+
+
 _REQUIRED = ("W_enc", "b_enc", "W_dec", "b_dec")
 _OPTIONAL = ("threshold", "b_mag", "r_mag", "W_skip", "rank")
 _NEEDS: dict[str, tuple[str, ...]] = {
