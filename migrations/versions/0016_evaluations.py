@@ -17,8 +17,9 @@ def upgrade() -> None:
     op.add_column("jobs", sa.Column("kind", sa.Text, nullable=False, server_default="train"))
     op.add_column("jobs", sa.Column("sae_id", sa.Integer))
     where = sa.text(EVALUATION)
-    columns = ["sae_id", "state", "sweep_id"]
+    columns = ["kind", "hidden", "state", "sweep_id"]
     op.create_index("ix_jobs_evaluations", "jobs", columns, sqlite_where=where, postgresql_where=where)
+    op.create_index("ix_jobs_sae_id", "jobs", ["sae_id"], sqlite_where=where, postgresql_where=where)
     op.add_column("sweeps", sa.Column("evaluation", sa.Text))
     op.add_column("workers", sa.Column("schema", sa.Text))
     _make_scores()
@@ -67,7 +68,8 @@ def downgrade() -> None:
     op.drop_table("scores")
     op.drop_column("workers", "schema")
     op.drop_column("sweeps", "evaluation")
-    op.drop_index("ix_jobs_evaluations", "jobs")
+    for name in ("ix_jobs_sae_id", "ix_jobs_evaluations"):
+        op.drop_index(name, "jobs")
     # A version before would take an evaluation for a training: its jobs go.
     evaluations = "SELECT id FROM jobs WHERE kind = 'evaluate'"
     for table in ("leases", "attempts", "events", "checkpoints"):

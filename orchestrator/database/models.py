@@ -345,5 +345,6 @@ def declare_partial_indexes() -> None:
     if all(index.name != name for index in Table.metadata.tables["jobs"].indexes):
         Index(name, Job.sweep_id, Job.config_id, Job.replica, unique=True, sqlite_where=LIVE, postgresql_where=LIVE)
         Index("ix_jobs_hidden", Job.hidden, Job.state, Job.sweep_id, sqlite_where=HIDDEN, postgresql_where=HIDDEN)
-        columns = (Job.sae_id, Job.state, Job.sweep_id)
-        Index("ix_jobs_evaluations", *columns, sqlite_where=EVALUATION, postgresql_where=EVALUATION)
+        shown = (Job.kind, Job.hidden, Job.state, Job.sweep_id)
+        Index("ix_jobs_evaluations", *shown, sqlite_where=EVALUATION, postgresql_where=EVALUATION)
+        Index("ix_jobs_sae_id", Job.sae_id, sqlite_where=EVALUATION, postgresql_where=EVALUATION)

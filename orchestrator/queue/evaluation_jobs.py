@@ -108,7 +108,9 @@ class _Request:
         columns: list[Any] = [Job.id, Job.sweep_id, Job.config, Job.config_id, Job.priority, Job.state]
         of_jobs = select(*columns).where(Job.id.in_([one.job_id for one in entries.values() if one.job_id]))
         trained = {row.id: row for row in self._session.execute(of_jobs)}
-        return [self._ask(entries[i], trained.get(entries[i].job_id or 0)) for i in sae_ids if i in entries]
+        # By number: two transactions that insert the same places in another order would wait for each other.
+        asked = {i: self._ask(entries[i], trained.get(entries[i].job_id or 0)) for i in sorted(entries)}
+        return [asked[i] for i in sae_ids if i in asked]
 
     def _ask(self, entry: SaeEntry, job: Row[Any] | None) -> Asked:
         if job is not None and job.state != "succeeded":

@@ -14,6 +14,8 @@ from orchestrator.results.rows import QueueStats, SweepRow, WorkerRow
 HOUR = 3600.0
 _IS_HIDDEN = m.Job.hidden.in_(("hidden", "deleted"))
 """Named one by one: only so does SQLite look them up in their index."""
+_ARE_EVALUATIONS = (m.EVALUATION, m.Job.kind == "evaluate", m.Job.hidden.is_(None))
+"""The evaluations that are shown; the first condition, which the second implies, lets SQLite see their index."""
 KINDS = ("results", "evaluations", "failures", "preemptions", "lost", "machine", "other")
 _KIND_OF = {
     "converged": "results", "max_tokens": "results", "not_learning": "results", "diverged": "results",
@@ -71,7 +73,7 @@ def _count_shown(session: Session, *which: ColumnElement[bool]) -> dict[str, int
 
 def _count_evaluations(session: Session, *which: ColumnElement[bool]) -> dict[str, int]:
     """Return the evaluation jobs by state, less the hidden ones."""
-    return _count(session, _by(m.Job.state).where(m.EVALUATION, m.Job.hidden.is_(None), *which))
+    return _count(session, _by(m.Job.state).where(*_ARE_EVALUATIONS, *which))
 
 
 def _oldest(session: Session) -> float | None:
@@ -123,7 +125,7 @@ def paused_since(engine: Engine) -> float | None:
 def sweeps(engine: Engine) -> list[SweepRow]:
     """Return the sweeps with their jobs by kind and state, oldest first; without those whose jobs are all hidden."""
     grouped = select(m.Job.sweep_id, m.Job.state, func.count()).group_by(m.Job.sweep_id, m.Job.state)
-    evaluated = grouped.where(m.EVALUATION, m.Job.hidden.is_(None))
+    evaluated = grouped.where(*_ARE_EVALUATIONS)
     columns = [getattr(m.SweepRow, name) for name in SweepRow.__slots__ if name not in ("counts", "evaluations")]
     with reading(engine) as session:
         rows = session.execute(select(*columns).order_by(m.SweepRow.id)).all()

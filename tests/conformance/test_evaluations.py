@@ -153,13 +153,13 @@ def test_two_that_ask_for_the_same_at_once_have_one_job(engine: Engine) -> None:
     url = engine.url.render_as_string(hide_password=False)
     together, found = Barrier(4), list[list[int]]()
 
-    def ask() -> None:
+    def ask(turned: bool) -> None:
         mine = connect(url)
         together.wait()
-        found.append(evaluate(mine, 1, 2, 3, 4))
+        found.append(sorted(evaluate(mine, *([4, 3, 2, 1] if turned else [1, 2, 3, 4]))))
         mine.dispose()
 
-    threads = [Thread(target=ask) for _ in range(4)]
+    threads = [Thread(target=ask, args=[turned]) for turned in (True, False, True, False)]
     for thread in threads:
         thread.start()
     for thread in threads:

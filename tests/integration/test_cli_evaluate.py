@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,8 @@ from sqlalchemy import Engine
 
 import orch
 from orchestrator import queue, results
+from orchestrator.cli.display.queue_view import Snapshot, screen
+from orchestrator.cli.display.tables import _INVISIBLE
 from orchestrator.cli.main import run
 from orchestrator.settings import Settings
 from orchestrator.sweep import expand_text
@@ -230,6 +233,15 @@ def test_counts_and_figures_keep_kinds_apart(trained: Engine, capsys: Capture) -
     assert [row.job_id for row in results.measured(trained, ["s"])] == [1, 2, 3]
     assert [row.id for row in results.jobs(trained)] == [1, 2, 3]
     assert run(["queue", "stats"]) == 0
+
+
+def test_the_live_view_counts_evaluations_below_the_jobs(trained: Engine) -> None:
+    run(["evaluate", "s"])
+    rows, counts = results.jobs(trained), results.counts(trained, kind="evaluate")
+    drawn = screen(Snapshot(rows, evaluations=counts), size=os.terminal_size((100, 20)), title="s", clock="")
+    lines = [_INVISIBLE.sub("", line) for line in drawn]
+    assert "evaluations: ○ 2 queued" in lines[-1]
+    assert "2 queued" not in lines[0]
 
 
 SWEEP = """

@@ -19,6 +19,7 @@ from orchestrator.database.schema import HEAD, VERSION_TABLE, current, migration
 from orchestrator.errors import ConfigError, StorageError
 from orchestrator.settings import Settings
 from orchestrator.sweep.sweep import Sweep
+from tests.evaluation_shorthand import evaluate, run, scores, take, train
 from tests.queue_shorthand import claim, enqueue, sweep
 
 TABLES = {
@@ -126,6 +127,30 @@ def test_the_rates_that_an_earlier_version_wrote_over_are_asked_for_again(bare: 
 
     assert migrate(command.downgrade, "0005") == [0.1, 0.5]
     assert migrate(command.upgrade, "head") == [None, 0.5]
+    engine.dispose()
+
+
+def test_a_downgrade_takes_evaluations_along_and_an_upgrade_keeps_trainings(bare: Settings) -> None:
+    """A version before would claim an evaluation, and fail it: it cannot read its config."""
+    from alembic import command
+
+    engine = open_database(bare) if bare.embedded else _upgraded(bare)
+    enqueue(engine, 2)
+    train(engine)
+    evaluate(engine, 1)
+    queue.cancel(engine, [2])
+    run(engine)
+    evaluate(engine, 1, again=True)
+    take(engine)
+    for verb, revision in ((command.downgrade, "0015"), (command.upgrade, "head")):
+        with engine.execution_options(orch_write=True).begin() as connection:
+            verb(migration_config(connection), revision)
+    assert [(row.id, row.kind, row.state) for row in results.jobs(engine, kind=None)] == [
+        (1, "train", "succeeded"),
+        (2, "train", "cancelled"),
+    ]
+    assert scores(engine) == {}
+    assert len(evaluate(engine, 1)) == 1
     engine.dispose()
 
 

@@ -190,7 +190,8 @@ def _draw(engine: "Engine", read: Read, seconds: float) -> None:
             try:
                 rows = read()
                 names = [str(worker.worker) for worker in results.workers(engine)]
-                last = Snapshot(rows, names, sparklines.of(first_shown(rows, 60)))
+                evaluations = results.counts(engine, kind="evaluate")
+                last = Snapshot(rows, names, sparklines.of(first_shown(rows, 60)), evaluations=evaluations)
             except StorageError as error:
                 if not last.rows:
                     raise

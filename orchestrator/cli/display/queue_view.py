@@ -32,6 +32,8 @@ class Snapshot:
     """By job."""
     notice: str = ""
     """Shown instead of the workers."""
+    evaluations: Mapping[str, int] = field(default_factory=dict)
+    """Evaluation jobs by state."""
 
 
 class Sparklines:
@@ -107,6 +109,8 @@ def _sparkline(row: "JobRow", snapshot: Snapshot) -> str:
 def _footer(snapshot: Snapshot, width: int) -> str:
     names = sorted(set(snapshot.workers))
     work = f"workers: {', '.join(names)}" if names else "no worker is at work"
+    evaluations = "  ".join(state_counts(snapshot.evaluations))
+    work += f"  ·  evaluations: {evaluations}" if evaluations else ""
     return cut(
         terminal.style(snapshot.notice, fg="yellow") if snapshot.notice else terminal.style(work, dim=True), width
     )
