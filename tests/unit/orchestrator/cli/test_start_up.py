@@ -46,7 +46,14 @@ def test_help_loads_nothing_but_click(tmp_path: Path, arguments: list[str]) -> N
 
 def test_status_loads_no_trainer(tmp_path: Path) -> None:
     _modules(tmp_path, "db", "upgrade")
-    for arguments in (["status"], ["status", "--sort=-n"], ["worker", "list"], ["queue", "stats"], ["metrics"], ["top"]):
+    for arguments in (
+        ["status"],
+        ["status", "--sort=-n"],
+        ["worker", "list"],
+        ["queue", "stats"],
+        ["metrics"],
+        ["top"],
+    ):
         loaded = _modules(tmp_path, *arguments)
         assert "sqlalchemy" in loaded
         assert not (HEAVY | {"alembic", "numpy", "pydantic"}) & loaded, arguments
