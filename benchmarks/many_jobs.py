@@ -35,6 +35,7 @@ from orchestrator.database.schema import upgrade
 from orchestrator.processes.python_process import python_command, python_environment
 from orchestrator.results.choice import Choice, choose
 from orchestrator.settings import Settings
+from worker.tracking.own_store import prepare
 
 SWEEP = """
 name: many
@@ -105,6 +106,7 @@ def _measured(settings: Settings, *, short: bool) -> Iterator[dict[str, Any]]:
     engine.dispose()
     jobs = f"{len(SIZES) * len(KS) * seeds:,} jobs"
     yield _command(settings, "fit", "law", "--no-store") | {"what": f"orch fit --no-store, {jobs}"}
+    prepare(settings)  # MLflow's store, as the first worker makes it
     yield _command(settings, "fit", "law") | {"what": f"orch fit, and MLflow, {jobs}"}
     page = settings.home / "law.html"
     yield _command(settings, "report", "law", "-o", str(page)) | {

@@ -1,9 +1,11 @@
 """One point of a loss curve, as the trainer measures it and the database keeps it, and where the points lie."""
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 _POINTS_PER_DOUBLING = 4
+_NAN = math.nan
 
 
 class Point(NamedTuple):
@@ -39,6 +41,11 @@ class Point(NamedTuple):
     """What `aux_loss` is where AuxK predicts nothing, a little above 1; NaN in points of earlier versions."""
     sparsity_coef: float | None = None
     """Weight of the penalty that `sae.target_l0` has led to; None where it is fixed."""
+
+
+def point_of(values: Sequence[float | None]) -> Point:
+    """Return the point of a stored row: what is null in it is not a number."""
+    return Point._make([_NAN if value is None else value for value in values])
 
 
 def evaluation_grid(*, first_point_tokens: int, batch_tokens: int, max_tokens: int) -> list[int]:

@@ -138,14 +138,15 @@ def check(keys: Sequence[str]) -> None:
     Raises:
         ConfigError: names what is near.
     """
-    if not keys:
+    columns = {*FIELDS, *_SHORT}
+    others = [key for key in keys if "." in key or key.lower().replace("-", "_") not in columns]
+    if not others:
         return
-    from orchestrator.config.validation import field_paths, near_key  # loads pydantic, which a bare list need not
+    from orchestrator.config.validation import field_paths, near_key  # loads pydantic, which columns need not
 
     known = [*FIELDS, *_SHORT, *field_paths()]
-    for key in keys:
-        name = key if "." in key else key.lower().replace("-", "_")
-        if name not in known:
+    for key in others:
+        if key not in known:
             near = near_key(key, known)
             raise ConfigError(
                 f"{key!r} is neither a column nor a key of a config" + (f"; did you mean {near!r}?" if near else ""),

@@ -7,7 +7,7 @@ from typing import Any
 
 from sqlalchemy import Engine, func, select
 
-from orchestrator.curves.point import Point
+from orchestrator.curves.point import Point, point_of
 from orchestrator.database import models as m
 from orchestrator.database.engine import reading
 from orchestrator.errors import NotFound
@@ -32,7 +32,7 @@ def curves(engine: Engine, job_ids: Sequence[int]) -> dict[int, list[Point]]:
     with reading(engine) as session:
         for part in parts:
             for job_id, *values in session.execute(query.where(m.CurvePoint.job_id.in_(part))):
-                found[job_id].append(Point._make(math.nan if value is None else value for value in values))
+                found[job_id].append(point_of(values))
         told = [row for part in parts for row in session.execute(stored.where(m.Job.id.in_(part)))]
     windows = {row.id: stored_window(row.config, row.d_model) for row in told if found[row.id]}
     return {job_id: measured_points(points, windows.get(job_id)) for job_id, points in found.items()}

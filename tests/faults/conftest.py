@@ -92,6 +92,12 @@ def database_url(postgres: servers.Server, _postgres: tuple[servers.Server, str]
     return _in(postgres, f"orch_{uuid.uuid4().hex}", template=_postgres[1])
 
 
+@pytest.fixture
+def empty_database_url(postgres: servers.Server) -> str:
+    """A new database without any table."""
+    return _in(postgres, f"empty_{uuid.uuid4().hex}")
+
+
 def _in(server: servers.Server, name: str, *, template: str = "template1") -> str:
     engine = connect(server.url, limits=False)
     with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -91,6 +92,34 @@ def test_an_mlflow_that_never_answers_delays_no_job_and_no_stop(
         assert worker.wait(30) == 0, world.said()
         assert time.monotonic() - started < 30
         mlflow.is_stalled = False
+    assert world.attempts(short) == [("max_tokens", 0)]
+    assert [outcome for outcome, _ in world.attempts(long)] == ["preempted"]
+    assert "MLflow lacks the latest of this worker" in world.said()
+
+
+@pytest.mark.parametrize("is_served", [True, False], ids=["behind a server", "used as it is"])
+def test_an_mlflow_whose_database_never_answers_delays_no_job_and_no_stop(
+    make_world: MakeWorld, empty_database_url: str, between: Proxy, subject: Path, tmp_path: Path, is_served: bool
+) -> None:
+    """Here the worker's own database is another one; MLflow had answered before, so that a call of it is under way."""
+    world = make_world()
+    store = between.before(empty_database_url)
+    with tracking_server(tmp_path, store) if is_served else nullcontext(store) as url:
+        if is_served:
+            world.wait(lambda: answers(url), 120)
+        worker = world.work(ORCH_TRACKING_URL=url)
+        (first,) = world.enqueue(small_config(subject, max_tokens=4096))
+        world.wait(lambda: world.job(first).mlflow_run_id is not None, 120)
+        between.is_stalled = True
+        (short,) = world.enqueue(small_config(subject, max_tokens=4096), name="short")
+        world.wait_state(short, "succeeded")
+        (long,) = world.enqueue(small_config(subject, max_tokens=BUDGET * 16), name="long")
+        world.wait(lambda: world.is_in_training(long, 1))
+        worker.terminate()
+        started = time.monotonic()
+        assert worker.wait(30) == 0, world.said()
+        assert time.monotonic() - started < 30
+        between.is_stalled = False
     assert world.attempts(short) == [("max_tokens", 0)]
     assert [outcome for outcome, _ in world.attempts(long)] == ["preempted"]
     assert "MLflow lacks the latest of this worker" in world.said()

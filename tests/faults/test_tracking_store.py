@@ -47,11 +47,11 @@ print(experiment, run)
 
 
 @contextmanager
-def tracking_server(folder: Path) -> Iterator[str]:
-    """Yield the URL of a real MLflow server."""
+def tracking_server(folder: Path, store: str = "") -> Iterator[str]:
+    """Yield the URL of a real MLflow server, with a database of its own in the folder or another one."""
     url = f"http://127.0.0.1:{servers.free_port()}"
     command = [
-        sys.executable, "-W", "ignore", "-m", "mlflow", "server", "--backend-store-uri", f"sqlite:///{folder}/flow.db",
+        sys.executable, "-W", "ignore", "-m", "mlflow", "server", "--backend-store-uri", store or f"sqlite:///{folder}/flow.db",
         "--artifacts-destination", str(folder / "files"), "--host", "127.0.0.1", "--port", url.rpartition(":")[2],
         "--workers", "1",
     ]  # fmt: skip

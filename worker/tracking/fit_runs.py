@@ -18,7 +18,7 @@ from orchestrator.fits import store
 from orchestrator.masking import mask_all
 from orchestrator.results.fit_rows import measured
 from orchestrator.scaling.plots.all_plots import draw, figure_names, law_of
-from orchestrator.scaling.plots.svg import png, svg
+from orchestrator.scaling.plots.svg import svg
 from orchestrator.scaling.types import Fit, JobMeasurement, StoredFit
 from orchestrator.settings import Settings
 from worker.tracking.mlflow_client import Measure, MlflowClient
@@ -40,21 +40,26 @@ def project_fits(engine: Engine, settings: Settings, sweep: str, *, runs: Mlflow
 
 def _project(engine: Engine, runs: MlflowClient, stored: StoredFit, read: Read) -> None:
     experiment = _experiment(engine, runs, stored.fit.sweeps[0])
-    payload = _payload(stored.fit)
-    digest = hashlib.sha256(payload.encode()).hexdigest()[:32]
-    identity = {"orch.kind": "fit", "orch.fit_id": stored.id, "orch.fit_sha256": digest}
-    run = runs.find(stored.mlflow_run_id, experiment, identity)
-    if run is None:
-        held = "".join(f", {part}" for part in (stored.fit.group, stored.fit.hook) if part)
-        tags = {**identity, "orch.law": stored.fit.law, "orch.sweeps": ", ".join(stored.fit.sweeps)}
-        run = runs.create(experiment, f"fit {stored.id}: {stored.fit.law}{held}", tags=tags, at=stored.created_at)
+    payload = cache(lambda: _payload(stored.fit))  # as long as thousands of points: written out only where it is needed
+    run = runs.known(stored.mlflow_run_id) or _found_or_made(runs, stored, experiment, payload)
     if run != stored.mlflow_run_id:
         store.shipped(engine, stored.id, mlflow_run_id=run)
     if stored.superseded_by is not None:
         runs.tag(run, "orch.superseded_by", str(stored.superseded_by))
     if not runs.is_finished(run):
-        _fill(runs, run, stored, payload, read(stored.fit.sweeps))
+        _fill(runs, run, stored, payload(), read(stored.fit.sweeps))
         runs.end(run, "FINISHED", at=stored.created_at)
+
+
+def _found_or_made(runs: MlflowClient, stored: StoredFit, experiment: str, payload: Callable[[], str]) -> str:
+    digest = hashlib.sha256(payload().encode()).hexdigest()[:32]
+    identity = {"orch.kind": "fit", "orch.fit_id": stored.id, "orch.fit_sha256": digest}
+    found = runs.find(None, experiment, identity)
+    if found is not None:
+        return found
+    held = "".join(f", {part}" for part in (stored.fit.group, stored.fit.hook) if part)
+    tags = {**identity, "orch.law": stored.fit.law, "orch.sweeps": ", ".join(stored.fit.sweeps)}
+    return runs.create(experiment, f"fit {stored.id}: {stored.fit.law}{held}", tags=tags, at=stored.created_at)
 
 
 def _experiment(engine: Engine, runs: MlflowClient, name: str) -> str:
@@ -104,9 +109,8 @@ def _figures(rows: Sequence[JobMeasurement], fit: Fit, folder: Path) -> list[Pat
     names = [name for name in figure_names() if law_of(name) == fit.law]
     files = []
     for drawing in filter(None, (draw(name, rows, [fit]) for name in (*names, "residuals"))):
-        for ending, content in (("svg", svg(drawing, inline=False).encode()), ("png", png(drawing))):
-            files.append(folder / f"{drawing.name}.{ending}")
-            files[-1].write_bytes(content)
+        files.append(folder / f"{drawing.name}.svg")
+        files[-1].write_text(svg(drawing, inline=False), encoding="utf-8")
     return files
 
 

@@ -87,10 +87,16 @@ class MlflowClient:
                 raise
             return str(found.experiment_id)
 
+    def known(self, run: str | None) -> str | None:
+        """Return the id of a run that is there, None of any other."""
+        if run is not None and (run in self._seen or self._exists(run)):
+            self._seen.add(run)
+            return run
+        return None
+
     def find(self, known: str | None, experiment: str, tags: Mapping[str, object]) -> str | None:
         """Return a run by the id we know, or else by its tags."""
-        if known is not None and (known in self._seen or self._exists(known)):
-            self._seen.add(known)
+        if self.known(known):
             return known
         asked = " and ".join(f"tags.`{name}` = '{value}'" for name, value in tags.items())
         found = self._client.search_runs([experiment], asked, max_results=1, order_by=["attributes.start_time ASC"])

@@ -64,6 +64,8 @@ class Sheet:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
 
+        from orchestrator.scaling.plots.points import Points
+
         self.name, self._hints, self._jobs = name, dict[str, str](), set[int]()
         self.columns = min(panels, columns if panels <= _FEW_PANELS else 4)
         if (panels, columns) == (4, 3):
@@ -76,27 +78,32 @@ class Sheet:
         self.panels = laid[:panels]
         for spare in laid[panels:]:
             spare.remove()
+        self._points = [Points() for _ in self.panels]
+        for axes, points in zip(self.panels, self._points, strict=True):
+            axes.add_artist(points)
 
     def point(self, at: tuple[float, float], pen: Pen, *, jobs: Sequence[int], hint: str, panel: int = 0,
               hollow: bool = False) -> None:  # fmt: skip
         """Draw one point that names its jobs, and links to the first of them."""
+        gid = self._id("point", jobs, hint)
         face = PAPER if hollow or pen.hollow else pen.colour
-        (artist,) = self.panels[panel].plot(
-            [at[0]], [at[1]], marker=pen.marker, color=pen.colour, markerfacecolor=face, markeredgecolor=pen.colour,
-            markersize=6.5, linestyle="", zorder=4,
-        )  # fmt: skip
-        self.mark(artist, "point", jobs=jobs, hint=hint)
+        url = f"#job-{jobs[0]}" if jobs else None
+        self._points[panel].add(at, marker=pen.marker, edge=pen.colour, face=face, gid=gid, url=url)
 
     def mark(self, artist: Any, kind: str, *, jobs: Sequence[int], hint: str) -> None:
         """Give a part of the figure an id, a hint and a link to the row of its first job."""
+        artist.set_gid(self._id(kind, jobs, hint))
+        if jobs:
+            artist.set_url(f"#job-{jobs[0]}")
+
+    def _id(self, kind: str, jobs: Sequence[int], hint: str) -> str:
+        """Return an id for a part that names some jobs, and keep both with its hint."""
         first = f"{kind}-{'-'.join(map(str, jobs[:4])) or 'none'}"
         candidates = chain([first], (f"{first}-{at}" for at in count(2)))
         own = next(name for name in candidates if name not in self._hints)
-        artist.set_gid(own)
-        if jobs:
-            artist.set_url(f"#job-{jobs[0]}")
         self._hints[own] = clean(hint)
         self._jobs.update(jobs)
+        return own
 
     def title(self, text: str, *, panel: int = 0) -> None:
         """Head a panel; a long text goes on in a second line."""

@@ -29,6 +29,14 @@ def test_the_points_of_the_law_are_where_the_jobs_are() -> None:
     assert drawing.jobs == tuple(row.job_id for row in ROWS)
 
 
+def test_the_points_of_a_panel_are_one_part_of_it() -> None:
+    """A part for each takes eight times as long to draw, and a fit of thousands of jobs draws thousands of them."""
+    drawing = draw("ln", ROWS, planted.fits(ROWS, "ln"))
+    assert drawing
+    (axes,) = drawing.figure.axes
+    assert len(axes.lines) == len({row.k for row in ROWS}) < len(drawing.jobs), "the law of each k alone is a line"
+
+
 def test_a_point_says_its_job_and_leads_to_its_row() -> None:
     drawing = draw("ln", ROWS, planted.fits(ROWS, "ln"))
     assert drawing
