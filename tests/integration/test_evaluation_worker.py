@@ -2,8 +2,8 @@
 
 import math
 import signal
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
@@ -32,6 +32,10 @@ def scores(world: World, job_id: int) -> dict[tuple[str, str, str], float]:
     columns = select(ScoreRow.family, ScoreRow.metric, ScoreRow.variant, ScoreRow.value)
     rows = world.rows(columns.where(ScoreRow.job_id == job_id))
     return {(row.family, row.metric, row.variant): row.value for row in rows}
+
+
+def has_measured(world: World, n_families: int) -> bool:
+    return len(world.rows(select(MeasuredFamily.family))) >= n_families
 
 
 def evaluations(world: World) -> list[int]:
@@ -72,7 +76,7 @@ def test_killed_again_and_again_every_family_is_stored_once(subject: Path, tmp_p
         jobs = [job for job in asked if job is not None]
         for n_families in (1, 3):
             worker = world.work()
-            world.wait(lambda n=n_families: len(world.rows(select(MeasuredFamily.family))) >= n)
+            world.wait(partial(has_measured, world, n_families))
             victim = psutil.Process(worker.pid)
             for process in (*victim.children(recursive=True), victim):
                 process.kill()
@@ -85,11 +89,7 @@ def test_killed_again_and_again_every_family_is_stored_once(subject: Path, tmp_p
             )
             assert sorted(tuple(row) for row in families) == sorted((family, "measured") for family in plan.metrics)
             assert all(value is None or math.isfinite(value) for value in scores(world, job).values())
-        assert any(attempt > 1 for attempt in map(last_attempt(world), jobs))
-
-
-def last_attempt(world: World) -> Any:
-    return lambda job: world.job(job).attempt
+        assert any(world.job(job).attempt > 1 for job in jobs)
 
 
 def test_a_worker_that_is_told_to_stop_hands_an_evaluation_back(subject: Path, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from orchestrator import queue
 from orchestrator.errors import StorageError
@@ -78,7 +79,7 @@ class TrainerGroup:
 
     def _train(self) -> tuple[int, Path]:
         leader, *companions = self._held
-        trainer = TrainerProcess(self._order(), log=leader.log)
+        trainer = TrainerProcess(_order(self._held, self._context), log=leader.log)
         try:
             for attempt in companions:
                 _link(attempt.log, leader.log)
@@ -92,33 +93,6 @@ class TrainerGroup:
         if trainer.oom_killed:
             code, self._failure = OOM_KILLED.code, self._failure or OOM_KILLED
         return code, leader.log
-
-    def _order(self) -> Order | EvaluationOrder:
-        """Return the order of all jobs: they read one stream, and so are of one kind."""
-        home = self._settings.home
-        evaluations = tuple(filter(None, (attempt.evaluation() for attempt in self._held)))
-        if evaluations:
-            return EvaluationOrder(
-                jobs=evaluations,
-                tokens_folder=str(home / "tokens"),
-                store_folder=str(home / garbage.SHARED),
-                compile_folder=str(home / "compile"),
-                device=self._context.device,
-                threads=self._context.threads,
-                supervisor=os.getpid(),
-            )
-        return Order(
-            jobs=tuple(filter(None, (attempt.assignment() for attempt in self._held))),
-            tokens_folder=str(home / "tokens"),
-            compile_folder=str(home / "compile"),
-            device=self._context.device,
-            threads=self._context.threads,
-            checkpoint_seconds=self._settings.checkpoint_seconds,
-            supervisor=os.getpid(),
-            compile=self._settings.compile,
-            caches_folder=str(activation_caches.folder(home)),
-            cache_bytes=self._settings.cache_limit,
-        )
 
     def _handle_messages(self, trainer: TrainerProcess) -> None:
         """Handle all messages that wait, so that no backlog grows while the database is slow."""
@@ -230,6 +204,26 @@ class TrainerGroup:
             trainer.dump_stacks()
             time.sleep(TICK_SECONDS)
         trainer.kill()
+
+
+def _order(attempts: Sequence[Attempt], context: SupervisorContext) -> Order | EvaluationOrder:
+    """Return the order for attempts: they read one stream, and so are of one kind."""
+    home = context.settings.home
+    shared: dict[str, Any] = {
+        "tokens_folder": str(home / "tokens"), "compile_folder": str(home / "compile"), "device": context.device,
+        "threads": context.threads, "supervisor": os.getpid(),
+    }  # fmt: skip
+    evaluations = tuple(filter(None, (attempt.evaluation() for attempt in attempts)))
+    if evaluations:
+        return EvaluationOrder(jobs=evaluations, store_folder=str(home / garbage.SHARED), **shared)
+    return Order(
+        jobs=tuple(filter(None, (attempt.assignment() for attempt in attempts))),
+        checkpoint_seconds=context.settings.checkpoint_seconds,
+        compile=context.settings.compile,
+        caches_folder=str(activation_caches.folder(home)),
+        cache_bytes=context.settings.cache_limit,
+        **shared,
+    )
 
 
 def _link(path: Path, log: Path) -> None:
