@@ -177,7 +177,7 @@ class InferenceSae(nn.Module):
         return self._select(vectors).view(*x.shape[:-1], -1)
 
     def pre_acts(
-        self, x: Float[Tensor, "*batch d_model"], latents: slice | Tensor = slice(None)
+        self, x: Float[Tensor, "*batch d"], latents: slice | Tensor = slice(None)
     ) -> Float[Tensor, "*batch n"]:
         """Return the signed values that the selection compares, of all latents or some: an active one has its own.
         Of gated the magnitude exp(r_mag) · a + b_mag. What `decode` keeps of the last `encode` stays.
