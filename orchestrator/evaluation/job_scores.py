@@ -1,7 +1,7 @@
 """Scores beside what is known of the jobs that trained the SAEs, for figures and tables of a sweep."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 
 from sqlalchemy import Engine, select
@@ -21,11 +21,16 @@ def with_scores(engine: Engine, rows: Sequence[JobMeasurement]) -> list[JobMeasu
     Raises:
         StorageError: the database did not answer.
     """
-    found = _scores(engine, {row.sweep for row in rows})
+    found = scores_by_job(engine, {row.sweep for row in rows})
     return [replace(row, scores=found[row.job_id]) if row.job_id in found else row for row in rows]
 
 
-def _scores(engine: Engine, sweeps: set[str]) -> dict[int, dict[str, Interval]]:
+def scores_by_job(engine: Engine, sweeps: Collection[str]) -> dict[int, dict[str, Interval]]:
+    """Return the newest scores of the SAEs of sweeps, by the job that trained each, by metric and variant.
+
+    Raises:
+        StorageError: the database did not answer.
+    """
     score, sae, job = m.ScoreRow, m.SaeRow, m.Job
     values = (score.metric, score.variant, score.value, score.std_error, score.low, score.high)
     query = select(sae.job_id, *values).join(sae, sae.id == score.sae_id).join(job, job.id == sae.job_id)

@@ -20,6 +20,8 @@ from orchestrator.processes.demo_workers import DemoWorkers
 from orchestrator.processes.python_process import EXAMPLES
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from sqlalchemy import Engine
 
     from orchestrator.results import JobRow
@@ -81,7 +83,14 @@ def latest(engine: "Engine", name: str) -> "list[JobRow]":
 
 
 def _unfinished(engine: "Engine", name: str) -> "list[JobRow]":
-    return [row for row in latest(engine, name) if row.state not in (*TERMINAL, "paused")]
+    rows = [*latest(engine, name), *_evaluations(engine, name)]
+    return [row for row in rows if row.state not in (*TERMINAL, "paused")]
+
+
+def _evaluations(engine: "Engine", name: str) -> "list[JobRow]":
+    from orchestrator import results
+
+    return results.jobs(engine, sweep=name, kind="evaluate")
 
 
 def _train(settings: "Settings", engine: "Engine", name: str, *, workers: int, jobs: int) -> None:
@@ -109,18 +118,23 @@ def _watch(engine: "Engine", name: str, group: DemoWorkers, view: ProgressView) 
     while True:
         are_running = group.are_running  # asked first: what they did before they ended is then in the database
         try:
-            rows = latest(engine, name)
+            rows, measured = latest(engine, name), _evaluations(engine, name)
         except StorageError as error:
             view.show([], notice=f"{error.message} · looking again")
-            rows = []
+            rows = measured = []
         else:
-            view.show(rows, notice=_failure(group))
-            if all(row.state in (*TERMINAL, "paused") for row in rows):
+            view.show(rows, notice=_failure(group) or _progress(measured))
+            if all(row.state in (*TERMINAL, "paused") for row in [*rows, *measured]):
                 return
         if not are_running:
-            left = sum(row.state not in TERMINAL for row in rows)
+            left = sum(row.state not in TERMINAL for row in [*rows, *measured])
             raise TrainingError(f"the workers ended and left {left} jobs undone", hint=group.log_tails())
         time.sleep(LOOK_SECONDS)
+
+
+def _progress(measured: "Sequence[JobRow]") -> str:
+    done = sum(row.state in TERMINAL for row in measured)
+    return f"{done} of {plural(len(measured), 'SAE')} evaluated" if done < len(measured) else ""
 
 
 def _failure(group: DemoWorkers) -> str:
@@ -129,8 +143,13 @@ def _failure(group: DemoWorkers) -> str:
 
 
 def _conclude(settings: "Settings", engine: "Engine", name: str) -> None:
+    from orchestrator.evaluation.job_scores import scores_by_job
+
     rows = latest(engine, name)
-    for line in result_lines(rows, width=terminal.width()):
+    scores = {
+        job_id: found["delta_ce"] for job_id, found in scores_by_job(engine, [name]).items() if "delta_ce" in found
+    }
+    for line in result_lines(rows, width=terminal.width(), delta_ce=scores):
         terminal.echo(line)
     terminal.echo()
     contents = gather(settings, engine, [name])
@@ -141,9 +160,7 @@ def _conclude(settings: "Settings", engine: "Engine", name: str) -> None:
     for row in rows:
         if row.state == "paused":
             terminal.warn(f"job {row.id} is paused.", f"It goes on with: orch resume {row.id}")
-    failed = [row for row in rows if row.state == "failed"]
+    failed = [row for row in [*rows, *_evaluations(engine, name)] if row.state == "failed"]
     if failed:
         first = failed[0]
-        raise OrchError(
-            f"{len(failed)} of {len(rows)} jobs failed; job {first.id}: {first.reason}", hint=f"orch explain {first.id}"
-        )
+        raise OrchError(f"{len(failed)} jobs failed; job {first.id}: {first.reason}", hint=f"orch explain {first.id}")

@@ -1,13 +1,14 @@
 """The results of a sweep as a table, and where its files and pages are."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from orchestrator.cli import terminal
 from orchestrator.cli.display.columns import COLOURS, convergence_cell
 from orchestrator.cli.display.formats import active_latents, ratio, share
 from orchestrator.cli.display.tables import Column, table
-from orchestrator.formatting import NONE, count
+from orchestrator.formatting import NONE, Interval, count, interval
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -21,14 +22,17 @@ UI = "http://127.0.0.1:5000"
 _OUTCOMES = {"converged": "green", "max_tokens": "yellow", "not_learning": "red", "diverged": "red"}
 
 
-def result_lines(rows: "Sequence[JobRow]", *, width: int | None) -> list[str]:
-    """Return the table of results, one line per job."""
+def result_lines(
+    rows: "Sequence[JobRow]", *, width: int | None, delta_ce: Mapping[int, Interval] = MappingProxyType({})
+) -> list[str]:
+    """Return the table of results, one line per job; `delta_ce`: of the jobs whose SAE was evaluated."""
     columns: list[Column[JobRow]] = [
         Column("JOB", lambda row: str(row.id), right=True),
         Column("N", lambda row: str(row.n_latents or "auto"), right=True),
         Column("K", lambda row: str(row.k), right=True),
         Column("FVU", lambda row: terminal.style(ratio(row.fvu), bold=True), right=True),
         Column("L0", lambda row: active_latents(row.l0), right=True),
+        *([Column[JobRow]("ΔCE", lambda row: _loss(delta_ce.get(row.id)), right=True)] if delta_ce else []),
         Column("UNTRAINED", lambda row: ratio(row.untrained_fvu), right=True),
         Column("DEAD", lambda row: share(row.dead_share), right=True),
         Column("TOKENS", lambda row: count(row.tokens_seen), right=True, weight=5),
@@ -63,6 +67,10 @@ def where_lines(settings: "Settings", engine: "Engine", sweep: str, *, report: "
         f"{terminal.style(f'{name:<9}', bold=True)} {where:<{longest}}   {terminal.style(hint, dim=True)}".rstrip()
         for name, where, hint in facts
     ]
+
+
+def _loss(score: Interval | None) -> str:
+    return NONE if score is None else interval(score)
 
 
 def _outcome(row: "JobRow") -> str:
