@@ -29,6 +29,11 @@ SCORES: Mapping[str, ScoreAxis] = {
 }
 """The scores that are drawn, in this order. Lower is better of all but N2G's."""
 _DOWNSTREAM = ("delta_ce", "kl")
+_BY_POSITION = {
+    "fvu raw,": "fvu of raw activations", **{name: SCORES[name].label for name in _DOWNSTREAM},
+    "residual_norm": "mean norm of the activations",
+}  # fmt: skip
+"""Scores that are drawn by position, as their keys begin, with what they are."""
 _FEWEST_OF_A_LINE = 3
 _POSITION = "positions="
 """Begins the variant of a score of some positions, counted from 0: `positions=1`, `positions=2-3`."""
@@ -113,11 +118,8 @@ def downstream(rows: Rows) -> Drawing | None:
 def by_position(rows: Rows) -> Drawing | None:
     """Draw the scores of positions within a context, of the largest SAE of each k."""
     drawn = [row for row in _scored(rows) if any(_POSITION in name for name in row.scores)]
-    names = [
-        name
-        for name in ("fvu", *_DOWNSTREAM)
-        if any(f"{name} {_POSITION}" in key for row in drawn for key in row.scores)
-    ]
+    keys = {key for row in drawn for key in row.scores}
+    names = [name for name in _BY_POSITION if any(key.startswith(f"{name} {_POSITION}") for key in keys)]
     if not names:
         return None
     largest: dict[str, JobMeasurement] = {}
@@ -129,7 +131,7 @@ def by_position(rows: Rows) -> Drawing | None:
         for series, row in largest.items():
             _profile(sheet, row, name, colours[series], panel=panel)
         logarithmic(sheet.panels[panel], "x", "position in the context, from 1 on", pad=0.1)
-        linear(sheet.panels[panel], "y", SCORES[name].label if name in SCORES else "fvu of raw activations", digits)
+        linear(sheet.panels[panel], "y", _BY_POSITION[name], digits)
     sheet.legend(list(colours.items()))
     return sheet.done("Scores by position", "Of the largest SAE of each k. Bars: 90% intervals over contexts.")
 

@@ -17,6 +17,10 @@ def scored(n: int, k: int, *, layer: int | None = None, seed: int = 0) -> JobMea
     loss = 2.0 * fvu**1.5
     scores = {"delta_ce": Interval(loss, 0.9 * loss, 1.1 * loss), "kl": Interval(loss / 2, math.nan, math.nan)}
     scores |= {f"delta_ce positions={bucket}": Interval(loss, 0.9 * loss, 1.1 * loss) for bucket in ("1", "2-3", "4-7")}
+    scores |= {
+        "fvu raw, positions=1": Interval(0.1, 0.09, 0.11),
+        "residual_norm positions=1": Interval(30.0, 29.0, 31.0),
+    }
     return measured(n, k, fvu, l0=float(k), scores=scores, layer=layer, seed=seed, hook=f"resid_post of h.{layer or 3}")
 
 
@@ -59,6 +63,9 @@ def test_layers_and_positions_have_figures_where_there_are_several() -> None:
     profile = drawn(score_plots.by_position, GRID)
     largest = tuple(sorted(row.job_id for row in GRID if row.n_latents == 1024))
     assert profile.jobs == largest
+    labels = [axes.get_ylabel() for axes in profile.figure.axes]
+    assert [labels[0], labels[-1]] == ["fvu of raw activations", "mean norm of the activations"]
+    assert len(labels) == 3
     assert any("at position 2-3" in hint for hint in profile.hints.values())
 
 
