@@ -81,7 +81,7 @@ def state_of(case: Case) -> TrainState:
         elif name == "W_dec":
             made = functional.normalize(made, dim=1)
         value.data.copy_(made)
-    state.variance, state.mu = 2.0, torch.randn(case.d, generator=draw)
+    state.variances, state.mu = (2.0,), torch.randn(case.d, generator=draw)
     state.tokens_seen = 10 * DEAD_AFTER
     silent = torch.zeros(case.n, dtype=torch.bool)
     silent[{"none": slice(0), "one": slice(-1, None), "some": slice(case.n // 2), "all": slice(None)}[case.dead]] = True

@@ -69,7 +69,7 @@ def reference(case: Case) -> tuple[TrainState, dict[str, Any]]:
     since = count_tokens_since_fired(narrow.top_acts, narrow.top_indices, state.tokens_since_fired)
     silent = since > state.dead_after_tokens
     dead = silent if silent.any() else None
-    told = losses(model, x, encoded, config=config.sae, variance=state.variance, dead=dead)
+    told = losses(model, x, encoded, config=config.sae, variances=state.variances, dead=dead)
     told.total.backward()  # type: ignore[no-untyped-call]
     gradients = {name: getattr(model, name).grad for name in PARAMETERS}
     return state, {"encoded": encoded, "total": told.total, "aux": told.aux, "dead": dead, "gradients": gradients}

@@ -4,6 +4,7 @@ import math
 import time
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator
+from statistics import fmean
 from typing import NamedTuple
 
 import torch
@@ -14,6 +15,7 @@ from orchestrator.config.job import JobConfig, SaeConfig
 from orchestrator.curves.point import Point, evaluation_grid
 from orchestrator.estimates.flops import dense_aux_flops, dense_flops, executed_aux_flops, step_flops
 from worker.evaluation.reconstruction import Reconstruction, measure_reconstruction
+from worker.sae.dead_latents import silent_tokens
 from worker.sae.model import SparseAutoencoder
 from worker.sae.train_state import Step, TrainState, train_step
 
@@ -31,10 +33,10 @@ class Progress(NamedTuple):
 
 def train(
     state: TrainState,
-    batches: Iterable[Float[Tensor, "batch_tokens d_model"]],
+    batches: Iterable[Float[Tensor, "n_vectors d_model"]],
     *,
     config: JobConfig,
-    heldout: Float[Tensor, "n_tokens d_model"],
+    heldout: Float[Tensor, "n_heldout d_model"],
     step: Step = train_step,
 ) -> Iterator[Progress]:
     """Train until max_tokens or the batches end, yielding after EVERY step.
@@ -42,13 +44,14 @@ def train(
     At a yield the state is between two steps: save it there, or leave the loop, and a later call with the restored
     state and the remaining batches continues bit for bit. Whether a point means convergence or divergence is for
     the caller to judge; after a loss that is not finite there is one more point, and the end.
-    `batches` and `heldout` are NORMALISED float32, on the state's device. wall_seconds counts the time in here and in
-    `batches`; what the caller spends elsewhere for this training it adds itself, and flops_subject too.
+    `batches` and `heldout` are NORMALISED float32, on the state's device, one layer after another. wall_seconds counts
+    the time in here and in `batches`; what the caller spends elsewhere for this training it adds itself, and
+    flops_subject too.
     """
     started = time.monotonic()
     grid = evaluation_tokens(config)
     if state.untrained_fvu is None:
-        state.untrained_fvu = measure_reconstruction(state.model, heldout).fvu
+        state.untrained_fvu = _measured(state, state.model, heldout).fvu
     source = iter(batches)
     while state.tokens_seen < config.training.max_tokens:
         batch = next(source, None)
@@ -81,10 +84,12 @@ def evaluation_tokens(config: JobConfig) -> list[int]:
     )
 
 
-def _point(state: TrainState, batch: Tensor, heldout: Float[Tensor, "n_tokens d_model"], config: JobConfig) -> Point:
+def _point(state: TrainState, batch: Tensor, heldout: Float[Tensor, "n_heldout d_model"], config: JobConfig) -> Point:
     """Measure average and weights; what only evaluation needs is set by the batch, and kept for the better of them."""
     averaged = state.averaged()
-    average, raw = (_measured(model, batch, heldout) for model in (averaged, state.model))
+    for model in (averaged, state.model):
+        _calibrate(model, batch)
+    average, raw = (_measured(state, model, heldout) for model in (averaged, state.model))
     better = raw if raw.fvu < average.fvu else average
     if better is average:
         for name, value in averaged.named_buffers():
@@ -101,7 +106,7 @@ def _point(state: TrainState, batch: Tensor, heldout: Float[Tensor, "n_tokens d_
         aux_nothing=aux_nothing,
         loss=loss,
         aux_loss=aux_loss,
-        dead_share=state.model.share(state.tokens_since_fired > state.dead_after_tokens),
+        dead_share=state.model.share(silent_tokens(state.tokens_since_fired) > state.dead_after_tokens),
         l0=better.l0,
         grad_norm=grad_norm,
         wall_seconds=state.wall_seconds,
@@ -113,14 +118,20 @@ def _point(state: TrainState, batch: Tensor, heldout: Float[Tensor, "n_tokens d_
 
 
 @torch.no_grad()
-def _measured(model: SparseAutoencoder, batch: Tensor, heldout: Tensor) -> Reconstruction:
+def _calibrate(model: SparseAutoencoder, batch: Tensor) -> None:
     if model.own:
         model.function.calibrate(model.encode(batch).pre_acts, model.own, k=model.k)
-    return measure_reconstruction(model, heldout)
+
+
+def _measured(state: TrainState, model: SparseAutoencoder, heldout: Tensor) -> Reconstruction:
+    """Return the mean over layers."""
+    layers = [measure_reconstruction(model, part) for part in heldout.chunk(state.n_layers)]
+    return Reconstruction(fmean(one.fvu for one in layers), l0=fmean(one.l0 for one in layers))
 
 
 def flops(state: TrainState, config: SaeConfig) -> tuple[float, float]:
     """Return (dense, executed) floating-point operations so far."""
-    n, d, seen, aux = state.model.n_latents, state.model.d_model, state.tokens_seen, state.aux_tokens
+    n, d = state.model.n_latents, state.model.d_model
+    seen, aux = state.n_layers * state.tokens_seen, state.n_layers * state.aux_tokens
     executed = step_flops(config, d) * seen + executed_aux_flops(state.model.k_aux, d) * aux
     return float(dense_flops(n, d) * seen + dense_aux_flops(n, d) * aux), float(executed)

@@ -54,14 +54,14 @@ def _select(case: Case, **how: Any) -> Selected:
 
 
 def _compare(case: Case, **how: Any) -> None:
-    model, terms = case.model, manual_gradients.LossTerms.of(case.model, case.config, variance=VARIANCE)
+    model, terms = case.model, manual_gradients.LossTerms.of(case.model, case.config, variances=(VARIANCE,))
     encoded = model.encode(case.x, k=model.k_widest)
     assert encoded.top_indices is not None
     # A latent that fires is not dead: the fused path relies on it.
     if case.dead is not None:
         case.dead[encoded.top_indices[encoded.top_acts > 0]] = False
     dead = case.dead if case.dead is not None and case.dead.any() else None
-    wanted = losses(model, case.x, encoded, config=case.config, variance=VARIANCE, dead=dead)
+    wanted = losses(model, case.x, encoded, config=case.config, variances=(VARIANCE,), dead=dead)
     gradients = torch.autograd.grad(wanted.total, manual_gradients.Weights.of(model))
     selected = _select(case, **how)
     assert torch.equal(selected.top_indices, encoded.top_indices)
@@ -137,7 +137,7 @@ def test_a_value_that_is_not_finite_reaches_the_loss_and_leaves_no_aux() -> None
     case = _case((6, 4, 9, 2))
     case.x[3, 1] = torch.nan
     selected = _select(case)
-    terms = manual_gradients.LossTerms.of(case.model, case.config, variance=VARIANCE)
+    terms = manual_gradients.LossTerms.of(case.model, case.config, variances=(VARIANCE,))
     dead = torch.zeros(9, dtype=torch.bool)
     dead[4] = True
     found = manual_gradients.forward(manual_gradients.Weights.of(case.model), case.x, selected, terms=terms, dead=dead)
@@ -172,8 +172,8 @@ def test_a_rounded_encoder_is_the_same_fused_and_plain() -> None:
     dead[:40] = True
     selected = select(x, model.b_pre, (model.W_enc, model.b_enc), k=4, dtype=torch.bfloat16)
     dead[selected.top_indices] = False
-    wanted = losses(model, x, model.encode(x), config=config, variance=VARIANCE, dead=dead)
-    terms = manual_gradients.LossTerms.of(model, config, variance=VARIANCE)
+    wanted = losses(model, x, model.encode(x), config=config, variances=(VARIANCE,), dead=dead)
+    terms = manual_gradients.LossTerms.of(model, config, variances=(VARIANCE,))
     weights = manual_gradients.Weights.of(model)
     found = manual_gradients.forward(weights, x, selected, terms=terms, dead=dead)
     torch.testing.assert_close(found.total, wanted.total.detach())
