@@ -50,6 +50,13 @@ def test_reconstruction_loss_by_hand() -> None:
     assert reconstruction_loss(x, found, variances=(5.0,)).item() == pytest.approx((4 + 9) / (2 * 5.0))
 
 
+def test_every_layer_weighs_alike_in_units_of_its_own_variance() -> None:
+    """The first two rows are of one layer, the last two of another, a hundred times as large."""
+    x, found = torch.zeros(4, 2), torch.tensor([[1.0, 0.0], [0.0, 2.0], [10.0, 0.0], [0.0, 20.0]])
+    loss = reconstruction_loss(x, found, variances=(3.0, 300.0))
+    assert loss.item() == pytest.approx(((1 + 4) / (2 * 3.0) + (100 + 400) / (2 * 300.0)) / 2)
+
+
 def test_without_dead_latents_aux_is_exactly_zero() -> None:
     model, x, config = _setup()
     found = _losses(model, x, config)
