@@ -169,6 +169,9 @@ def _subject(config: dict[str, Any]) -> str:
 def _hook(config: dict[str, Any]) -> str:
     if config["hook"]:
         return str(config["hook"])
+    layers = config.get("layers")
+    if layers is not None:
+        return f"layers {layers if layers == 'all' else ', '.join(map(str, layers))}, {config['site']}"
     return f"layer {'auto' if config['layer'] is None else config['layer']}, {config['site']}"
 
 

@@ -33,6 +33,15 @@ def single_places(model: nn.Module, config: SubjectConfig) -> tuple[SubjectConfi
     return config.places(n_blocks)
 
 
+def several(config: SubjectConfig) -> ConfigError:
+    """Return the error of a config that names several layers where one place is read."""
+    layers = config.layers if isinstance(config.layers, str) else [*(config.layers or ())]
+    return ConfigError(
+        f"subject.layers = {layers}: one place is read here, and this names several",
+        hint="Name one with subject.layer.",
+    )
+
+
 def find_hook(model: nn.Module, config: SubjectConfig) -> HookPoint:
     """Return the hook point a config names.
 
@@ -40,10 +49,7 @@ def find_hook(model: nn.Module, config: SubjectConfig) -> HookPoint:
         ConfigError: there is no such module, block or site, or several are named; says what there is.
     """
     if config.layers is not None:
-        raise ConfigError(
-            f"subject.layers = {config.layers}: one place is read here, and this names several",
-            hint="Name one with subject.layer.",
-        )
+        raise several(config)
     if config.hook is not None:
         return _named(model, config.hook)
     blocks = block_names(model)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from orchestrator.config.job import SubjectConfig
 from orchestrator.errors import ConfigError, SubjectError, shared_error
-from worker.subject.hook_points import block_names, check_site, find_hook, hooked, single_places
+from worker.subject.hook_points import block_names, check_site, find_hook, hooked, several, single_places
 from worker.subject.hook_sites import HookPoint
 from worker.subject.model_files import describe, fingerprint, load_model, locate, quiet
 from worker.subject.tokenizer import load_tokenizer
@@ -89,12 +89,20 @@ Replace = Callable[[Tensor], Tensor]
 
 
 def load(config: SubjectConfig, device: torch.device | str = "cpu") -> Subject:
-    """Load a model and its tokenizer, and find the hook point: `load_at_first` of one."""
+    """Load a model and its tokenizer, and find the one hook point that a config names: `load_at_first` of one.
+
+    Raises:
+        SubjectError, ConfigError: as `load_at_first`; or several hook points are named.
+    """
+    if config.layers == "all" or len(config.layers or ()) > 1:
+        raise several(config)
     return load_at_first([config], device)
 
 
 def load_at_first(configs: Sequence[SubjectConfig], device: torch.device | str = "cpu") -> Subject:
     """Load the model that some configs name and its tokenizer, once, at the first of their hook points that it has.
+
+    Of a config that names several layers this is the first of them.
 
     Raises:
         SubjectError: there is no such model, or it cannot be used safely or fully.
