@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from orchestrator.config.job import JobConfig
-from orchestrator.curves.point import Point
+from orchestrator.curves.point import Point, point_of
 from orchestrator.errors import TrainingError
 from worker.sae import manual_gradients
 from worker.sae.dead_latents import count_by_layer, find_dead
@@ -228,7 +228,7 @@ class TrainState:
             setattr(self, name, values.get(name, 0))
         self.optimizer.lr = values["lr"]
         self.optimizer.restore(dict(tensors), n_steps=values["n_steps"])
-        self.curve = [Point(*point) for point in values["curve"]]
+        self.curve = [point_of(dict(zip(Point._fields, point, strict=False))) for point in values["curve"]]
         return self
 
 

@@ -3,7 +3,7 @@
 import math
 import time
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from statistics import fmean
 from typing import NamedTuple
 
@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from orchestrator.config.job import JobConfig, SaeConfig
-from orchestrator.curves.point import Point, evaluation_grid
+from orchestrator.curves.point import LayerPoint, Point, evaluation_grid
 from orchestrator.estimates.flops import dense_aux_flops, dense_flops, executed_aux_flops, step_flops
 from worker.evaluation.reconstruction import Reconstruction, measure_reconstruction
 from worker.sae.dead_latents import silent_tokens
@@ -51,7 +51,7 @@ def train(
     started = time.monotonic()
     grid = evaluation_tokens(config)
     if state.untrained_fvu is None:
-        state.untrained_fvu = _measured(state, state.model, heldout).fvu
+        state.untrained_fvu = fmean(one.fvu for one in _measured(state, state.model, heldout))
     source = iter(batches)
     while state.tokens_seen < config.training.max_tokens:
         batch = next(source, None)
@@ -90,8 +90,10 @@ def _point(state: TrainState, batch: Tensor, heldout: Float[Tensor, "n_heldout d
     for model in (averaged, state.model):
         _calibrate(model, batch)
     average, raw = (_measured(state, model, heldout) for model in (averaged, state.model))
-    better = raw if raw.fvu < average.fvu else average
-    if better is average:
+    averaged_fvu, raw_fvu = (fmean(one.fvu for one in layers) for layers in (average, raw))
+    is_average = not raw_fvu < averaged_fvu
+    better = average if is_average else raw
+    if is_average:
         for name, value in averaged.named_buffers():
             state.model.get_buffer(name).copy_(value)
     loss, aux_loss, grad_norm, aux_nothing = (state.sums / state.steps_since_point).tolist()
@@ -100,21 +102,32 @@ def _point(state: TrainState, batch: Tensor, heldout: Float[Tensor, "n_heldout d
     flops_dense, flops_executed = flops(state, config.sae)
     return Point(
         tokens_seen=state.tokens_seen,
-        fvu=better.fvu if math.isfinite(loss) else math.nan,
-        fvu_raw=raw.fvu,
-        fvu_averaged=average.fvu,
+        fvu=(averaged_fvu if is_average else raw_fvu) if math.isfinite(loss) else math.nan,
+        fvu_raw=raw_fvu,
+        fvu_averaged=averaged_fvu,
         aux_nothing=aux_nothing,
         loss=loss,
         aux_loss=aux_loss,
         dead_share=state.model.share(silent_tokens(state.tokens_since_fired) > state.dead_after_tokens),
-        l0=better.l0,
+        l0=fmean(one.l0 for one in better),
         grad_norm=grad_norm,
         wall_seconds=state.wall_seconds,
         flops_dense=flops_dense,
         flops_executed=flops_executed,
         flops_subject=state.flops_subject,
         sparsity_coef=float(state.sparsity.coef) if state.sparsity else None,
+        by_layer=None if state.n_layers == 1 else tuple(_by_layer(state, better, config)),
     )
+
+
+def _by_layer(state: TrainState, found: Sequence[Reconstruction], config: JobConfig) -> Iterator[LayerPoint]:
+    """Yield what a point found at each layer; a latent may be dead at one that fires at another."""
+    for place, one, since in zip(
+        config.subject.places(state.n_layers), found, state.tokens_since_fired.unbind(1), strict=True
+    ):
+        assert place.layer is not None, "several layers are named by their numbers"
+        dead = state.model.share(since > state.dead_after_tokens)
+        yield LayerPoint(place.layer, *(value if math.isfinite(value) else None for value in (*one, dead)))
 
 
 @torch.no_grad()
@@ -123,10 +136,9 @@ def _calibrate(model: SparseAutoencoder, batch: Tensor) -> None:
         model.function.calibrate(model.encode(batch).pre_acts, model.own, k=model.k)
 
 
-def _measured(state: TrainState, model: SparseAutoencoder, heldout: Tensor) -> Reconstruction:
-    """Return the mean over layers."""
-    layers = [measure_reconstruction(model, part) for part in heldout.chunk(state.n_layers)]
-    return Reconstruction(fmean(one.fvu for one in layers), l0=fmean(one.l0 for one in layers))
+def _measured(state: TrainState, model: SparseAutoencoder, heldout: Tensor) -> list[Reconstruction]:
+    """Return what is measured at each layer."""
+    return [measure_reconstruction(model, part) for part in heldout.chunk(state.n_layers)]
 
 
 def flops(state: TrainState, config: SaeConfig) -> tuple[float, float]:
