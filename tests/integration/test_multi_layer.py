@@ -31,8 +31,8 @@ def multi(subject: Path, *, layers: Any = "all", max_tokens: int = 16_384, **dat
     return parse(values | place | {"data": values["data"] | data})
 
 
-def trained(world: World, *configs: JobConfig) -> list[list[tuple[Any, ...]]]:
-    jobs = world.enqueue(*configs)
+def trained(world: World, *configs: JobConfig, name: str = "first") -> list[list[tuple[Any, ...]]]:
+    jobs = world.enqueue(*configs, name=name)
     assert world.work("--until-empty").wait(180) == 0, world.said()
     assert [world.job(job).state for job in jobs] == ["succeeded"] * len(jobs), world.said()
     return [list(world.curve(job, with_subject=False)) for job in jobs]
@@ -50,7 +50,7 @@ def test_in_company_and_from_a_cache_it_draws_the_same_curve(subject: Path, tmp_
         assert {world.job(job).stream_key for job in (1, 2, 3)} == {single.stream_key}
     with small_world(tmp_path / "cached") as world:
         assert trained(world, multi(subject, activations="cache")) == [alone]
-        assert trained(world, multi(subject, activations="cache")) == [alone]
+        assert trained(world, multi(subject, activations="cache"), name="second") == [alone], "read from disk"
 
 
 def test_killed_it_resumes_bit_for_bit_and_tells_every_layer(subject: Path, tmp_path: Path) -> None:
