@@ -17,9 +17,10 @@ from worker.trainer.train import evaluation_tokens, train
 BATCH, N_STEPS, D_MODEL = 64, 120, 16
 
 
-def _config(**sae: Any) -> JobConfig:
+def _config(n_layers: int = 1, **sae: Any) -> JobConfig:
     return parse(
         {
+            "subject": {"layers": list(range(n_layers))},
             "sae": {"n_latents": 256, "k": 4, **sae},
             "optimizer": {"clip_norm": 0.5, "warmup_tokens": 20 * BATCH, "decay_tokens": 30 * BATCH},
             "training": {
@@ -54,7 +55,7 @@ def _but_for_the_clock(curve: list[Point]) -> list[Point]:
 @pytest.mark.parametrize("activation", ["topk", "multi_topk", "batchtopk", "jumprelu"])
 def test_resumed_equals_uninterrupted(tmp_path: Path, activation: str, n_layers: int) -> None:
     torch.set_num_threads(1)
-    config = _config(activation=activation)
+    config = _config(n_layers, activation=activation)
     sample = _batches(n_layers, 8 * BATCH)[0]
     whole = _run(TrainState.fresh(config, sample, n_layers=n_layers), config)
     assert whole.aux_tokens > 0, "AuxK must take part"

@@ -67,9 +67,6 @@ class TrainState:
     def fresh(cls, config: JobConfig, sample: Float[Tensor, "n_vectors d_model"], *, n_layers: int = 1) -> "TrainState":
         """Start from a sample of NORMALISED activations, on its device: of the same tokens, one layer after another.
 
-        All layers begin with one model: the geometric median and the scale are of all of them, of as many vectors
-        together as the sample has of one.
-
         Raises:
             TrainingError: the sample is empty, not finite, or does not vary.
         """
@@ -121,8 +118,8 @@ class TrainState:
         narrow = narrowed(encoded, model.k)
         dead = self.count(narrow.top_acts.detach(), narrow.top_indices)
         coef = self.sparsity.coef if self.sparsity else None
-        variances = self.variances
-        found = losses(model, batch, encoded, config=config.sae, variances=variances, dead=dead, sparsity_coef=coef)
+        made = model, batch, encoded
+        found = losses(*made, config=config.sae, variances=self.variances, dead=dead, sparsity_coef=coef)
         found.total.backward()  # type: ignore[no-untyped-call]
         if self.sparsity:
             l0 = (encoded.top_acts > 0).sum(1, dtype=torch.float32).mean()
@@ -198,8 +195,8 @@ class TrainState:
         Raises:
             KeyError: a part of the state is missing.
         """
-        n_layers = len(variances_of(values))
-        return cls(config, len(tensors["mu"]), n_layers=n_layers, device=device)._filled(tensors, values)
+        d_model, n_layers = len(tensors["mu"]), len(variances_of(values))
+        return cls(config, d_model, n_layers=n_layers, device=device)._filled(tensors, values)
 
     def whole(self) -> "TrainState":
         """Return the state with every latent in one place: itself, unless its latents are divided among devices."""
@@ -214,7 +211,6 @@ class TrainState:
         before = len(self.sums) - len(tensors["sums"])  # earlier versions did not count what predicting nothing scores
         tensors = {**tensors, "sums": torch.cat([tensors["sums"], tensors["sums"][1 : 1 + before]])}
         self.variances = variances_of(values)
-        # Earlier versions counted for one layer alone.
         tensors["tokens_since_fired"] = tensors["tokens_since_fired"].view(-1, self.n_layers)
         for name in ("mu", "sums", "tokens_since_fired"):
             # copy_ into memory torch allocated: a tensor mapped from a file may be aligned otherwise, and a matrix
