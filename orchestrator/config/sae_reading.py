@@ -35,8 +35,10 @@ def config_of(facts: SaeFacts, asked: Mapping[str, Any], trained: JobConfig | No
     if asked.get("data") is not None:  # of the text it was trained on nothing is left but how contexts are made
         data = {name: value for name, value in data.items() if name in _OF_CONTEXTS}
     subject |= _asked_place(asked)
-    if subject.get("layers") is not None and len(subject["layers"]) > 1:  # "all" is longer, too
-        raise SubjectError("it is of several layers, and is read at one of them here", hint="--layer names it.")
+    if subject.get("layers") is not None:
+        if len(subject["layers"]) > 1:  # "all" is longer, too
+            raise SubjectError("it is of several layers, and is read at one of them here", hint="--layer names it.")
+        subject |= {"layer": subject["layers"][0], "layers": None}
     subject |= _given(asked, model="subject", revision="revision")
     data |= _given(asked, source="data", context_length="context")
     if trained is None and not (subject.get("model") and _names_place(subject)):
