@@ -26,7 +26,7 @@ check: $(READY)  ## format, lint, types, import contracts
 	@$(BIN)/python -c "from importlinter.cli import lint_imports_command; lint_imports_command()"
 
 bench: $(READY)  ## the figures of docs/benchmarks.md
-	@for name in step capture shared_stream memory scale queue many_jobs laws; do \
+	@for name in step capture shared_stream multi_layer memory scale queue many_jobs laws; do \
 		echo "== $$name"; $(BIN)/python -W ignore -m benchmarks.$$name --short || exit 1; \
 	done
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from orchestrator.checkpoint_ref import CheckpointRef
 from orchestrator.config.job import JobConfig
-from orchestrator.curves.point import Point
+from orchestrator.curves.point import Point, point_of
 from worker.channel import SupervisorChannel
 from worker.protocol import Assignment, CurvePointMessage, Ended, Exit, Failure, Left, Order, Started
 
@@ -46,7 +46,7 @@ class Walk:
 
     def _point(self) -> Point:
         fvu = 0.1 + self.tokens_seen**-0.25 + self.number / _MASK * 1e-3
-        return Point(self.tokens_seen, fvu, *(1.0 for _ in Point._fields[2:]))
+        return point_of(dict.fromkeys(Point._fields[:-1], 1.0) | {"tokens_seen": self.tokens_seen, "fvu": fvu})
 
 
 def expected(config: JobConfig) -> list[tuple[int, float]]:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from orchestrator.curves.point import Point
+from orchestrator.curves.point import Point, point_of
 from orchestrator.errors import FitError
 from orchestrator.scaling.fit.fitting import fit
 from orchestrator.scaling.laws.registry import laws_to_fit
@@ -50,8 +50,9 @@ def curve(n: int, limit: float, tokens: float, *, l0: float) -> tuple[Point, ...
     }
     places = [int(tokens * 2.0 ** (at / 4 - 5)) for at in range(29)]
     return tuple(
-        Point(tokens_seen=t, fvu=min(0.9, limit * (1 + 0.02 * (tokens / t))), fvu_raw=limit, wall_seconds=t / 1e4,
-              flops_dense=12.0 * n * D_MODEL * t, flops_executed=3.0 * n * D_MODEL * t, **rest)
+        point_of({"tokens_seen": t, "fvu": min(0.9, limit * (1 + 0.02 * (tokens / t))), "wall_seconds": t / 1e4,
+                  "fvu_raw": limit, "flops_dense": 12.0 * n * D_MODEL * t, "flops_executed": 3.0 * n * D_MODEL * t,
+                  **rest})
         for t in places
     )  # fmt: skip
 

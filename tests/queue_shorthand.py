@@ -39,7 +39,7 @@ def nothing_to_claim(engine: Engine) -> bool:
 
 
 def point(tokens: int, fvu: float = 0.5, **values: float) -> Point:
-    rest = dict.fromkeys(Point._fields, 1.0) | values | {"tokens_seen": tokens, "fvu": fvu}
+    rest = dict.fromkeys(Point._fields[:-1], 1.0) | values | {"tokens_seen": tokens, "fvu": fvu}
     return Point(**rest)  # type: ignore[arg-type]
 
 

@@ -38,12 +38,14 @@ class Case(NamedTuple):
     """Small whole numbers: many values are equal, and every sum is exact in any order."""
     clip_norm: float | None = None
     encode_dtype: str = "float32"
+    n_layers: int = 1
 
     @property
     def name(self) -> str:
         words = [f"n{self.n}-d{self.d}-k{self.k}-{self.size}x", self.activation, f"dead-{self.dead}"]
         words += ["ties"] if self.ties else []
         words += ["clipped"] if self.clip_norm else []
+        words += [f"layers{self.n_layers}"] if self.n_layers > 1 else []
         return "-".join(words + ([self.encode_dtype] if self.encode_dtype != "float32" else []))
 
 
@@ -55,7 +57,8 @@ CASES = [
     Case(37, 11, 1, 2), Case(37, 11, 1, 3, dead="all", ties=True),
     Case(13, 7, 13, 2, dead="some"), Case(13, 7, 13, 3), Case(13, 7, 12, 3, ties=True),
     Case(9, 5, 1, 3, dead="one"), Case(3, 5, 2, 3), Case(64, 16, 8, 2, clip_norm=1e-3, dead="some"),
-    Case(64, 16, 8, 2, encode_dtype="bfloat16"),
+    Case(64, 16, 8, 2, encode_dtype="bfloat16"), Case(37, 11, 5, 3, n_layers=3, dead="some"),
+    Case(37, 11, 5, 2, n_layers=2, activation="multi_topk", dead="one"),
 ]  # fmt: skip
 
 
@@ -73,7 +76,7 @@ def config_of(case: Case) -> JobConfig:
 def state_of(case: Case) -> TrainState:
     """Return a whole state with made-up parameters, one step before latents are counted as dead."""
     draw = torch.Generator().manual_seed(case.n * 1000 + case.d)
-    state = TrainState(config_of(case), case.d)
+    state = TrainState(config_of(case), case.d, n_layers=case.n_layers)
     for name, value in state.model.named_parameters():
         made = torch.randn(value.shape, generator=draw)
         if case.ties:
@@ -81,7 +84,8 @@ def state_of(case: Case) -> TrainState:
         elif name == "W_dec":
             made = functional.normalize(made, dim=1)
         value.data.copy_(made)
-    state.variance, state.mu = 2.0, torch.randn(case.d, generator=draw)
+    state.variances = tuple(2.0 / (1 + layer) for layer in range(case.n_layers))
+    state.mu = torch.randn(case.d, generator=draw)
     state.tokens_seen = 10 * DEAD_AFTER
     silent = torch.zeros(case.n, dtype=torch.bool)
     silent[{"none": slice(0), "one": slice(-1, None), "some": slice(case.n // 2), "all": slice(None)}[case.dead]] = True

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from orchestrator.checkpoint_ref import CheckpointRef
 from orchestrator.config.job import JobConfig, canonical_text
 from orchestrator.config.validation import read_stored
-from orchestrator.curves.point import Point
+from orchestrator.curves.point import Point, point_of
 from orchestrator.errors import ConfigError, OutOfMemory, SharedBy, SubjectError, is_of_machine
 
 
@@ -255,7 +255,7 @@ def decode(line: bytes) -> Said | None:
     try:
         values = json.loads(line)
         cls, job_id = _KINDS[values.pop("type")], values.pop("job")
-        return Said(CurvePointMessage(Point(**values)) if cls is CurvePointMessage else cls(**values), job_id)
+        return Said(CurvePointMessage(point_of(values)) if cls is CurvePointMessage else cls(**values), job_id)
     except (ValueError, KeyError, TypeError, AttributeError):
         return None
 

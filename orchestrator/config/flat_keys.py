@@ -1,7 +1,11 @@
 """A config's values in two shapes: nested by part, and flat under dotted keys such as `sae.k`. Loads no pydantic."""
 
+import json
 from collections.abc import Iterable, Mapping
 from typing import Any
+
+LATER_FIELDS = ("sae.target_l0", "subject.layers")
+"""The `later_fields` of all parts: a stored config has them only where they are set."""
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -13,6 +17,12 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             flat[f"{prefix}{name}"] = value
     return flat
+
+
+def flatten_stored(text: str) -> dict[str, Any]:
+    """Return a stored config's values under dotted keys; null where a field that came later is unset."""
+    flat = flatten(json.loads(text))
+    return flat | {key: None for key in LATER_FIELDS if key not in flat}
 
 
 def nest(flat: Mapping[str, Any]) -> dict[str, dict[str, Any]]:

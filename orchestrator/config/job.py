@@ -44,12 +44,29 @@ def _or_ours(known: str) -> AfterValidator:
 
 
 _MOST = 2**53  # beyond it a float such as 200e6 would no longer name one integer
+
+
+def _layers(value: Any) -> Any:
+    """Refuse what names no layers, or one of them twice; return them in their order in the model."""
+    if value is None or value == "all":
+        return value
+    if not isinstance(value, list | tuple) or not all(type(one) is int and 0 <= one <= _MOST for one in value):
+        raise ValueError("must be all, or a list of blocks counted from 0, such as [0, 2, 5]")
+    if not value:
+        raise ValueError("names no layer: give all, or a list of blocks counted from 0, such as [0, 2, 5]")
+    repeated = sorted({one for one in value if value.count(one) > 1})
+    if repeated:
+        raise ValueError(f"names layer {repeated[0]} twice: each is read once")
+    return tuple(sorted(value))
+
+
 PositiveInt = Annotated[int, Field(gt=0, le=_MOST, strict=True), BeforeValidator(_whole)]
 NaturalInt = Annotated[int, Field(ge=0, le=_MOST, strict=True), BeforeValidator(_whole)]
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False, strict=True)]
 Coefficient = Annotated[float, Field(ge=0, allow_inf_nan=False, strict=True)]
 Share = Annotated[float, Field(ge=0, lt=1, strict=True)]
 Text = Annotated[str, Field(min_length=1), AfterValidator(_storable)]
+Layers = Annotated[Literal["all"] | tuple[int, ...], BeforeValidator(_layers)]
 
 
 def canonical_text(values: Mapping[str, Any]) -> str:
@@ -87,6 +104,8 @@ class Part(BaseModel):
 class SubjectConfig(Part):
     """The language model whose activations are read, and where in it."""
 
+    later_fields: ClassVar[tuple[str, ...]] = ("layers",)
+
     model: Annotated[Text, AfterValidator(synthetic.canonical), _or_ours(SHIPPED_SUBJECT)] = SHIPPED_SUBJECT
     """Model id, a folder, the model that ships with this project, or a distribution: synthetic:gaussian?d_model=64."""
     revision: Text | None = None
@@ -97,6 +116,8 @@ class SubjectConfig(Part):
     """Module whose output is read, by its name in the model; instead of layer and site."""
     layer: NaturalInt | None = None
     """Block, counted from 0; without hook and layer: the block at three quarters of the depth."""
+    layers: Layers | None = None
+    """Blocks whose activations one SAE reads, such as [0, 2, 5], or all; instead of layer and hook."""
     site: Site = Field(
         default="resid_post",
         description="What is read at that block. "
@@ -107,8 +128,9 @@ class SubjectConfig(Part):
 
     @model_validator(mode="after")
     def _one_place(self) -> Self:
-        if self.hook is not None and self.layer is not None:
-            raise ValueError("hook and layer both name a place: give one of them")
+        named = [name for name in ("hook", "layer", "layers") if getattr(self, name) is not None]
+        if len(named) > 1:
+            raise ValueError(f"{' and '.join(named)} both name a place: give one of them")
         synthetic.check_place(self, self.model)
         return self
 
@@ -116,6 +138,13 @@ class SubjectConfig(Part):
     def has_model_width(self) -> bool:
         """Return whether the activations are as wide as the residual stream; of a named module only the model tells."""
         return self.hook is None and SITES[self.site].has_model_width
+
+    def places(self, n_blocks: int) -> tuple[Self, ...]:
+        """Return a config of each single place that is read in a model of so many blocks: itself, unless `layers`."""
+        if self.layers is None:
+            return (self,)
+        layers = range(n_blocks) if self.layers == "all" else self.layers
+        return tuple(self.model_copy(update={"layers": None, "layer": layer}) for layer in layers)
 
 
 class DataConfig(Part):
@@ -239,7 +268,7 @@ class TrainingConfig(Part):
     """The budget and the order of the data. Every length is in tokens."""
 
     batch_tokens: PositiveInt = 2048
-    """Tokens per optimiser step."""
+    """Tokens of text per optimiser step; each gives a vector at every layer that is read."""
     max_tokens: PositiveInt = 20_000_000
     """The budget; a job that reaches it unconverged is censored."""
     dead_after_tokens: PositiveInt | Literal["auto"] = "auto"
@@ -325,7 +354,7 @@ _PARTS = sorted(JobConfig.model_fields)
 @lru_cache(maxsize=256)
 def _stream_key(subject: SubjectConfig, data: DataConfig, batch: int, shuffle: int, heldout: int) -> str:
     values = {
-        "subject": subject.model_dump(mode="json", exclude={"hook", "layer", "site"}),
+        "subject": subject.model_dump(mode="json", exclude={"hook", "layer", "layers", "site"}),
         "data": data.model_dump(mode="json"),
         "training": {"batch_tokens": batch, "shuffle_tokens": shuffle, "heldout_tokens": heldout},
     }

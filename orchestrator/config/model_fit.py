@@ -5,15 +5,21 @@ from orchestrator.errors import ConfigError
 
 
 def check_layer(subject: SubjectConfig, n_blocks: int) -> None:
-    """Refuse a layer that a model of so many blocks does not have.
+    """Refuse layers that a model of so many blocks does not have, and all layers where there is one.
 
     Raises:
         ConfigError: says which layers there are.
     """
-    if subject.layer is not None and subject.layer >= n_blocks:
+    there = f"{subject.model} has {n_blocks} block{'s' if n_blocks != 1 else ''}, counted from 0"
+    if subject.layers == "all" and n_blocks < 2:
+        raise ConfigError(f"subject.layers = all, and {there}: that is one layer", hint="Set subject.layer: 0 instead.")
+    key = "layer" if subject.layers is None else "layers"
+    named = [place.layer for place in subject.places(n_blocks) if place.layer is not None]
+    if named and max(named) >= n_blocks:
+        hint = "Give a layer" if key == "layer" else "Give layers"
         raise ConfigError(
-            f"subject.layer = {subject.layer}, and {subject.model} has {n_blocks} blocks, counted from 0",
-            hint=f"Give a layer from 0 to {n_blocks - 1}.",
+            f"subject.{key} = {subject.layer if key == 'layer' else list(named)}, and {there}",
+            hint=f"{hint} from 0 to {n_blocks - 1}.",
         )
 
 

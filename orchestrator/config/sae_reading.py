@@ -34,7 +34,12 @@ def config_of(facts: SaeFacts, asked: Mapping[str, Any], trained: JobConfig | No
         data = {name: value for name, value in data.items() if value is not None}
     if asked.get("data") is not None:  # of the text it was trained on nothing is left but how contexts are made
         data = {name: value for name, value in data.items() if name in _OF_CONTEXTS}
-    subject |= _asked_place(asked) | _given(asked, model="subject", revision="revision")
+    subject |= _asked_place(asked)
+    if subject.get("layers") is not None:
+        if len(subject["layers"]) > 1:  # "all" is longer, too
+            raise SubjectError("it is of several layers, and is read at one of them here", hint="--layer names it.")
+        subject |= {"layer": subject["layers"][0], "layers": None}
+    subject |= _given(asked, model="subject", revision="revision")
     data |= _given(asked, source="data", context_length="context")
     if trained is None and not (subject.get("model") and _names_place(subject)):
         raise SubjectError("its files do not say of which model and place", hint="--subject, --layer and --site do.")
@@ -58,20 +63,22 @@ def stated_place(asked: Mapping[str, Any]) -> dict[str, Any]:
 def _place(facts: SaeFacts) -> dict[str, Any]:
     if facts.site is not None and facts.layers:
         if len(facts.layers) > 1:
-            raise SubjectError("it is of several layers, and such SAEs are not measured yet")
+            return {"site": facts.site, "layers": facts.layers}
         return {"site": facts.site, "layer": facts.layers[0]}
     return {"hook": facts.hook_point}
 
 
 def _names_place(subject: Mapping[str, Any]) -> bool:
     """Say whether a block or a module is named: without, a config means the block at three quarters of the depth."""
-    return subject.get("layer") is not None or subject.get("hook") is not None
+    return any(subject.get(name) is not None for name in ("layer", "layers", "hook"))
 
 
 def _asked_place(asked: Mapping[str, Any]) -> dict[str, Any]:
     place = _given(asked, hook="hook", layer="layer", site="site")
     if "hook" in place:
-        return place | {"layer": place.get("layer")}
+        return place | {"layer": place.get("layer"), "layers": None}
+    if "layer" in place:
+        return place | {"hook": None, "layers": None}
     return place | {"hook": None} if place else {}
 
 

@@ -1,15 +1,27 @@
 """One point of a loss curve, as the trainer measures it and the database keeps it, and where the points lie."""
 
 import math
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 _POINTS_PER_DOUBLING = 4
 _NAN = math.nan
 
 
+class LayerPoint(NamedTuple):
+    """What it found at one layer of an SAE that reads several."""
+
+    layer: int
+    """Block, counted from 0."""
+    fvu: float | None
+    """None where it is not finite."""
+    l0: float | None
+    dead_share: float | None
+    """Share of latents silent at this layer for more than dead_after_tokens."""
+
+
 class Point(NamedTuple):
-    """What one evaluation on the held-out set found."""
+    """What one evaluation on the held-out set found: fvu and L0 of several layers are the means over them."""
 
     tokens_seen: int
     """Training tokens so far."""
@@ -41,11 +53,23 @@ class Point(NamedTuple):
     """What `aux_loss` is where AuxK predicts nothing, a little above 1; NaN in points of earlier versions."""
     sparsity_coef: float | None = None
     """Weight of the penalty that `sae.target_l0` has led to; None where it is fixed."""
+    by_layer: tuple[LayerPoint, ...] | None = None
+    """At each layer of an SAE that reads several; None where it reads one."""
 
 
-def point_of(values: Sequence[float | None]) -> Point:
-    """Return the point of a stored row: what is null in it is not a number."""
-    return Point._make([_NAN if value is None else value for value in values])
+def point_of(values: Mapping[str, Any]) -> Point:
+    """Return the point of values by their names, as JSON has them."""
+    return Point(**{**values, "by_layer": _layers(values.get("by_layer"))})
+
+
+def stored_point(values: Sequence[Any]) -> Point:
+    """Return the point of a stored row, `by_layer` last: what is null in it is not a number."""
+    *numbers, layers = values
+    return Point._make([*(_NAN if value is None else value for value in numbers), _layers(layers)])
+
+
+def _layers(stored: Sequence[Sequence[Any]] | None) -> tuple[LayerPoint, ...] | None:
+    return tuple(LayerPoint(*one) for one in stored) if stored else None
 
 
 def evaluation_grid(*, first_point_tokens: int, batch_tokens: int, max_tokens: int) -> list[int]:

@@ -155,6 +155,8 @@ class CurvePoint(Table):
     """NULL from workers of the version before."""
     sparsity_coef: Mapped[float | None] = mapped_column(Finite)
     """NULL where it is fixed."""
+    by_layer: Mapped[list[Any] | None] = mapped_column(JSON(none_as_null=True))
+    """LayerPoints, where the SAE reads several layers."""
 
 
 class ResultRow(Table):

@@ -5,21 +5,21 @@ from typing import NamedTuple
 from orchestrator.config import synthetic
 from orchestrator.config.activation_functions import ACTIVATIONS, reconstruction_sizes
 from orchestrator.config.job import JobConfig, SaeConfig, SubjectConfig
-from orchestrator.estimates.subject_files import WIDTH_KEYS, model_folder, number_in, read_json
+from orchestrator.estimates.subject_files import DEPTH_KEYS, WIDTH_KEYS, model_folder, number_in, read_json
 
 
 class Cost(NamedTuple):
     """The most a job can use; it stops earlier when it converges."""
 
     tokens: int
-    """Training tokens: the budget."""
+    """Training tokens: the budget. Each is a vector at every layer that is read."""
     d_model: int | None
     """Width at the hook point; None = known only when the subject is loaded."""
     n_latents: int | None
     flops_dense: float | None
-    """12·n·D per token, + 6·n·D per token once latents can be dead."""
+    """12·n·D per vector, + 6·n·D per vector once latents can be dead."""
     flops_executed: float | None
-    """2·n·D + 8·k·D per token, + 8·k_aux·D per token once latents can be dead."""
+    """2·n·D + 8·k·D per vector, + 8·k_aux·D per vector once latents can be dead."""
 
 
 def estimate(config: JobConfig, d_model: int | None) -> Cost:
@@ -30,12 +30,14 @@ def estimate(config: JobConfig, d_model: int | None) -> Cost:
     sae, tokens = config.sae, config.training.max_tokens
     if d_model is None:
         return Cost(tokens, None, sae.n_latents, None, None)
-    n_latents = sae.latents(d_model)
+    n_latents, n_layers = sae.latents(d_model), layers_read(config.subject)
+    if n_layers is None:
+        return Cost(tokens, d_model, n_latents, None, None)
     aux_tokens = max(0, tokens - config.dead_after_tokens(d_model)) if sae.aux_coef > 0 else 0
     dense = tokens * dense_flops(n_latents, d_model) + aux_tokens * dense_aux_flops(n_latents, d_model)
     aux = aux_tokens * executed_aux_flops(sae.aux_latents(d_model), d_model)
     executed = tokens * step_flops(sae, d_model) + aux
-    return Cost(tokens, d_model, n_latents, float(dense), float(executed))
+    return Cost(tokens, d_model, n_latents, float(n_layers * dense), float(n_layers * executed))
 
 
 def dense_flops(n_latents: int, d_model: int) -> int:
@@ -68,6 +70,16 @@ def step_flops(sae: SaeConfig, d_model: int) -> int:
 def executed_aux_flops(k_aux: int, d_model: int) -> int:
     """Return what active AuxK adds to `executed_flops`: 8·k_aux·D."""
     return 8 * k_aux * d_model
+
+
+def layers_read(subject: SubjectConfig) -> int | None:
+    """Return of how many layers a token gives a vector; None where only the model tells how many there are."""
+    return depth(subject) if subject.layers == "all" else len(subject.layers or (1,))
+
+
+def depth(subject: SubjectConfig) -> int | None:
+    """Return the number of blocks that a model's config.json on this disk names; or None."""
+    return number_in(read_json(model_folder(subject) / "config.json"), DEPTH_KEYS)
 
 
 def hook_width(subject: SubjectConfig) -> int | None:

@@ -15,7 +15,7 @@ from orchestrator.bounded_file import read_text
 from orchestrator.config import synthetic
 from orchestrator.config.activation_functions import ACTIVATIONS
 from orchestrator.config.job import JobConfig, SubjectConfig
-from orchestrator.estimates.flops import known_width
+from orchestrator.estimates.flops import depth, known_width
 from orchestrator.estimates.subject_files import model_folder
 from orchestrator.settings import Settings
 
@@ -39,7 +39,7 @@ _SAMPLE_COPIES = 3
 """Copies of the sample that measuring it holds at once."""
 _PROGRAM = {"cpu": 550 << 20, "cuda": 800 << 20}
 """torch and transformers themselves; on a GPU its context and the libraries' work space."""
-_UNKNOWN_WIDTH, _UNKNOWN_SUBJECT = 4096, 32 << 30
+_UNKNOWN_WIDTH, _UNKNOWN_DEPTH, _UNKNOWN_SUBJECT = 4096, 32, 32 << 30
 """What is assumed of a model that is not on this disk: a large one, 8 billion parameters in float32."""
 _USABLE = 0.9
 """Share of what is free that a trainer may use."""
@@ -107,11 +107,11 @@ def trainer_bytes(configs: Sequence[JobConfig], *, kind: str = "cpu") -> int:
     the state of every job; and of what each needs only for a while, one after another, the largest. On a GPU the
     steps keep memory of their own, of the largest of them: that of their CUDA graphs.
     """
-    places = {(hook_key(config.subject), config.sae.normalize): config for config in configs}
-    hooks = {hook: config for (hook, _), config in places.items()}
+    places = {(config.subject, config.sae.normalize): config for config in configs}
+    hooks = {hook: config for config in configs for hook in hook_keys(config.subject)}
     first = configs[0]
     windows = sum(_window(config, kind) for config in hooks.values())
-    heldout = sum(config.training.heldout_tokens * _width(config) * _FLOAT for config in places.values())
+    heldout = sum(config.training.heldout_tokens * _vector_bytes(config) for config in places.values())
     one_pass = _PASS_TOKENS[kind] * _PASS_WIDTHS * max(map(_width, configs)) * _FLOAT
     lasting = _PROGRAM[kind] + _subject_bytes(first.subject) + windows + heldout + sum(map(state_bytes, configs))
     step = max(_step_bytes(config, kind) for config in configs)
@@ -124,14 +124,14 @@ def state_bytes(config: JobConfig) -> int:
     return _STATE_COPIES * _weights(config)
 
 
-def hook_key(subject: SubjectConfig) -> tuple[str, ...]:
-    """Return what tells two hook points apart before the model is loaded."""
-    return (subject.hook or "", str(subject.layer), subject.site)
+def hook_keys(subject: SubjectConfig) -> list[tuple[str, ...]]:
+    """Return what tells hook points apart before the model is loaded, for each that is read."""
+    return [(place.hook or "", str(place.layer), place.site) for place in subject.places(_depth(subject))]
 
 
 def _step_bytes(config: JobConfig, kind: str) -> int:
     """Return what a step needs: its pre-activations, for the most part."""
-    n, d, batch = config.sae.latents(_width(config)), _width(config), config.training.batch_tokens
+    n, d, batch = config.sae.latents(_width(config)), _width(config), config.training.batch_tokens * _layers(config)
     by_hand = kind == "cpu" and ACTIVATIONS[config.sae.activation].selects_per_token
     return batch * ((_TILES_BY_HAND if by_hand else _TILES) * n + 4 * d) * _FLOAT
 
@@ -140,7 +140,7 @@ def _passing_bytes(config: JobConfig) -> int:
     """Return what a job needs at times besides: averaged weights and those of an evaluation."""
     n, d = config.sae.latents(_width(config)), _width(config)
     evaluation = _weights(config) + EVALUATED_TOKENS * (_TILES * n + 3 * d) * _FLOAT
-    return max(evaluation, _SAMPLE_COPIES * SAMPLE_TOKENS * d * _FLOAT)
+    return max(evaluation, _SAMPLE_COPIES * SAMPLE_TOKENS * _vector_bytes(config))
 
 
 def _weights(config: JobConfig) -> int:
@@ -158,6 +158,19 @@ def _window(config: JobConfig, kind: str) -> int:
 def _width(config: JobConfig) -> int:
     subject = config.subject
     return (known_width(subject) or _UNKNOWN_WIDTH) * (1 if subject.has_model_width else _INNER)
+
+
+def _vector_bytes(config: JobConfig) -> int:
+    """Return what the vectors of one token take."""
+    return _layers(config) * _width(config) * _FLOAT
+
+
+def _layers(config: JobConfig) -> int:
+    return len(config.subject.places(_depth(config.subject)))
+
+
+def _depth(subject: SubjectConfig) -> int:
+    return (depth(subject) if subject.layers == "all" else None) or _UNKNOWN_DEPTH
 
 
 def _subject_bytes(subject: SubjectConfig) -> int:

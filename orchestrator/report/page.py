@@ -11,6 +11,7 @@ from orchestrator.report.findings_text import findings
 from orchestrator.report.fit_sections import fit_sections
 from orchestrator.report.html import Html, element
 from orchestrator.report.job_table import job_grid
+from orchestrator.report.layer_table import layer_tables
 from orchestrator.report.page_data import Contents
 from orchestrator.report.provenance import moment, provenance
 from orchestrator.report.score_sections import score_sections
@@ -46,6 +47,7 @@ def render(contents: Contents, drawings: Sequence[Drawing], *, rows_file: str = 
         *_part("Figures", _figures(drawings, rows_file)),
         *_part("Scores", score_sections(contents, listed)),
         *_part("Fits", fit_sections(contents)),
+        *_part("Layers", layer_tables(listed)),
         *_part("Jobs", [element("p", *_about_jobs(contents, listed, rows_file), class_="small"),
                         job_grid(contents, listed)]),
         *_part("Where it comes from", provenance(contents)),

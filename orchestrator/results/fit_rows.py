@@ -10,7 +10,7 @@ from sqlalchemy import Engine, Row, Select, and_, func, select
 from sqlalchemy.orm import Session
 
 from orchestrator.config.synthetic import is_synthetic
-from orchestrator.curves.point import Point, point_of
+from orchestrator.curves.point import Point, stored_point
 from orchestrator.database import models as m
 from orchestrator.database.engine import reading
 from orchestrator.results.auto_values import lr_of, measured_share, stored_window
@@ -109,7 +109,7 @@ def _curves(session: Session, ids: Select[Any]) -> dict[int, list[Point]]:
     query = select(m.CurvePoint.job_id, *columns).where(m.CurvePoint.job_id.in_(ids))
     found: dict[int, list[Point]] = defaultdict(list)
     for job_id, *values in session.execute(query.order_by(m.CurvePoint.job_id, m.CurvePoint.tokens_seen)):
-        found[job_id].append(point_of(values))
+        found[job_id].append(stored_point(values))
     return found
 
 
@@ -169,6 +169,9 @@ def _subject(config: dict[str, Any]) -> str:
 def _hook(config: dict[str, Any]) -> str:
     if config["hook"]:
         return str(config["hook"])
+    layers = config.get("layers")
+    if layers is not None:
+        return f"layers {layers if layers == 'all' else ', '.join(map(str, layers))}, {config['site']}"
     return f"layer {'auto' if config['layer'] is None else config['layer']}, {config['site']}"
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from sqlalchemy import Engine, func, select
 
-from orchestrator.curves.point import Point, point_of
+from orchestrator.curves.point import Point, stored_point
 from orchestrator.database import models as m
 from orchestrator.database.engine import reading
 from orchestrator.errors import NotFound
@@ -32,7 +32,7 @@ def curves(engine: Engine, job_ids: Sequence[int]) -> dict[int, list[Point]]:
     with reading(engine) as session:
         for part in parts:
             for job_id, *values in session.execute(query.where(m.CurvePoint.job_id.in_(part))):
-                found[job_id].append(point_of(values))
+                found[job_id].append(stored_point(values))
         told = [row for part in parts for row in session.execute(stored.where(m.Job.id.in_(part)))]
     windows = {row.id: stored_window(row.config, row.d_model) for row in told if found[row.id]}
     return {job_id: measured_points(points, windows.get(job_id)) for job_id, points in found.items()}
@@ -42,7 +42,12 @@ def measured_points(points: Sequence[Point], window: int | None) -> list[Point]:
     """Return the points with a share of dead latents only where one could be dead, nan before; the window in tokens."""
     shares = [measured_share(point.dead_share, point.tokens_seen, window) for point in points]
     pairs = zip(points, shares, strict=True)
-    return [point._replace(dead_share=math.nan) if share is None else point for point, share in pairs]
+    return [_without_dead_share(point) if share is None else point for point, share in pairs]
+
+
+def _without_dead_share(point: Point) -> Point:
+    layers = point.by_layer and tuple(one._replace(dead_share=None) for one in point.by_layer)
+    return point._replace(dead_share=math.nan, by_layer=layers)
 
 
 def attempts(engine: Engine, job_id: int) -> list[AttemptRow]:

@@ -43,7 +43,7 @@ def expected_seconds(
     """
     known = _measured(engine, host)
     return [
-        _expected(config, known.get(_kind(config.model_dump(mode="json")), {}), d_model)
+        _expected(config, known.get(_kind(json.loads(config.canonical_json())), {}), d_model)
         for config, d_model in zip(configs, d_models, strict=True)
     ]
 

@@ -1,6 +1,5 @@
 """The keys in which the configs of one sweep differ."""
 
-import json
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -8,7 +7,7 @@ from typing import Any
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from orchestrator.config.flat_keys import flatten, varied_keys
+from orchestrator.config.flat_keys import flatten_stored, varied_keys
 from orchestrator.database.models import Job
 
 MOST = 10_000
@@ -36,7 +35,7 @@ def differences(session: Session, sweeps: Mapping[int, int]) -> dict[int, dict[s
     for sweep, found in by_sweep.items():
         if not varied[sweep]:
             first = select(Job.config).where(Job.sweep_id == sweep, Job.kind == "train").order_by(Job.id).limit(_FIRST)
-            others = (flatten(json.loads(text)) for text in session.scalars(first))
+            others = map(flatten_stored, session.scalars(first))
             varied[sweep] = set(varied_keys([*found[:1], *others]))
     return {
         job_id: {key: value for key, value in config.items() if key in varied[sweeps[job_id]] - TOLD}
@@ -53,4 +52,4 @@ def _flat(session: Session, job_ids: list[int]) -> Iterator[tuple[int, dict[str,
     for start in range(0, len(job_ids), _IDS_PER_QUERY):
         part = job_ids[start : start + _IDS_PER_QUERY]
         for row in session.execute(select(Job.id, Job.config).where(Job.id.in_(part))):
-            yield row.id, flatten(json.loads(row.config))
+            yield row.id, flatten_stored(row.config)

@@ -53,9 +53,9 @@ def _text_key(config: JobConfig) -> Hashable:
 
 
 def _check_model(config: JobConfig, described: dict[str, Any]) -> None:
-    depth = subject_files.number_in(described, subject_files.DEPTH_KEYS)
-    if depth is not None:
-        check_layer(config.subject, depth)
+    n_blocks = subject_files.number_in(described, subject_files.DEPTH_KEYS)
+    if n_blocks is not None:
+        check_layer(config.subject, n_blocks)
     check_context(config.data, subject_files.number_in(described, subject_files.CONTEXT_KEYS))
 
 

@@ -29,20 +29,22 @@ def _walk(folder: Path, what: str = "{}", **environment: str) -> dict[str, Any]:
 
 @pytest.mark.skipif(" " in torch.__path__[0], reason="torch gives its own folder to the linker without quotes")
 @pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")), reason="no C++ compiler on this machine")
-def test_the_compiled_step_is_the_step(tmp_path: Path) -> None:
+@pytest.mark.parametrize("n_layers", [1, 3])
+def test_the_compiled_step_is_the_step(tmp_path: Path, n_layers: int) -> None:
     """fullgraph: a graph break would have been an error; AuxK joins in while it runs."""
-    check_step(_walk(tmp_path))
+    check_step(_walk(tmp_path, json.dumps({"n_layers": n_layers})))
     assert any(tmp_path.rglob("*.so")), "the next job finds the graph in the folder"
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @pytest.mark.parametrize(("n_dead", "rooms"), [(30, [0, 64]), (80, [0, 97])])
-@pytest.mark.parametrize("encode_dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(("encode_dtype", "n_layers"), [("float32", 1), ("bfloat16", 1), ("float32", 3)])
 def test_replayed_as_cuda_graphs_the_compiled_step_is_the_step(
-    tmp_path: Path, encode_dtype: str, n_dead: int, rooms: list[int]
+    tmp_path: Path, encode_dtype: str, n_layers: int, n_dead: int, rooms: list[int]
 ) -> None:
     """With room for few dead latents and for all of them."""
-    found = _walk(tmp_path, json.dumps({"device": "cuda", "encode_dtype": encode_dtype, "n_dead": n_dead}))
+    given = {"device": "cuda", "encode_dtype": encode_dtype, "n_dead": n_dead, "n_layers": n_layers}
+    found = _walk(tmp_path, json.dumps(given))
     check_step(found, apart=1e-3)
     assert found["replayed"] == rooms
 

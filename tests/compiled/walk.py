@@ -38,19 +38,20 @@ def main() -> None:
         many()
         return
     given = json.loads(sys.argv[1])
-    device, n_dead = given.pop("device", "cpu"), given.pop("n_dead", 30)
+    device, n_dead, n_layers = given.pop("device", "cpu"), given.pop("n_dead", 30), given.pop("n_layers", 1)
     config = _config(given, given.pop("encode_dtype", "float32"))
-    x = torch.randn(N_STEPS * BATCH, D_MODEL, generator=torch.Generator().manual_seed(0)).to(device)
-    plain = TrainState.fresh(config, x)
+    x = torch.randn(n_layers, N_STEPS * BATCH, D_MODEL, generator=torch.Generator().manual_seed(0))
+    x = (x * torch.arange(1, n_layers + 1).view(-1, 1, 1)).to(device)  # each layer has a variance of its own
+    plain = TrainState.fresh(config, x.flatten(0, 1), n_layers=n_layers)
     with torch.no_grad():
-        plain.model.b_enc[:n_dead] -= 10.0  # they do not fire
+        plain.model.b_enc[:n_dead] -= 10.0 * n_layers  # they do not fire
     compiled = copy.deepcopy(plain)
     said: list[str] = []
     step = CompiledStep(config, plain, say=said.append)
     step.compile_first_graph(compiled)
     untouched = torch.equal(compiled.model.W_enc, plain.model.W_enc) and compiled.tokens_seen == 0
     resumed: TrainState | None = None
-    for number, batch in enumerate(torch.split(x, BATCH)):
+    for number, batch in enumerate(part.flatten(0, 1) for part in torch.split(x, BATCH, dim=1)):
         if number == N_STEPS // 2 + 3:  # a process that was killed here, between two looks for dead latents
             tensors = {name: value.clone() for name, value in compiled.tensors().items()}
             resumed = TrainState.restored(config, tensors, compiled.values(), device=device)

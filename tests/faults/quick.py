@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 from orchestrator.checkpoint_ref import CheckpointRef
-from orchestrator.curves.point import Point
+from orchestrator.curves.point import Point, point_of
 from worker.channel import SupervisorChannel
 from worker.protocol import Assignment, CurvePointMessage, Ended, Exit, Order, Started
 
@@ -34,7 +34,8 @@ def main() -> Exit:
         time.sleep(float(os.environ.get("ORCH_STEP_SECONDS", "0.05")))
         while step == end and hold.is_file() and not line.must_yield:
             time.sleep(0.02)
-        line.send(CurvePointMessage(Point(step * TOKENS, *[1 / step] * (len(Point._fields) - 1))), job.job_id)
+        point = point_of(dict.fromkeys(Point._fields[:-1], 1 / step) | {"tokens_seen": step * TOKENS})
+        line.send(CurvePointMessage(point), job.job_id)
         line.alive(step * TOKENS, job.job_id)
         if line.must_yield:
             time.sleep(float(os.environ.get("ORCH_YIELD_SECONDS", "0")))

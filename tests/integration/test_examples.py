@@ -16,8 +16,11 @@ EXAMPLES = sorted((ROOT / "examples").glob("*.yaml"))
 PROTOCOLS = {
     "gaussian-control", "planted-spectrum", "loss-by-latents", "loss-by-compute", "loss-by-latents-and-k",
     "learning-rate", "learning-rate-by-latents", "subject-size", "layers-and-sites", "activations-at-equal-l0",
+    "multi-layer",
 }  # fmt: skip
+NO_FIT = {"learning-rate", "layers-and-sites", "activations-at-equal-l0", "multi-layer"}
 NUMBERS = {
+    "four": 4,
     "five": 5,
     "seven": 7,
     "nine": 9,
@@ -84,6 +87,6 @@ def test_a_protocol_says_how_it_is_run_and_what_a_real_one_changes(name: str) ->
     assert [words[0] for words in commands(file)][:3] == ["enqueue", "worker", "status"]
     assert f"orch enqueue examples/{name}.yaml" in said
     assert f"orch status {name}" in said
-    assert name in {"learning-rate", "layers-and-sites", "activations-at-equal-l0"} or f"orch fit {name} --law" in said
+    assert name in NO_FIT or f"orch fit {name} --law" in said
     assert "two cores" in said
     assert "GPT-2 small" in said or "paper" in said

@@ -27,7 +27,7 @@ from tests.sharded_cases import (
     run,
     state_of,
 )
-from worker.sae.dead_latents import count_tokens_since_fired
+from worker.sae.dead_latents import count_by_layer, silent_tokens
 from worker.sae.loss import losses, narrowed
 from worker.sae.sharded.shard import Shard
 from worker.sae.sharded.train_state import ShardedTrainState
@@ -66,10 +66,10 @@ def reference(case: Case) -> tuple[TrainState, dict[str, Any]]:
     model = state.model
     encoded = model.encode(x, k=model.k_widest)
     narrow = narrowed(encoded, model.k)
-    since = count_tokens_since_fired(narrow.top_acts, narrow.top_indices, state.tokens_since_fired)
-    silent = since > state.dead_after_tokens
+    since = count_by_layer(narrow.top_acts, narrow.top_indices, state.tokens_since_fired)
+    silent = silent_tokens(since) > state.dead_after_tokens
     dead = silent if silent.any() else None
-    told = losses(model, x, encoded, config=config.sae, variance=state.variance, dead=dead)
+    told = losses(model, x, encoded, config=config.sae, variances=state.variances, dead=dead)
     told.total.backward()  # type: ignore[no-untyped-call]
     gradients = {name: getattr(model, name).grad for name in PARAMETERS}
     return state, {"encoded": encoded, "total": told.total, "aux": told.aux, "dead": dead, "gradients": gradients}

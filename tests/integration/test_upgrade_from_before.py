@@ -87,9 +87,9 @@ def test_what_was_stopped_goes_on_bit_for_bit_and_the_others_are_trained(world: 
     resumed, straight = curve(world, STOPPED), curve(world, never_stopped)
     assert [point[0] for point in resumed] == [point[0] for point in straight]
     assert resumed[: len(drawn_before)] == drawn_before
-    # The version before stored the fvu of the average as fvu, and nothing in the last three, fvu_averaged first.
+    # The version before stored the fvu of the average as fvu, and nothing in the last four, fvu_averaged first.
     first, later = straight[: len(drawn_before)], straight[len(drawn_before) :]
-    pairs = [(point[:-3], (now[0], now[-3], *now[2:-3])) for point, now in zip(drawn_before, first, strict=True)]
+    pairs = [(point[:-4], (now[0], now[-4], *now[2:-4])) for point, now in zip(drawn_before, first, strict=True)]
     if all(then == now for then, now in pairs):
         assert resumed[len(drawn_before) :] == later
     else:  # this machine's sums differ in their last bits from those of the one that wrote the checkpoint

@@ -14,7 +14,8 @@ from worker.activations.cached_forward import CacheStore
 from worker.activations.heldout_split import Contexts
 from worker.activations.source import Vectors
 from worker.data.token_file import TokenFile
-from worker.subject.model import Replace, Subject, run_patched
+from worker.subject.hook_points import single_places
+from worker.subject.model import Replace, Subject, check_widths, run_patched
 
 
 @dataclass
@@ -27,7 +28,7 @@ class ModelActivations:
     """Of one of the jobs: what decides the stream is the same in all."""
     store: CacheStore | None = None
     """Where activations are kept, for jobs that ask for it."""
-    _views: dict[SubjectConfig, Subject] = field(default_factory=dict)
+    _views: dict[SubjectConfig, tuple[Subject, ...]] = field(default_factory=dict)
 
     def key(self, config: JobConfig) -> tuple[Hashable, ...]:
         """Return the hook points a config reads.
@@ -39,13 +40,11 @@ class ModelActivations:
 
     def heldout(self, config: JobConfig) -> Vectors:
         """Return the end of the text, read at a config's hook points."""
-        views = self._views_of(config)
-        return tuple(stream.heldout(view, self.tokens, config, store=self.store) for view in views)
+        return stream.shared_heldout(self._views_of(config), self.tokens, config, store=self.store)
 
     def sample(self, config: JobConfig, n: int) -> Vectors:
-        """Return the first n vectors of the training part, in the text's order."""
-        views = self._views_of(config)
-        return tuple(stream.sample(view, self.tokens, config, n, store=self.store) for view in views)
+        """Return the vectors of the first n tokens of the training part, in the text's order."""
+        return stream.shared_sample(self._views_of(config), self.tokens, config, n, store=self.store)
 
     def stream(self, configs: Sequence[JobConfig], *, start_tokens: int) -> Iterator[tuple[Vectors, ...]]:
         """Yield one batch for each config, all from one forward pass: `stream.shared_stream`."""
@@ -67,13 +66,14 @@ class ModelActivations:
         return run_patched(self._views_of(config), input_ids, replacements)
 
     def flops(self, configs: Sequence[JobConfig]) -> float:
-        """Return 2 · parameters up to the deepest hook point · tokens read for one trained vector."""
+        """Return 2 · parameters up to the deepest hook point · tokens read for one trained token."""
         deepest = max(view.parameters_run for config in configs for view in self._views_of(config))
         return 2.0 * deepest * self._contexts.captured_per_vector
 
     def facts(self, config: JobConfig) -> dict[str, Any]:
         """Return what a job's record says of the model and the text."""
-        (view,) = self._views_of(config)
+        views = self._views_of(config)
+        view = max(views, key=lambda one: one.parameters_run)
         model = {
             "class": type(view.model).__name__,
             "parameters": sum(p.numel() for p in view.model.parameters()),
@@ -83,6 +83,9 @@ class ModelActivations:
             "site": str(view.hook),
             "sha256": view.fingerprint,
         }
+        if config.subject.layers is not None:
+            layers = [one.hook.layer for one in views]
+            model |= {"layers": layers, "site": f"{config.subject.site} of layers {', '.join(map(str, layers))}"}
         trainable = self._contexts.n_vectors
         text = {"id": self.tokens.id, "n_tokens": self.tokens.n_tokens, "trainable": trainable}
         text |= {"unknown": self.tokens.unknown} if self.tokens.unknown else {}
@@ -93,7 +96,9 @@ class ModelActivations:
         return Contexts.of(self.tokens, self.config)
 
     def _views_of(self, config: JobConfig) -> tuple[Subject, ...]:
-        """Return a view of the model for each hook point of a config: one, until a config can name several."""
+        """Return a view of the model for each hook point of a config, in the order of its layers."""
         if config.subject not in self._views:
-            self._views[config.subject] = self.subject.at(config.subject)
-        return (self._views[config.subject],)
+            views = tuple(map(self.subject.at, single_places(self.subject.model, config.subject)))
+            check_widths(views)
+            self._views[config.subject] = views
+        return self._views[config.subject]

@@ -4,6 +4,7 @@ from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 
 from orchestrator.config.job import JobConfig
@@ -17,11 +18,17 @@ They are on the trainer's device, and shared: nobody writes to them.
 """
 
 
-class ActivationSource(Protocol):
-    """What the jobs of one trainer read: vectors that follow from a config and a position, and from nothing else.
+def joined(vectors: Vectors) -> Tensor:
+    """Return what an SAE is trained and measured on: the vectors of the first hook point, then those of the next.
 
-    A config reads one hook point today; all that is here holds for several.
+    Shapes:
+        one (n_tokens, d_model) for each hook point -> (n_hook_points · n_tokens, d_model); of one it is that one.
     """
+    return vectors[0] if len(vectors) == 1 else torch.cat(vectors)
+
+
+class ActivationSource(Protocol):
+    """What the jobs of one trainer read: vectors that follow from a config and a position, and from nothing else."""
 
     def key(self, config: JobConfig) -> tuple[Hashable, ...]:
         """Return the hook points a config reads.
@@ -39,7 +46,7 @@ class ActivationSource(Protocol):
         """
 
     def sample(self, config: JobConfig, n: int) -> Vectors:
-        """Return up to n vectors of the training part, for what is measured once."""
+        """Return the vectors of up to n tokens of the training part, for what is measured once."""
 
     def stream(self, configs: Sequence[JobConfig], *, start_tokens: int) -> Iterator[tuple[Vectors, ...]]:
         """Yield, without end, one batch for each config: the same positions, in the same order, for all.
@@ -60,7 +67,7 @@ class ActivationSource(Protocol):
         """
 
     def flops(self, configs: Sequence[JobConfig]) -> float:
-        """Return the FLOPs of reading one trained vector at the hook points of some configs, all at once."""
+        """Return the FLOPs of reading one trained token at the hook points of some configs, all at once."""
 
     def facts(self, config: JobConfig) -> dict[str, Any]:
         """Return what a job's record says of what it read; `subject.sha256` and `tokens.id` identify it."""
@@ -73,7 +80,13 @@ class HookSlot:
     hook_points: tuple[Hashable, ...]
     config: JobConfig
     """Of one of the jobs that read here."""
-    heldout: Vectors
+    heldout: Tensor
+    """As `joined` gives it."""
+
+    @property
+    def n_layers(self) -> int:
+        """Return how many hook points are read: of each token so many vectors."""
+        return len(self.hook_points)
 
     @property
     def key(self) -> Hashable:
@@ -87,7 +100,7 @@ class HookSlots:
 
     source: ActivationSource
     all: list[HookSlot] = field(default_factory=list)
-    _sample: tuple[int, Vectors] | None = None
+    _sample: tuple[int, Tensor] | None = None
 
     def find(self, config: JobConfig) -> int:
         """Return the number of a config's slot; the held-out set of a new slot is read now.
@@ -99,17 +112,17 @@ class HookSlots:
         for number, slot in enumerate(self.all):
             if slot.key == (hook_points, config.sae.normalize):
                 return number
-        self.all.append(HookSlot(hook_points, config, self.source.heldout(config)))
+        self.all.append(HookSlot(hook_points, config, joined(self.source.heldout(config))))
         return len(self.all) - 1
 
     def configs(self, numbers: Sequence[int]) -> list[JobConfig]:
         """Return, for each slot, the config of one of the jobs that read there."""
         return [self.all[number].config for number in numbers]
 
-    def sample(self, number: int) -> Vectors:
-        """Return the sample that a fresh job of a slot starts from; the last one asked for is kept until `forget`."""
+    def sample(self, number: int) -> Tensor:
+        """Return what a fresh job of a slot starts from, as `joined` gives it; the last is kept until `forget`."""
         if self._sample is None or self._sample[0] != number:
-            self._sample = number, self.source.sample(self.all[number].config, SAMPLE_TOKENS)
+            self._sample = number, joined(self.source.sample(self.all[number].config, SAMPLE_TOKENS))
         return self._sample[1]
 
     def forget(self) -> None:

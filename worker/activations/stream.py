@@ -84,35 +84,49 @@ def shared_stream(
 
 
 def heldout(subject: Subject, tokens: TokenFile, config: JobConfig, *, store: CacheStore | None = None) -> Tensor:
-    """Return the fixed set every metric is measured on: the end of the text, in its own order.
+    """Return the fixed set every metric is measured on: `shared_heldout` of one hook point."""
+    return shared_heldout([subject], tokens, config, store=store)[0]
+
+
+def shared_heldout(
+    subjects: Sequence[Subject], tokens: TokenFile, config: JobConfig, *, store: CacheStore | None = None
+) -> tuple[Tensor, ...]:
+    """Return the end of the text, in its own order, at the hook points of some views of ONE model.
 
     Shapes:
-        (n_tokens, d_model), float32, normalised
+        one (n_tokens, d_model) for each view, float32, normalised
     """
-    contexts, forward = _contexts([subject], tokens, config), _forward_batches([subject], tokens, [config], store)
+    contexts, forward = _contexts(subjects, tokens, config), _forward_batches(subjects, tokens, [config], store)
     forward.prepare(contexts.heldout)
-    parts: list[Tensor] = []
+    parts: list[list[Tensor]] = [[] for _ in forward.subjects]
     for first in range(0, contexts.n_heldout, forward.size):
         chosen = contexts.heldout[first : first + forward.size]
-        found = forward(chosen)[0]
-        is_trained = torch.from_numpy(contexts.is_trained(tokens.contexts(chosen))).to(found.device)
-        forward.check(found, is_trained, chosen, subject=subject)
-        parts.append(normalized(found[is_trained], config.sae.normalize))
-    return torch.cat(parts)
+        is_trained = torch.from_numpy(contexts.is_trained(tokens.contexts(chosen))).to(forward.device)
+        for part, subject, found in zip(parts, forward.subjects, forward(chosen), strict=True):
+            forward.check(found, is_trained, chosen, subject=subject)
+            part.append(normalized(found[is_trained], config.sae.normalize))
+    return tuple(map(torch.cat, parts))
 
 
 def sample(
     subject: Subject, tokens: TokenFile, config: JobConfig, n: int, *, store: CacheStore | None = None
 ) -> Tensor:
-    """Return the first n vectors of the training part, for what is measured once; the stream is not moved.
+    """Return the vectors that start from nothing else than the text: `shared_sample` of one hook point."""
+    return shared_sample([subject], tokens, config, n, store=store)[0]
+
+
+def shared_sample(
+    subjects: Sequence[Subject], tokens: TokenFile, config: JobConfig, n: int, *, store: CacheStore | None = None
+) -> tuple[Tensor, ...]:
+    """Return the first n tokens' vectors of the training part, for what is measured once; the stream is not moved.
 
     Shapes:
-        (min(n, vectors of an epoch), d_model), float32, normalised
+        one (min(n, tokens of an epoch), d_model) for each view of ONE model, float32, normalised
     """
-    contexts = _contexts([subject], tokens, config)
-    forward = _forward_batches([subject], tokens, [config], store)
+    contexts = _contexts(subjects, tokens, config)
+    forward = _forward_batches(subjects, tokens, [config], store)
     buffer = make_buffer(ShuffleBuffer(forward, contexts, n_vectors=min(n, contexts.n_vectors)))
-    return normalized(buffer.take(0)[0], config.sae.normalize)
+    return tuple(normalized(raw, config.sae.normalize) for raw in buffer.take(0))
 
 
 def _forward_batches(

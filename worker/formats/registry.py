@@ -88,6 +88,7 @@ _STATED: dict[str, tuple[type, ...]] = {
 }  # fmt: skip
 """Facts that are taken from files as they stand there."""
 WRITTEN = tuple(name for name, form in FORMATS.items() if form.fill is not None)
+_OF_SEVERAL_LAYERS = ("orch", "mlsae")
 
 
 def detect(path: Path) -> Detection:
@@ -150,7 +151,14 @@ def write(sae: InferenceSae, folder: Path, *, format: str, facts: SaeFacts | Non
         raise ConfigError(f"{form.title} is read alone", hint=f"Written are: {', '.join(WRITTEN)}.")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ConfigError(f"{folder} is there already", hint="Name a new folder.")
-    fill = form.fill(sae if facts is None else sae.changed({}, facts=facts))
+    sae = sae if facts is None else sae.changed({}, facts=facts)
+    if len(sae.facts.layers) > 1 and format not in _OF_SEVERAL_LAYERS:
+        layers = ", ".join(map(str, sae.facts.layers))
+        raise ConfigError(
+            f"{form.title} holds an SAE of one layer, and this one reads layers {layers}",
+            hint=f"Of several layers are written: {', '.join(_OF_SEVERAL_LAYERS)}.",
+        )
+    fill = form.fill(sae)
     try:
         return checked_folder.write_folder(folder, fill)
     except StorageError as error:

@@ -1,5 +1,7 @@
 """How many tokens ago each latent fired, and which latents are dead."""
 
+from collections.abc import Callable
+
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -23,12 +25,41 @@ def count_tokens_since_fired(
     return torch.where(last > 0, n_tokens - last, tokens_since_fired + n_tokens)
 
 
+@torch.no_grad()
+def count_by_layer(
+    top_acts: Float[Tensor, "n_vectors k"],
+    top_indices: Int[Tensor, "n_vectors k"] | None,
+    tokens_since_fired: Int[Tensor, "n_latents n_layers"],
+    *,
+    count: Callable[..., Tensor] = count_tokens_since_fired,
+) -> Int[Tensor, "n_latents n_layers"]:
+    """Do the same at every layer: a batch has the vectors of the first one, then those of the same tokens at the next.
+
+    Of one token of text all layers stand in one row for `count`, latent i of layer l as i · n_layers + l.
+    """
+    n_layers = tokens_since_fired.shape[1]
+    if n_layers > 1:
+        acts = top_acts.view(n_layers, len(top_acts) // n_layers, top_acts.shape[1])
+        if top_indices is None:
+            top_acts = acts.permute(1, 2, 0).flatten(1)
+        else:
+            layer = torch.arange(n_layers, device=top_acts.device).view(-1, 1, 1)
+            places = top_indices.view(acts.shape) * n_layers + layer
+            top_acts, top_indices = acts.transpose(0, 1).flatten(1), places.transpose(0, 1).flatten(1)
+    return count(top_acts, top_indices, tokens_since_fired.flatten()).view_as(tokens_since_fired)
+
+
 def find_dead(
-    tokens_since_fired: Int[Tensor, " n_latents"], tokens_seen: int, limit: int
+    tokens_since_fired: Int[Tensor, "n_latents n_layers"], tokens_seen: int, limit: int
 ) -> Bool[Tensor, " n_latents"] | None:
-    """Return which latents did not fire for more than `limit` tokens; None if none is dead."""
+    """Return which latents fired at no layer for more than `limit` tokens; None if none is dead."""
     # Before that many tokens none can have been, and the host need not ask the device.
     if tokens_seen <= limit:
         return None
-    found = tokens_since_fired > limit
+    found = silent_tokens(tokens_since_fired) > limit
     return found if found.any() else None
+
+
+def silent_tokens(tokens_since_fired: Int[Tensor, "n_latents n_layers"]) -> Int[Tensor, " n_latents"]:
+    """Return for how many tokens of text each latent has fired at no layer."""
+    return tokens_since_fired.amin(1)

@@ -16,6 +16,9 @@ _SCALE_ROWS = 4096
 def initialise(model: SparseAutoencoder, sample: Float[Tensor, "n_tokens d_model"], *, seed: int) -> None:
     """Fill the parameters from a sample of NORMALISED activations.
 
+    Of several layers the sample's rows are those of the first token at every layer, then those of the next: median and
+    scale are of all of them.
+
     W_dec: random directions of unit norm; W_enc = W_dec; b_enc = 0; b_pre: the sample's geometric median; then W_enc is
     scaled so that mean ‖x̂ − b_pre‖ = mean ‖x − b_pre‖ on the sample.
     Source: Gao et al. 2024, appendix A.1. The same on every device: the draw is made on the CPU.

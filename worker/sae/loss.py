@@ -1,5 +1,6 @@
 """What training minimises: reconstruction, AuxK for dead latents, a sparsity penalty for relu and jumprelu."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -28,13 +29,14 @@ def losses(
     encoded: Encoded,
     *,
     config: SaeConfig,
-    variance: float,
+    variances: Sequence[float],
     dead: Bool[Tensor, " n_latents"] | None,
     sparsity_coef: float | Float[Tensor, ""] | None = None,
 ) -> Losses:
     """Return the losses of a batch encoded with `k = model.k_widest`.
 
-    `variance` is v = mean ‖x − μ‖² of the fixed sample; `dead` marks the dead latents, None if there are none.
+    `variances` are v = mean ‖x − μ‖² of the fixed sample, one of each layer that the batch is of; `dead` marks the dead
+    latents, None if there are none.
     `sparsity_coef` is λ where training leads it.
     """
     total = x.new_zeros(())
@@ -42,7 +44,7 @@ def losses(
     for k, weight in model.reconstructions:
         code = narrowed(encoded, k)
         reconstructions.append(model.decode(code.top_acts, code.top_indices))
-        total = total + weight * reconstruction_loss(x, reconstructions[-1], variance=variance)
+        total = total + weight * reconstruction_loss(x, reconstructions[-1], variances=variances)
     if sparsity_coef is None:  # auto, and not led: the penalty itself holds the target
         sparsity_coef = 1.0 if config.sparsity_coef == "auto" else config.sparsity_coef
     penalty = model.function.penalty(encoded.pre_acts, encoded.top_acts, model.own, model.W_dec)
@@ -64,10 +66,15 @@ def reconstruction_loss(
     x: Float[Tensor, "n_tokens d_model"],
     reconstruction: Float[Tensor, "n_tokens d_model"],
     *,
-    variance: float,
+    variances: Sequence[float],
 ) -> Float[Tensor, ""]:
-    """Return Σ ‖x − x̂‖² / (n_tokens · v)."""
-    return (x - reconstruction).square().sum() / (len(x) * variance)
+    """Return the mean over layers of Σ ‖x − x̂‖² / (n_tokens · v): every layer weighs alike, whatever its v.
+
+    The rows are those of the first layer, then as many of the next. Source: Lawson et al. 2024, `mse_loss` of mlsae.
+    """
+    by_layer = (x - reconstruction).square().chunk(len(variances))
+    parts = [squares.sum() / (len(x) * v) for squares, v in zip(by_layer, variances, strict=True)]
+    return parts[0] if len(parts) == 1 else torch.stack(parts).sum()
 
 
 def aux_loss(

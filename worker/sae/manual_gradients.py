@@ -48,13 +48,13 @@ class LossTerms(NamedTuple):
     """(k, weight) of each reconstruction: one, and for multi_topk a second from 4k latents."""
     k_aux: int
     aux_coef: float
-    variance: float
-    """v: mean ‖x − μ‖² of the fixed sample."""
+    variances: tuple[float, ...]
+    """v of each layer: mean ‖x − μ‖² of the fixed sample; a batch has the rows of one, then as many of the next."""
 
     @classmethod
-    def of(cls, model: SparseAutoencoder, config: SaeConfig, *, variance: float) -> "LossTerms":
+    def of(cls, model: SparseAutoencoder, config: SaeConfig, *, variances: tuple[float, ...]) -> "LossTerms":
         """Return a model's."""
-        return cls(model.reconstructions, model.k_aux, config.aux_coef, variance)
+        return cls(model.reconstructions, model.k_aux, config.aux_coef, variances)
 
 
 class Aux(NamedTuple):
@@ -97,13 +97,14 @@ def forward(
     for i, (k, weight) in enumerate(terms.parts):
         reconstruction = sparse_decode(*selected.narrowed(k), weights.W_dec).add_(weights.b_pre)
         error = torch.sub(x, reconstruction, out=reconstruction)
-        total = total + weight * _squared(error) / (len(x) * terms.variance)
-        scale = -2 * weight / (len(x) * terms.variance)
+        gradient = error
         if i == 0 and with_aux:
-            first_error = error
-            gradients.append(error * scale)
-        else:
-            gradients.append(error.mul_(scale))
+            first_error, gradient = error, torch.empty_like(error)
+        layers = (rows.chunk(len(terms.variances)) for rows in (error, gradient))
+        for part, out, variance in zip(*layers, terms.variances, strict=True):
+            total = total + weight * _squared(part) / (len(x) * variance)
+            torch.mul(part, -2 * weight / (len(x) * variance), out=out)
+        gradients.append(gradient)
     if dead is None or not with_aux:
         return ForwardResult(total, total.new_zeros(2), gradients, None)
     aux = _aux(weights, selected, first_error, terms=terms, dead=dead)

@@ -3,6 +3,7 @@
 import copy
 import math
 from collections.abc import Callable, Mapping
+from statistics import fmean
 from typing import Any, ClassVar, TypeVar
 
 import torch
@@ -10,10 +11,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from orchestrator.config.job import JobConfig
-from orchestrator.curves.point import Point
+from orchestrator.curves.point import Point, point_of
 from orchestrator.errors import TrainingError
 from worker.sae import manual_gradients
-from worker.sae.dead_latents import count_tokens_since_fired, find_dead
+from worker.sae.dead_latents import count_by_layer, find_dead
 from worker.sae.init import initialise
 from worker.sae.learning_rate import base_lr, lr_factor
 from worker.sae.loss import losses, narrowed
@@ -30,17 +31,20 @@ class TrainState:
 
     _optimizer: ClassVar[type[Optimizer]] = Optimizer
 
-    def __init__(self, config: JobConfig, d_model: int, *, device: torch.device | str = "cpu") -> None:
+    def __init__(
+        self, config: JobConfig, d_model: int, *, n_layers: int = 1, device: torch.device | str = "cpu"
+    ) -> None:
         """Allocate; `fresh` and `restored` fill it."""
         self.model = self._model(config, d_model).to(device)
         self.optimizer = self._optimizer(self.model, config.optimizer, lr=base_lr(config, d_model))
         self._gradients: manual_gradients.Weights | None = None
         self.mu: Float[Tensor, " d_model"] = torch.zeros(d_model, device=device)
         """Mean of the sample."""
-        self.variance = math.nan
-        """v: mean ‖x − μ‖² of the sample; the loss is in units of it."""
+        self.variances: tuple[float, ...] = (math.nan,) * n_layers
+        """v of each layer that is read: mean ‖x − μ‖² of the sample there; the loss is in units of it."""
         self.dead_after_tokens = config.dead_after_tokens(d_model)
-        self.tokens_since_fired = torch.zeros(self.model.n_latents, dtype=torch.int64, device=device)
+        self.tokens_since_fired = torch.zeros(self.model.n_latents, n_layers, dtype=torch.int64, device=device)
+        """(n_latents, n_layers): tokens of text since each latent fired at each layer."""
         target = None if self.model.function.first_coef is None else config.sae.target_l0
         self.sparsity = None if target is None else SparsityControl(target, device=device)
         """What leads the weight of the penalty; None where it is fixed."""
@@ -60,37 +64,42 @@ class TrainState:
         self.curve: list[Point] = []
 
     @classmethod
-    def fresh(cls, config: JobConfig, sample: Float[Tensor, "n_tokens d_model"]) -> "TrainState":
-        """Start from a sample of NORMALISED activations, on its device.
+    def fresh(cls, config: JobConfig, sample: Float[Tensor, "n_vectors d_model"], *, n_layers: int = 1) -> "TrainState":
+        """Start from a sample of NORMALISED activations, on its device: of the same tokens, one layer after another.
 
         Raises:
             TrainingError: the sample is empty, not finite, or does not vary.
         """
-        state = cls(config, sample.shape[1], device=sample.device)
+        state = cls(config, sample.shape[1], n_layers=n_layers, device=sample.device)
         state.mu = sample.mean(0)
-        state.variance = float((sample - state.mu).square().sum(1, dtype=torch.float64).mean())
-        if not (math.isfinite(state.variance) and state.variance > 0):
-            raise TrainingError(
-                f"the {len(sample)} sampled activations have variance {state.variance}: there is nothing to learn",
-                hint="check the hook point, and the subject's dtype (float16 can overflow)",
-            )
-        initialise(state.model, sample, seed=config.training.seed)
+        layers = sample.view(n_layers, len(sample) // n_layers, sample.shape[1])
+        state.variances = tuple(map(_variance, layers))
+        initialise(state.model, layers.transpose(0, 1).flatten(0, 1)[: layers.shape[1]], seed=config.training.seed)
         if state.sparsity and state.model.function.first_coef:
-            state.sparsity.start(state.model.function.first_coef / math.sqrt(state.variance))
+            state.sparsity.start(state.model.function.first_coef / math.sqrt(fmean(state.variances)))
         return state
 
+    @property
+    def n_layers(self) -> int:
+        """Return of how many layers a batch holds the vectors."""
+        return len(self.variances)
+
+    def n_tokens(self, batch: Float[Tensor, "n_vectors d_model"]) -> int:
+        """Return the tokens of text in a batch."""
+        return len(batch) // self.n_layers
+
     def differentiate(
-        self, batch: Float[Tensor, "batch_tokens d_model"], config: JobConfig
+        self, batch: Float[Tensor, "n_vectors d_model"], config: JobConfig
     ) -> tuple[Float[Tensor, ""], Float[Tensor, " 2"], bool]:
         """Leave a gradient in every parameter; return the loss, AuxK's two, and whether AuxK was active."""
         return self._by_hand(batch, config) if self.model.selects_per_token else self.by_autograd(batch, config)
 
     def _by_hand(self, batch: Tensor, config: JobConfig) -> tuple[Tensor, Tensor, bool]:
         model, weights = self.model, manual_gradients.Weights.of(self.model)
-        terms = manual_gradients.LossTerms.of(model, config.sae, variance=self.variance)
+        terms = manual_gradients.LossTerms.of(model, config.sae, variances=self.variances)
         encoder, limit = (weights.W_enc, weights.b_enc), self.dead_after_tokens
         # Dead after this batch are those that do not fire in it: AuxK will ask for their pre-activations.
-        n_tokens = len(batch)
+        n_tokens = self.n_tokens(batch)
         at_risk = find_dead(self.tokens_since_fired + n_tokens, self.tokens_seen + n_tokens, limit)
         watched = None if at_risk is None or not terms.aux_coef else manual_gradients.listed(at_risk, terms.k_aux)
         selected = select(batch, weights.b_pre, encoder, k=model.k_widest, dtype=model.product_dtype, watched=watched)
@@ -109,17 +118,19 @@ class TrainState:
         narrow = narrowed(encoded, model.k)
         dead = self.count(narrow.top_acts.detach(), narrow.top_indices)
         coef = self.sparsity.coef if self.sparsity else None
-        found = losses(model, batch, encoded, config=config.sae, variance=self.variance, dead=dead, sparsity_coef=coef)
+        made = model, batch, encoded
+        found = losses(*made, config=config.sae, variances=self.variances, dead=dead, sparsity_coef=coef)
         found.total.backward()  # type: ignore[no-untyped-call]
         if self.sparsity:
             l0 = (encoded.top_acts > 0).sum(1, dtype=torch.float32).mean()
-            self.sparsity.follow(l0, n_tokens=len(batch), tokens_seen=self.tokens_seen + len(batch))
+            n_tokens = self.n_tokens(batch)
+            self.sparsity.follow(l0, n_tokens=n_tokens, tokens_seen=self.tokens_seen + n_tokens)
         return found.total.detach(), found.aux.detach(), dead is not None
 
     def count(self, top_acts: Tensor, top_indices: Tensor | None) -> Tensor | None:
         """Count over a batch the tokens since each latent fired; return which latents are dead, None if none is."""
-        self.tokens_since_fired = count_tokens_since_fired(top_acts, top_indices, self.tokens_since_fired)
-        return find_dead(self.tokens_since_fired, self.tokens_seen + len(top_acts), self.dead_after_tokens)
+        self.tokens_since_fired = count_by_layer(top_acts, top_indices, self.tokens_since_fired)
+        return find_dead(self.tokens_since_fired, self.tokens_seen + self.n_tokens(top_acts), self.dead_after_tokens)
 
     def next_lr(self, config: JobConfig) -> float:
         """Return the learning rate of the next step, with warm-up and decay."""
@@ -154,7 +165,7 @@ class TrainState:
             "k_aux": model.k_aux,
             "lr": self.optimizer.lr,
             "dead_after_tokens": self.dead_after_tokens,
-            "variance": self.variance,
+            **({"variance": self.variances[0]} if self.n_layers == 1 else {"variances": [*self.variances]}),
         }
 
     def tensors(self) -> dict[str, Tensor]:
@@ -169,6 +180,7 @@ class TrainState:
         """Return the rest of the state, as JSON can hold it; floats keep every bit."""
         return {
             **{name: getattr(self, name) for name in (*_VALUES, *_LATER_VALUES)},
+            "variances": [*self.variances],
             "lr": self.optimizer.lr,
             "n_steps": self.optimizer.n_steps,
             "curve": [list(point) for point in self.curve],
@@ -183,7 +195,8 @@ class TrainState:
         Raises:
             KeyError: a part of the state is missing.
         """
-        return cls(config, len(tensors["mu"]), device=device)._filled(tensors, values)
+        d_model, n_layers = len(tensors["mu"]), len(variances_of(values))
+        return cls(config, d_model, n_layers=n_layers, device=device)._filled(tensors, values)
 
     def whole(self) -> "TrainState":
         """Return the state with every latent in one place: itself, unless its latents are divided among devices."""
@@ -197,6 +210,8 @@ class TrainState:
         self.model.load_state_dict(weights)
         before = len(self.sums) - len(tensors["sums"])  # earlier versions did not count what predicting nothing scores
         tensors = {**tensors, "sums": torch.cat([tensors["sums"], tensors["sums"][1 : 1 + before]])}
+        self.variances = variances_of(values)
+        tensors["tokens_since_fired"] = tensors["tokens_since_fired"].view(-1, self.n_layers)
         for name in ("mu", "sums", "tokens_since_fired"):
             # copy_ into memory torch allocated: a tensor mapped from a file may be aligned otherwise, and a matrix
             # product may round otherwise.
@@ -209,12 +224,32 @@ class TrainState:
             setattr(self, name, values.get(name, 0))
         self.optimizer.lr = values["lr"]
         self.optimizer.restore(dict(tensors), n_steps=values["n_steps"])
-        self.curve = [Point(*point) for point in values["curve"]]
+        self.curve = [point_of(dict(zip(Point._fields, point, strict=False))) for point in values["curve"]]
         return self
 
 
+def variances_of(values: Mapping[str, Any]) -> tuple[float, ...]:
+    """Return v of each layer from the values of a stored state; those of earlier versions have the one of one layer."""
+    return tuple(values["variances"]) if "variances" in values else (values["variance"],)
+
+
+def _variance(sample: Float[Tensor, "n_tokens d_model"]) -> float:
+    """Return mean ‖x − μ‖² of a sample.
+
+    Raises:
+        TrainingError: there is none, it is not finite, or it does not vary.
+    """
+    found = float((sample - sample.mean(0)).square().sum(1, dtype=torch.float64).mean())
+    if not (math.isfinite(found) and found > 0):
+        raise TrainingError(
+            f"the {len(sample)} sampled activations have variance {found}: there is nothing to learn",
+            hint="check the hook point, and the subject's dtype (float16 can overflow)",
+        )
+    return found
+
+
 _VALUES = (
-    "variance", "steps_since_point", "tokens_seen", "aux_tokens", "wall_seconds", "flops_subject", "untrained_fvu",
+    "steps_since_point", "tokens_seen", "aux_tokens", "wall_seconds", "flops_subject", "untrained_fvu",
 )  # fmt: skip
 
 _LATER_VALUES = ("room_for_dead", "next_look_tokens")
@@ -224,9 +259,9 @@ Step = Callable[[TrainState, Tensor, JobConfig], None]
 """What takes a state one batch further."""
 
 
-def train_step(state: TrainState, batch: Float[Tensor, "batch_tokens d_model"], config: JobConfig) -> None:
+def train_step(state: TrainState, batch: Float[Tensor, "n_vectors d_model"], config: JobConfig) -> None:
     """Take one training step: losses and gradients, optimiser, counters."""
     total, (aux, nothing), aux_is_active = state.differentiate(batch, config)
     norm = state.optimizer.step(lr=state.next_lr(config))
     sums = torch.stack([total, aux, norm, nothing])
-    state.count_step(sums, len(batch), with_aux=aux_is_active and config.sae.aux_coef > 0)
+    state.count_step(sums, state.n_tokens(batch), with_aux=aux_is_active and config.sae.aux_coef > 0)

@@ -41,11 +41,11 @@ def read_vectors(config: JobConfig, tokens_folder: Path, device: str) -> Vectors
     """
     with torch.inference_mode():
         (values,) = _source(config, tokens_folder, device).heldout(config)
-    layer = config.subject.layer
+    layers = config.subject.layers or ((config.subject.layer,) if config.subject.layer is not None else ())
     place = {
         "subject": config.subject.model,
         "revision": config.subject.revision,
-        "layers": () if layer is None else (layer,),
+        "layers": tuple(layers),
         "site": None if config.subject.hook else config.subject.site,
         "context_length": config.data.context_length,
         "prepend_bos": config.data.prepend_bos,

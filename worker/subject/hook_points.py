@@ -20,12 +20,36 @@ Visit = Callable[[Tensor], Tensor | None]
 """Takes the activations at a hook point; returns their replacement, or None to leave them."""
 
 
+def single_places(model: nn.Module, config: SubjectConfig) -> tuple[SubjectConfig, ...]:
+    """Return a config of each single place that a config reads: itself, unless it names several layers.
+
+    Raises:
+        ConfigError: the model has not these layers, or no list of blocks.
+    """
+    if config.layers is None:
+        return (config,)
+    n_blocks = len(block_names(model))
+    check_layer(config, n_blocks)
+    return config.places(n_blocks)
+
+
+def several(config: SubjectConfig) -> ConfigError:
+    """Return the error of a config that names several layers where one place is read."""
+    layers = config.layers if isinstance(config.layers, str) else [*(config.layers or ())]
+    return ConfigError(
+        f"subject.layers = {layers}: one place is read here, and this names several",
+        hint="Name one with subject.layer.",
+    )
+
+
 def find_hook(model: nn.Module, config: SubjectConfig) -> HookPoint:
     """Return the hook point a config names.
 
     Raises:
-        ConfigError: there is no such module, block or site; says what there is.
+        ConfigError: there is no such module, block or site, or several are named; says what there is.
     """
+    if config.layers is not None:
+        raise several(config)
     if config.hook is not None:
         return _named(model, config.hook)
     blocks = block_names(model)

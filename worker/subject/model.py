@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from orchestrator.config.job import SubjectConfig
 from orchestrator.errors import ConfigError, SubjectError, shared_error
-from worker.subject.hook_points import block_names, check_site, find_hook, hooked
+from worker.subject.hook_points import block_names, check_site, find_hook, hooked, several, single_places
 from worker.subject.hook_sites import HookPoint
 from worker.subject.model_files import describe, fingerprint, load_model, locate, quiet
 from worker.subject.tokenizer import load_tokenizer
@@ -89,12 +89,20 @@ Replace = Callable[[Tensor], Tensor]
 
 
 def load(config: SubjectConfig, device: torch.device | str = "cpu") -> Subject:
-    """Load a model and its tokenizer, and find the hook point: `load_at_first` of one."""
+    """Load a model and its tokenizer, and find the one hook point that a config names: `load_at_first` of one.
+
+    Raises:
+        SubjectError, ConfigError: as `load_at_first`; or several hook points are named.
+    """
+    if config.layers == "all" or len(config.layers or ()) > 1:
+        raise several(config)
     return load_at_first([config], device)
 
 
 def load_at_first(configs: Sequence[SubjectConfig], device: torch.device | str = "cpu") -> Subject:
     """Load the model that some configs name and its tokenizer, once, at the first of their hook points that it has.
+
+    Of a config that names several layers this is the first of them.
 
     Raises:
         SubjectError: there is no such model, or it cannot be used safely or fully.
@@ -139,6 +147,22 @@ def capture(subject: Subject, input_ids: Tensor) -> Tensor:
     return read([subject], input_ids)[0].to(torch.float32, copy=True)
 
 
+def check_widths(subjects: Sequence[Subject]) -> None:
+    """Refuse hook points of several widths: one SAE reads them all.
+
+    Raises:
+        ConfigError: names two of them.
+    """
+    first = subjects[0]
+    for other in subjects[1:]:
+        if other.d_model != first.d_model:
+            raise ConfigError(
+                f"subject.layers: {first.hook} is {first.d_model} wide and {other.hook} {other.d_model}, and one SAE "
+                "reads vectors of one width",
+                hint="Give subject.layers of one width, or another subject.site.",
+            )
+
+
 def run_patched(subjects: Sequence[Subject], input_ids: Tensor, replacements: Sequence[Replace]) -> Tensor:
     """Run the whole model with the activations at the hook points of some views of it replaced; return its logits.
 
@@ -179,7 +203,7 @@ def width(config: SubjectConfig) -> int:
     with torch.device("meta"):
         maker: Any = AutoModelForCausalLM
         model = maker.from_config(described, trust_remote_code=config.trust_remote_code)
-    hook = find_hook(model, config)
+    hook = find_hook(model, single_places(model, config)[0])
     module = model.get_submodule(hook.name)
     shape = tuple(getattr(module, "weight", torch.empty(0)).shape)
     if isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D":
@@ -193,9 +217,11 @@ def _first_place(
 ) -> tuple[SubjectConfig, _HookFacts]:
     for config in configs[:-1]:
         with suppress(ConfigError, SubjectError):  # reported when that job is started
-            return config, _probe(model, config, device)
+            first = single_places(model, config)[0]
+            return first, _probe(model, first, device)
     with shared_error("place"):
-        return configs[-1], _probe(model, configs[-1], device)
+        first = single_places(model, configs[-1])[0]
+        return first, _probe(model, first, device)
 
 
 def _probe(model: Any, config: SubjectConfig, device: torch.device) -> _HookFacts:

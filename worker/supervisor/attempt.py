@@ -1,5 +1,6 @@
 """One attempt, from its claim to its end: what the trainer reports of it is stored, under its own lease."""
 
+import json
 import shutil
 import time
 from collections.abc import Callable
@@ -149,7 +150,7 @@ class AttemptOutcome:
     def _fail_alike(self, engine: Engine, lease: queue.Lease, why: str, shared_by: SharedBy) -> None:
         key, config = self._claim.stream_key, self._claim.config
         if key is not None:
-            subject = config.subject.model_dump(mode="json") if shared_by == "place" else None
+            subject = json.loads(config.subject.part_json) if shared_by == "place" else None
             ids = queue.fail_alike(engine, lease, stream_key=key, subject=subject, reason=why)
             if ids:
                 self._say(LogLine(f"failed with it, for they read the same: {jobs_named(ids, most=8)}", level="error"))

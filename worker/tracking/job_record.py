@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from sqlalchemy import Engine, select
 
 from orchestrator.config.flat_keys import flatten
+from orchestrator.curves.point import LayerPoint
 from orchestrator.database.engine import reading
 from orchestrator.database.models import (
     Attempt,
@@ -23,7 +24,7 @@ from orchestrator.masking import clean
 from orchestrator.results.auto_values import measured_share, stored_window
 from orchestrator.results.varied_keys import differences
 
-MEASURES = (
+_MEASURES = (
     "fvu", "fvu_raw", "fvu_averaged", "loss", "aux_loss", "aux_nothing", "dead_share", "l0", "grad_norm",
     "wall_seconds", "flops_dense", "flops_executed", "flops_subject", "sparsity_coef",
 )  # fmt: skip
@@ -114,6 +115,17 @@ def _leave_out_unmeasured(record: JobRecord) -> None:
     rows: list[CurvePoint | ResultRow] = [*record.points, *([record.result] if record.result else [])]
     for row in rows:
         row.dead_share = measured_share(row.dead_share, row.tokens_seen, window)
+        if row.dead_share is None and isinstance(row, CurvePoint) and row.by_layer:
+            row.by_layer = [LayerPoint(*one)._replace(dead_share=None) for one in row.by_layer]
+
+
+def measures_of(point: CurvePoint) -> dict[str, float | None]:
+    """Return what is measured at a point by MLflow's names: `fvu`, and of several layers `fvu.layer_3` beside it."""
+    found: dict[str, float | None] = {name: getattr(point, name) for name in _MEASURES}
+    for values in point.by_layer or ():
+        one = LayerPoint(*values)
+        found |= {f"{name}.layer_{one.layer}": getattr(one, name) for name in ("fvu", "l0", "dead_share")}
+    return found
 
 
 def draw_curve(record: JobRecord, file: Path) -> None:

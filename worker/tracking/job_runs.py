@@ -12,7 +12,7 @@ from orchestrator.config.flat_keys import flatten
 from orchestrator.database.models import Attempt, CurvePoint
 from orchestrator.job_states import OUTCOMES, TERMINAL
 from orchestrator.settings import Settings
-from worker.tracking.job_record import MEASURES, JobRecord, draw_curve, read
+from worker.tracking.job_record import JobRecord, draw_curve, measures_of, read
 from worker.tracking.mlflow_client import Measure, MlflowClient
 from worker.tracking.score_runs import project_scores
 
@@ -120,8 +120,8 @@ class Projection:
             [
                 Measure(name, value, point.tokens_seen, record.job.created_at + (point.wall_seconds or 0.0))
                 for point in new
-                for name in MEASURES
-                if (value := getattr(point, name)) is not None and math.isfinite(value)
+                for name, value in measures_of(point).items()
+                if value is not None and math.isfinite(value)
             ],
         )
         self._shipped[run] = max((point.tokens_seen for point in new), default=self._shipped.get(run, 0))

@@ -5,11 +5,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from jaxtyping import Float
 from torch import Tensor
 
 from orchestrator.curves.outcome import outcome_of
 from orchestrator.curves.resting import resting_points
-from worker.activations.source import Vectors
 from worker.channel import SupervisorChannel
 from worker.formats.native import save_final
 from worker.protocol import Assignment, CurvePointMessage, Ended, Left
@@ -34,7 +34,7 @@ class JobTraining:
         state: TrainState,
         channel: SupervisorChannel,
         *,
-        heldout: Tensor,
+        heldout: Float[Tensor, "n_heldout d_model"],
         slot: int,
         facts: dict[str, Any],
         step: Step = train_step,
@@ -50,11 +50,11 @@ class JobTraining:
         """Return the tokens trained on, which is the job's position in the stream."""
         return self._state.tokens_seen
 
-    def step(self, vectors: Vectors, cost: CaptureCost) -> str | None:
+    def step(self, batch: Float[Tensor, "n_vectors d_model"], cost: CaptureCost) -> str | None:
         """Take one training step and report it; return the job's outcome, once there is one."""
         self._state.wall_seconds += cost.seconds
         self._state.flops_subject += cost.flops
-        self._batch = sae_input(vectors)
+        self._batch = batch
         progress = next(self._steps, None)
         self._batch = None
         if progress is None:
@@ -108,9 +108,3 @@ class JobTraining:
     def _batches(self) -> Iterator[Tensor]:
         while self._batch is not None:
             yield self._batch
-
-
-def sae_input(vectors: Vectors) -> Tensor:
-    """Return what an autoencoder is trained and measured on: the vectors of its one hook point."""
-    (found,) = vectors
-    return found

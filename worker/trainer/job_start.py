@@ -12,7 +12,7 @@ from worker.sae.compiled.compiled_step import stepper
 from worker.sae.train_state import TrainState
 from worker.trainer import checkpoint
 from worker.trainer.context import TrainerContext
-from worker.trainer.job import JobTraining, sae_input
+from worker.trainer.job import JobTraining
 from worker.trainer.shared_training import isolate_failure
 
 
@@ -36,13 +36,14 @@ def start_job(context: TrainerContext, job: Assignment) -> JobTraining:
     check_precision(job.config, context.device)
     with shared_error("place"):
         slot = context.slots.find(job.config)
-    heldout = sae_input(context.slots.all[slot].heldout)
+    place = context.slots.all[slot]
+    heldout = place.heldout
     state = _resume(context, job) or _fresh(context, job, slot)
     if context.ranks:
         state = context.ranks.divide(state, job.config, heldout=heldout)
     kernels = Path(context.order.compile_folder) / "kernels"
     step, way = stepper(state, job.config, wanted=context.order.compile, folder=kernels, say=_warn)
-    facts = {**_facts(context, job, state, n_heldout=len(heldout)), "step": way}
+    facts = {**_facts(context, job, state, n_heldout=len(heldout) // place.n_layers), "step": way}
     context.channel.send(Started(state.tokens_seen, facts), job.job_id)
     recorded = max((saved.tokens_seen for saved in job.resume), default=0)
     for point in state.curve:  # of a checkpoint that the database does not know, perhaps
@@ -62,8 +63,8 @@ def _resume(context: TrainerContext, job: Assignment) -> TrainState | None:
 
 
 def _fresh(context: TrainerContext, job: Assignment, slot: int) -> TrainState:
-    sample = sae_input(context.slots.sample(slot))
-    return TrainState.fresh(job.config, sample.to(context.state_device))
+    sample, n_layers = context.slots.sample(slot), context.slots.all[slot].n_layers
+    return TrainState.fresh(job.config, sample.to(context.state_device), n_layers=n_layers)
 
 
 def refuse_other_source(before: dict[str, Any], here: dict[str, Any]) -> None:

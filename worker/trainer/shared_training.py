@@ -5,8 +5,10 @@ import traceback
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 
+from torch import Tensor
+
 from orchestrator.errors import OrchError, SubjectError
-from worker.activations.source import HookSlots, Vectors
+from worker.activations.source import HookSlots, Vectors, joined
 from worker.channel import SupervisorChannel
 from worker.protocol import Exit, Failure
 from worker.trainer.job import CaptureCost, JobTraining
@@ -46,21 +48,24 @@ class SharedTraining:
         position = self._lowest_position()
         with closing(self._stream(slots, position)) as batches:
             for vectors, seconds in _timed(batches):
-                position = self._train_on_batch(dict(zip(slots, vectors, strict=True)), position, seconds)
+                n_tokens = len(vectors[0][0])
+                batches_of = dict(zip(slots, map(joined, vectors), strict=True))
+                position = self._train_on_batch(batches_of, position, n_tokens=n_tokens, seconds=seconds)
                 if self._channel.must_yield or not self._should_go_on(slots, position):
                     return
 
-    def _train_on_batch(self, batches: dict[int, Vectors], position: int, seconds: float) -> int:
-        """Let every job at the position take a step; return the position after it."""
+    def _train_on_batch(self, batches: dict[int, Tensor], position: int, *, n_tokens: int, seconds: float) -> int:
+        """Let every job at the position take a step on its slot's batch; return the position after it."""
         present = [job for job in self._jobs if job.tokens_seen == position]
-        cost = self._capture_cost(batches, len(present), seconds)
+        flops = self._slots.source.flops(self._slots.configs([*batches])) * n_tokens
+        cost = CaptureCost(seconds / len(present), flops / len(present))  # captured once for all
         for job in present:
             with self._isolate_failure(job):
                 self._end_if_over(job, job.step(batches[job.slot], cost))
         self._drop_requested()
         if time.monotonic() - self._saved_at >= self._save_every:
             self._save(job for job in present if job in self._jobs)
-        return position + _n_vectors(batches)
+        return position + n_tokens
 
     def _should_go_on(self, slots: list[int], position: int) -> bool:
         """Say whether the stream is still the right one to read."""
@@ -120,11 +125,6 @@ class SharedTraining:
     def _stream(self, slots: list[int], start_tokens: int) -> Generator[tuple[Vectors, ...]]:
         yield from self._slots.source.stream(self._slots.configs(slots), start_tokens=start_tokens)
 
-    def _capture_cost(self, batches: dict[int, Vectors], n_jobs: int, seconds: float) -> CaptureCost:
-        """Return each job's equal part of the cost of a batch, which was captured once for all."""
-        flops_per_vector = self._slots.source.flops(self._slots.configs([*batches]))
-        return CaptureCost(seconds / n_jobs, flops_per_vector * _n_vectors(batches) / n_jobs)
-
 
 @contextmanager
 def isolate_failure(channel: SupervisorChannel, job_id: int) -> Iterator[list[Failure]]:
@@ -137,11 +137,6 @@ def isolate_failure(channel: SupervisorChannel, job_id: int) -> Iterator[list[Fa
         channel.send(failures[0], job_id)
         if not isinstance(error, OrchError):  # what a person can mend has a message, and that is logged as it is sent
             traceback.print_exc()
-
-
-def _n_vectors(batches: dict[int, Vectors]) -> int:
-    vectors = next(iter(batches.values()))
-    return len(vectors[0])
 
 
 def _timed(batches: Iterator[tuple[Vectors, ...]]) -> Iterator[tuple[tuple[Vectors, ...], float]]:

@@ -3,7 +3,8 @@
 import math
 import time
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from statistics import fmean
 from typing import NamedTuple
 
 import torch
@@ -11,9 +12,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from orchestrator.config.job import JobConfig, SaeConfig
-from orchestrator.curves.point import Point, evaluation_grid
+from orchestrator.curves.point import LayerPoint, Point, evaluation_grid
 from orchestrator.estimates.flops import dense_aux_flops, dense_flops, executed_aux_flops, step_flops
 from worker.evaluation.reconstruction import Reconstruction, measure_reconstruction
+from worker.sae.dead_latents import silent_tokens
 from worker.sae.model import SparseAutoencoder
 from worker.sae.train_state import Step, TrainState, train_step
 
@@ -31,10 +33,10 @@ class Progress(NamedTuple):
 
 def train(
     state: TrainState,
-    batches: Iterable[Float[Tensor, "batch_tokens d_model"]],
+    batches: Iterable[Float[Tensor, "n_vectors d_model"]],
     *,
     config: JobConfig,
-    heldout: Float[Tensor, "n_tokens d_model"],
+    heldout: Float[Tensor, "n_heldout d_model"],
     step: Step = train_step,
 ) -> Iterator[Progress]:
     """Train until max_tokens or the batches end, yielding after EVERY step.
@@ -42,13 +44,14 @@ def train(
     At a yield the state is between two steps: save it there, or leave the loop, and a later call with the restored
     state and the remaining batches continues bit for bit. Whether a point means convergence or divergence is for
     the caller to judge; after a loss that is not finite there is one more point, and the end.
-    `batches` and `heldout` are NORMALISED float32, on the state's device. wall_seconds counts the time in here and in
-    `batches`; what the caller spends elsewhere for this training it adds itself, and flops_subject too.
+    `batches` and `heldout` are NORMALISED float32, on the state's device, one layer after another. wall_seconds counts
+    the time in here and in `batches`; what the caller spends elsewhere for this training it adds itself, and
+    flops_subject too.
     """
     started = time.monotonic()
     grid = evaluation_tokens(config)
     if state.untrained_fvu is None:
-        state.untrained_fvu = measure_reconstruction(state.model, heldout).fvu
+        state.untrained_fvu = fmean(one.fvu for one in _measured(state, state.model, heldout))
     source = iter(batches)
     while state.tokens_seen < config.training.max_tokens:
         batch = next(source, None)
@@ -81,12 +84,16 @@ def evaluation_tokens(config: JobConfig) -> list[int]:
     )
 
 
-def _point(state: TrainState, batch: Tensor, heldout: Float[Tensor, "n_tokens d_model"], config: JobConfig) -> Point:
+def _point(state: TrainState, batch: Tensor, heldout: Float[Tensor, "n_heldout d_model"], config: JobConfig) -> Point:
     """Measure average and weights; what only evaluation needs is set by the batch, and kept for the better of them."""
     averaged = state.averaged()
-    average, raw = (_measured(model, batch, heldout) for model in (averaged, state.model))
-    better = raw if raw.fvu < average.fvu else average
-    if better is average:
+    for model in (averaged, state.model):
+        _calibrate(model, batch)
+    average, raw = (_measured(state, model, heldout) for model in (averaged, state.model))
+    averaged_fvu, raw_fvu = (fmean(one.fvu for one in layers) for layers in (average, raw))
+    is_average = not raw_fvu < averaged_fvu
+    better = average if is_average else raw
+    if is_average:
         for name, value in averaged.named_buffers():
             state.model.get_buffer(name).copy_(value)
     loss, aux_loss, grad_norm, aux_nothing = (state.sums / state.steps_since_point).tolist()
@@ -95,32 +102,48 @@ def _point(state: TrainState, batch: Tensor, heldout: Float[Tensor, "n_tokens d_
     flops_dense, flops_executed = flops(state, config.sae)
     return Point(
         tokens_seen=state.tokens_seen,
-        fvu=better.fvu if math.isfinite(loss) else math.nan,
-        fvu_raw=raw.fvu,
-        fvu_averaged=average.fvu,
+        fvu=(averaged_fvu if is_average else raw_fvu) if math.isfinite(loss) else math.nan,
+        fvu_raw=raw_fvu,
+        fvu_averaged=averaged_fvu,
         aux_nothing=aux_nothing,
         loss=loss,
         aux_loss=aux_loss,
-        dead_share=state.model.share(state.tokens_since_fired > state.dead_after_tokens),
-        l0=better.l0,
+        dead_share=state.model.share(silent_tokens(state.tokens_since_fired) > state.dead_after_tokens),
+        l0=fmean(one.l0 for one in better),
         grad_norm=grad_norm,
         wall_seconds=state.wall_seconds,
         flops_dense=flops_dense,
         flops_executed=flops_executed,
         flops_subject=state.flops_subject,
         sparsity_coef=float(state.sparsity.coef) if state.sparsity else None,
+        by_layer=None if state.n_layers == 1 else tuple(_by_layer(state, better, config)),
     )
 
 
+def _by_layer(state: TrainState, found: Sequence[Reconstruction], config: JobConfig) -> Iterator[LayerPoint]:
+    """Yield what a point found at each layer; a latent may be dead at one that fires at another."""
+    for place, one, since in zip(
+        config.subject.places(state.n_layers), found, state.tokens_since_fired.unbind(1), strict=True
+    ):
+        assert place.layer is not None, "several layers are named by their numbers"
+        dead = state.model.share(since > state.dead_after_tokens)
+        yield LayerPoint(place.layer, *(value if math.isfinite(value) else None for value in (*one, dead)))
+
+
 @torch.no_grad()
-def _measured(model: SparseAutoencoder, batch: Tensor, heldout: Tensor) -> Reconstruction:
+def _calibrate(model: SparseAutoencoder, batch: Tensor) -> None:
     if model.own:
         model.function.calibrate(model.encode(batch).pre_acts, model.own, k=model.k)
-    return measure_reconstruction(model, heldout)
+
+
+def _measured(state: TrainState, model: SparseAutoencoder, heldout: Tensor) -> list[Reconstruction]:
+    """Return what is measured at each layer."""
+    return [measure_reconstruction(model, part) for part in heldout.chunk(state.n_layers)]
 
 
 def flops(state: TrainState, config: SaeConfig) -> tuple[float, float]:
     """Return (dense, executed) floating-point operations so far."""
-    n, d, seen, aux = state.model.n_latents, state.model.d_model, state.tokens_seen, state.aux_tokens
+    n, d = state.model.n_latents, state.model.d_model
+    seen, aux = state.n_layers * state.tokens_seen, state.n_layers * state.aux_tokens
     executed = step_flops(config, d) * seen + executed_aux_flops(state.model.k_aux, d) * aux
     return float(dense_flops(n, d) * seen + dense_aux_flops(n, d) * aux), float(executed)

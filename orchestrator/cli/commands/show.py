@@ -22,6 +22,7 @@ from orchestrator.formatting import NONE, count, duration
 if TYPE_CHECKING:
     from sqlalchemy import Engine
 
+    from orchestrator.curves.point import LayerPoint
     from orchestrator.results import JobRow
     from orchestrator.settings import Settings
 
@@ -74,9 +75,14 @@ def _print_summary(settings: "Settings", engine: "Engine", row: "JobRow", output
     if output == "json":
         terminal.echo_json(terminal.envelope("show", [record(row) | {"convergence": counts}]))
         return
-    curve = sparkline([point.fvu for point in results.curve(engine, row.id)], 32)
+    points = results.curve(engine, row.id)
     place = place_facts(results.config(engine, row.id, asked=True), results.attempts(engine, row.id))
-    facts = [*_facts(row, dead=_dead_latents(engine, row)), ("target L0", _target(engine, row)), ("curve", curve)]
+    facts = [
+        *_facts(row, dead=_dead_latents(engine, row)),
+        *_layers(points[-1].by_layer if points else None),
+        ("target L0", _target(engine, row)),
+        ("curve", sparkline([point.fvu for point in points], 32)),
+    ]
     _print_facts(row, [*place, *facts, *_counts(counts), *_files(settings, row)])
     terminal.note(
         f"\nMore: orch show {row.id} --attempts | --events | --config | --checkpoints | --curve, orch logs {row.id}"
@@ -141,6 +147,19 @@ def _times(row: "JobRow") -> list[tuple[str, str]]:
         ("started", clock(row.started_at)),
         ("finished", clock(row.finished_at)),
     ]
+
+
+def _layers(found: "Sequence[LayerPoint] | None") -> list[tuple[str, str]]:
+    """Return what the last point found at each layer, one under the other."""
+    measures: list[tuple[str, Callable[[LayerPoint], str]]] = [
+        ("layer", lambda one: str(one.layer)),
+        ("fvu", lambda one: ratio(one.fvu)),
+        ("L0", lambda one: active_latents(one.l0)),
+        ("dead latents", lambda one: share(one.dead_share)),
+    ]
+    rows = [(name, [cell(one) for one in found or ()]) for name, cell in measures]
+    width = max((len(cell) for _, cells in rows for cell in cells), default=0)
+    return [(name, "  ".join(cell.rjust(width) for cell in cells)) for name, cells in rows]
 
 
 def _target(engine: "Engine", row: "JobRow") -> str:

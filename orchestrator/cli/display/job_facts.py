@@ -31,6 +31,10 @@ def _hook_point(subject: Mapping[str, Any], found: Mapping[str, Any]) -> str:
     """Return the layer and the site as they were asked for, and the module that is read, once an attempt has told."""
     if subject["hook"]:
         return str(subject["hook"])
+    layers = subject.get("layers")
+    if layers is not None:
+        there = found.get("layers") or ([] if layers == "all" else layers)
+        return f"{'all ' if layers == 'all' else ''}layers {', '.join(map(str, there))}, {subject['site']}"
     layer = "auto" if subject["layer"] is None else subject["layer"]
     module = f" ({found['site']})" if found.get("site") else ""
     return f"layer {layer}, {subject['site']}{module}"

@@ -69,7 +69,9 @@ class EvaluationConfig(Part):
 
     def canonical_json(self) -> str:
         """Return the one JSON text of this config, sorted keys, no spaces."""
-        return canonical_text(self.model_dump(mode="json"))
+        # Of subject and data their own texts: fields that came later and are unset are in neither.
+        parts = {"subject": json.loads(self.subject.part_json), "data": json.loads(self.data.part_json)}
+        return canonical_text(self.model_dump(mode="json") | parts)
 
     @cached_property
     def config_id(self) -> str:
@@ -81,7 +83,7 @@ class EvaluationConfig(Part):
         """Return the sha256 of what SAEs must agree on to share a process: model and text, but not the place."""
         values: dict[str, Any] = {
             "evaluation": {
-                "subject": self.subject.model_dump(mode="json", exclude={"hook", "layer", "site"}),
+                "subject": self.subject.model_dump(mode="json", exclude={"hook", "layer", "layers", "site"}),
                 "data": self.data.model_dump(mode="json"),
                 "heldout_tokens": self.heldout_tokens,
             }

@@ -10,7 +10,7 @@ import pytest
 from orchestrator.checkpoint_ref import CheckpointRef
 from orchestrator.config.job import JobConfig
 from orchestrator.config.validation import parse
-from orchestrator.curves.point import Point
+from orchestrator.curves.point import LayerPoint, Point
 from orchestrator.errors import ConfigError, StorageError, SubjectError
 from worker.protocol import (
     Alive,
@@ -76,6 +76,7 @@ def test_an_order_of_a_supervisor_from_before_an_upgrade_is_read() -> None:
         Alive(512, 1234.5),
         Alive(0, 0.0, "packing"),
         CurvePointMessage(POINT),
+        CurvePointMessage(POINT._replace(by_layer=(LayerPoint(0, 0.5, 8.0, None), LayerPoint(3, None, 7.5, 0.25)))),
         CheckpointRef("/a folder/ä", 512, "ab"),
         Ended("converged", 512, 1.5, None, 1.0, 2.0, 3.0, 4.0),
         Cached("k", "/a", "gpt2", "resid_post of h.3", "t", 10**12, 7, True),

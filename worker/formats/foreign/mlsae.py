@@ -39,7 +39,8 @@ def reasons(path: Path) -> list[str]:
 def read(path: Path, named: str = "") -> InferenceSae:
     """Return the SAE of a folder that mlsae wrote; of one with the transformer the SAE's tensors alone are read.
 
-    The model and the layers are in no file: they are taken from the name of the repository, in `named` or the path.
+    The model and the layers, where `config.json` does not name them as `fill` does, are taken from the name of the
+    repository, in `named` or the path.
 
     Raises:
         ConfigError: a file, a key or a tensor is missing or wrong.
@@ -57,6 +58,8 @@ def read(path: Path, named: str = "") -> InferenceSae:
     tensors["W_dec"] = stored_tensors.oriented(tensors["W_dec"], d_model, n_latents).T
     tensors["b_enc"] = torch.zeros(n_latents, dtype=tensors["W_enc"].dtype)
     subject, layers = _model_and_layers(f"{named} {folder.absolute()}")
+    if isinstance(config.get("layers"), list):
+        subject, layers = config.get("model_name"), tuple(map(int, config["layers"]))
     facts = SaeFacts(
         selection="topk",
         d_model=d_model,
@@ -99,6 +102,7 @@ def fill(sae: InferenceSae) -> Callable[[Path], None]:
         "dead_threshold": 1e-3,
         "auxk": 256,
         "standardize": facts.normalize == "layer_norm",
+        **({"model_name": facts.subject, "layers": [*facts.layers]} if facts.layers else {}),
     }
     tensors = {"encoder.weight": sae.W_enc.T, "decoder.weight": sae.W_dec.T, "pre_encoder_bias": sae.b_dec}
 

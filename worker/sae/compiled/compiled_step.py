@@ -16,6 +16,7 @@ from orchestrator.config.job import JobConfig
 from worker.sae import manual_gradients
 from worker.sae.compiled.replay import Replay
 from worker.sae.compiled.step_graph import Graph, Kernels, StepScalars, StepTensors, few, whole_step
+from worker.sae.dead_latents import silent_tokens
 from worker.sae.optimizer import ema_coefficient
 from worker.sae.train_state import Step, TrainState, train_step
 
@@ -59,7 +60,8 @@ class CompiledStep:
     ) -> None:
         """Choose the kernels for a training; a graph is compiled when it is first needed."""
         self._config, self._say = config, say
-        self._kernels = Kernels.of(state, config.training.batch_tokens, folder=folder)
+        self._n_vectors = config.training.batch_tokens * state.n_layers
+        self._kernels = Kernels.of(state, self._n_vectors, folder=folder)
         device = state.model.W_enc.device
         # torch 2.13's C++ backend (not the CUDA one) breaks off, with a KeyError, where it fuses the unit rows' norm
         # with what is written in place.
@@ -73,7 +75,7 @@ class CompiledStep:
         self.failed: str | None = None
         """Why steps are taken without a graph."""
 
-    def __call__(self, state: TrainState, batch: Float[Tensor, "batch_tokens d_model"], config: JobConfig) -> None:
+    def __call__(self, state: TrainState, batch: Float[Tensor, "n_vectors d_model"], config: JobConfig) -> None:
         """Take one step."""
         if self.failed is None:
             try:
@@ -88,21 +90,21 @@ class CompiledStep:
     def compile_first_graph(self, state: TrainState) -> None:
         """Compile the first graph, on copies: whether that works is known, and its time spent, before training."""
         copied = copy.deepcopy(state)
-        self(copied, state.mu.expand(self._config.training.batch_tokens, -1).contiguous(), self._config)
+        self(copied, state.mu.expand(self._n_vectors, -1).contiguous(), self._config)
 
     def _step(self, state: TrainState, batch: Tensor) -> None:
         model, optimizer, config = state.model, state.optimizer, self._config
         room = self._room_for_dead(state, batch) if config.sae.aux_coef > 0 else 0
-        parts, k_aux, aux_coef, _ = manual_gradients.LossTerms.of(model, config.sae, variance=state.variance)
+        parts, k_aux, aux_coef, _ = manual_gradients.LossTerms.of(model, config.sae, variances=state.variances)
         graph = Graph(parts, k_aux, aux_coef, config.optimizer, model.product_dtype, room)
         beta1, beta2 = config.optimizer.betas
         t, lr = optimizer.n_steps + 1, state.next_lr(config)
         dead_after, share = state.dead_after_tokens, 1 - ema_coefficient(config.optimizer.ema, t)
-        scalars = StepScalars(lr / (1 - beta1**t), math.sqrt(1 - beta2**t), state.variance, dead_after, share)
-        numbers = torch.tensor(scalars, dtype=torch.float64).to(batch.device, non_blocking=True)
+        scalars = StepScalars(lr / (1 - beta1**t), math.sqrt(1 - beta2**t), dead_after, share)
+        numbers = torch.tensor([*scalars, *state.variances], dtype=torch.float64).to(batch.device, non_blocking=True)
         sums = self._run(StepTensors.of(state), batch, numbers, graph)
         optimizer.n_steps += 1
-        state.count_step(sums, len(batch), with_aux=room > 0)
+        state.count_step(sums, state.n_tokens(batch), with_aux=room > 0)
 
     def _run(self, tensors: StepTensors, batch: Tensor, numbers: Tensor, graph: Graph) -> Tensor:
         """Take a step: as a CUDA graph from the second of its kind on, one launch instead of some sixty."""
@@ -131,12 +133,12 @@ class CompiledStep:
 
         There are two sizes of it, so two graphs: for a few dead latents, and for all.
         """
-        ahead = _STEPS_BETWEEN_LOOKS * len(batch)
+        ahead = _STEPS_BETWEEN_LOOKS * state.n_tokens(batch)
         dead_after = state.dead_after_tokens
-        if state.tokens_seen + len(batch) <= dead_after:
+        if state.tokens_seen + state.n_tokens(batch) <= dead_after:
             return 0
         if state.tokens_seen >= state.next_look_tokens:
-            n_dead = int((state.tokens_since_fired + ahead > dead_after).sum())
+            n_dead = int((silent_tokens(state.tokens_since_fired) + ahead > dead_after).sum())
             n = state.model.n_latents
             state.room_for_dead = 0 if not n_dead else few(n) if n_dead <= few(n) else n
             state.next_look_tokens = state.tokens_seen + ahead

@@ -16,6 +16,7 @@ from worker.sae import manual_gradients
 from worker.sae.compiled.autotune import operations
 from worker.sae.compiled.autotune_cases import Shape
 from worker.sae.compiled.operations import Operations
+from worker.sae.dead_latents import count_by_layer, silent_tokens
 from worker.sae.tiled_encode import Selected
 from worker.sae.topk import best_of
 from worker.sae.train_state import TrainState
@@ -28,7 +29,7 @@ class StepTensors(NamedTuple):
     exp_avg: manual_gradients.Weights
     exp_avg_sq: manual_gradients.Weights
     average: manual_gradients.Weights
-    tokens_since_fired: Int[Tensor, " n_latents"]
+    tokens_since_fired: Int[Tensor, "n_latents n_layers"]
 
     @classmethod
     def of(cls, state: TrainState) -> "StepTensors":
@@ -86,13 +87,12 @@ def candidates(k: int, product_dtype: torch.dtype | None) -> int:
 
 
 class StepScalars(NamedTuple):
-    """Numbers that differ from step to step or from job to job."""
+    """Numbers that differ from step to step or from job to job; behind them v of each layer."""
 
     step_size: float
     """lr / (1 − β1^t)."""
     correction: float
     """√(1 − β2^t)."""
-    variance: float
     dead_after_tokens: int
     share: float
     """What the average takes of the new weights: 1 − ema."""
@@ -102,21 +102,23 @@ class StepScalars(NamedTuple):
 def whole_step(
     tensors: StepTensors,
     x: Float[Tensor, "n_tokens d_model"],
-    scalars: Float[Tensor, " 5"],
+    scalars: Float[Tensor, " n_scalars"],
     graph: Graph,
     kernels: Kernels,
 ) -> Float[Tensor, " 4"]:
-    """Take one step in place; return what `TrainState.sums` adds up. `scalars` are StepScalars in float64."""
+    """Take one step in place; return what `TrainState.sums` adds up. `scalars`: StepScalars and variances, float64."""
     weights, step = tensors.weights, kernels.step
     selected = _select(weights, x, graph, step)
     narrow = selected.narrowed(graph.parts[0][0])
-    tensors.tokens_since_fired.copy_(step.count_tokens_since_fired(*narrow, tensors.tokens_since_fired))
+    since, count = tensors.tokens_since_fired, step.count_tokens_since_fired
+    since.copy_(count_by_layer(*narrow, since, count=count))
     numbers = scalars.to(x.dtype)
-    total, error, by_reconstruction = _losses(weights, x, selected, graph, variance=numbers[2], step=step)
+    variances = numbers[len(StepScalars._fields) :]
+    total, error, by_reconstruction = _losses(weights, x, selected, graph, variances=variances, step=step)
     gradients = _gradients(weights, selected, by_reconstruction, graph, step)
     aux = total.new_zeros(2)
     if graph.room:
-        dead = tensors.tokens_since_fired > scalars[3]
+        dead = silent_tokens(since) > scalars[2]
         aux = _add_aux(gradients, weights, selected, error, dead=dead, graph=graph, kernels=kernels.aux)
     norm = _descend(tensors, gradients, numbers, graph.optimizer, step)
     return torch.stack([total + graph.aux_coef * aux[0], aux[0], norm, aux[1]])
@@ -145,16 +147,18 @@ def _losses(
     selected: Selected,
     graph: Graph,
     *,
-    variance: Tensor,
+    variances: Float[Tensor, " n_layers"],
     step: Operations,
 ) -> tuple[Tensor, Tensor, list[Tensor]]:
     """Return the loss, the error of the first reconstruction, and the gradient of the loss in each."""
     total, errors, gradients = x.new_zeros(()), [], []
+    scales = 1 / (len(x) * variances)
+    of_rows = scales.repeat_interleave(len(x) // len(scales), output_size=len(x)).unsqueeze(1)
     for k, weight in graph.parts:
         error, squares = step.reconstruction_error(x, *selected.narrowed(k), weights.W_dec, weights.b_pre)
-        total = total + weight * squares.sum() / (len(x) * variance)
+        total = total + weight * (squares.view(len(scales), -1).sum(1) * scales).sum()
         errors.append(error)
-        gradients.append(error * (-2 * weight / (len(x) * variance)))
+        gradients.append(error * (-2 * weight * of_rows))
     return total, errors[0], gradients
 
 
@@ -231,7 +235,7 @@ def _descend(
         parts = zip(tensors.weights, gradients, spheres, strict=True)
         norm = torch.stack([step.gradient_squares(w, g, sphere=sphere) for w, g, sphere in parts]).sum().sqrt()
         scale = (config.clip_norm / (norm + 1e-30)).clamp(max=1.0)
-    scalars = torch.stack([numbers[0], numbers[1], scale, numbers[4]])
+    scalars = torch.stack([numbers[0], numbers[1], scale, numbers[3]])
     how = {"betas": [*config.betas], "eps": config.eps}
     squares = [
         step.adam(*parts, scalars, **how, sphere=sphere)

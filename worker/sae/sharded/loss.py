@@ -1,5 +1,6 @@
 """The losses of a batch and all gradients, when the latents are divided among processes."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -44,15 +45,15 @@ def sharded_losses(
     code: "Code",
     *,
     config: SaeConfig,
-    variance: float,
+    variances: Sequence[float],
     dead: DeadLatents | None,
 ) -> Losses:
     """Return what `losses` returns, the same bits on every process; `backward` then leaves complete gradients."""
     reconstruction = model.reconstruct(*code.narrow)
-    total = reconstruction_loss(x, reconstruction, variance=variance)
+    total = reconstruction_loss(x, reconstruction, variances=variances)
     for _, weight in model.reconstructions[1:]:  # a code holds the widest selection beside the first
         wide = model.reconstruct(code.acts, code.mine.indices)
-        total = total + weight * reconstruction_loss(x, wide, variance=variance)
+        total = total + weight * reconstruction_loss(x, wide, variances=variances)
     if dead is None or config.aux_coef == 0:
         return Losses(total, total.new_zeros(2))
     aux = _aux_loss(model, x, code.pre_acts, error=(x - reconstruction).detach(), dead=dead)

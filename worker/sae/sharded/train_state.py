@@ -8,12 +8,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from orchestrator.config.job import JobConfig
-from worker.sae.dead_latents import count_tokens_since_fired
+from worker.sae.dead_latents import count_by_layer, silent_tokens
 from worker.sae.optimizer import Optimizer
 from worker.sae.sharded.loss import Code, DeadLatents, sharded_losses
 from worker.sae.sharded.model import ROWS, ShardedAutoencoder
 from worker.sae.sharded.shard import Shard, broadcast_json
-from worker.sae.train_state import TrainState
+from worker.sae.train_state import TrainState, variances_of
 
 _DIVIDED = (*ROWS, "tokens_since_fired")
 """Last part of the names of the tensors that have one row per latent; Adam's step counts have none."""
@@ -38,14 +38,16 @@ class ShardedTrainState(TrainState):
     model: ShardedAutoencoder
     _optimizer = ShardedOptimizer
 
-    def __init__(self, config: JobConfig, d_model: int, *, shard: Shard, device: torch.device | str = "cpu") -> None:
+    def __init__(
+        self, config: JobConfig, d_model: int, *, shard: Shard, n_layers: int = 1, device: torch.device | str = "cpu"
+    ) -> None:
         """Allocate; `scatter` fills it."""
         self.config, self.shard = config, shard
         self.before_gathering: Callable[[], None] = lambda: None
         """Called by the first process before the others must send it their parts."""
         self.before_step: Callable[[Tensor], None] = lambda _: None
         """Called by the first process with the batch that the others must take a step on, too."""
-        super().__init__(config, d_model, device=device)
+        super().__init__(config, d_model, n_layers=n_layers, device=device)
         self.tokens_since_fired = self.tokens_since_fired[shard.rows].clone()
 
     @classmethod
@@ -66,20 +68,21 @@ class ShardedTrainState(TrainState):
             )
             for name, shape, dtype in described
         }
-        return cls(config, len(parts["mu"]), shard=shard, device=device)._filled(parts, values)
+        n_layers = len(variances_of(values))
+        return cls(config, len(parts["mu"]), shard=shard, n_layers=n_layers, device=device)._filled(parts, values)
 
     def differentiate(
-        self, batch: Float[Tensor, "batch_tokens d_model"], config: JobConfig
+        self, batch: Float[Tensor, "n_vectors d_model"], config: JobConfig
     ) -> tuple[Float[Tensor, ""], Float[Tensor, " 2"], bool]:
         """Leave this process's part of the gradient; return the loss, AuxK's, and whether AuxK was active."""
         self.before_step(batch)
         code, dead_after = Code.of(self.model, batch), self.dead_after_tokens
-        self.tokens_since_fired = count_tokens_since_fired(*code.narrow, self.tokens_since_fired)
+        self.tokens_since_fired = count_by_layer(*code.narrow, self.tokens_since_fired)
         dead = None
         # Before that many tokens no latent can be dead, and nobody need be asked.
-        if self.tokens_seen + len(batch) > dead_after:
-            dead = DeadLatents.among(self.tokens_since_fired > dead_after, self.shard)
-        found = sharded_losses(self.model, batch, code, config=config.sae, variance=self.variance, dead=dead)
+        if self.tokens_seen + self.n_tokens(batch) > dead_after:
+            dead = DeadLatents.among(silent_tokens(self.tokens_since_fired) > dead_after, self.shard)
+        found = sharded_losses(self.model, batch, code, config=config.sae, variances=self.variances, dead=dead)
         found.total.backward()  # type: ignore[no-untyped-call]
         return found.total.detach(), found.aux.detach(), dead is not None
 

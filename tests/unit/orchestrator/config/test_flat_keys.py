@@ -3,9 +3,9 @@
 import subprocess
 import sys
 
-from orchestrator.config.flat_keys import flatten, nest, varied_keys
+from orchestrator.config.flat_keys import LATER_FIELDS, flatten, flatten_stored, nest, varied_keys
 from orchestrator.config.job import JobConfig
-from orchestrator.config.validation import field_paths
+from orchestrator.config.validation import field_paths, parse
 
 
 def test_a_config_is_flattened_and_nested_again() -> None:
@@ -27,6 +27,15 @@ def test_keys_that_vary() -> None:
     ]
     assert varied_keys(points) == ["optimizer.lr"], "a key that one lacks is no difference"
     assert varied_keys(points[:1]) == varied_keys([]) == []
+
+
+def test_a_field_that_came_later_is_null_where_a_stored_config_is_without_it() -> None:
+    parts = ((name, info.annotation) for name, info in JobConfig.model_fields.items())
+    later = [f"{name}.{key}" for name, part in parts for key in part.later_fields]  # type: ignore[union-attr]
+    assert sorted(LATER_FIELDS) == sorted(later)
+    unset, every = (parse({"subject": {"layers": layers}}).canonical_json() for layers in (None, "all"))
+    assert varied_keys(map(flatten_stored, (unset, every))) == ["subject.layers"]
+    assert flatten_stored(unset).keys() == set(field_paths())
 
 
 def test_no_pydantic_is_loaded() -> None:

@@ -40,7 +40,7 @@ def test_canonical_json_is_sorted_whole_and_reads_back() -> None:
     values = json.loads(text)
     assert text == json.dumps(values, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     assert sorted(f"{part}.{key}" for part, found in values.items() for key in found) == sorted(
-        {*field_paths()} - {"sae.target_l0"}
+        {*field_paths()} - {"sae.target_l0", "subject.layers"}
     )
     assert parse(values) == config
     assert parse(values).config_id == config.config_id
@@ -102,6 +102,20 @@ def test_whole_floats_become_integers(key: str) -> None:
     assert type(found) is int
 
 
+def test_several_layers_are_a_place_of_their_own_and_share_the_stream_of_single_ones() -> None:
+    unset = parse({})
+    assert '"layers"' not in unset.canonical_json()
+    configs = [parse({"subject": subject}) for subject in ({"layers": "all"}, {"layers": [0, 2]}, {"layer": 2})]
+    assert len({config.config_id for config in [unset, *configs]}) == 4
+    assert {config.stream_key for config in configs} == {unset.stream_key}
+    assert parse({"subject": {"layers": [2, 0]}}).config_id == configs[1].config_id
+    assert [place.layer for place in configs[0].subject.places(3)] == [0, 1, 2]
+    assert configs[1].subject.places(6) == tuple(parse({"subject": {"layer": i}}).subject for i in (0, 2))
+    for other in ({"layer": 1}, {"hook": "transformer.h.1"}):
+        with pytest.raises(ConfigError, match="and layers both name a place"):
+            parse({"subject": {"layers": "all", **other}})
+
+
 @given(st.integers(min_value=1, max_value=2**53))
 def test_a_number_of_tokens_has_one_identity(tokens: int) -> None:
     whole, real = parse(nested("data.max_tokens", tokens)), parse(nested("data.max_tokens", float(tokens)))
@@ -134,6 +148,12 @@ def test_a_number_of_tokens_has_one_identity(tokens: int) -> None:
         ("data.source", "a\0b", "NUL"),
         ("data.source", "\ud800", "string"),
         ("data.context_length", 0, "greater than 0"),
+        ("subject.layers", 3, "all, or a list of blocks counted from 0"),
+        ("subject.layers", "every", "all, or a list"),
+        ("subject.layers", [0, -1], "all, or a list"),
+        ("subject.layers", [0, True], "all, or a list"),
+        ("subject.layers", [], "names no layer"),
+        ("subject.layers", [2, 0, 2], "names layer 2 twice"),
     ],
 )
 def test_a_wrong_value_is_named_with_what_is_allowed(key: str, value: Any, said: str) -> None:

@@ -4,14 +4,15 @@ import math
 
 import pytest
 
-from orchestrator.curves.point import Point
+from orchestrator.curves.point import Point, point_of
 from orchestrator.curves.resting import resting_points
 
 
 def curve(*weighed: tuple[float, float]) -> list[Point]:
     """Return points of (fvu, weight of the penalty)."""
     rest = dict.fromkeys(Point._fields[2:12], 0.0)
-    return [Point(tokens_seen=i, fvu=fvu, sparsity_coef=coef, **rest) for i, (fvu, coef) in enumerate(weighed, 1)]
+    told = enumerate(weighed, 1)
+    return [point_of({"tokens_seen": i, "fvu": fvu, "sparsity_coef": coef, **rest}) for i, (fvu, coef) in told]
 
 
 def test_a_weight_that_the_config_gives_always_rests() -> None:

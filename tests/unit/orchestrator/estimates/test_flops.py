@@ -9,7 +9,7 @@ import pytest
 from orchestrator.config.job import SubjectConfig
 from orchestrator.config.validation import parse
 from orchestrator.estimates import subject_files
-from orchestrator.estimates.flops import estimate, hook_width, known_width
+from orchestrator.estimates.flops import Cost, estimate, hook_width, known_width
 from orchestrator.estimates.subject_files import SHIPPED_FOLDER
 
 TRAINING = {"max_tokens": 1_000_000, "dead_after_tokens": 400_000}
@@ -40,6 +40,20 @@ def test_by_hand() -> None:
 def test_without_auxk(values: dict[str, Any]) -> None:
     assert estimate(parse(values), 100).flops_dense == 12e11
     assert estimate(parse(values), 100).flops_executed == (2 * 1000 + 80) * 100 * 1e6
+
+
+def test_a_token_of_text_costs_a_vector_at_every_layer_that_is_read() -> None:
+    def cost(**subject: Any) -> Cost:
+        return estimate(parse({"subject": subject, "sae": {"n_latents": 1000, "k": 10}, "training": TRAINING}), 100)
+
+    one, three, every = cost(layer=2), cost(layers=[0, 2, 5]), cost(layers="all")
+    assert one.tokens == three.tokens == every.tokens
+    assert one.flops_dense is not None
+    assert one.flops_executed is not None
+    assert (three.flops_dense, three.flops_executed) == (3 * one.flops_dense, 3 * one.flops_executed)
+    assert every.flops_dense == 6 * one.flops_dense, "the shipped subject has six blocks"
+    assert cost(model="not/here", layers="all").flops_dense is None
+    assert cost(model="not/here", layers=[0, 1]).flops_dense == 2 * one.flops_dense
 
 
 def test_activations_without_k_are_dense() -> None:

@@ -41,6 +41,17 @@ def test_another_hook_point_costs_a_window_too() -> None:
     assert trainer_bytes([one, scaled]) - trainer_bytes([one, one]) == heldout, "the window is kept as it was read"
 
 
+def test_several_layers_cost_a_window_and_a_part_of_every_step_each() -> None:
+    one, two = config(), config(subject={"layers": [1, 4]})
+    vectors = 16_384 * D * 4
+    window, step = 65_536 * D * 4, 2048 * (1024 + 4 * D) * 4
+    assert trainer_bytes([two]) - trainer_bytes([one]) >= window + vectors
+    assert trainer_bytes([two]) - trainer_bytes([one]) <= window + vectors + step + 3 * vectors
+    alone = config(subject={"layer": 4})
+    assert trainer_bytes([two, alone]) - trainer_bytes([two]) == vectors + state_bytes(alone), "its window is there"
+    assert trainer_bytes([config(subject={"layers": "all"})]) > trainer_bytes([config(subject={"layers": [0, 1, 2]})])
+
+
 def test_an_unknown_model_counts_as_a_large_one() -> None:
     unknown = config(subject={"model": "somebody/unheard-of"})
     assert trainer_bytes([unknown]) > 32 << 30

@@ -32,6 +32,7 @@ def folder(tmp_path: Path) -> Path:
 
 REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"subject__layer": 6}, r"(?s)layer = 6, and .* has 6 blocks.*0 to 5"),
+    ({"subject__layers": [0, 6]}, r"(?s)layers = \[0, 6\], and .* has 6 blocks.*0 to 5"),
     ({"data__context_length": 129}, r"(?s)context_length = 129.*128 at most.*128 or less"),
     ({"data__context_length": 1, "data__prepend_bos": True}, "leaves no room"),
     ({"subject__hook": "transformer.h.1.mlpp"}, r"(?s)transformer.h.1 has no 'mlpp'.*mlp"),
@@ -45,6 +46,8 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
 ALLOWED: list[dict[str, Any]] = [
     {},
     {"subject__layer": 5, "data__context_length": 128, "data__prepend_bos": True},
+    {"subject__layers": "all"},
+    {"subject__layers": [0, 5]},
     {"subject__hook": "transformer.h.1.mlp.c_fc"},
     {"subject__hook": "transformer.h.1.mlp.act"},  # it has no weights
     {"subject__hook": "transformer.h.5.attn.attn_dropout"},
@@ -145,3 +148,11 @@ def test_no_torch_is_loaded() -> None:
     program = "import sys, tests.unit.orchestrator.sweep.test_subject_checks as t; t.check(subject__layer=5); "
     program += "assert not {'torch', 'transformers', 'huggingface_hub'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", program], check=True)
+
+
+def test_all_layers_of_one_block_are_refused(folder: Path) -> None:
+    described = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(described | {"n_layer": 1}))
+    with pytest.raises(ConfigError, match=r"(?s)layers = all, and .* has 1 block, .* one layer.*subject.layer: 0"):
+        check(str(folder), subject__layers="all")
+    check(str(folder), subject__layers=[0])

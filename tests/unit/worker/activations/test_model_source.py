@@ -1,27 +1,21 @@
-"""The activations of a language model: of one hook point, and of two that a config would read together."""
+"""The activations of a language model: of one hook point, and of several that a config reads together."""
 
+from dataclasses import replace
 from itertools import islice
 
 import pytest
 import torch
 from torch import Tensor
 
-from orchestrator.config.job import JobConfig
-from tests.unit.worker.activations.tiny_stream import BATCH, Parts, change, make_parts
+from orchestrator.errors import ConfigError
+from tests.unit.worker.activations.tiny_stream import BATCH, Parts, change, forwards, make_parts
+from tests.unit.worker.subject.tiny_models import LAYERS
 from worker.activations.heldout_split import Contexts
 from worker.activations.model_source import ModelActivations
-from worker.activations.source import HookSlots, Vectors
-from worker.subject.model import Subject
+from worker.activations.source import HookSlots, Vectors, joined
+from worker.subject.model import check_widths
 
 IDS = torch.arange(24).reshape(2, 12) % 64
-
-
-class TwoLayers(ModelActivations):
-    """Every config reads its own layer and the first one, as that of an autoencoder of several layers would."""
-
-    def _views_of(self, config: JobConfig) -> tuple[Subject, ...]:
-        low = config.subject.model_copy(update={"layer": 0})
-        return self.subject.at(config.subject), self.subject.at(low)
 
 
 @pytest.fixture(scope="module")
@@ -34,33 +28,55 @@ def same(ours: Vectors, *theirs: Tensor) -> bool:
     return len(ours) == len(theirs) and all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
 
 
-def test_a_slot_of_two_hook_points_holds_what_each_gives_alone(parts: Parts) -> None:
-    low = change(parts, "subject", layer=0).config
-    alone, both = ModelActivations(*parts), TwoLayers(*parts)
-    assert both.key(parts.config) == alone.key(parts.config) + alone.key(low)
-    slots = HookSlots(both)
-    assert [slots.find(config) for config in (parts.config, low, parts.config)] == [0, 1, 0]
-    assert same(slots.all[0].heldout, *alone.heldout(parts.config), *alone.heldout(low))
-    assert same(slots.sample(0), *alone.sample(parts.config, 16_384), *alone.sample(low, 16_384))
-    assert both.flops([low]) == alone.flops([low])
-    one_by_one = islice(alone.stream([parts.config, low], start_tokens=BATCH), 6)
-    together = islice(both.stream([parts.config, low], start_tokens=BATCH), 6)
-    for (high_alone, low_alone), (first, second) in zip(one_by_one, together, strict=True):
-        assert same(first, *high_alone, *low_alone)
-        assert same(second, *low_alone, *low_alone)
+def test_layers_read_together_are_what_each_gives_alone_from_one_forward_pass(parts: Parts) -> None:
+    configs = [change(parts, "subject", layer=layer).config for layer in range(LAYERS)]
+    everything, one = change(parts, "subject", layers="all").config, change(parts, "subject", layers=[1]).config
+    source = ModelActivations(*parts)
+    assert source.key(everything) == sum((source.key(config) for config in configs), ())
+    slots = HookSlots(source)
+    assert [slots.find(config) for config in (everything, configs[1], one, everything)] == [0, 1, 1, 0]
+    assert [slot.n_layers for slot in slots.all] == [LAYERS, 1]
+    with forwards(parts) as passes:
+        first = source.heldout(configs[-1])
+        n_alone = len(passes)
+        assert torch.equal(slots.all[0].heldout, joined(source.heldout(everything)))
+        assert len(passes) == 2 * n_alone
+    assert same(source.heldout(everything), *source.heldout(configs[0]), *source.heldout(configs[1]), *first)
+    assert torch.equal(slots.sample(0), torch.cat([source.sample(config, 16_384)[0] for config in configs]))
+    assert source.flops([everything]) == source.flops([configs[-1]])
+    alone = islice(source.stream(configs, start_tokens=BATCH), 6)
+    together = islice(source.stream([configs[1], everything], start_tokens=BATCH), 6)
+    for each, (middle, every) in zip(alone, together, strict=True):
+        assert same(every, *(vectors[0] for vectors in each))
+        assert middle[0] is every[1]
+    assert source.facts(everything)["subject"]["layers"] == [0, 1, 2]
+
+
+def test_layers_that_cannot_be_read_together_are_refused(parts: Parts) -> None:
+    source, subject = ModelActivations(*parts), parts.subject
+    for layers in ([0, LAYERS], [LAYERS + 4]):
+        with pytest.raises(ConfigError, match=rf"subject.layers = .*{layers[-1]}.* has {LAYERS} blocks"):
+            source.key(change(parts, "subject", layers=layers).config)
+    with pytest.raises(ConfigError, match="one place is read here"):
+        subject.at(change(parts, "subject", layers=[0, 1]).config.subject)
+    low, high = (subject.at(change(parts, "subject", layer=layer).config.subject) for layer in (0, 1))
+    check_widths([low, high])
+    with pytest.raises(ConfigError, match="one SAE reads vectors of one width"):
+        check_widths([low, replace(high, d_model=8)])
 
 
 def test_the_model_runs_with_its_hook_points_patched(parts: Parts) -> None:
-    alone, both = ModelActivations(*parts), TwoLayers(*parts)
+    source, both = ModelActivations(*parts), change(parts, "subject", layers=[0, 1]).config
+    high = change(parts, "subject", layer=1).config
     clean = parts.subject.model(input_ids=IDS, use_cache=False).logits
-    assert torch.equal(alone.run_patched(parts.config, IDS, [lambda x: x]), clean)
-    assert torch.equal(both.run_patched(parts.config, IDS, [lambda x: x] * 2), clean)
-    first = alone.run_patched(parts.config, IDS, [torch.zeros_like])
+    assert torch.equal(source.run_patched(high, IDS, [lambda x: x]), clean)
+    assert torch.equal(source.run_patched(both, IDS, [lambda x: x] * 2), clean)
+    first = source.run_patched(high, IDS, [torch.zeros_like])
     assert not torch.allclose(first, clean, atol=1e-3)
     # The later layer is replaced whatever is done before it.
-    assert torch.equal(both.run_patched(parts.config, IDS, [torch.zeros_like, torch.zeros_like]), first)
+    assert torch.equal(source.run_patched(both, IDS, [torch.zeros_like, torch.zeros_like]), first)
     with pytest.raises(ValueError, match="shorter"):
-        both.run_patched(parts.config, IDS, [torch.zeros_like])
+        source.run_patched(both, IDS, [torch.zeros_like])
 
 
 def test_its_facts_tell_the_tokens_of_one_pass(parts: Parts) -> None:

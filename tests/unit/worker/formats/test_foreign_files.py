@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from orchestrator.errors import ConfigError
 from tests.made_saes import D_MODEL, N_LATENTS, K, apart, gated, inputs, made
 from worker.formats import registry
 from worker.sae.inference import InferenceSae, Scales
@@ -165,6 +166,18 @@ def test_mlsae_takes_model_and_layers_from_its_name(prefix: str, tmp_path: Path)
     tensors_file(folder / "model.safetensors", {prefix + name: value for name, value in given.items()} | rest)
     found = assert_read(folder, "mlsae", wanted).facts
     assert (found.subject, found.layers) == ("EleutherAI/pythia-70m-deduped", (0, 1, 2, 3, 4, 5))
+
+
+def test_several_layers_go_to_mlsae_and_to_no_format_of_one(tmp_path: Path) -> None:
+    base = made("topk", "layer_norm")
+    several = replace(base.facts, layers=(0, 2, 5), subject="a/model")
+    sae = base.changed({"b_enc": torch.zeros_like(base.b_enc)}, facts=several)
+    registry.write(sae, tmp_path / "written", format="mlsae")
+    found = registry.read(tmp_path / "written").sae.facts
+    assert (found.layers, found.subject) == ((0, 2, 5), "a/model")
+    for format in set(registry.WRITTEN) - {"mlsae", "orch"}:
+        with pytest.raises(ConfigError, match="of one layer, and this one reads layers 0, 2, 5"):
+            registry.write(sae, tmp_path / format, format=format)
 
 
 def test_mlsae_of_one_layer(tmp_path: Path) -> None:

@@ -31,7 +31,7 @@ def _dead(*which: int) -> torch.Tensor:
 
 
 def _losses(model: SparseAutoencoder, x: torch.Tensor, config: SaeConfig, dead: torch.Tensor | None = None) -> Losses:
-    return losses(model, x, model.encode(x, k=model.k_widest), config=config, variance=2.0, dead=dead)
+    return losses(model, x, model.encode(x, k=model.k_widest), config=config, variances=(2.0,), dead=dead)
 
 
 def _aux_by_hand(model: SparseAutoencoder, x: torch.Tensor, dead: torch.Tensor) -> torch.Tensor:
@@ -47,14 +47,21 @@ def _aux_by_hand(model: SparseAutoencoder, x: torch.Tensor, dead: torch.Tensor) 
 
 def test_reconstruction_loss_by_hand() -> None:
     x, found = torch.tensor([[1.0, 2.0], [3.0, 4.0]]), torch.tensor([[1.0, 0.0], [0.0, 4.0]])
-    assert reconstruction_loss(x, found, variance=5.0).item() == pytest.approx((4 + 9) / (2 * 5.0))
+    assert reconstruction_loss(x, found, variances=(5.0,)).item() == pytest.approx((4 + 9) / (2 * 5.0))
+
+
+def test_every_layer_weighs_alike_in_units_of_its_own_variance() -> None:
+    """The first two rows are of one layer, the last two of another, a hundred times as large."""
+    x, found = torch.zeros(4, 2), torch.tensor([[1.0, 0.0], [0.0, 2.0], [10.0, 0.0], [0.0, 20.0]])
+    loss = reconstruction_loss(x, found, variances=(3.0, 300.0))
+    assert loss.item() == pytest.approx(((1 + 4) / (2 * 3.0) + (100 + 400) / (2 * 300.0)) / 2)
 
 
 def test_without_dead_latents_aux_is_exactly_zero() -> None:
     model, x, config = _setup()
     found = _losses(model, x, config)
     assert not found.aux.any()
-    torch.testing.assert_close(found.total, reconstruction_loss(x, model(x), variance=2.0))
+    torch.testing.assert_close(found.total, reconstruction_loss(x, model(x), variances=(2.0,)))
 
 
 @pytest.mark.parametrize("which", [(1,), (0, 5, 9), tuple(range(12)), tuple(range(N_LATENTS))])
@@ -115,8 +122,8 @@ def test_aux_without_a_spread_is_zero_and_so_is_its_gradient() -> None:
 def test_multi_topk_adds_an_eighth_of_the_loss_at_4k() -> None:
     model, x, config = _setup(activation="multi_topk")
     wide, narrow = model.encode(x, k=16), model.encode(x, k=4)
-    expected = reconstruction_loss(x, model.decode(narrow.top_acts, narrow.top_indices), variance=2.0)
-    expected = expected + reconstruction_loss(x, model.decode(wide.top_acts, wide.top_indices), variance=2.0) / 8
+    expected = reconstruction_loss(x, model.decode(narrow.top_acts, narrow.top_indices), variances=(2.0,))
+    expected = expected + reconstruction_loss(x, model.decode(wide.top_acts, wide.top_indices), variances=(2.0,)) / 8
     torch.testing.assert_close(_losses(model, x, config).total, expected)
     assert torch.equal(narrowed(wide, 4).top_acts, narrow.top_acts)
 
@@ -127,7 +134,7 @@ def test_relu_and_jumprelu_penalties() -> None:
         encoded = model.encode(x)
         with torch.no_grad():
             model.W_dec.mul_(2)
-        found = _losses(model, x, config).total - reconstruction_loss(x, model(x), variance=2.0)
+        found = _losses(model, x, config).total - reconstruction_loss(x, model(x), variances=(2.0,))
         by_norm = 2 * encoded.top_acts.sum(1).mean()
         torch.testing.assert_close(found, 0.5 * (by_norm if activation == "relu" else _l0(encoded.top_acts)))
 

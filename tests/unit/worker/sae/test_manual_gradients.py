@@ -53,15 +53,15 @@ def _select(case: Case, **how: Any) -> Selected:
         return select(case.x, model.b_pre, (model.W_enc, model.b_enc), k=model.k_widest, **how)
 
 
-def _compare(case: Case, **how: Any) -> None:
-    model, terms = case.model, manual_gradients.LossTerms.of(case.model, case.config, variance=VARIANCE)
+def _compare(case: Case, variances: tuple[float, ...] = (VARIANCE,), **how: Any) -> None:
+    model, terms = case.model, manual_gradients.LossTerms.of(case.model, case.config, variances=variances)
     encoded = model.encode(case.x, k=model.k_widest)
     assert encoded.top_indices is not None
     # A latent that fires is not dead: the fused path relies on it.
     if case.dead is not None:
         case.dead[encoded.top_indices[encoded.top_acts > 0]] = False
     dead = case.dead if case.dead is not None and case.dead.any() else None
-    wanted = losses(model, case.x, encoded, config=case.config, variance=VARIANCE, dead=dead)
+    wanted = losses(model, case.x, encoded, config=case.config, variances=variances, dead=dead)
     gradients = torch.autograd.grad(wanted.total, manual_gradients.Weights.of(model))
     selected = _select(case, **how)
     assert torch.equal(selected.top_indices, encoded.top_indices)
@@ -73,6 +73,12 @@ def _compare(case: Case, **how: Any) -> None:
     mine = manual_gradients.backward(weights, selected, found, terms=terms, out=weights.like())
     for name, one, other in zip(manual_gradients.Weights._fields, mine, gradients, strict=True):
         torch.testing.assert_close(one, other, msg=f"the gradient of {name} is another")
+
+
+@pytest.mark.parametrize("dead", ["none", "few", "many"])
+@pytest.mark.parametrize("activation", ["topk", "multi_topk"])
+def test_layers_of_unlike_variance_weigh_alike(activation: str, dead: str) -> None:
+    _compare(_case((33, 17, 70, 5), dead, activation=activation), (1.7, 0.2, 40.0))
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -137,7 +143,7 @@ def test_a_value_that_is_not_finite_reaches_the_loss_and_leaves_no_aux() -> None
     case = _case((6, 4, 9, 2))
     case.x[3, 1] = torch.nan
     selected = _select(case)
-    terms = manual_gradients.LossTerms.of(case.model, case.config, variance=VARIANCE)
+    terms = manual_gradients.LossTerms.of(case.model, case.config, variances=(VARIANCE,))
     dead = torch.zeros(9, dtype=torch.bool)
     dead[4] = True
     found = manual_gradients.forward(manual_gradients.Weights.of(case.model), case.x, selected, terms=terms, dead=dead)
@@ -172,8 +178,8 @@ def test_a_rounded_encoder_is_the_same_fused_and_plain() -> None:
     dead[:40] = True
     selected = select(x, model.b_pre, (model.W_enc, model.b_enc), k=4, dtype=torch.bfloat16)
     dead[selected.top_indices] = False
-    wanted = losses(model, x, model.encode(x), config=config, variance=VARIANCE, dead=dead)
-    terms = manual_gradients.LossTerms.of(model, config, variance=VARIANCE)
+    wanted = losses(model, x, model.encode(x), config=config, variances=(VARIANCE,), dead=dead)
+    terms = manual_gradients.LossTerms.of(model, config, variances=(VARIANCE,))
     weights = manual_gradients.Weights.of(model)
     found = manual_gradients.forward(weights, x, selected, terms=terms, dead=dead)
     torch.testing.assert_close(found.total, wanted.total.detach())

@@ -46,6 +46,12 @@ def test_no_place_is_made_up(asked: dict[str, object]) -> None:
 def test_several_layers_are_not_measured() -> None:
     with pytest.raises(SubjectError, match="several layers"):
         config_of(replace(STATED, layers=(1, 2)), {})
+    every, one = (parse({"subject": {"layers": layers}}) for layers in ("all", [3]))
+    with pytest.raises(SubjectError, match="several layers"):
+        config_of(STATED, {}, every)
+    for config in (config_of(STATED, {"layer": 3}, every), config_of(STATED, {}, one)):
+        assert (config.subject.layer, config.subject.layers) == (3, None)
+    assert config_of(replace(STATED, layers=(1, 2)), {"layer": 2}).subject.layer == 2
 
 
 def test_a_jobs_text_is_its_own_until_another_is_asked_for() -> None:

@@ -8,7 +8,7 @@ from sqlalchemy import Engine, select
 
 from orchestrator import queue
 from orchestrator.config.job import JobConfig
-from orchestrator.curves.point import Point
+from orchestrator.curves.point import Point, point_of
 from orchestrator.database.engine import reading
 from orchestrator.database.models import CurvePoint, Job, LeaseRow
 from orchestrator.database.schema import open_database
@@ -87,7 +87,7 @@ def tokens_stored(engine: Engine) -> list[int]:
 
 
 def point(tokens: int) -> Point:
-    return Point(tokens, *(0.5 for _ in range(11)))
+    return point_of(dict.fromkeys(Point._fields[:12], 0.5) | {"tokens_seen": tokens})
 
 
 def test_a_heartbeat_renews_reports_and_waits_for_its_time(held: HeldLease, engine: Engine, clock: Clock) -> None:

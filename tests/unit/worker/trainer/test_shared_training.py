@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from orchestrator.checkpoint_ref import CheckpointRef
 from orchestrator.config.job import JobConfig
@@ -27,6 +28,7 @@ from worker.protocol import (
     Left,
     Message,
     Order,
+    Started,
 )
 from worker.subject.model import load
 from worker.trainer.context import TrainerContext
@@ -39,6 +41,7 @@ PARTS: list[dict[str, Any]] = [
     {"sae": {"n_latents": 48, "k": 3, "activation": "relu"}, "optimizer": {"lr": 0.01}},
     {"sae": {"n_latents": 96, "k": 6, "normalize": "none"}, "training": {"seed": 5}},
     {"sae": {"n_latents": 32, "k": 2, "activation": "batchtopk"}, "subject": {"layer": 0}},
+    {"sae": {"n_latents": 80, "k": 4}, "subject": {"layer": None, "layers": "all"}},
 ]
 Then = Callable[["Recorder"], object]
 Resume = dict[int, list[CheckpointRef]]
@@ -114,7 +117,7 @@ class TinyTrainers:
         return channel, training.run()
 
 
-def exact(point: Point) -> tuple[float | None, ...]:
+def exact(point: Point) -> tuple[Any, ...]:
     return point._replace(wall_seconds=0.0, flops_subject=0.0)
 
 
@@ -146,6 +149,40 @@ def test_together_is_as_alone(tiny: TinyTrainers, alone: dict[int, Any]) -> None
         assert (ended.outcome, ended.tokens_seen) == ("max_tokens", BUDGET)
         assert (Path(ended.artifact_uri) / "sae.safetensors").exists()
     assert not channel.of(1, Failure)
+
+
+@pytest.mark.parametrize("activation", ["topk", "multi_topk", "batchtopk", "relu", "jumprelu"])
+def test_one_layer_in_a_list_is_that_layer_bit_for_bit(tiny: TinyTrainers, activation: str) -> None:
+    sae = {"sae": {"n_latents": 64, "k": 3, "activation": activation}}
+    alone, _ = tiny.train({1: sae})
+    listed, _ = tiny.train({1: sae | {"subject": {"layer": None, "layers": [1]}}})
+    assert len(alone.curve(1)) > 5
+    assert listed.curve(1) == alone.curve(1)
+    saved = [
+        [load_file(f"{one.uri}/state.safetensors") for one in told.of(1, CheckpointRef)] for told in (listed, alone)
+    ]
+    for ours, theirs in zip(*saved, strict=True):
+        assert ours.keys() == theirs.keys()
+        assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_of_several_layers_every_length_is_in_tokens_of_text(tiny: TinyTrainers) -> None:
+    every, _ = tiny.train({1: PARTS[4]})
+    (ended,), (started,) = every.of(1, Ended), every.of(1, Started)
+    one, _ = tiny.train({1: PARTS[4] | {"subject": {"layer": 1}}})
+    (alone,) = one.of(1, Ended)
+    assert ended.tokens_seen == alone.tokens_seen == BUDGET
+    assert [point[0] for point in every.curve(1)] == [point[0] for point in one.curve(1)]
+    assert ended.flops_subject == alone.flops_subject
+    aux = {"training": {"dead_after_tokens": BUDGET}}  # no latent can be dead
+    two, one_of_two = (
+        tiny.train({1: PARTS[4] | aux | {"subject": place}})[0].of(1, Ended)[0]
+        for place in ({"layer": None, "layers": "all"}, {"layer": 1})
+    )
+    assert (two.flops_dense, two.flops_executed) == (2 * one_of_two.flops_dense, 2 * one_of_two.flops_executed)
+    assert started.facts["heldout_tokens"] == one.of(1, Started)[0].facts["heldout_tokens"]
+    assert started.facts["dead_after_tokens"] == 512
+    assert (started.facts["subject"]["layers"], len(started.facts["variances"])) == ([0, 1], 2)
 
 
 def test_the_subject_is_paid_for_once(tiny: TinyTrainers) -> None:

@@ -62,7 +62,7 @@ def test_every_step_is_yielded_and_points_lie_on_the_grid() -> None:
     assert state.curve == points
     assert points[-1].fvu < points[0].fvu < (state.untrained_fvu or 0)
     for point in points:
-        assert all(value is not None and math.isfinite(value) for value in point[:-1])
+        assert all(value is not None and math.isfinite(value) for value in point[:-2])
         assert point.l0 <= 3
         assert point.aux_loss == 0
         assert point.dead_share == 0

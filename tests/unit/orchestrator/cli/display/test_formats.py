@@ -8,7 +8,7 @@ from orchestrator.cli import terminal
 from orchestrator.cli.display import formats
 from orchestrator.cli.display.records import csv_text, record
 from orchestrator.cli.display.tables import Column, cut, table, visible
-from orchestrator.curves.point import Point
+from orchestrator.curves.point import Point, point_of
 from orchestrator.formatting import count, duration
 
 
@@ -107,7 +107,7 @@ def test_records_are_json_that_every_reader_takes() -> None:
     assert record(Row(1, math.nan, 0.0, {"a": "b"})) == {
         "id": 1, "fvu": None, "created_at": "1970-01-01T00:00:00.000Z", "labels": {"a": "b"},
     }  # fmt: skip
-    assert record(Point(1, *[math.inf] * 11))["loss"] is None
+    assert record(point_of(dict.fromkeys(Point._fields[:12], math.inf)))["loss"] is None
 
 
 def test_csv() -> None:

@@ -18,7 +18,10 @@ D_MODEL, BATCH, N_STEPS = 15, 32, 24
 @pytest.mark.parametrize("clip_norm", [None, 0.5])
 @pytest.mark.parametrize("encode_dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("activation", ["topk", "multi_topk"])
-def test_fixed_shapes_change_nothing(activation: str, encode_dtype: str, clip_norm: float | None, k_aux: int) -> None:
+@pytest.mark.parametrize("n_layers", [1, 3])
+def test_fixed_shapes_change_nothing(
+    n_layers: int, activation: str, encode_dtype: str, clip_norm: float | None, k_aux: int
+) -> None:
     """k_aux below the number of dead latents, and above it."""
     training = {"batch_tokens": BATCH, "shuffle_tokens": BATCH, "dead_after_tokens": 5 * BATCH, "max_tokens": 2**20}
     config = parse(
@@ -28,14 +31,15 @@ def test_fixed_shapes_change_nothing(activation: str, encode_dtype: str, clip_no
             "training": {**training, "encode_dtype": encode_dtype},
         }
     )
-    x = torch.randn(N_STEPS * BATCH, D_MODEL, generator=torch.Generator().manual_seed(0))
-    plain = TrainState.fresh(config, x)
+    x = torch.randn(n_layers, N_STEPS * BATCH, D_MODEL, generator=torch.Generator().manual_seed(0))
+    x *= torch.arange(1, n_layers + 1).view(-1, 1, 1)  # each layer has a variance of its own
+    plain = TrainState.fresh(config, x.flatten(0, 1), n_layers=n_layers)
     with torch.no_grad():
-        plain.model.b_enc[:30] -= 10.0  # they do not fire
+        plain.model.b_enc[:30] -= 10.0 * n_layers  # they do not fire
     other = copy.deepcopy(plain)
     step = CompiledStep(config, other, say=print)
     step._compiled = whole_step
-    for batch in torch.split(x, BATCH):
+    for batch in (part.flatten(0, 1) for part in torch.split(x, BATCH, dim=1)):
         step(other, batch, config)
         train_step(plain, batch, config)
     assert plain.sums[1] > 0, "AuxK takes part"
