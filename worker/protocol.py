@@ -246,16 +246,24 @@ _KINDS: dict[str, type[Message]] = {
 def encode(message: Message, job_id: int | None = None) -> bytes:
     """Return a message as one JSON line; floats keep every bit."""
     kind = next(name for name, cls in _KINDS.items() if isinstance(message, cls))
-    values = message.point._asdict() if isinstance(message, CurvePointMessage) else asdict(message)
+    if isinstance(message, CurvePointMessage):  # what is None is left out: the version before knows all the others
+        values = {name: value for name, value in message.point._asdict().items() if value is not None}
+    else:
+        values = asdict(message)
     return _line({"type": kind, "job": job_id} | values)
 
 
 def decode(line: bytes) -> Said | None:
-    """Read a message; None for a line that is not one."""
+    """Read a message; None for a line that is not one.
+
+    Fields that are not known are left out: after an upgrade a worker that is still at work starts a newer trainer.
+    """
     try:
         values = json.loads(line)
         cls, job_id = _KINDS[values.pop("type")], values.pop("job")
-        return Said(CurvePointMessage(point_of(values)) if cls is CurvePointMessage else cls(**values), job_id)
+        names = Point._fields if cls is CurvePointMessage else cls.__dataclass_fields__
+        known = {name: value for name, value in values.items() if name in names}
+        return Said(CurvePointMessage(point_of(known)) if cls is CurvePointMessage else cls(**known), job_id)
     except (ValueError, KeyError, TypeError, AttributeError):
         return None
 

@@ -140,3 +140,14 @@ def test_nonsense_is_no_message(line: bytes) -> None:
 def test_every_message_is_frozen() -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
         Alive(1, 1.0).tokens_seen = 2  # type: ignore[misc]
+
+
+def test_a_point_of_one_layer_is_one_that_the_version_before_reads() -> None:
+    """A trainer that is started after an upgrade, by a worker that was started before: no point may be lost."""
+    assert "by_layer" not in json.loads(encode(CurvePointMessage(POINT), 3))
+
+
+def test_what_a_later_version_adds_to_a_message_is_left_out() -> None:
+    for message in (CurvePointMessage(POINT), Alive(5, 2.0)):
+        later = json.dumps(json.loads(encode(message, 3)) | {"of_later": [1]}).encode()
+        assert decode(later) == Said(message, 3)
