@@ -21,14 +21,17 @@ from orchestrator.database.models import Attempt, LeaseRow
 from orchestrator.errors import OrchError
 from orchestrator.settings import Settings
 
-WEIGHTS = {"kill worker": 6, "kill trainer": 6, "freeze worker": 3, "freeze trainer": 1, "stop worker": 1, "cancel": 2}
+WEIGHTS = {
+    "kill worker": 6, "kill trainer": 6, "kill evaluation": 4, "freeze worker": 3, "freeze trainer": 1,
+    "freeze evaluation": 0.5, "stop worker": 1, "cancel": 2,
+}  # fmt: skip
 OUTAGE_WEIGHTS = {"kill redis": 0.5, "kill postgres": 0.5}
 SICK_WEIGHTS = {"read-only artifacts": 4, "read-only logs": 2, "full disk": 1, "lost logs": 1}
 STALL_WEIGHTS = {"freeze redis": 0.5, "freeze postgres": 0.5}
 MIN_POLLERS = 2
 """Workers that have polled the queue for long enough to release expired leases, and that are left alone: with fewer, a
 lost job waits for a free worker, which says nothing about the queue."""
-KILLS = ("kill worker", "kill trainer", "kill redis", "kill postgres")
+KILLS = ("kill worker", "kill trainer", "kill evaluation", "kill redis", "kill postgres")
 
 
 class Kill(NamedTuple):
@@ -102,9 +105,11 @@ class FaultInjector:
             self._weights |= SICK_WEIGHTS | (STALL_WEIGHTS if servers else {})
         self._actions: dict[str, Callable[[], bool]] = {
             "kill worker": self._kill_worker,
-            "kill trainer": self._kill_trainer,
+            "kill trainer": lambda: self._kill_child("trainer"),
+            "kill evaluation": lambda: self._kill_child("evaluation"),
             "freeze worker": self._freeze_worker,
-            "freeze trainer": self._freeze_trainer,
+            "freeze trainer": lambda: self._freeze_child("trainer"),
+            "freeze evaluation": lambda: self._freeze_child("evaluation"),
             "stop worker": self._stop_worker,
             "cancel": self._cancel,
             "kill redis": lambda: self._kill_server("redis"),
@@ -199,22 +204,21 @@ class FaultInjector:
         worker.freeze(self._random.uniform(1.1, 2) * lease)
         return True
 
-    def _trainer(self) -> tuple[WorkerProcess, psutil.Process] | None:
-        found = [
-            (worker, trainer) for worker in self._processes.workers if worker.is_up and (trainer := worker.trainer)
-        ]
+    def _child(self, what: str) -> tuple[WorkerProcess, psutil.Process] | None:
+        workers = [worker for worker in self._processes.workers if worker.is_up]
+        found = [(worker, child) for worker in workers if (child := worker.child(what))]
         return self._random.choice(found) if found else None
 
-    def _kill_trainer(self) -> bool:
-        found = self._trainer()
+    def _kill_child(self, what: str) -> bool:
+        found = self._child(what)
         if found is None:
             return False
         self.cancels.forget(found[0])
         found[1].kill()
         return True
 
-    def _freeze_trainer(self) -> bool:
-        found = self._trainer()
+    def _freeze_child(self, what: str) -> bool:
+        found = self._child(what)
         if found is None:
             return False
         self.cancels.forget(found[0])
@@ -223,8 +227,8 @@ class FaultInjector:
         return True
 
     def _cancel(self) -> bool:
-        """Cancel a job that has a trainer for itself."""
-        found = self._trainer()
+        """Cancel a job that has a trainer, or an evaluation, for itself."""
+        found = self._child(self._random.choice(("trainer", "evaluation")))
         jobs = self._jobs_of(found[0]) if found else []
         if found is None or len(jobs) != 1:
             return False

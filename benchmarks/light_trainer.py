@@ -37,6 +37,14 @@ class Walk:
     def is_done(self) -> bool:
         return self.tokens_seen >= self._budget
 
+    @classmethod
+    def whole(cls, config: JobConfig) -> "Walk":
+        """Return the state of a job that was never interrupted, at its end."""
+        walk = cls(config)
+        while not walk.is_done:
+            walk.step()
+        return walk
+
     def step(self) -> Point | None:
         """Go on by one batch; return the point that is due there, if one is."""
         self.number = (self.number * 6364136223846793005 + 1442695040888963407) & _MASK

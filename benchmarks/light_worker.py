@@ -1,4 +1,4 @@
-"""`python -m worker` with the light trainer instead of the real one; all else is unchanged.
+"""`python -m worker` with the light trainer and evaluation instead of the real ones; all else is unchanged.
 
 MLflow is left out: it would take more than all the rest, and the database is computed without it.
 """
@@ -21,6 +21,7 @@ def _no_store(*_: Any) -> None:
 
 if __name__ == "__main__":
     trainer_process.COMMAND = (sys.executable, "-P", "-m", "benchmarks.light_trainer")
+    trainer_process.EVALUATION_COMMAND = (sys.executable, "-P", "-m", "benchmarks.light_evaluation")
     if pause := os.environ.get(PAUSE_SECONDS):
         health.FIRST_PAUSE_SECONDS, health.LONGEST_PAUSE_SECONDS = float(pause), 4 * float(pause)
     shipper.Projection = _no_store  # type: ignore[assignment,attr-defined]

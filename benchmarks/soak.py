@@ -1,9 +1,10 @@
 """Soak test of the queue: workers and servers are killed and frozen, and no job may be lost or done twice.
 
 The workers are `python -m worker`; a light trainer replaces the real one (unless `--real`), with checkpoints,
-resumes and a curve that shows every step that was lost or taken twice. Killed workers are replaced. In the end a
-separate program, `benchmarks.invariants`, reads the database and the checkpoints. Prints a table and a line of JSON;
-exit status 1 if anything was lost, doubled or changed, or a bound does not hold.
+resumes and a curve that shows every step that was lost or taken twice. Every other sweep asks for an evaluation of each
+SAE; a light one replaces the real one, with scores that show what was measured of another SAE. Killed workers are
+replaced. In the end a separate program, `benchmarks.invariants`, reads the database and the checkpoints. Prints a table
+and a line of JSON; exit status 1 if anything was lost, doubled or changed, or a bound does not hold.
 """
 
 import argparse
@@ -21,9 +22,10 @@ from typing import Any, NamedTuple
 
 from sqlalchemy import Engine, select
 
-from benchmarks import outages, soak_summary
-from benchmarks.fault_injection import KILLS, SICK_WEIGHTS, STALL_WEIGHTS, FaultInjector
+from benchmarks import outages, soak_evaluations, soak_summary
+from benchmarks.fault_injection import KILLS, SICK_WEIGHTS, STALL_WEIGHTS, WEIGHTS, FaultInjector
 from benchmarks.interleaved_timing import table
+from benchmarks.light_evaluation import FAMILY_SECONDS, PLAN
 from benchmarks.light_trainer import STEP_SECONDS
 from benchmarks.light_worker import PAUSE_SECONDS
 from benchmarks.outages import Outage, Probe, Server
@@ -40,6 +42,8 @@ from orchestrator.settings import Settings, load
 from orchestrator.sweep.sweep import Limits, Sweep
 
 STEPS, STEP_TOKENS, SHARING = 48, 64, 3
+EVALUATION_SHARE = 0.6
+"""Of the time of a light training, what a light evaluation takes."""
 MARGIN_SECONDS = 5.0
 """What is allowed beside lease and grace until a job is claimed again: a look at the leases, and a free worker."""
 DRAIN_SECONDS = 600.0
@@ -108,6 +112,7 @@ def _setup(asked: argparse.Namespace, backend: str) -> Iterator[SoakSetup]:
         environ |= {"ORCH_TRACKING_URL": "http://127.0.0.1:1", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
         environ[PAUSE_SECONDS] = "0.5"
         environ[STEP_SECONDS] = str(asked.job_seconds / STEPS)
+        environ[FAMILY_SECONDS] = str(EVALUATION_SHARE * asked.job_seconds / len(PLAN.metrics))
         settings = load(start=home, environ=environ)
         upgrade(settings)
         engine = connect(settings.database)
@@ -159,6 +164,8 @@ class _Feed:
         self._subject = _subject(setup.settings.home) if asked.real else None
         self._look_at = 0.0
         self.jobs: list[int] = []
+        """Those that train."""
+        self._sweeps = 0
         self.retried = 0
 
     def tick(self) -> None:
@@ -167,8 +174,7 @@ class _Feed:
             return
         self._look_at = time.monotonic() + 0.5
         try:
-            counts = results.counts(self._setup.engine)
-            if counts["queued"] + counts["running"] < self._asked.workers:
+            if _n_open(self._setup.engine) < self._asked.workers:
                 self.add(self._asked.workers)
             self.retry()
         except StorageError:
@@ -183,11 +189,13 @@ class _Feed:
         """Enqueue so many new jobs; call it again after a StorageError."""
         start = len(self.jobs)
         configs = tuple(_config(seed, self._subject) for seed in range(start, start + number))
-        sweep = Sweep(f"soak-{start}", configs, limits=Limits(max_failures=1000))
+        plan = PLAN if self._sweeps % 2 == 0 else None
+        sweep = Sweep(f"soak-{start}", configs, limits=Limits(max_failures=1000), evaluation=plan)
         queue.enqueue(self._setup.engine, sweep)
         with reading(self._setup.engine) as session:  # its answer may have been lost before: what is there counts
-            ids = session.scalars(select(Job.id).order_by(Job.id)).all()
+            ids = session.scalars(select(Job.id).where(Job.kind == "train").order_by(Job.id)).all()
         self.jobs = [*ids]
+        self._sweeps += 1
         dispatch.wake(self._setup.settings, self.jobs[start:])
 
     def retry(self) -> None:
@@ -219,6 +227,12 @@ def _subject(home: Path) -> Path:
     return make_subject(home / "subject")
 
 
+def _n_open(engine: Engine) -> int:
+    """Return how many trainings and evaluations wait or run."""
+    counts = [results.counts(engine, kind=kind) for kind in ("train", "evaluate")]
+    return sum(found["queued"] + found["running"] for found in counts)
+
+
 def _drain(setup: SoakSetup, processes: WorkerProcesses, feed: _Feed) -> bool:
     """Wait until every job is over; say whether that came to pass."""
     deadline = time.monotonic() + DRAIN_SECONDS
@@ -227,11 +241,10 @@ def _drain(setup: SoakSetup, processes: WorkerProcesses, feed: _Feed) -> bool:
         try:
             feed.complete()
             feed.retry()
-            counts = results.counts(setup.engine)
+            if not _n_open(setup.engine):
+                return True
         except StorageError:
             continue
-        if not counts["queued"] + counts["running"]:
-            return True
         time.sleep(0.1)
     return False
 
@@ -241,6 +254,7 @@ def _summary(
 ) -> tuple[dict[str, Any], list[str]]:
     lost, doubled = soak_summary.lost(setup.engine, feed.jobs), soak_summary.doubled(setup.engine)
     altered = [] if asked.real else soak_summary.altered_curves(setup.engine)
+    evaluated = soak_evaluations.evaluations(setup.engine, are_light=not asked.real)
     settings = setup.settings
     found = soak_summary.failovers(setup.engine, faults.kills, away, lease_seconds=settings.lease_seconds)
     bound = settings.lease_seconds + settings.grace_seconds + MARGIN_SECONDS
@@ -255,13 +269,14 @@ def _summary(
         "attempts": soak_summary.attempts(setup.engine),
         "faults": faults.injected,
         "kills": faults.killed,
-        **{name: faults.done[name] for name in (*KILLS, "freeze worker", "freeze trainer", "stop worker", "cancel")},
+        **{name: faults.done[name] for name in dict.fromkeys((*KILLS, *WEIGHTS))},
         **({name: faults.done[name] for name in (*SICK_WEIGHTS, *STALL_WEIGHTS)} if asked.sick else {}),
         "attempts handed back by sick machines": soak_summary.attempts(setup.engine, outcome="machine"),
         "charged to a job, of a machine": len(charged),
         "lost": len(lost),
         "doubled": len(doubled),
         "altered curves": len(altered),
+        **evaluated.figures,
         "given up after lost workers, retried": feed.retried,
         **_spread("failover", found.plain),
         **_spread("of that, until the lease is judged", found.judged),
@@ -271,7 +286,16 @@ def _summary(
         **_spread("cancel to free", faults.cancels.seconds),
         "cancel bound s": cancel_bound,
     }
-    return figures, [*lost, *doubled, *altered, *charged, *slow]
+    return figures, [
+        *lost,
+        *doubled,
+        *altered,
+        *evaluated.lost,
+        *evaluated.doubled,
+        *evaluated.altered,
+        *charged,
+        *slow,
+    ]
 
 
 def _spread(name: str, seconds: Sequence[float]) -> dict[str, Any]:

@@ -65,7 +65,7 @@ def altered_curves(engine: Engine) -> list[str]:
     with reading(engine) as session:
         for row in session.execute(columns.order_by(CurvePoint.job_id, CurvePoint.tokens_seen)):
             curves[row.job_id].append((row.tokens_seen, row.fvu))
-        jobs = session.execute(select(Job.id, Job.config).where(Job.state == "succeeded")).all()
+        jobs = session.execute(select(Job.id, Job.config).where(Job.state == "succeeded", Job.kind == "train")).all()
     undisturbed = {job.id: expected(JobConfig.model_validate_json(job.config)) for job in jobs}
     return [f"job {job_id} has another curve" for job_id, curve in undisturbed.items() if curves[job_id] != curve]
 
@@ -97,12 +97,12 @@ def failovers(engine: Engine, kills: Sequence[Kill], outages: Sequence[Outage], 
 
 
 def _repeated_losses(session: Session) -> set[tuple[int, int]]:
-    """Return the attempts that lost their worker after another had, without a checkpoint in between."""
+    """Return the attempts that lost their worker after another had, without a checkpoint or a family in between."""
     in_row: Counter[int] = Counter()
     found = set()
     rows = session.execute(select(Event.job_id, Event.attempt, Event.kind, Event.data).order_by(Event.id))
     for job_id, attempt, kind, data in rows:
-        if kind in ("checkpoint", "retry"):
+        if kind in ("checkpoint", "measured", "retry"):
             in_row[job_id] = 0
         elif (data or {}).get("outcome") == "lost":
             in_row[job_id] += 1
@@ -115,7 +115,9 @@ def charged(engine: Engine) -> list[str]:
     """Return the attempts whose failure was the job's own by the queue's account: no job here has a fault."""
     columns = select(Attempt.job_id, Attempt.attempt, Attempt.outcome, Attempt.error)
     with reading(engine) as session:
-        rows = session.execute(columns.where(Attempt.outcome.in_(("failed", "bad_config", "out_of_memory")))).all()
+        rows = session.execute(
+            columns.where(Attempt.outcome.in_(("failed", "bad_config", "out_of_memory", "not_measured")))
+        ).all()
     return [f"job {row.job_id} attempt {row.attempt} {row.outcome}: {row.error}" for row in rows]
 
 

@@ -35,10 +35,14 @@ class WorkerProcess:
 
     @property
     def trainer(self) -> psutil.Process | None:
-        """Return its trainer, if it has one."""
+        """Return its trainer or its evaluation, if it has one."""
+        return self.child("trainer") or self.child("evaluation")
+
+    def child(self, what: str) -> psutil.Process | None:
+        """Return its trainer, or its evaluation, if it has one."""
         with suppress(psutil.NoSuchProcess):
             for child in psutil.Process(self.process.pid).children():
-                if "trainer" in " ".join(child.cmdline()) and not is_gone(child):
+                if what in " ".join(child.cmdline()) and not is_gone(child):
                     return child
         return None
 

@@ -24,8 +24,9 @@ def test_sick_hosts_lose_double_and_charge_nothing() -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     figures = json.loads(next(line for line in done.stdout.splitlines() if line.startswith("{")))
     assert figures["drained"]
-    assert [figures[name] for name in ("lost", "doubled", "altered curves", "charged to a job, of a machine")] == [
-        0
-    ] * 4
+    of_trainings = ("lost", "doubled", "altered curves", "charged to a job, of a machine")
+    of_evaluations = ("evaluations lost", "evaluations doubled", "scores altered")
+    assert [figures[name] for name in (*of_trainings, *of_evaluations)] == [0] * 7
+    assert figures["evaluations"] > figures["evaluations cancelled"]
     assert figures["faults"] >= 5
     assert figures["read-only artifacts"] + figures["full disk"] > 0
