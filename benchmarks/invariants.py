@@ -32,7 +32,7 @@ _QUERIES = {
     "points": "SELECT job_id, attempt, tokens_seen FROM curve_points ORDER BY job_id, attempt, tokens_seen",
     "checkpoints": "SELECT job_id, attempt, tokens_seen, uri, sha256 FROM checkpoints"
     " ORDER BY job_id, attempt, tokens_seen DESC",
-    "families": "SELECT job_id, family, state, attempt FROM measured_families",
+    "families": "SELECT job_id, family, state, attempt, uri FROM measured_families",
     "scores": "SELECT job_id, sae_id, sae_attempt, family, metric, variant FROM scores",
     "saes": "SELECT job_id, id, attempt FROM saes WHERE job_id IS NOT NULL",
     "events": "SELECT job_id, sweep_id, at, kind, data FROM events ORDER BY id",
@@ -157,6 +157,10 @@ def _measured_once(db: QueueRows, job: Any) -> Iterator[str]:
     for name, number in Counter((row.metric, row.variant) for row in db.scores[job.id]).items():
         if number > 1:
             yield f"has {number} scores {name}"
+    stored = Counter(json.loads(_text(event))["family"] for event in db.events[job.id] if event.kind == "measured")
+    for family, times in stored.items():
+        if times > 1:
+            yield f"stored {family} {times} times"
     attempt = json.loads(job.config)["sae"]["attempt"]
     if any((row.sae_id, row.sae_attempt) != (job.sae_id, attempt) for row in db.scores[job.id]):
         yield "has scores of another SAE"
@@ -225,6 +229,9 @@ def _on_disk(db: QueueRows, job: Any) -> Iterator[str]:
             yield "has no final artifact"
         elif result.artifact_uri is not None and (wrong := broken(Path(result.artifact_uri))):
             yield f"final artifact: {wrong}"
+    for row in db.families[job.id]:
+        if row.uri is not None and (wrong := broken(Path(row.uri))):
+            yield f"files of {row.family}: {wrong}"
 
 
 def broken(folder: Path, sha256: str | None = None) -> str | None:
@@ -248,7 +255,7 @@ def main() -> int:
     db = read(options.parse_args().database)
     found = [*violations(db)]
     looked = {name: len(rows) for name, rows in db._asdict().items() if name == "jobs"}
-    several = ("attempts", "results", "points", "checkpoints", "events")
+    several = ("attempts", "results", "points", "checkpoints", "families", "scores", "events")
     looked |= {name: sum(len(rows) for rows in getattr(db, name).values()) for name in several}
     for told in found:
         print(f"BROKEN: {told}")
