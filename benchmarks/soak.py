@@ -260,7 +260,7 @@ def _summary(
     bound = settings.lease_seconds + settings.grace_seconds + MARGIN_SECONDS
     cancel_bound = settings.heartbeat_seconds + settings.grace_seconds + MARGIN_SECONDS
     charged = soak_summary.charged(setup.engine)
-    slow = [f"a failover took {s:.1f} s, above {bound:g}" for s in found.plain if s > bound]
+    slow = [f"{what} was lost for {s:.1f} s, above {bound:g}" for what, s in found.plain.items() if s > bound]
     slow += [f"a cancel took {s:.1f} s, above {cancel_bound:g}" for s in faults.cancels.seconds if s > cancel_bound]
     slow = [] if asked.sick else slow  # a host that is sick takes no job, and all may be
     figures = {
@@ -278,7 +278,7 @@ def _summary(
         "altered curves": len(altered),
         **evaluated.figures,
         "given up after lost workers, retried": feed.retried,
-        **_spread("failover", found.plain),
+        **_spread("failover", [*found.plain.values()]),
         **_spread("of that, until the lease is judged", found.judged),
         "failover bound s": bound,
         **_spread("failover over an outage", found.over_outages),

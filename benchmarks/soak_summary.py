@@ -20,7 +20,8 @@ from orchestrator.job_states import OUTCOMES
 class Failovers(NamedTuple):
     """Seconds from the kill of a worker to the next claim of each job that it held."""
 
-    plain: list[float]
+    plain: dict[str, float]
+    """By what was lost."""
     judged: list[float]
     """Of those, until the lease was taken away; the rest is the wait for a free worker."""
     over_outages: list[float]
@@ -72,10 +73,11 @@ def altered_curves(engine: Engine) -> list[str]:
 
 def failovers(engine: Engine, kills: Sequence[Kill], outages: Sequence[Outage], *, lease_seconds: float) -> Failovers:
     """Return how long it took until what killed workers had held was claimed again."""
-    found = Failovers([], [], [], [])
+    found = Failovers({}, [], [], [])
     columns = (Attempt.job_id, Attempt.attempt, Attempt.worker, Attempt.started_at, Attempt.ended_at, Attempt.outcome)
+    lost = select(*columns, Job.kind).join(Job, Job.id == Attempt.job_id)
     with reading(engine) as session:
-        rows = session.execute(select(*columns).order_by(Attempt.job_id, Attempt.attempt)).all()
+        rows = session.execute(lost.order_by(Attempt.job_id, Attempt.attempt)).all()
         repeated = _repeated_losses(session)
     killed_at = {kill.worker: kill.at for kill in kills}
     away = [(outage.since, outage.until + lease_seconds) for outage in outages]
@@ -91,7 +93,7 @@ def failovers(engine: Engine, kills: Sequence[Kill], outages: Sequence[Outage], 
         elif any(since < after.started_at and at < until for since, until in away):
             found.over_outages.append(seconds)
         else:
-            found.plain.append(seconds)
+            found.plain[f"attempt {held.attempt} of job {held.job_id} ({held.kind})"] = seconds
             found.judged.append(held.ended_at - at)
     return found
 
