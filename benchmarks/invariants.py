@@ -154,9 +154,6 @@ def _measured_once(db: QueueRows, job: Any) -> Iterator[str]:
         yield f"is {job.state} with {ends} attempts that measured all"
     if stray := {row.family for row in db.scores[job.id]} - measured:
         yield f"has scores of {sorted(stray)}, which are not measured"
-    for name, number in Counter((row.metric, row.variant) for row in db.scores[job.id]).items():
-        if number > 1:
-            yield f"has {number} scores {name}"
     stored = Counter(json.loads(_text(event))["family"] for event in db.events[job.id] if event.kind == "measured")
     for family, times in stored.items():
         if times > 1:

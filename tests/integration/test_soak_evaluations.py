@@ -130,8 +130,6 @@ OF_THE_CHECKER = {
     "job 3: is succeeded with 2 attempts that measured all": "UPDATE attempts SET outcome = 'evaluated'"
     " WHERE job_id = 3",
     "job 3: has scores of ['probes']": "UPDATE scores SET family = 'probes' WHERE job_id = 3 AND metric = 'ablation'",
-    "job 3: has 2 scores ('one', '')": "UPDATE scores SET metric = 'one'"
-    " WHERE job_id = 3 AND variant = '' AND family IN ('ablation', 'downstream')",
     "job 3: has scores of another SAE": "UPDATE scores SET sae_id = 2 WHERE job_id = 3",
     "job 3: stored ablation 2 times": copied("events"),
     "job 3: files of structure": "UPDATE measured_families SET uri = '/nowhere' WHERE job_id = 3 AND uri IS NOT NULL",
