@@ -5,6 +5,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import replace
 
 from sqlalchemy import Engine, select
+from sqlalchemy.orm import aliased
 
 from orchestrator.database import models as m
 from orchestrator.database.engine import reading
@@ -28,13 +29,16 @@ def with_scores(engine: Engine, rows: Sequence[JobMeasurement]) -> list[JobMeasu
 def scores_by_job(engine: Engine, sweeps: Collection[str]) -> dict[int, dict[str, Interval]]:
     """Return the newest scores of the SAEs of sweeps, by the job that trained each, by metric and variant.
 
+    Those of hidden evaluations are left out.
+
     Raises:
         StorageError: the database did not answer.
     """
-    score, sae, job = m.ScoreRow, m.SaeRow, m.Job
+    score, sae, job, measuring = m.ScoreRow, m.SaeRow, m.Job, aliased(m.Job)
     values = (score.metric, score.variant, score.value, score.std_error, score.low, score.high)
     query = select(sae.job_id, *values).join(sae, sae.id == score.sae_id).join(job, job.id == sae.job_id)
     query = query.join(m.SweepRow, m.SweepRow.id == job.sweep_id).where(m.SweepRow.name.in_(sweeps))
+    query = query.join(measuring, measuring.id == score.job_id).where(measuring.hidden.is_(None))
     query = query.where(score.sae_attempt == sae.attempt, score.value.is_not(None)).order_by(score.id)
     found: dict[int, dict[str, Interval]] = {}
     with reading(engine) as session:

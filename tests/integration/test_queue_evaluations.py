@@ -12,6 +12,7 @@ from orchestrator.config.evaluation.evaluation import EvaluationConfig, Evaluati
 from orchestrator.database.engine import reading, transaction
 from orchestrator.database.models import Job, MeasuredFamily, ScoreRow, SweepRow, WorkerRow
 from orchestrator.errors import StateError
+from orchestrator.evaluation.job_scores import scores_by_job
 from orchestrator.queue import LeaseLost, workers
 from orchestrator.sweep.sweep import Sweep
 from tests.evaluation_shorthand import (
@@ -334,3 +335,21 @@ def test_an_evaluation_of_another_version_fails_and_says_why(engine: Engine) -> 
         session.execute(update(Job).where(Job.id == job_id).values(config=json.dumps(stored)))
     assert nothing_to_claim(engine)
     assert "not valid here" in (job(engine, job_id).reason or "")
+
+
+def test_a_report_shows_the_newest_scores_of_evaluations_that_are_not_hidden(engine: Engine) -> None:
+    enqueue(engine)
+    trained = train(engine)
+    shown = {}
+    for value in (0.25, 0.75):
+        evaluate(engine, 1, again=True)
+        lease = take(engine).lease
+        record(engine, lease, "reconstruction", score("fvu", value))
+        record(engine, lease, "downstream")
+        queue.finish_evaluation(engine, lease, 1.0)
+        shown[value] = lease.job_id
+    assert scores_by_job(engine, ["s"])[trained]["fvu"].value == 0.75
+    queue.hide_jobs(engine, [shown[0.75]])
+    assert scores_by_job(engine, ["s"])[trained]["fvu"].value == 0.25
+    queue.hide_jobs(engine, [shown[0.25]])
+    assert scores_by_job(engine, ["s"]) == {}

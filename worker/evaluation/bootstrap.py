@@ -20,12 +20,21 @@ _MOST_UNITS = 2048
 
 
 class Estimate(NamedTuple):
-    """A value with its 90% interval; None where there are too few contexts to say."""
+    """A value with its 90% interval; None where there are too few to say."""
 
     value: float
     std_error: float | None
     low: float | None
     high: float | None
+
+    @classmethod
+    def of(cls, value: float, drawn: Float[Tensor, " n_resamples"]) -> "Estimate":
+        """Return a value with its standard error and 90% percentile interval, by the draws in which it is finite."""
+        drawn = drawn[drawn.isfinite()].double()
+        if len(drawn) < 2:
+            return cls(value, None, None, None)
+        low, high = torch.quantile(drawn, drawn.new_tensor(_ENDS)).tolist()
+        return cls(value, float(drawn.std()), low, high)
 
     def score(self, metric: str, variant: str = "", *, n: int, **details: object) -> Score:
         """Return it as a score of n tokens."""
@@ -45,13 +54,7 @@ class Resampled(NamedTuple):
 
     def estimate(self, statistic: Statistic) -> Estimate:
         """Return a statistic of the sums, its standard error and its 90% percentile interval."""
-        value = float(statistic(self.total))
-        found = statistic(self.drawn)
-        found = found[found.isfinite()]
-        if len(found) < 2:
-            return Estimate(value, None, None, None)
-        low, high = torch.quantile(found, torch.tensor(_ENDS, dtype=torch.float64)).tolist()
-        return Estimate(value, float(found.std()), low, high)
+        return Estimate.of(float(statistic(self.total)), statistic(self.drawn))
 
 
 class ContextBootstrap:

@@ -19,8 +19,8 @@ from worker.evaluation.context import EvaluationContext
 from worker.evaluation.restart import Restart
 from worker.subject.model import run_patched
 
-_LOGIT_BYTES = {"cpu": 2**28, "cuda": 2**31}
-"""Of one batch of logits in float32."""
+_LOGIT_BYTES = {"cpu": 2**28, "cuda": 2**29}
+"""Of one batch of logits in float32; about five as large are alive at once."""
 _CHUNK_BYTES = {"cpu": 2**21, "cuda": 2**29}
 """Of the logits that are normalised at once: on a CPU they stay in its caches."""
 _IDENTITY_CONTEXTS = 4

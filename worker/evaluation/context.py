@@ -12,6 +12,7 @@ from torch import Tensor
 from orchestrator.config.evaluation.evaluation import EvaluationConfig
 from orchestrator.errors import SubjectError
 from worker.evaluation.heldout_text import HeldoutText, Text
+from worker.evaluation.seeds import seed_of
 from worker.evaluation.shared_store import SharedStore
 from worker.subject.model import Subject, read
 
@@ -80,5 +81,8 @@ class EvaluationContext:
 
     def generator(self, name: str) -> torch.Generator:
         """Return a source of chance of the config's seed and a name: the same for every SAE and every attempt."""
-        seed = int.from_bytes(f"{self.config.plan.seed}:{name}".encode(), "big") % (2**63 - 1)
-        return torch.Generator().manual_seed(seed)
+        return torch.Generator().manual_seed(self.seed(name))
+
+    def seed(self, name: str) -> int:
+        """Return a seed of the config's seed and a name, for sources of chance that are not torch's."""
+        return seed_of(name, self.config.plan.seed)

@@ -237,14 +237,15 @@ def _finite(value: Any) -> Any:
 
 
 def _place(job: EvaluationJob) -> str:
-    return job.assignment.config.subject.part_json
+    """Return what jobs must agree on to have one context, as text: the place, and the seed of what is drawn."""
+    config = job.assignment.config
+    return f"{config.subject.part_json} {config.plan.seed}"
 
 
 def _options(job: EvaluationJob, family: Family) -> str:
-    """Return what jobs must agree on to be measured together in a family, as text."""
-    plan = job.assignment.config.plan
-    options = plan.options(family)
-    return f"{plan.seed} {options.part_json if options else ''}"
+    """Return what jobs of one context must agree on to be measured together in a family, as text."""
+    options = job.assignment.config.plan.options(family)
+    return options.part_json if options else ""
 
 
 def _reading(job: EvaluationJob) -> JobConfig:

@@ -190,13 +190,13 @@ class InferenceSae(nn.Module):
         return found.view(*x.shape[:-1], -1)
 
     def encode_sparse(self, x: Float[Tensor, "*batch d_model"]) -> SparseActs:
-        """Return the active latents: k of each vector with topk, else as many as the vector with the most has."""
+        """Return the active latents: k of each vector with topk, else as many as the vector with most has, if any."""
         vectors, self._last = self._normalized(x)
         if self.facts.selection == "topk":
             values, indices = self._top(vectors)
         else:
             acts = self._select(vectors)
-            widest = int((acts > 0).sum(1).max()) if len(acts) else 0
+            widest = max(1, int((acts > 0).sum(1).max())) if len(acts) else 1
             values, indices = acts.topk(widest, dim=1)
         return SparseActs(values.view(*x.shape[:-1], -1), indices.view(*x.shape[:-1], -1))
 

@@ -130,7 +130,7 @@ class AblationRun:
         found = {}
         for kind in BASELINES:
             of = self._context.of(
-                "ablation baseline", version=1, kind=kind, seed=self._context.config.plan.seed, **sizes
+                "ablation baseline", version=2, kind=kind, seed=self._context.config.plan.seed, **sizes
             )
             kept = self._context.store.get(of, partial(compute, kind))
             found[kind] = Pairs(**{name: kept[name] for name in Pairs._fields})

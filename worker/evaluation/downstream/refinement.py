@@ -13,7 +13,8 @@ from torch import Tensor
 from worker.sae.inference import InferenceSae, SparseActs, decode_sparse, normalized
 
 _CHUNK_TOKENS = 64
-"""Whose decoder rows are gathered at once."""
+_CHUNK_VALUES = 1 << 26
+"""Of the decoder rows and products of them that are held at once; more than that only for one token."""
 _MOST_STEPS = 1000
 _TOLERANCE = 1e-6
 """Of a token's largest value: a step that moves none by more ends the search."""
@@ -37,12 +38,19 @@ def refine(sae: InferenceSae, x: Float[Tensor, "batch context d_model"]) -> Refi
     for rows in torch.split(x.reshape(-1, x.shape[-1]), _CHUNK_TOKENS):
         z, indices = sae.encode_sparse(rows)
         target = normalized(sae, rows).vectors - sae.b_dec
-        best = non_negative_least_squares(sae.W_dec[indices], target, start=z)
+        best = _refined(sae.W_dec, indices, target, start=z)
         change = torch.where(z > 0, best / z.clamp_min(1e-30) - 1, 0.0).sum(1)
         found = decode_sparse(sae, SparseActs(best, indices))
         parts.append((found, change, (best > z).sum(1), (z > 0).sum(1)))
     found, *sums = (torch.cat(part).float() for part in zip(*parts, strict=True))
     return Refined(found.view(x.shape), *(one.view(x.shape[:2]) for one in sums))
+
+
+def _refined(W_dec: Tensor, indices: Tensor, target: Tensor, *, start: Tensor) -> Tensor:
+    width = start.shape[1]
+    size = max(1, _CHUNK_VALUES // (width * max(width, target.shape[1])))
+    pieces = zip(*(torch.split(part, size) for part in (indices, target, start)), strict=True)
+    return torch.cat([non_negative_least_squares(W_dec[which], wanted, start=z) for which, wanted, z in pieces])
 
 
 def non_negative_least_squares(

@@ -98,7 +98,7 @@ def _excerpts(each: SubjectSae, texts: DividedText, options: ExplanationOptions)
             (shown, active),
             (scored, active_there),
             options,
-            np.random.default_rng(context.generator(f"explanation {latent}").initial_seed()),
+            np.random.default_rng(context.seed(f"explanation {latent}")),
         )
         for latent, active, active_there in zip(
             latents.tolist(), build.by_slot(len(latents)), heldout.by_slot(len(latents)), strict=True

@@ -50,11 +50,6 @@ def whole_text(text: str, label: str, is_test: bool | None = None) -> LabelledTe
     return LabelledText(text, (Stretch(0, len(text), label),), is_test)
 
 
-def seed_of(name: str, seed: int) -> int:
-    """Return a seed of its own for a name."""
-    return int.from_bytes(hashlib.sha256(f"{seed}:{name}".encode()).digest()[:8], "big")
-
-
 def is_in_share(text: str, share: float) -> bool:
     """Say whether the hash of a text is in the first part of all hashes: whatever other texts there are."""
     digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()

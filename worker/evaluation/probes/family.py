@@ -17,7 +17,6 @@ from orchestrator.errors import ConfigError, OrchError, SubjectError
 from worker.evaluation.context import EvaluationContext, Progress
 from worker.evaluation.metric import Measured, NotMeasured, SubjectSae
 from worker.evaluation.probes.baselines import Baselines
-from worker.evaluation.probes.examples import seed_of
 from worker.evaluation.probes.features import TaskSet, load_task_set
 from worker.evaluation.probes.fitting import Projection, n_ticks, sparse_probes, train_losses
 from worker.evaluation.probes.scores import TaskScores, draw_weights, scores_of, table_of
@@ -51,7 +50,7 @@ def measure(
         except (OrchError, RuntimeError) as error:
             yield NotMeasured(one.job_id, error)
             continue
-        generator = np.random.default_rng(seed_of("probes: tasks", context.config.plan.seed))
+        generator = np.random.default_rng(context.seed("probes: tasks"))
         yield Measured(one.job_id, scores_of(found, left_out, generator), {FILE: table_of(found, left_out)})
 
 
@@ -119,8 +118,8 @@ def _scored(sae: InferenceSae, baselines: Baselines) -> Iterator[TaskScores]:
         raise SubjectError("no latent has finite values on the texts of the probes", hint="Check the SAE's weights.")
     sizes = sorted({1, *(k for k in options.k if k <= n_latents)})
     known = baselines.of(n_latents)
-    seed = seed_of(f"probes: {tasks.names}", baselines.context.config.plan.seed)
-    weights = draw_weights(tasks, options.bootstraps, np.random.default_rng(seed))
+    generator = np.random.default_rng(baselines.context.seed(f"probes: {tasks.names}"))
+    weights = draw_weights(tasks, options.bootstraps, generator)
     for number, name in enumerate(tasks.names):
         found = sparse_probes(tasks, number, projection, losses[number], k=sizes, ridge=options.ridge)
         sparse = {f"k={k}": one for k, one in found.items() if k in options.k}

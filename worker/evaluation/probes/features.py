@@ -15,13 +15,13 @@ from torch import Tensor
 from orchestrator.config.evaluation.probes import Pooling, ProbesOptions
 from orchestrator.errors import SubjectError
 from worker.evaluation.context import EvaluationContext
-from worker.evaluation.probes.examples import Examples, binary_tasks, collect, seed_of, why_unusable
+from worker.evaluation.probes.examples import Examples, binary_tasks, collect, why_unusable
 from worker.evaluation.probes.sources import ProbeSource
 from worker.subject.model import Subject, read
 from worker.subject.tokenizer import tokenizer_json
 
-_FORMAT = 1
-"""Goes up when the same texts would give other features."""
+_FORMAT = 2
+"""Goes up when the same texts would give other features, or other baselines be drawn for them."""
 _BATCH_TOKENS = 4096
 Tick = Callable[[], None]
 
@@ -127,7 +127,7 @@ def _key(source: ProbeSource, context: EvaluationContext, options: ProbesOptions
 
 def _compute(source: ProbeSource, context: EvaluationContext, options: ProbesOptions, tick: Tick) -> dict[str, Tensor]:
     subject, _ = context.model()
-    examples = collect(source.read(), options, seed_of(source.name, context.config.plan.seed))
+    examples = collect(source.read(), options, context.seed(source.name))
     bos = subject.tokenizer.bos_token_id if context.config.data.prepend_bos else None
     limit = min(options.context_length, subject.max_context or options.context_length)
     ids, ranges = _tokens(examples, subject.tokenizer, limit - (bos is not None), source.name)

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from orchestrator.config.evaluation.probes import SHIPPED_TASKS, ProbesOptions
 from orchestrator.errors import SubjectError
 from worker.data.standard_library import standard_library_files
-from worker.evaluation.probes.examples import LabelledText, Stretch, is_in_share, seed_of
+from worker.evaluation.probes.examples import LabelledText, Stretch, is_in_share
+from worker.evaluation.seeds import seed_of
 
 _CHARACTERS_PER_TOKEN = 3
 _OF_A_PASSAGE = 4

@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from worker.evaluation.bootstrap import Estimate
 from worker.evaluation.metric import Score
 from worker.evaluation.probes.features import TaskSet
 from worker.evaluation.probes.fitting import Found
@@ -17,16 +18,19 @@ from worker.evaluation.probes.logistic import cross_entropy
 
 LOSS, ACCURACY, GAIN = "probe_loss", "probe_balanced_accuracy", "probe_gain"
 BASELINES = ("constant", "channels", "random", "linear")
-_INTERVAL = (0.05, 0.95)
 Draws = NDArray[np.float64]
 
 
-class Estimate(NamedTuple):
+class Drawn(NamedTuple):
     """A value, and what it would be of other texts."""
 
     value: float
     draws: Draws
     """(n_draws)."""
+
+    def estimate(self) -> Estimate:
+        """Return the value with its interval."""
+        return Estimate.of(self.value, torch.from_numpy(self.draws))
 
 
 @dataclass(frozen=True)
@@ -42,34 +46,34 @@ class TaskScores:
     """By variant: empty for the best latent alone, `k=2`, baselines."""
 
     @cached_property
-    def losses(self) -> dict[str, Estimate]:
+    def losses(self) -> dict[str, Drawn]:
         """Cross-entropy in nats, by variant."""
         y = torch.from_numpy(self.labels).double()
         return {name: self._mean(cross_entropy(one.logits, y).numpy()) for name, one in self.found.items()}
 
     @cached_property
-    def accuracies(self) -> dict[str, Estimate]:
+    def accuracies(self) -> dict[str, Drawn]:
         """Mean of the shares of either label that is given rightly, by variant; a logit of 0 is given neither."""
         return {name: self._balanced(one.logits) for name, one in self.found.items()}
 
-    def gain(self, baseline: str) -> Estimate:
+    def gain(self, baseline: str) -> Drawn:
         """Return how much lower the loss of the best latent is than a baseline's, on the same draws."""
         ours, theirs = self.losses[""], self.losses[baseline]
-        return Estimate(theirs.value - ours.value, theirs.draws - ours.draws)
+        return Drawn(theirs.value - ours.value, theirs.draws - ours.draws)
 
-    def _mean(self, values: NDArray[np.float64]) -> Estimate:
-        return Estimate(float(values.mean()), self.weights @ values / self.weights.sum(1))
+    def _mean(self, values: NDArray[np.float64]) -> Drawn:
+        return Drawn(float(values.mean()), self.weights @ values / self.weights.sum(1))
 
-    def _balanced(self, logits: Tensor) -> Estimate:
+    def _balanced(self, logits: Tensor) -> Drawn:
         guess = np.sign(logits.numpy())
         right = np.where(guess == 0, 0.5, guess == np.where(self.labels, 1, -1))
         ones, others = (self._of(right, self.labels == label) for label in (True, False))
-        return Estimate((ones.value + others.value) / 2, (ones.draws + others.draws) / 2)
+        return Drawn((ones.value + others.value) / 2, (ones.draws + others.draws) / 2)
 
-    def _of(self, right: NDArray[np.float64], is_of: NDArray[np.bool_]) -> Estimate:
+    def _of(self, right: NDArray[np.float64], is_of: NDArray[np.bool_]) -> Drawn:
         weights = self.weights[:, is_of]
         with np.errstate(invalid="ignore"):  # a draw without this label says nothing of it
-            return Estimate(float(right[is_of].mean()), weights @ right[is_of] / weights.sum(1))
+            return Drawn(float(right[is_of].mean()), weights @ right[is_of] / weights.sum(1))
 
 
 def draw_weights(tasks: TaskSet, n_draws: int, generator: np.random.Generator) -> Draws:
@@ -85,10 +89,10 @@ def scores_of(tasks: Sequence[TaskScores], left_out: Mapping[str, str], generato
     picks = generator.integers(len(tasks), size=(n_draws, len(tasks)))
     rows = generator.integers(n_draws, size=(n_draws, len(tasks)))
 
-    def mean(metric: str, variant: str, found: Sequence[Estimate], **details: Any) -> Score:
+    def mean(metric: str, variant: str, found: Sequence[Drawn], **details: Any) -> Score:
         draws = np.stack([one.draws for one in found])[picks, rows]
         value = float(np.mean([one.value for one in found]))
-        return _score(metric, variant, Estimate(value, draws.mean(1)), len(tasks), {"n_of": "tasks", **details})
+        return Drawn(value, draws.mean(1)).estimate().score(metric, variant, n=len(tasks), n_of="tasks", **details)
 
     told = {"left_out": dict(left_out)} if left_out else {}
     scores = [mean(LOSS, "", [task.losses[""] for task in tasks], **told)]
@@ -103,8 +107,8 @@ def scores_of(tasks: Sequence[TaskScores], left_out: Mapping[str, str], generato
             scores.append(mean(GAIN, baseline, [task.gain(baseline) for task in tasks]))
     for task in tasks:
         details = {"latent": task.found[""].columns[0], "n_of": "examples"}
-        scores.append(_score(LOSS, f"task={task.name}", task.losses[""], len(task.labels), details))
-        scores.append(_score(ACCURACY, f"task={task.name}", task.accuracies[""], len(task.labels), details))
+        for metric, found in ((LOSS, task.losses[""]), (ACCURACY, task.accuracies[""])):
+            scores.append(found.estimate().score(metric, f"task={task.name}", n=len(task.labels), **details))
     return scores
 
 
@@ -117,7 +121,7 @@ def _row(task: TaskScores) -> dict[str, Any]:
     probes = {
         name or "latent": {
             "loss": task.losses[name].value,
-            "loss_std_error": float(np.nanstd(task.losses[name].draws)),
+            "loss_std_error": task.losses[name].estimate().std_error,
             "balanced_accuracy": task.accuracies[name].value,
             "train_loss": one.train_loss,
             "columns": list(one.columns),
@@ -135,9 +139,3 @@ def _optimistic(tasks: Sequence[TaskScores]) -> Score:
     value = float(np.mean([task.found[""].train_loss for task in tasks]))
     details = {"n_of": "tasks", "bias": "chosen and measured on the same examples: too low, about as ln n_latents"}
     return Score(LOSS, value, "same split", n=len(tasks), details=details)
-
-
-def _score(metric: str, variant: str, found: Estimate, n: int, details: Mapping[str, Any]) -> Score:
-    low, high = np.nanquantile(found.draws, _INTERVAL).tolist()
-    error = float(np.nanstd(found.draws))
-    return Score(metric, found.value, variant, std_error=error, low=low, high=high, n=n, details=details)

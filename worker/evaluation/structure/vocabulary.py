@@ -4,6 +4,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from worker.evaluation.bootstrap import Estimate
 from worker.evaluation.metric import Score
 
 _N_RESAMPLES = 200
@@ -32,9 +33,6 @@ def effective_token_scores(
         values = m[chosen & m.isfinite()]
         if len(values):
             draws = torch.randint(len(values), (_N_RESAMPLES, len(values)), generator=generator)
-            ends = torch.stack([values[draw].median() for draw in draws]).quantile(torch.tensor([0.05, 0.95]))
-            details = {"interval": "over latents"}
-            low, high = ends.tolist()
-            value = float(values.median())
-            scores.append(Score("effective_tokens", value, variant, low=low, high=high, n=len(values), details=details))
+            found = Estimate.of(float(values.median()), values[draws].median(1).values)
+            scores.append(found.score("effective_tokens", variant, n=len(values), interval="over latents"))
     return scores

@@ -10,8 +10,8 @@ from scipy.optimize import nnls
 
 from orchestrator.config.evaluation.downstream import DownstreamOptions
 from tests.made_saes import inputs, made
-from tests.unit.worker.evaluation.tiny_contexts import entries, identity_sae, random_sae, tiny_context
-from worker.evaluation.downstream import measure
+from tests.unit.worker.evaluation.tiny_contexts import constant_sae, entries, identity_sae, random_sae, tiny_context
+from worker.evaluation.downstream import measure, refinement
 from worker.evaluation.downstream.refinement import non_negative_least_squares, refine
 from worker.evaluation.metric import Measured
 from worker.sae.inference import InferenceSae
@@ -38,6 +38,30 @@ def test_no_reconstruction_gets_worse(kind: str) -> None:
         before, after = (x - sae(x)).norm(dim=-1), (x - refined.reconstructed).norm(dim=-1)
         assert (after <= before * (1 + 1e-5)).all()
         assert after.sum() < before.sum()
+
+
+def test_many_active_latents_are_refined_a_few_tokens_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A ReLU SAE that is not sparse: the products of 10,000 rows with each other are 400 MB a token."""
+    x, sae = inputs().view(4, 16, -1), made("relu", "layer_norm")
+    whole = refine(sae, x)
+    gathered: list[int] = []
+
+    def noted(directions: torch.Tensor, target: torch.Tensor, *, start: torch.Tensor) -> torch.Tensor:
+        gathered.append(start.shape[1] * max(directions.shape[1:]) * len(start))
+        assert len(start) < 64
+        return non_negative_least_squares(directions, target, start=start)
+
+    monkeypatch.setattr(refinement, "non_negative_least_squares", noted)
+    monkeypatch.setattr(refinement, "_CHUNK_VALUES", 2 * sae.facts.n_latents**2)
+    torch.testing.assert_close(refine(sae, x).reconstructed, whole.reconstructed, rtol=1e-2, atol=1e-2)
+    assert max(gathered) <= 2 * sae.facts.n_latents**2
+
+
+def test_where_no_latent_fires_nothing_is_refined() -> None:
+    x, silent = inputs().view(4, 16, -1), constant_sae(torch.ones(inputs().shape[1]))
+    refined = refine(silent, x)
+    assert refined.reconstructed.equal(silent(x))
+    assert not refined.n_active.any()
 
 
 def test_known_shrinkage_is_found(tmp_path: Path) -> None:

@@ -72,7 +72,14 @@ def is_full(saes: Sequence[SubjectSae], context: EvaluationContext, options: Any
     yield
 
 
-FAMILIES = {"reconstruction": counts, "downstream": breaks, "probes": is_full}
+def draws(saes: Sequence[SubjectSae], context: EvaluationContext, options: Any) -> Iterator[Measured | NotMeasured]:
+    """Score each SAE by a number that is drawn."""
+    for one in saes:
+        drawn = torch.rand((), generator=context.generator("drawn"))
+        yield Measured(one.job_id, [Score("drawn", float(drawn))])
+
+
+FAMILIES = {"reconstruction": counts, "downstream": breaks, "probes": is_full, "structure": draws}
 
 
 @pytest.fixture
@@ -166,3 +173,16 @@ def test_a_dropped_job_is_left_and_the_others_go_on(tmp_path: Path, channel: Cha
 def test_an_order_that_has_nothing_left_to_measure_ends(tmp_path: Path, channel: Channel) -> None:
     run(order(tmp_path, 1, metrics=["reconstruction"], measured=["reconstruction"]), channel)
     assert [type(message) for message in channel.of(1)] == [Started, Evaluated]
+
+
+def test_each_sae_is_measured_with_the_seed_of_its_own_evaluation(tmp_path: Path, channel: Channel) -> None:
+    asked = order(tmp_path, 1, 3, 4, metrics=["structure"])
+    config = asked.jobs[1].config
+    other = config.model_copy(update={"plan": config.plan.model_copy(update={"seed": 1})})
+    together = replace(asked, jobs=(asked.jobs[0], replace(asked.jobs[1], config=other), asked.jobs[2]))
+    run(together, channel)
+    alone = Channel()
+    run(replace(together, jobs=together.jobs[1:2]), alone)
+    drawn = {job: channel.of(job)[1] for job in (1, 3, 4)} | {"alone": alone.of(3)[1]}
+    values = {job: one.scores[0]["value"] for job, one in drawn.items() if isinstance(one, Scored)}
+    assert values[1] == values[4] != values[3] == values["alone"]
