@@ -70,6 +70,61 @@ def test_what_is_asked_for_is_queued_and_what_cannot_be_is_named(trained: Engine
     assert (item["label"], item["job_id"], item["is_new"]) == ("2", 5, False)
 
 
+def test_the_paths_of_a_plan_are_read_from_its_file_or_from_here_and_looked_into(
+    trained: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    """A worker runs in another folder: what it is sent is absolute, and is there."""
+    here, files = tmp_path / "here", tmp_path / "files"
+    for folder in (here, files):
+        folder.mkdir()
+    (here / "mine.txt").write_text("some words")
+    (files / "beside.txt").write_text("some words")
+    (files / "other").mkdir()
+    (files / "plan.yaml").write_text("metrics: [structure]\nsource: beside.txt\nstructure: {against: [other]}\n")
+    monkeypatch.chdir(here)
+    assert run(["evaluate", "1", "--data", "mine.txt"]) == 0
+    assert run(["evaluate", "1", "--config", "../files/plan.yaml"]) == 0
+    mine, beside = (results.config(trained, number) for number in (4, 5))
+    assert mine["data"]["source"] == str(here / "mine.txt")
+    assert Path(beside["data"]["source"]).resolve() == files / "beside.txt"
+    assert Path(beside["plan"]["structure"]["against"][0]).resolve() == files / "other"
+    planned = expand_text("evaluate: {source: beside.txt}\nname: x\n", files / "x.yaml").evaluation
+    assert planned is not None
+    assert planned.source == str(files / "beside.txt")
+    capsys.readouterr()
+    assert run(["evaluate", "1", "--data", "missing.txt"]) == 2
+    assert "there is no text missing.txt" in capsys.readouterr().err
+    (files / "plan.yaml").write_text("structure: {against: [gone]}\n")
+    assert run(["evaluate", "1", "--config", "../files/plan.yaml"]) == 2
+    assert "structure.against: there is no gone" in capsys.readouterr().err
+
+
+def test_words_about_an_evaluation_are_of_an_evaluation(trained: Engine, tmp_path: Path, capsys: Capture) -> None:
+    assert run(["evaluate", "1", "--metrics", ""]) == 2
+    assert "'' is no metric family" in capsys.readouterr().err
+    (tmp_path / "plan.yaml").write_text("metrics: downstream")
+    assert run(["evaluate", "1", "--config", str(tmp_path / "plan.yaml")]) == 2
+    assert "metrics: Input should be a list (got 'downstream')" in " ".join(capsys.readouterr().err.split())
+    assert run(["config", "schema", "--evaluation"]) == 0
+    assert "default python:stdlib\n" in capsys.readouterr().out
+    assert run(["evaluate", "1", "2"]) == 0
+    done = measure(trained)
+    queue.fail(trained, take(trained).lease, error="no more", exit_code=1, outcome="failed", retry=False)
+    capsys.readouterr()
+    assert run(["explain", str(done)]) == 0
+    assert "orch results" in capsys.readouterr().out
+    assert run(["explain", str(done + 1)]) == 0
+    assert capsys.readouterr().out.endswith(
+        f"What is measured stays, and is not measured again.\nTo try again: orch retry {done + 1}\n"
+    )
+    assert run(["delete", str(done)]) == 2
+    assert "Delete 1 job (1 succeeded): the scores of 1 evaluation?" in capsys.readouterr().err
+    assert run(["delete", "1", str(done)]) == 2
+    said = capsys.readouterr().err
+    assert "1 trained SAE with all scores, " in said
+    assert ", the scores of 1 evaluation?" in said
+
+
 def test_options_go_before_the_file(trained: Engine, tmp_path: Path) -> None:
     file = tmp_path / "plan.yaml"
     file.write_text("metrics: [probes]\ntokens: 8k\nseed: 3\n")
@@ -308,6 +363,7 @@ def test_from_python(trained: Engine, settings: Settings) -> None:
         measure(trained)
         assert list(study.wait(4, 5)["state"]) == ["succeeded", "succeeded"]
         found = study.scores("s", metrics=["delta_ce"])
+        assert study.scores("s", metrics="delta_ce").equals(found), "one name is a list of itself"
         assert list(zip(found["sae"], found["value"], found["low"], strict=True)) == [
             ("1", 0.031, 0.03),
             ("2", 0.031, 0.03),
