@@ -14,7 +14,8 @@ from orchestrator.config.evaluation.n2g import N2gOptions
 from orchestrator.config.evaluation.probes import ProbesOptions, ProbeTask
 from orchestrator.config.evaluation.structure import StructureOptions
 from orchestrator.config.job import Part
-from tests.unit.worker.evaluation.probes.test_family import context_of, table
+from tests.unit.worker.evaluation.probes.small_context import context_of
+from tests.unit.worker.evaluation.probes.test_family import table
 from tests.unit.worker.evaluation.tiny_contexts import entries, random_sae, tiny_context
 from worker.evaluation import registry
 from worker.evaluation.context import EvaluationContext
