@@ -20,7 +20,7 @@ from orchestrator.errors import StorageError
 from orchestrator.estimates import memory
 from orchestrator.queue import workers
 from orchestrator.settings import Settings
-from worker.supervisor.attempt import SupervisorContext
+from worker.supervisor.attempt_outcome import SupervisorContext
 from worker.supervisor.health import Health
 from worker.supervisor.housekeeping import Housekeeping
 from worker.supervisor.log import LogLine

@@ -14,7 +14,8 @@ from orchestrator.errors import StorageError
 from orchestrator.storage import activation_caches, cache_rows, garbage
 from worker.evaluation_order import EvaluationOrder
 from worker.protocol import Cached, Failure, Order, Said
-from worker.supervisor.attempt import Attempt, Stop, SupervisorContext
+from worker.supervisor.attempt import Attempt, Stop
+from worker.supervisor.attempt_outcome import SupervisorContext
 from worker.supervisor.lease import Outage
 from worker.supervisor.log import LogLine
 from worker.supervisor.trainer_process import OOM_KILLED, TrainerProcess

@@ -26,13 +26,14 @@ def result_lines(
     rows: "Sequence[JobRow]", *, width: int | None, delta_ce: Mapping[int, Interval] = MappingProxyType({})
 ) -> list[str]:
     """Return the table of results, one line per job; `delta_ce`: of the jobs whose SAE was evaluated."""
+    downstream: Column[JobRow] = Column("ΔCE", lambda row: _loss(delta_ce.get(row.id)), right=True)
     columns: list[Column[JobRow]] = [
         Column("JOB", lambda row: str(row.id), right=True),
         Column("N", lambda row: str(row.n_latents or "auto"), right=True),
         Column("K", lambda row: str(row.k), right=True),
         Column("FVU", lambda row: terminal.style(ratio(row.fvu), bold=True), right=True),
         Column("L0", lambda row: active_latents(row.l0), right=True),
-        *([Column[JobRow]("ΔCE", lambda row: _loss(delta_ce.get(row.id)), right=True)] if delta_ce else []),
+        *([downstream] if delta_ce else []),
         Column("UNTRAINED", lambda row: ratio(row.untrained_fvu), right=True),
         Column("DEAD", lambda row: share(row.dead_share), right=True),
         Column("TOKENS", lambda row: count(row.tokens_seen), right=True, weight=5),
