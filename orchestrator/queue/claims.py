@@ -89,6 +89,8 @@ class _Taken(NamedTuple):
     checkpoints: tuple[CheckpointRef, ...]
     sae: SaeEntry | None = None
     """Of an evaluation; None also where it is gone."""
+    trained_on: Mapping[str, Any] = {}
+    """Facts of the attempt that trained that SAE."""
     measured: tuple[str, ...] = ()
 
 
@@ -129,7 +131,10 @@ def _with_its_sae(session: Session, taken: _Taken) -> _Taken:
     measured = select(MeasuredFamily.family).where(MeasuredFamily.job_id == taken.job.id)
     families = session.scalars(measured.where(MeasuredFamily.state == "measured").order_by(MeasuredFamily.family))
     found = saes.read(session, [taken.job.sae_id] if taken.job.sae_id is not None else [])
-    return taken._replace(sae=found[0] if found else None, measured=tuple(families))
+    sae = found[0] if found else None
+    of_sae = (Attempt.job_id == sae.job_id, Attempt.attempt == sae.attempt) if sae and sae.job_id else None
+    facts = None if of_sae is None else session.scalar(select(Attempt.facts).where(*of_sae))
+    return taken._replace(sae=sae, trained_on=facts or {}, measured=tuple(families))
 
 
 def _evaluation(claim: Claim, taken: _Taken) -> Claim | _Unreadable:
@@ -142,7 +147,8 @@ def _evaluation(claim: Claim, taken: _Taken) -> Claim | _Unreadable:
         return _Unreadable(claim.lease, "its SAE is gone: it was removed, or its job deleted")
     if sae.attempt != claim.config.sae.attempt:
         return _Unreadable(claim.lease, f"job {sae.job_id} has been trained further since: orch evaluate {sae.label}")
-    evaluated = EvaluatedSae(uri=sae.uri, label=sae.label, facts=sae.facts.as_json())
+    read = {name: taken.trained_on[name] for name in ("subject", "tokens") if name in taken.trained_on}
+    evaluated = EvaluatedSae(uri=sae.uri, label=sae.label, facts=sae.facts.as_json(), trained_on=read)
     return replace(claim, kind="evaluate", evaluated=evaluated, measured=taken.measured)
 
 

@@ -118,3 +118,31 @@ def test_an_sae_whose_files_are_gone_fails_alone_and_says_so(subject: Path, tmp_
         assert world.work("--until-empty").wait(120) == 0, world.said()
         assert (world.job(gone).state, world.job(there).state) == ("failed", "succeeded"), world.said()
         assert "the files of 1 are gone" in (world.job(gone).reason or "")
+
+
+def test_an_sae_is_not_measured_on_another_model_or_text_than_it_was_trained_on(tmp_path: Path) -> None:
+    subject = make_subject(tmp_path / "subject")
+    text, weights = subject / "text.txt", subject / "model.safetensors"
+    plan = EvaluationPlan(metrics=("reconstruction",))
+    with small_world(tmp_path / "home") as world:
+        world.enqueue(small_config(subject, max_tokens=4_096))
+        assert world.work("--until-empty").wait(120) == 0, world.said()
+
+        def measured(plan: EvaluationPlan) -> Job:
+            (asked,) = queue.evaluate(world.engine, plan, [1], again=True)
+            assert world.work("--until-empty").wait(120) == 0, world.said()
+            return world.job(asked.job_id or 0)
+
+        text.write_text(text.read_text() + "\n\njudge my vow of black quartz")
+        job = measured(plan)
+        assert (job.state, job.failures) == ("failed", 1)
+        assert "the text is not the one the SAE was trained on" in (job.reason or "")
+        there = measured(plan.model_copy(update={"source": str(text)}))
+        assert there.state == "succeeded", "a text that is asked for by name is another text"
+        facts = world.last_attempt(there.id).facts or {}
+        assert facts["subject"]["sha256"] == (world.last_attempt(1).facts or {})["subject"]["sha256"]
+
+        weights.write_bytes(weights.read_bytes()[:-4] + b"\0\0\0\0")
+        other = measured(plan.model_copy(update={"source": str(text)}))
+        assert other.state == "failed"
+        assert "the model is not the one the SAE was trained on" in (other.reason or "")

@@ -1,6 +1,6 @@
 """What the jobs of a trainer read: an activation source; jobs that read the same vectors of it share a hook slot."""
 
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from orchestrator.config.job import JobConfig
+from orchestrator.errors import SubjectError
 from orchestrator.estimates.memory import SAMPLE_TOKENS
 from worker.subject.model import Replace
 
@@ -71,6 +72,27 @@ class ActivationSource(Protocol):
 
     def facts(self, config: JobConfig) -> dict[str, Any]:
         """Return what a job's record says of what it read; `subject.sha256` and `tokens.id` identify it."""
+
+
+def refuse_other_source(before: Mapping[str, Any], here: Mapping[str, Any], *, whose: str, otherwise: str) -> None:
+    """Refuse another model or another text than an SAE has been trained on: its held-out set would be another, too.
+
+    `before`, `here`: facts of a source, then and now; what either does not say is not compared. `whose` model and text
+    those before are, and what there is to do `otherwise` than to bring them back, as sentences.
+
+    Raises:
+        SubjectError: they name different models, or texts.
+    """
+    then, now = (
+        {"model": facts.get("subject", {}).get("sha256"), "text": facts.get("tokens", {}).get("id")}
+        for facts in (before, here)
+    )
+    for what, digest in now.items():
+        if digest and then[what] not in (None, digest):
+            raise SubjectError(
+                f"the {what} is not the one {whose} (sha256 {digest[:12]}, then {str(then[what])[:12]})",
+                hint=f"Bring the old one back; where it is unchanged, this version reads it otherwise. {otherwise}",
+            )
 
 
 @dataclass(frozen=True)

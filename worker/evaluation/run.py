@@ -24,6 +24,7 @@ from orchestrator.versions import versions
 from worker import checked_folder
 from worker.accelerator import choose
 from worker.activations.heldout_split import Contexts
+from worker.activations.source import refuse_other_source
 from worker.activations.synthetic_source import SyntheticActivations
 from worker.channel import SupervisorChannel
 from worker.data import token_file
@@ -85,7 +86,10 @@ class EvaluationRun:
         jobs = sorted(filter(None, map(self._loaded, self._order.jobs)), key=_place)
         subject, text = self._open(jobs)
         facts = {"device": str(self._device), "threads": self._order.threads, "versions": versions()}
-        facts |= {"tokens": {"id": text.id, "n_tokens": text.tokens.n_tokens}} if text else {}
+        if subject and text:
+            facts |= {"subject": {"sha256": subject.fingerprint}}
+            facts |= {"tokens": {"id": text.id, "n_tokens": text.tokens.n_tokens}}
+            jobs = [job for job in jobs if self._has_read(job, facts)]
         for job in jobs:
             self._channel.send(Started(0, facts), job.job_id)
         for _, group in groupby(jobs, key=_place):
@@ -114,6 +118,19 @@ class EvaluationRun:
                 config.data, subject.tokenizer, folder, lambda _: self._channel.alive(0, phase="packing")
             )
             return subject, HeldoutText(tokens, Contexts.of(tokens, config), config.data.source)
+
+    def _has_read(self, job: EvaluationJob, here: Mapping[str, Any]) -> bool:
+        """Say whether an SAE was trained on this model, and on this text unless one is named; report what is not so."""
+        before = dict(job.assignment.evaluated.trained_on)
+        if job.assignment.config.plan.source is not None:
+            before.pop("tokens", None)
+        with _isolated(partial(self._fail, job.job_id)):
+            refuse_other_source(
+                before, here, whose="the SAE was trained on",
+                otherwise="To measure on a text as it is now: orch evaluate --data",
+            )  # fmt: skip
+            return True
+        return False
 
     def _measure_place(self, jobs: list[EvaluationJob], subject: Subject | None, text: HeldoutText | None) -> None:
         def fail(error: Exception) -> None:  # the place may be missing from the model: other places are not
@@ -251,7 +268,8 @@ def _reading(job: EvaluationJob) -> JobConfig:
     """Return the config of a training job that reads the same text at the same place."""
     config = job.assignment.config
     read = {"subject": config.subject.model_dump(), "data": config.data.model_dump()}
-    heldout = {"training": {"heldout_tokens": config.heldout_tokens}}
+    # Nothing is trained: what is left of the text need not fill a batch.
+    heldout = {"training": {"heldout_tokens": config.heldout_tokens, "batch_tokens": 1}}
     return parse(read | {"sae": {"normalize": "none", "k": 1}} | heldout)
 
 

@@ -4,9 +4,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from orchestrator.errors import SubjectError, shared_error
+from orchestrator.errors import shared_error
 from orchestrator.versions import git_commit, versions
 from worker.accelerator import check_precision
+from worker.activations.source import refuse_other_source
 from worker.protocol import Assignment, CurvePointMessage, Started
 from worker.sae.compiled.compiled_step import stepper
 from worker.sae.train_state import TrainState
@@ -58,32 +59,16 @@ def _resume(context: TrainerContext, job: Assignment) -> TrainState | None:
     if found is None:
         return None
     uri, state = found
-    refuse_other_source(checkpoint.facts_of(uri), context.slots.source.facts(job.config))
+    refuse_other_source(
+        checkpoint.facts_of(uri), context.slots.source.facts(job.config), whose="this job began with",
+        otherwise="To start over: orch enqueue --allow-duplicate",
+    )  # fmt: skip
     return state
 
 
 def _fresh(context: TrainerContext, job: Assignment, slot: int) -> TrainState:
     sample, n_layers = context.slots.sample(slot), context.slots.all[slot].n_layers
     return TrainState.fresh(job.config, sample.to(context.state_device), n_layers=n_layers)
-
-
-def refuse_other_source(before: dict[str, Any], here: dict[str, Any]) -> None:
-    """Refuse to continue a curve on another model or another text: the held-out set would be another, too.
-
-    Raises:
-        SubjectError: the facts kept with the checkpoint name another model or text than the facts here.
-    """
-    then, now = (
-        {"model": facts.get("subject", {}).get("sha256"), "text": facts.get("tokens", {}).get("id")}
-        for facts in (before, here)
-    )
-    for what, digest in now.items():
-        if digest and then[what] not in (None, digest):
-            raise SubjectError(
-                f"the {what} is not the one this job began with (sha256 {digest[:12]}, then {str(then[what])[:12]})",
-                hint="Bring the old one back; where it is unchanged, this version reads it otherwise. To start over: "
-                "orch enqueue --allow-duplicate",
-            )
 
 
 def _facts(context: TrainerContext, job: Assignment, state: TrainState, *, n_heldout: int) -> dict[str, Any]:

@@ -4,7 +4,7 @@ import json
 from functools import cached_property
 from typing import Any, Self
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
 from orchestrator.config.evaluation.ablation import AblationOptions
 from orchestrator.config.evaluation.downstream import DownstreamOptions
@@ -100,6 +100,8 @@ class EvaluatedSae(Part):
     """The shortest selector that means it."""
     facts: dict[str, Any]
     """`SaeFacts.as_json`."""
+    trained_on: dict[str, Any] = Field(default_factory=dict)
+    """Facts of the attempt that trained it: `subject.sha256`, `tokens.id`. Of an SAE that was brought in: none."""
 
     def read_facts(self) -> SaeFacts:
         """Return the facts."""

@@ -100,7 +100,7 @@ def test_a_prepended_bos_is_special(tmp_path: Path, special: str) -> None:
 
 
 def test_too_little_text_is_said_in_numbers(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"(?s)40 tokens = 5 contexts of 8; .*heldout_tokens = 50 only 0 contexts"):
+    with pytest.raises(ConfigError, match="40 tokens = 5 contexts of 8: too few for 50 held-out tokens"):
         Contexts.of(token_file(tmp_path, 40), job())
     with pytest.raises(ConfigError, match=r"(?s)only \d+ tokens are left to train, for batches of 64"):
         Contexts.of(token_file(tmp_path, 100), job(batch_tokens=64))

@@ -1,11 +1,15 @@
-"""The trainer continues a curve on the same model and text or not at all."""
+"""A curve is continued, and an SAE measured, on the model and text it was trained on or not at all."""
 
 from typing import Any
 
 import pytest
 
 from orchestrator.errors import SubjectError
-from worker.trainer.job_start import refuse_other_source
+from worker.activations import source
+
+
+def refuse_other_source(before: dict[str, Any], here: dict[str, Any]) -> None:
+    source.refuse_other_source(before, here, whose="this job began with", otherwise="Or start over.")
 
 
 def _facts(model: str, text: str | None) -> dict[str, Any]:
