@@ -47,9 +47,9 @@ def config_of(facts: SaeFacts, asked: Mapping[str, Any], trained: JobConfig | No
     tokens = asked.get("tokens") or own
     if trained is None or asked.get("data") is not None:
         data["max_tokens"] = _PACKED * tokens
-    return parse(
-        {"subject": subject, "data": data, "sae": {"normalize": "none", "k": 1}, "training": {"heldout_tokens": tokens}}
-    )
+    # Nothing is trained: what is left of the text need not fill a batch.
+    training = {"heldout_tokens": tokens, "batch_tokens": 1}
+    return parse({"subject": subject, "data": data, "sae": {"normalize": "none", "k": 1}, "training": training})
 
 
 def stated_place(asked: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from sqlalchemy import Engine
@@ -9,13 +10,13 @@ from sqlalchemy import Engine
 from orchestrator import queue, results
 from orchestrator.config.evaluation.evaluation import EvaluationPlan
 from orchestrator.config.evaluation.families import FAMILIES
-from orchestrator.config.evaluation.probe_files import with_checked_tasks
 from orchestrator.config.evaluation.reading import families_hint, parse_plan, unknown_family
 from orchestrator.errors import ConfigError, NotFound, SubjectError
 from orchestrator.job_states import OPEN
 from orchestrator.queue import Asked
 from orchestrator.results.choice import Choice, choose
 from orchestrator.saes import SaeEntry
+from orchestrator.sweep.plan_paths import with_checked_paths
 
 
 @dataclass(frozen=True)
@@ -55,15 +56,17 @@ def plan_of(
 ) -> EvaluationPlan:  # fmt: skip
     """Return a plan by the content of a file of one, and by what is asked for beside it, which comes first.
 
+    `where`: the path of the file, which relative paths are read from.
+
     Raises:
-        ConfigError: says what is wrong, and what was probably meant; `where` names the file.
+        ConfigError: says what is wrong, and what was probably meant.
     """
     plan = parse_plan({} if file is None else file, where)
     if wrong := [name for name in metrics if name not in FAMILIES]:
         raise ConfigError(unknown_family(wrong[0]), hint=families_hint())
     given: dict[str, Any] = {"metrics": list(metrics) or None, "tokens": tokens, "source": source}
     values = plan.model_dump(mode="json") | {name: value for name, value in given.items() if value is not None}
-    return with_checked_tasks(parse_plan(values, where))
+    return with_checked_paths(parse_plan(values, where), Path(where).parent.absolute() if where else None)
 
 
 def request_evaluations(

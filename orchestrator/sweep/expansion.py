@@ -11,15 +11,15 @@ from typing import NamedTuple
 from pydantic import ValidationError
 
 from orchestrator.config.evaluation.evaluation import EvaluationPlan
-from orchestrator.config.evaluation.probe_files import with_checked_tasks
 from orchestrator.config.evaluation.reading import parse_plan
 from orchestrator.config.flat_keys import flatten, nest
 from orchestrator.config.job import JobConfig, Part
 from orchestrator.config.validation import SCHEMA_HINT, explain, near_key
 from orchestrator.errors import ConfigError
-from orchestrator.sweep.assignments import FIELDS, Assignment, Assignments, assignments_of, entries, read_value
+from orchestrator.sweep.assignments import FIELDS, Assignment, Assignments, assignments_of, entries
 from orchestrator.sweep.expression import Expression, compile_expression
 from orchestrator.sweep.overrides import apply
+from orchestrator.sweep.plan_paths import with_checked_paths
 from orchestrator.sweep.points import Axis, describe, read_axes
 from orchestrator.sweep.sweep import Limits, Sweep
 from orchestrator.sweep.yaml_source import STANDARD_INPUT, Node, parse_text, read_text
@@ -241,10 +241,7 @@ def _priority(node: Node | None) -> int:
 def _evaluation(node: Node | None, path: Path) -> EvaluationPlan | None:
     if node is None or node.value is None:
         return None
-    values = node.plain()
-    if isinstance(values, dict) and "source" in values:
-        values["source"] = read_value("data.source", values["source"], (path.parent,))
-    return with_checked_tasks(parse_plan(values, f"{node.location}: evaluate"), path.parent)
+    return with_checked_paths(parse_plan(node.plain(), f"{node.location}: evaluate"), path.parent.absolute())
 
 
 def _labels(node: Node | None) -> dict[str, str]:

@@ -70,6 +70,35 @@ def test_what_is_asked_for_is_queued_and_what_cannot_be_is_named(trained: Engine
     assert (item["label"], item["job_id"], item["is_new"]) == ("2", 5, False)
 
 
+def test_the_paths_of_a_plan_are_read_from_its_file_or_from_here_and_looked_into(
+    trained: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    """A worker runs in another folder: what it is sent is absolute, and is there."""
+    here, files = tmp_path / "here", tmp_path / "files"
+    for folder in (here, files):
+        folder.mkdir()
+    (here / "mine.txt").write_text("some words")
+    (files / "beside.txt").write_text("some words")
+    (files / "other").mkdir()
+    (files / "plan.yaml").write_text("metrics: [structure]\nsource: beside.txt\nstructure: {against: [other]}\n")
+    monkeypatch.chdir(here)
+    assert run(["evaluate", "1", "--data", "mine.txt"]) == 0
+    assert run(["evaluate", "1", "--config", "../files/plan.yaml"]) == 0
+    mine, beside = (results.config(trained, number) for number in (4, 5))
+    assert mine["data"]["source"] == str(here / "mine.txt")
+    assert Path(beside["data"]["source"]).resolve() == files / "beside.txt"
+    assert Path(beside["plan"]["structure"]["against"][0]).resolve() == files / "other"
+    planned = expand_text("evaluate: {source: beside.txt}\nname: x\n", files / "x.yaml").evaluation
+    assert planned is not None
+    assert planned.source == str(files / "beside.txt")
+    capsys.readouterr()
+    assert run(["evaluate", "1", "--data", "missing.txt"]) == 2
+    assert "there is no text missing.txt" in capsys.readouterr().err
+    (files / "plan.yaml").write_text("structure: {against: [gone]}\n")
+    assert run(["evaluate", "1", "--config", "../files/plan.yaml"]) == 2
+    assert "structure.against: there is no gone" in capsys.readouterr().err
+
+
 def test_options_go_before_the_file(trained: Engine, tmp_path: Path) -> None:
     file = tmp_path / "plan.yaml"
     file.write_text("metrics: [probes]\ntokens: 8k\nseed: 3\n")

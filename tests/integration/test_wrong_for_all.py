@@ -68,7 +68,7 @@ def test_wrong_places_leave_their_companions(subject: Path, tmp_path: Path) -> N
         ({"data__context_length": 64}, "context_length = 64: the model reads 32 at most"),
         ({"data__prepend_bos": True}, "no BOS token"),
         ({"data__text_column": "body"}, "no column 'body'"),
-        ({"training__heldout_tokens": 50_000}, "are left to train"),
+        ({"training__heldout_tokens": 50_000}, "too few for 50000 held-out tokens"),
     ],
 )
 def test_a_wrong_text_fails_all_that_read_it(values: dict[str, Any], said: str, subject: Path, tmp_path: Path) -> None:

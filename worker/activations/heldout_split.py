@@ -53,7 +53,11 @@ class Contexts:
         n_heldout = -(-config.training.heldout_tokens // tokens.stride)
         n_training = tokens.n_contexts - n_heldout
         if n_training < 1:
-            raise _too_short(tokens, config, f"{max(0, n_training)} contexts")
+            raise ConfigError(
+                f"{_size(tokens, config)}: too few for {config.training.heldout_tokens} held-out tokens and a context "
+                "before them",
+                hint="Give more text, or hold out fewer tokens: training.heldout_tokens, or --tokens of a command.",
+            )
         ignored = np.zeros(max(tokens.largest_id, *tokens.special_ids, tokens.bos_id or 0, 0) + 1, dtype=np.bool_)
         if config.data.special_tokens == "mask":
             ignored[list(tokens.special_ids)] = True
@@ -65,7 +69,7 @@ class Contexts:
                 hint="Raise training.heldout_tokens, or set data.special_tokens: train.",
             )
         if counts.sum() < config.training.batch_tokens:
-            raise _too_short(tokens, config, f"{counts.sum()} tokens")
+            raise _too_short(tokens, config, int(counts.sum()))
         return cls(tokens=tokens, seed=config.data.seed, n_heldout=n_heldout, ignored=ignored, counts=counts)
 
     @property
@@ -136,11 +140,16 @@ def _count_heldout(tokens: TokenFile, ignored: NDArray[np.bool_], n_heldout: int
     return int((~ignored[tokens.contexts(last)]).sum())
 
 
-def _too_short(tokens: TokenFile, config: JobConfig, left: str) -> ConfigError:
+def _size(tokens: TokenFile, config: JobConfig) -> str:
+    n, each = tokens.n_contexts, tokens.context_length
+    return f"data.source: {config.data.source} gives {tokens.n_tokens} tokens = {n} contexts of {each}"
+
+
+def _too_short(tokens: TokenFile, config: JobConfig, left: int) -> ConfigError:
+    training = config.training
     message = (
-        f"data.source: {config.data.source} gives {tokens.n_tokens} tokens = {tokens.n_contexts} contexts of "
-        f"{tokens.context_length}; with training.heldout_tokens = {config.training.heldout_tokens} only {left} are "
-        f"left to train, for batches of {config.training.batch_tokens}"
+        f"{_size(tokens, config)}; with training.heldout_tokens = {training.heldout_tokens} only {left} tokens are "
+        f"left to train, for batches of {training.batch_tokens}"
     )
     hint = "Give more text, or lower training.heldout_tokens, training.batch_tokens or data.context_length."
     return ConfigError(message, hint=hint)
