@@ -41,7 +41,7 @@ class Evaluations:
         from orchestrator.dispatch import NOT_WOKEN, wake
         from orchestrator.evaluation.asking import plan_of, request_evaluations
 
-        plan = plan_of(config, metrics=metrics, tokens=tokens, source=data)
+        plan = plan_of(config, metrics=names(metrics), tokens=tokens, source=data)
         asked = [str(one) for one in selectors]
         found = request_evaluations(self._engine, asked, plan, where=listed(where), again=again)
         for one in found.refused:
@@ -64,12 +64,17 @@ class Evaluations:
         """
         from orchestrator.evaluation import scores
 
-        rows = scores.scores(self._engine, [str(one) for one in selectors], metrics=metrics, stale=stale)
+        rows = scores.scores(self._engine, [str(one) for one in selectors], metrics=names(metrics), stale=stale)
         if long:
             return frame([row.flat() for row in rows], scores.ScoreEntry.flat_types())
         records = scores.wide(rows, variants=variants)
         own = scores.ScoreEntry.flat_types()
         return frame(records, {name: own.get(name, float | None) for name in (records[0] if records else ("sae",))})
+
+
+def names(given: Sequence[str]) -> Sequence[str]:
+    """Return some names as a list: one alone is a list of itself."""
+    return [given] if isinstance(given, str) else given
 
 
 def listed(where: Mapping[str, Any] | None) -> dict[str, list[Any]]:

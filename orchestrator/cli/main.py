@@ -36,7 +36,7 @@ SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
         "status": ("status", "Show jobs and how far they are."),
         "show": ("show", "Show everything about one job."),
         "explain": ("explain", "Say why a job is, or is not, running."),
-        "logs": ("logs", "Print what a job's trainer wrote."),
+        "logs": ("logs", "Print what a job's process wrote."),
         "wait": ("wait", "Wait until jobs have ended; the exit code says how."),
         "top": ("top", "Watch workers and running jobs until q is pressed."),
         "metrics": ("metrics", "Print figures for Prometheus."),
@@ -55,7 +55,7 @@ SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
         "sae": ("sae", "List trained SAEs, bring others in, check them, give them to other libraries."),
     },
     "Work": {
-        "worker": ("workers", "Train queued jobs until stopped."),
+        "worker": ("workers", "Train and evaluate queued jobs until stopped."),
         "tracking": ("services", "Rebuild what MLflow shows."),
     },
     "Place": {

@@ -45,7 +45,7 @@ def _put_back(session: Session, lease: Lease, backoff_seconds: float) -> None:
     if desired == "cancel":
         state, why = "cancelled", None
     elif in_row >= MAX_LOST_IN_ROW:
-        state, why = "failed", f"{in_row} attempts in a row lost their worker without a new checkpoint"
+        state, why = "failed", f"{in_row} attempts in a row lost their worker without progress"
     elif desired == "pause":
         state, why = "paused", None
     # The first loss is rarely the job's fault: it may run again at once.

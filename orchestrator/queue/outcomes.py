@@ -150,7 +150,7 @@ def crashed_in_company(engine: Engine, lease: Lease, *, error: str, exit_code: i
     Raises:
         LeaseLost: this worker has been given up.
     """
-    shared = f" ({n_jobs} jobs shared the trainer)"
+    shared = f" ({n_jobs} jobs shared the process)"
     half = (n_jobs + 1) // 2
     return _end_free(engine, lease, "crashed", error=error, exit_code=exit_code, more=shared, company=half)
 

@@ -91,7 +91,7 @@ def has_ended(world: World, job: int, attempt: int) -> bool:
 
 def told_so(world: World, job: int) -> None:
     assert [outcome for outcome, _ in world.attempts(job)] == ["out_of_memory"] * 2
-    assert "out of memory twice: the kernel's OOM killer ended the trainer" in (world.job(job).reason or "")
+    assert "out of memory twice: the kernel's OOM killer ended its process" in (world.job(job).reason or "")
     assert "lower jobs_per_trainer" in (world.last_attempt(job).error or "")
 
 

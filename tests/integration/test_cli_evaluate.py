@@ -99,6 +99,32 @@ def test_the_paths_of_a_plan_are_read_from_its_file_or_from_here_and_looked_into
     assert "structure.against: there is no gone" in capsys.readouterr().err
 
 
+def test_words_about_an_evaluation_are_of_an_evaluation(trained: Engine, tmp_path: Path, capsys: Capture) -> None:
+    assert run(["evaluate", "1", "--metrics", ""]) == 2
+    assert "'' is no metric family" in capsys.readouterr().err
+    (tmp_path / "plan.yaml").write_text("metrics: downstream")
+    assert run(["evaluate", "1", "--config", str(tmp_path / "plan.yaml")]) == 2
+    assert "metrics: Input should be a list (got 'downstream')" in " ".join(capsys.readouterr().err.split())
+    assert run(["config", "schema", "--evaluation"]) == 0
+    assert "default python:stdlib\n" in capsys.readouterr().out
+    assert run(["evaluate", "1", "2"]) == 0
+    done = measure(trained)
+    queue.fail(trained, take(trained).lease, error="no more", exit_code=1, outcome="failed", retry=False)
+    capsys.readouterr()
+    assert run(["explain", str(done)]) == 0
+    assert "orch results" in capsys.readouterr().out
+    assert run(["explain", str(done + 1)]) == 0
+    assert capsys.readouterr().out.endswith(
+        f"What is measured stays, and is not measured again.\nTo try again: orch retry {done + 1}\n"
+    )
+    assert run(["delete", str(done)]) == 2
+    assert "Delete 1 job (1 succeeded): the scores of 1 evaluation?" in capsys.readouterr().err
+    assert run(["delete", "1", str(done)]) == 2
+    said = capsys.readouterr().err
+    assert "1 trained SAE with all scores, " in said
+    assert ", the scores of 1 evaluation?" in said
+
+
 def test_options_go_before_the_file(trained: Engine, tmp_path: Path) -> None:
     file = tmp_path / "plan.yaml"
     file.write_text("metrics: [probes]\ntokens: 8k\nseed: 3\n")
@@ -337,6 +363,7 @@ def test_from_python(trained: Engine, settings: Settings) -> None:
         measure(trained)
         assert list(study.wait(4, 5)["state"]) == ["succeeded", "succeeded"]
         found = study.scores("s", metrics=["delta_ce"])
+        assert study.scores("s", metrics="delta_ce").equals(found), "one name is a list of itself"
         assert list(zip(found["sae"], found["value"], found["low"], strict=True)) == [
             ("1", 0.031, 0.03),
             ("2", 0.031, 0.03),

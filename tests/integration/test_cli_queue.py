@@ -216,7 +216,7 @@ def test_explain_says_what_is_before_what_it_needs_and_who_could_share(queued: E
     lease = _claim(queued)
     assert "is read by 2 other queued jobs, and by 1 running" in explained(3)
     queue.begin(queued, lease, {"shared_with": [2, 3]}, 0)
-    assert "Its trainer began with jobs 2, 3 too." in explained(1)
+    assert "Its process began with jobs 2, 3 too." in explained(1)
     queue.fail(queued, lease, error="it broke", exit_code=70, outcome="failed", retry=True, backoff_seconds=0)
     assert "It is trained alone" in explained(1)
     assert "is read by 2 other queued jobs." in explained(3)

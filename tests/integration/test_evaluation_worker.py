@@ -102,6 +102,7 @@ def test_a_worker_that_is_told_to_stop_hands_an_evaluation_back(subject: Path, t
         world.wait(lambda: world.job(job).state == "running")
         worker.send_signal(signal.SIGTERM)
         assert worker.wait(60) == 0, world.said()
+        assert "writing a checkpoint" not in world.said(), "an evaluation has none"
         outcomes = [row.outcome for row in world.rows(select(Attempt.outcome).where(Attempt.job_id == job))]
         assert outcomes in (["preempted"], ["evaluated"]), outcomes
         assert world.work("--until-empty").wait(120) == 0, world.said()

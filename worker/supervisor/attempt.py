@@ -325,7 +325,7 @@ class Attempt:
         if not self.outcome.is_decided:
             if self.stop == "stalled":
                 seconds = self._context.settings.stall_seconds
-                text = f"no word from the trainer for {seconds:g} s; its stacks are in {log}"
+                text = f"no word from its process for {seconds:g} s; its stacks are in {log}"
                 self.outcome.fail(Ending("stalled", text, True), exit_code=code)
             elif self.stop is not None or code == Exit.YIELDED:
                 self.release()
@@ -352,6 +352,10 @@ class Attempt:
         lease, level = self._claim.lease, LogLine.of(text).level
         about: dict[str, int | str] = {"job": lease.job_id, "attempt": lease.attempt, "token": lease.token[:8]}
         self._context.say(LogLine(text, prefix=f"{self._name}: ", level=level, **about))
+
+    def say_leaving(self, reason: str) -> None:
+        """Say that the job is left, and what is kept of it."""
+        self.say(f"{reason}: {'writing a checkpoint' if self._claim.kind == 'train' else 'what is measured is kept'}")
 
     def _note_fault(self, kind: str, text: str, code: int) -> None:
         if code == Exit.MACHINE:

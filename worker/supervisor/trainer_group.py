@@ -161,7 +161,7 @@ class TrainerGroup:
         self._stop = reason
         for attempt in attempts:
             attempt.stop = attempt.stop or reason
-            attempt.say(f"{reason}: writing a checkpoint")
+            attempt.say_leaving(reason)
         trainer.terminate()
         self._kill_at = time.monotonic() + self._settings.terminate_seconds
 
@@ -184,7 +184,7 @@ class TrainerGroup:
         if not attempt.has_begun:
             self._drop(trainer, attempt)
             return
-        attempt.say("pause: writing a checkpoint")
+        attempt.say_leaving("pause")
         trainer.drop(attempt.job_id, save=True)
         self._drop_at[attempt.job_id] = time.monotonic() + self._settings.terminate_seconds
 

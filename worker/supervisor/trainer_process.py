@@ -27,7 +27,7 @@ COMMAND = (sys.executable, "-P", "-m", "worker.trainer")
 EVALUATION_COMMAND = (sys.executable, "-P", "-m", "worker.evaluation")
 OOM_KILLED = Failure(
     "OutOfMemory",
-    "the kernel's OOM killer ended the trainer: this host, or this container, has too little memory",
+    "the kernel's OOM killer ended its process: this host, or this container, has too little memory",
     "Give it more, or lower jobs_per_trainer or memory.",
     Exit.OUT_OF_MEMORY,
 )
@@ -142,18 +142,18 @@ def meaning(code: int) -> Ending:
     if code < 0:
         name = signal.Signals(-code).name if -code in set(signal.Signals) else str(-code)
         more = ": perhaps the machine ran out of memory" if -code == signal.SIGKILL else ""
-        return Ending("crashed", f"the trainer was ended by {name}{more}", True)
+        return Ending("crashed", f"its process was ended by {name}{more}", True)
     match code:
         case Exit.YIELDED:
-            return Ending("preempted", "the trainer wrote a checkpoint and yielded", True)
+            return Ending("preempted", "its process yielded", True)
         case Exit.MACHINE:
             return Ending("machine", "the machine could not do its work", True)
         case Exit.BAD_CONFIG:
-            return Ending("bad_config", "the config cannot be trained", False)
+            return Ending("bad_config", "its config cannot be run", False)
         case Exit.OUT_OF_MEMORY:
             return Ending("out_of_memory", "the device has too little memory for this job", True)
         case _:
-            return Ending("failed", f"the trainer ended with exit status {code}", True)
+            return Ending("failed", f"its process ended with exit status {code}", True)
 
 
 def _environment(order: Order | EvaluationOrder) -> dict[str, str]:

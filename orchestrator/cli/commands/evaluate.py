@@ -44,7 +44,7 @@ def evaluate(
     from orchestrator.sweep.yaml_source import parse_text, read_text
 
     content = None if file is None else parse_text(read_text(file), str(file)).plain() or {}
-    named = [part.strip() for part in metrics.split(",") if part.strip()] if metrics else []
+    named = [] if metrics is None else [part.strip() for part in metrics.split(",")]
     plan = plan_of(content, metrics=named, tokens=tokens, source=data, where=str(file or ""))
     with database() as (settings, engine):
         found = request_evaluations(engine, selectors, plan, where=where_of(where), again=again, dry_run=dry_run)

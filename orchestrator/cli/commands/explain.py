@@ -33,7 +33,7 @@ _MEANINGS = {
 }
 _HOLDERS = {
     "draining": "Its worker drains: it finishes this job, claims no more, and ends.",
-    "stopping": "Its worker was asked to stop: it writes a checkpoint, and another worker goes on from there.",
+    "stopping": "Its worker was asked to stop: it hands this job back, and another worker goes on from there.",
     "lost": "Its worker has not reported for {silent}.",
 }
 _ENDINGS = {
@@ -65,7 +65,7 @@ def _explanation(settings: "Settings", engine: "Engine", row: "JobRow") -> list[
 
     names = {"id": row.id, "sweep": row.sweep}
     if row.state == "succeeded" and row.kind == "evaluate":
-        return [f"All that it was to measure is measured. Its scores: orch show {row.id}"]
+        return ["All that it was to measure is measured. The scores: orch results"]
     if row.state == "succeeded":
         return [_ENDINGS.get(row.outcome or "", "").format(**names)]
     if row.state == "running":
@@ -77,14 +77,14 @@ def _explanation(settings: "Settings", engine: "Engine", row: "JobRow") -> list[
             f" {_lease(settings, row.lease_left, silent=_is_silent(engine, row))}" if row.lease_left is not None else ""
         )
         others = _companions(engine, row)
-        with_whom = f" Its trainer began with job{'s' * (len(others) > 1)} {', '.join(others)} too." if others else ""
+        with_whom = f" Its process began with job{'s' * (len(others) > 1)} {', '.join(others)} too." if others else ""
         there = f"{beat} Attempt {row.attempt}, on {row.worker or 'a worker'}.{left}{with_whom}"
         return [there, *_of_its_worker(engine, row)]
     if row.state in FREED:
         tried = [a for a in results.attempts(engine, row.id) if a.error]
         last = [f"Attempt {tried[-1].attempt}: {tried[-1].error}", f"Its log: orch logs {row.id}"] if tried else []
-        measured = " What is measured stays, and is not measured again." if row.kind == "evaluate" else ""
-        return [*last, f"To try again: orch retry {row.id}{measured}"]
+        measured = ["What is measured stays, and is not measured again."] if row.kind == "evaluate" else []
+        return [*last, *measured, f"To try again: orch retry {row.id}"]
     first = (row.reason or "").partition("(")[0]
     lines = [_MEANINGS.get(first, "It waits for a worker.").format(**names)]
     others = [word for word in results.waiting_for(engine, row.id) if word != first]

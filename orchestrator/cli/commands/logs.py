@@ -27,9 +27,9 @@ _HEAD = re.compile(r"\d\d:\d\d:\d\d (?:job (\d+): )?")
 @click.option("-f", "--follow", is_flag=True, help="Go on until the job has ended, over all its attempts.")
 @click.option("--attempt", type=click.IntRange(1), help="Of that attempt; the last one by default.")
 @click.option("--tail", type=click.IntRange(0), metavar="N", help="Only the last N lines.")
-@click.option("--all", "everything", is_flag=True, help="Also what the trainer wrote of other jobs that shared it.")
+@click.option("--all", "everything", is_flag=True, help="Also what the process wrote of other jobs that shared it.")
 def logs(*, job: int, follow: bool, attempt: int | None, tail: int | None, everything: bool) -> None:
-    """Print what a job's trainer wrote: of this job, and of all that shared the trainer alike."""
+    """Print what a job's process wrote: of this job, and of all that shared the process alike."""
     mine = _OfJob(None if everything else job)
     with database() as (settings, engine):
         row = job_rows(engine, [str(job)])[0]

@@ -71,11 +71,15 @@ def _hidden_too(engine: "Engine", selectors: Sequence[str]) -> list[int]:
 
 
 def _what_goes(engine: "Engine", ids: Sequence[int]) -> str:
-    """Say what goes: 3 jobs (2 succeeded, 1 failed): 2 trained SAEs, 1.2M trained tokens."""
+    """Say what goes: 3 jobs (2 succeeded, 1 failed): 2 trained SAEs with all scores, 1.2M trained tokens."""
     from orchestrator import results
 
     rows = results.jobs(engine, ids=ids, kind=None)
     states = ", ".join(f"{number} {state}" for state, number in Counter(row.state for row in rows).items())
-    saes = sum(row.artifact_uri is not None for row in rows)
-    trained = sum(row.tokens_seen for row in rows if row.kind == "train")
-    return f"{plural(len(rows), 'job')} ({states}): {plural(saes, 'trained SAE')}, {count(trained)} trained tokens"
+    trained = [row for row in rows if row.kind == "train"]
+    saes = sum(row.artifact_uri is not None for row in trained)
+    tokens = count(sum(row.tokens_seen for row in trained))
+    goes = [f"{plural(saes, 'trained SAE')} with all scores", f"{tokens} trained tokens"] if trained else []
+    if len(trained) < len(rows):
+        goes.append(f"the scores of {plural(len(rows) - len(trained), 'evaluation')}")
+    return f"{plural(len(rows), 'job')} ({states}): {', '.join(goes)}"

@@ -44,7 +44,7 @@ def worker(
     jobs: int | None,
     devices: str | None,
 ) -> None:
-    """Train queued jobs until stopped.
+    """Train and evaluate queued jobs until stopped.
 
     Ctrl-C or SIGTERM lets the running job write a checkpoint; the next worker goes on from there, exactly.
     """

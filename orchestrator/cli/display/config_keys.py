@@ -68,7 +68,8 @@ def _takes(field: Mapping[str, Any]) -> str:
 def _default(field: Mapping[str, Any]) -> str:
     default = field.get("default")
     if isinstance(default, list):
-        return f"default {', '.join(map(str, default)) or 'none'}"
+        shown = (one.get("source", one) if isinstance(one, dict) else one for one in default)
+        return f"default {', '.join(map(str, shown)) or 'none'}"
     if default is None:
         return "default null"
     if isinstance(default, int) and not isinstance(default, bool):

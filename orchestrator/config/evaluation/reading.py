@@ -77,7 +77,7 @@ def _said(error: ValidationError) -> str:
         return f"unknown key {path!r}" + (f"; did you mean {near[0]!r}?" if near else "")
     value = first["input"]
     got = "" if isinstance(value, dict | Part) else f" (got {value!r})"
-    text = first["msg"].removeprefix("Value error, ") + got
+    text = first["msg"].removeprefix("Value error, ").replace("a valid tuple", "a list") + got
     return f"{path}: {text}" if path else text
 
 
