@@ -89,10 +89,18 @@ def _saes_of_jobs(engine: Engine, selector: str) -> list[SaeEntry]:
         if Path(selector).exists():
             raise NotFound(error.message, hint=f"Is the folder meant? Write ./{selector}") from None
         raise
+    if not several and name.isdigit() and (sae := _evaluated(engine, int(name))) is not None:
+        raise NotFound(f"job {name} is an evaluation, of sae:{sae}", hint=f"orch results sae:{sae}")
     if not several:
         what = f"job {name}" if name.isdigit() else f"sweep {name!r}"
         raise NotFound(f"{what} has no SAE: none of its jobs has finished with one", hint="orch sae list")
     return several
+
+
+def _evaluated(engine: Engine, job_id: int) -> int | None:
+    """Return the SAE that an evaluation job measures; None of another job."""
+    with reading(engine) as session:
+        return session.scalar(select(m.Job.sae_id).where(m.Job.id == job_id, m.Job.kind == "evaluate"))
 
 
 def _select(session: Session, selector: str) -> list[int]:

@@ -11,7 +11,7 @@ from orchestrator import queue, results, saes
 from orchestrator.config.evaluation.evaluation import EvaluationConfig, EvaluationPlan
 from orchestrator.database.engine import reading, transaction
 from orchestrator.database.models import Job, MeasuredFamily, ScoreRow, SweepRow, WorkerRow
-from orchestrator.errors import StateError
+from orchestrator.errors import NotFound, StateError
 from orchestrator.evaluation.job_scores import scores_by_job
 from orchestrator.queue import LeaseLost, workers
 from orchestrator.sweep.sweep import Sweep
@@ -78,6 +78,13 @@ def test_what_is_there_is_not_queued_again_unless_it_is_asked_for(engine: Engine
     (other,) = queue.evaluate(engine, EvaluationPlan(metrics=("probes",)), [1], dry_run=True)
     assert (other.job_id, other.is_new) == (None, True)
     assert evaluations(engine) == [3, 4, 5]
+
+
+def test_the_number_of_an_evaluation_leads_to_its_sae(engine: Engine) -> None:
+    (number,) = evaluate(engine, imported(engine))
+    with pytest.raises(NotFound, match=f"job {number} is an evaluation, of sae:1") as told:
+        results.find_saes(engine, [str(number)])
+    assert told.value.hint == "orch results sae:1"
 
 
 def test_an_imported_sae_is_evaluated_in_a_sweep_made_for_it(engine: Engine) -> None:
