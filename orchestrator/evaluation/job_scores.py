@@ -1,51 +1,77 @@
 """Scores beside what is known of the jobs that trained the SAEs, for figures and tables of a sweep."""
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
+from typing import Any, NamedTuple
 
 from sqlalchemy import Engine, select
 from sqlalchemy.orm import aliased
 
 from orchestrator.database import models as m
 from orchestrator.database.engine import reading
-from orchestrator.formatting import Interval
+from orchestrator.formatting import Interval, named
 from orchestrator.scaling.types import JobMeasurement
 
 _NORMAL_90 = 1.6448536269514722
 """Standard errors to each end of a 90% interval."""
 
 
-def with_scores(engine: Engine, rows: Sequence[JobMeasurement]) -> list[JobMeasurement]:
-    """Return jobs with the newest scores of their SAEs; those of before a job was extended are left out.
+class SweepScores(NamedTuple):
+    """What evaluations measured of the SAEs of sweeps: of each metric family on one text, so that they compare."""
+
+    by_job: dict[int, dict[str, Interval]]
+    """By the job that trained each SAE, by metric and variant."""
+    texts: dict[str, str]
+    """By metric family: how many tokens of which text it was measured on; of several, that which most SAEs have."""
+
+
+def with_scores(rows: Sequence[JobMeasurement], scores: SweepScores) -> list[JobMeasurement]:
+    """Return jobs with the scores of their SAEs."""
+    return [replace(row, scores=scores.by_job.get(row.job_id, {})) for row in rows]
+
+
+def sweep_scores(engine: Engine, sweeps: Collection[str]) -> SweepScores:
+    """Return the newest scores of the SAEs of sweeps.
+
+    Those of hidden evaluations are left out, and those of before a job was extended.
 
     Raises:
         StorageError: the database did not answer.
     """
-    found = scores_by_job(engine, {row.sweep for row in rows})
-    return [replace(row, scores=found[row.job_id]) if row.job_id in found else row for row in rows]
-
-
-def scores_by_job(engine: Engine, sweeps: Collection[str]) -> dict[int, dict[str, Interval]]:
-    """Return the newest scores of the SAEs of sweeps, by the job that trained each, by metric and variant.
-
-    Those of hidden evaluations are left out.
-
-    Raises:
-        StorageError: the database did not answer.
-    """
-    score, sae, job, measuring = m.ScoreRow, m.SaeRow, m.Job, aliased(m.Job)
-    values = (score.metric, score.variant, score.value, score.std_error, score.low, score.high)
-    query = select(sae.job_id, *values).join(sae, sae.id == score.sae_id).join(job, job.id == sae.job_id)
+    score, sae, job, measuring, family = m.ScoreRow, m.SaeRow, m.Job, aliased(m.Job), m.MeasuredFamily
+    values = (score.family, score.metric, score.variant, score.value, score.std_error, score.low, score.high)
+    query = select(sae.job_id, *values, family.tokens, family.measured_on).join(sae, sae.id == score.sae_id)
+    query = query.outerjoin(family, (family.job_id == score.job_id) & (family.family == score.family))
+    query = query.join(job, job.id == sae.job_id)
     query = query.join(m.SweepRow, m.SweepRow.id == job.sweep_id).where(m.SweepRow.name.in_(sweeps))
     query = query.join(measuring, measuring.id == score.job_id).where(measuring.hidden.is_(None))
     query = query.where(score.sae_attempt == sae.attempt, score.value.is_not(None)).order_by(score.id)
-    found: dict[int, dict[str, Interval]] = {}
     with reading(engine) as session:
-        for row in session.execute(query):
+        rows = session.execute(query).all()
+    texts = _most_common_texts(rows)
+    found: dict[int, dict[str, Interval]] = {}
+    for row in rows:
+        if texts[row.family] == (row.measured_on, row.tokens):
             name = f"{row.metric} {row.variant}".strip()
             found.setdefault(row.job_id, {})[name] = _interval(row.value, row.std_error, row.low, row.high)
-    return found
+    return SweepScores(found, {name: _told(*text) for name, text in texts.items()})
+
+
+_TextOf = tuple[str | None, int | None]
+"""The text, and how many tokens of it."""
+
+
+def _most_common_texts(rows: Iterable[Any]) -> dict[str, _TextOf]:
+    """Return for each family the text on which most SAEs have it; of several the one that came last."""
+    jobs: dict[str, dict[_TextOf, set[int]]] = {}
+    for row in rows:
+        jobs.setdefault(row.family, {}).setdefault((row.measured_on, row.tokens), set()).add(row.job_id)
+    return {name: max(reversed(texts), key=lambda text: len(texts[text])) for name, texts in jobs.items()}
+
+
+def _told(text: str | None, tokens: int | None) -> str:
+    return f"{named(tokens, 'token')} of {text}" if text and tokens else text or ""
 
 
 def _interval(value: float, std_error: float | None, low: float | None, high: float | None) -> Interval:

@@ -11,7 +11,7 @@ from sqlalchemy import Engine, select
 from orchestrator.database import models as m
 from orchestrator.database.engine import db_now, reading
 from orchestrator.errors import FitError
-from orchestrator.evaluation.job_scores import with_scores
+from orchestrator.evaluation.job_scores import sweep_scores, with_scores
 from orchestrator.fits import store
 from orchestrator.fits.forecast_inputs import is_current
 from orchestrator.report.page_data import Contents, Missing, Origin, SweepText
@@ -36,13 +36,15 @@ def collect_contents(
         StorageError: the database did not answer.
     """
     texts, at = _sweeps(engine, sweeps)
-    rows = with_scores(engine, measured(engine, list(sweeps)))
+    scores = sweep_scores(engine, sweeps)
+    rows = with_scores(measured(engine, list(sweeps)), scores)
     missing = renew(engine, sweeps, rows, laws=laws)
     fits, last = fits_of(engine, sweeps), last_ended(engine, sweeps)
     return Contents(
         sweeps=texts, rows=tuple(rows), origins=_origins(engine, rows),
         fits=tuple(fits), missing=missing, database=database,
         at=at, version=metadata.version("orch"),
+        scored_on=scores.texts,
         stale=frozenset(stored.id for stored in fits if not is_current(stored, rows, last)),
     )  # fmt: skip
 

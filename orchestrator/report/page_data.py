@@ -56,6 +56,8 @@ class Contents:
     """By the database's clock, epoch seconds."""
     version: str = ""
     """Of orch."""
+    scored_on: Mapping[str, str] = field(default_factory=dict)
+    """By metric family: how many tokens of which text its scores are of."""
     stale: frozenset[int] = frozenset()
     """Ids of the fits that jobs have ended after."""
 

@@ -27,8 +27,21 @@ def score_sections(contents: Contents, listed: Sequence[JobMeasurement]) -> list
     scored = [row for row in listed if any(name in row.scores for name in _SHOWN)]
     if not scored:
         return []
-    more = " All scores: orch results; of every variant: orch results --long."
-    return [element("p", _INTERVALS, more, class_="small"), _score_grid(scored), *_equal_l0(contents)]
+    more = " All scores: orch results; of every variant and text: orch results --long."
+    return [
+        element("p", _measured_on(contents), _INTERVALS, more, class_="small"),
+        _score_grid(scored),
+        *_equal_l0(contents),
+    ]
+
+
+def _measured_on(contents: Contents) -> str:
+    """Say on which text the families were measured: once for all of them, where it is one."""
+    families: dict[str, list[str]] = {}
+    for family, text in contents.scored_on.items():
+        families.setdefault(text, []).append(family)
+    told = "; ".join(f"{', '.join(named)} on {text}" if len(families) > 1 else text for text, named in families.items())
+    return f"Measured on {told}. " if told else ""
 
 
 def _score_grid(rows: Sequence[JobMeasurement]) -> Html:

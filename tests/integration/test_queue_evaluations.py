@@ -12,7 +12,7 @@ from orchestrator.config.evaluation.evaluation import EvaluationConfig, Evaluati
 from orchestrator.database.engine import reading, transaction
 from orchestrator.database.models import Job, MeasuredFamily, ScoreRow, SweepRow, WorkerRow
 from orchestrator.errors import NotFound, StateError
-from orchestrator.evaluation.job_scores import scores_by_job
+from orchestrator.evaluation.job_scores import sweep_scores
 from orchestrator.queue import LeaseLost, workers
 from orchestrator.sweep.sweep import Sweep
 from tests.evaluation_shorthand import (
@@ -355,8 +355,32 @@ def test_a_report_shows_the_newest_scores_of_evaluations_that_are_not_hidden(eng
         record(engine, lease, "downstream")
         queue.finish_evaluation(engine, lease, 1.0)
         shown[value] = lease.job_id
-    assert scores_by_job(engine, ["s"])[trained]["fvu"].value == 0.75
+    assert sweep_scores(engine, ["s"]).by_job[trained]["fvu"].value == 0.75
     queue.hide_jobs(engine, [shown[0.75]])
-    assert scores_by_job(engine, ["s"])[trained]["fvu"].value == 0.25
+    assert sweep_scores(engine, ["s"]).by_job[trained]["fvu"].value == 0.25
     queue.hide_jobs(engine, [shown[0.25]])
-    assert scores_by_job(engine, ["s"]) == {}
+    assert sweep_scores(engine, ["s"]).by_job == {}
+
+
+def test_a_report_compares_scores_of_one_text(engine: Engine) -> None:
+    enqueue(engine, 2)
+    trained = [train(engine), train(engine)]
+
+    def measure(sae: int, value: float, text: str) -> None:
+        evaluate(engine, sae, again=True)
+        lease = take(engine).lease
+        found = [score("fvu", value)]
+        queue.record_scores(engine, lease, "reconstruction", found, wall_seconds=1.0, tokens=4096, measured_on=text)
+        record(engine, lease, "downstream")
+        queue.finish_evaluation(engine, lease, 1.0)
+
+    measure(1, 0.1, "a.txt")
+    measure(2, 0.2, "a.txt")
+    measure(1, 0.9, "b.txt")
+    found = sweep_scores(engine, ["s"])
+    assert [found.by_job[job_id]["fvu"].value for job_id in trained] == [0.1, 0.2], (
+        "not the newest, which is of one SAE"
+    )
+    assert found.texts["reconstruction"] == "4,096 tokens of a.txt"
+    measure(2, 0.8, "b.txt")
+    assert sweep_scores(engine, ["s"]).by_job[trained[0]]["fvu"].value == 0.9, "of two texts that all have, the last"

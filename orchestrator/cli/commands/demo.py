@@ -143,11 +143,13 @@ def _failure(group: DemoWorkers) -> str:
 
 
 def _conclude(settings: "Settings", engine: "Engine", name: str) -> None:
-    from orchestrator.evaluation.job_scores import scores_by_job
+    from orchestrator.evaluation.job_scores import sweep_scores
 
     rows = latest(engine, name)
     scores = {
-        job_id: found["delta_ce"] for job_id, found in scores_by_job(engine, [name]).items() if "delta_ce" in found
+        job_id: found["delta_ce"]
+        for job_id, found in sweep_scores(engine, [name]).by_job.items()
+        if "delta_ce" in found
     }
     for line in result_lines(rows, width=terminal.width(), delta_ce=scores):
         terminal.echo(line)
