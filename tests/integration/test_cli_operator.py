@@ -163,7 +163,7 @@ def test_explain_knows_the_workers(engine: Engine, capsys: Capture) -> None:
     assert "it claims no more. Start another with: orch worker" in explained(2)
     assert "Its worker drains: it finishes this job" in explained(1)
     registry.ask(engine, ["w1"], "stop")
-    assert "Its worker was asked to stop: it writes a checkpoint" in explained(1)
+    assert "Its worker was asked to stop: it hands this job back" in explained(1)
     silence(engine, "w1")
     assert "It runs." in explained(1)
     assert "Its worker has not reported for 1m" in explained(1)

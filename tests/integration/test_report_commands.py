@@ -1,6 +1,5 @@
 """`orch plot` and `orch report` on a real database; the trainer is played."""
 
-import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -8,13 +7,12 @@ import pytest
 from sqlalchemy import Engine
 
 from orchestrator import queue, results
-from orchestrator.cli.commands.report_commands import file_name, plot
+from orchestrator.cli.commands.report_commands import file_name
 from orchestrator.cli.main import run
 from orchestrator.config.validation import parse
 from orchestrator.database.schema import open_database
 from orchestrator.fits import store
 from orchestrator.report import collect_contents
-from orchestrator.scaling.plots.all_plots import figure_names
 from orchestrator.settings import Settings
 from orchestrator.sweep.sweep import Sweep
 from tests import planted_laws as planted
@@ -227,8 +225,3 @@ def test_many_jobs_have_a_file_beside_the_page(
     place = Path(capsys.readouterr().out.strip())
     assert len(place.with_suffix(".csv").read_text().splitlines()) == 1 + 8
     assert "5 of 8 curves shown; all rows in " in place.read_text()
-
-
-def test_the_help_of_plot_names_every_figure() -> None:
-    assert plot.help
-    assert set(figure_names()) <= set(re.findall(r"[\w-]+", plot.help))

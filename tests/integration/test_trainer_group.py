@@ -205,11 +205,11 @@ def test_a_stumble_of_the_supervisor_leaves_what_is_done(company: Company, monke
     begin = queue.begin
     stumbled: list[int] = []
 
-    def stumble(engine: object, lease: queue.Lease, *rest: object) -> None:
+    def stumble(engine: object, lease: queue.Lease, **more: object) -> None:
         if lease.job_id == company.jobs[3] and not stumbled:
             stumbled.append(lease.job_id)
             raise ZeroDivisionError
-        begin(engine, lease, *rest)  # type: ignore[arg-type]
+        begin(engine, lease, **more)  # type: ignore[arg-type]
 
     monkeypatch.setattr(queue, "begin", stumble)
     assert company.run() == ["succeeded"] * 4

@@ -35,9 +35,9 @@ _SWEEPS = click.argument("sweeps", metavar="SWEEP...", nargs=-1, required=True)
 def plot(*, sweeps: tuple[str, ...], figures: tuple[str, ...], form: str, folder: Path, output: str | None) -> None:
     """Draw what sweeps came to, a file per figure.
 
-    Figures: ln, lc, lnk, tn, lr, lr-law, ls, lnt, lrt (laws), curves, dead, frontier, residuals; of evaluations
-    downstream, scores-n, scores-l0, scores-layer, scores-position. Laws that have no fit yet, or none since the last
-    job ended, are fitted first, and the fits are stored; lnt and lrt by orch fit alone.
+    Figures: ln, lc, lnk, tn, lr, lr-law, ls, lnt, lrt (laws), curves, dead, frontier, downstream, scores-n, scores-l0,
+    scores-layer, scores-position, residuals. Laws that have no fit yet, or none since the last job ended, are fitted
+    first, and the fits are stored; lnt and lrt by orch fit alone.
     """
     from orchestrator.scaling.plots.all_plots import figure_names
     from orchestrator.scaling.plots.svg import png, svg
