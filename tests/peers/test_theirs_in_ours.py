@@ -11,6 +11,7 @@ from torch import Tensor
 from tests.peers import judging, theirs
 from tests.peers.judging import assert_same, encode_and_decode
 from worker.formats import registry
+from worker.saes.exporting import at_layer
 
 Peer = Callable[[str], Any]
 SAELENS = ("standard", "topk", "batchtopk", "matryoshka_batchtopk", "jumprelu", "gated")
@@ -110,7 +111,7 @@ def test_from_mlsae_to_saelens(activations: Tensor, peer: Peer, tmp_path: Path) 
     peer("safetensors.torch").save_file(tensors, folder / "model.safetensors")
     config = {"n_inputs": d_model, "n_latents": theirs.N_LATENTS, "k": theirs.K, "standardize": True}
     (folder / "config.json").write_text(peer("json").dumps(config))
-    registry.write(read(folder, "mlsae"), tmp_path / "out", format="saelens")
+    registry.write(at_layer(read(folder, "mlsae"), 3), tmp_path / "out", format="saelens")
     sae = peer("sae_lens").SAE.load_from_disk(str(tmp_path / "out"))
 
     mean = activations.mean(1, keepdim=True)

@@ -156,7 +156,7 @@ def write(sae: InferenceSae, folder: Path, *, format: str, facts: SaeFacts | Non
         layers = ", ".join(map(str, sae.facts.layers))
         raise ConfigError(
             f"{form.title} holds an SAE of one layer, and this one reads layers {layers}",
-            hint=f"Of several layers are written: {', '.join(_OF_SEVERAL_LAYERS)}.",
+            hint=f"Of several layers are written: {', '.join(_OF_SEVERAL_LAYERS)}. Of one of them: --layer N",
         )
     fill = form.fill(sae)
     try:

@@ -71,7 +71,7 @@ def _parser() -> argparse.ArgumentParser:
         one.add_argument("what")
         for name in texts:
             one.add_argument(f"--{name}")
-        for name in () if verb == "export" else ("layer", "context", "tokens"):
+        for name in ("layer",) if verb == "export" else ("layer", "context", "tokens"):
             one.add_argument(f"--{name}", type=int)
     return parser
 

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from orchestrator.masking import clean, mask_all
 from orchestrator.settings import Settings
 from worker import checked_folder
 from worker.formats.registry import WRITTEN, write
+from worker.sae.inference import InferenceSae
 from worker.saes.card import card
 from worker.saes.loading import Chosen, choose_sae
 from worker.subject import hub
@@ -35,6 +37,8 @@ def export_sae(engine: Engine, settings: Settings, selector: str, asked: Mapping
     if folder.exists():
         raise StateError(f"{folder} exists", hint="Name a new folder: nothing is written over.")
     chosen = choose_sae(engine, settings, selector)
+    if asked.get("layer") is not None:
+        chosen = chosen._replace(sae=at_layer(chosen.sae, asked["layer"]))
     beside = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
     try:
         write(chosen.sae, beside, format=name)
@@ -56,6 +60,19 @@ def export_sae(engine: Engine, settings: Settings, selector: str, asked: Mapping
         "url": url,
         "lines": [*lines, *([f"Uploaded: {url}"] if url else [])],
     }
+
+
+def at_layer(sae: InferenceSae, layer: int) -> InferenceSae:
+    """Return an SAE of several layers as one of a single layer of them, as most formats have it.
+
+    Raises:
+        ConfigError: it does not read that layer.
+    """
+    layers = sae.facts.layers
+    if layer not in layers:
+        told = ", ".join(map(str, layers)) or "none that is known"
+        raise ConfigError(f"the SAE does not read layer {layer}", hint=f"It reads: {told}.")
+    return sae.changed({}, facts=replace(sae.facts, layers=(layer,)))
 
 
 def _describe(engine: Engine, chosen: Chosen, folder: Path, format_: str) -> None:

@@ -129,6 +129,7 @@ def verify(*, selectors: tuple[str, ...], output: str | None, **options: Any) ->
 @click.argument("folder", metavar="NEW_FOLDER", type=click.Path())
 @click.option("--format", "format_", default="orch", show_default=True,
               help="orch, saelens, sparsify, dictionary_learning, openai or mlsae.")  # fmt: skip
+@click.option("--layer", type=click.IntRange(0), help="Of an SAE of several layers: as one of this layer.")
 @click.option("--push", metavar="ORG/NAME", help="Upload the folder to this hub repository.")
 @output_option("json", "name")
 def export(*, selector: str, folder: str, output: str | None, **options: Any) -> None:
