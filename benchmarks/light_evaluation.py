@@ -10,7 +10,6 @@ import os
 import sys
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from orchestrator.config.evaluation.evaluation import EvaluationPlan
 from orchestrator.config.job import JobConfig
 from orchestrator.errors import StorageError
 from worker import checked_folder
-from worker.channel import SupervisorChannel
+from worker.channel import SupervisorChannel, carried_out
 from worker.evaluation_order import EvaluationAssignment, EvaluationOrder
 from worker.protocol import Evaluated, Exit, Failure, Left, Scored, Started
 
@@ -83,17 +82,10 @@ class LightEvaluation:
 def main() -> int:
     """Carry out one order; return the exit status. What fails is classified as the real evaluation does it."""
     channel = SupervisorChannel()
-    try:
-        _evaluate(channel)
-        return Exit.DONE
-    except Exception as error:  # noqa: BLE001 - whatever it is, it is reported to the supervisor
-        failure = Failure.of(error)
-        with suppress(OSError):
-            channel.send(failure)
-        return failure.code
+    return carried_out(channel, lambda: _evaluate(channel))
 
 
-def _evaluate(channel: SupervisorChannel) -> None:
+def _evaluate(channel: SupervisorChannel) -> Exit:
     """Measure family by family, and in each one SAE after the other."""
     order = channel.order(EvaluationOrder.from_json)
     pause = float(os.environ.get(FAMILY_SECONDS, "0"))
@@ -111,6 +103,7 @@ def _evaluate(channel: SupervisorChannel) -> None:
                 jobs[job_id].measure(family, pause)
     for job in jobs.values():
         job.end()
+    return Exit.DONE
 
 
 def _work(seconds: float, channel: SupervisorChannel, drop_requested: Callable[[], None]) -> None:

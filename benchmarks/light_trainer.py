@@ -10,14 +10,13 @@ import json
 import os
 import sys
 import time
-from contextlib import suppress
 from pathlib import Path
 
 from orchestrator.checkpoint_ref import CheckpointRef
 from orchestrator.config.job import JobConfig
 from orchestrator.curves.point import Point, point_of
-from worker.channel import SupervisorChannel
-from worker.protocol import Assignment, CurvePointMessage, Ended, Exit, Failure, Left, Order, Started
+from worker.channel import SupervisorChannel, carried_out
+from worker.protocol import Assignment, CurvePointMessage, Ended, Exit, Left, Order, Started
 
 STEP_SECONDS = "ORCH_SOAK_STEP_SECONDS"
 POINT_STEPS = 4
@@ -132,13 +131,7 @@ def _resumed(config: JobConfig, saved: CheckpointRef) -> Walk | None:
 def main() -> int:
     """Carry out one order; return the exit status. What fails is classified as the real trainer does it."""
     channel = SupervisorChannel()
-    try:
-        return _train(channel)
-    except OSError as error:
-        failure = Failure.of(error)
-        with suppress(OSError):
-            channel.send(failure)
-        return failure.code
+    return carried_out(channel, lambda: _train(channel))
 
 
 def _train(channel: SupervisorChannel) -> int:

@@ -7,14 +7,16 @@ import signal
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from queue import Empty, SimpleQueue
 from types import FrameType
 from typing import TypeVar
 
+from orchestrator.errors import OrchError
 from worker.evaluation_order import EvaluationOrder
-from worker.protocol import Alive, DropJob, Exit, Message, Order, describe, encode
+from worker.protocol import Alive, DropJob, Exit, Failure, Message, Order, describe, encode
 from worker.rate import Rate
 
 ALIVE_SECONDS = 1.0
@@ -103,6 +105,19 @@ class SupervisorChannel:
             if not piece:
                 os._exit(Exit.YIELDED)
             text += piece
+
+
+def carried_out(channel: SupervisorChannel, work: Callable[[], int]) -> int:
+    """Do the work of a child process; whatever it raises is reported to its supervisor. Return the exit status."""
+    try:
+        return work()
+    except Exception as error:  # noqa: BLE001 - whatever it is, it is reported to the supervisor
+        if not isinstance(error, OrchError):  # what a person can mend has a message, which is logged as it is sent
+            traceback.print_exc()
+        failure = Failure.of(error)
+        with suppress(OSError):
+            channel.send(failure)
+        return failure.code
 
 
 def die_with_parent() -> None:

@@ -17,14 +17,14 @@ SOURCES = sorted(path for wing in (*WINGS, "tests", "benchmarks", "examples") fo
 CODE = [path for path in SOURCES if path.relative_to(ROOT).parts[0] in WINGS]
 PACKAGES = sorted({path.parent for path in CODE})
 BROAD = {
-    "worker/supervisor/supervisor.py", "worker/supervisor/trainer_group.py", "worker/trainer/__main__.py",
+    "worker/supervisor/supervisor.py", "worker/supervisor/trainer_group.py", "worker/channel.py",
     "worker/trainer/shared_training.py", "worker/tracking/shipper.py", "orchestrator/cli/main.py",
     "worker/subject/tokenizer.py", "worker/saes/__main__.py",
-    "worker/evaluation/__main__.py", "worker/evaluation/run.py",
+    "worker/evaluation/run.py",
 }  # fmt: skip
 """One conductor each: supervisor, its watch over the jobs of a trainer (the trouble of one must not end the others),
-trainer, the jobs of a trainer, tracking thread, command line, work on SAEs, evaluations, each part of
-one. And a library whose errors are of class Exception."""
+child processes, the jobs of a trainer, tracking thread, command line, work on SAEs, each part of an
+evaluation. And a library whose errors are of class Exception."""
 TENSORS_IN_ORDER = ("triton.jit", "custom_op", "register_fake")
 """Kernels, whose launch names nothing, and what torch's dispatcher calls: it has no tensors by name alone."""
 Definition = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef

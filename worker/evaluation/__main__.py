@@ -6,14 +6,11 @@ may be ended at any time, and the next attempt measures the metric families that
 
 import os
 import sys
-import traceback
-from contextlib import suppress
 
-from orchestrator.errors import OrchError
 from worker import log_stream
-from worker.channel import SupervisorChannel
+from worker.channel import SupervisorChannel, carried_out
 from worker.evaluation_order import EvaluationOrder
-from worker.protocol import Exit, Failure
+from worker.protocol import Exit
 
 
 def main() -> int:
@@ -21,20 +18,16 @@ def main() -> int:
     log_stream.install()
     channel = SupervisorChannel()
     sys.stdout = sys.stderr
-    try:
-        order = channel.order(EvaluationOrder.from_json)
-        # torch takes seconds to load: now that the channel is open, the attempt can be ended meanwhile.
-        from worker.evaluation.run import EvaluationRun
+    return carried_out(channel, lambda: carry_out(channel.order(EvaluationOrder.from_json), channel))
 
-        EvaluationRun(order, channel).run()
-        return Exit.DONE
-    except Exception as error:  # noqa: BLE001 - whatever it is, it is reported to the supervisor
-        if not isinstance(error, OrchError):  # what a person can mend has a message, which is logged as it is sent
-            traceback.print_exc()
-        failure = Failure.of(error)
-        with suppress(OSError):
-            channel.send(failure)
-        return failure.code
+
+def carry_out(order: EvaluationOrder, channel: SupervisorChannel) -> Exit:
+    """Measure the SAEs of an order."""
+    # torch takes seconds to load: now that the channel is open, the attempt can be ended meanwhile.
+    from worker.evaluation.run import EvaluationRun
+
+    EvaluationRun(order, channel).run()
+    return Exit.DONE
 
 
 if __name__ == "__main__":

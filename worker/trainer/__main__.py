@@ -5,13 +5,10 @@ It reads the order on standard input and answers in JSON lines on standard outpu
 
 import os
 import sys
-import traceback
-from contextlib import suppress
 
-from orchestrator.errors import OrchError
 from worker import log_stream
-from worker.channel import SupervisorChannel
-from worker.protocol import Exit, Failure, Order
+from worker.channel import SupervisorChannel, carried_out
+from worker.protocol import Exit, Order
 
 
 def main() -> int:
@@ -19,15 +16,7 @@ def main() -> int:
     log_stream.install()
     channel = SupervisorChannel()
     sys.stdout = sys.stderr
-    try:
-        return carry_out(channel.order(Order.from_json), channel)
-    except Exception as error:  # noqa: BLE001 - whatever it is, it is reported to the supervisor
-        if not isinstance(error, OrchError):  # what a person can mend has a message, which is logged as it is sent
-            traceback.print_exc()
-        failure = Failure.of(error)
-        with suppress(OSError):
-            channel.send(failure)
-        return failure.code
+    return carried_out(channel, lambda: carry_out(channel.order(Order.from_json), channel))
 
 
 def carry_out(order: Order, channel: SupervisorChannel) -> Exit:
