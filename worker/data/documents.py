@@ -5,7 +5,6 @@ import io
 import json
 import platform
 import re
-import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -16,6 +15,7 @@ from orchestrator.config.job import STANDARD_LIBRARY, DataConfig
 from orchestrator.config.text_files import is_local, text_files
 from orchestrator.errors import ConfigError, OrchError, SubjectError, shared_error
 from worker.checked_folder import sha256_of_file
+from worker.data.hub_datasets import find_dataset
 from worker.data.standard_library import standard_library_documents
 from worker.subject import hub
 
@@ -252,25 +252,13 @@ def _no_text(columns: Iterable[str], column: str, where: str) -> ConfigError:
 
 
 def _dataset(config: DataConfig) -> Source:
-    import datasets
-    from datasets.utils import disable_progress_bars
-
-    if not sys.stderr.isatty():
-        disable_progress_bars()
-    online = hub.is_reachable()
-    if not online and not (Path(datasets.config.HF_DATASETS_CACHE) / config.source.replace("/", "___")).is_dir():
-        raise hub.out_of_reach(
-            f"data.source: {config.source!r} is neither a file nor a cached data set, and the hub cannot be reached",
-            "Give local .txt, .jsonl or .parquet files, python:stdlib, or check the id and the network.",
-        )
-    try:
-        builder = datasets.load_dataset_builder(config.source, config.name, revision=config.revision)
-    except (OSError, ValueError) as error:
-        raise hub.refused(f"data set {config.source!r}", error, "Check the id, name and revision.") from None
+    instead = "Give local .txt, .jsonl or .parquet files, python:stdlib"
+    found = find_dataset(config.source, config.name, config.revision, key="data.source", instead=instead)
+    builder = found.builder
     identity = {"dataset": config.source, "name": builder.config.name, "hash": builder.hash, "split": config.split}
     identity |= {"revision": config.revision, "column": config.text_column}
     # A limited number of tokens is streamed; a whole data set is downloaded first, and kept in the hub's cache.
-    streamed = online and config.max_tokens is not None and "[" not in config.split
+    streamed = found.is_online and config.max_tokens is not None and "[" not in config.split
     return Source(identity, lambda: _pieces(_rows(builder, config, streamed=streamed)))
 
 

@@ -21,6 +21,7 @@ from orchestrator.config.evaluation.probe_files import (
 from orchestrator.config.evaluation.probes import ProbesOptions, ProbeTask
 from orchestrator.errors import ConfigError
 from worker.checked_folder import sha256_of_file
+from worker.data.hub_datasets import find_dataset
 from worker.evaluation.probes.examples import LabelledText, Stretch, whole_text
 from worker.evaluation.probes.python_source import python_tasks
 from worker.subject import hub
@@ -182,21 +183,8 @@ def _class_names(feature: Any) -> Callable[[Any], str]:
 
 
 def _dataset(task: ProbeTask) -> ProbeSource:
-    import datasets
-    from datasets.utils import disable_progress_bars
-
-    if not sys.stderr.isatty():
-        disable_progress_bars()
-    cached = Path(datasets.config.HF_DATASETS_CACHE) / task.source.replace("/", "___")
-    if not hub.is_reachable() and not cached.is_dir():
-        raise hub.out_of_reach(
-            f"probes.tasks: {task.source!r} is neither a file nor a cached data set, and the hub cannot be reached",
-            "Give .csv or .jsonl files, python:stdlib, or check the id and the network.",
-        )
-    try:
-        builder = datasets.load_dataset_builder(task.source, task.name, revision=task.revision)
-    except (OSError, ValueError) as error:
-        raise hub.refused(f"data set {task.source!r}", error, "Check the id, name and revision.") from None
+    instead = "Give .csv or .jsonl files, python:stdlib"
+    builder = find_dataset(task.source, task.name, task.revision, key="probes.tasks", instead=instead).builder
     identity = {"dataset": builder.hash, **task.model_dump(mode="json")}
 
     def read() -> Iterator[LabelledText]:
