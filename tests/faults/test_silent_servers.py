@@ -74,6 +74,21 @@ def test_a_worker_whose_database_never_answers_saves_and_stops(
     assert "Another process holds" not in done.stderr
 
 
+def check_nothing_waits(world: World, worker: "subprocess.Popen[bytes]", subject: Path) -> None:
+    """While MLflow does not answer a job ends, another is trained, and the worker stops in time and says what lacks."""
+    (short,) = world.enqueue(small_config(subject, max_tokens=4096), name="short")
+    world.wait_state(short, "succeeded")
+    (long,) = world.enqueue(small_config(subject, max_tokens=BUDGET * 16), name="long")
+    world.wait(lambda: world.is_in_training(long, 1))
+    worker.terminate()
+    started = time.monotonic()
+    assert worker.wait(30) == 0, world.said()
+    assert time.monotonic() - started < 30
+    assert world.attempts(short) == [("max_tokens", 0)]
+    assert [outcome for outcome, _ in world.attempts(long)] == ["preempted"]
+    assert "MLflow lacks the latest of this worker" in world.said()
+
+
 def test_an_mlflow_that_never_answers_delays_no_job_and_no_stop(
     make_world: MakeWorld, subject: Path, tmp_path: Path
 ) -> None:
@@ -82,19 +97,8 @@ def test_an_mlflow_that_never_answers_delays_no_job_and_no_stop(
         world.wait(lambda: answers(url), 120)
         mlflow.is_stalled = True
         way = {"ORCH_TRACKING_URL": mlflow.before(url)}
-        (short,) = world.enqueue(small_config(subject, max_tokens=4096))
-        worker = world.work(**way)
-        world.wait_state(short, "succeeded")
-        (long,) = world.enqueue(small_config(subject, max_tokens=BUDGET * 16), name="long")
-        world.wait(lambda: world.is_in_training(long, 1))
-        worker.terminate()
-        started = time.monotonic()
-        assert worker.wait(30) == 0, world.said()
-        assert time.monotonic() - started < 30
+        check_nothing_waits(world, world.work(**way), subject)
         mlflow.is_stalled = False
-    assert world.attempts(short) == [("max_tokens", 0)]
-    assert [outcome for outcome, _ in world.attempts(long)] == ["preempted"]
-    assert "MLflow lacks the latest of this worker" in world.said()
 
 
 @pytest.mark.parametrize("is_served", [True, False], ids=["behind a server", "used as it is"])
@@ -111,18 +115,8 @@ def test_an_mlflow_whose_database_never_answers_delays_no_job_and_no_stop(
         (first,) = world.enqueue(small_config(subject, max_tokens=4096))
         world.wait(lambda: world.job(first).mlflow_run_id is not None, 120)
         between.is_stalled = True
-        (short,) = world.enqueue(small_config(subject, max_tokens=4096), name="short")
-        world.wait_state(short, "succeeded")
-        (long,) = world.enqueue(small_config(subject, max_tokens=BUDGET * 16), name="long")
-        world.wait(lambda: world.is_in_training(long, 1))
-        worker.terminate()
-        started = time.monotonic()
-        assert worker.wait(30) == 0, world.said()
-        assert time.monotonic() - started < 30
+        check_nothing_waits(world, worker, subject)
         between.is_stalled = False
-    assert world.attempts(short) == [("max_tokens", 0)]
-    assert [outcome for outcome, _ in world.attempts(long)] == ["preempted"]
-    assert "MLflow lacks the latest of this worker" in world.said()
 
 
 def _piped(world: World, reader: str, *arguments: str) -> "subprocess.Popen[bytes]":
