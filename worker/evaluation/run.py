@@ -145,6 +145,8 @@ class EvaluationRun:
                     self._measure_family(family, [job for job in group if job.job_id not in self._dropped], context)
             for job in jobs:
                 self._end(job)
+            if context.store.refusal is not None:
+                print(f"warning: not kept for later evaluations: {context.store.refusal.message}", flush=True)
 
     def _context(
         self, jobs: Sequence[EvaluationJob], subject: Subject | None, text: HeldoutText | None
