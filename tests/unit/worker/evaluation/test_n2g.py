@@ -1,11 +1,13 @@
 """N2G: planted patterns are found exactly; batches of short texts give what single ones give; what is bad is said."""
 
 import json
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 
 from orchestrator.config.evaluation.n2g import N2gOptions
 from orchestrator.config.job import SubjectConfig
@@ -26,8 +28,9 @@ from worker.evaluation import downstream
 from worker.evaluation.metric import Measured, NotMeasured, Score, SubjectSae
 from worker.evaluation.n2g import measure
 from worker.evaluation.n2g.latent_acts import Firings
+from worker.evaluation.n2g.patterns import Example, find_patterns
 from worker.evaluation.n2g.samples import draw
-from worker.evaluation.n2g.short_texts import ShortTexts
+from worker.evaluation.n2g.short_texts import ShortTexts, Tokens
 from worker.evaluation.n2g.simulated import BigramCounts, scale
 from worker.evaluation.n2g.trie import IndexedText, Pattern, Predicted, Trie, load_tries
 from worker.subject.model import capture, load
@@ -255,3 +258,33 @@ def test_sizes_of_the_stand_in() -> None:
     """The rules of these tests: one that the model could not read, or a token it lacks, would prove nothing."""
     assert max(A, B, C) < VOCABULARY
     assert stand_in().max_context == CONTEXT
+
+
+class Fires(ShortTexts):
+    """A latent that is a function of the tokens, in place of a model and an SAE."""
+
+    longest = None
+
+    def __init__(self, value: Callable[[list[int]], float]) -> None:
+        self._value = value
+
+    def activations(self, texts: Sequence[Tokens], latents: NDArray[np.int64], *, share: float) -> NDArray[np.float32]:
+        return np.array([self._value(text.tolist()) for text in texts], dtype=np.float32)
+
+
+def _learned(value: Callable[[list[int]], float], *documents: list[int]) -> Trie:
+    """Return the patterns of a function from documents at whose last token it is active."""
+    examples = [Example(0, np.array(document), value(document)) for document in documents]
+    return Trie.of(find_patterns(Fires(value), examples, N2gOptions(), pad=0))
+
+
+def test_the_toy_cases_of_the_released_code() -> None:
+    """Fixture G8: a token, and a token after an earlier one."""
+    a, b, c, d, e = 1, 2, 3, 4, 5
+    is_c = _learned(lambda text: float(text[-1] == c), [a, b, c], [b, a, c])
+    assert _predicted(is_c, [b, c]) == [0, 1]
+    assert _predicted(is_c, [c, b, c]) == [1, 0, 1]
+    after_a = _learned(lambda text: float(text[-1] == c and a in text[:-1]), [a, b, c], [b, a, c], [a, d, c])
+    assert _predicted(after_a, [a, c]) == [0, 1]
+    assert _predicted(after_a, [a, e, c]) == [0, 0, 1]
+    assert _predicted(after_a, [a, b, b, c]) == [0, 0, 0, 0], "a wildcard stands for one token: a known limit"
