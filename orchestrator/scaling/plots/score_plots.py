@@ -2,10 +2,12 @@
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import NamedTuple
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 from orchestrator.formatting import Interval, digits, tick
 from orchestrator.scaling.plots.canvas import Drawing, Pen, Sheet, at_sizes, linear, logarithmic, pens
+from orchestrator.scaling.plots.job_plots import EPSILON
 from orchestrator.scaling.plots.naming import differing, in_order, place
 from orchestrator.scaling.plots.sampling import sampled, told
 from orchestrator.scaling.types import JobMeasurement
@@ -20,7 +22,7 @@ class ScoreAxis(NamedTuple):
     is_logarithmic: bool = False
 
 
-SCORES: Mapping[str, ScoreAxis] = {
+SCORES: dict[str, ScoreAxis] = {
     "delta_ce": ScoreAxis("ΔCE (nats per token)", is_logarithmic=True),
     "kl": ScoreAxis("KL(clean ‖ patched), nats per token", is_logarithmic=True),
     "probe_loss": ScoreAxis("probe loss (nats per example)"),
@@ -28,6 +30,12 @@ SCORES: Mapping[str, ScoreAxis] = {
     "ablation_sparsity": ScoreAxis("ablation sparsity"),
 }
 """The scores that are drawn, in this order. Lower is better of all but N2G's."""
+_OF_TRAINING: dict[str, ScoreAxis] = {
+    "fvu": ScoreAxis("fvu (held out)", is_logarithmic=True),
+    "tokens": ScoreAxis("tokens to within 1% of the limit", is_logarithmic=True),
+    "lr": ScoreAxis("learning rate", is_logarithmic=True),
+}
+"""What training measured, which is drawn by layer beside the scores."""
 _DOWNSTREAM = ("delta_ce", "kl")
 _BY_POSITION = {
     "fvu raw,": "fvu of raw activations", **{name: SCORES[name].label for name in _DOWNSTREAM},
@@ -70,16 +78,45 @@ def by_sparsity(rows: Rows) -> Drawing | None:
 
 
 def by_layer(rows: Rows) -> Drawing | None:
-    """Draw every score against the layer that is read, a line per size and site."""
-    drawn = [row for row in _scored(rows) if row.layer is not None]
-    if len({row.layer for row in drawn}) < 2:
+    """Draw every score, and what training came to, against the layer that is read, a line per size and site.
+
+    Of several learning rates at one place the best is drawn, and which it is.
+    """
+    known = [row for row in _scored(rows) if row.layer is not None]
+    if len({row.layer for row in known}) < 2:
         return None
+    best = _best_rates(known)
+    several = len(best) < len({(row.hook, row.n_latents, row.k, row.seed, row.lr) for row in known})
+    kinds = {name: kind for name, kind in (_OF_TRAINING | SCORES).items() if name != "lr" or several}
+    drawn = [replace(row, scores={**row.scores, **_of_training(row)}) for row in best]
     groups = _grouped(drawn, lambda row: f"{_site(row)}, n = {tick(row.n_latents or 0)}, k = {row.k}")
 
     def axis(sheet: Sheet, panel: int) -> None:
         linear(sheet.panels[panel], "x", "block", lambda value: f"{value:g}")
 
-    return _panels("scores-layer", "Scores by layer", groups, lambda row: float(row.layer or 0), axis)
+    return _panels("scores-layer", "Scores by layer", groups, lambda row: float(row.layer or 0), axis, kinds=kinds)
+
+
+def _best_rates(rows: Rows) -> list[JobMeasurement]:
+    """Return of the jobs that differ in nothing but the learning rate the one of the lowest fvu."""
+    alike: dict[tuple[Any, ...], list[JobMeasurement]] = {}
+    for row in rows:
+        alike.setdefault((row.subject, row.hook, row.data, row.activation, row.n_latents, row.k, row.seed), []).append(
+            row
+        )
+    return [min(same, key=lambda row: (_finite(row.fvu, math.inf), row.job_id)) for same in alike.values()]
+
+
+def _of_training(row: JobMeasurement) -> dict[str, Interval]:
+    """Return what training measured of a job, as far as it is known, in the form of scores."""
+    tokens = row.tokens_to_convergence.get(EPSILON)
+    low, high = row.tokens_interval.get(EPSILON, (math.nan, math.nan))
+    found = {"fvu": (row.fvu, math.nan, math.nan), "tokens": (tokens, low, high), "lr": (row.lr, math.nan, math.nan)}
+    return {name: Interval(value, *ends) for name, (value, *ends) in found.items() if value and math.isfinite(value)}
+
+
+def _finite(value: float | None, otherwise: float) -> float:
+    return otherwise if value is None or not math.isfinite(value) else value
 
 
 def downstream(rows: Rows) -> Drawing | None:
@@ -165,11 +202,11 @@ def power_law(points: Sequence[tuple[float, float]]) -> PowerLaw | None:
 
 def _panels(
     name: str, title: str, groups: Mapping[str, list[JobMeasurement]], x: Callable[[JobMeasurement], float],
-    axis: Callable[[Sheet, int], None],
+    axis: Callable[[Sheet, int], None], *, kinds: Mapping[str, ScoreAxis] = SCORES,
 ) -> Drawing:  # fmt: skip
-    """Draw a panel per score, and in each a line per series through the means at each x."""
+    """Draw a panel per kind of score that there is, and in each a line per series through the means at each x."""
     rows = [row for members in groups.values() for row in members]
-    names = [one for one in SCORES if any(one in row.scores for row in rows)]
+    names = [one for one in kinds if any(one in row.scores for row in rows)]
     sheet, colours, few = Sheet(name, panels=len(names), wide=True), pens(groups), sampled(rows, lambda row: row.job_id)
     shown = {row.job_id for row in few}
     for panel, metric in enumerate(names):
@@ -180,15 +217,15 @@ def _panels(
             if at:
                 line = zip(*at, strict=True)
                 sheet.panels[panel].plot(*line, color=pen.colour, linestyle=pen.line, linewidth=1.2, zorder=2)
-        _score_axis(sheet, panel, metric, [row.scores[metric].value for row in rows if metric in row.scores])
+        _score_axis(sheet, panel, kinds[metric], [row.scores[metric].value for row in rows if metric in row.scores])
         axis(sheet, panel)
     sheet.legend(list(colours.items()))
     caption = "Bars: 90% intervals of each SAE. Lines: means over seeds. Lower is better, of N2G higher."
     return sheet.done(title, caption, sampled=told(few, rows, "SAEs"))
 
 
-def _score_axis(sheet: Sheet, panel: int, metric: str, values: Sequence[float]) -> None:
-    kind, axes = SCORES[metric], sheet.panels[panel]
+def _score_axis(sheet: Sheet, panel: int, kind: ScoreAxis, values: Sequence[float]) -> None:
+    axes = sheet.panels[panel]
     if kind.is_logarithmic and min(values) > 0:
         logarithmic(axes, "y", kind.label, values=values, pad=0.15)
     else:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 
@@ -67,6 +68,21 @@ def test_layers_and_positions_have_figures_where_there_are_several() -> None:
     assert [labels[0], labels[-1]] == ["fvu of raw activations", "mean norm of the activations"]
     assert len(labels) == 3
     assert any("at position 2-3" in hint for hint in profile.hints.values())
+
+
+def test_of_several_rates_at_a_layer_the_best_is_drawn_and_which_it_is() -> None:
+    rows = [
+        replace(scored(64, 4, layer=layer), lr=lr, fvu=fvu, tokens_to_convergence={0.01: 1e6})
+        for layer in (0, 1)
+        for lr, fvu in ((0.001, 0.5), (0.004, 0.3), (0.016, 0.4))
+    ]
+    found = drawn(score_plots.by_layer, rows)
+    assert found.jobs == (rows[1].job_id, rows[4].job_id)
+    labels = [axes.get_ylabel() for axes in found.figure.axes]
+    assert labels[:3] == ["fvu (held out)", "tokens to within 1% of the limit", "learning rate"]
+    assert any("lr 0.004" in hint for hint in found.hints.values())
+    one_rate = drawn(score_plots.by_layer, [rows[0], rows[3]])
+    assert "learning rate" not in [axes.get_ylabel() for axes in one_rate.figure.axes]
 
 
 def test_without_scores_there_is_nothing_to_draw() -> None:
