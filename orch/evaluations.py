@@ -43,7 +43,7 @@ class Evaluations:
 
         plan = plan_of(config, metrics=names(metrics), tokens=tokens, source=data)
         asked = [str(one) for one in selectors]
-        found = request_evaluations(self._engine, asked, plan, where=listed(where), again=again)
+        found = request_evaluations(self._engine, self.settings, asked, plan, where=listed(where), again=again)
         for one in found.refused:
             warnings.warn(f"{one.label} cannot be evaluated: {one.refused}", stacklevel=2)
         if not wake(self.settings, [one.job_id for one in found.added if one.job_id is not None]):

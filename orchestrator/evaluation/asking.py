@@ -16,6 +16,7 @@ from orchestrator.job_states import OPEN
 from orchestrator.queue import Asked
 from orchestrator.results.choice import Choice, choose
 from orchestrator.saes import SaeEntry
+from orchestrator.settings import Settings
 from orchestrator.sweep.plan_paths import with_checked_paths
 
 
@@ -66,20 +67,22 @@ def plan_of(
         raise ConfigError(unknown_family(wrong[0]), hint=families_hint())
     given: dict[str, Any] = {"metrics": list(metrics) or None, "tokens": tokens, "source": source}
     values = plan.model_dump(mode="json") | {name: value for name, value in given.items() if value is not None}
-    return with_checked_paths(parse_plan(values, where), Path(where).parent.absolute() if where else None)
+    folder = Path(where).parent.absolute() if where else None
+    return with_checked_paths(parse_plan(values, where), folder, takes_selectors=True)
 
 
 def request_evaluations(
-    engine: Engine, selectors: Sequence[str], plan: EvaluationPlan, *, where: Mapping[str, Sequence[Any]] | None = None,
-    again: bool = False, dry_run: bool = False,
+    engine: Engine, settings: Settings, selectors: Sequence[str], plan: EvaluationPlan, *,
+    where: Mapping[str, Sequence[Any]] | None = None, again: bool = False, dry_run: bool = False,
 ) -> Evaluations:  # fmt: skip
     """Queue the evaluation of the SAEs of selectors; with `where` of those alone whose jobs have such configs.
 
     Raises:
-        NotFound: a selector means no SAE, or none has such a config.
+        NotFound: a selector, or one of `structure.against`, means no SAE; or none has such a config.
         SubjectError: none of them can be measured; the message says why.
         StateError: a worker of an earlier version is at work.
     """
+    plan = _with_others(engine, settings, plan)
     entries = results.find_saes(engine, selectors)
     if where:
         entries = _having(engine, entries, where)
@@ -91,6 +94,22 @@ def request_evaluations(
         hint = f"orch sae show {first.label}"
         raise SubjectError(f"{first.label} cannot be evaluated: {first.refused}{more}", hint=hint)
     return found
+
+
+def _with_others(engine: Engine, settings: Settings, plan: EvaluationPlan) -> EvaluationPlan:
+    """Return a plan whose `structure.against` names SAEs of the table by their folders: LABEL=FOLDER."""
+    against: list[str] = []
+    for one in plan.structure.against:
+        if Path(one).is_absolute():
+            against.append(one)
+            continue
+        try:
+            against += [f"{sae.label}={settings.artifact(sae.uri)}" for sae in results.find_saes(engine, [one])]
+        except NotFound as error:
+            hint = "It takes job numbers, sae:NAME, sweeps, folders and files of SAEs."
+            raise NotFound(f"structure.against: {error.message}", hint=hint) from None
+    structure = plan.structure.model_copy(update={"against": tuple(against)})
+    return plan.model_copy(update={"structure": structure})
 
 
 def _having(engine: Engine, entries: Sequence[SaeEntry], where: Mapping[str, Sequence[Any]]) -> list[SaeEntry]:

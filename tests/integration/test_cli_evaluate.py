@@ -14,6 +14,7 @@ from orchestrator import queue, results
 from orchestrator.cli.display.queue_view import Snapshot, screen
 from orchestrator.cli.display.tables import _INVISIBLE
 from orchestrator.cli.main import run
+from orchestrator.errors import ConfigError
 from orchestrator.settings import Settings
 from orchestrator.sweep import expand_text
 from orchestrator.sweep.written import sweep_text
@@ -95,8 +96,19 @@ def test_the_paths_of_a_plan_are_read_from_its_file_or_from_here_and_looked_into
     assert run(["evaluate", "1", "--data", "missing.txt"]) == 2
     assert "there is no text missing.txt" in capsys.readouterr().err
     (files / "plan.yaml").write_text("structure: {against: [gone]}\n")
-    assert run(["evaluate", "1", "--config", "../files/plan.yaml"]) == 2
-    assert "structure.against: there is no gone" in capsys.readouterr().err
+    assert run(["evaluate", "1", "--config", "../files/plan.yaml"]) == 3
+    assert "structure.against: there is no sweep 'gone'" in capsys.readouterr().err
+    with pytest.raises(ConfigError, match=r"structure\.against: there is no gone"):
+        expand_text("evaluate: {structure: {against: [gone]}}\nname: x\n", files / "x.yaml")
+
+
+def test_saes_to_compare_with_are_named_as_all_saes_are(trained: Engine, tmp_path: Path) -> None:
+    plan = tmp_path / "plan.yaml"
+    plan.write_text("metrics: [structure]\nstructure: {against: ['2']}\n")
+    assert run(["evaluate", "1", "--config", str(plan)]) == 0
+    (against,) = results.config(trained, 4)["plan"]["structure"]["against"]
+    label, _, folder = against.partition("=")
+    assert (label, Path(folder).is_absolute()) == ("2", True)
 
 
 def test_words_about_an_evaluation_are_of_an_evaluation(trained: Engine, tmp_path: Path, capsys: Capture) -> None:

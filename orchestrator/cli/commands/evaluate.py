@@ -47,7 +47,9 @@ def evaluate(
     named = [] if metrics is None else [part.strip() for part in metrics.split(",")]
     plan = plan_of(content, metrics=named, tokens=tokens, source=data, where=str(file or ""))
     with database() as (settings, engine):
-        found = request_evaluations(engine, selectors, plan, where=where_of(where), again=again, dry_run=dry_run)
+        found = request_evaluations(
+            engine, settings, selectors, plan, where=where_of(where), again=again, dry_run=dry_run
+        )
         _print(found, output, dry_run=dry_run)
         if dry_run:
             return

@@ -7,7 +7,8 @@ class StructureOptions(Part):
     """Options of the family `structure`."""
 
     against: tuple[Text, ...] = ()
-    """Folders or files of further SAEs whose latents are looked for, beside those that are measured together."""
+    """SAEs whose latents are looked for in the others: folders or files, and of orch evaluate job numbers, sae:NAME and
+    sweeps, too."""
     matched_latents: PositiveInt = 4096
     """Latents are matched one to one where neither SAE has more: the time grows with the cube."""
     umap: bool = False

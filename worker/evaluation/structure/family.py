@@ -35,7 +35,7 @@ def measure(
         def advance(share: float, number: int = number, label: str = one.label) -> None:
             context.progress(f"structure of {label}", (number + share) / len(saes))
 
-        theirs = {other.label: other.sae for other in saes if other is not one} | others
+        theirs = {label: other for label, other in others.items() if label != one.label}
         try:
             found = _Found(shared, one.sae, notes=dict(notes))
             found.measure(theirs, advance)
@@ -130,13 +130,14 @@ class _Found:
             self.latents["effective_tokens"] = {"latents": activity.sampled.tolist(), "m": density.rounded(m)}
 
 
-def _read_others(paths: Sequence[str], device: torch.device) -> tuple[dict[str, InferenceSae], dict[str, str]]:
-    """Return the SAEs of some paths, and why those that are not there cannot be read."""
+def _read_others(against: Sequence[str], device: torch.device) -> tuple[dict[str, InferenceSae], dict[str, str]]:
+    """Return the SAEs of some paths, PATH or LABEL=PATH, and why those that are not there cannot be read; by label."""
     found: dict[str, InferenceSae] = {}
     notes: dict[str, str] = {}
-    for path in paths:
+    for one in against:
+        label, _, path = ("", "", one) if one.startswith("/") else one.partition("=")
         try:
-            found[path] = read(Path(path).expanduser(), named=path).sae.to(device)
+            found[label or path] = read(Path(path), named=label or path).sae.to(device)
         except OrchError as error:
-            notes[path] = error.message
+            notes[label or path] = error.message
     return found, notes

@@ -218,7 +218,9 @@ def test_every_kind_of_sae_is_measured_and_one_that_fails_is_alone(context: Eval
     kept = tmp_path / "kept"
     write_folder(kept, portable.fill(saes[1].sae))
     narrow = SubjectSae(9, "narrow", identity_sae(12))
-    options = StructureOptions(against=(str(kept), str(tmp_path / "nowhere")))
+    write_folder(tmp_path / "slim", portable.fill(narrow.sae))
+    against = (str(kept), str(tmp_path / "nowhere"), f"slim={tmp_path / 'slim'}", f"job 0={kept}")
+    options = StructureOptions(against=against)
     found = {one.job_id: one for one in measure([*saes, narrow], context, options)}
     assert isinstance(found.pop(9), NotMeasured)
     for one in found.values():
@@ -229,7 +231,8 @@ def test_every_kind_of_sae_is_measured_and_one_that_fails_is_alone(context: Eval
         assert scores["recurring_share", str(kept)].value == 1  # they have one decoder
         notes = one.files["latents.json"]["notes"]
         assert "no folder" in notes[str(tmp_path / "nowhere")]
-        assert "16" in notes["narrow"]
+        assert "16" in notes["slim"]
+        assert (("max_cosine", "job 0") in scores) == (one.job_id != 0), "no SAE is held against itself"
         median = scores["latent_density", "median"]
         assert (median.low or 1) <= median.value <= (median.high or 0)
         assert len(one.files["latents.json"]["skew"]) == N_LATENTS
