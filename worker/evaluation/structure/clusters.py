@@ -5,6 +5,7 @@ Source: Gao et al. 2024, appendix E.7; two clusters by k-means are our determini
 """
 
 import importlib
+import warnings
 from typing import Any, NamedTuple
 
 import torch
@@ -80,7 +81,9 @@ def umap_order(rows: Float[Tensor, "n_latents n_dims"], *, most: int, generator:
     Euclidean, as the paper's distances are; with a seed, and so on one thread.
     """
     try:
-        umap: Any = importlib.import_module("umap")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ImportWarning)  # that TensorFlow is missing: another form of UMAP wants it
+            umap: Any = importlib.import_module("umap")
     except ImportError:
         return None
     chosen = torch.randperm(len(rows), generator=generator)[:most].sort().values

@@ -270,7 +270,6 @@ def test_without_umap_a_note_says_so(context: EvaluationContext, monkeypatch: py
 
 
 def test_umap_parts_what_is_apart() -> None:
-    pytest.importorskip("umap")
     W_enc = torch.zeros(32, 300)
     W_enc[:8, :75] = torch.randn(8, 75, generator=rng())
     W_enc[8:, 75:] = torch.randn(24, 225, generator=rng())
