@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 from functools import partial
 
+from orchestrator.config.evaluation.families import MAIN_SCORES
 from orchestrator.formatting import NONE, Interval, digits, named, whole
 from orchestrator.report.html import Head, Html, element, grid, job_links, number
 from orchestrator.report.page_data import Contents
@@ -12,13 +13,8 @@ from orchestrator.scaling.plots.naming import differing, place
 from orchestrator.scaling.plots.score_plots import SCORES
 from orchestrator.scaling.types import JobMeasurement
 
-_SHOWN = {
-    **{name: axis.label for name, axis in SCORES.items()},
-    "recovered_ce": "recovered share of CE",
-    "cosine": "cosine of x and x̂",
-    "alive": "alive latents",
-}
-"""Scores that have a column, by their names, with what they are."""
+_SHOWN = [name for metrics in MAIN_SCORES.values() for name in metrics if name != "fvu"]
+"""Scores that have a column; fvu has one of training's."""
 _INTERVALS = "In brackets: 90% intervals of each SAE, over contexts, examples or latents; seeds differ besides."
 
 
@@ -48,7 +44,7 @@ def _score_grid(rows: Sequence[JobMeasurement]) -> Html:
     names, differs = [name for name in _SHOWN if any(name in row.scores for row in rows)], differing(rows)
     heads = [
         Head("job"), *([Head("of", right=False)] if differs else []), Head("n"), Head("k"), Head("L0"), Head("fvu"),
-        *(Head(name, help=_SHOWN[name]) for name in names),
+        *(Head(name, help=SCORES[name].label if name in SCORES else "") for name in names),
     ]  # fmt: skip
     cells = [
         [
