@@ -1,0 +1,1 @@
+"""Tuned lenses: what is known of one without its weights. Start at `facts`."""
