@@ -68,6 +68,11 @@ class ContextBootstrap:
         ones = torch.ones(1, dtype=torch.float64).expand(drawn.shape)
         self._counts = torch.zeros(drawn.shape, dtype=torch.float64).scatter_add_(1, drawn, ones)
 
+    @property
+    def draws(self) -> Float[Tensor, "n_resamples n_units"]:
+        """Return how often each unit is in each draw: for sums too many to be held of all draws at once."""
+        return self._counts
+
     def __call__(self, sums: Float[Tensor, "n_contexts n_sums"]) -> Resampled:
         """Return the sums of each draw."""
         sums = sums.double().cpu()
