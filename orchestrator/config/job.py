@@ -85,12 +85,13 @@ class Part(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     later_fields: ClassVar[tuple[str, ...]] = ()
-    """Fields that came after configs had been stored, and that a config has or has not: unset they change no id."""
+    """Fields that came after configs had been stored: at their defaults they change no id."""
 
     @cached_property
     def part_json(self) -> str:
-        """The one JSON text of this part, sorted keys, no spaces: every field, but `later_fields` that are unset."""
-        unset = {name for name in self.later_fields if getattr(self, name) is None}
+        """The one JSON text of this part, sorted keys, no spaces: every field, but `later_fields` at their defaults."""
+        fields = type(self).model_fields
+        unset = {name for name in self.later_fields if getattr(self, name) == fields[name].default}
         return canonical_text(self.model_dump(mode="json", exclude=unset))
 
     def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:

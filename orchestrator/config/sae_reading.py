@@ -16,10 +16,13 @@ _PACKED = 8
 """Of an imported SAE's text so many times the tokens it is measured on are packed, and the last of them are read."""
 
 
-def config_of(facts: SaeFacts, asked: Mapping[str, Any], trained: JobConfig | None = None) -> JobConfig:
+def config_of(
+    facts: SaeFacts, asked: Mapping[str, Any], trained: JobConfig | None = None, *, of_several_layers: bool = False
+) -> JobConfig:
     """Return the config that reads what an SAE is measured on.
 
     What is asked for comes first, then what a job was trained on, then what an imported SAE's files state.
+    `of_several_layers`: whether it may be read at all the layers it is of, instead of one.
 
     Raises:
         ConfigError: what is asked for does not fit together.
@@ -35,7 +38,7 @@ def config_of(facts: SaeFacts, asked: Mapping[str, Any], trained: JobConfig | No
     if asked.get("data") is not None:  # of the text it was trained on nothing is left but how contexts are made
         data = {name: value for name, value in data.items() if name in _OF_CONTEXTS}
     subject |= _asked_place(asked)
-    if subject.get("layers") is not None:
+    if subject.get("layers") is not None and not (of_several_layers and len(subject["layers"]) > 1):
         if len(subject["layers"]) > 1:  # "all" is longer, too
             raise SubjectError("it is of several layers, and is read at one of them here", hint="--layer names it.")
         subject |= {"layer": subject["layers"][0], "layers": None}

@@ -53,7 +53,7 @@ class Evaluations:
 
 def plan_of(
     file: Mapping[str, Any] | Sequence[str] | None = None, *, metrics: Sequence[str] = (), tokens: int | None = None,
-    source: str | None = None, where: str = "",
+    source: str | None = None, at_layers: Any = None, where: str = "",
 ) -> EvaluationPlan:  # fmt: skip
     """Return a plan by the content of a file of one, and by what is asked for beside it, which comes first.
 
@@ -65,7 +65,9 @@ def plan_of(
     plan = parse_plan({} if file is None else file, where)
     if wrong := [name for name in metrics if name not in FAMILIES]:
         raise ConfigError(unknown_family(wrong[0]), hint=families_hint())
-    given: dict[str, Any] = {"metrics": list(metrics) or None, "tokens": tokens, "source": source}
+    given: dict[str, Any] = {
+        "metrics": list(metrics) or None, "tokens": tokens, "source": source, "at_layers": at_layers,
+    }  # fmt: skip
     values = plan.model_dump(mode="json") | {name: value for name, value in given.items() if value is not None}
     folder = Path(where).parent.absolute() if where else None
     return with_checked_paths(parse_plan(values, where), folder, takes_selectors=True)

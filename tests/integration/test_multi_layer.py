@@ -4,10 +4,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import select
 
-from orchestrator import results, saes
+from orchestrator import queue, results, saes
+from orchestrator.config.evaluation.evaluation import EvaluationPlan
 from orchestrator.config.job import JobConfig
 from orchestrator.config.validation import parse
+from orchestrator.database.models import MeasuredFamily, ScoreRow
 from orchestrator.errors import ConfigError
 from tests.small_world import World, make_subject, small_config, small_world, trainers
 from worker.formats import registry
@@ -69,6 +72,34 @@ def test_killed_it_resumes_bit_for_bit_and_tells_every_layer(subject: Path, tmp_
         assert world.curve(job, with_subject=False) == undisturbed
         check_layers(world, job)
         check_sae(world, tmp_path)
+
+
+def test_it_is_evaluated_at_all_its_layers_and_others_beside_it(subject: Path, tmp_path: Path) -> None:
+    with small_world(tmp_path / "home") as world:
+        both = trained(world, multi(subject), small_config(subject))
+        assert len(both) == 2
+        plan = EvaluationPlan(metrics=("reconstruction", "downstream"), at_layers="all")
+        own = EvaluationPlan(metrics=("reconstruction",))
+        ids = [sae.id for sae in saes.entries(world.engine)]
+        across = [one.job_id for one in queue.evaluate(world.engine, plan, ids)]
+        alone = [one.job_id for one in queue.evaluate(world.engine, own, ids)]
+        assert world.work("--until-empty").wait(180) == 0, world.said()
+        assert not [row for row in world.rows(select(MeasuredFamily.error)) if row.error], world.said()
+        of_all, of_one = (scores(world, job) for job in across)
+        last = results.curve(world.engine, 1)[-1]
+        for one in last.by_layer or ():
+            assert of_all["fvu", f"layer={one.layer}"] == pytest.approx(one.fvu, rel=1e-4)
+        assert of_all["fvu", ""] == of_all["fvu", "mean over layers"] == pytest.approx(last.fvu, rel=1e-4)
+        layer = parse(small_config(subject).model_dump()).subject.layer
+        assert of_one["fvu", ""] == of_one["fvu", f"layer={layer}"], "plain is where it was trained"
+        assert of_one["fvu", "cv over layers"] > of_all["fvu", "cv over layers"]
+        for job, found in zip(alone, (of_all, of_one), strict=True):
+            assert scores(world, job)["fvu", ""] == found["fvu", ""]
+
+
+def scores(world: World, job_id: int | None) -> dict[tuple[str, str], float]:
+    columns = select(ScoreRow.metric, ScoreRow.variant, ScoreRow.value).where(ScoreRow.job_id == job_id)
+    return {(row.metric, row.variant): row.value for row in world.rows(columns)}
 
 
 def check_layers(world: World, job: int) -> None:

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from worker.evaluation.metric import Score
+from worker.evaluation.metric import Draws, Score
 
 RESAMPLES = 1000
 _ENDS = (0.05, 0.95)
@@ -26,6 +26,7 @@ class Estimate(NamedTuple):
     std_error: float | None
     low: float | None
     high: float | None
+    draws: Draws | None = None
 
     @classmethod
     def of(cls, value: float, drawn: Float[Tensor, " n_resamples"]) -> "Estimate":
@@ -38,7 +39,7 @@ class Estimate(NamedTuple):
 
     def score(self, metric: str, variant: str = "", *, n: int, **details: object) -> Score:
         """Return it as a score of n tokens."""
-        return Score(metric, self.value, variant, self.std_error, self.low, self.high, n, details)
+        return Score(metric, self.value, variant, self.std_error, self.low, self.high, n, details, self.draws)
 
 
 Statistic = Callable[[Tensor], Tensor]
@@ -51,10 +52,13 @@ class Resampled(NamedTuple):
     total: Float[Tensor, " n_sums"]
     drawn: Float[Tensor, "n_resamples n_sums"]
     """Empty where one context alone was drawn from."""
+    drawn_id: int
+    """Names the draws."""
 
     def estimate(self, statistic: Statistic) -> Estimate:
         """Return a statistic of the sums, its standard error and its 90% percentile interval."""
-        return Estimate.of(float(statistic(self.total)), statistic(self.drawn))
+        drawn = statistic(self.drawn)
+        return Estimate.of(float(statistic(self.total)), drawn)._replace(draws=Draws(drawn, self.drawn_id))
 
 
 class ContextBootstrap:
@@ -67,6 +71,7 @@ class ContextBootstrap:
         drawn = torch.randint(n_units, (resamples if n_units > 1 else 0, n_units), generator=generator)
         ones = torch.ones(1, dtype=torch.float64).expand(drawn.shape)
         self._counts = torch.zeros(drawn.shape, dtype=torch.float64).scatter_add_(1, drawn, ones)
+        self._id = hash(drawn.numpy().tobytes())
 
     @property
     def draws(self) -> Float[Tensor, "n_resamples n_units"]:
@@ -78,7 +83,7 @@ class ContextBootstrap:
         sums = sums.double().cpu()
         if self._run > 1:
             sums = torch.stack([run.sum(0) for run in torch.split(sums, self._run)])
-        return Resampled(sums.sum(0), self._counts @ sums)
+        return Resampled(sums.sum(0), self._counts @ sums, self._id)
 
 
 def ratio(sums: Float[Tensor, "*batch columns"]) -> Float[Tensor, "*batch"]:

@@ -79,6 +79,11 @@ class EvaluationContext:
         _, text = self.model()
         return self.heldout_activations[text.heldout.is_measured].to(self.device)
 
+    @property
+    def n_tokens(self) -> int:
+        """Return the number of positions that count."""
+        return len(self.vectors) if self.text is None else int(self.text.heldout.is_measured.sum())
+
     def generator(self, name: str) -> torch.Generator:
         """Return a source of chance of the config's seed and a name: the same for every SAE and every attempt."""
         return torch.Generator().manual_seed(self.seed(name))

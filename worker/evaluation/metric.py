@@ -7,7 +7,18 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from worker.sae.inference import InferenceSae
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from worker.evaluation.context import EvaluationContext
+
+
+class Draws(NamedTuple):
+    """What a score is in each of some draws of the text."""
+
+    values: "Tensor"
+    """(n_resamples,)."""
+    drawn_id: int
+    """Names the draws: scores with the same one are of the same draws."""
 
 
 class Score(NamedTuple):
@@ -26,6 +37,12 @@ class Score(NamedTuple):
     """How many tokens, examples, pairs or latents it is of; `details` says of what where that is not plain."""
     details: Mapping[str, Any] = {}
     """Small things that belong to it: bins of a histogram, the chosen latent. Large ones go into `Measured.files`."""
+    draws: Draws | None = None
+    """What the interval is of, where scores of other places may share it; not stored."""
+
+    def told(self) -> dict[str, Any]:
+        """Return what is stored of it, by name."""
+        return {name: value for name, value in self._asdict().items() if name != "draws"}
 
 
 @dataclass(frozen=True)
@@ -64,3 +81,5 @@ soon as it is known. All SAEs read the same place of the same model and text.
 It calls `context.progress` at least once a second. What belongs to model and text alone is taken from `context.store`.
 An error that is raised is that of every SAE that has not been yielded.
 """
+LayersFamily = Callable[[Sequence[SubjectSae], Sequence["EvaluationContext"], Any], Iterator[Measured | NotMeasured]]
+"""The same of what is asked of all layers together: it takes the context of each layer, in their order."""

@@ -1,4 +1,4 @@
-"""Measure the SAEs of one order: place by place, family by family; what goes wrong with one leaves the others."""
+"""Measure the SAEs of one order: by what they read, family by family; what goes wrong with one leaves the others."""
 
 import json
 import math
@@ -32,6 +32,7 @@ from worker.evaluation import registry
 from worker.evaluation.context import EvaluationContext
 from worker.evaluation.heldout_text import HeldoutText
 from worker.evaluation.metric import Measured, NotMeasured, SubjectSae
+from worker.evaluation.places import Places
 from worker.evaluation.shared_store import SharedStore
 from worker.evaluation_order import EvaluationAssignment, EvaluationOrder
 from worker.formats import portable
@@ -68,7 +69,7 @@ class EvaluationJob:
 
 
 class EvaluationRun:
-    """All jobs of an order. They read one model and one text; those of one place are measured together."""
+    """All jobs of an order. They read one model and one text; those of the same places are measured together."""
 
     def __init__(self, order: EvaluationOrder, channel: SupervisorChannel) -> None:
         """Prepare; nothing is loaded yet."""
@@ -83,7 +84,7 @@ class EvaluationRun:
         Raises:
             ConfigError, SubjectError, MachineError: the model or the text cannot be read here.
         """
-        jobs = sorted(filter(None, map(self._loaded, self._order.jobs)), key=_place)
+        jobs = sorted(filter(None, map(self._loaded, self._order.jobs)), key=_reads)
         subject, text = self._open(jobs)
         facts = {"device": str(self._device), "threads": self._order.threads, "versions": versions()}
         if subject and text:
@@ -92,8 +93,8 @@ class EvaluationRun:
             jobs = [job for job in jobs if self._has_read(job, facts)]
         for job in jobs:
             self._channel.send(Started(0, facts), job.job_id)
-        for _, group in groupby(jobs, key=_place):
-            self._measure_place(list(group), subject, text)
+        for _, group in groupby(jobs, key=_reads):
+            self._measure_group(list(group), subject, text)
 
     def _loaded(self, assignment: EvaluationAssignment) -> EvaluationJob | None:
         """Load the SAE of a job; return None where it cannot be, which is reported."""
@@ -110,7 +111,7 @@ class EvaluationRun:
         places = list(dict.fromkeys(job.assignment.config.subject for job in jobs))
         if not jobs or is_synthetic(places[0].model):
             return None, None
-        config = _reading(jobs[0])
+        config = _training_config(jobs[0])
         subject = load_at_first(places, self._device)
         folder = Path(self._order.tokens_folder)
         with shared_error("stream"):
@@ -132,25 +133,26 @@ class EvaluationRun:
             return True
         return False
 
-    def _measure_place(self, jobs: list[EvaluationJob], subject: Subject | None, text: HeldoutText | None) -> None:
+    def _measure_group(self, jobs: list[EvaluationJob], subject: Subject | None, text: HeldoutText | None) -> None:
         def fail(error: Exception) -> None:  # the place may be missing from the model: other places are not
             for job in jobs:
                 self._fail(job.job_id, error)
 
         with _isolated(fail):
-            context = self._context(jobs, subject, text)
+            places = Places.of(self._context(jobs, subject, text))
             for family in registry.in_order():
                 sharing = sorted((job for job in jobs if family in job.to_do), key=lambda job: _options(job, family))
                 for _, group in groupby(sharing, key=lambda job: _options(job, family)):
-                    self._measure_family(family, [job for job in group if job.job_id not in self._dropped], context)
+                    self._measure_family(family, [job for job in group if job.job_id not in self._dropped], places)
             for job in jobs:
                 self._end(job)
-            if context.store.refusal is not None:
-                print(f"warning: not kept for later evaluations: {context.store.refusal.message}", flush=True)
+            if (refusal := places.whole.store.refusal) is not None:
+                print(f"warning: not kept for later evaluations: {refusal.message}", flush=True)
 
     def _context(
         self, jobs: Sequence[EvaluationJob], subject: Subject | None, text: HeldoutText | None
     ) -> EvaluationContext:
+        """Return everything that jobs are measured with, but the place."""
         config, store = jobs[0].assignment.config, SharedStore(Path(self._order.store_folder))
 
         def progress(phase: str, share: float) -> None:
@@ -159,11 +161,11 @@ class EvaluationRun:
             self._leave_requested()
 
         if subject is None or text is None:
-            (drawn,) = SyntheticActivations(config.subject.model, self._device).heldout(_reading(jobs[0]))
+            (drawn,) = SyntheticActivations(config.subject.model, self._device).heldout(_training_config(jobs[0]))
             return EvaluationContext(config, self._device, store, progress, drawn=drawn)
-        return EvaluationContext(config, self._device, store, progress, subject.at(config.subject), text)
+        return EvaluationContext(config, self._device, store, progress, subject, text)
 
-    def _measure_family(self, family: Family, jobs: Sequence[EvaluationJob], context: EvaluationContext) -> None:
+    def _measure_family(self, family: Family, jobs: Sequence[EvaluationJob], places: Places) -> None:
         """Measure one family of some SAEs, and report what is found of each."""
         if not jobs:
             return
@@ -175,11 +177,11 @@ class EvaluationRun:
 
         with _isolated(fail), torch.no_grad():
             options = jobs[0].assignment.config.plan.options(family)
-            for found in registry.family(family)([job.subject_sae for job in jobs], context, options):
+            for found in places.measure(family, [job.subject_sae for job in jobs], options):
                 job, seconds = waiting.pop(found.job_id), time.monotonic() - began
                 began = time.monotonic()
                 with _isolated(partial(self._missed, family, job)):
-                    self._report(family, job, found, seconds, context)
+                    self._report(family, job, found, seconds, places.whole)
 
     def _report(
         self, family: Family, job: EvaluationJob, found: Measured | NotMeasured, seconds: float,
@@ -191,10 +193,10 @@ class EvaluationRun:
             return
         scored = Scored(
             family=family,
-            scores=[_finite(score._asdict()) for score in found.scores],
+            scores=[_finite(score.told()) for score in found.scores],
             wall_seconds=seconds,
             files_uri=_keep(found, Path(job.assignment.artifacts) / family),
-            tokens=len(context.vectors),
+            tokens=context.n_tokens,
             measured_on=context.text.name if context.text else context.config.subject.model,
         )
         job.n_done += 1
@@ -255,8 +257,8 @@ def _finite(value: Any) -> Any:
     return [_finite(one) for one in value] if isinstance(value, list | tuple) else value
 
 
-def _place(job: EvaluationJob) -> str:
-    """Return what jobs must agree on to have one context, as text: the place, and the seed of what is drawn."""
+def _reads(job: EvaluationJob) -> str:
+    """Return what jobs must agree on to have one context, as text: the places, and the seed of what is drawn."""
     config = job.assignment.config
     return f"{config.subject.part_json} {config.plan.seed}"
 
@@ -267,7 +269,7 @@ def _options(job: EvaluationJob, family: Family) -> str:
     return options.part_json if options else ""
 
 
-def _reading(job: EvaluationJob) -> JobConfig:
+def _training_config(job: EvaluationJob) -> JobConfig:
     """Return the config of a training job that reads the same text at the same place."""
     config = job.assignment.config
     read = {"subject": config.subject.model_dump(), "data": config.data.model_dump()}

@@ -25,6 +25,7 @@ _LINES_SHOWN = 20
 @click.option("--tokens", metavar="TOKENS", callback=tokens_given,
               help="Measure on so many, the last of the text; by default as many as training held out.")  # fmt: skip
 @click.option("--data", help="Another text, as data.source of a sweep file; by default what they were trained on.")
+@click.option("--across-layers", is_flag=True, help="At every layer of their site, not only where they were trained.")
 @click.option("--where", metavar="KEY=VALUE[,...]", multiple=True, help="Only SAEs of jobs with this: sae.k=8,16.")
 @click.option("--again", is_flag=True, help="Measure once more what is there already.")
 @click.option("--dry-run", is_flag=True, help="Show what would be queued; write nothing.")
@@ -33,7 +34,8 @@ _LINES_SHOWN = 20
 @click.pass_context
 def evaluate(
     ctx: click.Context, *, selectors: tuple[str, ...], metrics: str | None, file: Path | None, tokens: int | None,
-    data: str | None, where: tuple[str, ...], again: bool, dry_run: bool, and_wait: bool, output: str | None,
+    data: str | None, across_layers: bool, where: tuple[str, ...], again: bool, dry_run: bool, and_wait: bool,
+    output: str | None,
 ) -> None:  # fmt: skip
     """Queue jobs that measure what SAEs are good for, one for each SAE; workers run them.
 
@@ -45,7 +47,8 @@ def evaluate(
 
     content = None if file is None else parse_text(read_text(file), str(file)).plain() or {}
     named = [] if metrics is None else [part.strip() for part in metrics.split(",")]
-    plan = plan_of(content, metrics=named, tokens=tokens, source=data, where=str(file or ""))
+    at = "all" if across_layers else None
+    plan = plan_of(content, metrics=named, tokens=tokens, source=data, at_layers=at, where=str(file or ""))
     with database() as (settings, engine):
         found = request_evaluations(
             engine, settings, selectors, plan, where=where_of(where), again=again, dry_run=dry_run

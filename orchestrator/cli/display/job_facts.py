@@ -34,7 +34,8 @@ def _hook_point(subject: Mapping[str, Any], found: Mapping[str, Any]) -> str:
     layers = subject.get("layers")
     if layers is not None:
         there = found.get("layers") or ([] if layers == "all" else layers)
-        return f"{'all ' if layers == 'all' else ''}layers {', '.join(map(str, there))}, {subject['site']}"
+        named = " ".join(["all"] * (layers == "all") + ["layers"])
+        return ", ".join([f"{named} {', '.join(map(str, there))}".rstrip(), subject["site"]])
     layer = "auto" if subject["layer"] is None else subject["layer"]
     module = f" ({found['site']})" if found.get("site") else ""
     return f"layer {layer}, {subject['site']}{module}"

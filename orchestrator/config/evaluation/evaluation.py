@@ -2,7 +2,7 @@
 
 import json
 from functools import cached_property
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 from pydantic import Field, model_validator
 
@@ -10,15 +10,27 @@ from orchestrator.config.evaluation.ablation import AblationOptions
 from orchestrator.config.evaluation.downstream import DownstreamOptions
 from orchestrator.config.evaluation.explanation import ExplanationOptions
 from orchestrator.config.evaluation.families import DEFAULT, Family
+from orchestrator.config.evaluation.layers import LayersOptions
 from orchestrator.config.evaluation.n2g import N2gOptions
 from orchestrator.config.evaluation.probes import ProbesOptions
 from orchestrator.config.evaluation.structure import StructureOptions
-from orchestrator.config.job import DataConfig, NaturalInt, Part, PositiveInt, SubjectConfig, canonical_text, text_id
+from orchestrator.config.job import (
+    DataConfig,
+    Layers,
+    NaturalInt,
+    Part,
+    PositiveInt,
+    SubjectConfig,
+    canonical_text,
+    text_id,
+)
 from orchestrator.config.sae_facts import SaeFacts
 
 
 class EvaluationPlan(Part):
     """What is asked of every SAE of a request: the content of a file for `orch evaluate --config`."""
+
+    later_fields: ClassVar[tuple[str, ...]] = ("at_layers", "layers")
 
     metrics: tuple[Family, ...] = DEFAULT
     """Metric families, each measured on its own: what goes wrong in one leaves the others."""
@@ -26,6 +38,8 @@ class EvaluationPlan(Part):
     """Text to measure on, in the words of `data.source`; without it the text an SAE was trained on, held-out part."""
     tokens: PositiveInt | None = None
     """Tokens to measure on: the last ones of the text. Without it, as many as training held out."""
+    at_layers: Layers | None = None
+    """At which layers of its site an SAE is measured, such as [0, 2, 5], or all; without it where it was trained."""
     seed: NaturalInt = 0
     """Of everything that is drawn: samples, random directions, bootstraps."""
     downstream: DownstreamOptions = DownstreamOptions()
@@ -34,6 +48,7 @@ class EvaluationPlan(Part):
     ablation: AblationOptions = AblationOptions()
     structure: StructureOptions = StructureOptions()
     explanation: ExplanationOptions = ExplanationOptions()
+    layers: LayersOptions = LayersOptions()
 
     @model_validator(mode="after")
     def _each_once(self) -> Self:
@@ -61,7 +76,7 @@ class EvaluationConfig(Part):
     plan: EvaluationPlan
     sae: EvaluatedSaeRef
     subject: SubjectConfig
-    """The language model, and the place at which the SAE reads it."""
+    """The language model, and the place, or places, at which the SAE reads it."""
     data: DataConfig
     """The text that is measured on, and how it is cut into contexts."""
     heldout_tokens: PositiveInt
@@ -69,8 +84,8 @@ class EvaluationConfig(Part):
 
     def canonical_json(self) -> str:
         """Return the one JSON text of this config, sorted keys, no spaces."""
-        # Of subject and data their own texts: fields that came later and are unset are in neither.
-        parts = {"subject": json.loads(self.subject.part_json), "data": json.loads(self.data.part_json)}
+        # Their own texts: fields that came later and are unset are in none.
+        parts = {name: json.loads(getattr(self, name).part_json) for name in ("plan", "subject", "data")}
         return canonical_text(self.model_dump(mode="json") | parts)
 
     @cached_property

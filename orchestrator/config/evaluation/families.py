@@ -2,7 +2,7 @@
 
 from typing import Literal, get_args
 
-Family = Literal["reconstruction", "downstream", "probes", "n2g", "ablation", "structure", "explanation"]
+Family = Literal["reconstruction", "downstream", "probes", "n2g", "ablation", "structure", "explanation", "layers"]
 
 FAMILIES: tuple[Family, ...] = get_args(Family)
 MEANINGS: dict[Family, str] = {
@@ -13,6 +13,7 @@ MEANINGS: dict[Family, str] = {
     "ablation": "how few of the model's outputs change when one latent is set to zero",
     "structure": "density, dense and opposing latents, position profiles, recurrence, clusters",
     "explanation": "how well an explanation written by a language model predicts a latent",
+    "layers": "at which layers each latent of an SAE of several layers is active",
 }
 DEFAULT: tuple[Family, ...] = ("reconstruction", "downstream")
 """What `orch evaluate` measures where nothing is asked for: seconds for one SAE."""
@@ -24,5 +25,6 @@ MAIN_SCORES: dict[Family, tuple[str, ...]] = {
     "ablation": ("ablation_sparsity",),
     "structure": (),
     "explanation": ("explanation_score",),
+    "layers": (),
 }
 """The scores that a table of many SAEs has a column for; all others are there when they are asked for."""
