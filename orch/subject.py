@@ -188,6 +188,13 @@ class Subject:
                 f"the SAE is of {weights.shape[1]} dimensions, and {self.view.config.model} has {self.d_model} there",
                 hint="Give the subject of the same SAE.",
             )
+        lens = getattr(getattr(sae, "facts", None), "lens", None)
+        if lens is not None:
+            raise ConfigError(
+                f"the SAE encodes and decodes in the space of the tuned lens {lens[:12]}, and a subject gives what the "
+                "model computes",
+                hint="Its scores, in lens space and put back into the model: orch evaluate",
+            )
         if getattr(sae, "is_transcoder", False):
             raise ConfigError("the SAE is a transcoder: what it predicts belongs in another place than it reads")
 

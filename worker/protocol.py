@@ -56,6 +56,8 @@ class Order:
     """Folder of activation caches, shared by trainers; empty = activations are not kept."""
     cache_bytes: int = 0
     """What the caches of that folder may take."""
+    lenses_folder: str = ""
+    """Folder of the tuned lenses among the artifacts."""
 
     def to_json(self) -> bytes:
         """Return the order as one line."""

@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-LATER_FIELDS = ("sae.target_l0", "subject.layers")
+LATER_FIELDS = ("sae.lens", "sae.target_l0", "subject.layers")
 """The `later_fields` of all parts: a stored config has them only where they are set."""
 
 

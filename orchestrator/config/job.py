@@ -178,7 +178,7 @@ class DataConfig(Part):
 class SaeConfig(Part):
     """The sparse autoencoder."""
 
-    later_fields: ClassVar[tuple[str, ...]] = ("target_l0",)
+    later_fields: ClassVar[tuple[str, ...]] = ("target_l0", "lens")
 
     activation: Activation = "topk"
     """What keeps the latents sparse."""
@@ -198,6 +198,8 @@ class SaeConfig(Part):
     """Weight λ of the L1 penalty (relu) or of the L0 penalty (jumprelu); auto with target_l0."""
     normalize: Normalize = "unit"
     """How each activation vector is normalised."""
+    lens: Text | None = None
+    """Tuned lens that maps the residual stream before it is normalised: its name, or content id; stored as the id."""
 
     @model_validator(mode="before")
     @classmethod
@@ -323,6 +325,20 @@ class JobConfig(Part):
             told = " + ".join(f"optimizer.{name} = {value}" for name, value in lengths.items() if value)
             raise ValueError(
                 f"{told} is longer than training.max_tokens = {budget}: the job would never train at its learning rate"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _lens_of_stream(self) -> Self:
+        if self.sae.lens is None:
+            return self
+        if synthetic.is_synthetic(self.subject.model):
+            raise ValueError(f"sae.lens means nothing to {self.subject.model}, which is no language model")
+        if self.subject.hook is not None or self.subject.site != "resid_post":
+            place = f"hook = {self.subject.hook}" if self.subject.hook else f"site = {self.subject.site}"
+            raise ValueError(
+                f"sae.lens maps the output of a block, and subject.{place} reads another place: set subject.site: "
+                "resid_post, or leave sae.lens out"
             )
         return self
 

@@ -27,6 +27,7 @@ def job_sae_facts(config: dict[str, Any], facts: dict[str, Any], *, d_model: int
         layers=layers,
         site=None if subject["hook"] else subject["site"],
         hook_point=subject["hook"] or (found.get("hook") if len(layers) <= 1 else None),
+        lens=sae.get("lens"),
         context_length=data["context_length"],
         prepend_bos=data["prepend_bos"],
     )

@@ -43,6 +43,8 @@ class SaeFacts:
     """Of a transcoder: the place it predicts, as the files name it. None: it reconstructs its input."""
     context_length: int | None = None
     prepend_bos: bool | None = None
+    lens: str | None = None
+    """Content id of the tuned lens in whose space it encodes and decodes; None: it reads the activations themselves."""
     stated_fvu: float | None = None
     stated_l0: float | None = None
 
@@ -54,6 +56,10 @@ class SaeFacts:
     def as_json(self) -> dict[str, Any]:
         """Return the fields as JSON holds them."""
         return {**asdict(self), "layers": list(self.layers)}
+
+    def columns(self) -> dict[str, Any]:
+        """Return the fields that the table of SAEs has columns for; the lens is that of the job's config."""
+        return {name: value for name, value in self.as_json().items() if name != "lens"}
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> "SaeFacts":

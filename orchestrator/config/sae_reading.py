@@ -52,7 +52,8 @@ def config_of(
         data["max_tokens"] = _PACKED * tokens
     # Nothing is trained: what is left of the text need not fill a batch.
     training = {"heldout_tokens": tokens, "batch_tokens": 1}
-    return parse({"subject": subject, "data": data, "sae": {"normalize": "none", "k": 1}, "training": training})
+    sae = {"normalize": "none", "k": 1, "lens": facts.lens}
+    return parse({"subject": subject, "data": data, "sae": sae, "training": training})
 
 
 def stated_place(asked: Mapping[str, Any]) -> dict[str, Any]:

@@ -58,7 +58,7 @@ def _values(row: Row[Any]) -> dict[str, Any]:
     config, facts = json.loads(row.config), row.facts or {}
     model = config["subject"]["model"]
     return {
-        **job_sae_facts(config, facts, d_model=row.d_model).as_json(),
+        **job_sae_facts(config, facts, d_model=row.d_model).columns(),
         "job_id": row.id,
         "attempt": row.attempt,
         "format": NATIVE,

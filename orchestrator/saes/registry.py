@@ -34,7 +34,7 @@ def add(engine: Engine, sae: NewSae) -> int:
         StateError: there is one of that name.
     """
     values = {
-        **sae.facts.as_json(),
+        **sae.facts.columns(),
         **_of_measured(sae.measured),
         **{name: getattr(sae, name) for name in ("name", "format", "source", "sha256", "uri", "state", "note")},
     }

@@ -1,5 +1,6 @@
 """The rows of the table of SAEs, read back."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from difflib import get_close_matches
@@ -103,7 +104,8 @@ def read(session: Session, sae_ids: Sequence[int]) -> list[SaeEntry]:
 
 
 def _read(session: Session, wanted: ColumnElement[bool]) -> list[SaeEntry]:
-    query = select(m.SaeRow.__table__, m.SweepRow.name.label("sweep_name")).order_by(m.SaeRow.id)
+    more = m.SweepRow.name.label("sweep_name"), m.Job.config.label("job_config")
+    query = select(m.SaeRow.__table__, *more).order_by(m.SaeRow.id)
     query = query.outerjoin(m.Job, m.Job.id == m.SaeRow.job_id).outerjoin(m.SweepRow, m.SweepRow.id == m.Job.sweep_id)
     return [_entry(row) for row in session.execute(query.where(m.Job.hidden.is_distinct_from("deleted"), wanted))]
 
@@ -111,4 +113,13 @@ def _read(session: Session, wanted: ColumnElement[bool]) -> list[SaeEntry]:
 def _entry(row: Row[Any]) -> SaeEntry:
     values = row._asdict()
     own = {name: values[name] for name in _OWN}
-    return SaeEntry(facts=SaeFacts.from_json(values), sweep=row.sweep_name, **own)
+    facts = SaeFacts.from_json(values | {"lens": _lens(row.job_config)})
+    return SaeEntry(facts=facts, sweep=row.sweep_name, **own)
+
+
+def _lens(config: str | None) -> str | None:
+    """Return the lens that a job's config names; most name none, and are not read."""
+    if config is None or '"lens":' not in config:
+        return None
+    found: str | None = json.loads(config)["sae"].get("lens")
+    return found

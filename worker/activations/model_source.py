@@ -2,7 +2,7 @@
 
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import accumulate, pairwise
 from typing import Any
 
@@ -12,7 +12,7 @@ from orchestrator.config.job import JobConfig, SubjectConfig
 from worker.activations import stream
 from worker.activations.cached_forward import CacheStore
 from worker.activations.heldout_split import Contexts
-from worker.activations.source import Vectors
+from worker.activations.source import Lens, Map, OpenLens, Vectors
 from worker.data.token_file import TokenFile
 from worker.subject.hook_points import single_places
 from worker.subject.model import Replace, Subject, check_widths, run_patched
@@ -28,7 +28,10 @@ class ModelActivations:
     """Of one of the jobs: what decides the stream is the same in all."""
     store: CacheStore | None = None
     """Where activations are kept, for jobs that ask for it."""
+    opener: OpenLens | None = None
+    """What opens the lens of a config, for jobs that have one."""
     _views: dict[SubjectConfig, tuple[Subject, ...]] = field(default_factory=dict)
+    _lenses: dict[str, Lens] = field(default_factory=dict)
 
     def key(self, config: JobConfig) -> tuple[Hashable, ...]:
         """Return the hook points a config reads.
@@ -38,13 +41,25 @@ class ModelActivations:
         """
         return tuple(view.hook for view in self._views_of(config))
 
+    def open_lens(self, config: JobConfig) -> None:
+        """Open the lens that a config reads through, where it does; each is read once.
+
+        Raises:
+            ConfigError, CheckpointsElsewhere: it cannot be.
+        """
+        sha256 = config.sae.lens
+        if sha256 is not None and sha256 not in self._lenses:
+            assert self.opener is not None, "a job with a lens comes with the folder of the lenses"
+            self._lenses[sha256] = self.opener(sha256, self.subject)
+
     def heldout(self, config: JobConfig) -> Vectors:
         """Return the end of the text, read at a config's hook points."""
-        return stream.shared_heldout(self._views_of(config), self.tokens, config, store=self.store)
+        return stream.shared_heldout(self._views_of(config), self.tokens, config, store=self.store, lenses=self._map)
 
     def sample(self, config: JobConfig, n: int) -> Vectors:
         """Return the vectors of the first n tokens of the training part, in the text's order."""
-        return stream.shared_sample(self._views_of(config), self.tokens, config, n, store=self.store)
+        views = self._views_of(config)
+        return stream.shared_sample(views, self.tokens, config, n, store=self.store, lenses=self._map)
 
     def stream(self, configs: Sequence[JobConfig], *, start_tokens: int) -> Iterator[tuple[Vectors, ...]]:
         """Yield one batch for each config, all from one forward pass: `stream.shared_stream`."""
@@ -57,6 +72,7 @@ class ModelActivations:
             [config for _, config in flat],
             start_tokens=start_tokens,
             store=self.store,
+            lenses=self._map,
         )
         for batch in batches:
             yield tuple(batch[first:end] for first, end in pairwise(bounds))
@@ -66,9 +82,12 @@ class ModelActivations:
         return run_patched(self._views_of(config), input_ids, replacements)
 
     def flops(self, configs: Sequence[JobConfig]) -> float:
-        """Return 2 · parameters up to the deepest hook point · tokens read for one trained token."""
-        deepest = max(view.parameters_run for config in configs for view in self._views_of(config))
-        return 2.0 * deepest * self._contexts.captured_per_vector
+        """Return 2 · parameters up to the deepest hook point · tokens read for one trained token, and its lenses'."""
+        views = [(config, view) for config in configs for view in self._views_of(config)]
+        deepest = max(view.parameters_run for _, view in views)
+        mapped = {(config.sae.lens, view.hook.layer) for config, view in views if config.sae.lens}
+        lenses = sum(self._lenses[lens].flops(layer) for lens, layer in mapped if layer is not None)
+        return 2.0 * deepest * self._contexts.captured_per_vector + lenses
 
     def facts(self, config: JobConfig) -> dict[str, Any]:
         """Return what a job's record says of the model and the text."""
@@ -94,6 +113,14 @@ class ModelActivations:
     @cached_property
     def _contexts(self) -> Contexts:
         return Contexts.of(self.tokens, self.config)
+
+    def _map(self, config: JobConfig, view: Subject) -> Map | None:
+        """Return what maps the activations of a view for a config, where it has a lens."""
+        if config.sae.lens is None:
+            return None
+        assert view.hook.layer is not None, "a config with a lens reads the output of blocks"
+        self.open_lens(config)
+        return partial(self._lenses[config.sae.lens].into, view.hook.layer)
 
     def _views_of(self, config: JobConfig) -> tuple[Subject, ...]:
         """Return a view of the model for each hook point of a config, in the order of its layers."""

@@ -1,6 +1,6 @@
 """What the jobs of a trainer read: an activation source; jobs that read the same vectors of it share a hook slot."""
 
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -10,13 +10,29 @@ from torch import Tensor
 from orchestrator.config.job import JobConfig
 from orchestrator.errors import SubjectError
 from orchestrator.estimates.memory import SAMPLE_TOKENS
-from worker.subject.model import Replace
+from worker.subject.model import Replace, Subject
 
 Vectors = tuple[Tensor, ...]
 """The vectors of some positions at each hook point of a config: one (n_tokens, d_model) for each, float32, normalised.
 
 They are on the trainer's device, and shared: nobody writes to them.
 """
+Map = Callable[[Tensor], Tensor]
+"""Maps raw activations (…, d_model), float32, to what is normalised in their place."""
+
+
+class Lens(Protocol):
+    """A map of the residual stream after each block, such as a tuned lens."""
+
+    def into(self, layer: int, x: Tensor) -> Tensor:
+        """Map the output of a block, (…, d_model), float32."""
+
+    def flops(self, layer: int) -> int:
+        """Return the FLOPs of mapping one vector."""
+
+
+OpenLens = Callable[[str, Subject], Lens]
+"""Returns the lens of a content id, for a loaded model; raises ConfigError where it is of another, or is not there."""
 
 
 def joined(vectors: Vectors) -> Tensor:
@@ -36,6 +52,14 @@ class ActivationSource(Protocol):
 
         Raises:
             ConfigError: this source has no such hook point.
+        """
+
+    def open_lens(self, config: JobConfig) -> None:
+        """Open the lens that a config reads through, where it does.
+
+        Raises:
+            ConfigError: it is of another model, is gone or damaged.
+            CheckpointsElsewhere: the folder of artifacts is not to be seen from this machine.
         """
 
     def heldout(self, config: JobConfig) -> Vectors:
@@ -95,9 +119,14 @@ def refuse_other_source(before: Mapping[str, Any], here: Mapping[str, Any], *, w
             )
 
 
+def slot_key(hook_points: tuple[Hashable, ...], config: JobConfig) -> Hashable:
+    """Return what tells the hook slot of a config from others."""
+    return hook_points, config.sae.lens, config.sae.normalize
+
+
 @dataclass(frozen=True)
 class HookSlot:
-    """Some hook points read together, and a normalisation: what jobs must agree on to be given the same vectors."""
+    """Some hook points read together, a lens and a normalisation: what jobs must agree on to get the same vectors."""
 
     hook_points: tuple[Hashable, ...]
     config: JobConfig
@@ -113,7 +142,7 @@ class HookSlot:
     @property
     def key(self) -> Hashable:
         """Return what tells this slot from others."""
-        return self.hook_points, self.config.sae.normalize
+        return slot_key(self.hook_points, self.config)
 
 
 @dataclass
@@ -132,7 +161,7 @@ class HookSlots:
         """
         hook_points = self.source.key(config)
         for number, slot in enumerate(self.all):
-            if slot.key == (hook_points, config.sae.normalize):
+            if slot.key == slot_key(hook_points, config):
                 return number
         self.all.append(HookSlot(hook_points, config, joined(self.source.heldout(config))))
         return len(self.all) - 1

@@ -1,6 +1,6 @@
 """Contexts -> activations -> shuffled batches: a stream, which is a pure function of its config and a position."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import count
 
 import torch
@@ -13,12 +13,19 @@ from worker.activations.cached_forward import CacheStore
 from worker.activations.forward import ForwardBatches
 from worker.activations.heldout_split import Contexts
 from worker.activations.shuffle import ShuffleBuffer, make_buffer
+from worker.activations.source import Map
 from worker.data.token_file import TokenFile
 from worker.sae.normalize import normalize
 from worker.subject.model import Subject
 
 _TWO_MODELS = "Check the folder: tokenizer and weights are of two different models."
 _SHARED = ("batch_tokens", "shuffle_tokens", "heldout_tokens")
+Lenses = Callable[[JobConfig, Subject], Map | None]
+"""Returns what maps the raw activations of a view for a config, before they are normalised; None: nothing does."""
+
+
+def no_lens(config: JobConfig, subject: Subject) -> None:
+    """Return None: activations are normalised as they are."""
 
 
 def stream(
@@ -50,13 +57,14 @@ def shared_stream(
     start_tokens: int = 0,
     device: torch.device | str | None = None,
     store: CacheStore | None = None,
+    lenses: Lenses = no_lens,
 ) -> Iterator[tuple[Tensor, ...]]:
     """Yield, without end, one batch for each (subject, config) pair: the same tokens in the same order for all.
 
     `subjects` are views of ONE loaded model (`subject.at`), subjects[i] with configs[i]. One forward pass, stopped
-    after the deepest hook point, serves all, and pairs of one hook point and `sae.normalize` are given the SAME
-    tensor: do not write to it. Each batch is, bit for bit on a CPU, what `stream` of that pair alone yields. Where a
-    config says `data.activations: cache`, what is captured is kept in `store`; without one it is not kept.
+    after the deepest hook point, serves all, and pairs of one hook point, `sae.lens` and `sae.normalize` are given the
+    SAME tensor: do not write to it. Each batch is, bit for bit on a CPU, what `stream` of that pair alone yields. Where
+    a config says `data.activations: cache`, what is captured is kept in `store`; without one it is not kept.
 
     Window w holds vectors [w·shuffle_tokens, (w+1)·shuffle_tokens) of the seeded order of contexts, permuted by a
     generator seeded by (data.seed, w). Starting inside a window captures that window again.
@@ -72,15 +80,20 @@ def shared_stream(
     size, window_tokens = config.training.batch_tokens, config.training.shuffle_tokens
     assert start_tokens % size == 0, "a job is always at a whole number of batches"
     contexts, forward = _contexts(subjects, tokens, config), _forward_batches(subjects, tokens, configs, store)
-    pairs = [(forward.hooks.index(s.hook), c.sae.normalize) for s, c in zip(subjects, configs, strict=True)]
+    read = list(zip(subjects, configs, strict=True))
+    keys = [(forward.hooks.index(s.hook), c.sae.lens, c.sae.normalize) for s, c in read]
+    maps = {key: lenses(c, s) for key, (s, c) in zip(keys, read, strict=True)}
     buffer = make_buffer(ShuffleBuffer(forward, contexts, n_vectors=window_tokens), seed=config.data.seed)
     first, offset = divmod(start_tokens, window_tokens)
     for window in count(first):
         values = buffer.take(window)
         for at in range(offset if window == first else 0, window_tokens, size):
             buffer.prefetch(n_calls=window_tokens // size)
-            made = {(i, kind): normalized(values[i][at : at + size], kind, device) for i, kind in set(pairs)}
-            yield tuple(made[pair] for pair in pairs)
+            made = {
+                key: normalized(values[key[0]][at : at + size], key[2], device, through=through)
+                for key, through in maps.items()
+            }
+            yield tuple(made[key] for key in keys)
 
 
 def heldout(subject: Subject, tokens: TokenFile, config: JobConfig, *, store: CacheStore | None = None) -> Tensor:
@@ -89,7 +102,12 @@ def heldout(subject: Subject, tokens: TokenFile, config: JobConfig, *, store: Ca
 
 
 def shared_heldout(
-    subjects: Sequence[Subject], tokens: TokenFile, config: JobConfig, *, store: CacheStore | None = None
+    subjects: Sequence[Subject],
+    tokens: TokenFile,
+    config: JobConfig,
+    *,
+    store: CacheStore | None = None,
+    lenses: Lenses = no_lens,
 ) -> tuple[Tensor, ...]:
     """Return the end of the text, in its own order, at the hook points of some views of ONE model.
 
@@ -98,13 +116,14 @@ def shared_heldout(
     """
     contexts, forward = _contexts(subjects, tokens, config), _forward_batches(subjects, tokens, [config], store)
     forward.prepare(contexts.heldout)
+    maps = [lenses(config, subject) for subject in forward.subjects]
     parts: list[list[Tensor]] = [[] for _ in forward.subjects]
     for first in range(0, contexts.n_heldout, forward.size):
         chosen = contexts.heldout[first : first + forward.size]
         is_trained = torch.from_numpy(contexts.is_trained(tokens.contexts(chosen))).to(forward.device)
-        for part, subject, found in zip(parts, forward.subjects, forward(chosen), strict=True):
+        for part, through, subject, found in zip(parts, maps, forward.subjects, forward(chosen), strict=True):
             forward.check(found, is_trained, chosen, subject=subject)
-            part.append(normalized(found[is_trained], config.sae.normalize))
+            part.append(normalized(found[is_trained], config.sae.normalize, through=through))
     return tuple(map(torch.cat, parts))
 
 
@@ -116,7 +135,13 @@ def sample(
 
 
 def shared_sample(
-    subjects: Sequence[Subject], tokens: TokenFile, config: JobConfig, n: int, *, store: CacheStore | None = None
+    subjects: Sequence[Subject],
+    tokens: TokenFile,
+    config: JobConfig,
+    n: int,
+    *,
+    store: CacheStore | None = None,
+    lenses: Lenses = no_lens,
 ) -> tuple[Tensor, ...]:
     """Return the first n tokens' vectors of the training part, for what is measured once; the stream is not moved.
 
@@ -126,7 +151,10 @@ def shared_sample(
     contexts = _contexts(subjects, tokens, config)
     forward = _forward_batches(subjects, tokens, [config], store)
     buffer = make_buffer(ShuffleBuffer(forward, contexts, n_vectors=min(n, contexts.n_vectors)))
-    return tuple(normalized(raw, config.sae.normalize) for raw in buffer.take(0))
+    return tuple(
+        normalized(raw, config.sae.normalize, through=lenses(config, subject))
+        for subject, raw in zip(forward.subjects, buffer.take(0), strict=True)
+    )
 
 
 def _forward_batches(
@@ -137,12 +165,17 @@ def _forward_batches(
     return ForwardBatches(subjects, tokens)
 
 
-def normalized(raw: Tensor, kind: Normalize, device: torch.device | str | None = None) -> Tensor:
-    """Return raw activations normalised, in float32, free for use under autograd, and a copy of their own."""
+def normalized(
+    raw: Tensor, kind: Normalize, device: torch.device | str | None = None, *, through: Map | None = None
+) -> Tensor:
+    """Return raw activations normalised, in float32, free for use under autograd, and a copy of their own.
+
+    `through`: what maps them before.
+    """
     # The copy is made outside inference mode, because autograd refuses tensors made inside it; and it is never a view
     # of a window's buffer, which is written again while its last batches may still be in use.
     values = raw.to(torch.float32, copy=kind == "none" or raw.is_inference())
-    vectors = normalize(values, kind).vectors
+    vectors = normalize(values if through is None else through(values), kind).vectors
     return vectors if device is None else vectors.to(device)
 
 

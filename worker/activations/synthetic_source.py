@@ -47,6 +47,9 @@ class SyntheticActivations:
             )
         return (self._model,)
 
+    def open_lens(self, config: JobConfig) -> None:
+        """Do nothing: a config of a distribution has no lens."""
+
     def heldout(self, config: JobConfig) -> Vectors:
         """Return the fixed set every metric is measured on; the same for every data.seed.
 

@@ -15,7 +15,8 @@ from worker.sae.inference import InferenceSae, Scales
 
 CONFIG, WEIGHTS = "cfg.json", "sae.safetensors"
 _FORMAT = "orch.sae"
-_VERSION = 1
+_VERSION, _VERSION_WITH_LENS = 1, 2
+"""Of an SAE in the space of a lens, which programs of before would take for one of raw activations."""
 _OF_A_JOB = "config.json"
 
 
@@ -47,8 +48,10 @@ def read(path: Path, named: str = "") -> InferenceSae:
             f"{folder} is not as it was written: {error.message}", hint="Copy or export it again."
         ) from error
     config = stored_tensors.read_json(folder / CONFIG)
-    if config.get("version") != _VERSION:
-        raise ConfigError(f"{folder} has version {config.get('version')} of our format; {_VERSION} is known")
+    if config.get("version") not in (_VERSION, _VERSION_WITH_LENS):
+        raise ConfigError(
+            f"{folder} has version {config.get('version')} of our format; {_VERSION} and {_VERSION_WITH_LENS} are known"
+        )
     tensors = stored_tensors.load(folder / WEIGHTS)
     stored_tensors.need(tensors, ["W_enc"], folder / WEIGHTS)
     facts = SaeFacts.from_json(stored_tensors.value(config, "facts", folder / CONFIG))
@@ -61,7 +64,7 @@ def fill(sae: InferenceSae) -> Callable[[Path], None]:
     tensors = sae.tensors()
     about = {
         "format": _FORMAT,
-        "version": _VERSION,
+        "version": _VERSION_WITH_LENS if sae.facts.lens else _VERSION,
         "facts": sae.facts.as_json(),
         "scales": sae.scales._asdict(),
     }

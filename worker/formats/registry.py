@@ -158,6 +158,12 @@ def write(sae: InferenceSae, folder: Path, *, format: str, facts: SaeFacts | Non
             f"{form.title} holds an SAE of one layer, and this one reads layers {layers}",
             hint=f"Of several layers are written: {', '.join(_OF_SEVERAL_LAYERS)}. Of one of them: --layer N",
         )
+    if sae.facts.lens is not None and format != "orch":
+        raise ConfigError(
+            f"{form.title} has no word for the space of a tuned lens, which this SAE reads (lens "
+            f"{sae.facts.lens[:12]}): it would be taken for one of raw activations",
+            hint="Only our own format says so: --format orch",
+        )
     fill = form.fill(sae)
     try:
         return checked_folder.write_folder(folder, fill)

@@ -59,7 +59,7 @@ def _facts(subject: SubjectConfig, *, dtype: str) -> LensFacts:
         model=subject.model,
         revision=subject.revision,
         fingerprint=fingerprint(folder),
-        dtype=dtype if dtype in _DTYPES else "float32",  # type: ignore[arg-type]
+        dtype=dtype if dtype in _DTYPES else "float32",
         n_layers=int(described.num_hidden_layers),
         d_model=int(described.hidden_size),
     )

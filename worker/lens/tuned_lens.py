@@ -16,14 +16,12 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from orchestrator.bounded_file import read_text
-from orchestrator.config.lens.facts import LensFacts
+from orchestrator.config.lens.facts import LENSES, LensFacts
 from orchestrator.errors import CheckpointError, ConfigError
 from orchestrator.storage.activation_caches import PARTIAL
 from worker import checked_folder
 from worker.formats.tensor_file import write_tensors
 
-LENSES = "lenses"
-"""Folder of the lenses among the artifacts: one folder in it per lens, named by its content id."""
 _ABOUT, _TENSORS = "lens.json", "lens.safetensors"
 _FORMAT = 1
 _MOST_CONDITION = 1 / torch.finfo(torch.float32).eps
@@ -94,6 +92,10 @@ class TunedLens:
         rows = (y - self.biases[layer]).reshape(-1, self.facts.d_model)
         solved: Tensor = torch.linalg.lu_solve(*self._factors[layer], rows.T)
         return solved.T.reshape(y.shape)
+
+    def flops(self, layer: int) -> int:
+        """Return the FLOPs of mapping one vector there: 2·d_model², or none."""
+        return 0 if self._is_identity(layer) else 2 * self.facts.d_model**2
 
     def condition(self, layer: int) -> float:
         """Return the condition number of I + A in the 2-norm; infinity where it is singular."""

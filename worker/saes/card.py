@@ -70,6 +70,7 @@ def _what_it_is(chosen: Chosen, facts: SaeFacts) -> str:
     rows = {
         "Subject": (facts.subject or "not known") + (f", revision {facts.revision}" if facts.revision else ""),
         "Reads": (place or "not known") + (f" ({facts.hook_point})" if facts.hook_point and facts.site else ""),
+        "In the space of the tuned lens": facts.lens,
         "Predicts": facts.target_hook_point,
         "Latents": f"{facts.n_latents:,} of {facts.d_model:,} dimensions",
         "Selection": facts.selection + (f", k = {facts.k}" if facts.k else ""),

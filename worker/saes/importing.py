@@ -55,6 +55,12 @@ def import_sae(engine: Engine, settings: Settings, source: str, asked: Mapping[s
     saes.check_name(engine, name)
     found = Detection(asked["format"], ["--format says so"]) if asked.get("format") else detect(path)
     sae = read(path, format=found.name, named=source).sae
+    if sae.facts.lens is not None:
+        raise ConfigError(
+            f"{source} reads the space of the tuned lens {sae.facts.lens[:12]}, and such an SAE is kept with the job "
+            "that trained it alone",
+            hint="Use it where its job is.",
+        )
     vectors, away = (
         (None, "a transcoder is not measured yet") if sae.facts.is_transcoder else _vectors(sae.facts, asked, settings)
     )

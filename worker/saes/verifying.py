@@ -6,6 +6,7 @@ from typing import Any
 from sqlalchemy import Engine
 
 from orchestrator import results, saes
+from orchestrator.config.lens.facts import LENSES
 from orchestrator.config.sae_reading import config_of
 from orchestrator.errors import SubjectError
 from orchestrator.results.stored_configs import configs
@@ -33,7 +34,9 @@ def verify_sae(engine: Engine, settings: Settings, selector: str, asked: Mapping
     job_id = entry.job_id if entry is not None else None
     trained = configs(engine, [job_id])[job_id] if job_id is not None else None
     config = config_of(sae.facts, asked, trained)
-    vectors = read_vectors(config, settings.home / "tokens", asked.get("device") or "cpu")
+    vectors = read_vectors(
+        config, settings.home / "tokens", asked.get("device") or "cpu", lenses=settings.artifacts_folder / LENSES
+    )
     found = verification.measure({label: sae}, vectors.values)[label]
     same_text = trained is not None and trained.data == config.data and trained.subject == config.subject
     why = _differs(engine, job_id, found) if same_text and job_id else verification.why_not(found)

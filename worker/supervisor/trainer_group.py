@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator import queue
+from orchestrator.config.lens.facts import LENSES
 from orchestrator.errors import StorageError
 from orchestrator.storage import activation_caches, cache_rows, garbage
 from worker.evaluation_order import EvaluationOrder
@@ -223,6 +224,7 @@ def _order(attempts: Sequence[Attempt], context: SupervisorContext) -> Order | E
         compile=context.settings.compile,
         caches_folder=str(activation_caches.folder(home)),
         cache_bytes=context.settings.cache_limit,
+        lenses_folder=str(context.settings.artifacts_folder / LENSES),
         **shared,
     )
 

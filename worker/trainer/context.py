@@ -1,6 +1,7 @@
 """What all jobs of an order share: the device, the activation source, and the processes on further devices."""
 
 import os
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -78,6 +79,7 @@ def _open_source(order: Order, channel: SupervisorChannel, device: str) -> "Acti
         return SyntheticActivations(config.subject.model, device)
     from worker.activations.model_source import ModelActivations
     from worker.data import token_file
+    from worker.lens.opening import open_lens
     from worker.subject.model import load_at_first
 
     places = list(dict.fromkeys(job.config.subject for job in order.jobs))
@@ -85,7 +87,9 @@ def _open_source(order: Order, channel: SupervisorChannel, device: str) -> "Acti
     channel.alive(0, phase="packing")
     folder = Path(order.tokens_folder)
     packed = token_file.pack(config.data, model.tokenizer, folder, lambda _: channel.alive(0, phase="packing"))
-    return ModelActivations(model, packed, config, store=_cache_store(order, channel))
+    return ModelActivations(
+        model, packed, config, store=_cache_store(order, channel), opener=partial(open_lens, Path(order.lenses_folder))
+    )
 
 
 def _cache_store(order: Order, channel: SupervisorChannel) -> "CacheStore | None":

@@ -35,6 +35,7 @@ def start_job(context: TrainerContext, job: Assignment) -> JobTraining:
         ConfigError, SubjectError, CheckpointError, StorageError: it cannot be trained here.
     """
     check_precision(job.config, context.device)
+    context.slots.source.open_lens(job.config)  # what is wrong with it is not wrong with other jobs of this place
     with shared_error("place"):
         slot = context.slots.find(job.config)
     place = context.slots.all[slot]

@@ -16,7 +16,13 @@ def place_facts(config: Mapping[str, Any], attempts: "Sequence[AttemptRow]") -> 
     facts: Mapping[str, Any] = told[-1] if told else {}
     subject, data = config["subject"], config["data"]
     revision = f"@{subject['revision']}" if subject["revision"] else ""
-    place = ("model", f"{subject['model']}{revision}"), ("hook point", _hook_point(subject, facts.get("subject") or {}))
+    place = [
+        ("model", f"{subject['model']}{revision}"),
+        ("hook point", _hook_point(subject, facts.get("subject") or {})),
+    ]
+    lens = (config.get("sae") or {}).get("lens") if "plan" not in config else None
+    if lens:
+        place.append(("lens", f"{lens[:12]}: fvu is in its space"))
     if is_synthetic(subject["model"]):
         return [place[0], ("auto came to", _auto(config, facts))]
     text = " ".join(str(data[name]) for name in ("source", "name", "revision") if data[name])

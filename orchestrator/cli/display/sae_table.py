@@ -53,6 +53,7 @@ def sae_lines(row: "SaeEntry") -> list[str]:
         "From": f"job {row.job_id} of {row.sweep}" if row.job_id else f"{row.format}: {row.source}",
         "sha256": row.sha256,
         "Reads": reads,
+        "Lens": facts.lens and f"{facts.lens}: it encodes and decodes in the space of this tuned lens",
         "Predicts": facts.target_hook_point,
         "Sizes": f"{facts.n_latents} latents × {facts.d_model}, {facts.dtype}",
         "Selection": _selection(row),
@@ -83,7 +84,7 @@ def _place(row: "SaeEntry") -> str:
     facts = row.facts
     if facts.site is None or not facts.layers:
         return facts.hook_point or NONE
-    return f"{facts.site} {','.join(map(str, facts.layers))}"
+    return f"{facts.site} {','.join(map(str, facts.layers))}" + (f" lens {facts.lens[:8]}" if facts.lens else "")
 
 
 def _selection(row: "SaeEntry") -> str:

@@ -1,6 +1,17 @@
 """What is known of a tuned lens beside its weights: the model that it belongs to."""
 
+import re
+
 from orchestrator.config.job import Dtype, Part, PositiveInt, Text
+
+LENSES = "lenses"
+"""Folder of the lenses among the artifacts: one folder in it per lens, named by its content id."""
+_CONTENT_ID = re.compile(r"[0-9a-f]{64}")
+
+
+def is_content_id(lens: str) -> bool:
+    """Say whether this is the content id of a lens, a sha256 in hex, and no name."""
+    return _CONTENT_ID.fullmatch(lens) is not None
 
 
 class LensFacts(Part):

@@ -23,6 +23,8 @@ _DEPTHS = {
     "pythia-14m": 6, "pythia-31m": 6, "pythia-70m": 6, "pythia-160m": 12, "pythia-410m": 24, "pythia-1b": 16,
     "pythia-1.4b": 24, "pythia-2.8b": 32, "pythia-6.9b": 32, "pythia-12b": 36, "gpt2": 12,
 }  # fmt: skip
+_LENS = re.compile(r"(?:ml)?sae-.+?-x\d+-k\d+(?:-[\w-]*?)?-lens(?:-|/|\s|$)")
+"""Names of SAEs in the space of a tuned lens; their files do not say so, but where the transformer is in them, too."""
 _OWNERS = {"pythia": "EleutherAI", "gpt2": "openai-community"}
 
 
@@ -48,6 +50,12 @@ def read(path: Path, named: str = "") -> InferenceSae:
     folder = path if path.is_dir() else path.parent
     where, weights = folder / _CONFIG, folder / _WEIGHTS
     config = stored_tensors.read_json(where)
+    if config.get("tuned_lens") or _LENS.search(f"{named} {folder.absolute()}"):
+        raise ConfigError(
+            f"{named or folder} was trained in the space of a tuned lens, where mlsae gives the output of each block "
+            "the translator of its input: no lens here gives the vectors that it reads",
+            hint="Take the SAE of the same name without -lens, or train one with sae.lens.",
+        )
     prefix = _WITH_MODEL if _WITH_MODEL + "encoder.weight" in stored_tensors.names(weights) else ""
     found = stored_tensors.load(weights, {prefix + name for name in _TENSORS.values()})
     stored_tensors.need(found, [prefix + name for name in _TENSORS.values()], weights)

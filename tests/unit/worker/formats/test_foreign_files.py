@@ -168,6 +168,34 @@ def test_mlsae_takes_model_and_layers_from_its_name(prefix: str, tmp_path: Path)
     assert (found.subject, found.layers) == ("EleutherAI/pythia-70m-deduped", (0, 1, 2, 3, 4, 5))
 
 
+@pytest.mark.parametrize(
+    ("name", "config"),
+    [("mlsae-pythia-70m-deduped-x64-k32-lens", {}), ("mlsae-pythia-70m-deduped-x64-k32-tfm", {"tuned_lens": True})],
+)
+def test_mlsae_in_the_space_of_a_lens_is_not_taken_for_one_of_raw_activations(
+    name: str, config: dict[str, bool], tmp_path: Path
+) -> None:
+    registry.write(made("topk").changed({"b_enc": torch.zeros(N_LATENTS)}), tmp_path / name, format="mlsae")
+    about = tmp_path / name / "config.json"
+    about.write_text(json.dumps(json.loads(about.read_text()) | config))
+    with pytest.raises(ConfigError, match="was trained in the space of a tuned lens, where mlsae gives the output"):
+        registry.read(tmp_path / name)
+
+
+def test_an_sae_in_the_space_of_a_lens_is_written_as_our_own_alone(tmp_path: Path) -> None:
+    """Programs of before refuse the version: they would take it for one of raw activations."""
+    base = made("topk")
+    sae = base.changed({}, facts=replace(base.facts, lens="a" * 64))
+    for format in set(registry.WRITTEN) - {"orch"}:
+        with pytest.raises(ConfigError, match="has no word for the space of a tuned lens"):
+            registry.write(sae, tmp_path / format, format=format)
+    registry.write(sae, tmp_path / "ours", format="orch")
+    assert registry.read(tmp_path / "ours").facts.lens == "a" * 64
+    assert json.loads((tmp_path / "ours" / "cfg.json").read_text())["version"] == 2
+    registry.write(base, tmp_path / "raw", format="orch")
+    assert json.loads((tmp_path / "raw" / "cfg.json").read_text())["version"] == 1
+
+
 def test_several_layers_go_to_mlsae_and_to_no_format_of_one(tmp_path: Path) -> None:
     base = made("topk", "layer_norm")
     several = replace(base.facts, layers=(0, 2, 5), subject="a/model")

@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from orchestrator.config.lens.facts import LensFacts
+from orchestrator.config.lens.facts import LENSES, LensFacts
 from orchestrator.errors import CheckpointError, ConfigError
-from worker.lens.tuned_lens import LENSES, TunedLens
+from worker.lens.tuned_lens import TunedLens
 
 FACTS = LensFacts(model="tiny", fingerprint="f" * 64, n_layers=3, d_model=8)
 

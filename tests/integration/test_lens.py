@@ -1,0 +1,124 @@
+"""SAEs in the space of a tuned lens, through real workers: killed, cached or in company, missing, of another model."""
+
+from pathlib import Path
+from shutil import rmtree
+from typing import Any
+
+import pytest
+import torch
+
+from orchestrator import results, saes
+from orchestrator.cli.display.sae_table import sae_lines
+from orchestrator.config.job import JobConfig, SubjectConfig
+from orchestrator.config.lens.facts import LENSES, LensFacts
+from orchestrator.config.validation import parse
+from orchestrator.errors import ConfigError
+from tests.small_world import WIDTH, World, make_subject, small_config, small_world, trainers
+from worker.formats import registry
+from worker.lens.tuned_lens import TunedLens
+from worker.saes.exporting import at_layer
+from worker.saes.importing import import_sae
+from worker.saes.loading import choose_sae
+from worker.saes.verifying import verify_sae
+from worker.subject.model_files import fingerprint, locate
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),
+]
+
+
+@pytest.fixture(scope="module")
+def subject(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_subject(tmp_path_factory.mktemp("subject") / "subject")
+
+
+def a_lens(subject: Path, *, weights_of: str = "") -> TunedLens:
+    draw = torch.Generator().manual_seed(5)
+    weights, biases = 0.2 * torch.randn(2, WIDTH, WIDTH, generator=draw), torch.randn(2, WIDTH, generator=draw)
+    weights[-1], biases[-1] = 0, 0
+    found = weights_of or fingerprint(locate(SubjectConfig(model=str(subject))))
+    facts = LensFacts(model=str(subject), fingerprint=found, n_layers=2, d_model=WIDTH)
+    return TunedLens(weights=weights, biases=biases, facts=facts)
+
+
+def mapped(subject: Path, lens: str | None, *, max_tokens: int = 16_384, data: str = "stream") -> JobConfig:
+    values = small_config(subject, max_tokens=max_tokens).model_dump()
+    place = {"subject": values["subject"] | {"layer": None, "layers": "all"}}
+    change = {"sae": values["sae"] | {"lens": lens}, "data": values["data"] | {"activations": data}}
+    return parse(values | place | change)
+
+
+def trained(world: World, *configs: JobConfig, name: str = "first") -> list[list[tuple[Any, ...]]]:
+    jobs = world.enqueue(*configs, name=name)
+    assert world.work("--until-empty").wait(180) == 0, world.said()
+    assert [world.job(job).state for job in jobs] == ["succeeded"] * len(jobs), world.said()
+    return [list(world.curve(job, with_subject=False)) for job in jobs]
+
+
+def test_in_company_and_from_a_cache_it_draws_the_curve_it_draws_alone(subject: Path, tmp_path: Path) -> None:
+    lens = a_lens(subject)
+    with small_world(tmp_path / "alone") as world:
+        sha256 = lens.store(world.settings.artifacts_folder).sha256
+        alone, without = (trained(world, mapped(subject, one), name=f"{one}")[0] for one in (sha256, None))
+        assert alone != without
+    with small_world(tmp_path / "together", jobs_per_trainer=4) as world:
+        lens.store(world.settings.artifacts_folder)
+        cached = mapped(subject, sha256, data="cache")
+        assert trained(world, mapped(subject, sha256), mapped(subject, None)) == [alone, without]
+        assert (world.last_attempt(1).facts or {})["shared_with"] == [2], "with a lens and without on one stream"
+        assert trained(world, cached, mapped(subject, None, data="cache"), name="cached") == [alone, without]
+        assert trained(world, cached, name="from disk") == [alone]
+
+
+def test_killed_it_resumes_bit_for_bit(subject: Path, tmp_path: Path) -> None:
+    lens = a_lens(subject)
+    with small_world(tmp_path / "undisturbed") as world:
+        config = mapped(subject, lens.store(world.settings.artifacts_folder).sha256, max_tokens=65_536)
+        (undisturbed,) = trained(world, config)
+    with small_world(tmp_path / "killed") as world:
+        lens.store(world.settings.artifacts_folder)
+        (job,) = world.enqueue(config)
+        worker = world.work("--until-empty")
+        world.wait(lambda: world.is_in_training(job, 1))
+        trainers(worker)[0].kill()
+        assert worker.wait(180) == 0, world.said()
+        (crashed, _), (done, resumed_at) = world.attempts(job)
+        assert (crashed, done) == ("crashed", "max_tokens")
+        assert resumed_at
+        assert world.curve(job, with_subject=False) == undisturbed
+        check_sae(world, config.sae.lens or "", tmp_path)
+
+
+def check_sae(world: World, lens: str, tmp_path: Path) -> None:
+    """What is said of the SAE, that it is measured in the lens's space, and where it cannot go."""
+    (entry,) = saes.entries(world.engine)
+    assert entry.facts.lens == lens
+    assert any(lens in line for line in sae_lines(entry))
+    assert entry.flat()["lens"] == lens
+    chosen = choose_sae(world.engine, world.settings, str(entry.id))
+    with pytest.raises(ConfigError, match="has no word for the space of a tuned lens"):
+        registry.write(at_layer(chosen.sae, 1), tmp_path / "saelens", format="saelens")
+    found = verify_sae(world.engine, world.settings, str(entry.id), {"layer": 0})
+    by_layer = results.curve(world.engine, 1)[-1].by_layer
+    assert by_layer is not None
+    assert found["fvu"] == pytest.approx(by_layer[0].fvu, rel=0.02), "before the inverse, as in training"
+    registry.write(chosen.sae, tmp_path / "ours", format="orch")
+    assert registry.read(tmp_path / "ours").facts.lens == lens
+    with pytest.raises(ConfigError, match="is kept with the job that trained it alone"):
+        import_sae(world.engine, world.settings, str(tmp_path / "ours"), {"name": "again"})
+
+
+def test_what_is_wrong_with_a_lens_fails_its_job_and_no_other(subject: Path, tmp_path: Path) -> None:
+    with small_world(tmp_path / "home", jobs_per_trainer=4) as world:
+        gone = a_lens(subject).store(world.settings.artifacts_folder)
+        rmtree(gone.uri)
+        other = a_lens(subject, weights_of="0" * 64).store(world.settings.artifacts_folder).sha256
+        assert (world.settings.artifacts_folder / LENSES / other).is_dir()
+        jobs = world.enqueue(*(mapped(subject, one) for one in (gone.sha256, other, None)))
+        assert world.work("--until-empty").wait(180) == 0, world.said()
+        states = [world.job(job).state for job in jobs]
+        assert states == ["failed", "failed", "succeeded"], world.said()
+        reasons = [str(world.last_attempt(job).error) for job in jobs[:2]]
+        assert f"the lens {gone.sha256[:12]} is gone: there is no folder" in reasons[0]
+        assert "with the weights 000000000000, and the model read here" in reasons[1]
