@@ -9,7 +9,6 @@ from sqlalchemy import Engine, func, select, update
 
 from orchestrator import queue, results, saes
 from orchestrator.config.evaluation.evaluation import EvaluationConfig, EvaluationPlan
-from orchestrator.config.evaluation.reading import read_evaluation
 from orchestrator.database.engine import reading, transaction
 from orchestrator.database.models import Job, MeasuredFamily, ScoreRow, SweepRow, WorkerRow
 from orchestrator.errors import NotFound, StateError
@@ -108,33 +107,6 @@ def test_what_cannot_be_measured_is_said_and_the_others_are_queued(engine: Engin
     assert "transcoder" in found["sae:coder"]
     assert "which model" in found["sae:lost"]
     assert len(evaluations(engine)) == 1
-
-
-def test_an_sae_is_measured_at_the_layers_it_is_of_or_at_those_that_are_asked_for(engine: Engine) -> None:
-    deep, module = (
-        imported(engine, "deep", layers=(1, 2)),
-        imported(engine, "module", layers=(), site=None, hook_point="h.1.mlp"),
-    )
-    across = BOTH.model_copy(update={"at_layers": "all"})
-    one = BOTH.model_copy(update={"at_layers": (3,)})
-    asked = {
-        (plan.at_layers, found.label): found
-        for plan in (BOTH, across, one)
-        for found in queue.evaluate(engine, plan, [deep, module])
-    }
-    places = {key: config_of(engine, found.job_id).subject for key, found in asked.items() if found.job_id}
-    assert (places[None, "sae:deep"].layers, places["all", "sae:deep"].layers) == ((1, 2), "all")
-    assert (places[(3,), "sae:deep"].layer, places[(3,), "sae:deep"].layers) == (3, None)
-    assert places[None, "sae:module"].hook == "h.1.mlp"
-    assert "at_layers is for SAEs of a site" in asked["all", "sae:module"].refused
-    assert across.part_json != BOTH.part_json
-    assert "at_layers" not in BOTH.part_json, "what was stored before it came keeps its id"
-
-
-def config_of(engine: Engine, job_id: int | None) -> EvaluationConfig:
-    with reading(engine) as session:
-        row = session.execute(select(Job.config, Job.config_id).where(Job.id == job_id)).one()
-    return read_evaluation(*row)
 
 
 def test_evaluations_of_one_model_and_text_share_a_process_and_none_with_a_training(engine: Engine) -> None:
