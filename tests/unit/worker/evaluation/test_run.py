@@ -79,7 +79,16 @@ def draws(saes: Sequence[SubjectSae], context: EvaluationContext, options: Any) 
         yield Measured(one.job_id, [Score("drawn", float(drawn))])
 
 
-FAMILIES = {"reconstruction": counts, "downstream": breaks, "probes": is_full, "structure": draws}
+def keeps(saes: Sequence[SubjectSae], context: EvaluationContext, options: Any) -> Iterator[Measured | NotMeasured]:
+    """Score each SAE by what is kept for later evaluations."""
+    for one in saes:
+        kept = context.store.get({"what": "seven"}, lambda: {"seven": torch.tensor(7.0)})
+        yield Measured(one.job_id, [Score("kept", float(kept["seven"]))])
+
+
+FAMILIES = {
+    "reconstruction": counts, "downstream": breaks, "probes": is_full, "structure": draws, "ablation": keeps,
+}  # fmt: skip
 
 
 @pytest.fixture
@@ -186,3 +195,21 @@ def test_each_sae_is_measured_with_the_seed_of_its_own_evaluation(tmp_path: Path
     drawn = {job: channel.of(job)[1] for job in (1, 3, 4)} | {"alone": alone.of(3)[1]}
     values = {job: one.scores[0]["value"] for job, one in drawn.items() if isinstance(one, Scored)}
     assert values[1] == values[4] != values[3] == values["alone"]
+
+
+def test_what_cannot_be_kept_is_measured_all_the_same_and_said_once(
+    tmp_path: Path, channel: Channel, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = order(tmp_path, 1, 3, metrics=["ablation"])
+    run(asked, channel)
+    assert capsys.readouterr().out == "", "what is kept needs no word"
+    (tmp_path / "file").write_text("in the place of the folder")
+    refused = Channel()
+    run(replace(asked, store_folder=str(tmp_path / "file")), refused)
+    for job in (1, 3):
+        (scored,) = [message for message in refused.of(job) if isinstance(message, Scored)]
+        assert scored.scores[0]["value"] == 7
+        assert isinstance(refused.of(job)[-1], Evaluated)
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.startswith("warning: not kept for later evaluations: ")
+    assert str(tmp_path / "file") in line
