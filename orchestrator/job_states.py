@@ -14,5 +14,7 @@ JobKind = Literal["train", "evaluate"]
 
 OUTCOMES: tuple[Outcome, ...] = ("converged", "max_tokens", "not_learning", "diverged")
 """What training can come to; each is a result, and its job has succeeded in telling so."""
+NO_LIMIT: tuple[Outcome, ...] = ("not_learning", "diverged")
+"""Outcomes of a loss that never left what untrained weights score, or rose: such a curve tends to nothing."""
 FREED: tuple[State, ...] = ("failed", "cancelled")
 """The job no longer holds its config's place in the sweep; `orch retry` queues it again."""

@@ -60,7 +60,7 @@ def propose(engine: Engine, scope: SearchScope) -> SearchStep:
         NotFound: an unknown sweep, or one without a job of the wanted k.
         ConfigError: jobs of several subjects, or a size that no job can have, or jobs whose L0 is not their k.
     """
-    meant = scope.choice.of(measured(engine, scope.sweeps))
+    meant = scope.choice.of(measured(engine, scope.sweeps, layer=scope.choice.layer))
     rows = [row for row in meant if not scope.ks or row.k in scope.ks]
     if not rows:
         raise NotFound(

@@ -79,7 +79,7 @@ def job_choice_options(command: _Decorated) -> _Decorated:
     for option in (
         click.option("--activation", help="Only SAEs of this activation."),
         click.option("--data", help="Only jobs of this text."),
-        click.option("--layer", type=int, help="Only jobs read at this layer, as their configs name it."),
+        click.option("--layer", type=int, help="Only jobs read at this layer; SAEs of several as they are at it."),
         click.option("--hook", help="Only jobs read at this hook point."),
         click.option("--subject", help="Only jobs of this subject."),
     ):

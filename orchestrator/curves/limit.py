@@ -12,7 +12,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from orchestrator.curves.convergence import EPSILONS
 from orchestrator.curves.tail import EXPONENTS, LEAST_POINTS, usable_points
+from orchestrator.job_states import NO_LIMIT
 
 if TYPE_CHECKING:
     import numpy as np
@@ -68,6 +70,15 @@ class Count(NamedTuple):
     low: float | None = None
     """Ends of its 90% interval; None when censored."""
     high: float | None = None
+
+
+def settled(points: Sequence[tuple[int, float]], outcome: str) -> tuple[Tail | None, list[Count]]:
+    """Return the end of the curve of a job that came to an outcome, and its count for each ε that is stored.
+
+    `points` are (tokens_seen, fvu) at a constant learning rate.
+    """
+    tail = None if outcome in NO_LIMIT else tail_fit(points)
+    return tail, [tokens_to_convergence(points, epsilon=epsilon, tail=tail) for epsilon in EPSILONS]
 
 
 def tokens_to_convergence(points: Sequence[tuple[int, float]], *, epsilon: float, tail: Tail | None) -> Count:

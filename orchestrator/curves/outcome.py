@@ -33,9 +33,16 @@ def outcome_of(
 
 def at_constant_rate(points: Sequence[tuple[int, float]], config: JobConfig) -> list[tuple[int, float]]:
     """Return the points after the warm-up and before the decay: what happens in them is the schedule's doing."""
-    first, last = config.optimizer.warmup_tokens, config.training.max_tokens - config.optimizer.decay_tokens
-    decays = config.optimizer.decay_tokens > 0
-    return [(tokens, fvu) for tokens, fvu in points if tokens >= first and not (decays and tokens > last)]
+    warmup, decay = config.optimizer.warmup_tokens, config.optimizer.decay_tokens
+    return constant_rate(points, warmup_tokens=warmup, decay_tokens=decay, max_tokens=config.training.max_tokens)
+
+
+def constant_rate(
+    points: Sequence[tuple[int, float]], *, warmup_tokens: int, decay_tokens: int, max_tokens: int
+) -> list[tuple[int, float]]:
+    """Return what `at_constant_rate` does, by the lengths of a schedule."""
+    last = max_tokens - decay_tokens if decay_tokens else math.inf
+    return [(tokens, fvu) for tokens, fvu in points if warmup_tokens <= tokens <= last]
 
 
 def reference_fvu(config: JobConfig, untrained_fvu: float | None) -> float | None:

@@ -47,7 +47,7 @@ def load_inputs(
             asked for.
         FitError: too few jobs for any law of fvu.
     """
-    everything = measured(engine, sweeps)
+    everything = measured(engine, sweeps, layer=choice.layer)
     rows = choice.of(everything)
     check_one_kind(rows)
     known = _KnownFits(engine, sweeps, everything, rows)
@@ -135,10 +135,12 @@ class _KnownFits(NamedTuple):
     def of(self, law: LawName) -> list[Fit]:
         """Return the stored fits of a law, if no job has ended since they were made; else fits made now."""
         names, meant = tuple(sorted(set(self.sweeps))), {row.job_id for row in self.rows}
+        hooks = {"", *(row.hook for row in self.rows)}
         stored = [one for one in store.newest(self.engine, sweep=names[0], law=law) if one.fit.sweeps == names]
         last = last_ended(self.engine, self.sweeps)
         current = [one.fit for one in stored if is_current(one, self.everything, last)]
-        return [one for one in current if _is_plain(one) and meant.issuperset(one.jobs)] or fit(law, self.rows)
+        plain = [one for one in current if _is_plain(one) and one.hook in hooks]
+        return [one for one in plain if meant.issuperset(one.jobs)] or fit(law, self.rows)
 
 
 def is_current(stored: StoredFit, rows: Sequence[JobMeasurement], last: float | None) -> bool:

@@ -14,7 +14,8 @@ class JobChoice(NamedTuple):
     subject: str | None = None
     hook: str | None = None
     layer: int | None = None
-    """As configs name it: another way to say the hook point, where jobs read one site of the layer alone."""
+    """As configs name it: another way to say the hook point, where jobs read one site of the layer alone. Rows must be
+    `measured` at it, so that an SAE of several layers counts as one of them."""
     data: str | None = None
     activation: str | None = None
 
@@ -49,7 +50,8 @@ class JobChoice(NamedTuple):
                 f"--layer {self.layer}: jobs read several hook points there: {', '.join(map(repr, there))}",
                 hint=f"Choose one: --hook {there[0]!r}",
             )
-        layers = ", ".join(map(str, sorted({row.layer for row in rows if row.layer is not None}))) or "none is named"
+        named = {layer for row in rows for layer in (row.layer, *row.layers) if layer is not None}
+        layers = ", ".join(map(str, sorted(named))) or "none is named"
         at = f" at {self.hook!r}" if self.hook is not None and there else ""
         return ConfigError(f"--layer {self.layer}: no job is of it{at}", hint=f"Layers: {layers}.")
 

@@ -6,6 +6,7 @@ from sqlalchemy import Engine, delete, insert, select, update
 
 from orchestrator.database.engine import reading, transaction
 from orchestrator.database.models import ConvergenceRow, CurvePoint, Job, ResultRow
+from orchestrator.job_states import NO_LIMIT
 
 if TYPE_CHECKING:
     from orchestrator.config.job import JobConfig
@@ -32,21 +33,19 @@ class Reanalysed(NamedTuple):
 
 
 def analyse(engine: Engine, job_id: int, outcome: str) -> Analysis:
-    """Return what a job's stored curve says, with the rules of this version.
-
-    A loss that diverged, or never left what untrained weights score, tends to nothing.
-    """
-    from orchestrator.curves.convergence import EPSILONS
-    from orchestrator.curves.limit import tail_fit, tokens_to_convergence
+    """Return what a job's stored curve says, with the rules of this version."""
+    from orchestrator.curves.limit import settled
     from orchestrator.curves.outcome import at_constant_rate
     from orchestrator.curves.resting import resting_points
 
     points, config = _curve(engine, job_id), _config(engine, job_id)
-    curve = at_constant_rate(resting_points(points), config)
-    tail = None if outcome in ("diverged", "not_learning") else tail_fit(curve)
-    counts = [tokens_to_convergence(curve, epsilon=epsilon, tail=tail)._asdict() for epsilon in EPSILONS]
+    tail, counts = settled(at_constant_rate(resting_points(points), config), outcome)
     limit = (None, None) if tail is None else (tail.l_inf, tail.l_inf_se)
-    return Analysis(points[-1] if points else None, dict(zip(("l_inf", "l_inf_se"), limit, strict=True)), counts)
+    return Analysis(
+        points[-1] if points else None,
+        dict(zip(("l_inf", "l_inf_se"), limit, strict=True)),
+        [one._asdict() for one in counts],
+    )
 
 
 def reanalyse(engine: Engine) -> Reanalysed:
@@ -76,7 +75,7 @@ def _outcome_now(engine: Engine, job_id: int, before: str, untrained: float | No
     if before == "diverged" or not points:
         return before
     found = outcome_of(points, config, untrained_fvu=untrained, tokens_seen=config.training.max_tokens)
-    return found if found in ("diverged", "not_learning") else before
+    return found if found in NO_LIMIT else before
 
 
 def _replace(engine: Engine, job_id: int, outcome: str, analysis: Analysis) -> bool:

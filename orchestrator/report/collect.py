@@ -54,7 +54,8 @@ def renew(
 ) -> dict[LawName, Missing]:
     """Fit and store each law that has no fit since the last job ended; return why some laws cannot be fitted."""
     last = last_ended(engine, sweeps)
-    fresh = {stored.fit.law for stored in fits_of(engine, sweeps) if is_current(stored, rows, last)}
+    stored = [one for one in fits_of(engine, sweeps) if "layer" not in one.fit.options]  # one layer is not the mean
+    fresh = {one.fit.law for one in stored if is_current(one, rows, last)}
     missing: dict[LawName, Missing] = {}
     for law in laws_to_fit() if laws is None else laws:
         if law not in fresh:

@@ -32,10 +32,16 @@ class _Tables(NamedTuple):
     last: dict[int, Any]
     sites: dict[tuple[str, str], str]
     """Names of the hook points that attempts have reported, by what their configs ask for."""
+    layers: dict[tuple[str, str], tuple[int, ...]]
+    """Those that SAEs of several read, likewise."""
 
 
-def measured(engine: Engine, sweeps: Sequence[str], *, curves: bool = True) -> list[JobMeasurement]:
+def measured(
+    engine: Engine, sweeps: Sequence[str], *, curves: bool = True, layer: int | None = None
+) -> list[JobMeasurement]:
     """Return the jobs of sweeps by id; without `curves` their curves stay empty, which spares most of the reading.
+
+    `layer`: those whose SAE reads it among several are as they are at it, curves with them (`one_layer.at_layer`).
 
     Raises:
         NotFound: one of the names is no sweep; the message names what is near.
@@ -46,9 +52,16 @@ def measured(engine: Engine, sweeps: Sequence[str], *, curves: bool = True) -> l
         ids = select(m.Job.id).where(mine)
         rows = [(row, json.loads(row.config)) for row in session.execute(_query().where(mine))]
         facts = _facts(session, ids)
-        points = _curves(session, ids) if curves else {}
-        known = _Tables(facts, _counts(session, ids), points, _last(session, ids), _sites(rows, facts))
-        return [_measured(row, config, known) for row, config in rows]
+        points = _curves(session, ids) if curves or layer is not None else {}
+        told = {name: _told(rows, facts, name) for name in ("site", "layers")}
+        layers = {asked: tuple(found) for asked, found in told["layers"].items()}
+        known = _Tables(facts, _counts(session, ids), points, _last(session, ids), told["site"], layers)
+    found = [_measured(row, config, known) for row, config in rows]
+    if layer is None:
+        return found
+    from orchestrator.scaling.one_layer import at_layer  # loads what checks configs: `orch status` needs none
+
+    return [at_layer(row, layer) for row in found]
 
 
 def _query() -> Select[Any]:
@@ -86,11 +99,12 @@ def _facts(session: Session, ids: Select[Any]) -> dict[int, dict[str, Any]]:
     return {job_id: facts for job_id, facts in session.execute(reported) if facts}
 
 
-def _sites(
-    rows: Sequence[tuple[Row[Any], dict[str, Any]]], facts: dict[int, dict[str, Any]]
-) -> dict[tuple[str, str], str]:
-    found = ((_asked(config), facts.get(row.id, {}).get("subject", {}).get("site")) for row, config in rows)
-    return {asked: site for asked, site in found if site}
+def _told(
+    rows: Sequence[tuple[Row[Any], dict[str, Any]]], facts: dict[int, dict[str, Any]], name: str
+) -> dict[tuple[str, str], Any]:
+    """Return what attempts have told of the place they read, by what their configs ask for."""
+    found = ((_asked(config), facts.get(row.id, {}).get("subject", {}).get(name)) for row, config in rows)
+    return {asked: value for asked, value in found if value}
 
 
 def _asked(config: dict[str, Any]) -> tuple[str, str]:
@@ -149,7 +163,9 @@ def _measured(row: Row[Any], config: dict[str, Any], known: _Tables) -> JobMeasu
         curve=tuple(measured_points(known.curves.get(row.id, ()), window)),
         l0=getattr(last, "l0", None), trainable_tokens=trainable_of(facts),
         layer=None if config["subject"]["hook"] else config["subject"]["layer"],
-        stop_epsilon=config["stop"]["epsilon"], decays=config["optimizer"]["decay_tokens"] > 0,
+        layers=_layers(config["subject"], known.layers.get(_asked(config), ())),
+        warmup_tokens=config["optimizer"]["warmup_tokens"], decay_tokens=config["optimizer"]["decay_tokens"],
+        stop_epsilon=config["stop"]["epsilon"],
         first_max_tokens=json.loads(row.asked_config)["training"]["max_tokens"] if row.asked_config else None,
     )  # fmt: skip
 
@@ -173,6 +189,13 @@ def _hook(config: dict[str, Any]) -> str:
     if layers is not None:
         return f"layers {layers if layers == 'all' else ', '.join(map(str, layers))}, {config['site']}"
     return f"layer {'auto' if config['layer'] is None else config['layer']}, {config['site']}"
+
+
+def _layers(subject: dict[str, Any], told: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the layers of a config that has several: as it lists them, or what an attempt has told all to be."""
+    asked = subject.get("layers")
+    listed = told if asked == "all" else tuple(asked or ())
+    return listed if len(listed) > 1 else ()
 
 
 def _data(config: dict[str, Any]) -> str:

@@ -62,13 +62,17 @@ class JobMeasurement:
     threads: int | None
     curve: tuple[Point, ...]
     layer: int | None = None
-    """As its config names it; None where that says auto, or names a module."""
+    """As its config names it; None where that says auto, or names a module. Of an SAE that reads several layers: the
+    one that `one_layer.at_layer` has taken; None while fvu, L∞, counts and curve are of the mean over them."""
+    layers: tuple[int, ...] = ()
+    """Those that its SAE reads; empty where it reads one, or no attempt has told what all are."""
     stop_epsilon: float = 0.005
     """Of its stop rule."""
     first_max_tokens: int | None = None
     """Its budget before `orch extend`; None: it never had another."""
-    decays: bool = False
-    """Its learning rate falls at the end of the budget: that training cannot go on."""
+    warmup_tokens: int = 0
+    decay_tokens: int = 0
+    """Over which its learning rate falls at the end of the budget: above 0, training cannot go on."""
     l0: float | None = None
     """Mean active latents per held-out token at the last point."""
     tokens_interval: dict[float, tuple[float, float]] = field(default_factory=dict)

@@ -64,7 +64,8 @@ def fit(
         if remove:
             remove_fits(engine, sweeps, named, JobChoice(**choice), yes=yes, output=output)
             return
-        rows = results.measured(engine, sweeps, curves=any(LAWS[law].reads_curves for law in wanted))
+        reads_curves = any(LAWS[law].reads_curves for law in wanted)
+        rows = results.measured(engine, sweeps, curves=reads_curves, layer=choice["layer"])
         options = options_of(
             epsilon=epsilon, loss=loss, flops=flops, tokens=tokens, **JobChoice(**choice).grounds(rows)
         )

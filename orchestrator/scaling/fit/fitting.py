@@ -128,7 +128,10 @@ def fit_groups(
             "epsilon": options.epsilon, "loss": options.loss, "flops": options.flops, "jobs ended": ended(rows),
             "curve points": curve_points(rows), **({"tokens": options.tokens} if law.is_at_equal_tokens else {}),
         }  # fmt: skip
-        shared = {name: getattr(kept[0], name) for name in law.grounds if name != "subject"}
+        if kept[0].layers and kept[0].layer is not None:
+            asked["layer"] = kept[0].layer
+        shared = {name: getattr(kept[0], name) for name in GROUNDS if name in law.grounds or getattr(options, name)}
+        shared.pop("subject", None)
         notes = (*found.notes, *note_on_passes(kept, found.jobs))
         fits.append(replace(found, sweeps=sweeps, options=found.options | asked, notes=notes, **shared))
     if not fits and not refused:

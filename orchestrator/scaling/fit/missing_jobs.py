@@ -110,7 +110,7 @@ def _longer(job: MissingJob, short: Sequence[JobMeasurement]) -> MissingJob:
     shortest = min(row.first_max_tokens or row.max_tokens for row in short)
     if last.max_tokens < 2 * shortest:
         budget = 2 * last.max_tokens
-        if last.decays:
+        if last.decay_tokens:
             return job._replace(more=f" training.max_tokens={budget}")
         return job._replace(extends=(last.job_id, budget))
     if first is last or first.max_tokens > shortest:

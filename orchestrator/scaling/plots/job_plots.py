@@ -9,6 +9,7 @@ from orchestrator.curves.point import Point
 from orchestrator.formatting import count, digits, named, power_tick, share
 from orchestrator.job_states import OPEN
 from orchestrator.scaling.fit.options import flops_of
+from orchestrator.scaling.one_layer import curve_in
 from orchestrator.scaling.plots.canvas import FAINT, INK, Drawing, Pen, Sheet, at_sizes, linear, logarithmic, pens
 from orchestrator.scaling.plots.law_plots import (
     differing_in,
@@ -110,9 +111,11 @@ def compute(law: "Law", name: str, rows: Rows, fits: Fits) -> Drawing | None:
     names = {id(fit): series_name(fit.residuals[0], fit, differs) for fit in drawn}
     colours = pens(names.values())
     of_fit = {job: colours[names[id(fit)]].colour for fit in drawn for job in fit.jobs} if len(drawn) > 1 else {}
+    of_job = {job: fit for fit in drawn for job in fit.jobs}
     few = sampled([row for row in rows if row.curve], _number)
     for row in few:
-        known = [(flops_of(point, counted), point.fvu) for point in _usable(row.curve)]
+        curve = curve_in(of_job.get(row.job_id, drawn[-1]), row)
+        known = [(flops_of(point, counted), point.fvu) for point in _usable(curve)]
         places = [place for place in known if place[0] > 0]
         if places:
             colour = of_fit.get(row.job_id, FAINT)

@@ -6,10 +6,12 @@ A figure is given its law, so that an entry of the registry can name any of them
 import math
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, TypeAlias
 
 from orchestrator.formatting import digits, jobs_named, named
 from orchestrator.scaling.fit.predict import band
+from orchestrator.scaling.one_layer import curve_in
 from orchestrator.scaling.plots.canvas import FAINT, INK, Drawing, Pen, Sheet, at_sizes, logarithmic, pens
 from orchestrator.scaling.plots.naming import differing, place
 from orchestrator.scaling.plots.sampling import sampled, told
@@ -154,10 +156,17 @@ def draw_arrow(sheet: Sheet, point: Residual, colour: str, *, panel: int = 0) ->
 def _left_out(rows: Rows, fits: Fits) -> list[tuple[JobMeasurement, str]]:
     """Return the jobs with a loss that the law was not fitted to, with the reason."""
     by_id = {row.job_id: row for row in rows}
-    whys = {one.job_id: one.why for fit in fits for one in fit.excluded}
+    whys = {one.job_id: (one.why, fit) for fit in fits for one in fit.excluded}
     used = {job for fit in fits for job in fit.jobs}
-    known = ((by_id[job], why) for job, why in whys.items() if job in by_id and job not in used)
+    left = {job: said for job, said in whys.items() if job in by_id and job not in used}
+    known = ((_as_in(fit, by_id[job]), why) for job, (why, fit) in left.items())
     return [(row, why) for row, why in known if row.n_latents and row.fvu and math.isfinite(row.fvu) and row.fvu < 1]
+
+
+def _as_in(fit: Fit, row: JobMeasurement) -> JobMeasurement:
+    """Return a job with the loss that a fit has of it."""
+    curve = curve_in(fit, row)
+    return replace(row, fvu=curve[-1].fvu if curve else None) if curve is not row.curve else row
 
 
 def _draw_left_out(sheet: Sheet, row: JobMeasurement, why: str) -> None:

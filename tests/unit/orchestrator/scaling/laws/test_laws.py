@@ -199,7 +199,7 @@ def test_a_budget_is_doubled_once() -> None:
     extended = measured(256, outcome="max_tokens", max_tokens=2000, first_max_tokens=1000)
     _, (told,) = _advice("ln", [*known[:-1], extended])
     assert f"job {extended.job_id} reached its budget, and one 2 times as large, too" in told
-    decayed = measured(256, outcome="max_tokens", decays=True)
+    decayed = measured(256, outcome="max_tokens", decay_tokens=100)
     assert _advice("ln", [*known[:-1], decayed])[1][0].endswith("training.max_tokens=2000")
     again = measured(256, outcome="max_tokens", max_tokens=2000, fvu=0.38)
     _, (told,) = _advice("ln", [*known, again])
