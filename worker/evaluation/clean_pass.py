@@ -21,8 +21,9 @@ from worker.subject.model import run_patched
 
 _LOGIT_BYTES = {"cpu": 2**28, "cuda": 2**29}
 """Of one batch of logits in float32; about five as large are alive at once."""
-_CHUNK_BYTES = {"cpu": 2**21, "cuda": 2**29}
-"""Of the logits that are normalised at once: on a CPU they stay in its caches."""
+_PIECE_BYTES = {"cpu": 2**20, "cuda": 2**29}
+"""Of the logits that are normalised at once, of each thread of a CPU: there they and what is made of them stay in its
+caches."""
 _IDENTITY_CONTEXTS = 4
 
 
@@ -165,12 +166,15 @@ class CleanPass:
 
 def predict(logits: Float[Tensor, "batch context vocabulary"], ids: Int[Tensor, "batch context"]) -> Prediction:
     """Return what logits predict, by a log-softmax in float32."""
-    parts: list[Prediction] = []
-    for rows in _chunks(logits):
-        logs = logits[rows, :-1].float().log_softmax(-1)
-        probabilities = logs.exp()
-        parts.append(Prediction(probabilities, torch.linalg.vecdot(probabilities, logs), _at_next(logs, ids[rows])))
-    return Prediction(*(torch.cat(part) for part in zip(*parts, strict=True)))
+    n_contexts, length, vocabulary = logits.shape
+    probabilities = logits.new_empty((n_contexts, length - 1, vocabulary), dtype=torch.float32)
+    neg_entropy, ce = logits.new_empty((2, n_contexts, length - 1), dtype=torch.float32)
+    for piece in _pieces(logits):
+        logs = _log_softmax(logits, piece)
+        ce[piece] = _at_next(logs, ids, piece)
+        torch.exp(logs, out=probabilities[piece])
+        neg_entropy[piece] = _mean_of(logs, probabilities[piece])
+    return Prediction(probabilities, neg_entropy, ce)
 
 
 def token_losses(
@@ -180,19 +184,42 @@ def token_losses(
 
     KL = Σ p ln p − Σ p ln q, p the clean probabilities: 0 bit for bit where the logits are the clean ones.
     """
-    parts: list[TokenLosses] = []
-    for rows in _chunks(logits):
-        logs = logits[rows, :-1].float().log_softmax(-1)
-        kl = clean.neg_entropy[rows] - torch.linalg.vecdot(clean.probabilities[rows], logs)
-        parts.append(TokenLosses(_at_next(logs, ids[rows]), kl))
-    return TokenLosses(*(torch.cat(part) for part in zip(*parts, strict=True)))
+    ce, kl = logits.new_empty((2, *clean.ce.shape), dtype=torch.float32)
+    for piece in _pieces(logits):
+        logs = _log_softmax(logits, piece)
+        ce[piece] = _at_next(logs, ids, piece)
+        kl[piece] = clean.neg_entropy[piece] - _mean_of(logs, clean.probabilities[piece])
+    return TokenLosses(ce, kl)
 
 
-def _at_next(logs: Tensor, ids: Tensor) -> Tensor:
-    return -logs.gather(-1, ids[:, 1:, None]).squeeze(-1)
+_Piece = tuple[slice, slice]
+"""Contexts, and positions that have a next token."""
 
 
-def _chunks(logits: Tensor) -> list[slice]:
+def _pieces(logits: Tensor) -> Iterator[_Piece]:
+    """Yield parts that are whole contexts, or of one context; together all positions but the last of each."""
     n_contexts, length, vocabulary = logits.shape
-    size = max(1, _CHUNK_BYTES[logits.device.type] // (4 * length * vocabulary))
-    return [slice(first, first + size) for first in range(0, n_contexts, size)]
+    within = max(1, _piece_bytes(logits.device) // (4 * vocabulary))
+    contexts, positions = max(1, within // length), min(within, length)
+    for first in range(0, n_contexts, contexts):
+        for start in range(0, length - 1, positions):
+            yield slice(first, first + contexts), slice(start, min(start + positions, length - 1))
+
+
+def _piece_bytes(device: torch.device) -> int:
+    return _PIECE_BYTES[device.type] * (torch.get_num_threads() if device.type == "cpu" else 1)
+
+
+def _log_softmax(logits: Tensor, piece: _Piece) -> Tensor:
+    return logits[piece].float().log_softmax(-1)
+
+
+def _at_next(logs: Tensor, ids: Tensor, piece: _Piece) -> Tensor:
+    contexts, positions = piece
+    following = ids[contexts, positions.start + 1 : positions.stop + 1]
+    return -logs.gather(-1, following.unsqueeze(-1)).squeeze(-1)
+
+
+def _mean_of(logs: Tensor, probabilities: Tensor) -> Tensor:
+    """Return Σ p · log; the logs are overwritten with the products, which so need no memory of their own."""
+    return logs.mul_(probabilities).sum(-1)
