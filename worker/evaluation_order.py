@@ -35,6 +35,8 @@ class EvaluationOrder:
     threads: int
     supervisor: int
     """Process id of the parent: the process ends when it does."""
+    lenses_folder: str = ""
+    """Folder of the tuned lenses among the artifacts."""
 
     def to_json(self) -> bytes:
         """Return the order as one line."""

@@ -90,9 +90,14 @@ class Part(BaseModel):
     @cached_property
     def part_json(self) -> str:
         """The one JSON text of this part, sorted keys, no spaces: every field, but `later_fields` at their defaults."""
+        return canonical_text(self.model_dump(mode="json", exclude=self._unset()))
+
+    def _unset(self) -> dict[str, Any]:
+        """Return what its text leaves out, of this part and of the parts in it."""
         fields = type(self).model_fields
-        unset = {name for name in self.later_fields if getattr(self, name) == fields[name].default}
-        return canonical_text(self.model_dump(mode="json", exclude=unset))
+        found = {name: True for name in self.later_fields if getattr(self, name) == fields[name].default}
+        inner = {name: value._unset() for name, value in self if isinstance(value, Part)}
+        return {name: unset for name, unset in inner.items() if unset} | found
 
     def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
         """Return a copy, of which nothing that was derived from the values is kept."""

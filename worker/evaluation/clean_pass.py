@@ -114,6 +114,11 @@ class CleanPass:
             )
             yield self._batch(rows, self.context.store.get(of, partial(self._computed, rows)))
 
+    def predicted(self, batch: CleanBatch, replaced: Float[Tensor, "batch context d_model"]) -> Prediction:
+        """Return what the model predicts with something in place of the activations of a batch."""
+        mask = batch.is_measured.unsqueeze(-1)
+        return predict(self.restart(batch.ids, batch.stored, lambda x: torch.where(mask, replaced, x)), batch.ids)
+
     def losses(self, batch: CleanBatch, reconstructed: Float[Tensor, "batch context d_model"]) -> TokenLosses:
         """Return what it costs to put a reconstruction in place of the activations of a batch."""
         mask = batch.is_measured.unsqueeze(-1)

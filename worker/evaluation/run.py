@@ -36,6 +36,7 @@ from worker.evaluation.places import Places
 from worker.evaluation.shared_store import SharedStore
 from worker.evaluation_order import EvaluationAssignment, EvaluationOrder
 from worker.formats import portable
+from worker.lens.opening import open_lens
 from worker.protocol import Evaluated, Exit, Failure, Left, NotScored, Scored, Started
 from worker.sae.inference import InferenceSae
 from worker.subject.model import Subject, load_at_first
@@ -61,6 +62,11 @@ class EvaluationJob:
     def job_id(self) -> int:
         """Return the job's id."""
         return self.assignment.job_id
+
+    @property
+    def lens(self) -> str | None:
+        """Return the content id of the lens in whose space the SAE encodes and decodes, where it does."""
+        return self.subject_sae.sae.facts.lens
 
     def tokens_done(self, share: float = 0.0) -> int:
         """Return how far it is, in the unit of its job: the families that are done, and a share of the next."""
@@ -163,7 +169,11 @@ class EvaluationRun:
         if subject is None or text is None:
             (drawn,) = SyntheticActivations(config.subject.model, self._device).heldout(_training_config(jobs[0]))
             return EvaluationContext(config, self._device, store, progress, drawn=drawn)
-        return EvaluationContext(config, self._device, store, progress, subject, text)
+        sha256 = jobs[0].lens
+        lens = open_lens(Path(self._order.lenses_folder), sha256, subject) if sha256 else None
+        return EvaluationContext(
+            config, self._device, store, progress, subject, text, lens=lens, lens_sha256=sha256 or ""
+        )
 
     def _measure_family(self, family: Family, jobs: Sequence[EvaluationJob], places: Places) -> None:
         """Measure one family of some SAEs, and report what is found of each."""
@@ -258,9 +268,9 @@ def _finite(value: Any) -> Any:
 
 
 def _reads(job: EvaluationJob) -> str:
-    """Return what jobs must agree on to have one context, as text: the places, and the seed of what is drawn."""
+    """Return what jobs must agree on to have one context, as text: places, lens, and the seed of what is drawn."""
     config = job.assignment.config
-    return f"{config.subject.part_json} {config.plan.seed}"
+    return f"{config.subject.part_json} {job.lens} {config.plan.seed}"
 
 
 def _options(job: EvaluationJob, family: Family) -> str:

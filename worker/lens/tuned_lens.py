@@ -93,6 +93,10 @@ class TunedLens:
         solved: Tensor = torch.linalg.lu_solve(*self._factors[layer], rows.T)
         return solved.T.reshape(y.shape)
 
+    def back_direction(self, layer: int, v: Float[Tensor, "... d_model"]) -> Float[Tensor, "... d_model"]:
+        """Return what a step along `v` in lens space is in the output of block `layer`: the u of (I + A) u = v."""
+        return self.back(layer, v + self.biases[layer])
+
     def flops(self, layer: int) -> int:
         """Return the FLOPs of mapping one vector there: 2·d_model², or none."""
         return 0 if self._is_identity(layer) else 2 * self.facts.d_model**2

@@ -214,6 +214,7 @@ def _order(attempts: Sequence[Attempt], context: SupervisorContext) -> Order | E
     shared: dict[str, Any] = {
         "tokens_folder": str(home / "tokens"), "compile_folder": str(home / "compile"), "device": context.device,
         "threads": context.threads, "supervisor": os.getpid(),
+        "lenses_folder": str(context.settings.artifacts_folder / LENSES),
     }  # fmt: skip
     evaluations = tuple(filter(None, (attempt.evaluation() for attempt in attempts)))
     if evaluations:
@@ -224,7 +225,6 @@ def _order(attempts: Sequence[Attempt], context: SupervisorContext) -> Order | E
         compile=context.settings.compile,
         caches_folder=str(activation_caches.folder(home)),
         cache_bytes=context.settings.cache_limit,
-        lenses_folder=str(context.settings.artifacts_folder / LENSES),
         **shared,
     )
 

@@ -2,7 +2,7 @@
 
 import csv
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, ClassVar, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
@@ -53,6 +53,8 @@ class FamilyLaw(Part):
 class DownstreamOptions(Part):
     """Options of the family `downstream`."""
 
+    later_fields: ClassVar[tuple[str, ...]] = ("released_lens",)
+
     test_k: tuple[PositiveInt, ...] = ()
     """Also with so many latents kept per token instead of the k of training (progressive codes)."""
     replaced_apart: bool = False
@@ -61,6 +63,8 @@ class DownstreamOptions(Part):
     """Also with an error of the same length in a random direction: what one as large costs that means nothing."""
     refined: bool = False
     """Also with those values of the active latents that reconstruct best: how much an activation function shrinks."""
+    released_lens: bool = False
+    """Of an SAE in the space of a tuned lens, also what mlsae's released code measures: to compare with its numbers."""
     compute_curve: Table = ()
     """Checkpoints of the same model: (pretraining compute in any unit, cross-entropy on this text), or a CSV file."""
     compute_law: FamilyLaw | None = None

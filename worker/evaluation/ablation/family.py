@@ -73,7 +73,9 @@ def measure(
             if one.sae.facts.is_transcoder:
                 raise ConfigError("a transcoder's latents write to another place than the one it reads")
             found = {
-                variant: run.measure(partial(choose_latents, one.sae, variant), f"ablation of {one.label}", within)
+                variant: run.measure(
+                    partial(choose_latents, one.sae, variant, context=context), f"ablation of {one.label}", within
+                )
                 for variant in asked.variants
             }
         except (OrchError, RuntimeError, ValueError) as error:
@@ -93,7 +95,7 @@ class AblationRun:
         generator = context.generator("ablation positions")
         self.windows = draw_windows(text.heldout.is_measured, n_windows, asked.affected_tokens, generator)
         self._context, self._asked = context, asked
-        self._effects = Effects(context, Restart.of(subject), asked.affected_tokens)
+        self._effects = Effects(context.raw, Restart.of(subject), asked.affected_tokens)
         self._n_contexts = len(text.heldout)
         self._bootstrap = ContextBootstrap(self._n_contexts, context.generator("ablation intervals"))
 
@@ -129,7 +131,7 @@ class AblationRun:
 
         found = {}
         for kind in BASELINES:
-            of = self._context.of(
+            of = self._context.raw.of(
                 "ablation baseline", version=2, kind=kind, seed=self._context.config.plan.seed, **sizes
             )
             kept = self._context.store.get(of, partial(compute, kind))
@@ -153,11 +155,11 @@ class AblationRun:
 
 def choose_latents(
     sae: InferenceSae, variant: AblationVariant, window: Window, x: Float[Tensor, "length d_model"],
-    generator: torch.Generator,
+    generator: torch.Generator, *, context: EvaluationContext,
 ) -> Chosen:  # fmt: skip
-    """Draw active latents at each position, and take a · W_dec row, in raw space, out of the activations."""
-    at = window.at.to(x.device)
-    acts = sae.encode(x[at]).float()
+    """Draw active latents at each position, and take a · W_dec row, mapped to raw space, out of the raw activations."""
+    at, read = window.at.to(x.device), context.into(x)
+    acts = sae.encode(read[at]).float()
     number, latents = acts.nonzero(as_tuple=True)
     n_active = number.bincount(minlength=len(at))
     # In a random order within each position; of that order the first few.
@@ -169,11 +171,11 @@ def choose_latents(
     clean, clean_of = x[None], torch.zeros_like(number)
     if variant == "no error":
         clean, clean_of = x.repeat(len(at), 1, 1), number
-        clean[torch.arange(len(at)), at] = sae(x[at]).float()
-    rows, scale = sae.W_dec[latents].float(), raw_scale(sae, x).float()
+        clean[torch.arange(len(at)), at] = context.back(sae(read[at]).float())
+    rows, scale = context.back_direction(sae.W_dec[latents].float()), raw_scale(sae, read).float()
     if variant == "from start":
         size = max(1, _ENCODED_VALUES // acts.shape[1])
-        values = torch.cat([sae.encode(part)[:, latents] for part in torch.split(x, size)]).float()
+        values = torch.cat([sae.encode(part)[:, latents] for part in torch.split(read, size)]).float()
         ablated = x - (values * scale).T[:, :, None] * rows[:, None]
     else:
         ablated = clean[clean_of]

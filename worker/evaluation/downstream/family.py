@@ -27,6 +27,7 @@ from worker.evaluation.downstream.loss_table import (
     ratio_scores,
 )
 from worker.evaluation.downstream.refinement import Refined, refine
+from worker.evaluation.downstream.released_lens import RELEASED, as_released, degraded
 from worker.evaluation.metric import Measured, NotMeasured, Score, SubjectSae
 from worker.evaluation.reconstruction import check_reads
 from worker.sae.inference import InferenceSae
@@ -53,7 +54,7 @@ class _Tally:
     """Fields of `Refined` by name, (n_contexts, context)."""
 
     @classmethod
-    def of(cls, entry: SubjectSae, clean: CleanPass, asked: DownstreamOptions) -> "_Tally":
+    def of(cls, entry: SubjectSae, clean: CleanPass, asked: DownstreamOptions, context: EvaluationContext) -> "_Tally":
         shortened, refused = {}, {}
         for k in asked.test_k:
             try:
@@ -62,7 +63,8 @@ class _Tally:
                 refused[f"k={k}"] = error.message
         reconstructed = ["", *shortened, *([_REFINED] if asked.refined else [])]
         shape = clean.context.heldout_activations.shape[:2]
-        tables = {variant: LossTable(clean) for variant in [*reconstructed, *patches(clean, asked)]}
+        released = RELEASED if asked.released_lens and context.lens is not None else ()
+        tables = {variant: LossTable(clean) for variant in [*reconstructed, *patches(clean, asked), *released]}
         squares = {variant: torch.zeros(shape) for variant in reconstructed}
         refinement = {name: torch.zeros(shape) for name in Refined._fields[1:]} if asked.refined else {}
         return cls(entry, shortened, refused, tables, squares, refinement)
@@ -72,9 +74,9 @@ class _Positions(NamedTuple):
     """Of each position, whatever the SAE; 0 where it does not count. (n_contexts, context)."""
 
     norm: Tensor
-    """‖x‖."""
+    """‖x‖ of the raw activations."""
     spread: Tensor
-    """‖x − μ‖²."""
+    """‖x − μ‖² of what the SAEs read."""
     one: Tensor
     """1."""
 
@@ -84,35 +86,36 @@ def measure(
 ) -> Iterator[Measured | NotMeasured]:
     """Yield ΔCE, KL and what follows from them of each SAE, with 90% intervals over contexts.
 
-    x̂ is put in place of the raw activations at every position that counts; cross-entropy and KL(clean ‖ patched) in
-    nats per token, of every position that counts and has a next token.
+    x̂ is put in place of the raw activations at every position that counts, of an SAE in the space of a lens after it
+    has been mapped back; the errors ‖x − x̂‖² of such an SAE are those before, in lens space. Cross-entropy and
+    KL(clean ‖ patched) in nats per token, of every position that counts and has a next token.
     Source: numerics 8; Gao et al. 2024, section 4.1.
     """
     asked = options if isinstance(options, DownstreamOptions) else DownstreamOptions()
-    clean = CleanPass(context)
+    clean = CleanPass(context.raw)
     tallies: list[_Tally] = []
     for entry in saes:
         try:
             check_reads(entry.sae, clean.mean.shape[0])
-            tallies.append(_Tally.of(entry, clean, asked))
+            tallies.append(_Tally.of(entry, clean, asked, context))
         except ConfigError as error:
             yield NotMeasured(entry.job_id, error)
     if not tallies:
         return
-    positions = _positions(clean)
+    positions = _positions(clean, context)
     for number, batch in enumerate(clean.batches("downstream")):
         for index, tally in enumerate([*tallies]):
             context.progress("downstream", (number + index / len(tallies)) / clean.n_batches)
             try:
-                _add(tally, clean, batch, asked)
+                _add(tally, clean, batch, asked, context)
             except (OrchError, RuntimeError) as error:
                 tallies.remove(tally)
                 yield NotMeasured(tally.entry.job_id, error)
     bootstrap = ContextBootstrap(len(clean.is_counted), context.generator("bootstrap"))
+    conditions = [] if context.lens_condition is None else [Score("lens_condition", context.lens_condition)]
     for tally in tallies:
-        yield Measured(
-            tally.entry.job_id, [*_scores(tally, bootstrap, asked), *_by_position(tally, positions, bootstrap)]
-        )
+        scores = [*_scores(tally, bootstrap, asked), *_by_position(tally, positions, bootstrap), *conditions]
+        yield Measured(tally.entry.job_id, scores)
 
 
 def patches(clean: CleanPass, asked: DownstreamOptions) -> dict[str, Patch]:
@@ -134,19 +137,26 @@ def patches(clean: CleanPass, asked: DownstreamOptions) -> dict[str, Patch]:
     return apart | ({"random error": random_error} if asked.random_error else {})
 
 
-def _add(tally: _Tally, clean: CleanPass, batch: CleanBatch, asked: DownstreamOptions) -> None:
-    x = batch.activations
-    found = reconstruct(tally.entry.sae, x)
-    replaced = {"": found} | {variant: reconstruct(sae, x) for variant, sae in tally.shortened.items()}
+def _add(
+    tally: _Tally, clean: CleanPass, batch: CleanBatch, asked: DownstreamOptions, context: EvaluationContext
+) -> None:
+    x = context.into(batch.activations)
+    found = {"": reconstruct(tally.entry.sae, x)}
+    found |= {variant: reconstruct(sae, x) for variant, sae in tally.shortened.items()}
     if asked.refined:
-        replaced[_REFINED], *sums = refine(tally.entry.sae, x)
+        found[_REFINED], *sums = refine(tally.entry.sae, x)
         for name, part in zip(Refined._fields[1:], sums, strict=True):
             tally.refinement[name][batch.rows] = (part * batch.is_measured).cpu()
-    for variant, value in replaced.items():
+    for variant, value in found.items():
         tally.squares[variant][batch.rows] = (_norms(x - value).square() * batch.is_measured).cpu()
-    replaced |= {variant: patch(batch, found) for variant, patch in patches(clean, asked).items()}
+    replaced = {variant: context.back(value) for variant, value in found.items()}
+    replaced |= {variant: patch(batch, replaced[""]) for variant, patch in patches(clean, asked).items()}
     for variant, value in replaced.items():
         tally.tables[variant].add(batch, clean.losses(batch, value))
+    if asked.released_lens and context.lens is not None:
+        for variant, run in as_released(context, batch.activations, replaced[""], tally.entry.sae).items():
+            baseline = degraded(clean, batch, run.baseline)
+            tally.tables[variant].add(baseline, clean.losses(baseline, run.patched))
 
 
 def _scores(tally: _Tally, bootstrap: ContextBootstrap, asked: DownstreamOptions) -> Iterator[Score]:
@@ -188,13 +198,12 @@ def _share(way: ComputeCurve | ComputeLaw, sums: Tensor) -> Tensor:
     return torch.from_numpy(np.asarray(way.share(ce / n, clean=clean / n)))
 
 
-def _positions(clean: CleanPass) -> _Positions:
-    is_measured = clean.context.model()[1].heldout.is_measured
-    x = clean.context.heldout_activations
-    mean = clean.mean.cpu()
-    parts = [(_norms(part), _norms(part - mean).square()) for part in torch.split(x, clean.size)]
-    norm, spread = (torch.cat(part) * is_measured for part in zip(*parts, strict=True))
-    return _Positions(norm, spread, is_measured.float())
+def _positions(clean: CleanPass, context: EvaluationContext) -> _Positions:
+    is_measured = context.model()[1].heldout.is_measured
+    mean = context.vectors.mean(0, dtype=torch.float64).float().cpu()
+    norms = [_norms(part) for part in torch.split(clean.context.heldout_activations, clean.size)]
+    spreads = [_norms(part - mean).square() for part in torch.split(context.heldout_activations, clean.size)]
+    return _Positions(torch.cat(norms) * is_measured, torch.cat(spreads) * is_measured, is_measured.float())
 
 
 def _by_position(tally: _Tally, positions: _Positions, bootstrap: ContextBootstrap) -> Iterator[Score]:

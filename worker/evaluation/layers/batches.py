@@ -12,14 +12,14 @@ from worker.activations.forward import tokens_per_pass
 from worker.evaluation.context import EvaluationContext
 from worker.evaluation.heldout_text import HeldoutText, Text
 from worker.sae.inference import InferenceSae
-from worker.subject.model import Subject, read
+from worker.subject.model import read
 
 
 class LayerBatch(NamedTuple):
     """The measured tokens of some contexts, at every layer."""
 
     vectors: Sequence[Float[Tensor, "n_tokens d_model"]]
-    """Raw, float32: one tensor for each layer, of the same tokens."""
+    """As the SAEs read them, raw or mapped by a lens, float32: one tensor for each layer, of the same tokens."""
     rows: Int[Tensor, " n_tokens"]
     """The context of each token, by its number in the text."""
     positions: Int[Tensor, " n_tokens"]
@@ -62,15 +62,16 @@ def layer_batches(contexts: Sequence[EvaluationContext], text: Text, phase: str)
     for first in range(0, len(text), size):
         contexts[0].progress(phase, first / len(text))
         part = text.chosen(slice(first, first + size))
-        yield read_batch(subjects, part, first=first)
+        yield read_batch(contexts, part, first=first)
 
 
-def read_batch(subjects: Sequence[Subject], part: Text, *, first: int) -> LayerBatch:
-    """Return the activations of some contexts that follow one another, of which `first` is the first.
+def read_batch(contexts: Sequence[EvaluationContext], part: Text, *, first: int) -> LayerBatch:
+    """Return what SAEs read of some contexts that follow one another, of which `first` is the first.
 
     Raises:
         SubjectError: there are activations that are not finite.
     """
+    subjects = [context.model()[0] for context in contexts]
     device = subjects[0].device
     is_measured = part.is_measured.to(device)
     rows, columns = is_measured.nonzero(as_tuple=True)
@@ -82,6 +83,7 @@ def read_batch(subjects: Sequence[Subject], part: Text, *, first: int) -> LayerB
                 f"{first + len(part) - 1}",
                 hint="Set subject.dtype: float32 (or bfloat16), or leave that layer out.",
             )
+    vectors = [context.into(found) for context, found in zip(contexts, vectors, strict=True)]
     rows = rows + first
     return LayerBatch(vectors, rows, rows * part.ids.shape[1] + columns, first, len(part))
 

@@ -44,7 +44,7 @@ def prompt_text(context: EvaluationContext, prompt: str) -> Text:
 
 def read_prompt(contexts: Sequence[EvaluationContext], text: Text) -> LayerBatch:
     """Return the activations of a prompt at every layer."""
-    return read_batch([context.model()[0] for context in contexts], text, first=0)
+    return read_batch(contexts, text, first=0)
 
 
 def prompt_sums(sae: InferenceSae, batch: LayerBatch) -> Float[Tensor, "n_layers n_latents"]:

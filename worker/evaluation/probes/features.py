@@ -17,7 +17,7 @@ from orchestrator.errors import SubjectError
 from worker.evaluation.context import EvaluationContext
 from worker.evaluation.probes.examples import Examples, binary_tasks, collect, why_unusable
 from worker.evaluation.probes.sources import ProbeSource
-from worker.subject.model import Subject, read
+from worker.subject.model import read
 from worker.subject.tokenizer import tokenizer_json
 
 _FORMAT = 2
@@ -112,6 +112,7 @@ def _key(source: ProbeSource, context: EvaluationContext, options: ProbesOptions
         "model": subject.fingerprint,
         "dtype": str(subject.dtype),
         "hook": str(subject.hook),
+        **({"lens": context.lens_sha256} if context.lens is not None else {}),
         "tokenizer": hashlib.sha256(known.encode()).hexdigest(),
         "prepend_bos": context.config.data.prepend_bos,
         "seed": context.config.plan.seed,
@@ -143,7 +144,7 @@ def _compute(source: ProbeSource, context: EvaluationContext, options: ProbesOpt
     text_of = examples.text_of[kept]
     vectors = torch.zeros(0, subject.d_model)
     if usable:
-        vectors = _activations(subject, ids, _Wanted(text_of, ranges, bos), tick)
+        vectors = _activations(context, ids, _Wanted(text_of, ranges, bos), tick)
     if not vectors.isfinite().all():
         raise SubjectError(
             f"{subject.hook} gives values that are not finite for texts of {source.name}",
@@ -195,8 +196,9 @@ class _Wanted:
     bos: int | None
 
 
-def _activations(subject: Subject, ids: Sequence[list[int]], wanted: _Wanted, tick: Tick) -> Tensor:
-    """Return the activations of the tokens of each example: texts of one length run together, padded at the right."""
+def _activations(context: EvaluationContext, ids: Sequence[list[int]], wanted: _Wanted, tick: Tick) -> Tensor:
+    """Return what the SAEs read of each example's tokens: texts of one length run together, padded at the right."""
+    subject, _ = context.model()
     counts = wanted.ranges[:, 1] - wanted.ranges[:, 0]
     firsts = np.concatenate([[0], np.cumsum(counts)])
     vectors = torch.empty(int(firsts[-1]), subject.d_model)
@@ -209,7 +211,7 @@ def _activations(subject: Subject, ids: Sequence[list[int]], wanted: _Wanted, ti
     for batch in _batches(rows):
         longest = len(rows[batch[-1]])
         padded = [rows[text] + [0] * (longest - len(rows[text])) for text in batch]
-        acts = read([subject], torch.tensor(padded, device=subject.device))[0].float().cpu()
+        acts = context.into(read([subject], torch.tensor(padded, device=subject.device))[0].float()).cpu()
         for row, text in zip(acts, batch, strict=True):
             for example in examples_of[text]:
                 first, last = (int(end) + len(before) for end in wanted.ranges[example])

@@ -109,7 +109,7 @@ def test_pairs_are_those_of_whole_forward_passes(
     window = run.windows[1]
     _, text = context.model()
     x = context.heldout_activations[window.context, : window.length]
-    chosen = choose_latents(sae, variant, window, x, rng())
+    chosen = choose_latents(sae, variant, window, x, rng(), context=context)
     found = run._effects.shares(window, chosen.ablations)
     ids = text.heldout.ids[window.context : window.context + 1, : window.length]
     checked = range(0, len(found), 5)
@@ -183,7 +183,7 @@ def test_a_latent_counts_for_those_that_were_not_drawn(context: EvaluationContex
     run = AblationRun(context, SMALL)
     sae = random_sae(16, k=9)
     x = context.heldout_activations[run.windows[0].context, : run.windows[0].length]
-    chosen = choose_latents(sae, "one position", run.windows[0], x, rng())
+    chosen = choose_latents(sae, "one position", run.windows[0], x, rng(), context=context)
     n_positions = len(run.windows[0].at)
     assert len(chosen.numbers) == 4 * n_positions
     active = (sae.encode(x[run.windows[0].at]) > 0).sum()
