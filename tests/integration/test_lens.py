@@ -6,13 +6,17 @@ from typing import Any
 
 import pytest
 import torch
+from sqlalchemy import select
 
-from orchestrator import results, saes
+from orchestrator import queue, results, saes
 from orchestrator.cli.display.sae_table import sae_lines
+from orchestrator.config.evaluation.evaluation import EvaluationPlan
 from orchestrator.config.job import JobConfig, SubjectConfig
 from orchestrator.config.lens.facts import LENSES, LensFacts
 from orchestrator.config.validation import parse
+from orchestrator.database.models import Job, ScoreRow
 from orchestrator.errors import ConfigError
+from orchestrator.sweep.sweep import Sweep
 from tests.small_world import WIDTH, World, make_subject, small_config, small_world, trainers
 from worker.formats import registry
 from worker.lens.tuned_lens import TunedLens
@@ -107,6 +111,29 @@ def check_sae(world: World, lens: str, tmp_path: Path) -> None:
     assert registry.read(tmp_path / "ours").facts.lens == lens
     with pytest.raises(ConfigError, match="is kept with the job that trained it alone"):
         import_sae(world.engine, world.settings, str(tmp_path / "ours"), {"name": "again"})
+
+
+def test_it_is_measured_in_the_lens_space_and_put_back_into_the_model(subject: Path, tmp_path: Path) -> None:
+    """Beside an SAE of raw activations at the same places, in one process: each is measured as it reads."""
+    plan = EvaluationPlan.model_validate(
+        {"metrics": ["reconstruction", "downstream"], "downstream": {"released_lens": True}}
+    )
+    with small_world(tmp_path / "home") as world:
+        lens = a_lens(subject)
+        sha256 = lens.store(world.settings.artifacts_folder).sha256
+        configs = (mapped(subject, sha256), mapped(subject, None))
+        queue.enqueue(world.engine, Sweep("small", configs, evaluation=plan))
+        assert world.work("--until-empty").wait(200) == 0, world.said()
+        jobs = world.rows(select(Job.id).where(Job.kind == "evaluate").order_by(Job.id))
+        with_lens, without = ({(row.metric, row.variant): row.value for row in world.rows(
+            select(ScoreRow.metric, ScoreRow.variant, ScoreRow.value).where(ScoreRow.job_id == job.id)
+        )} for job in jobs)  # fmt: skip
+        for trained, found in ((1, with_lens), (2, without)):
+            assert found["fvu", ""] == pytest.approx(world.result(trained).fvu, rel=1e-3)
+        assert with_lens["ce_clean", ""] == without["ce_clean", ""], "the baseline is the model as it is"
+        assert with_lens["lens_condition", "layer=0"] == pytest.approx(lens.condition(0), rel=1e-5)
+        assert ("kl", "layer=0, released lens") in with_lens
+        assert not any("lens" in metric or "lens" in variant for metric, variant in without)
 
 
 def test_what_is_wrong_with_a_lens_fails_its_job_and_no_other(subject: Path, tmp_path: Path) -> None:
