@@ -5,7 +5,7 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
-from sqlalchemy import Engine, select
+from sqlalchemy import Engine, case, select
 from sqlalchemy.orm import aliased
 
 from orchestrator.database import models as m
@@ -17,6 +17,10 @@ _NORMAL_90 = 1.6448536269514722
 """Standard errors to each end of a 90% interval."""
 
 
+_DRAWN = ("layer_mean", "prompt_latents")
+"""Metrics of which details are drawn: heat maps of layers and latents."""
+
+
 class SweepScores(NamedTuple):
     """What evaluations measured of the SAEs of sweeps: of each metric family on one text, so that they compare."""
 
@@ -24,11 +28,16 @@ class SweepScores(NamedTuple):
     """By the job that trained each SAE, by metric and variant."""
     texts: dict[str, str]
     """By metric family: how many tokens of which text it was measured on; of several, that which most SAEs have."""
+    details: dict[int, dict[str, dict[str, Any]]]
+    """By job and metric: what belongs to a score and is drawn, and under `measured_on` the text."""
 
 
 def with_scores(rows: Sequence[JobMeasurement], scores: SweepScores) -> list[JobMeasurement]:
     """Return jobs with the scores of their SAEs."""
-    return [replace(row, scores=scores.by_job.get(row.job_id, {})) for row in rows]
+    return [
+        replace(row, scores=scores.by_job.get(row.job_id, {}), score_details=scores.details.get(row.job_id, {}))
+        for row in rows
+    ]
 
 
 def sweep_scores(engine: Engine, sweeps: Collection[str]) -> SweepScores:
@@ -41,7 +50,9 @@ def sweep_scores(engine: Engine, sweeps: Collection[str]) -> SweepScores:
     """
     score, sae, job, measuring, family = m.ScoreRow, m.SaeRow, m.Job, aliased(m.Job), m.MeasuredFamily
     values = (score.family, score.metric, score.variant, score.value, score.std_error, score.low, score.high)
-    query = select(sae.job_id, *values, family.tokens, family.measured_on).join(sae, sae.id == score.sae_id)
+    # Others have large details, too, and nobody draws them.
+    drawn = case((score.metric.in_(_DRAWN) & (score.variant == ""), score.details)).label("drawn")
+    query = select(sae.job_id, *values, drawn, family.tokens, family.measured_on).join(sae, sae.id == score.sae_id)
     query = query.outerjoin(family, (family.job_id == score.job_id) & (family.family == score.family))
     query = query.join(job, job.id == sae.job_id)
     query = query.join(m.SweepRow, m.SweepRow.id == job.sweep_id).where(m.SweepRow.name.in_(sweeps))
@@ -51,11 +62,14 @@ def sweep_scores(engine: Engine, sweeps: Collection[str]) -> SweepScores:
         rows = session.execute(query).all()
     texts = _most_common_texts(rows)
     found: dict[int, dict[str, Interval]] = {}
+    details: dict[int, dict[str, dict[str, Any]]] = {}
     for row in rows:
         if texts[row.family] == (row.measured_on, row.tokens):
             name = f"{row.metric} {row.variant}".strip()
             found.setdefault(row.job_id, {})[name] = _interval(row.value, row.std_error, row.low, row.high)
-    return SweepScores(found, {name: _told(*text) for name, text in texts.items()})
+            if row.drawn:
+                details.setdefault(row.job_id, {})[name] = {**row.drawn, "measured_on": row.measured_on}
+    return SweepScores(found, {name: _told(*text) for name, text in texts.items()}, details)
 
 
 _TextOf = tuple[str | None, int | None]

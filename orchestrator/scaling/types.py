@@ -81,6 +81,8 @@ class JobMeasurement:
     """Of one pass over its text; None where no attempt has told, or there is no text."""
     scores: Mapping[str, Interval] = field(default_factory=dict)
     """What evaluations measured of its SAE, with 90% intervals, by metric and variant: `delta_ce`, `delta_ce first`."""
+    score_details: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """By metric: heat maps and histograms that are drawn, and under `measured_on` the text they are of."""
 
     @property
     def passes(self) -> float | None:

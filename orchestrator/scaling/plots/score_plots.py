@@ -43,6 +43,7 @@ _BY_POSITION = {
 }  # fmt: skip
 """Scores that are drawn by position, as their keys begin, with what they are."""
 _FEWEST_OF_A_LINE = 3
+_OF_SCORES = "Bars: 90% intervals of each SAE. Lines: means over seeds. Lower is better, of N2G higher."
 _POSITION = "positions="
 """Begins the variant of a score of some positions, counted from 0: `positions=1`, `positions=2-3`."""
 
@@ -52,12 +53,12 @@ def by_size(rows: Rows) -> Drawing | None:
     drawn, differs = _scored(rows), differing(_scored(rows))
     if len({row.n_latents for row in drawn}) < 2:
         return None
-    groups = _grouped(drawn, lambda row: _series(row, differs, f"k = {row.k}"))
+    groups = grouped(drawn, lambda row: series_of(row, differs, f"k = {row.k}"))
 
     def axis(sheet: Sheet, panel: int) -> None:
         at_sizes(sheet.panels[panel], [row.n_latents or 0 for row in drawn])
 
-    return _panels("scores-n", "Scores against n", groups, lambda row: float(row.n_latents or 0), axis)
+    return score_panels("scores-n", "Scores against n", groups, lambda row: float(row.n_latents or 0), axis)
 
 
 def by_sparsity(rows: Rows) -> Drawing | None:
@@ -66,7 +67,7 @@ def by_sparsity(rows: Rows) -> Drawing | None:
     differs = differing(drawn)
     if len({row.k for row in drawn}) < 2:
         return None
-    groups = _grouped(
+    groups = grouped(
         drawn, lambda row: ", ".join(filter(None, (place(row, differs), f"n = {tick(row.n_latents or 0)}")))
     )
 
@@ -74,7 +75,7 @@ def by_sparsity(rows: Rows) -> Drawing | None:
         values = [row.l0 or 0.0 for row in drawn]
         logarithmic(sheet.panels[panel], "x", "L0 (active latents per token)", values=values, pad=0.1)
 
-    return _panels("scores-l0", "Scores against L0", groups, lambda row: row.l0 or 0.0, axis)
+    return score_panels("scores-l0", "Scores against L0", groups, lambda row: row.l0 or 0.0, axis)
 
 
 def by_layer(rows: Rows) -> Drawing | None:
@@ -89,12 +90,12 @@ def by_layer(rows: Rows) -> Drawing | None:
     several = len(best) < len({(row.hook, row.n_latents, row.k, row.seed, row.lr) for row in known})
     kinds = {name: kind for name, kind in (_OF_TRAINING | SCORES).items() if name != "lr" or several}
     drawn = [replace(row, scores={**row.scores, **_of_training(row)}) for row in best]
-    groups = _grouped(drawn, lambda row: f"{_site(row)}, n = {tick(row.n_latents or 0)}, k = {row.k}")
+    groups = grouped(drawn, lambda row: f"{_site(row)}, n = {tick(row.n_latents or 0)}, k = {row.k}")
 
     def axis(sheet: Sheet, panel: int) -> None:
         linear(sheet.panels[panel], "x", "block", lambda value: f"{value:g}")
 
-    return _panels("scores-layer", "Scores by layer", groups, lambda row: float(row.layer or 0), axis, kinds=kinds)
+    return score_panels("scores-layer", "Scores by layer", groups, lambda row: float(row.layer or 0), axis, kinds=kinds)
 
 
 def _best_rates(rows: Rows) -> list[JobMeasurement]:
@@ -126,7 +127,7 @@ def downstream(rows: Rows) -> Drawing | None:
     if len(known) < 2 or not names:
         return None
     sheet, differs = Sheet("downstream", panels=len(names), wide=True), differing(known)
-    groups = _grouped(known, lambda row: _series(row, differs, f"k = {row.k}"))
+    groups = grouped(known, lambda row: series_of(row, differs, f"k = {row.k}"))
     colours, said = pens(groups), []
     for panel, name in enumerate(names):
         for series, members in groups.items():
@@ -162,7 +163,7 @@ def by_position(rows: Rows) -> Drawing | None:
     largest: dict[str, JobMeasurement] = {}
     differs = differing(drawn)
     for row in sorted(drawn, key=lambda row: (row.n_latents or 0, row.job_id)):
-        largest[_series(row, differs, f"k = {row.k}")] = row
+        largest[series_of(row, differs, f"k = {row.k}")] = row
     sheet, colours = Sheet("scores-position", panels=len(names), wide=True), pens(sorted(largest, key=in_order))
     for panel, name in enumerate(names):
         for series, row in largest.items():
@@ -200,9 +201,9 @@ def power_law(points: Sequence[tuple[float, float]]) -> PowerLaw | None:
     return PowerLaw(intercept, exponent, math.sqrt(residual / (n - 2) / spread) if n > 2 else math.nan)
 
 
-def _panels(
+def score_panels(
     name: str, title: str, groups: Mapping[str, list[JobMeasurement]], x: Callable[[JobMeasurement], float],
-    axis: Callable[[Sheet, int], None], *, kinds: Mapping[str, ScoreAxis] = SCORES,
+    axis: Callable[[Sheet, int], None], *, kinds: Mapping[str, ScoreAxis] = SCORES, caption: str = _OF_SCORES,
 ) -> Drawing:  # fmt: skip
     """Draw a panel per kind of score that there is, and in each a line per series through the means at each x."""
     rows = [row for members in groups.values() for row in members]
@@ -220,7 +221,6 @@ def _panels(
         _score_axis(sheet, panel, kinds[metric], [row.scores[metric].value for row in rows if metric in row.scores])
         axis(sheet, panel)
     sheet.legend(list(colours.items()))
-    caption = "Bars: 90% intervals of each SAE. Lines: means over seeds. Lower is better, of N2G higher."
     return sheet.done(title, caption, sampled=told(few, rows, "SAEs"))
 
 
@@ -281,7 +281,8 @@ def _is_positive(score: Interval | None) -> bool:
     return score is not None and math.isfinite(score.value) and score.value > 0
 
 
-def _grouped(rows: Rows, series: Callable[[JobMeasurement], str]) -> dict[str, list[JobMeasurement]]:
+def grouped(rows: Rows, series: Callable[[JobMeasurement], str]) -> dict[str, list[JobMeasurement]]:
+    """Return rows by what tells their series, in the order of the numbers in it."""
     groups: dict[str, list[JobMeasurement]] = {}
     for row in sorted(rows, key=lambda row: in_order(series(row))):
         groups.setdefault(series(row), []).append(row)
@@ -297,7 +298,8 @@ def _means(points: Iterable[tuple[float, float]]) -> list[tuple[float, float]]:
     return [(x, sum(ys) / len(ys)) for x, ys in sorted(heights.items())]
 
 
-def _series(row: JobMeasurement, differs: Sequence[str], told_by: str) -> str:
+def series_of(row: JobMeasurement, differs: Sequence[str], told_by: str) -> str:
+    """Return what a series is told by: the place as far as places differ, and what else."""
     return ", ".join(filter(None, (place(row, differs), told_by)))
 
 
