@@ -382,3 +382,18 @@ def test_a_report_compares_scores_of_one_text(engine: Engine) -> None:
     assert found.texts["reconstruction"] == "4,096 tokens of a.txt"
     measure(2, 0.8, "b.txt")
     assert sweep_scores(engine, ["s"]).by_job[trained[0]]["fvu"].value == 0.9, "of two texts that all have, the last"
+
+
+def test_a_report_has_the_heat_maps_that_it_draws_and_no_other_details(engine: Engine) -> None:
+    enqueue(engine)
+    trained = train(engine)
+    evaluate(engine, 1, again=True)
+    lease = take(engine).lease
+    heat_map = {"heat_map": {"layers": [0, 1], "latents": 1, "values": [[1.0], [0.0]]}}
+    found = [score("layer_mean", details=heat_map), score("layer_mean", variant="counts", details={"large": 1})]
+    found.append(score("n2g_f1", details={"large": 1}))
+    queue.record_scores(engine, lease, "reconstruction", found, wall_seconds=1.0, tokens=4096, measured_on="a.txt")
+    record(engine, lease, "downstream")
+    queue.finish_evaluation(engine, lease, 1.0)
+    details = sweep_scores(engine, ["s"]).details
+    assert details == {trained: {"layer_mean": heat_map | {"measured_on": "a.txt"}}}

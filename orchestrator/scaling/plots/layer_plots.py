@@ -1,15 +1,17 @@
 """Figures of SAEs of several layers: at which layers their latents are active, and how alike the layers are."""
 
-import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from orchestrator.formatting import digits, tick, whole
-from orchestrator.scaling.plots.canvas import Drawing, Pen, Sheet, at_sizes, linear, pens
+from orchestrator.formatting import Interval, digits, tick, whole
+from orchestrator.scaling.plots.canvas import Direction, Drawing, Pen, Sheet, at_sizes, linear, pens
 from orchestrator.scaling.plots.naming import differing, in_order, place
 from orchestrator.scaling.plots.sampling import told
 from orchestrator.scaling.plots.score_plots import ScoreAxis, grouped, score_panels, series_of
 from orchestrator.scaling.types import JobMeasurement
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 Rows = Sequence[JobMeasurement]
 MAPS, PROMPT = "layer_mean", "prompt_latents"
@@ -24,11 +26,13 @@ SCORES: dict[str, ScoreAxis] = {
     "layer_entropy relative": ScoreAxis("mean entropy of P(l | j) / ln layers"),
 }
 _COLOURS = "viridis"
+_MOST_TICKS = 12
+_NORM = "activation_norm layer="
 _BY_LAYER = {
-    "activation_norm layer=": ("mean norm of the activations", "layer"),
-    "adjacent_cosine layers=": ("cosine with the next layer, centred", "layer"),
-    "adjacent_cosine raw, layers=": ("cosine with the next layer, as they are", "layer"),
-}  # fmt: skip
+    _NORM: "mean norm of the activations",
+    "adjacent_cosine layers=": "cosine with the next layer, centred",
+    "adjacent_cosine raw, layers=": "cosine with the next layer, as they are",
+}
 _ABOUT = (
     "P(layer | latent) from sums of activations; columns are the latents that are active, sorted by their mean layer. "
     "Of more than 128 a column is the mean of neighbours."
@@ -41,8 +45,7 @@ def heat_maps(rows: Rows) -> Drawing | None:
     if not few:
         return None
     sheet = _maps("layers", few, drawn, MAPS)
-    texts = dict.fromkeys(_text_of(row.score_details[MAPS]) for row in few)
-    return sheet.done("Layers of latents", f"{_ABOUT} On {'; '.join(texts)}.", sampled=told(few, drawn, "SAEs"))
+    return sheet.done("Layers of latents", f"{_ABOUT}{_on(few)}", sampled=told(few, drawn, "SAEs"))
 
 
 def prompt_maps(rows: Rows) -> Drawing | None:
@@ -67,10 +70,9 @@ def means(rows: Rows) -> Drawing | None:
         bars = axes.stairs(details["counts"], details["edges"], fill=True, color=pens([0])[0].colour)
         sheet.mark(bars, "bars", jobs=(row.job_id,), hint=f"job {row.job_id}: {sum(details['counts'])} latents")
         sheet.title(_named(row, differs), panel=panel)
-        linear(axes, "x", "mean layer E[L | j]", lambda value: f"{value:g}")
+        _at_layers(axes, "x", details["heat_map"]["layers"], "mean layer E[L | j]")
         linear(axes, "y", "latents", lambda value: whole(round(value)))
-    texts = dict.fromkeys(_text_of(row.score_details[MAPS]) for row in few)
-    said = f"A latent of one layer alone is at a whole number. On {'; '.join(texts)}."
+    said = f"A latent of one layer alone is at a whole number.{_on(few)}"
     return sheet.done("Mean layers of latents", said, sampled=told(few, drawn, "SAEs"))
 
 
@@ -112,23 +114,25 @@ def activations(rows: Rows) -> Drawing | None:
     if not known:
         return None
     sheet, colours = Sheet("layers-activations", panels=len(_BY_LAYER), wide=True), pens(sorted(known, key=in_order))
-    for panel, (start, (label, at)) in enumerate(_BY_LAYER.items()):
+    layers = sorted({layer for row in known.values() for layer, _, _ in _by_layer(row, _NORM)})
+    for panel, (start, label) in enumerate(_BY_LAYER.items()):
         for series, pen in colours.items():
             _profile(sheet, known[series], start, pen, panel=panel)
-        linear(sheet.panels[panel], "x", at, lambda value: f"{value:g}")
+        _at_layers(sheet.panels[panel], "x", layers, "layer")
         linear(sheet.panels[panel], "y", label, digits)
     sheet.legend([(name, pen) for name, pen in colours.items() if name])
     said = "Cosines of x − μ, μ the mean of each layer, of the same token at a layer and at the next; and of x itself."
-    return sheet.done("Activations by layer", f"{said} Bars: 90% intervals over contexts.")
+    return sheet.done("Activations by layer", f"{said} Bars: 90% intervals over contexts.{_on(list(known.values()))}")
 
 
 def _spread(
     name: str, against: str, groups: Mapping[str, list[JobMeasurement]], x: Callable[[JobMeasurement], float],
     axis: Callable[[Sheet, int], None],
 ) -> Drawing:  # fmt: skip
+    rows = [row for members in groups.values() for row in members]
     return score_panels(
         name, f"Spread of latents over layers against {against}", groups, x, axis, kinds=SCORES,
-        caption="Bars: 90% intervals over contexts. Lines: means over seeds.",
+        caption=f"Bars: 90% intervals over contexts. Lines: means over seeds.{_on(rows)}",
     )  # fmt: skip
 
 
@@ -145,7 +149,7 @@ def _maps(name: str, few: Rows, drawn: Rows, metric: str) -> Sheet:
         )  # fmt: skip
         sheet.mark(image, "map", jobs=(row.job_id,), hint=f"job {row.job_id}: {n} latents")
         axes.grid(visible=False)
-        every = -(-len(layers) // 12)
+        every = -(-len(layers) // _MOST_TICKS)
         axes.set_yticks([*range(0, len(layers), every)], [str(layer) for layer in layers[::every]])
         axes.set_ylabel("layer")
         linear(axes, "x", "latents by mean layer", lambda value: whole(round(value)))
@@ -156,8 +160,7 @@ def _maps(name: str, few: Rows, drawn: Rows, metric: str) -> Sheet:
 
 
 def _profile(sheet: Sheet, row: JobMeasurement, start: str, pen: Pen, *, panel: int) -> None:
-    found = {key.removeprefix(start): score for key, score in row.scores.items() if key.startswith(start)}
-    at = sorted((int(re.split(r"\D", layers)[0]), layers, score) for layers, score in found.items())
+    at = _by_layer(row, start)
     for x, layers, score in at:
         hint = (
             f"layer {layers.replace('-', ' and ')}: {digits(score.value)} [{digits(score.low)}, {digits(score.high)}]"
@@ -166,6 +169,18 @@ def _profile(sheet: Sheet, row: JobMeasurement, start: str, pen: Pen, *, panel: 
         sheet.point((x, score.value), pen, jobs=(row.job_id,), hint=hint, panel=panel)
     places, values = [x for x, _, _ in at], [score.value for _, _, score in at]
     sheet.panels[panel].plot(places, values, color=pen.colour, linestyle=pen.line, linewidth=1.2, zorder=2)
+
+
+def _by_layer(row: JobMeasurement, start: str) -> list[tuple[int, str, Interval]]:
+    """Return the scores whose names begin so, with their layer, and the layers as they are named: 3, or 3-4."""
+    found = {key.removeprefix(start): score for key, score in row.scores.items() if key.startswith(start)}
+    return sorted((int(layers.partition("-")[0]), layers, score) for layers, score in found.items())
+
+
+def _at_layers(axes: "Axes", direction: Direction, layers: Sequence[int], label: str) -> None:
+    """Give an axis ticks at layers, as far as they fit."""
+    getattr(axes, f"set_{direction}ticks")(layers[:: -(-len(layers) // _MOST_TICKS)])
+    getattr(axes, f"set_{direction}label")(label)
 
 
 def _mapped(rows: Rows, metric: str) -> tuple[list[JobMeasurement], list[JobMeasurement]]:
@@ -187,7 +202,10 @@ def _named(row: JobMeasurement, differs: Sequence[str]) -> str:
     return series_of(row, differs, f"n = {tick(row.n_latents or 0)}, k = {row.k}")
 
 
-def _text_of(details: Mapping[str, Any]) -> str:
-    """Say of which text a measurement is."""
-    tokens = f"{whole(details['tokens'])} tokens" if details.get("tokens") else "tokens"
-    return f"{tokens} of {details.get('measured_on') or 'its text'}"
+def _on(rows: Rows) -> str:
+    """Say as a sentence on which text some SAEs were measured."""
+    found = [row.score_details[MAPS] for row in rows if MAPS in row.score_details]
+    texts = dict.fromkeys(
+        f"{whole(details['tokens'])} tokens of {details.get('measured_on') or 'its text'}" for details in found
+    )
+    return f" On {'; '.join(texts)}." if texts else ""

@@ -23,8 +23,9 @@ def place(item: JobMeasurement | Fit, names: Sequence[str]) -> str:
 
 
 def in_order(text: str) -> list[tuple[int, str]]:
-    """Return a key that sorts texts by the numbers in them: block 2 before block 10."""
-    return [(int(part) if part.isdigit() else -1, part) for part in re.split(r"(\d+)", text)]
+    """Return a key that sorts texts by the numbers in them: block 2 before block 10, n = 128 before n = 2,048."""
+    parts = re.split(r"(\d+(?:,\d{3})*)", text)
+    return [(int(part.replace(",", "")) if part[:1].isdigit() else -1, part) for part in parts]
 
 
 def _values(item: JobMeasurement | Fit, names: Sequence[str]) -> tuple[str, ...]:

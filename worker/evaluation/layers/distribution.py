@@ -35,9 +35,10 @@ def distribution_scores(sums: LayerSums, least: Sequence[int], generator: torch.
     details = _details(total)
     n_alive, n_latents, n_tokens = int((total.counts.sum(0) > 0).sum()), total.counts.shape[1], int(total.n_tokens)
     for key, value in values.items():
-        estimate = Estimate.of(
-            float(value), torch.stack([one[key] for one in drawn]) if drawn else weights.new_zeros(0)
-        )
+        # A draw has fewer contexts of its own, and a rare latent seems to be of fewer layers: what the draws tell is
+        # how far a value scatters, about the value itself.
+        spread = torch.stack([one[key] for one in drawn]) if drawn else weights.new_zeros(0)
+        estimate = Estimate.of(float(value), spread - spread.nanmean() + value)
         n = n_tokens if key[0].startswith("var_") else n_latents if key[0] == "dead_share" else n_alive
         yield estimate.score(*key, n=n, **details.get(key, {}))
 

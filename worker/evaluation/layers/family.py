@@ -70,13 +70,18 @@ def _check(one: SubjectSae, contexts: Sequence[EvaluationContext]) -> None:
         )
     if len(one.sae.facts.layers) == 1:
         raise ConfigError(
-            f"{one.label} was trained on layer {one.sae.facts.layers[0]} alone: where among layers its latents are "
-            "active is asked of SAEs of several",
+            f"the SAE {one.label} was trained on layer {one.sae.facts.layers[0]} alone: at which layers latents are active "
+            "is asked of SAEs of several",
             hint="Train one with subject.layers: all (docs/multi-layer.md).",
+        )
+    if one.sae.facts.lens is not None:
+        raise ConfigError(
+            f"the SAE {one.label} reads the space of a tuned lens: its latents are not measured by layer yet",
+            hint="Measure the SAE of the same sweep without sae.lens.",
         )
     if len(contexts) < 2:
         raise ConfigError(
-            f"{one.label} is measured at one layer: a distribution over layers needs two or more",
+            f"the SAE {one.label} is measured at one layer: a distribution over layers needs two or more",
             hint="Measure at all layers: orch evaluate --across-layers.",
         )
     check_widths([context.model()[0] for context in contexts])
@@ -160,7 +165,7 @@ class _Reading:
         context, sums = shared.contexts[0], self._sums.result()
         subject = context.model()[0]
         if not bool(sums.counts.any()):
-            raise SubjectError(f"no latent of {self._one.label} is active on the text, at any of these layers")
+            raise SubjectError(f"no latent of the SAE {self._one.label} is active on the text, at any of these layers")
         scores = [*distribution_scores(sums, shared.options.least_activations, context.generator("layers"))]
         scores += released_scores(sums, context.generator("layers as released"))
         of_decoder, table = decoder_scores(self._one.sae, subject)

@@ -179,6 +179,9 @@ def test_scores_follow_from_the_loops(contexts: list[EvaluationContext]) -> None
     }
     assert {key: value(one, *key) for key in expected} == pytest.approx(expected, rel=1e-4)
     (within,) = [one for one in one.scores if (one.metric, one.variant) == ("var_layer_token", "")]
+    for each in one.scores:
+        if each.low is not None and each.high is not None:
+            assert each.low <= each.value <= each.high, f"{each.metric} {each.variant}"
     assert value(one, "var_layer_token") <= value(one, "var_layer_latent") <= value(one, "var_layer")
     assert within.low is not None
     assert within.low < within.value < (within.high or 0)
@@ -323,8 +326,10 @@ def test_what_has_no_distribution_over_layers_is_refused(contexts: list[Evaluati
     of_one = sae.changed({}, facts=replace(sae.facts, layers=(2,)))
     error = why_not(contexts, of_one)
     assert isinstance(error, ConfigError)
-    assert "sae 1 was trained on layer 2 alone" in error.message
+    assert "the SAE sae 1 was trained on layer 2 alone" in error.message
     assert "subject.layers: all" in (error.hint or "")
+    in_lens = sae.changed({}, facts=replace(sae.facts, lens="a" * 64))
+    assert "reads the space of a tuned lens" in str(why_not(contexts, in_lens))
     error = why_not(contexts[:1], sae)
     assert isinstance(error, ConfigError)
     assert "is measured at one layer" in error.message
@@ -341,7 +346,7 @@ def test_one_sae_that_cannot_be_measured_leaves_the_others(contexts: list[Evalua
     with torch.no_grad():
         results = {one.job_id: one for one in measure(entries(of_one, silent, random_sae(8), good), contexts, OPTIONS)}
     assert [type(results[number]) for number in (1, 2, 3, 4)] == [NotMeasured, NotMeasured, NotMeasured, Measured]
-    assert "no latent of sae 2 is active on the text" in str(results[2].error)  # type: ignore[union-attr]
+    assert "no latent of the SAE sae 2 is active on the text" in str(results[2].error)  # type: ignore[union-attr]
     assert "8 dimensions" in str(results[3].error)  # type: ignore[union-attr]
 
 
