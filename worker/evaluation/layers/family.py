@@ -70,8 +70,8 @@ def _check(one: SubjectSae, contexts: Sequence[EvaluationContext]) -> None:
         )
     if len(one.sae.facts.layers) == 1:
         raise ConfigError(
-            f"the SAE {one.label} was trained on layer {one.sae.facts.layers[0]} alone: at which layers latents are active "
-            "is asked of SAEs of several",
+            f"the SAE {one.label} was trained on layer {one.sae.facts.layers[0]} alone: at which layers latents are "
+            "active is asked of SAEs of several",
             hint="Train one with subject.layers: all (docs/multi-layer.md).",
         )
     if one.sae.facts.lens is not None:
