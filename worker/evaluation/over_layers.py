@@ -6,12 +6,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from orchestrator.config.evaluation.layer_variants import MEAN, VARIATION, at_layer, over_all
 from worker.evaluation.bootstrap import Estimate
 from worker.evaluation.metric import Measured, Score
 
-MEAN, VARIATION = "mean over layers", "cv over layers"
-"""Variants over all layers that were measured. The second is the coefficient of variation: the standard deviation over
-the layers (of the population), through their mean."""
 _OVER_ALL = ("", "raw")
 """Of which variants these are given."""
 _Statistic = Callable[[Tensor], Tensor]
@@ -42,15 +40,15 @@ def _of_all(found: Mapping[int, Measured]) -> Iterator[Score]:
     for scores in _in_common([*found.values()]):
         if scores[0].variant in _OVER_ALL:
             mean = _mean(scores, [*found])
-            yield mean._replace(variant=_named(mean.variant, MEAN))
+            yield mean._replace(variant=over_all(MEAN, mean.variant))
             if all(score.value > 0 for score in scores):
                 variation = _over(scores, _variation)
-                yield variation._replace(variant=_named(mean.variant, VARIATION), n=mean.n, details=mean.details)
+                yield variation._replace(variant=over_all(VARIATION, mean.variant), n=mean.n, details=mean.details)
 
 
 def _of_each(found: Mapping[int, Measured]) -> Iterator[Score]:
     for layer, one in found.items():
-        yield from (score._replace(variant=_named(f"layer={layer}", score.variant)) for score in one.scores)
+        yield from (score._replace(variant=at_layer(layer, score.variant)) for score in one.scores)
 
 
 def _in_common(found: Sequence[Measured]) -> Iterator[list[Score]]:
@@ -92,7 +90,3 @@ def _drawn(scores: Sequence[Score]) -> Float[Tensor, "n_layers n_resamples"] | N
     if len(draws) < len(scores) or len({one.drawn_id for one in draws}) > 1:
         return None
     return torch.stack([one.values.double() for one in draws])
-
-
-def _named(*parts: str) -> str:
-    return ", ".join(filter(None, parts))

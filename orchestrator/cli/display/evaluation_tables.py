@@ -84,6 +84,33 @@ def wide_columns(rows: Sequence[Mapping[str, Any]]) -> list[Column[Mapping[str, 
     return columns
 
 
+def layer_columns(rows: Sequence[Mapping[str, Any]]) -> list[Column[Mapping[str, Any]]]:
+    """Return the columns for SAEs with their scores at each layer; * marks the lowest of those that compare."""
+    several = len({row["measured_on"] for row in rows}) > 1
+    sweeps = len({row["sweep"] for row in rows}) > 1
+    layers = [name for name in rows[0] if name.removeprefix("layer_").isdecimal()]
+    return [
+        Column("METRIC", lambda row: f"{row['metric']}[{row['variant']}]" if row["variant"] else row["metric"]),
+        Column("SAE", lambda row: row["sae"]),
+        *([Column[Mapping[str, Any]]("SWEEP", lambda row: row["sweep"] or NONE, weight=5)] if sweeps else []),
+        Column("TRAINED ON", lambda row: row["place"] or NONE, weight=6),
+        Column("N", lambda row: str(row["n_latents"]), right=True),
+        Column("K", lambda row: str(row["k"] or NONE), right=True),
+        *(_layer_column(rows, name) for name in layers),
+        Column("MEAN", lambda row: number(row["mean"]), right=True),
+        Column("CV", lambda row: number(row["cv"]), right=True),
+        *([Column[Mapping[str, Any]]("TEXT", lambda row: row["measured_on"] or NONE, weight=3)] if several else []),
+    ]
+
+
+def _layer_column(rows: Sequence[Mapping[str, Any]], name: str) -> Column[Mapping[str, Any]]:
+    from orchestrator.evaluation.layer_matrix import lowest
+
+    best = {id(row) for row in lowest(rows, name)}
+    title = name.replace("_", " ").upper()
+    return Column(title, lambda row: f"{number(row[name])}{'*' if id(row) in best else ' '}", right=True, weight=8)
+
+
 def _metric_column(name: str) -> Column[Mapping[str, Any]]:
     def cell(row: Mapping[str, Any]) -> str:
         sure = uncertainty(row.get(f"{name}_std_error"), row.get(f"{name}_low"), row.get(f"{name}_high"))

@@ -1,0 +1,42 @@
+"""How scores of several layers are named: variants of one layer, and of all that were measured."""
+
+from typing import NamedTuple
+
+MEAN, VARIATION = "mean over layers", "cv over layers"
+"""Variants over all layers that were measured. The second is the coefficient of variation: the standard deviation over
+the layers (of the population), through their mean."""
+_LAYER = "layer="
+
+
+class OverLayers(NamedTuple):
+    """What a variant says of layers."""
+
+    layer: int | None
+    """Which one it is of; None: of all of them."""
+    over: str
+    """MEAN or VARIATION where it is of all, else empty."""
+    variant: str
+    """What is left of it: `first` of `layer=3, first`."""
+
+
+def at_layer(layer: int, variant: str = "") -> str:
+    """Return the variant of a score at one layer: `layer=3`, `layer=3, first`."""
+    return _joined(f"{_LAYER}{layer}", variant)
+
+
+def over_all(over: str, variant: str = "") -> str:
+    """Return the variant of a score over all layers: `cv over layers`, `raw, cv over layers`."""
+    return _joined(variant, over)
+
+
+def read_variant(variant: str) -> OverLayers | None:
+    """Return what a variant says of layers; None where it says nothing."""
+    first, _, rest = variant.partition(", ")
+    if first.startswith(_LAYER) and first.removeprefix(_LAYER).isdecimal():
+        return OverLayers(int(first.removeprefix(_LAYER)), "", rest)
+    before, _, last = variant.rpartition(", ")
+    return OverLayers(None, last, before) if last in (MEAN, VARIATION) else None
+
+
+def _joined(*parts: str) -> str:
+    return ", ".join(filter(None, parts))

@@ -1,0 +1,61 @@
+"""Scores by layer: of each SAE and metric a row, of each layer a column, and the mean and variation over them."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from orchestrator.config.evaluation.layer_variants import MEAN, OverLayers, read_variant
+from orchestrator.evaluation.scores import ScoreEntry
+
+METRICS = ("fvu", "mse", "delta_ce", "kl")
+"""Those of the matrices of Lawson et al. 2024. Lower is better."""
+_OWN = ("sae", "sweep", "subject", "place", "n_latents", "k", "l0", "tokens", "measured_on", "metric", "variant")
+_PARTS = ("std_error", "low", "high")
+
+
+def by_layer(rows: Sequence[ScoreEntry], *, variants: bool = False) -> list[dict[str, Any]]:
+    """Return a row for each SAE, text and metric that was measured at layers; with `variants` for each variant, too.
+
+    Its columns: what tells the SAE and the score apart, then `layer_3` for each layer that any row has, `mean` and
+    `cv`, and beside each how sure it is, as `layer_3_std_error`, `layer_3_low` and `layer_3_high`.
+    """
+    told = [(row, said) for row in rows if (said := read_variant(row.variant)) and (variants or not said.variant)]
+    layers = sorted({said.layer for _, said in told if said.layer is not None})
+    columns = [*(f"layer_{layer}" for layer in layers), "mean", "cv"]
+    empty = dict.fromkeys(name for column in columns for name in (column, *(f"{column}_{part}" for part in _PARTS)))
+    found: dict[Any, dict[str, Any]] = {}
+    for row, said in told:
+        key = (row.metric, said.variant, row.sae_id, row.measured_on, row.is_stale)
+        own = {name: getattr(row, name) for name in _OWN} | {"variant": said.variant}
+        values, column = found.setdefault(key, own | empty), _column(said)
+        values[column] = row.value
+        values |= {f"{column}_{part}": getattr(row, part) for part in _PARTS}
+    order = list(dict.fromkeys(key[:2] for key in sorted(found, key=_rank)))
+    return [found[key] for key in sorted(found, key=lambda key: order.index(key[:2]))]
+
+
+def main_matrix(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the rows of the main metrics; all where there are none of these."""
+    return [row for row in rows if row["metric"] in METRICS] or list(rows)
+
+
+def lowest(rows: Sequence[Mapping[str, Any]], column: str) -> list[Mapping[str, Any]]:
+    """Return the rows whose score is the lowest in a column: of those alike in metric, text, model, n and k.
+
+    Only of metrics of which lower is better, and where there are several.
+    """
+    groups: dict[Any, list[Mapping[str, Any]]] = {}
+    for row in rows:
+        if row["metric"] in METRICS and row[column] is not None:
+            key = tuple(row[name] for name in ("metric", "variant", "measured_on", "tokens", "subject"))
+            groups.setdefault((*key, row["n_latents"], row["k"]), []).append(row)
+    return [min(alike, key=lambda row: float(row[column])) for alike in groups.values() if len(alike) > 1]
+
+
+def _column(said: OverLayers) -> str:
+    if said.layer is not None:
+        return f"layer_{said.layer}"
+    return "mean" if said.over == MEAN else "cv"
+
+
+def _rank(key: tuple[Any, ...]) -> int:
+    return METRICS.index(key[0]) if key[0] in METRICS else len(METRICS)
