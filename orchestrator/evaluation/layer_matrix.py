@@ -3,11 +3,9 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from orchestrator.config.evaluation.layer_variants import MEAN, OverLayers, read_variant
+from orchestrator.config.evaluation.layer_variants import MATRIX_METRICS, MEAN, OverLayers, read_variant
 from orchestrator.evaluation.scores import ScoreEntry
 
-METRICS = ("fvu", "mse", "delta_ce", "kl")
-"""Those of the matrices of Lawson et al. 2024. Lower is better."""
 _OWN = ("sae", "sweep", "subject", "place", "n_latents", "k", "l0", "tokens", "measured_on", "metric", "variant")
 _PARTS = ("std_error", "low", "high")
 
@@ -35,7 +33,7 @@ def by_layer(rows: Sequence[ScoreEntry], *, variants: bool = False) -> list[dict
 
 def main_matrix(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """Return the rows of the main metrics; all where there are none of these."""
-    return [row for row in rows if row["metric"] in METRICS] or list(rows)
+    return [row for row in rows if row["metric"] in MATRIX_METRICS] or list(rows)
 
 
 def lowest(rows: Sequence[Mapping[str, Any]], column: str) -> list[Mapping[str, Any]]:
@@ -45,7 +43,7 @@ def lowest(rows: Sequence[Mapping[str, Any]], column: str) -> list[Mapping[str, 
     """
     groups: dict[Any, list[Mapping[str, Any]]] = {}
     for row in rows:
-        if row["metric"] in METRICS and row[column] is not None:
+        if row["metric"] in MATRIX_METRICS and row[column] is not None:
             key = tuple(row[name] for name in ("metric", "variant", "measured_on", "tokens", "subject"))
             groups.setdefault((*key, row["n_latents"], row["k"]), []).append(row)
     return [min(alike, key=lambda row: float(row[column])) for alike in groups.values() if len(alike) > 1]
@@ -58,4 +56,4 @@ def _column(said: OverLayers) -> str:
 
 
 def _rank(key: tuple[Any, ...]) -> int:
-    return METRICS.index(key[0]) if key[0] in METRICS else len(METRICS)
+    return MATRIX_METRICS.index(key[0]) if key[0] in MATRIX_METRICS else len(MATRIX_METRICS)

@@ -5,14 +5,14 @@ from collections.abc import Callable, Sequence
 
 from orchestrator.curves.point import LayerPoint, Point
 from orchestrator.formatting import NONE, digits, ratio, share
-from orchestrator.report.html import Head, Html, grid, job_links, number
+from orchestrator.report.html import Head, Html, element, grid, job_links, number
 from orchestrator.scaling.types import JobMeasurement
 
 _Cell = Callable[[LayerPoint | Point], str]
 
 
 def layer_tables(listed: Sequence[JobMeasurement]) -> list[Html]:
-    """Return the table; none where every job reads one layer."""
+    """Return the table under its heading; nothing where every job reads one layer."""
     last = {row.job_id: row.curve[-1] for row in listed if row.curve and row.curve[-1].by_layer}
     layers = sorted({one.layer for point in last.values() for one in point.by_layer or ()})
     measures: list[tuple[str, _Cell]] = [
@@ -31,7 +31,7 @@ def layer_tables(listed: Sequence[JobMeasurement]) -> list[Html]:
         for name, cell in measures:
             cells = [cell(found[layer]) if layer in found else NONE for layer in layers]
             rows.append((None, [job_links([job_id]), name, cell(point), *cells]))
-    return [grid(heads, rows)] if rows else []
+    return [element("h3", "At the end of training"), grid(heads, rows)] if rows else []
 
 
 def _number(text: str, value: float | None) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from importlib import resources
 from urllib.parse import quote
 
+from orchestrator.report.cross_sections import cross_findings, cross_sections
 from orchestrator.report.findings_text import findings
 from orchestrator.report.fit_sections import fit_sections
 from orchestrator.report.html import Html, element
@@ -37,17 +38,17 @@ _JOBS = "Every point of a figure and every number of a fit leads to one of these
 def render(contents: Contents, drawings: Sequence[Drawing], *, rows_file: str = "") -> str:
     """Return the page as text; `rows_file` is the file beside it that has every job, where the page has a sample."""
     listed = jobs_listed(contents, drawings)
-    title = f"{contents.title}: what it came to"
+    title, found = f"{contents.title}: what it came to", [*findings(contents), *cross_findings(contents)]
     body = element(
         "main",
         _header(contents),
         element("h2", "Findings"),
-        element("ul", *(element("li", said) for said in findings(contents)), class_="findings"),
+        element("ul", *(element("li", said) for said in found), class_="findings"),
         element("p", "In brackets: 90% intervals of the bootstrap.", class_="small") if contents.fits else Html(""),
         *_part("Figures", _figures(drawings, rows_file)),
         *_part("Scores", score_sections(contents, listed)),
         *_part("Fits", fit_sections(contents)),
-        *_part("Layers", layer_tables(listed)),
+        *_part("Layers", [*cross_sections(contents), *layer_tables(listed)]),
         *_part("Jobs", [element("p", *_about_jobs(contents, listed, rows_file), class_="small"),
                         job_grid(contents, listed)]),
         *_part("Where it comes from", provenance(contents)),

@@ -10,15 +10,12 @@ from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
-from scipy.special import stdtrit
-
 from orchestrator.formatting import Interval
+from orchestrator.scaling.across_layers import mean_of
 from orchestrator.scaling.plots.naming import differing, place
 from orchestrator.scaling.types import JobMeasurement
 
 BASELINE = "topk"
-_TAIL = 0.95
-"""Of the 90% interval, the upper end's quantile."""
 Value = Callable[[JobMeasurement], float | None]
 
 
@@ -111,12 +108,7 @@ def _comparison(where: str, activation: str, n_latents: int, pairs: Sequence[_Pa
 
 def _ratio(logs: Sequence[float]) -> Interval:
     """Return exp of a mean, with its 90% interval by Student's t."""
-    n, mean = len(logs), sum(logs) / len(logs)
-    if n < 2:
-        return Interval(math.exp(mean), math.nan, math.nan)
-    error = math.sqrt(sum((one - mean) ** 2 for one in logs) / (n - 1) / n)
-    reach = float(stdtrit(n - 1, _TAIL)) * error
-    return Interval(math.exp(mean), math.exp(mean - reach), math.exp(mean + reach))
+    return Interval(*map(math.exp, mean_of(logs)))
 
 
 def _is_positive(number: float | None) -> bool:

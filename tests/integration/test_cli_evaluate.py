@@ -53,16 +53,6 @@ def measure(engine: Engine, fvu: float = 0.25) -> int:
     return lease.job_id
 
 
-def measure_at_layers(engine: Engine, fvu: dict[int, float]) -> None:
-    """Let the next evaluation find fvu at these layers, and l0 at layer 10."""
-    lease = take(engine).lease
-    of_each = [score("fvu", value, variant=f"layer={layer}", std_error=0.01) for layer, value in fvu.items()]
-    mean = score("fvu", sum(fvu.values()) / len(fvu), variant="mean over layers")
-    of_all = [mean, score("fvu", 0.7806, variant="cv over layers"), score("fvu", 9.0, variant="layer=0, first")]
-    record(engine, lease, "reconstruction", *of_each, *of_all, score("l0", 8.0, variant="layer=10"))
-    queue.finish_evaluation(engine, lease, 2.0)
-
-
 def test_what_is_asked_for_is_queued_and_what_cannot_be_is_named(trained: Engine, capsys: Capture) -> None:
     assert run(["evaluate", "s", "sae:coder", "sae:scope", "--dry-run"]) == 0
     assert "would add 3 jobs" in capsys.readouterr().out
@@ -235,43 +225,6 @@ def test_scores_are_shown_by_sae_the_newest_of_each(trained: Engine, capsys: Cap
     queue.hide_jobs(trained, [6])
     run(["results", "1", "-o", "csv"])
     assert "0.5,0.01" in capsys.readouterr().out, "that of the job before is the newest shown"
-
-
-def test_scores_by_layer_are_a_matrix(trained: Engine, capsys: Capture) -> None:
-    assert run(["results", "s", "--by-layer"]) == 0
-    assert "Nothing has been measured of these yet. To measure them at every layer" in capsys.readouterr().err
-    run(["evaluate", "s"])
-    measure(trained)
-    capsys.readouterr()
-    assert run(["results", "s", "--by-layer"]) == 0
-    assert capsys.readouterr().err == (
-        "These have been measured at no layers one by one. To measure them at every layer: orch evaluate SELECTOR "
-        "--across-layers\n"
-    )
-    queue.pause(trained, [5])
-    run(["evaluate", "s", "--again"])
-    at_layers = {1: {10: 0.5, 2: 0.2, 0: 0.1}, 2: {10: 0.4, 2: 0.3, 0: 0.2}}
-    for found in at_layers.values():
-        measure_at_layers(trained, found)
-    capsys.readouterr()
-    assert run(["results", "s", "--by-layer"]) == 0
-    said = capsys.readouterr()
-    assert [" ".join(line.split()) for line in said.out.splitlines()] == [
-        "METRIC SAE TRAINED ON N K LAYER 0 LAYER 2 LAYER 10 MEAN CV",
-        "fvu 1 resid_post 4 64 32 0.1000* 0.2000* 0.5000 0.2667 0.7806",
-        "fvu 2 resid_post 4 64 32 0.2000 0.3000 0.4000* 0.3000 0.7806",
-    ]
-    assert said.err == "\n2 more rows: --metrics NAME,..., --variants, or -o csv\n"
-    assert run(["results", "2", "--by-layer", "--metrics", "fvu,l0", "-o", "csv"]) == 0
-    fvu, l0 = csv.DictReader(io.StringIO(capsys.readouterr().out))
-    assert [fvu[name] for name in ("metric", "layer_10", "layer_10_std_error", "cv")] == ["fvu", "0.4", "0.01", "0.7806"]
-    assert (l0["metric"], l0["layer_10"], l0["layer_2"], l0["mean"]) == ("l0", "8.0", "", "")
-    assert run(["results", "1", "--by-layer", "--variants", "-o", "json"]) == 0
-    assert [(one["metric"], one["variant"], one["layer_0"]) for one in items(capsys)] == [
-        ("fvu", "", 0.1), ("fvu", "first", 9.0), ("l0", "", None),
-    ]  # fmt: skip
-    assert run(["results", "s", "--by-layer", "--long"]) == 2
-    assert "two tables: ask for one of them" in capsys.readouterr().err
 
 
 def test_other_commands_say_what_an_evaluation_is(trained: Engine, capsys: Capture) -> None:

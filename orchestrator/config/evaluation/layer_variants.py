@@ -5,6 +5,8 @@ from typing import NamedTuple
 MEAN, VARIATION = "mean over layers", "cv over layers"
 """Variants over all layers that were measured. The second is the coefficient of variation: the standard deviation over
 the layers (of the population), through their mean."""
+MATRIX_METRICS = ("fvu", "mse", "delta_ce", "kl")
+"""Those of the cross matrices of Lawson et al. 2024, in this order. Lower is better."""
 _LAYER = "layer="
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from orchestrator.scaling.laws.registry import LAWS
-from orchestrator.scaling.plots import layer_plots, score_plots
+from orchestrator.scaling.plots import cross_plots, layer_plots, score_plots
 from orchestrator.scaling.plots.canvas import Drawing, styled
 from orchestrator.scaling.plots.job_plots import curves, dead
 from orchestrator.scaling.plots.residual_plot import residuals
@@ -17,6 +17,8 @@ _OF_JOBS = {
     "layers": layer_plots.heat_maps, "layers-mean": layer_plots.means, "layers-prompt": layer_plots.prompt_maps,
     "layers-n": layer_plots.by_size, "layers-k": layer_plots.by_sparsity,
     "layers-activations": layer_plots.activations,
+    "cross": cross_plots.matrices, "cross-layer": cross_plots.by_layer, "cross-n": cross_plots.by_size,
+    "cross-k": cross_plots.by_sparsity,
 }  # fmt: skip
 _RESIDUALS = "residuals"
 
