@@ -37,7 +37,7 @@ _TILES, _TILES_BY_HAND = 3, 1
 and the most that a step with gradients by hand holds."""
 _SAMPLE_COPIES = 3
 """Copies of the sample that measuring it holds at once."""
-_PROGRAM = {"cpu": 550 << 20, "cuda": 800 << 20}
+PROGRAM_BYTES = {"cpu": 550 << 20, "cuda": 800 << 20}
 """torch and transformers themselves; on a GPU its context and the libraries' work space."""
 _UNKNOWN_WIDTH, _UNKNOWN_DEPTH, _UNKNOWN_SUBJECT = 4096, 32, 32 << 30
 """What is assumed of a model that is not on this disk: a large one, 8 billion parameters in float32."""
@@ -113,7 +113,7 @@ def trainer_bytes(configs: Sequence[JobConfig], *, kind: str = "cpu") -> int:
     windows = sum(_window(config, kind) for config in hooks.values())
     heldout = sum(config.training.heldout_tokens * _vector_bytes(config) for config in places.values())
     one_pass = _PASS_TOKENS[kind] * _PASS_WIDTHS * max(map(_width, configs)) * _FLOAT
-    lasting = _PROGRAM[kind] + _subject_bytes(first.subject) + windows + heldout + sum(map(state_bytes, configs))
+    lasting = PROGRAM_BYTES[kind] + _subject_bytes(first.subject) + windows + heldout + sum(map(state_bytes, configs))
     step = max(_step_bytes(config, kind) for config in configs)
     other = max(one_pass, *map(_passing_bytes, configs))
     return lasting + (step + other if kind == "cuda" else max(step, other))

@@ -5,6 +5,7 @@ It reads the order on standard input and answers in JSON lines on standard outpu
 
 import os
 import sys
+from functools import partial
 
 from worker import log_stream
 from worker.channel import SupervisorChannel, carried_out
@@ -32,10 +33,22 @@ def carry_out(order: Order, channel: SupervisorChannel) -> Exit:
 
     jobs = start_jobs(context)
     channel.training_from({job.job_id: job.tokens_seen for job in jobs})
-    done = SharedTraining(jobs, channel, slots=context.slots, save_every=order.checkpoint_seconds).run()
+    done = SharedTraining(
+        jobs, channel, slots=context.slots, save_every=order.checkpoint_seconds,
+        at_first_end=partial(_tell_memory, order, context.device),
+    ).run()  # fmt: skip
     if context.ranks:
         context.ranks.end()
     return done
+
+
+def _tell_memory(order: Order, device: str) -> None:
+    """Say in the log where what the jobs took of memory is far from what room was made for."""
+    from worker.trainer.memory_use import missed_by_much, peak_bytes
+
+    told = missed_by_much([job.config for job in order.jobs], device, peak_bytes(device))
+    if told is not None:
+        print(told, flush=True)
 
 
 if __name__ == "__main__":

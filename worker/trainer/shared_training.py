@@ -2,7 +2,7 @@
 
 import time
 import traceback
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 
 from torch import Tensor
@@ -21,11 +21,13 @@ class SharedTraining:
     """
 
     def __init__(
-        self, jobs: Sequence[JobTraining], channel: SupervisorChannel, *, slots: HookSlots, save_every: float
-    ) -> None:
-        """Take the jobs over; nothing is captured yet."""
+        self, jobs: Sequence[JobTraining], channel: SupervisorChannel, *, slots: HookSlots, save_every: float,
+        at_first_end: Callable[[], None] = lambda: None,
+    ) -> None:  # fmt: skip
+        """Take the jobs over; nothing is captured yet. `at_first_end` is called before the first of them ends."""
         self._jobs, self._channel, self._slots = [*jobs], channel, slots
         self._save_every, self._saved_at = save_every, time.monotonic()
+        self._at_first_end, self._has_ended = at_first_end, False
 
     def run(self) -> Exit:
         """Train until no job is left, or until told to yield."""
@@ -104,6 +106,9 @@ class SharedTraining:
     def _end_if_over(self, job: JobTraining, outcome: str | None) -> None:
         if outcome is not None:
             with self._isolate_failure(job):
+                if not self._has_ended:
+                    self._at_first_end()
+                self._has_ended = True
                 job.end(outcome)
                 self._jobs.remove(job)
 

@@ -67,7 +67,7 @@ def test_a_model_in_the_hubs_cache_is_known(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
     known = config(subject={"model": "somebody/small"})
     assert state_bytes(known) == 5 * 4 * (2 * 1024 * 64 + 1024 + 64)
-    monkeypatch.setattr(memory, "_PROGRAM", {"cpu": 0})
+    monkeypatch.setattr(memory, "PROGRAM_BYTES", {"cpu": 0})
     half = trainer_bytes([known]) - trainer_bytes([config(subject={"model": "somebody/small", "dtype": "bfloat16"})])
     assert half == 1000 + 65_536 * 64 * 2, "weights and window in half the precision"
 
