@@ -1,5 +1,6 @@
 """An SAE of all layers, through real workers: killed, cached or in company it draws one curve; it tells each layer."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -8,11 +9,15 @@ from sqlalchemy import select
 
 from orchestrator import queue, results, saes
 from orchestrator.config.evaluation.evaluation import EvaluationPlan
+from orchestrator.config.evaluation.layers import LayersOptions
 from orchestrator.config.job import JobConfig
 from orchestrator.config.validation import parse
 from orchestrator.database.models import MeasuredFamily, ScoreRow
 from orchestrator.errors import ConfigError
-from tests.small_world import World, make_subject, small_config, small_world, trainers
+from orchestrator.report.collect import collect_contents
+from orchestrator.report.page import render
+from orchestrator.scaling.plots.all_plots import draw_all
+from tests.small_world import WORDS, World, make_subject, small_config, small_world, trainers
 from worker.formats import registry
 from worker.saes.loading import choose_sae
 from worker.tracking.job_record import measures_of, read
@@ -95,6 +100,34 @@ def test_it_is_evaluated_at_all_its_layers_and_others_beside_it(subject: Path, t
         assert of_one["fvu", "cv over layers"] > of_all["fvu", "cv over layers"]
         for job, found in zip(alone, (of_all, of_one), strict=True):
             assert scores(world, job)["fvu", ""] == found["fvu", ""]
+
+
+def test_the_layers_of_its_latents_are_measured_and_drawn_and_of_one_layer_refused(
+    subject: Path, tmp_path: Path
+) -> None:
+    with small_world(tmp_path / "home") as world:
+        trained(world, multi(subject), small_config(subject))
+        options = LayersOptions(prompt=" ".join(WORDS[:4]), tokens=20_000, example_latents=4)
+        plan = EvaluationPlan(metrics=("layers",), layers=options, at_layers="all")
+        measured, refused = (
+            one.job_id for one in queue.evaluate(world.engine, plan, [sae.id for sae in saes.entries(world.engine)])
+        )
+        assert world.work("--until-empty").wait(180) == 0, world.said()
+        (error,) = world.rows(select(MeasuredFamily.error).where(MeasuredFamily.job_id == refused))
+        assert "was trained on layer" in error[0]
+        found = scores(world, measured)
+        assert 0 < found["var_layer_token", ""] < found["var_layer_latent", ""] < found["var_layer", ""]
+        assert found["var_layer_token", "as released"] < found["var_layer_token", ""]
+        contents = collect_contents(world.engine, ["first"], laws=[])
+        (maps,) = [row.score_details["layer_mean"] for row in contents.rows if row.score_details]
+        assert maps["tokens"] > multi(subject).training.heldout_tokens
+        page = render(contents, draw_all(contents.rows, []))
+        for name in ("layers", "layers-mean", "layers-prompt", "layers-activations"):
+            assert f'id="figure-{name}"' in page
+        ((uri,),) = world.rows(select(MeasuredFamily.uri).where(MeasuredFamily.job_id == measured))
+        folder = Path(world.settings.artifact(uri))
+        assert {"latents.json", "prompt.json", "examples.json"} <= {path.name for path in folder.iterdir()}
+        assert sum(map(sum, json.loads((folder / "latents.json").read_text())["counts"])) > 0
 
 
 def scores(world: World, job_id: int | None) -> dict[tuple[str, str], float]:

@@ -25,7 +25,7 @@ def prompt_text(context: EvaluationContext, prompt: str) -> Text:
     """Return the tokens of a prompt as a text of one context, with a BOS before it where contexts begin with one.
 
     Raises:
-        ConfigError: it has no tokens, or more than the model reads at once.
+        ConfigError: it has no tokens that are measured, or more than the model reads at once.
     """
     subject, text = context.model()
     ids = subject.tokenizer(prompt, add_special_tokens=False)["input_ids"]
@@ -39,6 +39,11 @@ def prompt_text(context: EvaluationContext, prompt: str) -> Text:
         )
     ignored = set(text.contexts.ignored.nonzero()[0].tolist())
     is_measured = torch.tensor([[one not in ignored for one in bos + ids]])
+    if not bool(is_measured.any()):
+        raise ConfigError(
+            "layers.prompt has special tokens alone, and data.special_tokens leaves those out",
+            hint="Give a text that the tokenizer of the model knows.",
+        )
     return Text(torch.tensor([bos + ids]), is_measured, torch.zeros(1, dtype=torch.long))
 
 

@@ -350,14 +350,15 @@ def test_one_sae_that_cannot_be_measured_leaves_the_others(contexts: list[Evalua
     assert "8 dimensions" in str(results[3].error)  # type: ignore[union-attr]
 
 
-@pytest.mark.parametrize(("prompt", "said"), [("a" * 40, "the model reads 32 at once"), ("", "")])
+@pytest.mark.parametrize(
+    ("prompt", "said"), [("a" * 40, "the model reads 32 at once"), ("{special}", "has special tokens alone")]
+)
 def test_a_prompt_that_cannot_be_read(contexts: list[EvaluationContext], prompt: str, said: str) -> None:
-    if not prompt:
-        with pytest.raises(ValueError, match="at least 1 character"):
-            LayersOptions(prompt=prompt)
-        return
+    prompt = prompt.format(special=contexts[0].model()[0].tokenizer.decode([0]))
     with pytest.raises(ConfigError, match=said):
         [*measure(entries(random_sae(16)), contexts, LayersOptions(prompt=prompt))]
+    with pytest.raises(ValueError, match="at least 1 character"):
+        LayersOptions(prompt="")
 
 
 def test_activations_that_are_not_finite_name_their_place(contexts: list[EvaluationContext]) -> None:
