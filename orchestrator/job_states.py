@@ -9,8 +9,9 @@ STATES: tuple[State, ...] = ("queued", "running", "paused", "succeeded", "failed
 OPEN: tuple[State, ...] = ("queued", "running", "paused")
 """An attempt may still follow, or is at work."""
 TERMINAL: tuple[State, ...] = ("succeeded", "failed", "cancelled")
-JobKind = Literal["train", "evaluate"]
-"""What a job does: train an SAE, or measure metrics of one."""
+JobKind = Literal["train", "evaluate", "lens"]
+"""What a job does: train an SAE, measure metrics of one, or train a tuned lens."""
+JOB_KINDS: tuple[JobKind, ...] = ("train", "evaluate", "lens")
 
 OUTCOMES: tuple[Outcome, ...] = ("converged", "max_tokens", "not_learning", "diverged")
 """What training can come to; each is a result, and its job has succeeded in telling so."""

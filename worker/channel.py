@@ -16,16 +16,17 @@ from typing import TypeVar
 
 from orchestrator.errors import OrchError
 from worker.evaluation_order import EvaluationOrder
+from worker.lens_order import LensOrder
 from worker.protocol import Alive, DropJob, Exit, Failure, Message, Order, describe, encode
 from worker.rate import Rate
 
 ALIVE_SECONDS = 1.0
-_AnyOrder = TypeVar("_AnyOrder", Order, EvaluationOrder)
+_AnyOrder = TypeVar("_AnyOrder", Order, EvaluationOrder, LensOrder)
 _PR_SET_PDEATHSIG = 1
 
 
 class SupervisorChannel:
-    """What connects a trainer, or an evaluation, with its supervisor: pipes, and SIGTERM as the request to yield."""
+    """What connects a process that runs jobs with its supervisor: pipes, and SIGTERM as the request to yield."""
 
     def __init__(self) -> None:
         """Reserve standard output for messages, so that no stray print mixes with them, and end with the parent."""

@@ -1,4 +1,4 @@
-"""The messages of a supervisor and its trainer or evaluation, one JSON line each: orders down, reports up."""
+"""The messages of a supervisor and the process of its jobs, one JSON line each: orders down, reports up."""
 
 import json
 from dataclasses import asdict, dataclass
@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from orchestrator.checkpoint_ref import CheckpointRef
 from orchestrator.config.job import JobConfig, canonical_text
 from orchestrator.config.validation import read_stored
+from orchestrator.curves.lens_curve import LensPoint, LensResult
 from orchestrator.curves.point import Point, point_of
 from orchestrator.errors import ConfigError, OutOfMemory, SharedBy, SubjectError, is_of_machine
 
@@ -211,7 +212,7 @@ class Evaluated:
 
 Message = (
     Started | Alive | CurvePointMessage | CheckpointRef | Cached | Ended | Left | Failure
-    | Scored | NotScored | Evaluated
+    | Scored | NotScored | Evaluated | LensPoint | LensResult
 )  # fmt: skip
 
 
@@ -242,6 +243,8 @@ _KINDS: dict[str, type[Message]] = {
     "scored": Scored,
     "not_scored": NotScored,
     "evaluated": Evaluated,
+    "lens_point": LensPoint,
+    "lens": LensResult,
 }
 
 
@@ -275,6 +278,8 @@ def describe(message: Message) -> str:
     match message:
         case Started(tokens_seen, facts):
             where = f"{facts.get('device', 'cpu')}, {facts.get('threads', '?')} threads"
+            if "logit_lens_kls" in facts:
+                return f"training a lens from {tokens_seen:,} tokens on {where}"
             if "n_latents" not in facts:
                 return f"evaluating on {where}"
             sizes = ", ".join(f"{name} {facts[name]}" for name in ("n_latents", "k", "d_model", "lr") if name in facts)
@@ -298,6 +303,10 @@ def describe(message: Message) -> str:
             return f"{family}: {len(scores)} scores in {seconds:.1f} s"
         case NotScored(family, kind, text):
             return f"{family}: {kind}: {text}"
+        case LensPoint(tokens_seen, kl):
+            return f"{tokens_seen:>13,} tokens  kl {kl:.4g}"
+        case LensResult(outcome, tokens_seen):
+            return f"{outcome} after {tokens_seen:,} tokens"
         case Evaluated(seconds):
             return f"evaluated in {seconds:.1f} s"
         case Failure(kind, text, hint):

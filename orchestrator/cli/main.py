@@ -52,6 +52,7 @@ SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
     "SAEs": {
         "evaluate": ("evaluate", "Queue jobs that measure what SAEs are good for."),
         "results": ("results_command", "Show what was measured of SAEs."),
+        "lens": ("lens", "Train tuned lenses, list and show them."),
         "sae": ("sae", "List trained SAEs, bring others in, check them, give them to other libraries."),
     },
     "Work": {

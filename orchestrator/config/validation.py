@@ -109,13 +109,13 @@ def near_key(key: str, keys: Collection[str]) -> str | None:
     return by_last.get(last) or (close[0] if close else None)
 
 
-def explain(error: ValidationError) -> tuple[str, str]:
-    """Return the dotted key of the first problem, and what is wrong there."""
+def explain(error: ValidationError, *, keys: Collection[str] | None = None) -> tuple[str, str]:
+    """Return the dotted key of the first problem, and what is wrong there; `keys`: those there are, a job's if None."""
     first, *others = error.errors()
     loc = [str(part) for i, part in enumerate(first["loc"]) if i < 2 or isinstance(part, int)]
     path = ".".join(loc)
     if first["type"] == "extra_forbidden":
-        near = near_key(path, [*field_paths(), *JobConfig.model_fields])
+        near = near_key(path, [*field_paths(), *JobConfig.model_fields] if keys is None else keys)
         return path, f"unknown key {path!r}" + (f"; did you mean {near!r}?" if near else "")
     said = [first["msg"], *(other["msg"] for other in others if other["loc"][:2] == first["loc"][:2] != first["loc"])]
     text = " or ".join([said[0], *(again.removeprefix("Input should be ") for again in said[1:])])

@@ -7,6 +7,8 @@ from sqlalchemy.orm import Mapped, mapped_column
 
 from orchestrator.database.evaluation_models import MeasuredFamily as MeasuredFamily
 from orchestrator.database.evaluation_models import ScoreRow as ScoreRow
+from orchestrator.database.lens_models import LensPointRow as LensPointRow
+from orchestrator.database.lens_models import LensRow as LensRow
 from orchestrator.database.table import Finite as Finite
 from orchestrator.database.table import Table as Table
 
@@ -17,7 +19,7 @@ HIDDEN = text("hidden IS NOT NULL")
 """The condition of the partial index of hidden jobs: they are few, and what is shown is all jobs but these."""
 
 EVALUATION = text("kind <> 'train'")
-"""The condition of the partial index of evaluation jobs: what is counted of trainings is all jobs but these."""
+"""The condition of the partial index of jobs that train no SAE: what is counted of trainings is all jobs but these."""
 
 
 class SweepRow(Table):
@@ -54,7 +56,7 @@ class Job(Table):
     id: Mapped[int] = mapped_column(primary_key=True)
     sweep_id: Mapped[int] = mapped_column(ForeignKey("sweeps.id"))
     kind: Mapped[str] = mapped_column(server_default="train")
-    """train or evaluate: which config it has, which process runs it, and what it comes to."""
+    """train, evaluate or lens: which config it has, which process runs it, and what it comes to."""
     sae_id: Mapped[int | None]
     """Of an evaluation, the SAE. No foreign key: rows of saes have one to jobs already."""
     config_id: Mapped[str]
@@ -62,7 +64,8 @@ class Job(Table):
     replica: Mapped[int]
     config: Mapped[str]
     """What it trains: the config it was enqueued with, or that with the budget of `orch extend`. Of an evaluation an
-    `EvaluationConfig`, and max_tokens the tokens it measures on, k 0 where the SAE has no such number."""
+    `EvaluationConfig`, and max_tokens the tokens it measures on, k 0 where the SAE has no such number. Of a lens a
+    `LensConfig`, and k 0."""
     asked_config: Mapped[str | None]
     """The config it was enqueued with, where `config` is another."""
     hidden: Mapped[str | None]

@@ -17,7 +17,7 @@ from orchestrator.errors import StorageError
 from orchestrator.masking import mask
 from orchestrator.settings import Settings
 
-HEAD = "0017"
+HEAD = "0018"
 """The newest migration; a test compares it with the folder, so that opening need not load Alembic."""
 _NEWER = f"A newer orch made it? This one knows schemas up to {HEAD}: install the newer version."
 VERSION_TABLE = "orch_alembic_version"

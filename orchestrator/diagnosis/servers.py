@@ -13,6 +13,7 @@ from urllib.parse import unquote, urlsplit
 from orchestrator.diagnosis.finding import Finding
 from orchestrator.errors import OrchError, StorageError
 from orchestrator.formatting import duration, named
+from orchestrator.job_states import JOB_KINDS
 from orchestrator.masking import mask
 from orchestrator.mlflow_store import fault
 from orchestrator.settings import Settings, sqlite_file
@@ -110,7 +111,7 @@ def check_workers(settings: Settings) -> Finding:
         registered = results.registered_workers(engine)
         found = [worker.state for worker in registered]
         ill = [worker for worker in registered if worker.state == "unwell"]
-        waiting = results.counts(engine)["queued"] + results.counts(engine, kind="evaluate")["queued"]
+        waiting = sum(results.counts(engine, kind=kind)["queued"] for kind in JOB_KINDS)
     there = ", ".join(f"{found.count(state)} {state}" for state in dict.fromkeys(found)) or "none"
     if ill:
         text = "; ".join(f"{worker.name} on {worker.host}: {worker.unwell}" for worker in ill)

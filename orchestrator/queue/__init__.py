@@ -13,6 +13,7 @@ from orchestrator.queue.evaluations import begin_evaluation, finish_evaluation, 
 from orchestrator.queue.expiry import release_expired
 from orchestrator.queue.extension import extend
 from orchestrator.queue.heartbeats import begin, checkpointed, heartbeat, record, set_mlflow
+from orchestrator.queue.lens import LensAsked, finish_lens, train_lens
 from orchestrator.queue.outcomes import crashed_in_company, fail, fail_alike, finish, hand_back, release
 from orchestrator.queue.queue_pause import is_done, pause_queue, resume_queue
 from orchestrator.queue.removal import delete_jobs, hide_jobs, remove_sae
@@ -37,6 +38,7 @@ __all__ = [
     "Enqueued",
     "Lease",
     "LeaseLost",
+    "LensAsked",
     "Reanalysed",
     "Result",
     "State",
@@ -56,6 +58,7 @@ __all__ = [
     "fail_alike",
     "finish",
     "finish_evaluation",
+    "finish_lens",
     "hand_back",
     "heartbeat",
     "hide_jobs",
@@ -76,5 +79,6 @@ __all__ = [
     "resume_sweep",
     "retry",
     "set_mlflow",
+    "train_lens",
     "waiting",
 ]

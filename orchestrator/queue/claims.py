@@ -123,7 +123,7 @@ def _take(
         config = _read(job)
     except ConfigError as error:
         return _Unreadable(lease, f"the stored config is not valid here: {error.message}")
-    claim = Claim(lease, config, job.sweep, checkpoints, job.stream_key, job.company)
+    claim = Claim(lease, config, job.sweep, checkpoints, job.stream_key, job.company, kind=job.kind)
     return _evaluation(claim, taken) if job.kind == "evaluate" else claim
 
 
@@ -149,7 +149,7 @@ def _evaluation(claim: Claim, taken: _Taken) -> Claim | _Unreadable:
         return _Unreadable(claim.lease, f"job {sae.job_id} has been trained further since: orch evaluate {sae.label}")
     read = {name: taken.trained_on[name] for name in ("subject", "tokens") if name in taken.trained_on}
     evaluated = EvaluatedSae(uri=sae.uri, label=sae.label, facts=sae.facts.as_json(), trained_on=read)
-    return replace(claim, kind="evaluate", evaluated=evaluated, measured=taken.measured)
+    return replace(claim, evaluated=evaluated, measured=taken.measured)
 
 
 def waiting(engine: Engine, *, limit: int) -> list[int]:
@@ -164,6 +164,10 @@ def _read(job: Row[Any]) -> "AnyConfig":
         from orchestrator.config.evaluation.reading import read_evaluation
 
         return read_evaluation(job.config, job.config_id)
+    if job.kind == "lens":
+        from orchestrator.config.lens.reading import read_lens
+
+        return read_lens(job.config, job.config_id)
     from orchestrator.config.validation import read_stored
 
     return read_stored(job.config, job.config_id)

@@ -52,7 +52,7 @@ def evaluate(
     for start in range(0, len(sae_ids), _PER_TRANSACTION):
         with reading(engine) if dry_run else transaction(engine) as session:
             if not dry_run:
-                refuse_older(session)
+                refuse_older(session, "evaluate")
             request = _Request(session, plan, again=again, priority=priority, dry_run=dry_run)
             found += request.of(sae_ids[start : start + _PER_TRANSACTION])
     return found

@@ -24,6 +24,11 @@ _REFUSED = {
     "diverged": "has diverged: there is nothing to go on from",
 }
 
+_NO_TRAINING = {
+    "evaluate": "is an evaluation, which has no budget of tokens to train on",
+    "lens": "trains a lens: enqueue it anew with the larger budget, orch lens train",
+}
+
 
 class _Standing(NamedTuple):
     """What a job has come to before it is extended."""
@@ -77,7 +82,7 @@ def _refusal(standing: _Standing, max_tokens: int) -> str:
     if job.hidden == "deleted":
         return "is deleted"
     if job.kind != "train":
-        return "is an evaluation, which has no budget of tokens to train on"
+        return _NO_TRAINING[job.kind]
     refused = _REFUSED.get(job.state, "") or _REFUSED.get(outcome or "", "")
     if refused:
         return refused

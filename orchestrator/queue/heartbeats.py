@@ -7,9 +7,20 @@ from sqlalchemy import Engine, case, delete, select, update
 from sqlalchemy.orm import Session
 
 from orchestrator.checkpoint_ref import CheckpointRef
+from orchestrator.curves.lens_curve import LensPoint
 from orchestrator.curves.point import Point
 from orchestrator.database.engine import db_now, transaction
-from orchestrator.database.models import Attempt, CheckpointRow, CurvePoint, Job, LeaseRow, SweepRow, Table
+from orchestrator.database.models import (
+    Attempt,
+    CheckpointRow,
+    CurvePoint,
+    Job,
+    LeaseRow,
+    LensPointRow,
+    SweepRow,
+    Table,
+)
+from orchestrator.job_states import JobKind
 from orchestrator.queue.fencing import dialect_insert, held_by, hold, log_event, lost
 from orchestrator.queue.types import Desired, Lease
 
@@ -40,7 +51,9 @@ def heartbeat(
         return cast(Desired, session.scalar(select(Job.desired).where(Job.id == lease.job_id)))
 
 
-def begin(engine: Engine, lease: Lease, facts: Mapping[str, Any], tokens_start: int) -> None:
+def begin(
+    engine: Engine, lease: Lease, facts: Mapping[str, Any], tokens_start: int, *, kind: JobKind = "train"
+) -> None:
     """Record what the trainer resolved, and delete curve points and checkpoints beyond the tokens it starts from.
 
     Sizes that the config left to the subject go to the job's row. A learning rate does not: what was asked for stays
@@ -57,9 +70,10 @@ def begin(engine: Engine, lease: Lease, facts: Mapping[str, Any], tokens_start: 
         sizes = {name: facts[name] for name in ("n_latents", "d_model") if facts.get(name) is not None}
         if sizes:
             session.execute(update(Job).where(Job.id == lease.job_id).values(**sizes))
+        curve = LensPointRow if kind == "lens" else CurvePoint
         points, newer = (
             delete(table).where(table.job_id == lease.job_id, table.tokens_seen > tokens_start)
-            for table in (CurvePoint, CheckpointRow)
+            for table in (curve, CheckpointRow)
         )
         session.execute(points)
         if unreadable := session.scalars(newer.returning(CheckpointRow.tokens_seen)).all():
@@ -67,7 +81,7 @@ def begin(engine: Engine, lease: Lease, facts: Mapping[str, Any], tokens_start: 
         log_event(session, "started", lease, tokens_start=tokens_start)
 
 
-def record(engine: Engine, lease: Lease, points: Sequence[Point]) -> None:
+def record(engine: Engine, lease: Lease, points: Sequence[Point | LensPoint]) -> None:
     """Store curve points; the same point twice is stored once.
 
     Raises:
@@ -81,7 +95,11 @@ def record(engine: Engine, lease: Lease, points: Sequence[Point]) -> None:
         news = {"tokens_seen": last.tokens_seen, "progress_at": db_now()}
         session.execute(update(LeaseRow).where(held_by(lease)).values(**news))
         mine = {"job_id": lease.job_id, "attempt": lease.attempt}
-        _upsert(session, CurvePoint, [mine | point._asdict() for point in points])
+        of_lens = [mine | vars(point) for point in points if isinstance(point, LensPoint)]
+        of_sae = [mine | point._asdict() for point in points if isinstance(point, Point)]
+        for table, rows in ((LensPointRow, of_lens), (CurvePoint, of_sae)):
+            if rows:
+                _upsert(session, table, rows)
 
 
 def checkpointed(engine: Engine, lease: Lease, ref: CheckpointRef) -> None:

@@ -6,13 +6,15 @@ from typing import Any, cast
 from sqlalchemy import Engine, delete, insert, select, update
 from sqlalchemy.orm import Session
 
-from orchestrator import saes
+from orchestrator import lenses, saes
 from orchestrator.database.engine import db_now, transaction
 from orchestrator.database.models import (
     EVALUATION,
     ConvergenceRow,
     Event,
     Job,
+    LensPointRow,
+    LensRow,
     MeasuredFamily,
     ResultRow,
     SaeRow,
@@ -36,11 +38,11 @@ def hide_jobs(engine: Engine, job_ids: Sequence[int], *, hidden: bool = True) ->
 def delete_jobs(engine: Engine, job_ids: Sequence[int]) -> list[Change]:
     """Delete jobs that do not run, for good: their results go at once, their files with `orch gc`.
 
-    The evaluations and scores of their SAEs go with them. The row stays, without a place in its sweep: a number is
-    never given twice, and the config may be enqueued again.
+    The evaluations and scores of their SAEs, and their lenses, go with them. The row stays, without a place in its
+    sweep: a number is never given twice, and the config may be enqueued again.
 
     Raises:
-        StateError: the only job named runs, or its SAE is being evaluated.
+        StateError: the only job named runs, its SAE is being evaluated, or another job needs its lens.
         NotFound: a job that does not exist.
     """
     return [_delete(engine, job_id, alone=len(job_ids) == 1) for job_id in dict.fromkeys(job_ids)]
@@ -83,7 +85,7 @@ def _drop_evaluations(session: Session, sae_id: int) -> str:
 
 def _drop(session: Session, job: Any, outcome: str | None) -> None:
     """Delete what a job that does not run came to; its row stays, as deleted."""
-    for table in (ConvergenceRow, ResultRow, ScoreRow, MeasuredFamily):
+    for table in (ConvergenceRow, ResultRow, ScoreRow, MeasuredFamily, LensPointRow, LensRow):
         session.execute(delete(table).where(table.job_id == job.id))
     gone = {"hidden": "deleted", "state": "cancelled", "desired": "run", "reason": "deleted by hand"}
     values = gone | ({} if job.state in TERMINAL else {"finished_at": db_now()})
@@ -112,11 +114,20 @@ def _delete(engine: Engine, job_id: int, *, alone: bool) -> Change:
         if job.hidden != "deleted":
             outcome = session.scalar(select(ResultRow.outcome).where(ResultRow.job_id == job_id))
             sae_id = session.scalar(select(SaeRow.id).where(SaeRow.job_id == job_id))
-            refused = "" if sae_id is None else _drop_evaluations(session, sae_id)
+            refused = _uses_of_its_lens(session, job_id)
+            if not refused and sae_id is not None:
+                refused = _drop_evaluations(session, sae_id)
             if refused:
                 return _refuse(job, "delete", refused, alone=alone)
             _drop(session, job, outcome)
         return Change(job_id, "cancelled", "deleted")
+
+
+def _uses_of_its_lens(session: Session, job_id: int) -> str:
+    """Say which job needs the lens that a job has trained; empty where none does."""
+    sha256 = session.scalar(select(LensRow.sha256).where(LensRow.job_id == job_id))
+    jobs = lenses.users(session, sha256) if sha256 else []
+    return f"has trained the lens of job {jobs[0]}: delete that first" if jobs else ""
 
 
 def _locked(session: Session, job_id: int) -> Any:

@@ -52,7 +52,7 @@ def enqueue(engine: Engine, sweep: "Sweep", *, allow_duplicate: bool = False, pr
         with transaction(engine) as session:
             sweep_id = _upsert_sweep(session, sweep)
             if not start and sweep.evaluation is not None:
-                refuse_older(session)
+                refuse_older(session, "evaluate")
             if not start:
                 submission.begin(session, sweep_id)
             job_ids += submission.add(session, sweep_id, rows)

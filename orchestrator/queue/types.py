@@ -10,8 +10,9 @@ from orchestrator.job_states import JobKind, Outcome, State
 if TYPE_CHECKING:
     from orchestrator.config.evaluation.evaluation import EvaluatedSae, EvaluationConfig
     from orchestrator.config.job import JobConfig
+    from orchestrator.config.lens.training import LensConfig
 
-    AnyConfig = JobConfig | EvaluationConfig
+    AnyConfig = JobConfig | EvaluationConfig | LensConfig
 
 Desired = Literal["run", "pause", "cancel"]
 

@@ -19,6 +19,9 @@ MISSED_REPORTS, SLACK_SECONDS = 3.0, 5.0
 WEEK_SECONDS = 7 * 86_400.0
 STEP_SECONDS = 30.0
 """Between two reports: when the database's clock and the worker's differ by more, the former has been set."""
+_FIRST_SCHEMA = {"evaluate": "0016", "lens": "0018"}
+"""Of each kind of jobs that came later than trainings: the schema of the first version that has it."""
+_NAMED = {"evaluate": "evaluations", "lens": "tuned lenses"}
 
 
 def report(
@@ -77,18 +80,18 @@ def free_name(engine: Engine, name: str, *, is_new: bool = False) -> str:
     return name if name not in taken else next(one for one in numbered if one not in taken)
 
 
-def refuse_older(session: Session) -> None:
-    """Refuse to queue an evaluation while a worker lives whose version has none: it would take it for a training.
+def refuse_older(session: Session, kind: Literal["evaluate", "lens"]) -> None:
+    """Refuse to queue a job of a kind while a worker lives whose version has none: it would take it for a training.
 
     Raises:
         StateError: names them. No such worker starts any more: it refuses the schema.
     """
-    found = session.scalars(select(WorkerRow.name).where(_lives(), WorkerRow.schema.is_(None)).order_by(WorkerRow.name))
-    names = list(found)
+    is_older = func.coalesce(WorkerRow.schema, "") < _FIRST_SCHEMA[kind]
+    names = list(session.scalars(select(WorkerRow.name).where(_lives(), is_older).order_by(WorkerRow.name)))
     if names:
         some = ", ".join(names[:4]) + (", …" if len(names) > 4 else "")
         raise StateError(
-            f"workers of an earlier version are at work, which know no evaluations: {some}",
+            f"workers of an earlier version are at work, which know no {_NAMED[kind]}: {some}",
             hint=f"orch worker stop {names[0]}, and start it again: its jobs go on from their checkpoints",
         )
 

@@ -58,7 +58,7 @@ def jobs(
 ) -> list[JobRow]:
     """Return jobs by id, those that fit every condition given; with `limit` the first so many.
 
-    Evaluations have neither budget nor curve: only who asks for them, by `kind`, has them. None: jobs of every kind.
+    Other jobs than trainings only who asks for them, by `kind`, has. None: jobs of every kind.
 
     The first are those with the lowest ids; among jobs of given states, and no given ids, those that run first.
 
@@ -102,7 +102,12 @@ def _saved_tokens() -> ColumnElement[int | None]:
 def _tokens_seen() -> ColumnElement[int]:
     # As `_job` says it.
     held = func.nullif(m.LeaseRow.tokens_seen, 0)
-    return func.coalesce(m.ResultRow.tokens_seen, held, _saved_tokens(), m.CurvePoint.tokens_seen, 0)
+    return func.coalesce(m.ResultRow.tokens_seen, held, _saved_tokens(), m.CurvePoint.tokens_seen, _ended_at(), 0)
+
+
+def _ended_at() -> ColumnElement[int | None]:
+    """Return where the last attempt of a job ended that has no curve of its own kind."""
+    return case((m.Job.kind == "lens", m.Attempt.tokens_end))
 
 
 def _read(column: Any) -> Callable[[], ColumnElement[Any]]:
@@ -131,7 +136,7 @@ def all_jobs() -> Select[Any]:
         select(
             *(getattr(job, name) for name in _OWN + _MORE),
             trained_lr().label("lr"), job.sweep_id, job.not_before, job.reason.label("stored_reason"),
-            _saved_tokens().label("saved_tokens"),
+            _saved_tokens().label("saved_tokens"), _ended_at().label("ended_tokens"),
             job.asked_config, job.hidden, obstacle().label("obstacle"), trainable_tokens().label("trainable_tokens"),
             m.LeaseRow.tokens_seen.label("lease_tokens"), m.LeaseRow.tokens_per_second, m.LeaseRow.expires_at,
             point.tokens_seen.label("point_tokens"), point.fvu, point.dead_share, point.l0, point.wall_seconds,
@@ -172,7 +177,7 @@ def _no_worker(session: Session, now: float) -> str:
 def _job(row: Row[Any], context: _QueueContext, expected: int | None, swept: dict[str, Any]) -> JobRow:
     sweep = context.sweeps[row.sweep_id]
     # What waits goes on from its checkpoint. A lease says 0 until its trainer has loaded: till then the curve is right.
-    seen = (row.result_tokens, row.lease_tokens or None, row.saved_tokens, row.point_tokens, 0)
+    seen = (row.result_tokens, row.lease_tokens or None, row.saved_tokens, row.point_tokens, row.ended_tokens, 0)
     return JobRow(
         id=row.id, sweep=sweep.name, state=row.state, desired=row.desired, priority=row.priority, attempt=row.attempt,
         failures=row.failures, preemptions=row.preemptions, n_latents=row.n_latents, k=row.k, lr=row.lr, seed=row.seed,

@@ -14,8 +14,8 @@ from orchestrator.results.rows import QueueStats, SweepRow, WorkerRow
 HOUR = 3600.0
 _IS_HIDDEN = m.Job.hidden.in_(("hidden", "deleted"))
 """Named one by one: only so does SQLite look them up in their index."""
-_ARE_EVALUATIONS = (m.EVALUATION, m.Job.kind == "evaluate", m.Job.hidden.is_(None))
-"""The evaluations that are shown; the first condition, which the second implies, lets SQLite see their index."""
+_ARE_OTHERS = (m.EVALUATION, m.Job.hidden.is_(None))
+"""The jobs that are shown and train no SAE."""
 KINDS = ("results", "evaluations", "failures", "preemptions", "lost", "machine", "other")
 _KIND_OF = {
     "converged": "results", "max_tokens": "results", "not_learning": "results", "diverged": "results",
@@ -32,7 +32,8 @@ def stats(engine: Engine) -> QueueStats:
         StorageError: the database did not answer.
     """
     with reading(engine) as session:
-        counts, evaluations = _count_shown(session), _count_evaluations(session)
+        counts, evaluations = _count_shown(session), _count_others(session, "evaluate")
+        lenses = _count_others(session, "lens")
         ended, hour = _ended(session), _ended(session, m.Attempt.ended_at > db_now() - HOUR)
         leases = m.LeaseRow
         holds = session.execute(
@@ -44,6 +45,7 @@ def stats(engine: Engine) -> QueueStats:
         return QueueStats(
             jobs={state: counts.get(state, 0) for state in STATES},
             evaluations={state: evaluations.get(state, 0) for state in STATES},
+            lenses={state: lenses.get(state, 0) for state in STATES},
             paused_at=session.scalar(select(m.QueuePause.since)),
             oldest_queued_age=_oldest(session),
             running=_running(session),
@@ -67,13 +69,16 @@ def _count_shown(session: Session, *which: ColumnElement[bool]) -> dict[str, int
     """Return the training jobs by state, less the hidden ones: all jobs less the others, of which indexes have each."""
     there = _count(session, _by(m.Job.state).where(*which))
     hidden = Counter(session.scalars(select(m.Job.state).where(_IS_HIDDEN, *which)))
-    evaluations = _count_evaluations(session, *which)
-    return {state: number - hidden[state] - evaluations.get(state, 0) for state, number in there.items()}
+    others = _count(session, _by(m.Job.state).where(*_ARE_OTHERS, *which))
+    return {state: number - hidden[state] - others.get(state, 0) for state, number in there.items()}
 
 
-def _count_evaluations(session: Session, *which: ColumnElement[bool]) -> dict[str, int]:
-    """Return the evaluation jobs by state, less the hidden ones."""
-    return _count(session, _by(m.Job.state).where(*_ARE_EVALUATIONS, *which))
+def _count_others(session: Session, kind: JobKind, *which: ColumnElement[bool]) -> dict[str, int]:
+    """Return the jobs of another kind than trainings by state, less the hidden ones.
+
+    The condition that they are others, which the kind implies, lets SQLite see their index.
+    """
+    return _count(session, _by(m.Job.state).where(*_ARE_OTHERS, m.Job.kind == kind, *which))
 
 
 def _oldest(session: Session) -> float | None:
@@ -109,10 +114,10 @@ def _in_training(session: Session) -> int:
 
 def counts(engine: Engine, *, sweep: str | None = None, kind: JobKind = "train") -> dict[str, int]:
     """Return the number of jobs of a kind in every state, of one sweep or of all."""
-    count_kind = _count_shown if kind == "train" else _count_evaluations
     with reading(engine) as session:
         named = None if sweep is None else select(m.SweepRow.id).where(m.SweepRow.name == sweep).scalar_subquery()
-        found = count_kind(session, *(() if named is None else (m.Job.sweep_id == named,)))
+        which = () if named is None else (m.Job.sweep_id == named,)
+        found = _count_shown(session, *which) if kind == "train" else _count_others(session, kind, *which)
     return {state: found.get(state, 0) for state in STATES}
 
 
@@ -125,22 +130,24 @@ def paused_since(engine: Engine) -> float | None:
 def sweeps(engine: Engine) -> list[SweepRow]:
     """Return the sweeps with their jobs by kind and state, oldest first; without those whose jobs are all hidden."""
     grouped = select(m.Job.sweep_id, m.Job.state, func.count()).group_by(m.Job.sweep_id, m.Job.state)
-    evaluated = grouped.where(*_ARE_EVALUATIONS)
+    others = select(m.Job.sweep_id, m.Job.kind, m.Job.state, func.count()).where(*_ARE_OTHERS)
+    others = others.group_by(m.Job.sweep_id, m.Job.kind, m.Job.state)
     columns = [getattr(m.SweepRow, name) for name in SweepRow.__slots__ if name not in ("counts", "evaluations")]
     with reading(engine) as session:
         rows = session.execute(select(*columns).order_by(m.SweepRow.id)).all()
         tally: dict[int, dict[str, int]] = {row.id: dict.fromkeys(STATES, 0) for row in rows}
         for sweep_id, state, number in session.execute(grouped):
             tally.setdefault(sweep_id, {})[state] = number
-        evaluations: dict[int, dict[str, int]] = {}
-        for sweep_id, state, number in session.execute(evaluated):
-            evaluations.setdefault(sweep_id, dict.fromkeys(STATES, 0))[state] = number
+        apart = session.execute(others).all()
         hidden = session.execute(select(m.Job.sweep_id, m.Job.state).where(_IS_HIDDEN)).all()
     for sweep_id, state in hidden:
         tally[sweep_id][state] -= 1
     gone = {row[0] for row in hidden if not any(tally[row[0]].values())}
-    for sweep_id, found in evaluations.items():
-        tally[sweep_id] = {state: number - found[state] for state, number in tally[sweep_id].items()}
+    evaluations: dict[int, dict[str, int]] = {}
+    for sweep_id, kind, state, number in apart:
+        tally[sweep_id][state] -= number
+        if kind == "evaluate":
+            evaluations.setdefault(sweep_id, dict.fromkeys(STATES, 0))[state] = number
     none: dict[str, int] = dict.fromkeys(STATES, 0)
     return [
         SweepRow(**row._mapping, counts=tally[row.id], evaluations=evaluations.get(row.id, none))

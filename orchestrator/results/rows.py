@@ -76,7 +76,8 @@ class JobRow:
     passes: float | None = None
     """Over its text, in the whole budget: above 1, tokens are trained on more than once."""
     kind: str = "train"
-    """train or evaluate; of an evaluation max_tokens are the tokens it measures on, and no value is of a curve."""
+    """train, evaluate or lens; of an evaluation max_tokens are the tokens it measures on; values of a curve are of
+    trainings alone."""
 
 
 def flat_jobs(rows: Sequence[JobRow]) -> list[dict[str, Any]]:
@@ -160,6 +161,8 @@ class QueueStats:
     """Training jobs by state."""
     evaluations: dict[str, int]
     """Evaluation jobs by state."""
+    lenses: dict[str, int]
+    """Jobs that train tuned lenses, by state."""
     paused_at: float | None
     """None: the queue is open."""
     oldest_queued_age: float | None

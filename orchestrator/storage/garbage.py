@@ -11,8 +11,10 @@ from typing import Literal
 
 from sqlalchemy import Engine, delete, select
 
+from orchestrator import lenses
+from orchestrator.config.lens.facts import LENSES
 from orchestrator.database.engine import db_now, reading, transaction
-from orchestrator.database.models import Attempt, CheckpointRow, Job, SaeRow
+from orchestrator.database.models import Attempt, CheckpointRow, Job, LensRow, SaeRow
 from orchestrator.job_states import TERMINAL
 from orchestrator.settings import Settings
 from orchestrator.storage import activation_caches, cache_rows
@@ -23,7 +25,7 @@ IMPORTED = "saes"
 """Folder of imported SAEs among the artifacts."""
 SHARED = "evaluation"
 """Folder of a data folder that holds what evaluations share: what belongs to a model and a text alone."""
-Kind = Literal["temporary", "checkpoint", "deleted", "import", "cache", "tokens", "evaluation"]
+Kind = Literal["temporary", "checkpoint", "deleted", "import", "lens", "cache", "tokens", "evaluation"]
 
 
 @dataclass(frozen=True)
@@ -41,16 +43,18 @@ class Item:
 def find(engine: Engine, settings: Settings, *, older_than: float, all_caches: bool = False) -> list[Item]:
     """Return what may be deleted: nothing that a running, queued or paused job uses.
 
-    What deleted jobs trained; copies of SAEs whose import was cut off; half-written files an hour old; checkpoints, not
-    the final autoencoder, of succeeded jobs, and of failed or cancelled ones after `older_than` seconds, until when
-    `orch retry` goes on from them; caches unused for that long, or over the quota, or with `all_caches` every one that
-    no process uses; token files that old which no unfinished job needs; what evaluations share and none used so long.
+    What deleted jobs trained; copies of SAEs whose import was cut off; lenses of no row and no job; half-written files
+    an hour old; checkpoints, not the final autoencoder, of succeeded jobs, and of failed or cancelled ones after
+    `older_than` seconds, until when `orch retry` goes on from them; caches unused for that long, or over the quota, or
+    with `all_caches` every one that no process uses; token files that old which no unfinished job needs; what
+    evaluations share and none used so long.
     """
     home, artifacts = settings.home, settings.artifacts_folder
     found = [
         *_temporary(home, artifacts),
         *_of_deleted(engine, artifacts),
         *_cut_off_imports(engine, artifacts),
+        *_unnamed_lenses(engine, artifacts),
         *_checkpoints(engine, artifacts, older_than),
     ]
     caches = _caches(settings, older_than, all_caches=all_caches)
@@ -69,7 +73,7 @@ def _temporary(home: Path, artifacts: Path) -> Iterator[Item]:
         home / "activations": ("*.partial", "*/*.partial"),
         home / "tokens": ("*.partial",),
         home / SHARED: (".*.partial",),
-        artifacts: ("*/*/.*.partial",),
+        artifacts: ("*/*/.*.partial", f"{LENSES}/*.partial"),
     }
     found = [(path, folder) for folder, globs in patterns.items() for glob in globs for path in folder.glob(glob)]
     for path, folder in sorted(found):
@@ -101,6 +105,21 @@ def _entered(engine: Engine) -> set[str]:
     """Return the names of the folders of imported SAEs, whatever folder they lie in now."""
     with reading(engine) as session:
         return {Path(uri).parent.name for uri in session.scalars(select(SaeRow.uri).where(SaeRow.job_id.is_(None)))}
+
+
+def _unnamed_lenses(engine: Engine, artifacts: Path) -> Iterator[Item]:
+    """Yield lenses that neither a row nor a job's config names: removed ones, and those whose job was killed there."""
+    folder = artifacts / LENSES
+    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+        is_old = not path.name.endswith(".partial") and _age(path) > TEMPORARY_SECONDS
+        if is_old and _is_inside(path, folder) and not _is_named_lens(engine, path.name):
+            yield Item("lens", path, activation_caches.size(path), "a lens that nothing names", TEMPORARY_SECONDS)
+
+
+def _is_named_lens(engine: Engine, sha256: str) -> bool:
+    with reading(engine) as session:
+        row = session.scalar(select(LensRow.id).where(LensRow.sha256 == sha256).limit(1))
+        return row is not None or bool(lenses.users(session, sha256))
 
 
 def _checkpoints(engine: Engine, artifacts: Path, older_than: float) -> Iterator[Item]:
@@ -177,6 +196,8 @@ def _remove_item(engine: Engine, item: Item) -> bool:
         if not is_idle or not item.path.exists() or _age(item.path) <= item.idle_seconds:
             return False
         if item.kind == "import" and item.path.name in _entered(engine):
+            return False
+        if item.kind == "lens" and _is_named_lens(engine, item.path.name):
             return False
         if item.kind == "tokens":
             needed = _needed_tokens(engine)

@@ -79,7 +79,7 @@ def test_a_companion_brings_its_own_config_and_lease(engine: Engine) -> None:
     assert other
     assert (other.lease.job_id, other.lease.attempt, other.lease.token) == (2, 1, "mine")
     assert other.config != leader.config
-    assert other.stream_key == leader.stream_key == leader.config.stream_key
+    assert other.stream_key == leader.stream_key == leader.job_config.stream_key
     queue.release(engine, other.lease, outcome="paused")
     assert queue.heartbeat(engine, leader.lease, lease_seconds=60) == "run", "the neighbour's end is not its own"
 

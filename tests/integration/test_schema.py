@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import Engine, event, inspect, select, text, update
 
-from orchestrator import queue, results
+from orchestrator import lenses, queue, results
 from orchestrator.config.validation import parse
 from orchestrator.database.engine import connect, db_now, reading, transaction
 from orchestrator.database.models import Job, Table, declare_partial_indexes
@@ -20,12 +20,13 @@ from orchestrator.errors import ConfigError, StorageError
 from orchestrator.settings import Settings
 from orchestrator.sweep.sweep import Sweep
 from tests.evaluation_shorthand import evaluate, run, scores, take, train
+from tests.lens_shorthand import queue_lens, take_lens, train_lens
 from tests.queue_shorthand import claim, enqueue, sweep
 
 TABLES = {
     "sweeps", "jobs", "attempts", "leases", "curve_points", "results", "convergence", "checkpoints", "events",
     "activation_caches", "workers", "queue_pause", "fits", "saes", "scores",
-    "measured_families",
+    "measured_families", "lenses", "lens_points",
 }  # fmt: skip
 
 
@@ -151,6 +152,24 @@ def test_a_downgrade_takes_evaluations_along_and_an_upgrade_keeps_trainings(bare
     ]
     assert scores(engine) == {}
     assert len(evaluate(engine, 1)) == 1
+    engine.dispose()
+
+
+def test_a_downgrade_takes_lenses_along_and_leaves_the_other_jobs(bare: Settings) -> None:
+    """A version before would claim the training of a lens for that of an SAE."""
+    from alembic import command
+
+    engine = open_database(bare) if bare.embedded else _upgraded(bare)
+    queue_lens(engine)
+    train_lens(engine)
+    queue_lens(engine, heldout_tokens=512)
+    take_lens(engine)
+    enqueue(engine)
+    for verb, revision in ((command.downgrade, "0017"), (command.upgrade, "head")):
+        with engine.execution_options(orch_write=True).begin() as connection:
+            verb(migration_config(connection), revision)
+    assert [(row.id, row.kind) for row in results.jobs(engine, kind=None)] == [(3, "train")]
+    assert lenses.entries(engine) == []
     engine.dispose()
 
 

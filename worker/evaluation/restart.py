@@ -87,6 +87,14 @@ class Restart:
         """Return the logits of `run_patched`, from what `capture` gave of these contexts; in its precision."""
         return self._run(input_ids, stored, replacement)
 
+    def continued(
+        self, input_ids: Int[Tensor, "batch context"], stored: Float[Tensor, "batch context width"]
+    ) -> Float[Tensor, "batch context vocabulary"]:
+        """Return the logits from what was stored, with nothing replaced; gradients flow back into `stored`."""
+        with self._skipping(stored):
+            logits: Tensor = self.subject.model(input_ids=input_ids, use_cache=False).logits
+        return logits
+
     def at(
         self,
         chosen: Int[Tensor, " n_chosen"],

@@ -3,7 +3,6 @@
 import shutil
 import time
 from contextlib import suppress
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -12,12 +11,10 @@ from sqlalchemy import Engine
 
 from orchestrator import queue
 from orchestrator.checkpoint_ref import CheckpointRef
-from orchestrator.config.job import JobConfig
+from orchestrator.curves.lens_curve import LensPoint, LensResult
 from orchestrator.errors import CheckpointsElsewhere, is_of_machine
-from worker.evaluation_order import EvaluationAssignment
 from worker.protocol import (
     Alive,
-    Assignment,
     CurvePointMessage,
     Ended,
     Evaluated,
@@ -33,12 +30,14 @@ from worker.protocol import (
 from worker.supervisor.attempt_outcome import AttemptOutcome, SupervisorContext
 from worker.supervisor.lease import HeldLease, Outage, Status
 from worker.supervisor.log import LogLine
+from worker.supervisor.orders import announcement
 from worker.supervisor.trainer_process import Ending, meaning
 
 SAY_SECONDS = 60.0
 """Between two lines about the progress of one job; its trainer's log has every point."""
 
 Stop = Literal["shutdown", "pause", "cancel", "outage", "stalled"]
+_KEPT = {"train": "writing a checkpoint", "evaluate": "what is measured is kept", "lens": "writing a checkpoint"}
 _OUTCOME_OF = {"pause": "paused", "cancel": "cancelled"}
 
 
@@ -74,57 +73,26 @@ class Attempt:
         lease = self._claim.lease
         return self._context.settings.log_file(lease.job_id, lease.attempt)
 
-    def assignment(self) -> Assignment | None:
-        """Return what the trainer is sent about this attempt; None of an evaluation."""
-        lease, settings, config = self._claim.lease, self._context.settings, self._claim.config
-        if not isinstance(config, JobConfig):
-            return None
-        return Assignment(
-            job_id=lease.job_id,
-            attempt=lease.attempt,
-            config=config,
-            artifacts=self._artifacts,
-            resume=tuple(replace(ref, uri=settings.artifact(ref.uri)) for ref in self._claim.checkpoints),
-        )
-
-    def evaluation(self) -> EvaluationAssignment | None:
-        """Return what the evaluation process is sent about this attempt; None of a training."""
-        lease, config, evaluated = self._claim.lease, self._claim.config, self._claim.evaluated
-        if isinstance(config, JobConfig) or evaluated is None:
-            return None
-        return EvaluationAssignment(
-            job_id=lease.job_id,
-            attempt=lease.attempt,
-            config=config,
-            evaluated=evaluated.model_copy(update={"uri": self._context.settings.artifact(evaluated.uri)}),
-            artifacts=self._artifacts,
-            measured=self._claim.measured,
-        )
-
     @property
-    def _artifacts(self) -> str:
-        lease = self._claim.lease
-        return str(self._context.settings.artifacts_folder / str(lease.job_id) / str(lease.attempt))
+    def claim(self) -> queue.Claim:
+        """Return the claim that it runs by."""
+        return self._claim
 
     def announce(self, pid: int) -> None:
         """Log which process has it."""
-        config, evaluated = self._claim.config, self._claim.evaluated
-        if isinstance(config, JobConfig):
-            size = f"n={config.sae.n_latents}" if config.sae.n_latents else f"n={config.sae.expansion or 8}·d_model"
-            self.say(f"{self._claim.sweep}, {size} k={config.sae.k}, trainer {pid}")
-        elif evaluated is not None:
-            self.say(f"{', '.join(config.plan.metrics)} of {evaluated.label}, evaluation {pid}")
+        self.say(announcement(self._claim, pid))
 
     def handle(self, message: Message) -> None:
         """Store what the trainer reports, the end of the attempt included."""
         match message:
             case Started(tokens_seen, facts):
                 self.has_begun, self._status = True, Status(tokens_seen)
-                begin = partial(queue.begin, facts=facts, tokens_start=tokens_seen)
-                self.lease.write(begin if self._claim.kind == "train" else partial(queue.begin_evaluation, facts=facts))
+                begin = partial(queue.begin, facts=facts, tokens_start=tokens_seen, kind=self._claim.kind)
+                is_evaluation = self._claim.kind == "evaluate"
+                self.lease.write(partial(queue.begin_evaluation, facts=facts) if is_evaluation else begin)
             case Alive(tokens_seen, rate):
                 self._status = self._status._replace(tokens_seen=tokens_seen, tokens_per_second=rate)
-            case CurvePointMessage(point):
+            case CurvePointMessage(point) | (LensPoint() as point):
                 self._status = self._status._replace(tokens_seen=point.tokens_seen)
                 self.lease.write(lambda engine, lease: queue.record(engine, lease, [point]))
             case CheckpointRef() as ref:
@@ -132,6 +100,8 @@ class Attempt:
                 self.lease.write(lambda engine, lease: self._store_pointer(engine, lease, ref))
             case Ended():
                 self.outcome.finish(message)
+            case LensResult():
+                self.outcome.finish_lens(message)
             case Scored() | NotScored() | Evaluated():
                 self._handle_scores(message)
             case Left():
@@ -144,7 +114,7 @@ class Attempt:
             self.say(
                 LogLine(f"its checkpoint at {lost:,} tokens cannot be read: it goes on from {start:,}", level="error")
             )
-        if isinstance(message, Started | CurvePointMessage):
+        if isinstance(message, Started | CurvePointMessage | LensPoint):
             self._say_at_times(message)
             self._context.changed(self.job_id)
 
@@ -165,7 +135,7 @@ class Attempt:
             self.lease.write(partial(queue.record_failed_family, family=message.family, error=error))
         self._context.changed(self.job_id)
 
-    def _say_at_times(self, message: Started | CurvePointMessage) -> None:
+    def _say_at_times(self, message: Started | CurvePointMessage | LensPoint) -> None:
         """Log how far it is: once a minute, for a worker may have many jobs."""
         now = time.monotonic()
         if isinstance(message, Started) or now >= self._say_again_at:
@@ -216,7 +186,7 @@ class Attempt:
 
     def say_leaving(self, reason: str) -> None:
         """Say that the job is left, and what is kept of it."""
-        self.say(f"{reason}: {'writing a checkpoint' if self._claim.kind == 'train' else 'what is measured is kept'}")
+        self.say(f"{reason}: {_KEPT[self._claim.kind]}")
 
     def _note_fault(self, kind: str, text: str, code: int) -> None:
         if code == Exit.MACHINE:

@@ -8,6 +8,7 @@ from typing import NamedTuple
 from sqlalchemy import Engine, func, select
 
 from orchestrator import queue
+from orchestrator.curves.lens_curve import LensResult
 from orchestrator.database.engine import reading
 from orchestrator.database.models import Attempt as AttemptRow
 from orchestrator.database.models import Job
@@ -60,6 +61,16 @@ class AttemptOutcome:
         def finish(engine: Engine, lease: queue.Lease) -> None:
             queue.finish(engine, lease, result)
             self._say(f"{ended.outcome} after {ended.tokens_seen:,} tokens")
+
+        self._context.health.served(self._lease.lease.job_id)
+        self._write(finish)
+
+    def finish_lens(self, result: LensResult) -> None:
+        """Store the lens."""
+
+        def finish(engine: Engine, lease: queue.Lease) -> None:
+            queue.finish_lens(engine, lease, result)
+            self._say(f"{result.outcome} after {result.tokens_seen:,} tokens")
 
         self._context.health.served(self._lease.lease.job_id)
         self._write(finish)

@@ -7,18 +7,16 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from orchestrator import queue
-from orchestrator.config.lens.facts import LENSES
 from orchestrator.errors import StorageError
-from orchestrator.storage import activation_caches, cache_rows, garbage
-from worker.evaluation_order import EvaluationOrder
-from worker.protocol import Cached, Failure, Order, Said
+from orchestrator.storage import cache_rows
+from worker.protocol import Cached, Failure, Said
 from worker.supervisor.attempt import Attempt, Stop
 from worker.supervisor.attempt_outcome import SupervisorContext
 from worker.supervisor.lease import Outage
 from worker.supervisor.log import LogLine
+from worker.supervisor.orders import order_of
 from worker.supervisor.trainer_process import OOM_KILLED, TrainerProcess
 
 TICK_SECONDS = 0.2
@@ -81,7 +79,7 @@ class TrainerGroup:
 
     def _train(self) -> tuple[int, Path]:
         leader, *companions = self._held
-        trainer = TrainerProcess(_order(self._held, self._context), log=leader.log)
+        trainer = TrainerProcess(order_of([one.claim for one in self._held], self._context), log=leader.log)
         try:
             for attempt in companions:
                 _link(attempt.log, leader.log)
@@ -206,27 +204,6 @@ class TrainerGroup:
             trainer.dump_stacks()
             time.sleep(TICK_SECONDS)
         trainer.kill()
-
-
-def _order(attempts: Sequence[Attempt], context: SupervisorContext) -> Order | EvaluationOrder:
-    """Return the order for attempts: they read one stream, and so are of one kind."""
-    home = context.settings.home
-    shared: dict[str, Any] = {
-        "tokens_folder": str(home / "tokens"), "compile_folder": str(home / "compile"), "device": context.device,
-        "threads": context.threads, "supervisor": os.getpid(),
-        "lenses_folder": str(context.settings.artifacts_folder / LENSES),
-    }  # fmt: skip
-    evaluations = tuple(filter(None, (attempt.evaluation() for attempt in attempts)))
-    if evaluations:
-        return EvaluationOrder(jobs=evaluations, store_folder=str(home / garbage.SHARED), **shared)
-    return Order(
-        jobs=tuple(filter(None, (attempt.assignment() for attempt in attempts))),
-        checkpoint_seconds=context.settings.checkpoint_seconds,
-        compile=context.settings.compile,
-        caches_folder=str(activation_caches.folder(home)),
-        cache_bytes=context.settings.cache_limit,
-        **shared,
-    )
 
 
 def _link(path: Path, log: Path) -> None:

@@ -15,6 +15,7 @@ from typing import IO, NamedTuple
 from orchestrator.processes.python_process import open_log
 from worker.devices import gpu_environ
 from worker.evaluation_order import EvaluationOrder
+from worker.lens_order import LensOrder
 from worker.protocol import DropJob, Exit, Failure, Order, Said, decode
 
 _OWN, _ROOT = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
@@ -25,6 +26,8 @@ _MOST_OF_A_MESSAGE = 1 << 24
 """Bytes; the pieces of a longer line are no messages."""
 COMMAND = (sys.executable, "-P", "-m", "worker.trainer")
 EVALUATION_COMMAND = (sys.executable, "-P", "-m", "worker.evaluation")
+LENS_COMMAND = (sys.executable, "-P", "-m", "worker.lens_training")
+AnyOrder = Order | EvaluationOrder | LensOrder
 OOM_KILLED = Failure(
     "OutOfMemory",
     "the kernel's OOM killer ended its process: this host, or this container, has too little memory",
@@ -42,21 +45,20 @@ class Ending(NamedTuple):
 
 
 class TrainerProcess:
-    """One trainer, or one evaluation, which is spoken with in the same words.
+    """One trainer, or a process of another kind of jobs, which is spoken with in the same words.
 
     The thread that starts it must outlive it: the kernel kills it when that thread ends.
     """
 
-    def __init__(self, order: Order | EvaluationOrder, *, log: Path, command: Sequence[str] | None = None) -> None:
+    def __init__(self, order: AnyOrder, *, log: Path, command: Sequence[str] | None = None) -> None:
         """Start what carries the order out and hand it its order; what it prints goes to `log`."""
         self.log = log
         self.oom_killed = False
         self._oom_kills = oom_kills()
         self._messages: SimpleQueue[Said | None] = SimpleQueue()
-        program = COMMAND if isinstance(order, Order) else EVALUATION_COMMAND
         with open_log(log) as errors:
             self._child = subprocess.Popen(
-                command or program, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors,
+                command or _command(order), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors,
                 start_new_session=True, env=_environment(order),
             )  # fmt: skip
         self.pid = self._child.pid
@@ -156,7 +158,17 @@ def meaning(code: int) -> Ending:
             return Ending("failed", f"its process ended with exit status {code}", True)
 
 
-def _environment(order: Order | EvaluationOrder) -> dict[str, str]:
+def _command(order: AnyOrder) -> tuple[str, ...]:
+    match order:
+        case EvaluationOrder():
+            return EVALUATION_COMMAND
+        case LensOrder():
+            return LENS_COMMAND
+        case Order():
+            return COMMAND
+
+
+def _environment(order: AnyOrder) -> dict[str, str]:
     known = {name: value for name, value in os.environ.items() if not name.startswith(_WITHHELD)}
     # OpenMP reads its count when torch is imported; our packages are found from whatever folder we were started in.
     here = str(Path(__file__).parents[2])

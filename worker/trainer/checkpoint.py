@@ -1,7 +1,6 @@
 """Save a training and take it up again, bit for bit: safetensors and JSON in a checked folder."""
 
 import json
-import logging
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,15 +14,14 @@ from orchestrator.checkpoint_ref import CheckpointRef
 from orchestrator.config.extension import is_extension
 from orchestrator.config.job import JobConfig
 from orchestrator.config.validation import from_stored
-from orchestrator.errors import CheckpointError, CheckpointsElsewhere
+from orchestrator.errors import CheckpointError
 from orchestrator.masking import mask_all
-from worker import checked_folder
+from worker import checked_folder, checkpoint_search
 from worker.formats.tensor_file import write_tensors
 from worker.sae.train_state import TrainState
 
 _CONFIG, _STATE, _TRAINER = "config.json", "state.safetensors", "trainer.json"
 _MOST_OF_A_CURVE = 512 * bounded_file.MB
-_log = logging.getLogger(__name__)
 
 
 def save(folder: Path, state: TrainState, config: JobConfig, *, facts: Mapping[str, Any]) -> CheckpointRef:
@@ -74,35 +72,12 @@ def facts_of(uri: str) -> dict[str, Any]:
 def newest_readable(
     uris: Iterable[str], config: JobConfig, *, folder: Path, device: torch.device | str = "cpu"
 ) -> tuple[str, TrainState] | None:
-    """Return the newest checkpoint of a job that can be read, with its uri; None if none can.
-
-    `uris` are those that were recorded; every other one in `folder`, the job's, counts as well where its manifest and
-    config prove it: a database that was brought back from a copy knows none of the later ones. One outside is not read.
+    """Return the newest checkpoint of a job that can be read, with its uri: `checkpoint_search`.
 
     Raises:
-        CheckpointsElsewhere: of those recorded not even a folder is there: starting over would lose the work.
+        CheckpointsElsewhere: as there.
     """
-    recorded = [Path(uri) for uri in uris]
-    found = {path for path in folder.glob("*/*") if path.name.isdecimal() and path.parent.name.isdecimal()}
-    inside = {path for path in found.union(recorded) if path.resolve().is_relative_to(folder.resolve())}
-    if recorded and not any(path.parent.exists() for path in inside):
-        raise CheckpointsElsewhere(
-            f"none of {len(recorded)} checkpoints is there, nor the folder of any, such as {recorded[0].parent}",
-            hint="Is the folder of artifacts (ORCH_ARTIFACTS, else ORCH_HOME) mounted, and shared by every worker "
-            "under the path it had when this job began?",
-        )
-    for path in sorted(inside, key=_age, reverse=True):
-        try:
-            return str(path), load(str(path), config, device=device)
-        except CheckpointError as error:
-            _log.warning("passed over a checkpoint: %s", error.message)
-    return None
-
-
-def _age(path: Path) -> tuple[int, int]:
-    """Return the tokens of a checkpoint and its attempt."""
-    tokens, attempt = path.name, path.parent.name
-    return int(tokens) if tokens.isdecimal() else 0, int(attempt) if attempt.isdecimal() else 0
+    return checkpoint_search.newest_readable(uris, folder=folder, load=lambda uri: load(uri, config, device=device))
 
 
 def _readable_sha256(folder: Path, config: JobConfig) -> str | None:

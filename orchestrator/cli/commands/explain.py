@@ -46,6 +46,14 @@ _ENDINGS = {
     "That is a result: orch show {id} --curve",
 }
 
+_LENS_ENDINGS = {
+    "converged": _ENDINGS["converged"],
+    "max_tokens": "It used its whole token budget before it converged. With a larger one, --tokens, it is another job.",
+    "not_learning": "Its KL is within a tenth of the logit lens', which it began with: raise --lr, or --tokens.",
+    "diverged": "Its KL was no longer finite, or rose far above its best, or above the logit lens'. There is no "
+    "lens of it: lower --lr. The curve: orch show {id} --curve",
+}
+
 
 @click.command()
 @job_argument()
@@ -66,6 +74,8 @@ def _explanation(settings: "Settings", engine: "Engine", row: "JobRow") -> list[
     names = {"id": row.id, "sweep": row.sweep}
     if row.state == "succeeded" and row.kind == "evaluate":
         return ["All that it was to measure is measured. The scores: orch results"]
+    if row.state == "succeeded" and row.kind == "lens":
+        return _lens_ending(engine, row)
     if row.state == "succeeded":
         return [_ENDINGS.get(row.outcome or "", "").format(**names)]
     if row.state == "running":
@@ -93,6 +103,13 @@ def _explanation(settings: "Settings", engine: "Engine", row: "JobRow") -> list[
     if row.state == "queued" and position.before:
         lines.append(f"{plural(position.before, 'queued job')} may run before it; the first is job {position.first}.")
     return [*lines, *_handed_back(engine, row)]
+
+
+def _lens_ending(engine: "Engine", row: "JobRow") -> list[str]:
+    from orchestrator import lenses
+
+    (found,) = lenses.of_jobs(engine, [row.id])
+    return [_LENS_ENDINGS.get(found.outcome or "", "").format(id=row.id), f"The lens: orch lens show {found.label}"]
 
 
 def _handed_back(engine: "Engine", row: "JobRow") -> list[str]:
@@ -152,6 +169,8 @@ def _sharing(settings: "Settings", engine: "Engine", row: "JobRow") -> list[str]
         return []
     if row.kind == "evaluate":
         return _sharing_of_evaluation(engine, row)
+    if row.kind == "lens":
+        return ["It is trained in a process of its own."]
     config, room = configs(engine, [row.id])[row.id], Room(settings, settings.device)
     alone, own = trainer_bytes([config], kind=room.kind), state_bytes(config)
     there = "" if room.bytes is None else f" of the {size(room.bytes)} there are"

@@ -62,6 +62,7 @@ def _families(found: "QueueStats", workers: "Sequence[RegisteredWorker]") -> Ite
     ended = found.attempts
     yield Family("orch_jobs", "gauge", "Training jobs by state.", found.jobs, "state")
     yield Family("orch_evaluations", "gauge", "Evaluation jobs by state.", found.evaluations, "state")
+    yield Family("orch_lenses", "gauge", "Jobs that train tuned lenses, by state.", found.lenses, "state")
     yield gauge("orch_queue_paused", "Whether the whole queue is paused.", found.paused_at is not None)
     yield gauge("orch_oldest_queued_age_seconds", "Since the oldest queued job was enqueued.", found.oldest_queued_age)
     yield Family("orch_leases", "gauge", "Jobs that a worker holds, by its device.", found.running, "device")

@@ -65,10 +65,12 @@ def _lines(found: "QueueStats") -> list[tuple[str, str]]:
     open_or_not = "open" if found.paused_at is None else f"paused since {clock(found.paused_at)}"
     oldest = found.oldest_queued_age
     evaluations = "  ".join(state_counts(found.evaluations))
+    lenses = "  ".join(state_counts(found.lenses))
     return [
         ("queue", open_or_not),
         ("jobs", "  ".join(state_counts(found.jobs)) or "none"),
         *([("evaluations", evaluations)] if evaluations else []),
+        *([("lenses", lenses)] if lenses else []),
         ("oldest", "none is queued" if oldest is None else f"queued for {duration(oldest)}"),
         ("running", f"{devices or 'nothing'}, {count(found.tokens_per_second)} tokens/s"),
         ("last hour", _attempts(found.last_hour, found.last_hour["tokens"])),

@@ -80,6 +80,9 @@ def _what_goes(engine: "Engine", ids: Sequence[int]) -> str:
     saes = sum(row.artifact_uri is not None for row in trained)
     tokens = count(sum(row.tokens_seen for row in trained))
     goes = [f"{plural(saes, 'trained SAE')} with all scores", f"{tokens} trained tokens"] if trained else []
-    if len(trained) < len(rows):
-        goes.append(f"the scores of {plural(len(rows) - len(trained), 'evaluation')}")
+    kinds = Counter(row.kind for row in rows)
+    if kinds["evaluate"]:
+        goes.append(f"the scores of {plural(kinds['evaluate'], 'evaluation')}")
+    if kinds["lens"]:
+        goes.append(f"{kinds['lens']} tuned lens{'es' if kinds['lens'] > 1 else ''}")
     return f"{plural(len(rows), 'job')} ({states}): {', '.join(goes)}"

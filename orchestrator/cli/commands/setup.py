@@ -118,11 +118,13 @@ def show_settings(*, origin: bool, output: str | None) -> None:
 @config.command()
 @click.option("--json", "as_json", is_flag=True, help="As a JSON schema, for a program.")
 @click.option("--evaluation", is_flag=True, help="Of evaluate: in a sweep file, and of orch evaluate --config.")
-def schema(*, as_json: bool, evaluation: bool) -> None:
+@click.option("--lens", is_flag=True, help="Of a lens job: of orch lens train --config.")
+def schema(*, as_json: bool, evaluation: bool, lens: bool) -> None:
     """Show every key of a job's config: what it takes, its default, what it means."""
     from orchestrator.cli.display.config_keys import key_lines, plan_lines
     from orchestrator.config.evaluation.evaluation import EvaluationPlan
     from orchestrator.config.job import JobConfig
+    from orchestrator.config.lens.training import LensConfig
 
     if evaluation:
         found = EvaluationPlan.model_json_schema()
@@ -131,12 +133,14 @@ def schema(*, as_json: bool, evaluation: bool) -> None:
         ):
             terminal.echo(line)
         return
+    keys = (LensConfig if lens else JobConfig).model_json_schema()
     if as_json:
-        terminal.echo(json.dumps(JobConfig.model_json_schema(), indent=2, ensure_ascii=False))
+        terminal.echo(json.dumps(keys, indent=2, ensure_ascii=False))
         return
-    for line in key_lines(JobConfig.model_json_schema(), width=terminal.width()):
+    for line in key_lines(keys, width=terminal.width()):
         terminal.echo(line)
-    terminal.note("What a sweep file's evaluate: takes: orch config schema --evaluation")
+    if not lens:
+        terminal.note("What a sweep file's evaluate: takes: orch config schema --evaluation")
 
 
 @config.command()

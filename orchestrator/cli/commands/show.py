@@ -14,6 +14,7 @@ from orchestrator.cli.display.columns import progress_cell, state_cell, why
 from orchestrator.cli.display.evaluation_tables import family_columns
 from orchestrator.cli.display.formats import active_latents, clock, passes, ratio, scientific, share, sparkline
 from orchestrator.cli.display.job_facts import place_facts
+from orchestrator.cli.display.lens_tables import lens_curve_columns, nats
 from orchestrator.cli.display.records import csv_text, plain, record
 from orchestrator.cli.display.tables import Column, table
 from orchestrator.cli.selection import database, job_argument, job_rows, output_option
@@ -40,7 +41,7 @@ _NEAR_TARGET = 0.1
 @output_option("json", "csv")
 def show(*, job: int, part: str | None, output: str | None) -> None:
     """Show everything about one job."""
-    from orchestrator import results
+    from orchestrator import lenses, results
 
     with database() as (settings, engine):
         (row,) = results.located(settings, job_rows(engine, [str(job)]))
@@ -48,10 +49,10 @@ def show(*, job: int, part: str | None, output: str | None) -> None:
             terminal.echo(json.dumps(results.config(engine, job), indent=2, ensure_ascii=False))
             return
         if part is None:
-            print_all = _print_summary if row.kind == "train" else _print_evaluation
-            print_all(settings, engine, row, output)
+            _SUMMARIES[row.kind](settings, engine, row, output)
             return
-        rows: Sequence[Any] = getattr(results, part)(engine, job)
+        is_lens_curve = part == "curve" and row.kind == "lens"
+        rows: Sequence[Any] = (lenses.curve if is_lens_curve else getattr(results, part))(engine, job)
         if part == "checkpoints":
             rows = [replace(row, uri=settings.artifact(row.uri)) for row in rows]
     if output:
@@ -59,9 +60,10 @@ def show(*, job: int, part: str | None, output: str | None) -> None:
     elif not rows:
         terminal.note(f"Job {job} has no {'points of a curve' if part == 'curve' else part} yet.")
     else:
-        for line in table(rows, _COLUMNS[part], width=terminal.width()):
+        columns = lens_curve_columns() if is_lens_curve else _COLUMNS[part]
+        for line in table(rows, columns, width=terminal.width()):
             terminal.echo(line)
-        if part == "curve":
+        if part == "curve" and not is_lens_curve:
             terminal.note(_ON_CURVES)
 
 
@@ -120,6 +122,36 @@ def _print_evaluation(settings: "Settings", engine: "Engine", row: "JobRow", out
             terminal.echo(line)
     scores = f"orch results {found.sae} --long, " if found.sae and found.measured else ""
     terminal.note(f"\nMore: {scores}orch show {row.id} --attempts | --events | --config, orch logs {row.id}")
+
+
+def _print_lens(settings: "Settings", engine: "Engine", row: "JobRow", output: str | None) -> None:
+    from orchestrator import lenses, results
+
+    found = lenses.of_jobs(engine, [row.id])
+    if output:
+        lens = [record(one) for one in found]
+        values = record(row) | {"lens": lens[0] if lens else None}
+        values |= {"convergence": [record(one) for one in results.convergence(engine, row.id)]}
+        terminal.echo(csv_text([values])) if output == "csv" else terminal.echo_json(
+            terminal.envelope("show", [values])
+        )
+        return
+    place = place_facts(results.config(engine, row.id), results.attempts(engine, row.id))
+    points = lenses.curve(engine, row.id)
+    _print_facts(row, [
+        ("lens", found[0].label if found else "gone"), *place,
+        ("training", f"lr {row.lr:g}, seed {row.seed}, priority {row.priority}"),
+        ("progress", f"{progress_cell(row, 24)}  {count(row.tokens_seen)} of {count(row.max_tokens)} tokens"),
+        ("kl", nats(points[-1].kl) if points else NONE), ("curve", sparkline([point.kl for point in points], 32)),
+        *_times(row), *_files(settings, row),
+    ])  # fmt: skip
+    terminal.note(
+        f"\nMore: orch lens show {row.id}, orch show {row.id} --attempts | --events | --config | --checkpoints | "
+        f"--curve, orch logs {row.id}"
+    )
+
+
+_SUMMARIES = {"train": _print_summary, "evaluate": _print_evaluation, "lens": _print_lens}
 
 
 def _facts(row: "JobRow", *, dead: str) -> list[tuple[str, str]]:

@@ -80,6 +80,7 @@ def status(
             _print_table(settings, engine, read(), keys, wide=output == "wide")
             if choice.is_whole:
                 _print_evaluations(engine, selectors, states, limit=None if everything else limit)
+                _print_lenses(engine)
 
 
 def _read(
@@ -113,7 +114,7 @@ def _print_table(
         terminal.echo()
     counts = results.counts(engine)
     total = sum(counts.values())
-    if not total and not any(results.counts(engine, kind="evaluate").values()):
+    if not total and not any(sum(results.counts(engine, kind=kind).values()) for kind in ("evaluate", "lens")):
         terminal.note("The queue is empty. Put something in with: orch enqueue FILE, or try: orch demo")
         return
     shown = "" if len(rows) == total else f"{len(rows)} of {total} jobs shown · "
@@ -143,6 +144,14 @@ def _print_evaluations(
                 terminal.echo(line)
     if any(counts.values()):
         terminal.note(f"evaluations: {'  '.join(state_counts(counts))}  ·  their scores: orch results")
+
+
+def _print_lenses(engine: "Engine") -> None:
+    from orchestrator import results
+
+    counts = results.counts(engine, kind="lens")
+    if any(counts.values()):
+        terminal.note(f"lenses: {'  '.join(state_counts(counts))}  ·  orch lens list")
 
 
 def _print_records(

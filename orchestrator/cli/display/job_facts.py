@@ -49,7 +49,7 @@ def _hook_point(subject: Mapping[str, Any], found: Mapping[str, Any]) -> str:
 
 def _auto(config: Mapping[str, Any], facts: Mapping[str, Any]) -> str:
     """Return the values that the config left open, as the newest attempt settled them."""
-    if "plan" in config:  # an evaluation leaves nothing open
+    if "sae" not in config or "plan" in config:  # neither an evaluation nor a lens leaves anything open
         return ""
     sae, training = config["sae"], config["training"]
     left_open = {

@@ -1,0 +1,124 @@
+"""Tuned lenses as tables: all of them, one layer by layer, and the curve of one in training."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+from orchestrator.cli import terminal
+from orchestrator.cli.display.columns import COLOURS
+from orchestrator.cli.display.formats import clock
+from orchestrator.cli.display.tables import Column, table
+from orchestrator.formatting import NONE, count, duration
+
+if TYPE_CHECKING:
+    from orchestrator.curves.lens_curve import LensPoint
+    from orchestrator.lenses import LensEntry
+    from orchestrator.results import ConvergenceRow
+
+
+def nats(value: float | None) -> str:
+    """Return a KL, in nats per token."""
+    return NONE if value is None else f"{value:.4g}" if value >= 1e-3 or value == 0 else f"{value:.2e}"
+
+
+def lens_columns(*, wide: bool = False) -> "list[Column[LensEntry]]":
+    """Return the columns for lenses."""
+    columns: list[Column[LensEntry]] = [
+        Column("LENS", lambda row: row.label),
+        Column("JOB", lambda row: str(row.job_id or NONE), right=True),
+        Column("MODEL", _model, weight=7, least=12),
+        Column("LAYERS", lambda row: str(row.n_layers or NONE), right=True),
+        Column("KL", lambda row: nats(row.kl), right=True),
+        Column("LOGIT LENS", lambda row: nats(_mean(row.logit_lens_kls)), right=True),
+        Column("WORST COND", lambda row: _condition(max(row.conditions or [], default=None)), right=True, weight=4),
+        Column("TOKENS", lambda row: count(row.tokens_seen), right=True, weight=3),
+        Column("STATE", _state),
+    ]
+    more: list[Column[LensEntry]] = [
+        Column("SOURCE", lambda row: row.source),
+        Column("SHA256", lambda row: row.sha256 or NONE),
+        Column("FOLDER", lambda row: row.uri or NONE),
+    ]
+    return columns + (more if wide else [])
+
+
+def lens_lines(row: "LensEntry", counts: "Sequence[ConvergenceRow]", *, width: int | None) -> list[str]:
+    """Return all that is known of a lens: facts a line each, then its layers as a table."""
+    text = f"{count(row.measured_tokens)} held-out tokens of {row.measured_on}" if row.measured_tokens else None
+    trained = f"{count(row.tokens_seen)} tokens in {duration(row.wall_seconds)}" if row.tokens_seen else None
+    reached = {one.epsilon: one for one in counts}.get(0.01)
+    shown = {
+        "lens": row.label,
+        "from": row.source,
+        "state": _state(row),
+        "model": f"{_model(row)}, {row.dtype}",
+        "sha256": row.sha256,
+        "trained on": trained,
+        "T(1%)": None if reached is None else _tokens(reached),
+        "measured on": text,
+        "created": clock(row.created_at),
+        "folder": row.uri,
+    }
+    lines = [f"  {terminal.style(f'{name:<14}', dim=True)}{value}" for name, value in shown.items() if value]
+    return [*lines, "", *table(_layers(row), _layer_columns(), width=width)] if row.conditions else lines
+
+
+def lens_curve_columns() -> "list[Column[LensPoint]]":
+    """Return the columns for the curve of a lens."""
+    return [
+        Column("TOKENS", lambda point: count(point.tokens_seen), right=True),
+        Column("KL", lambda point: nats(point.kl), right=True),
+        Column("BY LAYER", lambda point: "  ".join(map(nats, point.kls))),
+        Column("LOSS", lambda point: nats(point.loss), right=True),
+        Column("GRAD", lambda point: f"{point.grad_norm:.3g}", right=True),
+        Column("TIME", lambda point: duration(point.wall_seconds), right=True),
+    ]
+
+
+class _Layer(NamedTuple):
+    layer: int
+    kl: float | None
+    logit_lens_kl: float | None
+    condition: float
+
+
+def _layers(row: "LensEntry") -> list[_Layer]:
+    conditions = row.conditions or []
+    unknown = [None] * len(conditions)
+    found = zip(row.kls or unknown, row.logit_lens_kls or unknown, conditions, strict=True)
+    return [_Layer(layer, *values) for layer, values in enumerate(found)]
+
+
+def _layer_columns() -> list[Column[_Layer]]:
+    return [
+        Column("LAYER", lambda row: str(row.layer), right=True),
+        Column("KL", lambda row: nats(row.kl), right=True),
+        Column("LOGIT LENS", lambda row: nats(row.logit_lens_kl), right=True),
+        Column("CONDITION", lambda row: _condition(row.condition), right=True),
+    ]
+
+
+def _model(row: "LensEntry") -> str:
+    return row.model + (f"@{row.revision}" if row.revision else "")
+
+
+def _state(row: "LensEntry") -> str:
+    if row.state is None:
+        return "brought in"
+    return terminal.style(row.outcome or row.state, fg=COLOURS[row.state])
+
+
+def _mean(kls: Sequence[float] | None) -> float | None:
+    from orchestrator.curves.lens_curve import mean_kl
+
+    return mean_kl(kls) if kls else None
+
+
+def _condition(value: float | None) -> str:
+    return NONE if value is None else f"{value:.3g}"
+
+
+def _tokens(found: "ConvergenceRow") -> str | None:
+    if found.tokens:
+        interval = f" (90%: {count(found.low)} to {count(found.high)})" if found.low else ""
+        return f"{count(found.tokens)} tokens{interval}"
+    return f"> {count(found.lower_bound)} tokens" if found.lower_bound else None
