@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
-from typing import Any, Self
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -59,7 +59,7 @@ class LensState:
             for layer, x in enumerate(part.residuals):
                 loss = weight * divergence.kl(part, _translated(x, self.weights[layer], self.biases[layer]))
                 loss.backward()  # type: ignore[no-untyped-call]
-                self.loss_sum += float(loss)
+                self.loss_sum += loss.item()
                 alive()
         gradients = [one.grad for one in self._parameters if one.grad is not None]
         self.norm_sum += math.sqrt(sum(float(one.square().sum(dtype=torch.float64)) for one in gradients))
@@ -111,7 +111,7 @@ class LensState:
     def restored(
         cls, config: LensConfig, tensors: Mapping[str, Tensor], values: Mapping[str, Any], *,
         device: torch.device | str = "cpu",
-    ) -> Self:  # fmt: skip
+    ) -> "LensState":  # fmt: skip
         """Return the state of `tensors` and `values`.
 
         Raises:
