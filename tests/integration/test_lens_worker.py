@@ -131,7 +131,7 @@ def test_what_no_attempt_can_train_fails_once_and_says_why(subject: Path, tmp_pa
         assert world.work("--until-empty").wait(120) == 0, world.said()
         assert [(world.job(job).state, world.job(job).attempt) for job in jobs] == [("failed", 1)] * 2, world.said()
         assert "has 1 block" in (world.job(jobs[0]).reason or "")
-        assert "is not finite" in (world.job(jobs[1]).reason or "")
+        assert "are not finite" in (world.job(jobs[1]).reason or "")
 
 
 def test_it_does_not_go_on_with_another_text(tmp_path: Path) -> None:

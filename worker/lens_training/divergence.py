@@ -17,6 +17,7 @@ from worker.subject.model import Subject, check_widths, read
 
 _LOGITS = {"cpu": 1 << 24, "cuda": 1 << 27}
 """Logits of one layer at a time: 64 MB on a CPU, 512 MB on a GPU; some five tensors of that size are alive at once."""
+_PROBE_TOKENS = 8
 
 Translate = Callable[[int, Tensor], Tensor]
 """Maps the output of a block, its number first, to where the head reads it."""
@@ -54,6 +55,7 @@ class Divergence:
         check_widths(self._views)
         self._restart = Restart.of(self._views[-1])
         if not self._restart.is_at_hook:
+            _check_finite(subject)
             raise SubjectError(
                 f"{type(subject.model).__name__} cannot be run from the output of its last block alone",
                 hint="Its blocks hand on more than the residual stream; a lens of it cannot be trained here.",
@@ -108,3 +110,19 @@ class Divergence:
         last = self._views[-1]
         logits = self._restart.continued(ids, hidden.to(last.dtype))
         return torch.log_softmax(logits[is_measured].float(), dim=-1)
+
+
+def _check_finite(subject: Subject) -> None:
+    """Refuse a model whose own logits are not finite: nothing can be compared with them.
+
+    Raises:
+        SubjectError: says so.
+    """
+    ids = torch.arange(_PROBE_TOKENS, device=subject.device)[None] % subject.vocabulary
+    with torch.no_grad():
+        logits = subject.model(input_ids=ids, use_cache=False).logits
+    if not logits.isfinite().all():
+        raise SubjectError(
+            f"the next-token logits of {subject.config.model} are not finite",
+            hint="Set subject.dtype: float32 (or bfloat16).",
+        )

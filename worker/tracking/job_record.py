@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,6 +17,8 @@ from orchestrator.database.models import (
     ConvergenceRow,
     CurvePoint,
     Job,
+    LensPointRow,
+    LensRow,
     ResultRow,
     SweepRow,
 )
@@ -30,6 +33,7 @@ _MEASURES = (
 )  # fmt: skip
 _RESOLVED = ("lr", "n_latents", "d_model", "k_aux", "dead_after_tokens")
 _NAME_LENGTH = 200
+_LENS_MEASURES = ("kl", "loss", "grad_norm", "wall_seconds")
 _FINAL = ("fvu", "fvu_raw", "untrained_fvu", "dead_share", "l0", "l_inf", "l_inf_se", "tokens_seen", "wall_seconds")
 
 
@@ -39,9 +43,11 @@ class JobRecord(NamedTuple):
     job: Job
     sweep: SweepRow
     attempts: list[Attempt]
-    points: list[CurvePoint]
+    points: list[CurvePoint] | list[LensPointRow]
     """In order of tokens_seen."""
     result: ResultRow | None
+    lens: LensRow | None
+    """Of a job that trains one."""
     counts: list[ConvergenceRow]
     settled_tokens: float
     """Points up to here are final: a checkpoint follows them, or the job has ended."""
@@ -50,7 +56,10 @@ class JobRecord(NamedTuple):
 
     @property
     def name(self) -> str:
-        """Return what its run is called: job 3: n=512 k=8 lr=0.001."""
+        """Return what its run is called: job 3: n=512 k=8 lr=0.001; of a lens job 3: lens of MODEL."""
+        if self.lens is not None:
+            named = f" {self.lens.name}" if self.lens.name else ""
+            return f"job {self.job.id}: lens{named} of {self.lens.model}"[:_NAME_LENGTH]
         lasts = [key.rpartition(".")[2] for key in self.swept]
         told = (
             f"{last if lasts.count(last) == 1 else key}={value:g}" if isinstance(value, float)
@@ -75,11 +84,30 @@ class JobRecord(NamedTuple):
     @property
     def final_values(self) -> dict[str, float]:
         """Return what the job came to, as numbers: of one point each, so that a folder keeps them from the curves."""
-        if self.result is None:
+        if self.lens is not None:
+            names = ("kl", "tokens_seen", "wall_seconds")
+            values = {f"final/{name}": getattr(self.lens, name) for name in names}
+            values |= _by_layer("final/kl", self.lens.kls) | _by_layer("final/logit_lens_kl", self.lens.logit_lens_kls)
+            values |= _by_layer("final/condition", self.lens.conditions)
+        elif self.result is None:
             return {}
-        values = {f"final/{name}": getattr(self.result, name) for name in _FINAL}
+        else:
+            values = {f"final/{name}": getattr(self.result, name) for name in _FINAL}
         values |= {f"final/tokens_to_convergence_{count.epsilon:g}": count.tokens for count in self.counts}
         return {name: float(value) for name, value in values.items() if value is not None}
+
+    @property
+    def artifact(self) -> tuple[str, str] | None:
+        """Return the folder of what the job has trained, and what it is called in its run; None: there is nothing."""
+        if self.lens is not None:
+            return (self.lens.uri, "lens") if self.lens.uri else None
+        return (self.result.artifact_uri, "sae") if self.result and self.result.artifact_uri else None
+
+    @property
+    def final_tokens(self) -> int:
+        """Return after how many tokens the job ended; 0: it has no result."""
+        end = self.lens or self.result
+        return end.tokens_seen or 0 if end is not None else 0
 
 
 def read(engine: Engine, job_id: int) -> JobRecord:
@@ -90,11 +118,13 @@ def read(engine: Engine, job_id: int) -> JobRecord:
     """
     with reading(engine) as session:
         job = session.get_one(Job, job_id)
+        curve = LensPointRow if job.kind == "lens" else CurvePoint
         record = JobRecord(
             job=job,
             sweep=session.get_one(SweepRow, job.sweep_id),
             attempts=[*session.scalars(select(Attempt).filter_by(job_id=job_id).order_by(Attempt.attempt))],
-            points=[*session.scalars(select(CurvePoint).filter_by(job_id=job_id).order_by(CurvePoint.tokens_seen))],
+            points=[*session.scalars(select(curve).filter_by(job_id=job_id).order_by(curve.tokens_seen))],
+            lens=session.scalar(select(LensRow).filter_by(job_id=job_id)),
             result=session.get(ResultRow, job_id),
             swept=differences(session, {job_id: job.sweep_id})[job_id],
             counts=[*session.scalars(select(ConvergenceRow).filter_by(job_id=job_id))],
@@ -109,18 +139,21 @@ def read(engine: Engine, job_id: int) -> JobRecord:
 
 def _leave_out_unmeasured(record: JobRecord) -> None:
     """Take the shares of dead latents out of points and result where no latent could be dead."""
-    if record.job.kind != "train":  # an evaluation has no curve
+    if record.job.kind != "train":  # no other job has latents
         return
     window = stored_window(record.job.config, record.job.d_model)
-    rows: list[CurvePoint | ResultRow] = [*record.points, *([record.result] if record.result else [])]
+    points = (point for point in record.points if isinstance(point, CurvePoint))
+    rows: list[CurvePoint | ResultRow] = [*points, *([record.result] if record.result else [])]
     for row in rows:
         row.dead_share = measured_share(row.dead_share, row.tokens_seen, window)
         if row.dead_share is None and isinstance(row, CurvePoint) and row.by_layer:
             row.by_layer = [LayerPoint(*one)._replace(dead_share=None) for one in row.by_layer]
 
 
-def measures_of(point: CurvePoint) -> dict[str, float | None]:
+def measures_of(point: CurvePoint | LensPointRow) -> dict[str, float | None]:
     """Return what is measured at a point by MLflow's names: `fvu`, and of several layers `fvu.layer_3` beside it."""
+    if isinstance(point, LensPointRow):
+        return {name: getattr(point, name) for name in _LENS_MEASURES} | _by_layer("kl", point.kls)
     found: dict[str, float | None] = {name: getattr(point, name) for name in _MEASURES}
     for values in point.by_layer or ():
         one = LayerPoint(*values)
@@ -128,15 +161,20 @@ def measures_of(point: CurvePoint) -> dict[str, float | None]:
     return found
 
 
+def _by_layer(name: str, values: Sequence[float | None] | None) -> dict[str, float | None]:
+    return {f"{name}.layer_{layer}": value for layer, value in enumerate(values or ())}
+
+
 def draw_curve(record: JobRecord, file: Path) -> None:
-    """Draw fvu over tokens on two log axes, with the asymptote and the counted convergence."""
+    """Draw fvu, of a lens its KL, over tokens on two log axes, with the asymptote and the counted convergence."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    points = [(point.tokens_seen, point.fvu) for point in record.points if point.fvu]
+    measure = "fvu" if record.lens is None else "kl"
+    points = [(point.tokens_seen, getattr(point, measure)) for point in record.points if getattr(point, measure)]
     figure = Figure(figsize=(6, 4), layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.add_subplot(xscale="log", yscale="log", xlabel="training tokens", ylabel="fvu (held out)")
+    axes = figure.add_subplot(xscale="log", yscale="log", xlabel="training tokens", ylabel=f"{measure} (held out)")
     axes.plot(*zip(*points, strict=True), marker=".", color="#1f4e79")
     job, result = record.job, record.result
     if result and result.l_inf:
@@ -146,7 +184,9 @@ def draw_curve(record: JobRecord, file: Path) -> None:
             axes.axvline(count.tokens, linestyle="--", color="#b5542b", label=f"within 1% at {count.tokens:,.0f}")
     if axes.get_legend_handles_labels()[0]:
         axes.legend(frameon=False)
-    outcome = f": {result.outcome}" if result else ""
-    axes.set_title(f"{clean(record.sweep.name)}, job {job.id} (n = {job.n_latents}, k = {job.k}){outcome}", fontsize=10)
+    end = record.lens or result
+    outcome = f": {end.outcome}" if end and end.outcome else ""
+    what = f"n = {job.n_latents}, k = {job.k}" if record.lens is None else f"lens of {clean(record.lens.model)}"
+    axes.set_title(f"{clean(record.sweep.name)}, job {job.id} ({what}){outcome}", fontsize=10)
     axes.grid(which="both", alpha=0.25)
     figure.savefig(file, dpi=120)

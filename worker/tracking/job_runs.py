@@ -9,7 +9,7 @@ from sqlalchemy import Engine
 
 from orchestrator import queue
 from orchestrator.config.flat_keys import flatten
-from orchestrator.database.models import Attempt, CurvePoint
+from orchestrator.database.models import Attempt, CurvePoint, LensPointRow
 from orchestrator.job_states import OUTCOMES, TERMINAL
 from orchestrator.settings import Settings
 from worker.tracking.job_record import JobRecord, draw_curve, measures_of, read
@@ -37,7 +37,7 @@ class Projection:
         """By run: the budget that `orch extend` gave its job."""
 
     def project(self, job_id: int) -> None:
-        """Bring MLflow up to date with one job: a training has a run, an evaluation's scores go to that of its SAE."""
+        """Bring MLflow up to date with one job: it has a run, but the scores of an evaluation go to that of its SAE."""
         record = read(self._engine, job_id)
         if record.job.kind == "evaluate":
             project_scores(self._engine, self._runs, job_id, run_of_job=self._run_of)
@@ -112,7 +112,7 @@ class Projection:
             self._runs.end(run, "FINISHED" if attempt.outcome in OUTCOMES else stopped, at=attempt.ended_at)
             self._closed.add(run)
 
-    def _ship(self, run: str, record: JobRecord, points: Iterable[CurvePoint]) -> None:
+    def _ship(self, run: str, record: JobRecord, points: Iterable[CurvePoint | LensPointRow]) -> None:
         """Log the points that are new. A point's time is the job's created_at plus its training time, always."""
         new = [point for point in points if point.tokens_seen > self._shipped.get(run, -1)]
         self._runs.measures(
@@ -127,18 +127,18 @@ class Projection:
         self._shipped[run] = max((point.tokens_seen for point in new), default=self._shipped.get(run, 0))
 
     def _complete(self, record: JobRecord, run: str) -> None:
-        job, result = record.job, record.result
+        job, step = record.job, record.final_tokens
         at = job.finished_at or job.created_at
-        step = result.tokens_seen if result else 0
         self._runs.measures(run, [Measure(name, v, step, at) for name, v in record.final_values.items()])
         if record.points:
             with TemporaryDirectory(prefix="orch-") as folder:
                 draw_curve(record, Path(folder, "curve.png"))
                 self._runs.add_file(run, Path(folder, "curve.png"), "curve")
-        if result and result.artifact_uri and not self._runs.has_file(run, "sae"):
+        uri, name = record.artifact or ("", "")
+        if uri and not self._runs.has_file(run, name):
             artifacts = self._settings.artifacts_folder.resolve()
-            for file in sorted(Path(self._settings.artifact(result.artifact_uri)).glob("*")):
+            for file in sorted(Path(self._settings.artifact(uri)).glob("*")):
                 if file.resolve().is_relative_to(artifacts):  # whatever the database or a link says
-                    self._runs.add_file(run, file, "sae")
+                    self._runs.add_file(run, file, name)
         self._runs.end(run, _JOB_STATUS[job.state], at=at)
         self._closed.add(run)

@@ -159,17 +159,17 @@ def _config(settings: "Settings", file: Path | None, options: dict[str, Any]) ->
 
     values: Any = {} if file is None else parse_text(read_text(file), str(file)).plain() or {}
     if isinstance(values, dict):
-        values = {part: dict(inner) if isinstance(inner, dict) else inner for part, inner in values.items()}
+        here, beside = Path.cwd(), [] if file is None else [file.parent.absolute()]
+        for part, inner in values.items():
+            if isinstance(inner, dict):
+                folders = (*beside, here)
+                values[part] = {name: read_value(f"{part}.{name}", value, folders) for name, value in inner.items()}
         for name, key in _OPTIONS.items():
             part, _, field = key.partition(".")
             if options[name] is not None and isinstance(values.setdefault(part, {}), dict):
-                values[part][field] = options[name]
+                values[part][field] = read_value(key, options[name], (here,))
         if not isinstance(values.get("subject"), dict) or "model" not in values["subject"]:
             raise click.UsageError("Name the language model: orch lens train SUBJECT, or subject.model in the file.")
-        folders = (Path.cwd(),) if file is None else (file.parent.absolute(), Path.cwd())
-        for part, inner in values.items():
-            if isinstance(inner, dict):
-                values[part] = {name: read_value(f"{part}.{name}", value, folders) for name, value in inner.items()}
     config = parse_lens(values, str(file or ""))
     if settings.embedded:  # in the service mode the files are on the workers' machines
         check_paths([config.reading])

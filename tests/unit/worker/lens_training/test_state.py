@@ -58,7 +58,7 @@ def test_it_begins_as_the_logit_lens_and_falls_below_it_at_every_layer(divergenc
 
 def test_the_first_step_is_adams(divergence: Divergence) -> None:
     state = steps(fresh(), divergence, 0, 1)
-    moved = torch.stack(state.weights).abs()
+    moved = torch.stack([one.detach() for one in state.weights]).abs()
     assert float(moved.max()) == pytest.approx(0.01, rel=1e-3), "every entry moves by the rate, whatever its gradient"
     assert state.tokens_seen == 32, "tokens of text, special ones among them"
 

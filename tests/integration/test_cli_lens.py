@@ -1,0 +1,126 @@
+"""`orch lens`, and what the other commands say of lens jobs."""
+
+import json
+from pathlib import Path
+
+import pytest
+from sqlalchemy import Engine
+
+from orchestrator import lenses, results
+from orchestrator.cli.main import run
+from orchestrator.settings import Settings
+from tests.lens_shorthand import SHA256, begin_lens, lens_point, queue_lens, take_lens, train_lens
+from tests.queue_shorthand import enqueue
+from tests.small_world import make_subject
+
+Capture = pytest.CaptureFixture[str]
+
+
+@pytest.fixture
+def settings(sqlite_settings: Settings) -> Settings:
+    """One database is enough here."""
+    return sqlite_settings
+
+
+@pytest.fixture(scope="module")
+def subject(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_subject(tmp_path_factory.mktemp("a subject"))
+
+
+def said(capsys: Capture, *arguments: str, code: int = 0) -> str:
+    capsys.readouterr()
+    assert run([*arguments]) == code
+    captured = capsys.readouterr()
+    return captured.out + captured.err
+
+
+def test_a_lens_is_asked_for_by_options_and_a_file(
+    engine: Engine, subject: Path, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "lens.yaml"
+    file.write_text("data: {context_length: 32, source: text.txt}\ntraining: {max_tokens: 2M, batch_tokens: 64}\n")
+    monkeypatch.chdir(subject)
+    asked = ["lens", "train", ".", "--config", str(file), "--lr", "0.01", "--seed", "3", "--name", "mine"]
+    assert "would add 1 job" in said(capsys, *asked, "--dry-run")
+    assert results.jobs(engine, kind="lens") == []
+    assert "added job 1" in said(capsys, *asked, "--tokens", "1M")
+    config = results.config(engine, 1)
+    assert (config["subject"]["model"], config["data"]["source"]) == (str(subject), str(subject / "text.txt"))
+    assert (config["optimizer"]["lr"], config["data"]["seed"]) == (0.01, 3)
+    assert (config["training"]["max_tokens"], config["training"]["batch_tokens"]) == (1_000_000, 64)
+    assert "already there, job 1" in said(capsys, *asked, "--tokens", "1M")
+    assert said(capsys, *asked[:5], "--again", "-o", "name").strip() == "2"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "Name the language model"),
+        (["{subject}", "--batch-tokens", "100"], "not a whole number of contexts of 128"),
+        (["{subject}"], "data.context_length = 128: the model reads 32 at most"),
+        (["./nowhere"], "subject.model: there is no ./nowhere"),
+        (["{subject}", "--data", "/no/text.txt"], "data.source: there is no /no/text.txt"),
+        (["synthetic:gaussian?d_model=8"], "is no language model"),
+        (["{subject}", "--config", "{subject}/none.yaml"], "none.yaml"),
+        (["{subject}", "--lr", "-1"], "optimizer.lr: Input should be greater than 0"),
+        (["{subject}", "--tokens", "many"], "is no number of tokens"),
+    ],
+)
+def test_what_cannot_be_asked_for(
+    arguments: list[str], message: str, engine: Engine, subject: Path, capsys: Capture
+) -> None:
+    given = [one.replace("{subject}", str(subject)) for one in arguments]
+    assert message in said(capsys, "lens", "train", *given, code=2)
+    assert results.jobs(engine, kind="lens") == []
+
+
+def test_lenses_are_listed_and_shown_layer_by_layer(engine: Engine, capsys: Capture) -> None:
+    assert "There is no lens yet" in said(capsys, "lens", "list")
+    queue_lens(engine, name="mine")
+    train_lens(engine)
+    waiting = queue_lens(engine, heldout_tokens=512)
+    listed = said(capsys, "lens", "list").splitlines()
+    assert listed[0].split()[:6] == ["LENS", "JOB", "MODEL", "LAYERS", "KL", "LOGIT"]
+    assert listed[1].split() == ["mine", "1", "shipped:stdlib-gpt2", "3", "0.25", "2", "5", "4.10k", "converged"]
+    assert listed[2].split()[-1] == "queued"
+    assert said(capsys, "lens", "list", "-o", "name").split() == ["mine", str(waiting)]
+    (one, _) = json.loads(said(capsys, "lens", "list", "-o", "json"))["items"]
+    assert (one["name"], one["kls"], one["sha256"]) == ("mine", [0.375, 0.125, 0.0], SHA256)
+    assert "mine,1,1," in said(capsys, "lens", "list", "-o", "csv").splitlines()[1]
+    shown = said(capsys, "lens", "show", "mine")
+    assert "4.10k held-out tokens of a text" in shown
+    rows = [line.split() for line in shown.splitlines()]
+    for row in (["0", "0.375", "3", "5"], ["1", "0.125", "1", "2"], ["2", "0", "0", "1"]):
+        assert row in rows
+    assert "there is no lens 'nine'; did you mean mine?" in said(capsys, "lens", "show", "nine", code=3)
+    assert json.loads(said(capsys, "lens", "show", SHA256, "-o", "json"))["items"][0]["conditions"] == [5.0, 2.0, 1.0]
+
+
+def test_the_other_commands_know_the_kind(engine: Engine, capsys: Capture) -> None:
+    queue_lens(engine, name="mine")
+    assert "lenses: ○ 1 queued" in said(capsys, "status")
+    assert "It is trained in a process of its own." in said(capsys, "explain", "1")
+    lease = take_lens(engine).lease
+    begin_lens(engine, lease)
+    from orchestrator import queue
+
+    queue.record(engine, lease, [lens_point(1024), lens_point(2048, 0.25)])
+    assert "The lens" not in said(capsys, "explain", "1")
+    curve = said(capsys, "show", "1", "--curve").splitlines()
+    assert curve[1].split()[:5] == ["1.02k", "0.5", "0.75", "0.25", "0"]
+    queue.release(engine, lease)
+    train_lens(engine)
+    assert "At three evaluations in a row" in (told := said(capsys, "explain", "1"))
+    assert "orch lens show mine" in told
+    shown = said(capsys, "show", "1")
+    assert "all layers 0" not in shown, "no attempt has told which layers those are"
+    assert "4.10k of 20.0M tokens" in shown
+    (item,) = json.loads(said(capsys, "show", "1", "-o", "json"))["items"]
+    assert (item["kind"], item["lens"]["kl"]) == ("lens", 0.25)
+    assert "lenses" in said(capsys, "queue", "stats")
+    assert 'orch_lenses{state="succeeded"} 1' in said(capsys, "metrics")
+    assert "first_point_tokens" in said(capsys, "config", "schema", "--lens")
+    assert "trained by job 1" in said(capsys, "lens", "remove", "mine", "-y", code=4)
+    (sae,) = enqueue(engine)
+    assert "2 jobs (1 succeeded, 1 queued): " in (goes := said(capsys, "delete", "1", str(sae), "-y")) or goes
+    assert lenses.entries(engine) == []
