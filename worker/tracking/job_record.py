@@ -43,8 +43,10 @@ class JobRecord(NamedTuple):
     job: Job
     sweep: SweepRow
     attempts: list[Attempt]
-    points: list[CurvePoint] | list[LensPointRow]
+    points: list[CurvePoint]
     """In order of tokens_seen."""
+    lens_points: list[LensPointRow]
+    """The same of a job that trains a lens."""
     result: ResultRow | None
     lens: LensRow | None
     """Of a job that trains one."""
@@ -53,6 +55,11 @@ class JobRecord(NamedTuple):
     """Points up to here are final: a checkpoint follows them, or the job has ended."""
     swept: dict[str, Any]
     """The dotted keys, but n_latents and k, that set its config apart from the others of its sweep."""
+
+    @property
+    def curve(self) -> Sequence[CurvePoint | LensPointRow]:
+        """Return the points of the job, of its kind."""
+        return self.points or self.lens_points
 
     @property
     def name(self) -> str:
@@ -118,12 +125,14 @@ def read(engine: Engine, job_id: int) -> JobRecord:
     """
     with reading(engine) as session:
         job = session.get_one(Job, job_id)
-        curve = LensPointRow if job.kind == "lens" else CurvePoint
         record = JobRecord(
             job=job,
             sweep=session.get_one(SweepRow, job.sweep_id),
             attempts=[*session.scalars(select(Attempt).filter_by(job_id=job_id).order_by(Attempt.attempt))],
-            points=[*session.scalars(select(curve).filter_by(job_id=job_id).order_by(curve.tokens_seen))],
+            points=[*session.scalars(select(CurvePoint).filter_by(job_id=job_id).order_by(CurvePoint.tokens_seen))],
+            lens_points=[*session.scalars(
+                select(LensPointRow).filter_by(job_id=job_id).order_by(LensPointRow.tokens_seen)
+            )],
             lens=session.scalar(select(LensRow).filter_by(job_id=job_id)),
             result=session.get(ResultRow, job_id),
             swept=differences(session, {job_id: job.sweep_id})[job_id],
@@ -142,8 +151,7 @@ def _leave_out_unmeasured(record: JobRecord) -> None:
     if record.job.kind != "train":  # no other job has latents
         return
     window = stored_window(record.job.config, record.job.d_model)
-    points = (point for point in record.points if isinstance(point, CurvePoint))
-    rows: list[CurvePoint | ResultRow] = [*points, *([record.result] if record.result else [])]
+    rows: list[CurvePoint | ResultRow] = [*record.points, *([record.result] if record.result else [])]
     for row in rows:
         row.dead_share = measured_share(row.dead_share, row.tokens_seen, window)
         if row.dead_share is None and isinstance(row, CurvePoint) and row.by_layer:
@@ -171,7 +179,7 @@ def draw_curve(record: JobRecord, file: Path) -> None:
     from matplotlib.figure import Figure
 
     measure = "fvu" if record.lens is None else "kl"
-    points = [(point.tokens_seen, getattr(point, measure)) for point in record.points if getattr(point, measure)]
+    points = [(point.tokens_seen, getattr(point, measure)) for point in record.curve if getattr(point, measure)]
     figure = Figure(figsize=(6, 4), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot(xscale="log", yscale="log", xlabel="training tokens", ylabel=f"{measure} (held out)")

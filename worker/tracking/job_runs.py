@@ -56,7 +56,7 @@ class Projection:
         run = self._job_run(record, experiment)
         for attempt in record.attempts:
             self._attempt(record, attempt, run, experiment)
-        self._ship(run, record, (p for p in record.points if p.tokens_seen <= record.settled_tokens))
+        self._ship(run, record, (p for p in record.curve if p.tokens_seen <= record.settled_tokens))
         if record.job.state in TERMINAL and run not in self._closed:
             self._complete(record, run)
         elif record.job.state not in TERMINAL and run in self._closed:
@@ -106,7 +106,7 @@ class Projection:
             self._runs.params(run, flatten(attempt.facts))
         if run != attempt.mlflow_run_id:
             queue.set_mlflow(self._engine, job_id=job.id, attempt=attempt.attempt, mlflow_id=run)
-        self._ship(run, record, (p for p in record.points if p.attempt == attempt.attempt))
+        self._ship(run, record, (p for p in record.curve if p.attempt == attempt.attempt))
         if attempt.ended_at is not None:
             stopped = "KILLED" if attempt.outcome in _STOPPED else "FAILED"
             self._runs.end(run, "FINISHED" if attempt.outcome in OUTCOMES else stopped, at=attempt.ended_at)
@@ -130,7 +130,7 @@ class Projection:
         job, step = record.job, record.final_tokens
         at = job.finished_at or job.created_at
         self._runs.measures(run, [Measure(name, v, step, at) for name, v in record.final_values.items()])
-        if record.points:
+        if record.curve:
             with TemporaryDirectory(prefix="orch-") as folder:
                 draw_curve(record, Path(folder, "curve.png"))
                 self._runs.add_file(run, Path(folder, "curve.png"), "curve")
