@@ -29,10 +29,11 @@ def order_of(claims: Sequence[queue.Claim], context: SupervisorContext) -> AnyOr
         "threads": context.threads, "supervisor": os.getpid(),
     }  # fmt: skip
     saving: dict[str, Any] = {"checkpoint_seconds": settings.checkpoint_seconds}
+    using: dict[str, Any] = {"lenses_folder": str(settings.artifacts_folder / LENSES)}
     match config:
         case EvaluationConfig():
             evaluations = tuple(_evaluation(claim, settings) for claim in claims)
-            return EvaluationOrder(jobs=evaluations, store_folder=str(home / garbage.SHARED), **shared)
+            return EvaluationOrder(jobs=evaluations, store_folder=str(home / garbage.SHARED), **using, **shared)
         case LensConfig():
             lease, artifacts = claims[0].lease, str(settings.artifacts_folder)
             own: dict[str, Any] = {"job_id": lease.job_id, "attempt": lease.attempt, "artifacts": artifacts}
@@ -43,7 +44,7 @@ def order_of(claims: Sequence[queue.Claim], context: SupervisorContext) -> AnyOr
                 compile=settings.compile,
                 caches_folder=str(activation_caches.folder(home)),
                 cache_bytes=settings.cache_limit,
-                lenses_folder=str(settings.artifacts_folder / LENSES),
+                **using,
                 **saving,
                 **shared,
             )

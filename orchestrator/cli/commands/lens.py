@@ -74,10 +74,8 @@ def train(
 
             ctx.exit(wait_for(engine, [asked.job_id]))
     if not output and asked.is_new:
-        shown = name or asked.job_id
-        terminal.note(
-            f"\nNext:  orch worker            runs it\n       orch lens show {shown}    shows what it came to"
-        )
+        show = f"orch lens show {name or asked.job_id}"
+        terminal.note(f"\nNext:  {'orch worker':<{len(show)}}   runs it\n       {show}   shows what it came to")
 
 
 @lens.command("list")
