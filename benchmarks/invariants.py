@@ -34,6 +34,8 @@ _QUERIES = {
     " ORDER BY job_id, attempt, tokens_seen DESC",
     "families": "SELECT job_id, family, state, attempt, uri FROM measured_families",
     "scores": "SELECT job_id, sae_id, sae_attempt, family, metric, variant FROM scores",
+    "lenses": "SELECT job_id, attempt, outcome, sha256, uri FROM lenses WHERE job_id IS NOT NULL",
+    "lens_points": "SELECT job_id, attempt, tokens_seen FROM lens_points ORDER BY job_id, attempt, tokens_seen",
     "saes": "SELECT job_id, id, attempt FROM saes WHERE job_id IS NOT NULL",
     "events": "SELECT job_id, sweep_id, at, kind, data FROM events ORDER BY id",
 }
@@ -50,6 +52,8 @@ class QueueRows(NamedTuple):
     checkpoints: dict[int, list[Any]]
     families: dict[int, list[Any]]
     scores: dict[int, list[Any]]
+    lenses: dict[int, list[Any]]
+    lens_points: dict[int, list[Any]]
     saes: dict[int, list[Any]]
     events: dict[int, list[Any]]
     enqueued: dict[int, int]
@@ -79,13 +83,15 @@ def violations(db: QueueRows) -> Iterator[str]:
     """Yield every broken promise."""
     yield from _jobs_in_are_jobs_out(db)
     of_any = (_is_over, _attempts_in_order, _no_lease, _cancelled_stays, _on_disk)
-    of_training = (_one_result, _curve_grows, _evaluated_as_asked)
-    for check in (*of_any, *of_training, _measured_once):
-        for job in db.jobs.values():
-            is_training = job.kind == "train"
-            if check in of_any or is_training == (check in of_training):
-                yield from (f"job {job.id}: {told}" for told in check(db, job))
-    for name in ("attempts", "leases", "results", "points", "checkpoints", "families", "scores"):
+    of_kind = {
+        "train": (_one_result, _curve_grows, _evaluated_as_asked),
+        "evaluate": (_measured_once,),
+        "lens": (_one_lens, _curve_grows),
+    }
+    for job in db.jobs.values():
+        for check in (*of_any, *of_kind[job.kind]):
+            yield from (f"job {job.id}: {told}" for told in check(db, job))
+    for name in ("attempts", "leases", "results", "points", "checkpoints", "families", "scores", "lenses"):
         for job_id in getattr(db, name):
             if job_id not in db.jobs:
                 yield f"job {job_id}: {name} without a job"
@@ -125,6 +131,27 @@ def _one_result(db: QueueRows, job: Any) -> Iterator[str]:
         by = attempts.get(result.attempt)
         if by is None or (by.token, by.outcome) != (result.token, result.outcome):
             yield f"attempt {result.attempt} did not make its result"
+
+
+def _one_lens(db: QueueRows, job: Any) -> Iterator[str]:
+    """Of a job that trains a lens: one row, of its last attempt where it succeeded, and its folder whole."""
+    if any(event.kind == "deleted" for event in db.events[job.id]):
+        return
+    found, attempts = db.lenses[job.id], {row.attempt: row for row in db.attempts[job.id]}
+    if len(found) != 1:
+        yield f"has {len(found)} lenses"
+    for lens in found:
+        by = attempts.get(lens.attempt)
+        if (job.state == "succeeded") != (
+            lens.attempt == job.attempt and by is not None and by.outcome == lens.outcome
+        ):
+            yield f"is {job.state} with a lens of attempt {lens.attempt}, {lens.outcome}; its last is {job.attempt}"
+        if lens.uri is not None and (wrong := broken(Path(lens.uri), lens.sha256)):
+            yield f"its lens: {wrong}"
+        if job.state == "succeeded" and lens.uri is None and lens.outcome != "diverged":
+            yield "has no lens"
+    if sum(row.outcome in RESULTS for row in attempts.values()) != int(job.state == "succeeded"):
+        yield f"is {job.state} with another number of attempts that made a lens"
 
 
 def _evaluated_as_asked(db: QueueRows, job: Any) -> Iterator[str]:
@@ -187,7 +214,7 @@ def _no_lease(db: QueueRows, job: Any) -> Iterator[str]:
 
 
 def _curve_grows(db: QueueRows, job: Any) -> Iterator[str]:
-    points = db.points[job.id]
+    points = db.points[job.id] or db.lens_points[job.id]
     for before, after in pairwise(points):
         if after.tokens_seen <= before.tokens_seen:
             yield f"the curve goes back from {before.tokens_seen} to {after.tokens_seen} tokens"

@@ -12,6 +12,7 @@ from sqlalchemy import Engine, text
 from benchmarks.invariants import read, violations
 from orchestrator import queue
 from orchestrator.queue import CheckpointRef
+from tests.lens_shorthand import queue_lens, train_lens
 from tests.queue_shorthand import claim, enqueue, lose, point, result
 
 
@@ -147,3 +148,34 @@ def test_the_program_says_it_and_ends_with_1(over: Engine) -> None:
     bad = subprocess.run(command, capture_output=True, text=True, check=False)
     assert bad.returncode == 1
     assert "BROKEN: job 1: is succeeded with 0 results" in bad.stdout
+
+
+LENS_PLANTED = {
+    "has 0 lenses": "DELETE FROM lenses",
+    "is succeeded with a lens of attempt 7": "UPDATE lenses SET attempt = 7",
+    "its lens: ": "UPDATE lenses SET uri = '/away'",
+    "has no lens": "UPDATE lenses SET uri = NULL",
+    "another number of attempts that made a lens": "UPDATE attempts SET outcome = 'crashed' WHERE job_id = 4",
+    "a point at 2048, before it began": "UPDATE attempts SET tokens_start = 4000 WHERE job_id = 4",
+}
+
+
+@pytest.fixture
+def with_lens(over: Engine, tmp_path: Path) -> Engine:
+    """The same queue, and a lens that was trained."""
+    folder = tmp_path / "lens"
+    sha256 = write(folder)
+    assert queue_lens(over) == 4
+    assert train_lens(over, uri=str(folder), sha256=sha256) == 4
+    return over
+
+
+def test_a_lens_is_held_to_its_own_promises(with_lens: Engine) -> None:
+    assert found(with_lens) == []
+
+
+@pytest.mark.parametrize(("told", "statement"), LENS_PLANTED.items(), ids=[*LENS_PLANTED])
+def test_what_is_wrong_with_a_lens_is_found(told: str, statement: str, with_lens: Engine) -> None:
+    with with_lens.execution_options(orch_write=True).begin() as connection:
+        connection.execute(text(statement))
+    assert any(told in one for one in found(with_lens)), found(with_lens)
