@@ -14,8 +14,9 @@ from orchestrator.results.rows import QueueStats, SweepRow, WorkerRow
 HOUR = 3600.0
 _IS_HIDDEN = m.Job.hidden.in_(("hidden", "deleted"))
 """Named one by one: only so does SQLite look them up in their index."""
-_ARE_OTHERS = (m.EVALUATION, m.Job.hidden.is_(None))
-"""The jobs that are shown and train no SAE."""
+_ARE_OTHERS = (m.EVALUATION, m.Job.kind.in_(("evaluate", "lens")), m.Job.hidden.is_(None))
+"""The jobs that are shown and train no SAE: the first condition, which the second implies, lets SQLite see their index,
+and the second, which names the kinds one by one, look them up there."""
 KINDS = ("results", "evaluations", "failures", "preemptions", "lost", "machine", "other")
 _KIND_OF = {
     "converged": "results", "max_tokens": "results", "not_learning": "results", "diverged": "results",
@@ -74,10 +75,7 @@ def _count_shown(session: Session, *which: ColumnElement[bool]) -> dict[str, int
 
 
 def _count_others(session: Session, kind: JobKind, *which: ColumnElement[bool]) -> dict[str, int]:
-    """Return the jobs of another kind than trainings by state, less the hidden ones.
-
-    The condition that they are others, which the kind implies, lets SQLite see their index.
-    """
+    """Return the jobs of another kind than trainings by state, less the hidden ones."""
     return _count(session, _by(m.Job.state).where(*_ARE_OTHERS, m.Job.kind == kind, *which))
 
 
