@@ -21,6 +21,12 @@ def is_local(source: str) -> bool:
     )
 
 
+def in_folder(path: str, folder: Path | None) -> Path:
+    """Return a path as it is read in a file of some folder: from there if it is there, else from the one one is in."""
+    place = Path(path).expanduser()
+    return folder / place if folder is not None and (folder / place).exists() else place
+
+
 def text_files(source: str) -> list[Path]:
     """Return the files of a text, each once, in the order of their names; none is hidden, unless it is named.
 

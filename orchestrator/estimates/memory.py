@@ -79,7 +79,7 @@ class Room:
         if self._device.startswith("cuda") or self.kind == "cuda":
             return None if self._free_on_gpu is None else int(_USABLE * self._free_on_gpu)
         cores = os.cpu_count() or 1
-        return int(_USABLE * _free_in_memory() * min(1.0, (self._threads or cores) / cores))
+        return int(_USABLE * free_in_memory() * min(1.0, (self._threads or cores) / cores))
 
     def holds(self, configs: Sequence[JobConfig]) -> bool:
         """Say whether one trainer can train all of them together; one alone always may try."""
@@ -191,7 +191,8 @@ def _subject_bytes(subject: SubjectConfig) -> int:
     return sum(sizes) * _BYTES[subject.dtype] // _BYTES.get(stored, 4)
 
 
-def _free_in_memory(groups: Path = Path("/sys/fs/cgroup")) -> int:
+def free_in_memory(groups: Path = Path("/sys/fs/cgroup")) -> int:
+    """Return how many bytes of main memory are free, by the machine and by our control group."""
     import psutil
 
     free = int(psutil.virtual_memory().available)

@@ -62,14 +62,14 @@ def plan_of(
     Raises:
         ConfigError: says what is wrong, and what was probably meant.
     """
-    plan = parse_plan({} if file is None else file, where)
+    folder = Path(where).parent.absolute() if where else None
+    plan = parse_plan({} if file is None else file, where, folder)
     if wrong := [name for name in metrics if name not in FAMILIES]:
         raise ConfigError(unknown_family(wrong[0]), hint=families_hint())
     given: dict[str, Any] = {
         "metrics": list(metrics) or None, "tokens": tokens, "source": source, "at_layers": at_layers,
     }  # fmt: skip
     values = plan.model_dump(mode="json") | {name: value for name, value in given.items() if value is not None}
-    folder = Path(where).parent.absolute() if where else None
     return with_checked_paths(parse_plan(values, where), folder, takes_selectors=True)
 
 

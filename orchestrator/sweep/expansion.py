@@ -241,7 +241,8 @@ def _priority(node: Node | None) -> int:
 def _evaluation(node: Node | None, path: Path) -> EvaluationPlan | None:
     if node is None or node.value is None:
         return None
-    return with_checked_paths(parse_plan(node.plain(), f"{node.location}: evaluate"), path.parent.absolute())
+    folder = path.parent.absolute()
+    return with_checked_paths(parse_plan(node.plain(), f"{node.location}: evaluate", folder), folder)
 
 
 def _labels(node: Node | None) -> dict[str, str]:

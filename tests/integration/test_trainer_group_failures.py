@@ -198,7 +198,7 @@ def test_the_machine_is_not_asked_within_a_claim(company: Company, monkeypatch: 
         asked.append(bool(claiming))
         return 1 << 40
 
-    monkeypatch.setattr(memory, "_free_in_memory", free)
+    monkeypatch.setattr(memory, "free_in_memory", free)
     company.trainer(LET_GO)
     assert company.run() == ["succeeded"] * 4
     assert company.trainers == 1

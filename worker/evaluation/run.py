@@ -8,18 +8,19 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import groupby
+from itertools import accumulate, groupby
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from orchestrator.config.evaluation.evaluation import EvaluatedSae
+from orchestrator.config.evaluation.evaluation import EvaluatedSae, EvaluationConfig
 from orchestrator.config.evaluation.families import Family
 from orchestrator.config.job import JobConfig
 from orchestrator.config.synthetic import is_synthetic
 from orchestrator.config.validation import parse
 from orchestrator.errors import CheckpointsElsewhere, ConfigError, OrchError, shared_error
+from orchestrator.estimates.memory import free_in_memory
 from orchestrator.versions import versions
 from worker import checked_folder
 from worker.accelerator import choose
@@ -43,6 +44,8 @@ from worker.subject.model import Subject, load_at_first
 
 _POSTPONED = (Exit.MACHINE, Exit.OUT_OF_MEMORY)
 """What another machine, or another try, may do better: such a family is not given up."""
+_SAE_SHARE = 0.25
+"""Of the memory that is free: what the SAEs may take that are loaded at once."""
 
 
 @dataclass
@@ -90,34 +93,40 @@ class EvaluationRun:
         Raises:
             ConfigError, SubjectError, MachineError: the model or the text cannot be read here.
         """
-        jobs = sorted(filter(None, map(self._loaded, self._order.jobs)), key=_reads)
-        subject, text = self._open(jobs)
+        assignments = sorted(self._order.jobs, key=_reads)
+        subject, text = self._open(assignments)
         facts = {"device": str(self._device), "threads": self._order.threads, "versions": versions()}
         if subject and text:
             facts |= {"subject": {"sha256": subject.fingerprint}}
             facts |= {"tokens": {"id": text.id, "n_tokens": text.tokens.n_tokens}}
-            jobs = [job for job in jobs if self._has_read(job, facts)]
-        for job in jobs:
-            self._channel.send(Started(0, facts), job.job_id)
-        for _, group in groupby(jobs, key=_reads):
-            self._measure_group(list(group), subject, text)
+        for _, group in groupby(assignments, key=_reads):
+            for part in _in_parts(list(group), partial(sae_room, self._device)):
+                # What a part has loaded must be gone before the next one loads: no name of it here.
+                self._measure_part(
+                    [*filter(None, (self._started(assignment, facts) for assignment in part))], subject, text
+                )
 
-    def _loaded(self, assignment: EvaluationAssignment) -> EvaluationJob | None:
-        """Load the SAE of a job; return None where it cannot be, which is reported."""
+    def _started(self, assignment: EvaluationAssignment, facts: Mapping[str, Any]) -> EvaluationJob | None:
+        """Load the SAE of a job, and report that it is measured; return None where it cannot be, which is reported."""
+        if assignment.job_id in self._dropped:
+            return None
         self._channel.alive(0, phase="starting")
         with _isolated(partial(self._fail, assignment.job_id)):
+            if "subject" in facts:
+                _check_has_read(assignment, facts)
             sae = _read_sae(assignment.evaluated).to(self._device)
+            self._channel.send(Started(0, dict(facts)), assignment.job_id)
             asked = set(assignment.config.plan.metrics) - set(assignment.measured)
             to_do = [family for family in registry.in_order() if family in asked]
             return EvaluationJob(assignment, SubjectSae(assignment.job_id, assignment.evaluated.label, sae), to_do)
         return None
 
-    def _open(self, jobs: Sequence[EvaluationJob]) -> tuple[Subject | None, HeldoutText | None]:
+    def _open(self, jobs: Sequence[EvaluationAssignment]) -> tuple[Subject | None, HeldoutText | None]:
         """Load the model that the jobs name, and pack their text."""
-        places = list(dict.fromkeys(job.assignment.config.subject for job in jobs))
+        places = list(dict.fromkeys(job.config.subject for job in jobs))
         if not jobs or is_synthetic(places[0].model):
             return None, None
-        config = _training_config(jobs[0])
+        config = _training_config(jobs[0].config)
         subject = load_at_first(places, self._device)
         folder = Path(self._order.tokens_folder)
         with shared_error("stream"):
@@ -126,20 +135,11 @@ class EvaluationRun:
             )
             return subject, HeldoutText(tokens, Contexts.of(tokens, config), config.data.source)
 
-    def _has_read(self, job: EvaluationJob, here: Mapping[str, Any]) -> bool:
-        """Say whether an SAE was trained on this model, and on this text unless one is named; report what is not so."""
-        before = dict(job.assignment.evaluated.trained_on)
-        if job.assignment.config.plan.source is not None:
-            before.pop("tokens", None)
-        with _isolated(partial(self._fail, job.job_id)):
-            refuse_other_source(
-                before, here, whose="the SAE was trained on",
-                otherwise="To measure on a text as it is now: orch evaluate --data",
-            )  # fmt: skip
-            return True
-        return False
+    def _measure_part(self, jobs: list[EvaluationJob], subject: Subject | None, text: HeldoutText | None) -> None:
+        """Measure jobs of the same places together."""
+        if not jobs:
+            return
 
-    def _measure_group(self, jobs: list[EvaluationJob], subject: Subject | None, text: HeldoutText | None) -> None:
         def fail(error: Exception) -> None:  # the place may be missing from the model: other places are not
             for job in jobs:
                 self._fail(job.job_id, error)
@@ -167,7 +167,7 @@ class EvaluationRun:
             self._leave_requested()
 
         if subject is None or text is None:
-            (drawn,) = SyntheticActivations(config.subject.model, self._device).heldout(_training_config(jobs[0]))
+            (drawn,) = SyntheticActivations(config.subject.model, self._device).heldout(_training_config(config))
             return EvaluationContext(config, self._device, store, progress, drawn=drawn)
         sha256 = jobs[0].lens
         lens = open_lens(Path(self._order.lenses_folder), sha256, subject) if sha256 else None
@@ -235,6 +235,32 @@ class EvaluationRun:
             self._channel.send(Left(0), request.job_id)
 
 
+def sae_room(device: torch.device) -> int:
+    """Return how many bytes of SAEs are loaded at once: the rest is for the model, and for what is measured with."""
+    return int(_SAE_SHARE * (free_in_memory() if device.type == "cpu" else torch.cuda.mem_get_info(device)[0]))
+
+
+def _in_parts(jobs: list[EvaluationAssignment], room: Callable[[], int]) -> Iterator[list[EvaluationAssignment]]:
+    """Yield jobs in parts whose SAEs have room together, at least one in each."""
+    while jobs:
+        sizes = accumulate(job.evaluated.n_bytes for job in jobs)
+        within = room()
+        n = max(1, sum(size <= within for size in sizes))
+        yield jobs[:n]
+        del jobs[:n]
+
+
+def _check_has_read(assignment: EvaluationAssignment, here: Mapping[str, Any]) -> None:
+    """Refuse an SAE that was trained on another model, or on another text unless one is named."""
+    before = dict(assignment.evaluated.trained_on)
+    if assignment.config.plan.source is not None:
+        before.pop("tokens", None)
+    refuse_other_source(
+        before, here, whose="the SAE was trained on",
+        otherwise="To measure on a text as it is now: orch evaluate --data",
+    )  # fmt: skip
+
+
 def _read_sae(evaluated: EvaluatedSae) -> InferenceSae:
     folder = Path(evaluated.uri)
     if not folder.parent.exists():
@@ -267,10 +293,10 @@ def _finite(value: Any) -> Any:
     return [_finite(one) for one in value] if isinstance(value, list | tuple) else value
 
 
-def _reads(job: EvaluationJob) -> str:
+def _reads(assignment: EvaluationAssignment) -> str:
     """Return what jobs must agree on to have one context, as text: places, lens, and the seed of what is drawn."""
-    config = job.assignment.config
-    return f"{config.subject.part_json} {job.lens} {config.plan.seed}"
+    config = assignment.config
+    return f"{config.subject.part_json} {assignment.evaluated.read_facts().lens} {config.plan.seed}"
 
 
 def _options(job: EvaluationJob, family: Family) -> str:
@@ -279,9 +305,8 @@ def _options(job: EvaluationJob, family: Family) -> str:
     return options.part_json if options else ""
 
 
-def _training_config(job: EvaluationJob) -> JobConfig:
+def _training_config(config: EvaluationConfig) -> JobConfig:
     """Return the config of a training job that reads the same text at the same place."""
-    config = job.assignment.config
     read = {"subject": config.subject.model_dump(), "data": config.data.model_dump()}
     # Nothing is trained: what is left of the text need not fill a batch.
     heldout = {"training": {"heldout_tokens": config.heldout_tokens, "batch_tokens": 1}}

@@ -150,7 +150,7 @@ class Supervisor:
         room.ask()  # now: within the transaction of a claim it would block other claims for seconds
 
         def fits(config: "AnyConfig") -> bool:
-            """Say whether there is room; SAEs that are evaluated are read one after the other, and need none."""
+            """Say whether there is room; an evaluation loads no more SAEs at once than it has room for."""
             return not isinstance(config, JobConfig) or room.holds([*(claim.job_config for claim in claims), config])
 
         verb = partial(queue.claim_companion, leader=leader, fits=fits)

@@ -1,23 +1,29 @@
 """What is asked of the metric family `downstream`."""
 
 import csv
-from pathlib import Path
 from typing import Annotated, Any, ClassVar, Self
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, ValidationInfo, model_validator
 
 from orchestrator.bounded_file import read_text
 from orchestrator.config.job import Coefficient, Part, PositiveFloat, PositiveInt
+from orchestrator.config.text_files import in_folder
 
 _COLUMNS = ("compute", "ce")
 
 
-def _table(value: Any) -> Any:
-    """Read a table from the CSV file whose path is given: what is kept, and hashed, is its content."""
+def _table(value: Any, info: ValidationInfo) -> Any:
+    """Read a table from the CSV file whose path is given: what is kept, and hashed, is its content.
+
+    A relative path is read from the `folder` of the context of validation, else from the folder one is in.
+    """
     if not isinstance(value, str):
         return value
     try:
-        rows = list(csv.DictReader(read_text(Path(value).expanduser(), what="a table").splitlines()))
+        place = in_folder(value, (info.context or {}).get("folder"))
+        rows = list(csv.DictReader(read_text(place, what="a table").splitlines()))
+        if not rows:
+            raise ValueError("no row")
         return tuple(tuple(float(row[name]) for name in _COLUMNS) for row in rows)
     except OSError as error:
         raise ValueError(f"cannot read {value}: {error.strerror}") from error

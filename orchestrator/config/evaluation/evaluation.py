@@ -118,6 +118,12 @@ class EvaluatedSae(Part):
     trained_on: dict[str, Any] = Field(default_factory=dict)
     """Facts of the attempt that trained it: `subject.sha256`, `tokens.id`. Of an SAE that was brought in: none."""
 
+    @property
+    def n_bytes(self) -> int:
+        """Return what its encoder and decoder take in float32."""
+        facts = self.read_facts()
+        return 8 * facts.n_latents * facts.d_model
+
     def read_facts(self) -> SaeFacts:
         """Return the facts."""
         return SaeFacts.from_json(self.facts)

@@ -9,7 +9,7 @@ from typing import NamedTuple
 from orchestrator.config.evaluation.evaluation import EvaluationPlan
 from orchestrator.config.evaluation.probes import SHIPPED_TASKS, ProbeTask
 from orchestrator.config.job import STANDARD_LIBRARY
-from orchestrator.config.text_files import is_local
+from orchestrator.config.text_files import in_folder, is_local
 from orchestrator.errors import ConfigError
 
 SUFFIXES = (".csv", ".jsonl")
@@ -102,7 +102,7 @@ def columns_of(names: Iterable[str], task: ProbeTask, where: str) -> ProbeColumn
 def with_checked_tasks(plan: EvaluationPlan, folder: Path | None = None) -> EvaluationPlan:
     """Return a plan with the paths of its probes' tasks absolute, as a worker needs them; each is looked into.
 
-    A relative path is read from the folder one is in, else from `folder`. Of a data set id nothing is known before.
+    A relative path is read from `folder`, else from the folder one is in. Of a data set id nothing is known before.
 
     Raises:
         ConfigError: a source is not there or has no texts and labels: says which, and what it lacks.
@@ -119,9 +119,7 @@ def _checked(task: ProbeTask, folder: Path | None) -> ProbeTask:
     if is_shipped(task.source):
         shipped_tasks(task.source)
         return task
-    place = Path(task.source).expanduser()
-    if folder is not None and not place.exists() and (folder / place).exists():
-        place = folder / place
+    place = in_folder(task.source, folder)
     if not place.exists() and not is_file(task.source):
         return task
     for path in probe_files(str(place)).values():
@@ -130,11 +128,16 @@ def _checked(task: ProbeTask, folder: Path | None) -> ProbeTask:
 
 
 def _first_names(path: Path) -> list[str]:
+    """Return the columns of a file; of an empty one none. A table of columns without a row is refused."""
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             if path.suffix.lower() == ".csv":
                 csv.field_size_limit(MOST_OF_A_FIELD)
-                return next(csv.reader(file, strict=True), [])
+                rows = csv.reader(file, strict=True)
+                names = next(rows, [])
+                if names and not any(rows):
+                    raise ConfigError(f"probes.tasks: {path} has columns and no row", hint=_LAYOUTS)
+                return names
             row = json.loads(next((line for line in file if line.strip()), "{}"))
     except (OSError, ValueError, RecursionError, csv.Error) as error:
         raise ConfigError(f"probes.tasks: {path} cannot be read: {error}", hint=_LAYOUTS) from None

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping
 from difflib import get_close_matches
+from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
@@ -16,8 +17,10 @@ from orchestrator.units import token_count
 PLAN_HINT = "Every key and what it takes: orch config schema --evaluation"
 
 
-def parse_plan(values: Any, where: str = "") -> EvaluationPlan:
+def parse_plan(values: Any, where: str = "", folder: Path | None = None) -> EvaluationPlan:
     """Return the plan of a list of metric families, or of a mapping of a plan's keys; `where` it was written.
+
+    `folder`: that of the file it was read from, where the tables lie that it names by relative paths.
 
     Raises:
         ConfigError: says what is wrong, and what was probably meant.
@@ -34,7 +37,7 @@ def parse_plan(values: Any, where: str = "") -> EvaluationPlan:
         if family not in FAMILIES:
             raise ConfigError(f"{before}{unknown_family(family)}", hint=families_hint())
     try:
-        return EvaluationPlan.model_validate(values)
+        return EvaluationPlan.model_validate(values, context={"folder": folder})
     except ValidationError as error:
         raise ConfigError(f"{before}{_said(error)}", hint=PLAN_HINT) from None
 

@@ -20,10 +20,12 @@ from worker.evaluation.n2g.built_patterns import build_patterns
 from worker.evaluation.n2g.divided_text import DividedText
 from worker.evaluation.n2g.latent_acts import Firings, find_firings
 from worker.evaluation.n2g.trie import IndexedText, Predicted, Trie
+from worker.sae.inference import InferenceSae, normalized, raw_scale
 
 _BIGRAM_TOKENS = 1 << 24
 _DISCOUNT = 0.75
-_CHUNK_VALUES = 1 << 24
+_PENDING_VALUES = 1 << 22
+"""Predicted activations that are held until they are decoded together: 12 bytes each, 32 while they are."""
 
 
 @torch.no_grad()
@@ -33,15 +35,10 @@ def simulated_scores(each: SubjectSae, texts: DividedText, options: N2gOptions, 
     Each latent's prediction s is multiplied by E[s·a] / E[s²], a its true activation, both on the text its patterns are
     built of. Where vectors are normalised one by one, the statistics that are put back are the true ones.
     """
-    simulated = _simulated(each, texts, options)
-    width = texts.heldout.ids.shape[1]
+    sums = _simulated(each, texts, options).view(*texts.heldout.ids.shape, -1)
 
     def reconstructed(batch: CleanBatch) -> Float[Tensor, "batch context d_model"]:
-        bounds = np.searchsorted(simulated.positions, [batch.rows.start * width, batch.rows.stop * width])
-        here = simulated.chosen(np.arange(*bounds))
-        return decode_firings(
-            each, here._replace(positions=here.positions - batch.rows.start * width), batch.activations
-        )
+        return decode_sums(each.sae, sums[batch.rows], batch.activations)
 
     table = measure_patch(clean, reconstructed, phase=f"n2g: the model, simulated latents of {each.label}")
     bootstrap = ContextBootstrap(len(clean.is_counted), texts.context.generator("bootstrap"))
@@ -52,8 +49,11 @@ def simulated_scores(each: SubjectSae, texts: DividedText, options: N2gOptions, 
     yield bootstrap(sums).estimate(ratio).score("delta_ce", "bigram", n=int(is_counted.sum()))
 
 
-def _simulated(each: SubjectSae, texts: DividedText, options: N2gOptions) -> Firings:
-    """Return the rescaled predictions of all latents on the held-out text, in its order; slots are latents."""
+def _simulated(each: SubjectSae, texts: DividedText, options: N2gOptions) -> Float[Tensor, "n_tokens d_out"]:
+    """Return Σ rescaled prediction · W_dec row over all latents, of each held-out token; on the CPU.
+
+    What many latents predict, which may be millions of values, is never held at once.
+    """
     context, n_latents = texts.context, each.sae.facts.n_latents
     phase = f"n2g: all latents of {each.label}"
     latents = torch.arange(n_latents)
@@ -65,16 +65,20 @@ def _simulated(each: SubjectSae, texts: DividedText, options: N2gOptions) -> Fir
     build = IndexedText(texts.build.ids.numpy(), texts.first)
     heldout = IndexedText(texts.heldout.ids.numpy(), texts.first)
     counts = measured.flatten().numpy()
-    parts = []
+    sums = torch.zeros(texts.heldout.ids.numel(), each.sae.W_dec.shape[1])
+    pending, n_pending = list[Firings](), 0
     for latent, own in enumerate(true.by_slot(n_latents)):
         context.progress(phase, latent / n_latents)
         trie = Trie.of(built.by_latent[latent])
         factor = scale(trie.predict(build), own, counts)
         found = trie.predict(heldout)
         slots = np.full(len(found.positions), latent, dtype=np.int32)
-        parts.append((found.positions.astype(np.int32), slots, (factor * found.values).astype(np.float32)))
-    together = Firings(*(np.concatenate(part) for part in zip(*parts, strict=True)))
-    return together.chosen(np.argsort(together.positions, kind="stable"))
+        pending.append(Firings(found.positions.astype(np.int32), slots, (factor * found.values).astype(np.float32)))
+        n_pending += len(slots)
+        if n_pending >= _PENDING_VALUES or latent == n_latents - 1:
+            add_decoded(sums, each.sae, Firings(*(np.concatenate(part) for part in zip(*pending, strict=True))))
+            pending, n_pending = [], 0
+    return sums
 
 
 def scale(predicted: Predicted, true: Firings, is_measured: NDArray[np.bool_]) -> float:
@@ -86,24 +90,21 @@ def scale(predicted: Predicted, true: Firings, is_measured: NDArray[np.bool_]) -
     return float(s[at_predicted] @ true.values[at_true].astype(np.float64)) / square if square else 0.0
 
 
-def decode_firings(
-    each: SubjectSae, acts: Firings, x: Float[Tensor, "batch context d_model"]
-) -> Float[Tensor, "batch context d_model"]:
-    """Return x̂ of given activations, in the order of the text; x only tells the statistics of its vectors."""
-    sae, rows = each.sae, x.flatten(0, 1)
-    size = max(1, _CHUNK_VALUES // sae.facts.n_latents)
-    parts = []
-    for start in range(0, len(rows), size):
-        part = rows[start : start + size].to(sae.device)
-        sae.encode_sparse(part)  # decode puts back the statistics of what was encoded last
-        low, high = np.searchsorted(acts.positions, [start, start + len(part)])
-        z = torch.zeros(len(part), sae.facts.n_latents, dtype=sae.dtype)
-        at = torch.from_numpy(acts.positions[low:high].astype(np.int64) - start)
-        z[at, torch.from_numpy(acts.slots[low:high].astype(np.int64))] = torch.from_numpy(acts.values[low:high]).to(
-            sae.dtype
-        )
-        parts.append(sae.decode(z.to(sae.device)).float().to(x.device))
-    return torch.cat(parts).view(x.shape)
+def add_decoded(sums: Float[Tensor, "n_tokens d_out"], sae: InferenceSae, acts: Firings) -> None:
+    """Add Σ activation · W_dec row to what the token of each activation has, in place."""
+    places = torch.from_numpy(np.stack([acts.positions, acts.slots]).astype(np.int64))
+    z = torch.sparse_coo_tensor(places, torch.from_numpy(acts.values), (len(sums), len(sae.W_dec)))
+    sums += torch.sparse.mm(z.to(sae.device), sae.W_dec.detach().float()).to(sums.device)
+
+
+def decode_sums(
+    sae: InferenceSae, sums: Float[Tensor, "batch context d_out"], x: Float[Tensor, "batch context d_model"]
+) -> Float[Tensor, "batch context d_out"]:
+    """Return x̂ of sums of activations · W_dec rows; x only tells the statistics of its vectors."""
+    vectors = x.to(sae.device)
+    scale = raw_scale(sae, vectors).float()
+    mean = normalized(sae, vectors).mean.float()
+    return ((sums.to(sae.device) + sae.b_dec.float()) * scale + mean).to(x.device)
 
 
 def bigram_losses(texts: DividedText) -> Float[Tensor, "n_contexts predicted"]:

@@ -38,7 +38,7 @@ def test_what_does_not_fit_is_said(asked: dict[str, Any], message: str) -> None:
 
 def test_a_file_without_the_columns_is_said(tmp_path: Path) -> None:
     path = tmp_path / "curve.csv"
-    for content in ("a,b\n1,2\n", "compute,ce\n1,x\n", "compute,ce\n1\n"):
+    for content in ("a,b\n1,2\n", "compute,ce\n1,x\n", "compute,ce\n1\n", "compute,ce\n", ""):
         path.write_text(content)
         with pytest.raises(ValidationError, match="no CSV file with numbers in the columns compute and ce"):
             DownstreamOptions.model_validate({"compute_curve": str(path)})

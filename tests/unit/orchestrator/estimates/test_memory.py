@@ -93,7 +93,7 @@ def test_how_many_fit(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_worker_of_some_cores_has_its_part_of_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(memory, "_free_in_memory", lambda: 1000)
+    monkeypatch.setattr(memory, "free_in_memory", lambda: 1000)
     monkeypatch.setattr(os, "cpu_count", lambda: 4)
     assert [Room(Settings(), "cpu", threads=n).bytes for n in (1, 2, 4, 8)] == [225, 450, 900, 900]
     assert Room(Settings(), "cpu").bytes == 900
@@ -164,11 +164,11 @@ def _peak(pid: int) -> int:
 def test_a_container_has_no_more_than_its_control_group_leaves(tmp_path: Path, names: tuple[str, str]) -> None:
     limit, used = (tmp_path / name for name in names)
     limit.parent.mkdir(exist_ok=True)
-    whole = memory._free_in_memory(tmp_path)
+    whole = memory.free_in_memory(tmp_path)
     limit.write_text("5000\n")
     used.write_text("2000\n")
-    assert memory._free_in_memory(tmp_path) == 3000
+    assert memory.free_in_memory(tmp_path) == 3000
     used.write_text("6000\n")
-    assert memory._free_in_memory(tmp_path) == 0
+    assert memory.free_in_memory(tmp_path) == 0
     limit.write_text("max\n")
-    assert memory._free_in_memory(tmp_path) == pytest.approx(whole, rel=0.5)
+    assert memory.free_in_memory(tmp_path) == pytest.approx(whole, rel=0.5)

@@ -1,5 +1,6 @@
 """One evaluation process: whatever becomes of one SAE or one family, the others have their scores."""
 
+import gc
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +16,7 @@ from orchestrator.errors import ConfigError, StorageError
 from worker import checked_folder
 from worker.channel import SupervisorChannel
 from worker.evaluation import registry
+from worker.evaluation import run as run_module
 from worker.evaluation.context import EvaluationContext
 from worker.evaluation.metric import Measured, NotMeasured, Score, SubjectSae
 from worker.evaluation.run import EvaluationRun
@@ -86,7 +88,18 @@ def keeps(saes: Sequence[SubjectSae], context: EvaluationContext, options: Any) 
         yield Measured(one.job_id, [Score("kept", float(kept["seven"]))])
 
 
+def loaded(saes: Sequence[SubjectSae], context: EvaluationContext, options: Any) -> Iterator[Measured | NotMeasured]:
+    """Score each SAE by how many are in memory."""
+    for one in saes:
+        yield Measured(one.job_id, [Score("loaded", n_in_memory())])
+
+
+def n_in_memory() -> int:
+    return sum(type(thing) is InferenceSae for thing in gc.get_objects())
+
+
 FAMILIES = {
+    "n2g": loaded,
     "reconstruction": counts, "downstream": breaks, "probes": is_full, "structure": draws, "ablation": keeps,
 }  # fmt: skip
 
@@ -213,3 +226,24 @@ def test_what_cannot_be_kept_is_measured_all_the_same_and_said_once(
     (line,) = capsys.readouterr().out.splitlines()
     assert line.startswith("warning: not kept for later evaluations: ")
     assert str(tmp_path / "file") in line
+
+
+def test_no_more_saes_are_loaded_at_once_than_there_is_room_for(
+    tmp_path: Path, channel: Channel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = order(tmp_path, 1, 3, 4, 5, metrics=["n2g"])
+    gc.collect()
+    before = n_in_memory()
+    assert asked.jobs[0].evaluated.n_bytes == 8 * 8 * 16
+    monkeypatch.setattr(run_module, "free_in_memory", lambda: 4 * 2 * 8 * 8 * 16)
+    run(asked, channel)
+    found = {job: channel.of(job) for job in (1, 3, 4, 5)}
+    assert all([type(one) for one in messages] == [Started, Scored, Evaluated] for messages in found.values())
+    counts = [
+        one.scores[0]["value"] - before for messages in found.values() for one in messages if isinstance(one, Scored)
+    ]
+    assert counts == [2, 2, 2, 2], "a quarter of what is free holds two"
+    monkeypatch.setattr(run_module, "free_in_memory", lambda: 0)
+    alone = Channel()
+    run(asked, alone)
+    assert [one.scores[0]["value"] - before for _, one in alone.said if isinstance(one, Scored)] == [1, 1, 1, 1]
