@@ -1,5 +1,6 @@
 """The queue as a plain model: what every verb must do to a job, in a few lines without a database."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from orchestrator.queue import Claim, Lease
@@ -16,6 +17,7 @@ class Expected:
     """One job as the model has it; times are seconds of the model's clock."""
 
     config: int
+    """Of an evaluation below 0: no training has its place."""
     priority: int = 0
     replica: int = 0
     state: str = "queued"
@@ -30,6 +32,11 @@ class Expected:
     outcome: str | None = None
     """Of its result."""
     budget: int = 20_000_000
+    sweep: str = "s"
+    stream: str = ""
+    max_failures: int = MAX_FAILURES
+    families: dict[str, str] | None = None
+    """Of an evaluation: what became of its metric families, measured or failed; None: it is a training."""
     curve: set[int] = field(default_factory=set)
     checkpoints: set[tuple[int, int]] = field(default_factory=set)
     """(tokens, attempt)"""
@@ -55,9 +62,30 @@ class Expected:
     def finish(self, outcome: str) -> None:
         self.state, self.desired, self.owner, self.lost, self.outcome = "succeeded", "run", None, 0, outcome
 
+    def measure(self, family: str) -> bool:
+        """Measure a family; return whether it was not measured before."""
+        assert self.families is not None
+        is_new = self.families.get(family) != "measured"
+        if is_new:
+            self.families[family], self.lost = "measured", 0
+        return is_new
+
+    def miss(self, family: str) -> None:
+        assert self.families is not None
+        if self.families.get(family) != "measured":
+            self.families[family] = "failed"
+
+    def finish_evaluation(self, wanted: Sequence[str]) -> None:
+        assert self.families is not None
+        if all(self.families.get(family) == "measured" for family in wanted):
+            self.finish("evaluated")
+        else:
+            self.failures += 1
+            self._land("failed")
+
     def fail(self, now: int, *, retry: bool) -> None:
         self.failures += 1
-        self._land("queued" if retry and self.failures < MAX_FAILURES else "failed")
+        self._land("queued" if retry and self.failures < self.max_failures else "failed")
         self.ready_at = now + (BACKOFF_SECONDS * 2 ** (self.failures - 1) if self.state == "queued" else 0)
 
     def release(self, now: int) -> None:
@@ -101,6 +129,8 @@ class Expected:
     def extend(self, now: int) -> bool:
         """Double its budget; return whether that was allowed."""
         is_open = self.state in {"queued", "paused"}
+        if self.families is not None:
+            return False
         if not is_open and not (self.state == "succeeded" and self.outcome == "max_tokens" and self.checkpoints):
             return False
         if not is_open:
@@ -117,9 +147,10 @@ class Expected:
 
 @dataclass
 class Model:
-    """The whole queue: one sweep and its clock."""
+    """The whole queue: one sweep, that of evaluations, and their clock."""
 
     max_parallel: int | None
+    """Of the sweep; that of evaluations has none."""
     jobs: dict[int, Expected] = field(default_factory=dict)
     now: int = 0
 
@@ -138,20 +169,20 @@ class Model:
 
     def waiting(self) -> list[int]:
         """Return the jobs that may run, in the order in which they will."""
-        running = sum(job.state == "running" for job in self.jobs.values())
-        if self.max_parallel is not None and running >= self.max_parallel:
-            return []
+        running = sum(job.state == "running" and job.sweep == "s" for job in self.jobs.values())
+        is_full = self.max_parallel is not None and running >= self.max_parallel
         ready = [i for i, job in self.jobs.items() if job.state == "queued" and job.ready_at <= self.now]
-        return sorted(ready, key=lambda i: (-self.jobs[i].priority, i))
+        allowed = [i for i in ready if not (is_full and self.jobs[i].sweep == "s")]
+        return sorted(allowed, key=lambda i: (-self.jobs[i].priority, i))
 
-    def companions(self, leader: Claim, streams: list[str]) -> list[int]:
-        """Return those of them that may join a leader; `streams` are the keys by config."""
+    def companions(self, leader: Claim) -> list[int]:
+        """Return those of them that may join a leader."""
         return [
             job_id
             for job_id in self.waiting()
             if (job := self.jobs[job_id]).cursor == leader.cursor
             and not job.is_alone
-            and streams[job.config] == leader.stream_key
+            and job.stream == leader.stream_key
         ]
 
     def expired(self) -> list[int]:

@@ -21,13 +21,23 @@ from sqlalchemy import Engine, delete, select, update
 from orchestrator import queue
 from orchestrator.config.validation import parse
 from orchestrator.database.engine import db_now, reading, transaction
-from orchestrator.database.models import CheckpointRow, CurvePoint, Job, LeaseRow, SweepRow, Table
+from orchestrator.database.models import (
+    CheckpointRow,
+    CurvePoint,
+    Job,
+    LeaseRow,
+    MeasuredFamily,
+    ScoreRow,
+    SweepRow,
+    Table,
+)
 from orchestrator.errors import StateError, StorageError
 from orchestrator.queue import Claim, Lease, LeaseLost
 from orchestrator.sweep.sweep import Limits, Sweep
 from tests.conformance.fault_port import FATES, at_commits, loses_its_answer
 from tests.conformance.model import BACKOFF_SECONDS, GRACE_SECONDS, LEASE_SECONDS, MAX_FAILURES, Expected, Model
 from tests.conformance.promises import broken_promises
+from tests.evaluation_shorthand import BOTH, imported, score
 from tests.queue_shorthand import WORKER, point, ref, result
 
 PARTS: list[dict[str, Any]] = [{"training": {"seed": n}, "data": {"seed": n // 3}} for n in range(4)]
@@ -35,10 +45,13 @@ CONFIGS = tuple(parse({"sae": {"n_latents": 64}} | part) for part in PARTS)
 """The last reads a stream of its own."""
 STREAMS = [config.stream_key for config in CONFIGS]
 CONFIG = st.integers(0, len(CONFIGS) - 1)
-MOST_JOBS = 6
+MOST_JOBS = 7
 WELL = "goes well"
 FATE = st.sampled_from([WELL, WELL, "fails", "loses its answer"])
 TOKENS = st.integers(1, 5)
+FAMILY = st.sampled_from(BOTH.metrics)
+MAX_FAILURES_OF_EVALUATIONS = 3
+"""Of the sweep that evaluations of imported SAEs are in."""
 
 
 def wipe(engine: Engine) -> None:
@@ -61,6 +74,7 @@ class QueueMachine(RuleBasedStateMachine):
         self.claims: dict[Lease, Claim] = {}
         self.ended: dict[Lease, str] = {}
         self.tokens = 0
+        self.saes = [imported(self.engine, name) for name in ("one", "other")]
         for config in configs:
             self.enqueue(config)
 
@@ -89,7 +103,30 @@ class QueueMachine(RuleBasedStateMachine):
         new = sorted(there.keys() - self.model.jobs.keys())
         assert len(new) == expected
         for job_id in new:
-            self.model.jobs[job_id] = Expected(config, priority, there[job_id], ready_at=self.model.now)
+            self.model.jobs[job_id] = Expected(
+                config, priority, there[job_id], ready_at=self.model.now, stream=STREAMS[config]
+            )
+
+    @precondition(lambda self: len(self.model.jobs) < MOST_JOBS)
+    @rule(which=st.integers(0, 1), again=st.booleans(), fate=FATE)
+    def evaluate(self, which: int, again: bool = False, fate: str = WELL) -> None:
+        config = -1 - which
+        expected = again or not self.model.holds(config)
+        with at_commits(self.engine, FATES[fate]):
+            try:
+                (asked,) = queue.evaluate(self.engine, BOTH, [self.saes[which]], again=again)
+                assert asked.is_new == expected
+            except StorageError:
+                expected &= fate == "loses its answer"
+        with reading(self.engine) as session:
+            columns = select(Job.id, Job.replica, Job.stream_key).where(Job.kind == "evaluate")
+            new = [row for row in session.execute(columns) if row.id not in self.model.jobs]
+        assert len(new) == expected
+        for row in new:
+            self.model.jobs[row.id] = Expected(
+                config, 0, row.replica, ready_at=self.model.now, stream=row.stream_key, sweep="evaluations",
+                max_failures=MAX_FAILURES_OF_EVALUATIONS, families={},
+            )  # fmt: skip
 
     @precondition(lambda self: self.model.waiting())
     @rule(target=leases, fate=FATE)
@@ -116,7 +153,7 @@ class QueueMachine(RuleBasedStateMachine):
         if leader not in self.claims:
             return multiple()
         lead, token = self.claims[leader], self._token()
-        companions = self.model.companions(lead, STREAMS)
+        companions = self.model.companions(lead)
 
         def ask() -> Claim | None:
             return queue.claim_companion(
@@ -141,6 +178,7 @@ class QueueMachine(RuleBasedStateMachine):
         if job.owner != got.lease:
             assert job.start(got.lease.token, got.lease.job_id, self.model.now) == got.lease
         assert got.cursor == job.cursor
+        assert set(got.measured) == {name for name, how in (job.families or {}).items() if how == "measured"}
         self.claims[got.lease] = got
         return got.lease
 
@@ -163,21 +201,47 @@ class QueueMachine(RuleBasedStateMachine):
             job.expires_at = self.model.now + LEASE_SECONDS
             assert job.desired == self.said
 
+    def _is_evaluation(self, lease: Lease) -> bool:
+        """Say whether a lease is of an evaluation: its process says other things than a trainer."""
+        return self.model.jobs[lease.job_id].families is not None
+
     @rule(lease=leases, tokens=TOKENS, fate=FATE)
     def record(self, lease: Lease, tokens: int, fate: str = WELL) -> None:
+        if self._is_evaluation(lease):
+            return
         if job := self._write(lease, lambda: queue.record(self.engine, lease, [point(tokens)]), fate):
             job.curve.add(tokens)
 
     @rule(lease=leases, tokens=st.integers(0, 5), fate=FATE)
     def begin(self, lease: Lease, tokens: int, fate: str = WELL) -> None:
-        if job := self._write(lease, lambda: queue.begin(self.engine, lease, {}, tokens), fate):
+        if self._is_evaluation(lease):
+            self._write(lease, lambda: queue.begin_evaluation(self.engine, lease, {}), fate)
+        elif job := self._write(lease, lambda: queue.begin(self.engine, lease, {}, tokens), fate):
             job.begin(tokens)
 
     @rule(lease=leases, tokens=TOKENS, fate=FATE)
     def checkpoint(self, lease: Lease, tokens: int, fate: str = WELL) -> None:
+        if self._is_evaluation(lease):
+            return
         if job := self._write(lease, lambda: queue.checkpointed(self.engine, lease, ref(tokens)), fate):
             job.checkpoints.add((tokens, lease.attempt))
             job.lost = 0
+
+    @rule(lease=leases, family=FAMILY, fate=FATE)
+    def measure(self, lease: Lease, family: str, fate: str = WELL) -> None:
+        def measure() -> bool:
+            return queue.record_scores(self.engine, lease, family, [score(family)], wall_seconds=1.0)
+
+        if self._is_evaluation(lease) and (job := self._write(lease, measure, fate)):
+            assert self.said == (job.measure(family) and fate != "loses its answer")
+
+    @rule(lease=leases, family=FAMILY, fate=FATE)
+    def miss(self, lease: Lease, family: str, fate: str = WELL) -> None:
+        def miss() -> None:
+            queue.record_failed_family(self.engine, lease, family, "it cannot be measured")
+
+        if self._is_evaluation(lease) and (job := self._write(lease, miss, fate)):
+            job.miss(family)
 
     def _end(self, lease: Lease, how: str, end: Callable[[], Any], fate: str) -> Expected | None:
         """Let a worker end its attempt; to say the same again is no second ending."""
@@ -194,8 +258,18 @@ class QueueMachine(RuleBasedStateMachine):
         def finish() -> None:
             queue.finish(self.engine, lease, result(outcome=outcome))
 
-        if job := self._end(lease, outcome, finish, fate):
+        if self._is_evaluation(lease):
+            self._finish_evaluation(lease, fate)
+        elif job := self._end(lease, outcome, finish, fate):
             job.finish(outcome)
+
+    def _finish_evaluation(self, lease: Lease, fate: str) -> None:
+        def finish() -> str:
+            return queue.finish_evaluation(self.engine, lease, 1.0)
+
+        if job := self._end(lease, "finish evaluation", finish, fate):
+            job.finish_evaluation(BOTH.metrics)
+            assert self.said == job.state
 
     @rule(lease=leases, retry=st.booleans(), fate=FATE)
     def fail(self, lease: Lease, retry: bool, fate: str = WELL) -> None:
@@ -276,9 +350,11 @@ class QueueMachine(RuleBasedStateMachine):
     def hold_the_sweep(self, fate: str = WELL) -> None:
         """Pause the sweep, see that nothing of it waits any more, and let it go on."""
         with reading(self.engine) as session:
-            sweep_id = session.scalars(select(SweepRow.id)).one()
+            sweep_id = session.scalars(select(SweepRow.id).where(SweepRow.name == "s")).one()
+        others = [job_id for job_id in self.model.waiting() if self.model.jobs[job_id].sweep != "s"]
         self._ask(fate, lambda: queue.pause_sweep(self.engine, sweep_id))
-        assert self._claimer(self._token())() is None
+        assert queue.waiting(self.engine, limit=99) == others
+        assert others or self._claimer(self._token())() is None
         self._ask(fate, lambda: queue.resume_sweep(self.engine, sweep_id))
 
     @invariant()
@@ -291,16 +367,24 @@ class QueueMachine(RuleBasedStateMachine):
             curves = {tuple(row) for row in session.execute(select(CurvePoint.job_id, CurvePoint.tokens_seen))}
             columns = select(CheckpointRow.job_id, CheckpointRow.tokens_seen, CheckpointRow.attempt)
             checkpoints = {tuple(row) for row in session.execute(columns)}
+            of_family = select(MeasuredFamily.job_id, MeasuredFamily.family, MeasuredFamily.state)
+            families = {tuple(row) for row in session.execute(of_family)}
+            scores = sorted(tuple(row) for row in session.execute(select(ScoreRow.job_id, ScoreRow.family)))
         jobs = self.model.jobs
         assert rows.keys() == jobs.keys()
         for job_id, job in jobs.items():
             row = rows[job_id]
             assert (row.state, row.desired, row.attempt) == (job.state, job.desired, job.attempt)
-            assert (row.max_tokens, json.loads(row.config)["training"]["max_tokens"]) == (job.budget, job.budget)
+            if job.families is None:
+                budget = json.loads(row.config)["training"]["max_tokens"]
+                assert (row.max_tokens, budget) == (job.budget, job.budget)
             assert (row.failures, row.preemptions, row.lost_in_row) == (job.failures, job.preemptions, job.lost)
         assert held == self.model.owners()
         assert curves == {(job_id, at) for job_id, job in jobs.items() for at in job.curve}
         assert checkpoints == {(job_id, *at) for job_id, job in jobs.items() for at in job.checkpoints}
+        told = {(job_id, *one) for job_id, job in jobs.items() for one in (job.families or {}).items()}
+        assert families == told
+        assert scores == sorted((job_id, family) for job_id, family, how in told if how == "measured"), "each once"
         assert queue.waiting(self.engine, limit=99) == self.model.waiting()
 
     @invariant()
