@@ -9,7 +9,16 @@ from typing import Any, NamedTuple
 from sqlalchemy import Engine
 
 from orchestrator.database import engine as database
-from orchestrator.queue import claims, control, eligibility, expiry, fencing, heartbeats, outcomes
+from orchestrator.queue import (
+    claims,
+    control,
+    eligibility,
+    evaluations,
+    expiry,
+    fencing,
+    heartbeats,
+    outcomes,
+)
 
 
 class Edit(NamedTuple):
@@ -74,6 +83,16 @@ PLANTED: dict[str, tuple[Edit, ...]] = {
     ),
     "retry beside its replacement": (
         Edit(control._apply, "        _leave_replaced(session, found)", "        pass"),
+    ),
+    "unfenced scores": (Edit(evaluations.record_scores, "        hold(session, lease)\n", ""),),
+    "family measured twice": (
+        Edit(evaluations.record_scores, '_state(session, lease, family) == "measured"', "False"),
+    ),
+    "failure over a measured family": (
+        Edit(evaluations.record_failed_family, '_state(session, lease, family) == "measured"', "False"),
+    ),
+    "evaluated with a family missing": (
+        Edit(evaluations.finish_evaluation, "missing = _missing(session, lease.job_id)", "missing = {}"),
     ),
     "two-step reaper": (
         Edit(

@@ -146,3 +146,33 @@ def retried_beside_its_replacement(engine: Engine) -> None:
     walk.wish(0, "cancel")
     walk.enqueue(0)
     walk.wish(0, "retry")
+
+
+def a_zombie_measures(engine: Engine) -> None:
+    walk, old = _evaluating(engine)
+    walk.release(old)
+    walk.claim()
+    walk.measure(old, "downstream")
+
+
+def scores_lose_their_answer(engine: Engine) -> None:
+    walk, lease = _evaluating(engine)
+    walk.measure(lease, "downstream", LOST)
+
+
+def a_measured_family_fails(engine: Engine) -> None:
+    walk, lease = _evaluating(engine)
+    walk.measure(lease, "downstream")
+    walk.miss(lease, "downstream")
+
+
+def an_evaluation_ends_early(engine: Engine) -> None:
+    walk, lease = _evaluating(engine)
+    walk.measure(lease, "downstream")
+    walk.finish(lease)
+
+
+def _evaluating(engine: Engine) -> tuple[Walk, Any]:
+    walk = Walk(engine, [])
+    walk.evaluate(0)
+    return walk, walk.claim()
