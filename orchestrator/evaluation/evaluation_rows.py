@@ -81,6 +81,8 @@ def evaluations(
         StorageError: the database did not answer.
     """
     rows = results.jobs(engine, ids=ids, states=states, limit=limit, kind="evaluate")
+    if not rows:
+        return []
     shown = [row.id for row in rows]
     columns = [getattr(m.MeasuredFamily, name) for name in FamilyRow.__slots__]
     measured = select(m.MeasuredFamily.job_id, *columns).where(m.MeasuredFamily.job_id.in_(shown))

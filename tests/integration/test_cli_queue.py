@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from sqlalchemy import Engine
+from sqlalchemy import Engine, event
 
 from orchestrator import queue, results
 from orchestrator.cli.main import run
@@ -287,3 +287,18 @@ def test_logs(queued: Engine, sqlite_settings: Settings, capsys: Capture) -> Non
     queue.cancel(queued, [1])
     assert run(["logs", "1", "-f", "--attempt", "1", "--tail", "1"]) == 0
     assert capsys.readouterr().out == "c\n==> attempt 2 <==\nd\ne\n"
+
+
+def test_status_asks_nothing_of_evaluations_where_there_are_none(queued: Engine, capsys: Capture) -> None:
+    said: list[str] = []
+
+    def note(_connection: object, _cursor: object, statement: str, *_more: object) -> None:
+        said.append(" ".join(statement.split()))
+
+    event.listen(Engine, "before_cursor_execute", note)
+    try:
+        assert run(["status", "small"]) == 0
+    finally:
+        event.remove(Engine, "before_cursor_execute", note)
+    assert not [one for one in said if "measured_families" in one]
+    assert len([one for one in said if "WHERE sweeps.name = " in one]) == 1, "the name is looked up once"

@@ -136,14 +136,15 @@ def _print_evaluations(
     from orchestrator.evaluation.evaluation_rows import evaluations
 
     counts = results.counts(engine, kind="evaluate")
+    if not any(counts.values()):
+        return
     if selectors:
         rows = evaluations(engine, ids=results.find(engine, selectors), states=states, limit=limit)
         if rows:
             terminal.echo()
             for line in table(rows, evaluation_columns(rows, drawn=terminal.is_live()), width=terminal.width()):
                 terminal.echo(line)
-    if any(counts.values()):
-        terminal.note(f"evaluations: {'  '.join(state_counts(counts))}  ·  their scores: orch results")
+    terminal.note(f"evaluations: {'  '.join(state_counts(counts))}  ·  their scores: orch results")
 
 
 def _print_lenses(engine: "Engine") -> None:
