@@ -202,11 +202,12 @@ class Study(Evaluations):
         from orchestrator import queue
         from orchestrator.dispatch import NOT_WOKEN, wake
         from orchestrator.enqueueing import jobs_of, read_sweep
+        from orchestrator.lens_choice import with_lenses
         from orchestrator.sweep import check_name
 
         given = Path(source) if isinstance(source, str) and not ("\n" in source or ": " in source) else source
         called = None if name is None else check_name(name)
-        sweep = read_sweep(given, overrides, settings=self.settings, name=called)
+        sweep = with_lenses(self._engine, read_sweep(given, overrides, settings=self.settings, name=called))
         added = queue.enqueue(self._engine, sweep, allow_duplicate=allow_duplicate, priority=priority)
         if not wake(self.settings, [*(one for one in added.job_ids if one is not None), *added.evaluations]):
             warnings.warn(NOT_WOKEN, stacklevel=2)

@@ -43,6 +43,7 @@ def enqueue(engine: Engine, sweep: "Sweep", *, allow_duplicate: bool = False, pr
         StorageError: the database did not answer. What was added starts when the same sweep is enqueued again.
     """
     configs = sweep.configs
+    _check_lenses(configs)
     submission = _Submission(sweep, allow_duplicate, sweep.priority if priority is None else priority)
     job_ids: list[int | None] = []
     sweep_id = 0
@@ -117,6 +118,13 @@ class _Submission:
                 ever[id_] += 1
                 new[at] = ever[id_]
         return new
+
+
+def _check_lenses(configs: Sequence["JobConfig"]) -> None:
+    """See that lenses are named by their content ids, as `lens_choice` leaves them: a name may come to mean another."""
+    from orchestrator.config.lens.facts import is_content_id
+
+    assert all(config.sae.lens is None or is_content_id(config.sae.lens) for config in configs), "names are resolved"
 
 
 def _row(config: "JobConfig") -> dict[str, Any]:

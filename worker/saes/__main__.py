@@ -46,6 +46,10 @@ def _run(settings: Settings, verb: str, what: str, asked: dict[str, Any]) -> dic
             from worker.saes.importing import import_sae
 
             return import_sae(engine, settings, what, asked)
+        if verb == "import-lens":
+            from worker.saes.lens_import import import_lens
+
+            return import_lens(engine, settings, what, asked)
         if verb == "verify":
             from worker.saes.verifying import verify_sae
 
@@ -64,6 +68,7 @@ def _parser() -> argparse.ArgumentParser:
     verbs = parser.add_subparsers(dest="verb", required=True)
     for verb, texts in {
         "import": ("name", "format", "convention", "subject", "revision", "site", "hook", "data", "device"),
+        "import-lens": ("name", "subject", "revision"),
         "verify": ("subject", "revision", "site", "hook", "data", "device"),
         "export": ("folder", "format", "push"),
     }.items():
@@ -71,7 +76,7 @@ def _parser() -> argparse.ArgumentParser:
         one.add_argument("what")
         for name in texts:
             one.add_argument(f"--{name}")
-        for name in ("layer",) if verb == "export" else ("layer", "context", "tokens"):
+        for name in {"export": ("layer",), "import-lens": ()}.get(verb, ("layer", "context", "tokens")):
             one.add_argument(f"--{name}", type=int)
     return parser
 

@@ -42,6 +42,7 @@ def enqueue(
     key out. What the sweep of that name holds already is skipped, so enqueueing twice adds nothing.
     """
     from orchestrator.enqueueing import jobs_of, read_sweep
+    from orchestrator.lens_choice import with_lenses
     from orchestrator.settings import load
     from orchestrator.sweep import check_name
 
@@ -51,6 +52,7 @@ def enqueue(
         _print(sweep, jobs, output, evaluations=None)
         return
     with database() as (settings, engine):
+        sweep = with_lenses(engine, sweep)
         jobs, evaluations = _add(engine, sweep, priority=priority, needed=needed)
         _print(sweep, jobs, output, evaluations=evaluations)
         _wake(settings, jobs, evaluations)
@@ -65,14 +67,17 @@ def _preview(sweep: "Sweep", *, needed: bool) -> "SweepPlan":
     from orchestrator.cli.display.sweep_table import SweepPlan
     from orchestrator.database import schema
     from orchestrator.estimates.flops import hook_width
+    from orchestrator.lens_choice import with_lenses
     from orchestrator.settings import load
 
     there: set[str] = set()
     times: list[tuple[float, results.MeasuredSpeed] | None] = [None] * len(sweep.configs)
     if load().embedded and schema.current(load()) is None:  # a dry run makes no database
+        sweep = with_lenses(None, sweep)
         texts = results.text_sizes(None, sweep.configs)
     else:
         with database() as (_, engine):
+            sweep = with_lenses(engine, sweep)
             there = results.existing(engine, sweep.name) if needed else there
             texts = results.text_sizes(engine, sweep.configs)
             widths = [hook_width(config.subject) for config in sweep.configs]

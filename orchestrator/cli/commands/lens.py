@@ -1,4 +1,4 @@
-"""`orch lens`: train tuned lenses as jobs, list and show them, remove those brought in."""
+"""`orch lens`: train tuned lenses as jobs, bring them in, list and show them, remove those brought in."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -76,6 +76,31 @@ def train(
     if not output and asked.is_new:
         show = f"orch lens show {name or asked.job_id}"
         terminal.note(f"\nNext:  {'orch worker':<{len(show)}}   runs it\n       {show}   shows what it came to")
+
+
+@lens.command("import")
+@click.argument("folder", metavar="FOLDER")
+@click.option("--subject", required=True, help="The language model that the lens is of: a model id or a folder.")
+@click.option("--revision", help="Branch, tag or commit of a model id.")
+@click.option("--name", help="What to call it; by default as its folder.")
+@output_option("json", "name")
+def import_lens(*, folder: str, subject: str, output: str | None, **options: Any) -> None:
+    """Bring in a lens that the tuned-lens library wrote: FOLDER holds its config.json and params.pt.
+
+    Its translator i is of the input of block i: the output of block l takes translator l + 1, and the last block none.
+    A lens of another model, width, depth or revision is refused, and one that cannot be undone. Of the pickle tensors
+    alone are read.
+    """
+    from orchestrator.cli.sae_worker import run_sae_worker
+    from orchestrator.sweep.assignments import read_value
+
+    options["subject"] = read_value("subject.model", subject, (Path.cwd(),))
+    said = run_sae_worker("import-lens", folder, options)
+    if output == "json":
+        terminal.echo_json(terminal.envelope("lens-imported", [said]))
+        return
+    for line in [said["selector"]] if output == "name" else said["lines"]:
+        terminal.echo(line)
 
 
 @lens.command("list")

@@ -1,0 +1,154 @@
+"""A lens is named when a sweep is enqueued, and stored as its content: by `orch lens import`, the CLI and Python."""
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+
+import orch
+from orchestrator import lenses, results
+from orchestrator.cli import main
+from orchestrator.config.lens.facts import LENSES
+from orchestrator.errors import NotFound
+from tests.small_world import WIDTH, World, make_subject, small_world
+from tests.unit.worker.subject.tiny_models import save_model
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),
+]
+
+
+@pytest.fixture(scope="module")
+def subject(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_subject(tmp_path_factory.mktemp("models") / "a-subject")
+
+
+@pytest.fixture
+def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
+    with small_world(tmp_path / "home") as world:
+        for name, value in world.environ.items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.chdir(tmp_path)
+        yield world
+
+
+def published(folder: Path, **changes: Any) -> Path:
+    """Write a lens as the tuned-lens library does, of a model of two blocks."""
+    folder.mkdir()
+    about = {"base_model_name_or_path": "a-subject", "d_model": WIDTH, "num_hidden_layers": 2, "bias": True}
+    (folder / "config.json").write_text(json.dumps(about | changes))
+    draw = torch.Generator().manual_seed(0)
+    tensors = {f"{i}.weight": 0.1 * torch.randn(WIDTH, WIDTH, generator=draw) for i in range(2)}
+    torch.save(tensors | {f"{i}.bias": torch.randn(WIDTH, generator=draw) for i in range(2)}, folder / "params.pt")
+    return folder
+
+
+class Said(NamedTuple):
+    exit_code: int
+    output: str
+
+
+Run = Callable[..., Said]
+
+
+@pytest.fixture
+def run(capfd: pytest.CaptureFixture[str]) -> Run:
+    def run(*arguments: str) -> Said:
+        capfd.readouterr()
+        code = main.run([*arguments])
+        out, err = capfd.readouterr()
+        return Said(code, out + err)
+
+    return run
+
+
+def sweep(subject: Path, lens: str, **place: Any) -> str:
+    text = {"data.source": str(subject / "text.txt"), "data.context_length": 32}
+    keys = {"subject.model": str(subject), "sae.lens": lens} | text | place
+    return json.dumps({"version": 1, "name": "lensed", "overrides": keys})
+
+
+def test_a_lens_is_imported_named_and_stored_by_its_content(
+    world: World, run: Run, subject: Path, tmp_path: Path
+) -> None:
+    folder = published(tmp_path / "my-lens")
+    said = run("lens", "import", str(folder), "--subject", str(subject))
+    assert said.exit_code == 0, said.output
+    (entry,) = lenses.entries(world.engine)
+    assert entry.sha256 is not None
+    assert (world.settings.artifacts_folder / LENSES / entry.sha256 / "lens.json").is_file()
+    assert (entry.name, entry.model, entry.n_layers) == ("my-lens", str(subject), 2)
+    assert entry.conditions is not None
+    assert entry.conditions[0] > 1 == entry.conditions[1]
+    assert f"content id {entry.sha256}" in said.output
+    assert run("lens", "import", str(folder), "--subject", str(subject)).exit_code == 4, "the name is taken"
+
+    for number, name in enumerate(("my-lens", entry.sha256[:10], entry.sha256)):
+        (tmp_path / "lensed.json").write_text(sweep(subject, name))
+        preview = run("enqueue", str(tmp_path / "lensed.json"), "--dry-run")
+        assert ("would add 1" if not number else "already there 1") in preview.output, preview.output
+        assert run("enqueue", str(tmp_path / "lensed.json")).exit_code == 0
+    with orch.open(home=world.settings.home) as study:
+        assert study.enqueue(sweep(subject, "my-lens") + "\n") == [1], "however it is named it is one job"
+    (job,) = results.jobs(world.engine)
+    assert results.config(world.engine, job.id)["sae"]["lens"] == entry.sha256
+    shown = run("show", str(job.id)).output
+    assert f"{entry.sha256[:12]}: fvu is in its space" in shown
+
+
+def test_what_cannot_be_named_is_said_and_nothing_is_queued(
+    world: World, run: Run, subject: Path, tmp_path: Path
+) -> None:
+    assert run("lens", "import", str(published(tmp_path / "mine")), "--subject", str(subject)).exit_code == 0
+    other = save_model("gpt2", tmp_path / "other")
+    (other / "text.txt").write_text("the quick brown fox")
+    for file, said, code in (
+        (sweep(subject, "mien"), "there is no lens 'mien'; did you mean mine?", 3),
+        (sweep(other, "mine"), f"sae.lens: the lens mine is of subject.model = {subject}", 2),
+        (sweep(subject, "mine", **{"subject.site": "mlp_post"}), "sae.lens maps the output of a block", 2),
+    ):
+        (tmp_path / "lensed.json").write_text(file)
+        for more in ((), ("--dry-run",)):
+            refused = run("enqueue", str(tmp_path / "lensed.json"), *more)
+            assert refused.exit_code == code, refused.output
+            assert said in refused.output
+    assert results.jobs(world.engine) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"base_model_name_or_path": "another"}, "the lens is of another, and the subject is"),
+        ({"num_hidden_layers": 3}, "for 3 blocks of width 32, and"),
+        ({"base_model_revision": "step2"}, "the lens is of revision step2 of its model"),
+    ],
+)
+def test_files_of_another_model_are_refused(
+    world: World, run: Run, subject: Path, tmp_path: Path, changes: dict[str, Any], said: str
+) -> None:
+    folder = published(tmp_path / "mine", **changes)
+    refused = run("lens", "import", str(folder), "--subject", str(subject))
+    assert refused.exit_code == 2
+    assert said in refused.output
+    assert lenses.entries(world.engine) == []
+    assert not (world.settings.artifacts_folder / LENSES).exists()
+
+
+def test_a_folder_that_is_not_there(world: World, run: Run, subject: Path) -> None:
+    refused = run("lens", "import", "nowhere", "--subject", str(subject))
+    assert refused.exit_code == 3
+    assert "there is no folder nowhere" in refused.output
+
+
+def test_without_a_database_there_is_no_lens(
+    run: Run, subject: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ORCH_HOME", str(tmp_path / "new"))
+    (tmp_path / "lensed.json").write_text(sweep(subject, "mine"))
+    refused = run("enqueue", str(tmp_path / "lensed.json"), "--dry-run")
+    assert refused.exit_code == NotFound.exit_code
+    assert "there is no lens 'mine'" in refused.output
