@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.cli import terminal
-from orchestrator.cli.display.formats import active_latents, bar, clock, passes, ratio, share
+from orchestrator.cli.display.formats import active_latents, bar, clock, passes, ratio, share, short_id
 from orchestrator.cli.display.tables import Column
 from orchestrator.formatting import NONE, count, duration
 from orchestrator.job_states import TERMINAL
@@ -133,7 +133,7 @@ def _value(value: Any, *, skip: int) -> str:
     if isinstance(value, float):
         return f"{value:g}"
     if isinstance(value, str):
-        return f"…{value[skip:]}" if skip else value
+        return f"…{value[skip:]}" if skip else short_id(value)
     return json.dumps(value)  # null and true, as a sweep file has them
 
 

@@ -50,6 +50,11 @@ def loss(fvu: float | None, l0: float | None) -> str:
     return f"fvu {ratio(fvu)}" + ("" if l0 is None else f", L0 {active_latents(l0)}")
 
 
+def short_id(text: str) -> str:
+    """Write a content id, a sha256 in hex, by its first ten digits; any other text stays as it is."""
+    return text[:10] if len(text) == 64 and not set(text) - set("0123456789abcdef") else text
+
+
 def passes(value: float | None) -> str:
     """Write how many passes over a text a budget is, with two digits at least."""
     return NONE if value is None or not math.isfinite(value) else f"{value:.2g}" if value < 10 else f"{value:.0f}"

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from orchestrator.cli import terminal
 from orchestrator.cli.display.budget_notes import BudgetNote, dead_note, passes_note, told_once
-from orchestrator.cli.display.formats import passes, scientific
+from orchestrator.cli.display.formats import passes, scientific, short_id
 from orchestrator.cli.display.tables import Column, table
 from orchestrator.config.flat_keys import flatten, varied_keys
 from orchestrator.formatting import count, duration, jobs_named
@@ -185,4 +185,4 @@ def _passes_cell(job: PlannedJob) -> str:
 def _value(value: Any) -> str:
     if value is None:
         return "null"
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    return f"{value:g}" if isinstance(value, float) else short_id(str(value))

@@ -21,6 +21,12 @@ def test_count(value: float | None, text: str) -> None:
     assert count(value) == text
 
 
+def test_a_content_id_is_cut_and_no_other_text() -> None:
+    assert formats.short_id("0123456789abcdef" * 4) == "0123456789"
+    for text in ("0123456789abcdef" * 3, "g" * 64, "stdlib-lens", ""):
+        assert formats.short_id(text) == text
+
+
 @pytest.mark.parametrize(
     ("seconds", "text"),
     [(None, "–"), (math.inf, "–"), (0.4, "0s"), (59.6, "1m00s"), (250, "4m10s"), (3599.7, "1h00m"), (90_000, "1d01h")],
