@@ -201,8 +201,7 @@ class Study(Evaluations):
         """
         from orchestrator import queue
         from orchestrator.dispatch import NOT_WOKEN, wake
-        from orchestrator.enqueueing import jobs_of, read_sweep
-        from orchestrator.lens_choice import with_lenses
+        from orchestrator.enqueueing import jobs_of, read_sweep, with_lenses
         from orchestrator.sweep import check_name
 
         given = Path(source) if isinstance(source, str) and not ("\n" in source or ": " in source) else source

@@ -121,7 +121,7 @@ class _Submission:
 
 
 def _check_lenses(configs: Sequence["JobConfig"]) -> None:
-    """See that lenses are named by their content ids, as `lens_choice` leaves them: a name may come to mean another."""
+    """See that lenses are named by content ids, as `enqueueing.with_lenses` leaves them: a name may change hands."""
     from orchestrator.config.lens.facts import is_content_id
 
     assert all(config.sae.lens is None or is_content_id(config.sae.lens) for config in configs), "names are resolved"

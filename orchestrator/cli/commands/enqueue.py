@@ -41,8 +41,7 @@ def enqueue(
     KEY=VALUE overrides the file: sae.k=16,32 varies a key, 'optimizer.lr=log(1e-4,1e-3,3)' takes a range, ~KEY takes a
     key out. What the sweep of that name holds already is skipped, so enqueueing twice adds nothing.
     """
-    from orchestrator.enqueueing import jobs_of, read_sweep
-    from orchestrator.lens_choice import with_lenses
+    from orchestrator.enqueueing import jobs_of, read_sweep, with_lenses
     from orchestrator.settings import load
     from orchestrator.sweep import check_name
 
@@ -66,8 +65,8 @@ def _preview(sweep: "Sweep", *, needed: bool) -> "SweepPlan":
     from orchestrator import results
     from orchestrator.cli.display.sweep_table import SweepPlan
     from orchestrator.database import schema
+    from orchestrator.enqueueing import with_lenses
     from orchestrator.estimates.flops import hook_width
-    from orchestrator.lens_choice import with_lenses
     from orchestrator.settings import load
 
     there: set[str] = set()
