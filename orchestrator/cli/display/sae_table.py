@@ -53,7 +53,7 @@ def sae_lines(row: "SaeEntry") -> list[str]:
         "From": f"job {row.job_id} of {row.sweep}" if row.job_id else f"{row.format}: {row.source}",
         "sha256": row.sha256,
         "Reads": reads,
-        "Lens": facts.lens and f"{facts.lens}: it encodes and decodes in the space of this tuned lens",
+        "Lens": facts.lens and f"{facts.lens}: it encodes and decodes in its space",
         "Predicts": facts.target_hook_point,
         "Sizes": f"{facts.n_latents} latents × {facts.d_model}, {facts.dtype}",
         "Selection": _selection(row),
