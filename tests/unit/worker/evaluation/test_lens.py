@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -23,6 +24,7 @@ from worker.evaluation.context import EvaluationContext
 from worker.evaluation.layers.batches import layer_batches, text_of
 from worker.evaluation.metric import Measured, Score
 from worker.evaluation.places import Places
+from worker.evaluation.probes.features import _activations, _Wanted
 from worker.lens.tuned_lens import TunedLens
 from worker.subject.model import load, run_patched
 
@@ -210,6 +212,13 @@ def test_everything_else_reads_lens_space(tmp_path: Path) -> None:
     torch.testing.assert_close(context.heldout_activations, context.activations(heldout))
     assert context.of("activations") != plain.of("activations")
     assert context.raw.of("activations") == plain.of("activations"), "raw activations are captured once for both"
+
+
+def test_probes_are_trained_on_lens_space(tmp_path: Path) -> None:
+    plain = tiny_context(tmp_path)
+    wanted = _Wanted(np.array([0, 1]), np.array([[0, 3], [1, 2]]), None)
+    raw, found = (_activations(one, [[3, 4, 5], [6, 7]], wanted, lambda: None) for one in (plain, mapped(plain)))
+    torch.testing.assert_close(found, a_lens(plain).into(1, raw))
 
 
 def test_at_several_layers_each_has_its_own_translator(tmp_path: Path) -> None:
