@@ -13,6 +13,8 @@ from orchestrator.scaling.layer_claims import Claim, Compared, beside_home, best
 
 _PAPER = {"fvu": "FVU", "mse": "MSE", "l1": "L1", "delta_ce": "ΔCE", "kl": "KL"}
 """The columns of the paper's table of SAEs."""
+_MOST_VALUES = 8
+"""Of more, the lowest and the highest are told."""
 _SURE = (
     "In brackets: 90% intervals, by Student's t over the seeds; of a single seed by bootstrap over contexts. What is "
     "claimed of SAEs is judged seed by seed: it holds where the whole interval says so, of a single seed where its "
@@ -107,7 +109,10 @@ def _told(claim: Claim, words: tuple[str, str, str]) -> str:
 
 def _listed(parts: Sequence[Compared]) -> str:
     layers = layers_told(sorted(layer for part in parts for layer in part.layers))
-    return f"{layers} ({', '.join(_spelled(part.value) for part in parts)})"
+    values = [part.value for part in parts]
+    if len(values) > _MOST_VALUES:
+        return f"{layers} ({digits(min(values).value)} to {digits(max(values).value)})"
+    return f"{layers} ({', '.join(map(_spelled, values))})"
 
 
 def _spelled(value: Interval) -> str:

@@ -44,7 +44,7 @@ def render(contents: Contents, drawings: Sequence[Drawing], *, rows_file: str = 
         _header(contents),
         element("h2", "Findings"),
         element("ul", *(element("li", said) for said in found), class_="findings"),
-        element("p", "In brackets: 90% intervals of the bootstrap.", class_="small") if contents.fits else Html(""),
+        _intervals(contents),
         *_part("Figures", _figures(drawings, rows_file)),
         *_part("Scores", score_sections(contents, listed)),
         *_part("Fits", fit_sections(contents)),
@@ -56,6 +56,13 @@ def render(contents: Contents, drawings: Sequence[Drawing], *, rows_file: str = 
     page = f"<!doctype html>\n{element('html', _head(title), element('body', body, _script()), lang='en')}\n"
     numbers = {row.job_id for row in listed}
     return _LINK.sub(lambda found: found[0] if int(found[1]) in numbers else found[2], page)
+
+
+def _intervals(contents: Contents) -> Html:
+    """Say what the intervals in the findings are."""
+    of = ["of fits by the bootstrap"] if contents.fits else []
+    of += ["of SAEs at several layers by Student's t over the seeds"] if cross_findings(contents) else []
+    return element("p", f"In brackets: 90% intervals, {', '.join(of)}.", class_="small") if of else Html("")
 
 
 def jobs_listed(contents: Contents, drawings: Sequence[Drawing]) -> list[JobMeasurement]:

@@ -16,9 +16,12 @@ EXAMPLES = sorted((ROOT / "examples").glob("*.yaml"))
 PROTOCOLS = {
     "gaussian-control", "planted-spectrum", "loss-by-latents", "loss-by-compute", "loss-by-latents-and-k",
     "learning-rate", "learning-rate-by-latents", "subject-size", "layers-and-sites", "activations-at-equal-l0",
-    "multi-layer",
+    "multi-layer", "multi-layer-expansion", "multi-layer-k",
 }  # fmt: skip
-NO_FIT = {"learning-rate", "layers-and-sites", "activations-at-equal-l0", "multi-layer"}
+NO_FIT = {
+    "learning-rate", "layers-and-sites", "activations-at-equal-l0", "multi-layer", "multi-layer-expansion",
+    "multi-layer-k",
+}  # fmt: skip
 NUMBERS = {
     "four": 4,
     "five": 5,
@@ -29,6 +32,7 @@ NUMBERS = {
     "nineteen": 19,
     "twenty-one": 21,
     "24": 24,
+    "27": 27,
     "36": 36,
 }
 Capture = pytest.CaptureFixture[str]

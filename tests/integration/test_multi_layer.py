@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from sqlalchemy import select
 
 from orchestrator import queue, results, saes
@@ -158,3 +159,8 @@ def check_sae(world: World, tmp_path: Path) -> None:
     for name in set(registry.WRITTEN) - {"orch", "mlsae"}:
         with pytest.raises(ConfigError, match="of one layer, and this one reads layers 0, 1"):
             registry.write(chosen.sae, tmp_path / name, format=name)
+    registry.write(chosen.sae, tmp_path / "mlsae", format="mlsae")
+    again, x = registry.read(tmp_path / "mlsae").sae, torch.randn(64, chosen.sae.facts.d_model)
+    assert (again.facts.layers, again.facts.subject, again.facts.k) == ((0, 1), entry.facts.subject, entry.facts.k)
+    assert bool((chosen.sae.b_enc != 0).any()), "training moves it, and mlsae has no place for it"
+    assert torch.allclose(again.encode(x), chosen.sae.encode(x), atol=1e-4)

@@ -54,6 +54,32 @@ def bias_subtracted(sae: InferenceSae, subtracts: bool) -> InferenceSae:
     return sae.changed(changes, facts=replace(sae.facts, subtracts_bias=subtracts))
 
 
+_SHIFT = 1e-3
+"""Of each entry of a standardised vector, in standard deviations: what `without_latent_bias` may add."""
+
+
+def without_latent_bias(sae: InferenceSae) -> InferenceSae:
+    """Return an SAE of standardised vectors, which subtracts b_dec, with its b_enc in the encoder's weights.
+
+    A standardised vector has the mean 0: along u = (1, ..., 1) / √d_model it is 0, and x̄ − b_dec is a constant there.
+    With W_enc + u aᵀ in the place of W_enc, a = −b_enc / (u·b_dec), each latent gets its bias back. Where u·b_dec is
+    near 0, as it is after training, b_dec is first moved along u, by 1e-3 in each entry: the latents are the same, and
+    reconstructions are off by a thousandth of the vector's standard deviation in each entry.
+    """
+    width = sae.facts.d_model
+    W_enc, b_dec = sae.W_enc.double(), sae.b_dec.double()
+    along = b_dec.new_full((width,), width**-0.5)
+    component = float(b_dec @ along)
+    moved = 0.0 if abs(component) >= _SHIFT * width**0.5 else _SHIFT * width**0.5 - component
+    inside = -(sae.b_enc.double() + moved * (along @ W_enc)) / (component + moved)
+    changes: dict[str, Tensor] = {
+        "W_enc": (W_enc + along[:, None] * inside).to(sae.dtype),
+        "b_dec": (b_dec + moved * along).to(sae.dtype),
+        "b_enc": sae.b_enc.new_zeros(len(sae.b_enc)),
+    }
+    return sae.changed(changes, facts=sae.facts)
+
+
 def refuse_rank(sae: InferenceSae, title: str) -> None:
     """Refuse an SAE whose latents were scaled after their order was learned.
 

@@ -87,7 +87,8 @@ def fill(sae: InferenceSae) -> Callable[[Path], None]:
     """Return what writes an SAE as mlsae does.
 
     Raises:
-        ConfigError: it selects otherwise than topk, or has a bias of its latents, which mlsae has not.
+        ConfigError: it selects otherwise than topk, or it has a bias of its latents, which mlsae has not, and reads
+            vectors that are not standardised.
     """
     fold.refuse_rank(sae, "mlsae")
     sae = fold.unit_as_layer_norm(fold.without_input_scale(sae))
@@ -99,9 +100,13 @@ def fill(sae: InferenceSae) -> Callable[[Path], None]:
         raise ConfigError(f"mlsae standardises vectors or takes them as they are, and this SAE has {facts.normalize}")
     sae = fold.bias_subtracted(sae, True)
     if bool((sae.b_enc != 0).any()):
-        raise ConfigError(
-            "mlsae has no bias of the latents, and this SAE has one that is not zero", hint="Export it as SAELens."
-        )
+        if facts.normalize != "layer_norm":
+            raise ConfigError(
+                "mlsae has no bias of the latents, and this SAE has one that is not zero: it goes into the weights of "
+                "an encoder of standardised vectors alone",
+                hint="Export it as SAELens.",
+            )
+        sae = fold.without_latent_bias(sae)
     config = {
         "n_inputs": facts.d_model,
         "n_latents": facts.n_latents,
