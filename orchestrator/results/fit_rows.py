@@ -165,7 +165,7 @@ def _measured(row: Row[Any], config: dict[str, Any], known: _Tables) -> JobMeasu
         layer=None if config["subject"]["hook"] else config["subject"]["layer"],
         layers=_layers(config["subject"], known.layers.get(_asked(config), ())),
         warmup_tokens=config["optimizer"]["warmup_tokens"], decay_tokens=config["optimizer"]["decay_tokens"],
-        stop_epsilon=config["stop"]["epsilon"],
+        lens=config["sae"].get("lens") or "", stop_epsilon=config["stop"]["epsilon"],
         first_max_tokens=json.loads(row.asked_config)["training"]["max_tokens"] if row.asked_config else None,
     )  # fmt: skip
 

@@ -23,7 +23,19 @@ from orchestrator.scaling.types import JobMeasurement
 
 _TAIL = 0.95
 """Of the 90% interval, the upper end's quantile."""
-_ALIKE = ("subject", "hook", "data", "activation", "n_latents", "k", "lr", "batch_tokens", "max_tokens", "sweep")
+_ALIKE = (
+    "subject",
+    "hook",
+    "data",
+    "activation",
+    "n_latents",
+    "k",
+    "lr",
+    "batch_tokens",
+    "max_tokens",
+    "lens",
+    "sweep",
+)
 """What SAEs that differ in the seed alone have in common."""
 Value = Callable[[JobMeasurement], Interval | None]
 
@@ -51,8 +63,9 @@ class SaeGroup:
 
     @property
     def ground(self) -> tuple[str, ...]:
-        """Return what groups that are compared have in common: model, site, text and activation."""
-        return self.first.subject, self.first.hook.partition(" of ")[0], self.first.data, self.first.activation
+        """Return what groups that are compared have in common: model, site, text, activation and lens."""
+        row = self.first
+        return row.subject, row.hook.partition(" of ")[0], row.data, row.activation, row.lens
 
     @cached_property
     def layers(self) -> tuple[int, ...]:
@@ -118,6 +131,7 @@ def told_apart(groups: Sequence[SaeGroup]) -> list[str]:
         lambda group: group.ground[1],
         lambda group: group.first.data,
         lambda group: group.first.activation,
+        lambda group: f"in the space of {group.first.lens}" if group.first.lens else "without a lens",
         _layers,
         lambda group: f"n = {group.first.n_latents}",
         lambda group: f"k = {group.first.k}",

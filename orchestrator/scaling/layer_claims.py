@@ -129,7 +129,7 @@ def _beside_singles(groups: Sequence[SaeGroup]) -> Iterator[tuple[SaeGroup, list
 
 
 def _alike(groups: Sequence[SaeGroup]) -> list[list[SaeGroup]]:
-    """Return groups by what they compare in: model, site, text, activation, n, k, and how long they were trained."""
+    """Return groups by what they compare in: model, site, text, activation, lens, n, k, and length of training."""
     found: dict[object, list[SaeGroup]] = {}
     for group in groups:
         row = group.first

@@ -66,6 +66,8 @@ class JobMeasurement:
     one that `one_layer.at_layer` has taken; None while fvu, L∞, counts and curve are of the mean over them."""
     layers: tuple[int, ...] = ()
     """Those that its SAE reads; empty where it reads one, or no attempt has told what all are."""
+    lens: str = ""
+    """The tuned lens in whose space its SAE is trained, as its config names it; empty: none."""
     stop_epsilon: float = 0.005
     """Of its stop rule."""
     first_max_tokens: int | None = None

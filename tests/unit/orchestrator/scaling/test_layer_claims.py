@@ -70,10 +70,13 @@ def test_an_sae_is_the_best_at_home_or_not() -> None:
     assert ratio[0,] == pytest.approx(2.0)
 
 
-def test_others_of_another_size_or_text_are_not_compared() -> None:
+def test_others_of_another_size_text_or_lens_are_not_compared() -> None:
     rows = world()
     assert flatter(grouped([*rows[:1], at_layers((0,), {"fvu": [0.1, 0.5, 0.9]}, n=512)])) == []
     assert flatter(grouped([*rows[:1], at_layers((0,), {"fvu": [0.1, 0.5, 0.9]}, data="another")])) == []
+    in_lens = at_layers((0,), {"fvu": [0.1, 0.5, 0.9]}, lens="mine")
+    assert flatter(grouped([*rows[:1], in_lens])) == []
+    assert told_apart(grouped([rows[1], in_lens])) == ["without a lens, layer 0", "in the space of mine, layer 0"]
     assert grouped([at_layers((0,), {"fvu": [0.1]})]) == [], "measured at one layer"
 
 
