@@ -155,9 +155,7 @@ def _against(
         logarithmic(sheet.panels[panel], "y", LABELS[metric], pad=0.1)
         sheet.title(where, panel=panel)
     sheet.legend([(f"layer {layer}{', the last' * own.hollow}", own) for layer, own in colours.items()])
-    said = (
-        f"SAEs of several layers; bars: {_SEEDS}. What the last layer costs is of another size: its points are rings."
-    )
+    said = f"SAEs of several layers; bars: {_SEEDS}. Rings: the last layer, which the paper shows apart."
     return sheet.done(f"Scores at each layer against {axis}", said, sampled=told(shown, wanted, "panels"))
 
 
