@@ -26,6 +26,7 @@ _MARKERS, _LINES = "osD^vPX", ("-", "--", "-.", ":", (0, (6, 2, 1, 2, 1, 2)))
 _STEPS = ((1.0,), (1.0, 3.0), (1.0, 2.0, 5.0), (1.0, 1.5, 2.0, 3.0, 5.0, 7.0))
 """Digits of the ticks of a decade, the coarsest first."""
 _FEWEST_TICKS, _MOST_TICKS = 3, 7
+_MOST_LAYERS = 8
 _FEW_PANELS = 9
 _LETTERS, _LEGEND_LETTERS = 10, 32
 """Letters of a title on an inch; letters of a line in a legend."""
@@ -184,6 +185,13 @@ def at_sizes(axes: "Axes", sizes: Iterable[int], *, label: str = "n_latents n", 
     if known:
         every = -(-len(known) // most)
         _ticks(axes, "x", [float(size) for size in known[::-1][::every]], tick)
+
+
+def at_layers(axes: "Axes", direction: Direction, layers: Iterable[int], label: str) -> None:
+    """Give an axis a tick at layers of a model, as far as they fit."""
+    known = sorted(set(layers))
+    getattr(axes, f"set_{direction}ticks")(known[:: max(1, -(-len(known) // _MOST_LAYERS))])
+    getattr(axes, f"set_{direction}label")(label)
 
 
 def linear(axes: "Axes", direction: Direction, label: str, write: Callable[[float], str]) -> None:

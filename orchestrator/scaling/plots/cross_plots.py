@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from orchestrator.config.evaluation.layer_variants import MATRIX_METRICS
 from orchestrator.formatting import Interval, digits, interval, named, tick
 from orchestrator.scaling.across_layers import SaeGroup, grouped, told_apart
-from orchestrator.scaling.plots.canvas import PENS, Drawing, Pen, Sheet, at_sizes, linear, logarithmic, pens
+from orchestrator.scaling.plots.canvas import PENS, Drawing, Pen, Sheet, at_layers, at_sizes, linear, logarithmic, pens
 from orchestrator.scaling.plots.sampling import told
 from orchestrator.scaling.types import JobMeasurement
 
@@ -20,7 +20,7 @@ LABELS = {"fvu": "fvu", "mse": "MSE", "delta_ce": "ΔCE (nats per token)", "kl":
 """Of the metrics of the matrices."""
 _SILENT = "share of silent latents"
 _AGAINST = ("delta_ce", "kl", "fvu", "mse")
-_MOST_ROWS, _MOST_COLUMNS, _MOST_PANELS, _MOST_TICKS = 24, 13, 12, 8
+_MOST_ROWS, _MOST_COLUMNS, _MOST_PANELS = 24, 13, 12
 _ROW = 0.27
 """Inches of a row of a matrix."""
 _SEEDS = "intervals over the seeds, of a single one over contexts"
@@ -111,8 +111,7 @@ def by_layer(rows: Rows) -> Drawing | None:
             at = [(layer, group) for group in members for layer in group.layers if layer in group.trained_on]
             points = [(float(layer), _score(group, metric, layer), group) for layer, group in at]
             _line(sheet, points, (name, metric), colours[name], panel=panel)
-        sheet.panels[panel].set_xlabel("layer")
-        sheet.panels[panel].set_xticks(layers[:: -(-len(layers) // _MOST_TICKS)])
+        at_layers(sheet.panels[panel], "x", layers, "layer")
         linear(sheet.panels[panel], "y", LABELS.get(metric, metric), digits)
     sheet.legend(list(colours.items()))
     return sheet.done("Scores at each layer", f"SAEs of one layer are drawn at their own. Bars: {_SEEDS}.")

@@ -4,14 +4,14 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.formatting import Interval, digits, tick, whole
-from orchestrator.scaling.plots.canvas import Direction, Drawing, Pen, Sheet, at_sizes, linear, pens
+from orchestrator.scaling.plots.canvas import Drawing, Pen, Sheet, at_layers, at_sizes, linear, pens
 from orchestrator.scaling.plots.naming import differing, in_order, place
 from orchestrator.scaling.plots.sampling import told
 from orchestrator.scaling.plots.score_plots import ScoreAxis, grouped, score_panels, series_of
 from orchestrator.scaling.types import JobMeasurement
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
+    pass
 
 Rows = Sequence[JobMeasurement]
 MAPS, PROMPT = "layer_mean", "prompt_latents"
@@ -70,7 +70,7 @@ def means(rows: Rows) -> Drawing | None:
         bars = axes.stairs(details["counts"], details["edges"], fill=True, color=pens([0])[0].colour)
         sheet.mark(bars, "bars", jobs=(row.job_id,), hint=f"job {row.job_id}: {sum(details['counts'])} latents")
         sheet.title(_named(row, differs), panel=panel)
-        _at_layers(axes, "x", details["heat_map"]["layers"], "mean layer E[L | j]")
+        at_layers(axes, "x", details["heat_map"]["layers"], "mean layer E[L | j]")
         linear(axes, "y", "latents", lambda value: whole(round(value)))
     said = f"A latent of one layer alone is at a whole number.{_on(few)}"
     return sheet.done("Mean layers of latents", said, sampled=told(few, drawn, "SAEs"))
@@ -118,7 +118,7 @@ def activations(rows: Rows) -> Drawing | None:
     for panel, (start, label) in enumerate(_BY_LAYER.items()):
         for series, pen in colours.items():
             _profile(sheet, known[series], start, pen, panel=panel)
-        _at_layers(sheet.panels[panel], "x", layers, "layer")
+        at_layers(sheet.panels[panel], "x", layers, "layer")
         linear(sheet.panels[panel], "y", label, digits)
     sheet.legend([(name, pen) for name, pen in colours.items() if name])
     said = "Cosines of x − μ, μ the mean of each layer, of the same token at a layer and at the next; and of x itself."
@@ -175,12 +175,6 @@ def _by_layer(row: JobMeasurement, start: str) -> list[tuple[int, str, Interval]
     """Return the scores whose names begin so, with their layer, and the layers as they are named: 3, or 3-4."""
     found = {key.removeprefix(start): score for key, score in row.scores.items() if key.startswith(start)}
     return sorted((int(layers.partition("-")[0]), layers, score) for layers, score in found.items())
-
-
-def _at_layers(axes: "Axes", direction: Direction, layers: Sequence[int], label: str) -> None:
-    """Give an axis ticks at layers, as far as they fit."""
-    getattr(axes, f"set_{direction}ticks")(layers[:: -(-len(layers) // _MOST_TICKS)])
-    getattr(axes, f"set_{direction}label")(label)
 
 
 def _mapped(rows: Rows, metric: str) -> tuple[list[JobMeasurement], list[JobMeasurement]]:

@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 from orchestrator.formatting import Interval, digits, tick
-from orchestrator.scaling.plots.canvas import Drawing, Pen, Sheet, at_sizes, linear, logarithmic, pens
+from orchestrator.scaling.plots.canvas import Drawing, Pen, Sheet, at_layers, at_sizes, linear, logarithmic, pens
 from orchestrator.scaling.plots.job_plots import EPSILON
 from orchestrator.scaling.plots.naming import differing, in_order, place
 from orchestrator.scaling.plots.sampling import sampled, told
@@ -93,7 +93,7 @@ def by_layer(rows: Rows) -> Drawing | None:
     groups = grouped(drawn, lambda row: f"{_site(row)}, n = {tick(row.n_latents or 0)}, k = {row.k}")
 
     def axis(sheet: Sheet, panel: int) -> None:
-        linear(sheet.panels[panel], "x", "block", lambda value: f"{value:g}")
+        at_layers(sheet.panels[panel], "x", [row.layer or 0 for row in drawn], "layer")
 
     return score_panels("scores-layer", "Scores by layer", groups, lambda row: float(row.layer or 0), axis, kinds=kinds)
 
