@@ -12,13 +12,25 @@ if TYPE_CHECKING:
     from worker.evaluation.context import EvaluationContext
 
 
-class Draws(NamedTuple):
-    """What a score is in each of some draws of the text."""
+@dataclass(frozen=True, eq=False)
+class Draws:
+    """What a score is in each of some draws of the text; two are equal where all of their values are."""
 
     values: "Tensor"
     """(n_resamples,)."""
     drawn_id: int
     """Names the draws: scores with the same one are of the same draws."""
+
+    def __eq__(self, other: object) -> bool:
+        """Compare the values as one: a score is compared whole."""
+        if not isinstance(other, Draws) or self.drawn_id != other.drawn_id:
+            return False
+        mine, theirs = self.values.nan_to_num(nan=float("inf")), other.values.nan_to_num(nan=float("inf"))
+        return bool(mine.equal(theirs))  # a draw in which nothing counts is equal to itself
+
+    def __hash__(self) -> int:
+        """Return the hash of what names the draws."""
+        return hash(self.drawn_id)
 
 
 class Score(NamedTuple):

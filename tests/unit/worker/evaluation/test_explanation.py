@@ -87,7 +87,7 @@ def test_the_key_goes_into_the_header_alone(double: EndpointDouble, context: Eva
     (found,) = measure([SAE], context, _options(double))
     assert double.authorizations == [f"Bearer {KEY}"] * 4
     assert isinstance(found, Measured)
-    assert KEY not in json.dumps([double.requests, found.files, [score._asdict() for score in found.scores]])
+    assert KEY not in json.dumps([double.requests, found.files, [score.told() for score in found.scores]])
     assert KEY not in _options(double).part_json
 
 
