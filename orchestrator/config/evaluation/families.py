@@ -25,6 +25,6 @@ MAIN_SCORES: dict[Family, tuple[str, ...]] = {
     "ablation": ("ablation_sparsity",),
     "structure": (),
     "explanation": ("explanation_score",),
-    "layers": (),
+    "layers": ("layer_std", "var_ratio_token"),
 }
 """The scores that a table of many SAEs has a column for; all others are there when they are asked for."""

@@ -121,7 +121,7 @@ def _finite(value: float | None, otherwise: float) -> float:
 
 
 def downstream(rows: Rows) -> Drawing | None:
-    """Draw ΔCE and KL against fvu, and through the SAEs of one k a power law where there are three or more."""
+    """Draw ΔCE and KL against fvu, and through the SAEs of one k a power law where they are of three sizes or more."""
     known = [row for row in _scored(rows) if row.fvu and math.isfinite(row.fvu)]
     names = [name for name in _DOWNSTREAM if any(_is_positive(row.scores.get(name)) for row in known)]
     if len(known) < 2 or not names:
@@ -133,7 +133,9 @@ def downstream(rows: Rows) -> Drawing | None:
         for series, members in groups.items():
             mine = [row for row in members if _is_positive(row.scores.get(name))]
             _points(sheet, mine, name, colours[series], x=lambda row: row.fvu or 0.0, panel=panel)
-            law = power_law([(row.fvu or 0.0, row.scores[name].value) for row in mine])
+            sizes = {row.n_latents for row in mine}  # seeds of one size differ by chance alone
+            points = [(row.fvu or 0.0, row.scores[name].value) for row in mine]
+            law = power_law(points) if len(sizes) >= _FEWEST_OF_A_LINE else None
             if law is not None:
                 ends = [min(row.fvu or 0.0 for row in mine), max(row.fvu or 0.0 for row in mine)]
                 heights = [law.at(end) for end in ends]

@@ -55,6 +55,9 @@ def test_the_power_law_of_one_k_is_found_and_told() -> None:
     assert law is not None
     assert (law.exponent, law.at(1.0)) == pytest.approx((1.5, 3.0))
     assert score_plots.power_law([(0.1, 1.0), (0.2, 2.0)]) is None, "two points are on any line"
+    seeds = [scored(n, 4, seed=seed) for n in (64, 256) for seed in range(3)]
+    seeds = [replace(row, fvu=(row.fvu or 0.0) * (1 + 0.01 * row.seed)) for row in seeds]
+    assert "power laws" not in drawn(score_plots.downstream, seeds).caption, "seeds are no sizes"
 
 
 def test_layers_and_positions_have_figures_where_there_are_several() -> None:
