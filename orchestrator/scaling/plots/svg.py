@@ -5,9 +5,15 @@ An SVG takes its colours from CSS variables (`--ink`, `--pen-1` ...): a page, or
 
 import io
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from html import escape
+from typing import TYPE_CHECKING
 
 from orchestrator.scaling.plots.canvas import FAINT, GRID, INK, PAPER, PENS, Drawing, styled
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 _LIGHT = {"ink": INK, "faint": FAINT, "grid": GRID, "paper": PAPER} | {
     f"pen-{at}": colour for at, colour in enumerate(PENS, 1)
@@ -30,7 +36,7 @@ def svg(drawing: Drawing, *, inline: bool) -> str:
     own, with both sets of colours and no links.
     """
     out = io.StringIO()
-    with styled(drawing.name):
+    with styled(drawing.name), _laid_out(drawing.figure):
         drawing.figure.savefig(out, format="svg", transparent=True, metadata=dict.fromkeys(_METADATA))
     text = re.sub(
         r"\s*<metadata>.*?</metadata>|\s*<!--.*?-->|\s*<defs>\s*<style.*?</defs>", "", out.getvalue(), flags=re.S
@@ -53,6 +59,27 @@ def png(drawing: Drawing) -> bytes:
     with styled(drawing.name):
         drawing.figure.savefig(out, format="png", dpi=160, facecolor=PAPER)
     return out.getvalue()
+
+
+@contextmanager
+def _laid_out(figure: "Figure") -> Iterator[None]:
+    """Lay a figure out for SVG, so that it is drawn once: `savefig` draws one that it lays out twice."""
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+
+    canvas, engine, dpi = figure.canvas, figure.get_layout_engine(), figure.dpi
+    if engine is None:
+        yield
+        return
+    try:
+        FigureCanvasSVG(figure)  # texts are as wide as in the file
+        engine.execute(figure)
+        figure.set_layout_engine(None)
+        figure.set_dpi(dpi)
+        yield
+    finally:
+        figure.set_layout_engine(engine)
+        figure.set_dpi(dpi)
+        figure.set_canvas(canvas)
 
 
 def css(*, dark: bool = False) -> str:
