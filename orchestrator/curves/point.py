@@ -64,8 +64,9 @@ def point_of(values: Mapping[str, Any]) -> Point:
 
 def stored_point(values: Sequence[Any]) -> Point:
     """Return the point of a stored row, `by_layer` last: what is null in it is not a number."""
-    *numbers, layers = values
-    return Point._make([*(_NAN if value is None else value for value in numbers), _layers(layers)])
+    found = [_NAN if value is None else value for value in values]
+    found[-1] = _layers(values[-1])
+    return Point._make(found)
 
 
 def _layers(stored: Sequence[Sequence[Any]] | None) -> tuple[LayerPoint, ...] | None:

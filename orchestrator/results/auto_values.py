@@ -18,7 +18,7 @@ def dead_window(config: "JobConfig", d_model: int | None) -> int | None:
 
     Units: tokens. Source: numerics 3.
     """
-    return _window(config.model_dump(), d_model)
+    return window_of(config.model_dump(), d_model)
 
 
 def can_measure(config: "JobConfig", d_model: int | None) -> bool:
@@ -39,10 +39,11 @@ def measured_share(share: float | None, tokens_seen: int | None, window: int | N
 
 def stored_window(config: str, d_model: int | None) -> int | None:
     """Return the dead window of a stored config, given as its text."""
-    return _window(json.loads(config), d_model)
+    return window_of(json.loads(config), d_model)
 
 
-def _window(config: dict[str, Any], d_model: int | None) -> int | None:
+def window_of(config: dict[str, Any], d_model: int | None) -> int | None:
+    """Return the dead window of a config as JSON has it."""
     given, sae, max_tokens = config["training"]["dead_after_tokens"], config["sae"], config["training"]["max_tokens"]
     n_latents = sizes.latents(sae["n_latents"], sae["expansion"], d_model or 0)
     if given == "auto" and not n_latents:

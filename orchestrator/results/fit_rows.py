@@ -13,13 +13,13 @@ from orchestrator.config.synthetic import is_synthetic
 from orchestrator.curves.point import Point, stored_point
 from orchestrator.database import models as m
 from orchestrator.database.engine import reading
-from orchestrator.results.auto_values import lr_of, measured_share, stored_window
+from orchestrator.results.auto_values import lr_of, measured_share, window_of
 from orchestrator.results.job_history import measured_points
 from orchestrator.results.selectors import sweep_ids
 from orchestrator.results.text_passes import trainable_of
 from orchestrator.scaling.types import JobMeasurement
 
-_Counts = dict[int, dict[float, m.ConvergenceRow]]
+_Counts = dict[int, dict[float, Row[Any]]]
 """By job and epsilon: tokens, and what they are known to exceed."""
 
 
@@ -113,7 +113,8 @@ def _asked(config: dict[str, Any]) -> tuple[str, str]:
 
 def _counts(session: Session, ids: Select[Any]) -> _Counts:
     found: _Counts = defaultdict(dict)
-    for row in session.scalars(select(m.ConvergenceRow).where(m.ConvergenceRow.job_id.in_(ids))):
+    stored = m.ConvergenceRow.__table__
+    for row in session.connection().execute(select(stored).where(stored.c.job_id.in_(ids))):
         found[row.job_id][row.epsilon] = row
     return found
 
@@ -122,7 +123,8 @@ def _curves(session: Session, ids: Select[Any]) -> dict[int, list[Point]]:
     columns = [getattr(m.CurvePoint, name) for name in Point._fields]
     query = select(m.CurvePoint.job_id, *columns).where(m.CurvePoint.job_id.in_(ids))
     found: dict[int, list[Point]] = defaultdict(list)
-    for job_id, *values in session.execute(query.order_by(m.CurvePoint.job_id, m.CurvePoint.tokens_seen)):
+    # By the connection: of 145,000 points the session's way to a row took a third of the time.
+    for job_id, *values in session.connection().execute(query.order_by(m.CurvePoint.job_id, m.CurvePoint.tokens_seen)):
         found[job_id].append(stored_point(values))
     return found
 
@@ -145,7 +147,7 @@ def _measured(row: Row[Any], config: dict[str, Any], known: _Tables) -> JobMeasu
     subject, last, counts = facts.get("subject", {}), known.last.get(row.id), known.counts.get(row.id, {})
     tokens = row.result_tokens if row.result_tokens is not None else getattr(last, "tokens_seen", 0)
     hook = subject.get("site") or known.sites.get(_asked(config))
-    window = stored_window(row.config, row.d_model)
+    window = window_of(config, row.d_model)
     dead_share = None if last is None else measured_share(last.dead_share, last.tokens_seen, window)
     return JobMeasurement(
         job_id=row.id, sweep=row.sweep, config_id=row.config_id, state=row.state, outcome=row.outcome,

@@ -15,6 +15,8 @@ from orchestrator.results.auto_values import measured_share, stored_window
 from orchestrator.results.rows import AttemptRow, CheckpointRow, ConvergenceRow, EventRow
 
 _IDS_PER_QUERY = 10_000
+_DEAD_SHARE = Point._fields.index("dead_share")
+"""Where a point has it; its layers are last."""
 
 
 def curve(engine: Engine, job_id: int) -> list[Point]:
@@ -47,7 +49,7 @@ def measured_points(points: Sequence[Point], window: int | None) -> list[Point]:
 
 def _without_dead_share(point: Point) -> Point:
     layers = point.by_layer and tuple(one._replace(dead_share=None) for one in point.by_layer)
-    return point._replace(dead_share=math.nan, by_layer=layers)
+    return Point._make((*point[:_DEAD_SHARE], math.nan, *point[_DEAD_SHARE + 1 : -1], layers))
 
 
 def attempts(engine: Engine, job_id: int) -> list[AttemptRow]:
