@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cache
 from typing import Any
 from urllib.parse import quote
@@ -60,17 +60,25 @@ def clean(text: str, *, lines: bool = True) -> str:
 
 def mask_all(value: Any) -> Any:
     """Return a value as JSON has it, each text in it masked."""
+    return _masked(value, cache(mask))  # large values repeat their keys, and what is said in them
+
+
+def _masked(value: Any, masked: Callable[[str], str]) -> Any:
     if isinstance(value, str):
-        return mask(value)
-    if isinstance(value, Mapping):
-        return {mask_all(key): _named(key, inner) for key, inner in value.items()}
-    return [mask_all(inner) for inner in value] if isinstance(value, list | tuple) else value
+        return masked(value)
+    if isinstance(value, list | tuple):
+        return [_masked(inner, masked) for inner in value]
+    if not isinstance(value, Mapping):
+        return value
+    return {
+        _masked(key, masked): HIDDEN if _is_secret(key, inner) else _masked(inner, masked)
+        for key, inner in value.items()
+    }
 
 
-def _named(key: object, value: Any) -> Any:
-    """Return the value of a key; one that is named after a secret is hidden whole."""
-    is_secret = isinstance(value, str) and value and _SECRET_NAME.search(str(key)) and not _LEASE.fullmatch(value)
-    return HIDDEN if is_secret else mask_all(value)
+def _is_secret(key: object, value: Any) -> bool:
+    """Say whether a value is a text of a key that is named after a secret: it is hidden whole."""
+    return bool(isinstance(value, str) and value and _SECRET_NAME.search(str(key)) and not _LEASE.fullmatch(value))
 
 
 @cache
