@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
+from orchestrator import masking
 from orchestrator.database.schema import open_database
 from orchestrator.masking import clean, mask, mask_all
 from orchestrator.settings import Settings
@@ -101,6 +102,21 @@ def test_values_of_programs_are_masked_by_their_names() -> None:
     values = {"password": "x", "token": token, "list": ["redis://:pw@h"], "api_key": None, "n": 3}
     shown = {"password": "***", "token": token, "list": ["redis://:***@h"], "api_key": None, "n": 3}
     assert mask_all(values) == shown
+
+
+def test_a_text_that_comes_again_is_masked_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The keys and reasons of a fit's points are the same ones thousands of times."""
+    seen: list[str] = []
+
+    def counted(text: str) -> str:
+        seen.append(text)
+        return mask(text)
+
+    monkeypatch.setattr(masking, "mask", counted)
+    values = [{"why": "of redis://:pw@h", "password": at} for at in ("", "first", "second")] * 100
+    shown = [{"why": "of redis://:***@h", "password": at} for at in ("", "***", "***")] * 100
+    assert mask_all(values) == shown
+    assert sorted(seen) == ["", "of redis://:pw@h", "password", "why"]
 
 
 def test_control_characters_are_written_out() -> None:

@@ -187,17 +187,20 @@ def _state(data: _Grouped, theta: Array) -> _State:
     points, delta = data.points, data.delta
     n_power, has_bounds = points.power.shape[1], bool(data.censored.any())
     values, share = log_values(theta, points)
-    left = data.observed - data.spread(values)
+    left = data.spread(values)
+    np.subtract(data.observed, left, out=left)
     if has_bounds:
         left = np.where(data.censored, np.maximum(left, 0.0), left)
     clipped = np.clip(left, -delta, delta)
     # Huber's loss: r²/2 within delta, delta·|r| − delta²/2 beyond; both are clipped·(r − clipped/2).
-    objective = np.sum(clipped * (left - 0.5 * clipped), axis=1)
-    inside = np.abs(left)
+    loss = 0.5 * clipped
+    np.subtract(left, loss, out=loss)
+    objective = np.sum(np.multiply(clipped, loss, out=loss), axis=1)
+    inside = np.abs(left, out=loss)
     is_within = inside <= delta
     np.divide(_OUTSIDE * delta, np.maximum(inside, 1e-300, out=inside), out=inside)
     np.minimum(1.0, inside, out=inside)
-    inside[is_within] = 1.0
+    np.copyto(inside, 1.0, where=is_within)
     if has_bounds:
         inside *= ~data.censored | (left > 0)
     clipped, inside = data.summed(clipped), data.summed(inside)

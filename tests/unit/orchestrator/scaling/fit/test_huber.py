@@ -168,3 +168,24 @@ def test_seeds_of_one_place_are_worked_out_together_and_count_each(censored: boo
     found, again = minimise(together, theta), minimise(together._replace(observed=observed[::-1]), theta[::-1])
     np.testing.assert_allclose(found.objective, again.objective[::-1], rtol=1e-9)
     assert found.converged.all()
+
+
+@pytest.mark.parametrize("has_bounds", [False, True])
+@pytest.mark.parametrize("delta", [0.02, np.inf])
+def test_the_objective_is_that_of_the_plain_formula_to_the_bit(delta: float, *, has_bounds: bool) -> None:
+    """Arrays are written over to save time: a fit's values are those of the formulas, written out."""
+    form = next(form for law, form in EVERY_FORM if law == "ln" and form.floor)
+    random = np.random.default_rng(2)
+    data = data_of(form, _sample(0.05), delta=delta)
+    observed = data.observed + 0.1 * random.normal(size=(7, len(data.observed)))
+    censored = np.broadcast_to(has_bounds & (np.arange(observed.shape[1]) % 3 == 0), observed.shape)
+    theta = starts(form, _sample(0.05))[-1] + 0.01 * random.normal(size=(7, form.size))
+    given = observed.copy()
+    state = _state(_Grouped(data.points, observed, censored, delta, None), theta)
+    values, share = log_values(theta, data.points)
+    left = np.where(censored, np.maximum(observed - values, 0.0), observed - values)
+    clipped = np.clip(left, -delta, delta)
+    np.testing.assert_array_equal(state.objective, np.sum(clipped * (left - 0.5 * clipped), axis=1))
+    gradient = [clipped * (1 - share) @ data.points.power, clipped * share @ data.points.floor]
+    np.testing.assert_array_equal(state.gradient, -np.concatenate(gradient, axis=1))
+    np.testing.assert_array_equal(observed, given)

@@ -2,10 +2,14 @@
 
 import math
 import re
+from contextlib import nullcontext
 
 import pytest
+from matplotlib.artist import Artist
+from matplotlib.backend_bases import RendererBase
 
 from orchestrator.scaling.plots import canvas
+from orchestrator.scaling.plots import svg as svg_writer
 from orchestrator.scaling.plots.all_plots import draw, draw_all, figure_names
 from orchestrator.scaling.plots.canvas import round_ticks
 from orchestrator.scaling.plots.svg import png, svg
@@ -211,3 +215,29 @@ def test_labels_stand_in_the_text() -> None:
     assert drawing
     ticks = {text_of(tick) for tick in groups(parsed(svg(drawing, inline=True)), r"xtick_\d+").values()}
     assert ticks == {"64", "128", "256", "512", "1,024"}
+
+
+class _Counted(Artist):
+    """A part of a figure that counts how often it is drawn."""
+
+    drawn = 0
+
+    def draw(self, renderer: RendererBase) -> None:
+        self.drawn += 1
+
+
+@pytest.mark.parametrize("name", ["ln", "lnk", "residuals"])
+def test_an_svg_is_drawn_once_and_is_what_matplotlib_lays_out(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Matplotlib lays a figure out by drawing it to nowhere first, which took a fifth of the time of a figure."""
+    fits = [*planted.fits(ROWS, "ln"), *planted.fits(ROWS, "lnk")]
+    drawing, same = draw(name, ROWS, fits), draw(name, ROWS, fits)
+    assert drawing
+    assert same
+    counted, figure = _Counted(), drawing.figure
+    figure.axes[0].add_artist(counted)
+    before = figure.canvas, figure.get_layout_engine(), figure.dpi
+    ours = svg(drawing, inline=False)
+    assert counted.drawn == 1
+    assert (figure.canvas, figure.get_layout_engine(), figure.dpi) == before
+    monkeypatch.setattr(svg_writer, "_laid_out", nullcontext)
+    assert svg(same, inline=False) == ours
