@@ -19,11 +19,14 @@ def over_layers(found: Mapping[int, Measured], own: Sequence[int]) -> Measured:
     """Return what a metric family found of an SAE at each layer as one measurement.
 
     A score of layer 3 has the variant `layer=3`, before its own: `layer=3, first`. Without it stands the mean over the
-    layers that the SAE was trained on, `own` (none: all), where all of these were measured and have the score.
+    layers that the SAE was trained on, `own` (none: all), where all of these were measured and have the score. At one
+    layer alone there is nothing over layers: its scores are plain where the SAE was trained on it, else of the layer.
 
     Where all layers drew the same contexts, the interval of a mean is that of the means of the draws; else its ends are
     the means of the layers' ends, as if all of them moved together, which is no narrower than the true one.
     """
+    if len(found) == 1 and list(own or found) == [*found]:
+        return next(iter(found.values()))
     files = {f"layer_{layer}_{name}": content for layer, one in found.items() for name, content in one.files.items()}
     job_id = next(iter(found.values())).job_id
     return Measured(job_id, [*_of_own(found, own), *_of_all(found), *_of_each(found)], files)
@@ -37,7 +40,7 @@ def _of_own(found: Mapping[int, Measured], own: Sequence[int]) -> Iterator[Score
 
 
 def _of_all(found: Mapping[int, Measured]) -> Iterator[Score]:
-    for scores in _in_common([*found.values()]):
+    for scores in _in_common([*found.values()]) if len(found) > 1 else ():
         if scores[0].variant in _OVER_ALL:
             mean = _mean(scores, [*found])
             yield mean._replace(variant=over_all(MEAN, mean.variant))

@@ -49,12 +49,12 @@ class Places:
     def measure(self, family: Family, saes: Sequence[SubjectSae], options: Any) -> Iterator[Measured | NotMeasured]:
         """Yield what a metric family finds of each SAE: `worker.evaluation.metric.MetricFamily`.
 
-        At several layers, of each layer and over all of them: `over_layers`.
+        At several layers, or at one where not all of them were trained, of each layer: `over_layers`.
         """
         of_all_layers = registry.layers_family(family)
         if of_all_layers is not None:
             yield from of_all_layers(saes, [*self.contexts()], options)
-        elif len(self.configs) == 1:
+        elif len(self.configs) == 1 and all(map(self._is_home, saes)):
             yield from registry.family(family)(saes, self._first, options)
         else:
             yield from self._at_each(registry.family(family), saes, options)
@@ -63,6 +63,11 @@ class Places:
     def _first(self) -> EvaluationContext:
         return self.at(self.configs[0])
 
+    def _is_home(self, one: SubjectSae) -> bool:
+        """Say whether the only place is that which an SAE was trained on, as far as both are known."""
+        layer, trained_on = self.configs[0].layer, one.sae.facts.layers
+        return layer is None or trained_on in ((), (layer,))
+
     def _at_each(
         self, measure: MetricFamily, saes: Sequence[SubjectSae], options: Any
     ) -> Iterator[Measured | NotMeasured]:
@@ -70,7 +75,7 @@ class Places:
         trained_on = {sae.job_id: sae.sae.facts.layers for sae in saes}
         for number, context in enumerate(self.contexts()):
             layer = context.config.subject.layer
-            assert layer is not None, "several places are layers"
+            assert layer is not None, "places that are told apart are layers"
             waiting = [sae for sae in saes if sae.job_id in found]
             for one in measure(waiting, self._telling(context, number), options) if waiting else ():
                 if isinstance(one, NotMeasured):

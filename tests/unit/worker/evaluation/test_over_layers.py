@@ -98,6 +98,31 @@ def test_each_layer_is_measured_as_if_it_were_alone(tmp_path: Path) -> None:
                 assert told.told() == score.told() | {"variant": told.variant}
 
 
+def trained_on(number: int, *layers: int) -> SubjectSae:
+    sae = random_sae(16)
+    return SubjectSae(number, f"sae {number}", sae.changed({}, facts=replace(sae.facts, layers=layers)))
+
+
+def test_at_one_layer_only_what_was_trained_there_has_plain_scores(tmp_path: Path) -> None:
+    saes = [trained_on(1, 0), trained_on(2, 1), trained_on(3, 0, 1), trained_on(4)]
+    found = {one.job_id: one for one in several(tmp_path, layers=(1,)).measure("reconstruction", saes, None)}
+    (plain,) = fvu_at_layer_1(tmp_path, saes[1])
+    for job_id, one in found.items():
+        assert isinstance(one, Measured)
+        scores = by_name(one)
+        is_home = job_id in (2, 4)
+        assert (("fvu", "") in scores, ("fvu", "layer=1") in scores) == (is_home, not is_home)
+        assert not [variant for _, variant in scores if "over layers" in variant], "of one layer there is none"
+        assert scores["fvu", "" if is_home else "layer=1"].value == plain.value
+
+
+def fvu_at_layer_1(tmp_path: Path, one: SubjectSae) -> list[Score]:
+    """Return fvu of an SAE at layer 1, measured there alone."""
+    (found,) = registry.family("reconstruction")([one], tiny_context(tmp_path, layer=1), None)
+    assert isinstance(found, Measured)
+    return [score for score in found.scores if (score.metric, score.variant) == ("fvu", "")]
+
+
 def test_what_goes_wrong_at_one_layer_is_told_of_that_sae_and_layer(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
