@@ -42,7 +42,7 @@ Value = Callable[[JobMeasurement], Interval | None]
 
 @dataclass(frozen=True)
 class SaeGroup:
-    """SAEs that differ in nothing but the seed, measured at several layers."""
+    """SAEs that differ in nothing but the seed, measured at the same several layers."""
 
     rows: tuple[JobMeasurement, ...]
 
@@ -69,8 +69,8 @@ class SaeGroup:
 
     @cached_property
     def layers(self) -> tuple[int, ...]:
-        """Return the layers at which all of them were measured."""
-        return tuple(sorted(set.intersection(*(measured_at(row) for row in self.rows))))
+        """Return the layers at which they were measured."""
+        return tuple(sorted(measured_at(self.first)))
 
     def of(self, metric: str, variant: str = "") -> Interval | None:
         """Return a score over the seeds: `over_seeds`."""
@@ -99,18 +99,20 @@ class SaeGroup:
 def grouped(rows: Sequence[JobMeasurement]) -> list[SaeGroup]:
     """Return the SAEs that were measured at two layers or more, those that differ in the seed alone as one group.
 
+    Means and variations over layers compare at the same layers alone: SAEs measured at others are another group.
+
     The order: by what they compare in, by n and k; SAEs of several layers first, then those of one by layer.
     """
     alike: dict[tuple[object, ...], list[JobMeasurement]] = {}
     for row in rows:
         if row.n_latents and len(measured_at(row)) > 1:
             key = tuple(getattr(row, name) for name in _ALIKE)
-            alike.setdefault((*key, trained_on(row)), []).append(row)
+            alike.setdefault((*key, trained_on(row), frozenset(measured_at(row))), []).append(row)
     found: list[SaeGroup] = []
     for same in alike.values():
         differ_in_seed = len({row.seed for row in same}) == len(same)
         found += [SaeGroup(tuple(same))] if differ_in_seed else [SaeGroup((row,)) for row in same]
-    return sorted((group for group in found if len(group.layers) > 1), key=_order)
+    return sorted(found, key=_order)
 
 
 def trained_on(row: JobMeasurement) -> tuple[int, ...]:
@@ -135,6 +137,7 @@ def told_apart(groups: Sequence[SaeGroup]) -> list[str]:
         _layers,
         lambda group: f"n = {group.first.n_latents}",
         lambda group: f"k = {group.first.k}",
+        lambda group: f"measured at {layers_told(group.layers)}",
         lambda group: f"{count(group.first.max_tokens)} tokens at most",
         lambda group: f"lr {digits(group.first.lr)}",
         lambda group: f"seed {group.first.seed}",

@@ -51,13 +51,13 @@ class Claim(NamedTuple):
 def flatter(groups: Sequence[SaeGroup]) -> list[Claim]:
     """Judge whether SAEs of several layers vary less over layers than each SAE of one layer of as many latents and k.
 
-    Parts: the coefficient of variation ÷ that of each of these.
+    Only those that were measured at the same layers compare. Parts: the coefficient of variation ÷ that of each.
     """
     found = []
     for multi, singles in _beside_singles(groups):
         for metric in MATRIX_METRICS:
             name = f"{metric} {VARIATION}"
-            parts = [(one, _ratio(multi, one, name)) for one in singles]
+            parts = [(one, _ratio(multi, one, name)) for one in singles if one.layers == multi.layers]
             judged = tuple(_judged(one.trained_on, ratio, 1.0) for one, ratio in parts if ratio is not None)
             if judged:
                 found.append(Claim(metric, (multi, *singles), judged))
@@ -67,7 +67,7 @@ def flatter(groups: Sequence[SaeGroup]) -> list[Claim]:
 def best_at_home(groups: Sequence[SaeGroup]) -> list[Claim]:
     """Judge whether at each layer the SAE of that layer is the best of those of one layer.
 
-    Parts: its score ÷ the lowest of the others there.
+    Parts: its score ÷ the lowest of those of other layers there.
     """
     found = []
     for singles in _alike([group for group in groups if len(group.trained_on) == 1]):
@@ -76,7 +76,7 @@ def best_at_home(groups: Sequence[SaeGroup]) -> list[Claim]:
             for own in singles:
                 (layer,) = own.trained_on
                 name = f"{metric} {at_layer(layer)}"
-                ratios = [_ratio(own, other, name) for other in singles if other is not own]
+                ratios = [_ratio(own, other, name) for other in singles if other.trained_on != own.trained_on]
                 known = [ratio for ratio in ratios if ratio is not None]
                 if known:
                     parts.append(_judged((layer,), max(known, key=lambda ratio: ratio.value), 1.0))

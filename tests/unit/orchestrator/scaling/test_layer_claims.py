@@ -70,6 +70,27 @@ def test_an_sae_is_the_best_at_home_or_not() -> None:
     assert ratio[0,] == pytest.approx(2.0)
 
 
+def test_an_sae_is_no_rival_of_those_of_its_own_layer() -> None:
+    rows = [*world("kl")[1:3], at_layers((0,), {"kl": [0.09, 0.5, 0.9]}, seed=0, sweep="again")]
+    (claim,) = best_at_home(grouped(rows))
+    assert [(part.layers, part.holds) for part in claim.parts] == [((0,), True), ((0,), True), ((1,), True)]
+
+
+def test_saes_measured_at_other_layers_are_no_seeds_of_each_other_and_not_flatter() -> None:
+    first, second = (at_layers((0, 1), {"fvu": [0.2, 0.3, *more]}, seed=len(more)) for more in ((), (0.9,)))
+    single = at_layers((0,), {"fvu": [0.1, 0.5]})
+    groups = grouped([first, second, single])
+    assert [len(group.rows) for group in groups] == [1, 1, 1]
+    assert told_apart(groups) == [
+        "layers 0, 1, measured at layers 0, 1",
+        "layers 0, 1, measured at layers 0–2",
+        "layer 0, measured at layers 0, 1",
+    ]
+    assert flatter(grouped([second, at_layers((0,), {"fvu": [0.1, 0.5]}, seed=1)])) == [], "of other layers"
+    (claim,) = flatter(groups)
+    assert claim.groups[0].layers == (0, 1)
+
+
 def test_others_of_another_size_text_or_lens_are_not_compared() -> None:
     rows = world()
     assert flatter(grouped([*rows[:1], at_layers((0,), {"fvu": [0.1, 0.5, 0.9]}, n=512)])) == []
