@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from sqlalchemy import Engine, case, select
 from sqlalchemy.orm import aliased
 
+from orchestrator.config.evaluation.layer_variants import MEAN, VARIATION, over_all, over_shown, read_variant
 from orchestrator.database import models as m
 from orchestrator.database.engine import reading
 from orchestrator.formatting import Interval, named
@@ -51,8 +52,9 @@ def sweep_scores(engine: Engine, sweeps: Collection[str]) -> SweepScores:
     score, sae, job, measuring, family = m.ScoreRow, m.SaeRow, m.Job, aliased(m.Job), m.MeasuredFamily
     values = (score.family, score.metric, score.variant, score.value, score.std_error, score.low, score.high)
     # Others have large details, too, and nobody draws them.
-    drawn = case((score.metric.in_(_DRAWN) & (score.variant == ""), score.details)).label("drawn")
-    query = select(sae.job_id, *values, drawn, family.tokens, family.measured_on).join(sae, sae.id == score.sae_id)
+    is_drawn = score.metric.in_(_DRAWN) & (score.variant == "")
+    told = case((is_drawn | score.variant.endswith(MEAN), score.details)).label("told")
+    query = select(sae.job_id, *values, told, family.tokens, family.measured_on).join(sae, sae.id == score.sae_id)
     query = query.outerjoin(family, (family.job_id == score.job_id) & (family.family == score.family))
     query = query.join(job, job.id == sae.job_id)
     query = query.join(m.SweepRow, m.SweepRow.id == job.sweep_id).where(m.SweepRow.name.in_(sweeps))
@@ -63,13 +65,34 @@ def sweep_scores(engine: Engine, sweeps: Collection[str]) -> SweepScores:
     texts = _most_common_texts(rows)
     found: dict[int, dict[str, Interval]] = {}
     details: dict[int, dict[str, dict[str, Any]]] = {}
+    means: dict[tuple[int, str, str], list[int]] = {}
     for row in rows:
         if texts[row.family] == (row.measured_on, row.tokens):
             name = f"{row.metric} {row.variant}".strip()
             found.setdefault(row.job_id, {})[name] = _interval(row.value, row.std_error, row.low, row.high)
-            if row.drawn:
-                details.setdefault(row.job_id, {})[name] = {**row.drawn, "measured_on": row.measured_on}
+            said = read_variant(row.variant)
+            if said and said.over == MEAN:
+                means[row.job_id, row.metric, said.variant] = (row.told or {}).get("layers", [])
+            elif row.told:
+                details.setdefault(row.job_id, {})[name] = {**row.told, "measured_on": row.measured_on}
+    for (job_id, metric, variant), layers in means.items():
+        _of_layers_shown(found[job_id], metric, variant, layers)
     return SweepScores(found, {name: _told(*text) for name, text in texts.items()}, details)
+
+
+def _of_layers_shown(scores: dict[str, Interval], metric: str, variant: str, stored_of: Collection[int]) -> None:
+    """Put the mean over the layers that a score has, and their variation, in the place of those of other layers."""
+    shown = {}
+    for name, score in scores.items():
+        said = read_variant(name.removeprefix(f"{metric} ")) if name.startswith(f"{metric} ") else None
+        if said and said.layer is not None and said.variant == variant:
+            shown[said.layer] = score.value
+    found = over_shown(shown, stored_of)
+    if found is None:
+        return
+    for over in (MEAN, VARIATION):
+        scores.pop(f"{metric} {over_all(over, variant)}", None)
+    scores |= {f"{metric} {over_all(over, variant)}": _interval(one, None, None, None) for over, one in found.items()}
 
 
 _TextOf = tuple[str | None, int | None]

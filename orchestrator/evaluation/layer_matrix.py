@@ -3,7 +3,14 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from orchestrator.config.evaluation.layer_variants import MATRIX_METRICS, MEAN, OverLayers, read_variant
+from orchestrator.config.evaluation.layer_variants import (
+    MATRIX_METRICS,
+    MEAN,
+    VARIATION,
+    OverLayers,
+    over_shown,
+    read_variant,
+)
 from orchestrator.evaluation.scores import ScoreEntry
 
 _OWN = ("sae", "sweep", "subject", "place", "n_latents", "k", "l0", "tokens", "measured_on", "metric", "variant")
@@ -13,6 +20,8 @@ _PARTS = ("std_error", "low", "high")
 def by_layer(rows: Sequence[ScoreEntry], *, variants: bool = False) -> list[dict[str, Any]]:
     """Return a row for each SAE, text and metric that was measured at layers; with `variants` for each variant, too.
 
+    `rows` come with those that newer ones stand for (`replaced` of `scores`), the newest last: those of one row are of
+    as many tokens, of the number at which most layers were measured; of several such the newest.
     Its columns: what tells the SAE and the score apart, then `layer_3` for each layer that any row has, `mean` and
     `cv`, and beside each how sure it is, as `layer_3_std_error`, `layer_3_low` and `layer_3_high`.
     """
@@ -21,14 +30,33 @@ def by_layer(rows: Sequence[ScoreEntry], *, variants: bool = False) -> list[dict
     columns = [*(f"layer_{layer}" for layer in layers), "mean", "cv"]
     empty = dict.fromkeys(name for column in columns for name in (column, *(f"{column}_{part}" for part in _PARTS)))
     found: dict[Any, dict[str, Any]] = {}
+    means: dict[Any, ScoreEntry] = {}
+    newest: dict[Any, int] = {}
     for row, said in told:
-        key = (row.metric, said.variant, row.sae_id, row.measured_on, row.is_stale)
+        key = (row.metric, said.variant, row.sae_id, row.measured_on, row.is_stale, row.tokens)
         own = {name: getattr(row, name) for name in _OWN} | {"variant": said.variant}
         values, column = found.setdefault(key, own | empty), _column(said)
-        values[column] = row.value
-        values |= {f"{column}_{part}": getattr(row, part) for part in _PARTS}
-    order = list(dict.fromkeys(key[:2] for key in sorted(found, key=_rank)))
-    return [found[key] for key in sorted(found, key=lambda key: order.index(key[:2]))]
+        values |= {column: row.value} | {f"{column}_{part}": getattr(row, part) for part in _PARTS}
+        newest[key] = max(row.job_id, newest.get(key, 0))
+        if said.over == MEAN:
+            means[key] = row
+    for key, mean in means.items():
+        _of_layers_shown(found[key], layers, mean)
+    n_layers = {key: sum(values[f"layer_{layer}"] is not None for layer in layers) for key, values in found.items()}
+    # Of those that differ in the number of tokens alone, the last one in this order stays.
+    chosen = {key[:-1]: key for key in sorted(found, key=lambda key: (n_layers[key], newest[key]))}
+    kept = [key for key in found if chosen[key[:-1]] == key]
+    order = list(dict.fromkeys(key[:2] for key in sorted(kept, key=_rank)))
+    return [found[key] for key in sorted(kept, key=lambda key: order.index(key[:2]))]
+
+
+def _of_layers_shown(values: dict[str, Any], layers: Sequence[int], mean: ScoreEntry) -> None:
+    """Put the mean and the variation of the layers in a row in the place of those of other layers."""
+    shown = {layer: value for layer in layers if (value := values[f"layer_{layer}"]) is not None}
+    found = over_shown(shown, (mean.details or {}).get("layers", ()))
+    if found is not None:
+        for column, over in (("mean", MEAN), ("cv", VARIATION)):
+            values |= dict.fromkeys(f"{column}_{part}" for part in _PARTS) | {column: found.get(over)}
 
 
 def main_matrix(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -8,6 +8,7 @@ from sqlalchemy import Engine
 
 from orchestrator import queue
 from orchestrator.cli.main import run
+from orchestrator.evaluation.job_scores import sweep_scores
 from orchestrator.settings import Settings
 from tests.evaluation_shorthand import record, score, take, train
 from tests.queue_shorthand import enqueue
@@ -31,13 +32,16 @@ def trained(engine: Engine) -> Engine:
     return engine
 
 
-def measure_at_layers(engine: Engine, fvu: dict[int, float]) -> None:
+def measure_at_layers(engine: Engine, fvu: dict[int, float], *, tokens: int = 4096) -> None:
     """Let the next evaluation find fvu at these layers, and l0 at layer 10."""
     lease = take(engine).lease
     of_each = [score("fvu", value, variant=f"layer={layer}", std_error=0.01) for layer, value in fvu.items()]
-    mean = score("fvu", sum(fvu.values()) / len(fvu), variant="mean over layers")
+    mean = score("fvu", sum(fvu.values()) / len(fvu), variant="mean over layers", details={"layers": [*fvu]})
     of_all = [mean, score("fvu", 0.7806, variant="cv over layers"), score("fvu", 9.0, variant="layer=0, first")]
-    record(engine, lease, "reconstruction", *of_each, *of_all, score("l0", 8.0, variant="layer=10"))
+    found = [*of_each, *of_all, score("l0", 8.0, variant="layer=10")]
+    queue.record_scores(
+        engine, lease, "reconstruction", found, wall_seconds=1.0, tokens=tokens, measured_on="corpus.txt"
+    )
     queue.finish_evaluation(engine, lease, 2.0)
 
 
@@ -83,3 +87,23 @@ def test_scores_by_layer_are_a_matrix(trained: Engine, capsys: Capture) -> None:
     ]  # fmt: skip
     assert run(["results", "s", "--by-layer", "--long"]) == 2
     assert "two tables: ask for one of them" in capsys.readouterr().err
+
+
+def test_a_mean_is_of_the_layers_that_stand_beside_it(trained: Engine, capsys: Capture) -> None:
+    def by_layer(fvu: dict[int, float], tokens: int) -> list[str]:
+        run(["evaluate", "1", "--again", "--metrics", "reconstruction"])
+        measure_at_layers(trained, fvu, tokens=tokens)
+        capsys.readouterr()
+        assert run(["results", "1", "--by-layer", "--metrics", "fvu", "-o", "csv"]) == 0
+        (row,) = csv.DictReader(io.StringIO(capsys.readouterr().out))
+        columns = ("layer_0", "layer_2", "layer_10", "mean", "cv")
+        return [row[name] and f"{float(row[name]):.3f}" for name in columns] + [row["tokens"]]
+
+    assert by_layer({0: 0.1, 2: 0.2, 10: 0.6}, 4096) == ["0.100", "0.200", "0.600", "0.300", "0.781", "4096"]
+    again = by_layer({0: 0.1, 2: 0.2}, 4096)
+    assert again == ["0.100", "0.200", "0.600", "0.300", "0.720", "4096"], "the mean of all three, not the last one's"
+    found = sweep_scores(trained, ["s"]).by_job[1]
+    assert found["fvu mean over layers"].value == pytest.approx(0.3)
+    assert found["fvu cv over layers"].value == pytest.approx(0.72008, rel=1e-4)
+    assert by_layer({0: 0.9}, 512) == again, "layers of one row are of as many tokens"
+    assert by_layer({0: 0.4, 2: 0.4, 10: 0.4}, 512)[-1] == "512"

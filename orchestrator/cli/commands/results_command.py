@@ -43,7 +43,7 @@ def results(
         raise click.UsageError("--by-layer and --long are two tables: ask for one of them")
     named = [part.strip() for part in metrics.split(",") if part.strip()] if metrics else []
     with database() as (_, engine):
-        rows = scores(engine, selectors, metrics=named, stale=stale)
+        rows = scores(engine, selectors, metrics=named, stale=stale, replaced=by_layer)
     if by_layer:
         _show_by_layer(rows, is_chosen=bool(named), variants=variants, output=output)
     elif output in {"csv", "json"}:

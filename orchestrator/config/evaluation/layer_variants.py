@@ -1,5 +1,7 @@
 """How scores of several layers are named: variants of one layer, and of all that were measured."""
 
+from collections.abc import Collection, Mapping
+from statistics import fmean, pstdev
 from typing import NamedTuple
 
 MEAN, VARIATION = "mean over layers", "cv over layers"
@@ -38,6 +40,18 @@ def read_variant(variant: str) -> OverLayers | None:
         return OverLayers(int(first.removeprefix(_LAYER)), "", rest)
     before, _, last = variant.rpartition(", ")
     return OverLayers(None, last, before) if last in (MEAN, VARIATION) else None
+
+
+def over_shown(shown: Mapping[int, float], stored_of: Collection[int]) -> dict[str, float] | None:
+    """Return MEAN, and where all are above 0 VARIATION, of the scores of some layers that stand side by side.
+
+    None where the stored ones are of just these layers: an evaluation of fewer may have replaced them since.
+    """
+    if not shown or set(shown) == set(stored_of):
+        return None
+    values = list(shown.values())
+    mean = fmean(values)
+    return {MEAN: mean} | ({VARIATION: pstdev(values) / mean} if min(values) > 0 else {})
 
 
 def _joined(*parts: str) -> str:
