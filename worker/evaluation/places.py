@@ -6,6 +6,7 @@ from functools import cached_property
 from typing import Any
 
 from orchestrator.config.evaluation.families import Family
+from orchestrator.config.evaluation.layer_variants import of_layers
 from orchestrator.config.job import SubjectConfig
 from orchestrator.errors import OrchError
 from worker.evaluation import registry
@@ -53,11 +54,20 @@ class Places:
         """
         of_all_layers = registry.layers_family(family)
         if of_all_layers is not None:
-            yield from of_all_layers(saes, [*self.contexts()], options)
+            own = {one.job_id: one.sae.facts.layers for one in saes}
+            for found in of_all_layers(saes, [*self.contexts()], options):
+                yield found if isinstance(found, NotMeasured) else self._named(found, own[found.job_id])
         elif len(self.configs) == 1 and all(map(self._is_home, saes)):
             yield from registry.family(family)(saes, self._first, options)
         else:
             yield from self._at_each(registry.family(family), saes, options)
+
+    def _named(self, found: Measured, own: tuple[int, ...]) -> Measured:
+        """Return what was found of these layers together: plain where they are those the SAE was trained on."""
+        layers = tuple(config.layer for config in self.configs if config.layer is not None)
+        if own in ((), layers):
+            return found
+        return replace(found, scores=[one._replace(variant=of_layers(layers, one.variant)) for one in found.scores])
 
     @cached_property
     def _first(self) -> EvaluationContext:

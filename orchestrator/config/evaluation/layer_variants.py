@@ -1,6 +1,6 @@
 """How scores of several layers are named: variants of one layer, and of all that were measured."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from statistics import fmean, pstdev
 from typing import NamedTuple
 
@@ -26,6 +26,11 @@ class OverLayers(NamedTuple):
 def at_layer(layer: int, variant: str = "") -> str:
     """Return the variant of a score at one layer: `layer=3`, `layer=3, first`."""
     return _joined(f"{_LAYER}{layer}", variant)
+
+
+def of_layers(layers: Sequence[int], variant: str = "") -> str:
+    """Return the variant of a score of some layers taken together: `layers=0,2`, `layers=0,2, counts`."""
+    return _joined(f"layers={','.join(map(str, layers))}", variant)
 
 
 def over_all(over: str, variant: str = "") -> str:

@@ -141,6 +141,21 @@ def test_what_goes_wrong_at_one_layer_is_told_of_that_sae_and_layer(
     assert by_name(measured)["here", ""].value == 1.0
 
 
+def test_layers_that_are_not_an_saes_own_are_named_where_they_are_taken_together(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def together(saes: Sequence[SubjectSae], contexts: Sequence[EvaluationContext], _: Any) -> Iterator[Measured]:
+        yield from (Measured(one.job_id, [Score("n", float(len(contexts))), Score("n", 1.0, "counts")]) for one in saes)
+
+    monkeypatch.setattr(registry, "layers_family", lambda _: together)
+    own, other = entries(random_sae(16), random_sae(16))
+    for one, layers in ((own, (0, 2)), (other, (0, 1, 2))):
+        one.sae.facts = replace(one.sae.facts, layers=layers)
+    found = several(tmp_path, layers=(0, 2)).measure("layers", [own, other], None)
+    variants = [[score.variant for score in one.scores] for one in found if isinstance(one, Measured)]
+    assert variants == [["", "counts"], ["layers=0,2", "layers=0,2, counts"]]
+
+
 def test_a_layer_that_the_model_has_not(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="layer"):
         several(tmp_path, layers=(0, 7))
