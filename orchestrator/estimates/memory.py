@@ -103,17 +103,19 @@ class Room:
 def trainer_bytes(configs: Sequence[JobConfig], *, kind: str = "cpu") -> int:
     """Return the most memory that training some jobs together takes.
 
-    The subject, one forward pass of it, a window of activations for each hook point, a held-out set for each place,
-    the state of every job; and of what each needs only for a while, one after another, the largest. On a GPU the
-    steps keep memory of their own, of the largest of them: that of their CUDA graphs.
+    The subject, one forward pass of it, each tuned lens, a window of activations for each hook point, a held-out set
+    for each place, the state of every job; and of what each needs only for a while, one after another, the largest. On
+    a GPU the steps keep memory of their own, of the largest of them: that of their CUDA graphs.
     """
-    places = {(config.subject, config.sae.normalize): config for config in configs}
+    places = {(config.subject, config.sae.lens, config.sae.normalize): config for config in configs}
     hooks = {hook: config for config in configs for hook in hook_keys(config.subject)}
     first = configs[0]
+    lenses = {config.sae.lens: config for config in configs if config.sae.lens is not None}
     windows = sum(_window(config, kind) for config in hooks.values())
     heldout = sum(config.training.heldout_tokens * _vector_bytes(config) for config in places.values())
     one_pass = _PASS_TOKENS[kind] * _PASS_WIDTHS * max(map(_width, configs)) * _FLOAT
     lasting = PROGRAM_BYTES[kind] + _subject_bytes(first.subject) + windows + heldout + sum(map(state_bytes, configs))
+    lasting += sum(map(_lens_bytes, lenses.values()))
     step = max(_step_bytes(config, kind) for config in configs)
     other = max(one_pass, *map(_passing_bytes, configs))
     return lasting + (step + other if kind == "cuda" else max(step, other))
@@ -153,6 +155,12 @@ def _window(config: JobConfig, kind: str) -> int:
     # On a GPU the next window is captured while one is trained on.
     buffers = 2 if kind == "cuda" else 1
     return buffers * config.training.shuffle_tokens * _width(config) * _BYTES[config.subject.dtype]
+
+
+def _lens_bytes(config: JobConfig) -> int:
+    """Return what the lens of a config takes: a map for each block of the model, whichever are read."""
+    d = _width(config)
+    return (depth(config.subject) or _UNKNOWN_DEPTH) * (d * d + d) * _FLOAT
 
 
 def _width(config: JobConfig) -> int:

@@ -52,6 +52,17 @@ def test_several_layers_cost_a_window_and_a_part_of_every_step_each() -> None:
     assert trainer_bytes([config(subject={"layers": "all"})]) > trainer_bytes([config(subject={"layers": [0, 1, 2]})])
 
 
+def test_a_lens_costs_a_map_for_each_block_once_and_a_heldout_set_of_its_space() -> None:
+    one, lens = config(), {"n_latents": 1024, "k": 4, "lens": "a" * 64}
+    through = config(sae=lens)
+    maps, heldout = 6 * (D * D + D) * 4, 16_384 * D * 4
+    assert trainer_bytes([through]) - trainer_bytes([one]) == maps
+    assert trainer_bytes([through, through]) - trainer_bytes([through]) == state_bytes(one), "one lens serves both"
+    assert trainer_bytes([one, through]) - trainer_bytes([one, one]) == maps + heldout
+    other = config(sae=lens | {"lens": "b" * 64})
+    assert trainer_bytes([through, other]) - trainer_bytes([through, through]) == maps + heldout
+
+
 def test_an_unknown_model_counts_as_a_large_one() -> None:
     unknown = config(subject={"model": "somebody/unheard-of"})
     assert trainer_bytes([unknown]) > 32 << 30
