@@ -17,7 +17,7 @@ _IS_HIDDEN = m.Job.hidden.in_(("hidden", "deleted"))
 _ARE_OTHERS = (m.EVALUATION, m.Job.kind.in_(("evaluate", "lens")), m.Job.hidden.is_(None))
 """The jobs that are shown and train no SAE: the first condition, which the second implies, lets SQLite see their index,
 and the second, which names the kinds one by one, look them up there."""
-KINDS = ("results", "evaluations", "failures", "preemptions", "lost", "machine", "other")
+KINDS = ("results", "evaluations", "lenses", "failures", "preemptions", "lost", "machine", "other")
 _KIND_OF = {
     "converged": "results", "max_tokens": "results", "not_learning": "results", "diverged": "results",
     "evaluated": "evaluations",
@@ -91,23 +91,33 @@ def _running(session: Session) -> dict[str, int]:
 
 
 def _ended(session: Session, *which: ColumnElement[bool]) -> dict[str, int]:
-    """Return the attempts that ended by kind, and the tokens they trained; an index has all of it."""
+    """Return the attempts that ended by kind, and the tokens that SAEs were trained on; an index has all of it.
+
+    A lens that was trained has the outcomes of an SAE: those of lens jobs, which are few, are taken out again.
+    """
     attempt = m.Attempt
     trained = func.sum(attempt.tokens_end - attempt.tokens_start)
-    query = select(attempt.outcome, func.count(), trained).where(attempt.ended_at.is_not(None), *which)
+    ended = select(attempt.outcome, func.count(), trained).where(attempt.ended_at.is_not(None), *which)
+    of_lenses = ended.join_from(m.Job, attempt, attempt.job_id == m.Job.id).where(m.EVALUATION, m.Job.kind == "lens")
     found = dict.fromkeys((*KINDS, "tokens"), 0)
-    for outcome, number, tokens in session.execute(query.group_by(attempt.outcome)):
+    for outcome, number, tokens in session.execute(ended.group_by(attempt.outcome)):
         found[_KIND_OF.get(outcome or "", "failures")] += number
         found["tokens"] += int(tokens or 0)
+    for outcome, number, tokens in session.execute(of_lenses.group_by(attempt.outcome)):
+        found["tokens"] -= int(tokens or 0)
+        if _KIND_OF.get(outcome or "") == "results":
+            found["results"] -= number
+            found["lenses"] += number
     return found
 
 
 def _in_training(session: Session) -> int:
-    """Return the tokens that the running attempts have trained so far."""
+    """Return the tokens that the running attempts have trained SAEs on so far."""
     lease, attempt = m.LeaseRow, m.Attempt
     mine = (attempt.job_id == lease.job_id) & (attempt.attempt == lease.attempt)
     begun = case((attempt.tokens_start.is_(None), 0), else_=lease.tokens_seen - attempt.tokens_start)
-    return int(session.scalar(select(func.sum(begun)).select_from(lease).join(attempt, mine)) or 0)
+    query = select(func.sum(begun)).select_from(lease).join(attempt, mine).join(m.Job, m.Job.id == lease.job_id)
+    return int(session.scalar(query.where(m.Job.kind == "train")) or 0)
 
 
 def counts(engine: Engine, *, sweep: str | None = None, kind: JobKind = "train") -> dict[str, int]:

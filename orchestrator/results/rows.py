@@ -170,13 +170,13 @@ class QueueStats:
     running: dict[str, int]
     """Running jobs of every kind by the device of their worker."""
     tokens_per_second: float
-    """Of all that train now."""
+    """Of all SAEs that train now."""
     lease_slack: float | None
     """Of the lease that runs out first; below 0: its worker no longer renews it."""
     tokens_trained: int
-    """By all attempts, what was trained again after a loss included."""
+    """SAEs, by all attempts, what was trained again after a loss included."""
     attempts: dict[str, int]
-    """All that ended: results, evaluations, failures, preemptions, lost, other (paused, cancelled)."""
+    """All that ended: results of SAEs, evaluations, lenses, failures, preemptions, lost, other (paused, cancelled)."""
     last_hour: dict[str, int]
     """The same, of those that ended in the last hour, and their tokens."""
 

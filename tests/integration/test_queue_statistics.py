@@ -12,6 +12,7 @@ from orchestrator.database.engine import db_now, transaction
 from orchestrator.database.models import Attempt, LeaseRow
 from orchestrator.database.schema import open_database
 from orchestrator.settings import Settings
+from tests.lens_shorthand import begin_lens, queue_lens, take_lens, train_lens
 from tests.queue_shorthand import claim, enqueue, fail, lose, ref, result
 from tests.unit.orchestrator.cli.commands.test_metrics import parse
 from tests.worker_shorthand import items, let_commands_reach, report
@@ -58,7 +59,8 @@ def test_figures_of_the_queue(engine: Engine, capsys: Capture) -> None:
     assert found.jobs == {"queued": 3, "running": 2, "paused": 0, "succeeded": 1, "failed": 1, "cancelled": 1}
     assert found.running == {"cpu": 2}
     assert found.attempts == {
-        "results": 1, "evaluations": 0, "failures": 1, "preemptions": 1, "lost": 1, "machine": 0, "other": 0,
+        "results": 1, "evaluations": 0, "lenses": 0, "failures": 1, "preemptions": 1, "lost": 1, "machine": 0,
+        "other": 0,
     }  # fmt: skip
     assert found.tokens_trained == 1200
     assert found.last_hour == found.attempts | {"tokens": 1000}
@@ -83,6 +85,28 @@ def test_the_last_hour_is_not_for_ever(engine: Engine) -> None:
         session.execute(update(Attempt).where(Attempt.job_id == 1).values(ended_at=db_now() - HOUR - 1))
     found = results.stats(engine)
     assert (found.last_hour["results"], found.last_hour["tokens"], found.attempts["results"]) == (0, 0, 1)
+
+
+def test_lenses_are_no_results_of_saes_nor_their_tokens(engine: Engine, capsys: Capture) -> None:
+    a_day(engine)
+    before = results.stats(engine)
+    queue_lens(engine)
+    queue_lens(engine, heldout_tokens=512)
+    queue.pause(engine, [row.id for row in results.jobs(engine, states=["queued"])])
+    done = train_lens(engine)
+    runs = take_lens(engine).lease
+    begin_lens(engine, runs)
+    queue.heartbeat(engine, runs, lease_seconds=60, tokens_seen=700, tokens_per_second=90.0)
+    found = results.stats(engine)
+    assert results.attempts(engine, done)[0].outcome == "converged"
+    assert found.attempts == before.attempts | {"lenses": 1}
+    assert found.last_hour == before.last_hour | {"lenses": 1}
+    assert (found.tokens_trained, found.tokens_per_second) == (before.tokens_trained, before.tokens_per_second)
+    assert run(["queue", "stats"]) == 0
+    assert "1 result, 1 lens job, 1 failure, 1 preemption, 1 lost, 1.00k tokens" in capsys.readouterr().out
+    assert run(["metrics"]) == 0
+    told = parse(capsys.readouterr().out)
+    assert (told["orch_results_total", ""], told["orch_lenses_trained_total", ""]) == (1, 1)
 
 
 def test_sums_over_attempts_read_an_index_alone(sqlite_settings: Settings) -> None:

@@ -68,10 +68,13 @@ def _families(found: "QueueStats", workers: "Sequence[RegisteredWorker]") -> Ite
     yield Family("orch_leases", "gauge", "Jobs that a worker holds, by its device.", found.running, "device")
     yield gauge("orch_lease_slack_seconds", "Until the first lease runs out; below 0: overdue.", found.lease_slack)
     yield Family("orch_workers", "gauge", "Workers that have not ended, by state.", states, "state")
-    yield gauge("orch_tokens_per_second", "Tokens that all running jobs train a second.", found.tokens_per_second)
-    yield counter("orch_tokens_trained_total", "Tokens trained by all attempts.", found.tokens_trained)
-    yield counter("orch_results_total", "Attempts that ended with a result.", ended["results"])
+    yield gauge("orch_tokens_per_second", "Tokens a second that SAEs are trained on.", found.tokens_per_second)
+    yield counter(
+        "orch_tokens_trained_total", "Tokens that SAEs were trained on, by all attempts.", found.tokens_trained
+    )
+    yield counter("orch_results_total", "Attempts that ended with the result of an SAE.", ended["results"])
     yield counter("orch_evaluated_total", "Attempts that measured all they were to.", ended["evaluations"])
+    yield counter("orch_lenses_trained_total", "Attempts that ended with the result of a lens.", ended["lenses"])
     yield counter("orch_failures_total", "Attempts that failed.", ended["failures"])
     yield counter("orch_preemptions_total", "Attempts that handed their job back.", ended["preemptions"])
     yield counter("orch_machine_faults_total", "Attempts that a machine could not serve.", ended["machine"])

@@ -79,6 +79,8 @@ def _lines(found: "QueueStats") -> list[tuple[str, str]]:
 
 
 def _attempts(ended: dict[str, int], tokens: int) -> str:
-    words = ("result", *(["evaluation"] if ended["evaluations"] else []), "failure", "preemption")
-    parts = [plural(ended[f"{word}s"], word) for word in words]
+    words = {"results": "result", "evaluations": "evaluation", "lenses": "lens job"}
+    words |= {"failures": "failure", "preemptions": "preemption"}
+    always = ("results", "failures", "preemptions")
+    parts = [plural(ended[kind], word) for kind, word in words.items() if ended[kind] or kind in always]
     return ", ".join([*parts, f"{ended['lost']} lost", f"{count(tokens)} tokens"])
