@@ -11,7 +11,7 @@ from sqlalchemy import Engine
 from orchestrator import lenses, results
 from orchestrator.config.job import JobConfig
 from orchestrator.errors import ConfigError, NotFound
-from orchestrator.job_states import FREED
+from orchestrator.job_states import FREED, OPEN
 from orchestrator.settings import Settings
 from orchestrator.sweep import NO_FILE, check_paths, check_subjects, expand, expand_text
 from orchestrator.sweep.sweep import Sweep
@@ -66,10 +66,7 @@ def _with_id(config: JobConfig, found: "dict[str, LensEntry]") -> JobConfig:
         return config
     entry = found[config.sae.lens]
     if entry.sha256 is None:
-        raise ConfigError(
-            f"sae.lens: the lens {entry.label} is not there yet: job {entry.job_id}, which trains it, is {entry.state}",
-            hint=f"orch wait {entry.job_id}, then enqueue this again.",
-        )
+        raise _not_there(entry)
     for key, mine, its in (
         ("model", config.subject.model, entry.model),
         ("revision", config.subject.revision, entry.revision),
@@ -80,6 +77,18 @@ def _with_id(config: JobConfig, found: "dict[str, LensEntry]") -> JobConfig:
                 hint=f"Set subject.{key}: {its or 'null'}, or name a lens of this {key}: orch lens list",
             )
     return config.model_copy(update={"sae": config.sae.model_copy(update={"lens": entry.sha256})})
+
+
+def _not_there(entry: "LensEntry") -> ConfigError:
+    """Return what to say of a lens whose job has none: it may still come, or it will not."""
+    job = f"job {entry.job_id}"
+    if entry.state in OPEN:
+        said, hint = f"is not there yet: {job}, which trains it, is {entry.state}", f"orch wait {entry.job_id}"
+    elif entry.state in FREED:
+        said, hint = f"is not there: {job}, which was to train it, is {entry.state}", f"orch retry {entry.job_id}"
+    else:
+        said, hint = f"is not there: {job}, which was to train it, has {entry.outcome}", "orch lens train, a lower --lr"
+    return ConfigError(f"sae.lens: the lens {entry.label} {said}", hint=f"{hint}, then enqueue this again.")
 
 
 def jobs_of(engine: Engine, sweep: Sweep, job_ids: Sequence[int | None]) -> list[int]:

@@ -32,6 +32,11 @@ def _storable(text: str) -> str:
     return text
 
 
+def _as_text(value: Any) -> Any:
+    """Return a number as the text that it was written for: a job's number names its lens."""
+    return str(value) if type(value) is int else value
+
+
 def _or_ours(known: str) -> AfterValidator:
     """Refuse another word than the one of ours that has its prefix."""
 
@@ -203,8 +208,9 @@ class SaeConfig(Part):
     """Weight λ of the L1 penalty (relu) or of the L0 penalty (jumprelu); auto with target_l0."""
     normalize: Normalize = "unit"
     """How each activation vector is normalised."""
-    lens: Text | None = None
-    """Tuned lens that maps the residual stream before it is normalised: its name, or content id; stored as the id."""
+    lens: Annotated[Text | None, BeforeValidator(_as_text)] = None
+    """Tuned lens that maps the residual stream before it is normalised: its name, its job's number, or its content id,
+    which is what is stored."""
 
     @model_validator(mode="before")
     @classmethod

@@ -109,7 +109,7 @@ def users(session: Session, sha256: str) -> list[int]:
 
 
 def _take_name(session: Session, name: str) -> None:
-    """Refuse a name that is taken; one of a job that failed or was cancelled is free, and that lens loses it."""
+    """Refuse a name that is taken; where a job failed, was cancelled or diverged it is free, and its row loses it."""
     _refuse_taken(session, name)
     session.execute(update(LensRow).where(LensRow.name == name).values(name=None))
 
@@ -119,8 +119,8 @@ def _refuse_taken(session: Session, name: str) -> None:
         raise ConfigError(
             f"a lens cannot be named {name!r}", hint="Use letters, digits, dots, - and _; not a number alone."
         )
-    query = select(LensRow.id, LensRow.job_id, Job.state, Job.hidden).outerjoin(Job, Job.id == LensRow.job_id)
+    query = select(LensRow.job_id, LensRow.outcome, Job.state).outerjoin(Job, Job.id == LensRow.job_id)
     row = session.execute(query.where(LensRow.name == name)).one_or_none()
-    if row is not None and row.state not in FREED:
+    if row is not None and row.state not in FREED and row.outcome != "diverged":
         of = "it was brought in" if row.job_id is None else f"job {row.job_id} trains it, or has"
         raise StateError(f"there is a lens named {name!r} already: {of}", hint="Give another --name.")

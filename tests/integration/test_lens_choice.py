@@ -9,10 +9,11 @@ import pytest
 import torch
 
 import orch
-from orchestrator import lenses, results
+from orchestrator import lenses, queue, results
 from orchestrator.cli import main
 from orchestrator.config.lens.facts import LENSES
 from orchestrator.errors import NotFound
+from tests.lens_shorthand import queue_lens, train_lens
 from tests.small_world import WIDTH, World, make_subject, small_world
 from tests.unit.worker.subject.tiny_models import save_model
 
@@ -66,7 +67,7 @@ def run(capfd: pytest.CaptureFixture[str]) -> Run:
     return run
 
 
-def sweep(subject: Path, lens: str, **place: Any) -> str:
+def sweep(subject: Path, lens: str | int, **place: Any) -> str:
     text = {"data.source": str(subject / "text.txt"), "data.context_length": 32}
     keys = {"subject.model": str(subject), "sae.lens": lens} | text | place
     return json.dumps({"version": 1, "name": "lensed", "overrides": keys})
@@ -117,6 +118,32 @@ def test_what_cannot_be_named_is_said_and_nothing_is_queued(
             assert refused.exit_code == code, refused.output
             assert said in refused.output
     assert results.jobs(world.engine) == []
+
+
+def test_a_lens_whose_job_has_none_is_refused_with_what_to_do(
+    world: World, run: Run, subject: Path, tmp_path: Path
+) -> None:
+    def said() -> str:
+        (tmp_path / "lensed.json").write_text(sweep(subject, 1))
+        refused = run("enqueue", str(tmp_path / "lensed.json"))
+        assert refused.exit_code == 2, refused.output
+        return refused.output
+
+    engine = world.engine
+    assert queue_lens(engine, name="mine") == 1, "its number, as YAML reads it, names it too"
+    told = said()
+    assert "the lens mine is not there yet: job 1, which trains it, is queued" in told
+    assert "orch wait 1, then" in told
+    queue.cancel(engine, [1])
+    told = said()
+    assert "is not there: job 1, which was to train it, is cancelled" in told
+    assert "orch retry 1, then" in told
+    queue.retry(engine, [1])
+    train_lens(engine, outcome="diverged", uri=None, sha256=None, conditions=None)
+    told = said()
+    assert "is not there: job 1, which was to train it, has diverged" in told
+    assert "a lower --lr, then" in told
+    assert "wait" not in told
 
 
 @pytest.mark.parametrize(

@@ -157,6 +157,13 @@ def test_counts_tell_kinds_apart(engine: Engine) -> None:
     assert [row.id for row in results.jobs(engine)] == [1, 2]
 
 
+def test_the_name_of_one_that_diverged_is_free(engine: Engine) -> None:
+    queue_lens(engine, name="mine")
+    train_lens(engine, outcome="diverged", uri=None, sha256=None, conditions=None)
+    other = queue_lens(engine, name="mine", heldout_tokens=512)
+    assert lenses.named(engine, "mine").job_id == other
+
+
 def test_a_name_is_of_one_lens_and_free_when_its_job_came_to_nothing(engine: Engine) -> None:
     first = queue_lens(engine, name="mine")
     with pytest.raises(StateError, match="a lens named 'mine' already"):
