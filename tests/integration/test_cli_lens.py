@@ -1,12 +1,13 @@
 """`orch lens`, and what the other commands say of lens jobs."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 from sqlalchemy import Engine
 
-from orchestrator import lenses, results
+from orchestrator import lenses, queue, results
 from orchestrator.cli.main import run
 from orchestrator.settings import Settings
 from tests.lens_shorthand import SHA256, begin_lens, lens_point, queue_lens, take_lens, train_lens
@@ -50,6 +51,18 @@ def test_a_lens_is_asked_for_by_options_and_a_file(
     assert (config["training"]["max_tokens"], config["training"]["batch_tokens"]) == (1_000_000, 64)
     assert "already there, job 1" in said(capsys, *asked, "--tokens", "1M")
     assert said(capsys, *asked[:5], "--again", "-o", "name").strip() == "2"
+
+
+def test_kls_of_one_layer_stand_one_under_the_other(engine: Engine, capsys: Capture) -> None:
+    queue_lens(engine)
+    lease = take_lens(engine).lease
+    begin_lens(engine, lease)
+    queue.record(engine, lease, [lens_point(2048, 12.345678), lens_point(4096, 0.5), lens_point(8192, 0.0004)])
+    head, *lines = said(capsys, "show", "1", "--curve").splitlines()
+    ends = [[word.end() for word in re.finditer(r"\S+", line)] for line in lines]
+    assert len(ends) == 3
+    assert ends[0] == ends[1] == ends[2], lines
+    assert "BY LAYER" in head
 
 
 @pytest.mark.parametrize(
@@ -118,6 +131,11 @@ def test_the_other_commands_know_the_kind(engine: Engine, capsys: Capture) -> No
     (item,) = json.loads(said(capsys, "show", "1", "-o", "json"))["items"]
     assert (item["kind"], item["lens"]["kl"]) == ("lens", 0.25)
     assert "lenses" in said(capsys, "queue", "stats")
+    for selector in ("1", "lenses"):
+        assert "LOGIT LENS" in (named := said(capsys, "status", selector))
+        assert "mine" in named
+    assert "mine" not in said(capsys, "status", "1", "--state", "queued")
+    assert "mine" not in said(capsys, "status")
     assert 'orch_lenses{state="succeeded"} 1' in said(capsys, "metrics")
     assert "first_point_tokens" in said(capsys, "config", "schema", "--lens")
     assert "trained by job 1" in said(capsys, "lens", "remove", "mine", "-y", code=4)

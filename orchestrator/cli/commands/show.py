@@ -60,7 +60,7 @@ def show(*, job: int, part: str | None, output: str | None) -> None:
     elif not rows:
         terminal.note(f"Job {job} has no {'points of a curve' if part == 'curve' else part} yet.")
     else:
-        columns = lens_curve_columns() if is_lens_curve else _COLUMNS[part]
+        columns = lens_curve_columns(rows) if is_lens_curve else _COLUMNS[part]
         for line in table(rows, columns, width=terminal.width()):
             terminal.echo(line)
         if part == "curve" and not is_lens_curve:

@@ -11,6 +11,7 @@ from orchestrator.cli import terminal
 from orchestrator.cli.display.columns import job_columns, why
 from orchestrator.cli.display.evaluation_tables import evaluation_columns
 from orchestrator.cli.display.formats import clock, loss, plural
+from orchestrator.cli.display.lens_tables import lens_columns
 from orchestrator.cli.display.live_canvas import MIN_SECONDS, LiveCanvas
 from orchestrator.cli.display.queue_view import DISPLAY_ORDER, Snapshot, Sparklines, first_shown, screen, state_counts
 from orchestrator.cli.display.records import csv_text, job_records, plain, record
@@ -80,7 +81,7 @@ def status(
             _print_table(settings, engine, read(), keys, wide=output == "wide")
             if choice.is_whole:
                 _print_evaluations(engine, selectors, states, limit=None if everything else limit)
-                _print_lenses(engine)
+                _print_lenses(engine, selectors, states)
 
 
 def _read(
@@ -147,12 +148,20 @@ def _print_evaluations(
     terminal.note(f"evaluations: {'  '.join(state_counts(counts))}  ·  their scores: orch results")
 
 
-def _print_lenses(engine: "Engine") -> None:
-    from orchestrator import results
+def _print_lenses(engine: "Engine", selectors: tuple[str, ...], states: tuple[str, ...] | None) -> None:
+    """Print how many jobs train lenses; of sweeps and jobs that are named, also which."""
+    from orchestrator import lenses, results
 
     counts = results.counts(engine, kind="lens")
-    if any(counts.values()):
-        terminal.note(f"lenses: {'  '.join(state_counts(counts))}  ·  orch lens list")
+    if not any(counts.values()):
+        return
+    found = lenses.of_jobs(engine, results.find(engine, selectors)) if selectors else []
+    rows = [row for row in found if states is None or row.state in states]
+    if rows:
+        terminal.echo()
+        for line in table(rows, lens_columns(), width=terminal.width()):
+            terminal.echo(line)
+    terminal.note(f"lenses: {'  '.join(state_counts(counts))}  ·  orch lens list")
 
 
 def _print_records(

@@ -62,12 +62,17 @@ def lens_lines(row: "LensEntry", counts: "Sequence[ConvergenceRow]", *, width: i
     return [*lines, "", *table(_layers(row), _layer_columns(), width=width)] if row.conditions else lines
 
 
-def lens_curve_columns() -> "list[Column[LensPoint]]":
-    """Return the columns for the curve of a lens."""
+def lens_curve_columns(points: "Sequence[LensPoint]") -> "list[Column[LensPoint]]":
+    """Return the columns for the curve of a lens; the KLs of one layer are one under the other."""
+    widths = [max(map(len, map(nats, kls))) for kls in zip(*(point.kls for point in points), strict=True)]
+
+    def by_layer(point: "LensPoint") -> str:
+        return "  ".join(nats(kl).rjust(width) for kl, width in zip(point.kls, widths, strict=True))
+
     return [
         Column("TOKENS", lambda point: count(point.tokens_seen), right=True),
         Column("KL", lambda point: nats(point.kl), right=True),
-        Column("BY LAYER", lambda point: "  ".join(map(nats, point.kls))),
+        Column("BY LAYER", by_layer),
         Column("LOSS", lambda point: nats(point.loss), right=True),
         Column("GRAD", lambda point: f"{point.grad_norm:.3g}", right=True),
         Column("TIME", lambda point: duration(point.wall_seconds), right=True),
