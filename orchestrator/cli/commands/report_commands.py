@@ -36,9 +36,9 @@ def plot(*, sweeps: tuple[str, ...], figures: tuple[str, ...], form: str, folder
     """Draw what sweeps came to, a file per figure.
 
     Figures: ln, lc, lnk, tn, lr, lr-law, ls, lnt, lrt (laws), curves, dead, frontier, downstream, scores-n, scores-l0,
-    scores-layer, scores-position, cross, cross-layer, cross-n, cross-k, layers, layers-mean, layers-prompt, layers-n,
-    layers-k, layers-activations, residuals. Laws that have no fit yet, or none since the last job ended, are fitted
-    first, and the fits are stored; lnt and lrt by orch fit alone.
+    scores-tokens, scores-layer, scores-position, layers, layers-mean, layers-prompt, layers-n, layers-k,
+    layers-activations, cross, cross-layer, cross-n, cross-k, residuals. Laws that have no fit yet, or none since the
+    last job ended, are fitted first, and the fits are stored; lnt and lrt by orch fit alone.
     """
     from orchestrator.scaling.plots.all_plots import figure_names
     from orchestrator.scaling.plots.svg import png, svg

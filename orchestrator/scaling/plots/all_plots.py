@@ -12,7 +12,8 @@ from orchestrator.scaling.types import Fit, JobMeasurement, LawName
 
 _OF_JOBS = {
     "curves": curves, "dead": dead, "frontier": frontier, "downstream": score_plots.downstream,
-    "scores-n": score_plots.by_size, "scores-l0": score_plots.by_sparsity, "scores-layer": score_plots.by_layer,
+    "scores-n": score_plots.by_size, "scores-l0": score_plots.by_sparsity, "scores-tokens": score_plots.by_tokens,
+    "scores-layer": score_plots.by_layer,
     "scores-position": score_plots.by_position,
     "layers": layer_plots.heat_maps, "layers-mean": layer_plots.means, "layers-prompt": layer_plots.prompt_maps,
     "layers-n": layer_plots.by_size, "layers-k": layer_plots.by_sparsity,

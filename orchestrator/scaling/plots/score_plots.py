@@ -78,6 +78,22 @@ def by_sparsity(rows: Rows) -> Drawing | None:
     return score_panels("scores-l0", "Scores against L0", groups, lambda row: row.l0 or 0.0, axis)
 
 
+def by_tokens(rows: Rows) -> Drawing | None:
+    """Draw every score against the training tokens of the SAEs, a line per n, k and place that has several budgets."""
+    known = [row for row in _scored(rows) if row.tokens_seen]
+    differs = differing(known)
+    groups = grouped(known, lambda row: series_of(row, differs, f"n = {tick(row.n_latents or 0)}, k = {row.k}"))
+    groups = {name: mine for name, mine in groups.items() if len({row.max_tokens for row in mine}) > 1}
+    if not groups:
+        return None
+
+    def axis(sheet: Sheet, panel: int) -> None:
+        values = [row.tokens_seen for mine in groups.values() for row in mine]
+        logarithmic(sheet.panels[panel], "x", "training tokens", values=values, pad=0.1)
+
+    return score_panels("scores-tokens", "Scores against training tokens", groups, lambda row: row.tokens_seen, axis)
+
+
 def by_layer(rows: Rows) -> Drawing | None:
     """Draw every score, and what training came to, against the layer that is read, a line per size and site.
 

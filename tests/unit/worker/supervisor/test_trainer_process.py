@@ -232,6 +232,7 @@ def test_what_an_exit_status_means(code: int, outcome: str, retry: bool) -> None
 def test_threads_that_wait_sleep_unless_the_machine_says_otherwise(
     own: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
     if own:
         monkeypatch.setenv("OMP_WAIT_POLICY", own)
     trainer = start(tmp_path, "import os, sys; print(os.environ['OMP_WAIT_POLICY'], file=sys.stderr)")

@@ -73,6 +73,14 @@ def test_layers_and_positions_have_figures_where_there_are_several() -> None:
     assert any("at position 2-3" in hint for hint in profile.hints.values())
 
 
+def test_budgets_have_a_figure_where_one_size_has_several() -> None:
+    short, long = (replace(row, max_tokens=at, tokens_seen=at) for row, at in ((GRID[0], 1000), (scored(64, 4), 4000)))
+    found = drawn(score_plots.by_tokens, [*GRID[1:], short, long])
+    assert found.jobs == tuple(sorted((short.job_id, long.job_id))), "of other sizes there is one budget"
+    assert found.figure.axes[0].get_xlabel() == "training tokens"
+    assert score_plots.by_tokens(GRID) is None
+
+
 def test_of_several_rates_at_a_layer_the_best_is_drawn_and_which_it_is() -> None:
     rows = [
         replace(scored(64, 4, layer=layer), lr=lr, fvu=fvu, tokens_to_convergence={0.01: 1e6})
@@ -91,4 +99,4 @@ def test_of_several_rates_at_a_layer_the_best_is_drawn_and_which_it_is() -> None
 def test_without_scores_there_is_nothing_to_draw() -> None:
     rows = [measured(n) for n in (64, 128)]
     figures = (score_plots.by_size, score_plots.by_sparsity, score_plots.by_layer, score_plots.by_position)
-    assert [figure(rows) for figure in (*figures, score_plots.downstream)] == [None] * 5
+    assert [figure(rows) for figure in (*figures, score_plots.by_tokens, score_plots.downstream)] == [None] * 6
