@@ -1,9 +1,9 @@
 """The two ways to a JobConfig: validate values that come in, or read back what was validated and stored."""
 
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from difflib import get_close_matches
-from typing import Any, Literal, get_args, get_origin
+from typing import Any, Literal, TypeVar, get_args, get_origin
 
 from pydantic import ValidationError
 
@@ -12,6 +12,7 @@ from orchestrator.config.flat_keys import flatten
 from orchestrator.config.job import JobConfig, Part, canonical_text, text_id
 from orchestrator.errors import ConfigError
 
+_Kind = TypeVar("_Kind", bound=Part)
 SCHEMA_HINT = "Every key and what it takes: orch config schema"
 
 
@@ -48,6 +49,27 @@ def read_stored(text: str, config_id: str) -> JobConfig:
     parts: dict[str, Any] = {name: _part(name, part) for name, part in values.items()}
     config = JobConfig.model_construct(**parts)
     config.__dict__["config_id"] = config_id
+    return config
+
+
+def read_again(
+    kind: type[_Kind], text: str, config_id: str, *, said: Callable[[ValidationError], str], hint: str
+) -> _Kind:
+    """Return a stored config of another kind of job, under the id it was stored with where its text is what was stored.
+
+    `said` words what is wrong with it, `hint` what makes it anew.
+
+    Raises:
+        ConfigError: it is not one of this version; says field and value.
+    """
+    try:
+        config = kind.model_validate(json.loads(text))
+    except ValidationError as error:
+        raise ConfigError(said(error), hint=f"It was enqueued by another version: {hint}") from None
+    except ValueError as error:
+        raise ConfigError(f"not JSON: {error}") from None
+    if text_id(text) == config_id:
+        config.__dict__["config_id"] = config_id
     return config
 
 

@@ -1,6 +1,5 @@
 """The ways to a plan and to an evaluation: validate values that come in, or read back what was stored."""
 
-import json
 from collections.abc import Mapping
 from difflib import get_close_matches
 from pathlib import Path
@@ -10,7 +9,8 @@ from pydantic import ValidationError
 
 from orchestrator.config.evaluation.evaluation import EvaluationConfig, EvaluationPlan
 from orchestrator.config.evaluation.families import FAMILIES
-from orchestrator.config.job import Part, text_id
+from orchestrator.config.job import Part
+from orchestrator.config.validation import read_again
 from orchestrator.errors import ConfigError
 from orchestrator.units import token_count
 
@@ -59,17 +59,7 @@ def read_evaluation(text: str, config_id: str) -> EvaluationConfig:
     Raises:
         ConfigError: it is not one of this version; says field and value.
     """
-    try:
-        config = EvaluationConfig.model_validate(json.loads(text))
-    except ValidationError as error:
-        raise ConfigError(
-            _said(error), hint="It was enqueued by another version: orch evaluate makes a new one"
-        ) from None
-    except ValueError as error:
-        raise ConfigError(f"not JSON: {error}") from None
-    if text_id(text) == config_id:
-        config.__dict__["config_id"] = config_id
-    return config
+    return read_again(EvaluationConfig, text, config_id, said=_said, hint="orch evaluate makes a new one")
 
 
 def _said(error: ValidationError) -> str:

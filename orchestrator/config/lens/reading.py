@@ -1,14 +1,12 @@
 """The ways to a LensConfig: validate values that come in, or read back what was stored."""
 
-import json
 from typing import Any
 
 from pydantic import ValidationError
 
 from orchestrator.config.flat_keys import flatten
-from orchestrator.config.job import text_id
 from orchestrator.config.lens.training import LensConfig
-from orchestrator.config.validation import explain
+from orchestrator.config.validation import explain, read_again
 from orchestrator.errors import ConfigError
 
 LENS_HINT = "Every key and what it takes: orch config schema --lens"
@@ -33,17 +31,7 @@ def read_lens(text: str, config_id: str) -> LensConfig:
     Raises:
         ConfigError: it is not one of this version; says field and value.
     """
-    try:
-        config = LensConfig.model_validate(json.loads(text))
-    except ValidationError as error:
-        raise ConfigError(
-            _said(error), hint="It was enqueued by another version: orch lens train makes it anew"
-        ) from None
-    except ValueError as error:
-        raise ConfigError(f"not JSON: {error}") from None
-    if text_id(text) == config_id:
-        config.__dict__["config_id"] = config_id
-    return config
+    return read_again(LensConfig, text, config_id, said=_said, hint="orch lens train makes it anew")
 
 
 def _said(error: ValidationError) -> str:
