@@ -57,7 +57,7 @@ def main() -> None:
 def measure(name: str, model: str, layer: int, *, folder: Path, rounds: int) -> dict[str, object]:
     context = open_place(model, layer, folder / name)
     run = AblationRun(context, AblationOptions(pairs=PAIRS, affected_tokens=AFFECTED))
-    choose = partial(choose_latents, random_sae(context.vectors.shape[1]), "one position")
+    choose = partial(choose_latents, random_sae(context.vectors.shape[1]), "one position", context=context)
     lengths = [window.length for window in run.windows]
     bare = bare_forward(context, layer, lengths)
     seconds = interleaved({"bare": bare, "ablation": lambda: run.measure(choose, "")}, rounds=rounds)
