@@ -81,20 +81,28 @@ def of_jobs(engine: Engine, job_ids: Collection[int]) -> list[LensEntry]:
 def named(engine: Engine, selector: str) -> LensEntry:
     """Return the lens of a name, of its job's number, or of its content id or the first eight digits or more of it.
 
+    A name goes before a number, and both before a content id.
+
     Raises:
-        NotFound: there is none; the message names what is near.
+        NotFound: there is none, or its content id begins like another's; the message names what is near.
     """
     number = int(selector) if selector.isascii() and selector.isdigit() and len(selector) < 10 else 0
-    meant = (m.LensRow.name == selector) | (m.LensRow.job_id == number)
-    if len(selector) >= _SHORTEST_ID:
-        meant |= m.LensRow.sha256.startswith(selector.lower(), autoescape=True)
     with reading(engine) as session:
-        if found := read(session, meant):
+        if found := read(session, m.LensRow.name == selector) or read(session, m.LensRow.job_id == number):
+            return found[0]
+        if found := read(session, _has_id(selector)) if len(selector) >= _SHORTEST_ID else []:
+            if len({one.sha256 for one in found}) > 1:
+                labels = ", ".join(one.label for one in found)
+                raise NotFound(f"{selector!r} begins the content id of several lenses: {labels}", hint="Give a name.")
             return found[0]
         names = [name for name in session.scalars(select(m.LensRow.name)) if name]
     near = get_close_matches(selector, names, n=3)
     guess = f"; did you mean {', '.join(near)}?" if near else ""
     raise NotFound(f"there is no lens {selector!r}{guess}", hint="orch lens list")
+
+
+def _has_id(beginning: str) -> ColumnElement[bool]:
+    return m.LensRow.sha256.startswith(beginning.lower(), autoescape=True)
 
 
 def curve(engine: Engine, job_id: int) -> list[LensPoint]:

@@ -96,6 +96,18 @@ def test_its_end_is_one_transaction_and_twice_is_once(engine: Engine) -> None:
         lenses.named(engine, "mime")
 
 
+def test_a_beginning_of_several_content_ids_names_none_of_them(engine: Engine) -> None:
+    one, other = ("abcdef12" + digit * 56 for digit in "34")
+    added(engine, "first", one)
+    added(engine, "second", other)
+    added(engine, "again", one)
+    with pytest.raises(NotFound, match="begins the content id of several lenses: first, second, again"):
+        lenses.named(engine, "abcdef12")
+    assert lenses.named(engine, "abcdef123").name == "first", "two rows of one content are one lens"
+    added(engine, "abcdef12", "0" * 64)
+    assert lenses.named(engine, "abcdef12").sha256 == "0" * 64, "a name goes before a content id"
+
+
 def test_one_that_diverged_has_a_result_and_no_lens(engine: Engine) -> None:
     queue_lens(engine)
     lease = take_lens(engine).lease
