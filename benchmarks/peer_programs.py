@@ -1,9 +1,9 @@
 """The training programs of other libraries, as their documentation runs them: from a model and a text to saved SAEs.
 
 `python -m benchmarks.peer_programs NAME ORDER`: ORDER is a JSON file of `Order`. Each gets its own defaults for what
-an order does not say: optimiser, learning rate, warm-up, start, AuxK. Where a library can train several SAEs on one
-stream of activations (dictionary_learning) it does; where it cannot, one after another in one process, the model and
-the tokens loaded once.
+an order does not say: optimiser, learning rate, start, AuxK, warm-up (dictionary_learning's is a tenth of the run where
+its own would be longer). Where a library can train several SAEs on one stream of activations (dictionary_learning) it
+does; where it cannot, one after another in one process, the model and the tokens loaded once.
 """
 
 import contextlib
