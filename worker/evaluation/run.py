@@ -40,6 +40,7 @@ from worker.formats import portable
 from worker.lens.opening import open_lens
 from worker.protocol import Evaluated, Exit, Failure, Left, NotScored, Scored, Started
 from worker.sae.inference import InferenceSae
+from worker.sae.native.kernels import use
 from worker.subject.model import Subject, load_at_first
 
 _POSTPONED = (Exit.MACHINE, Exit.OUT_OF_MEMORY)
@@ -85,6 +86,8 @@ class EvaluationRun:
         torch.set_num_threads(order.threads)
         self._order, self._channel = order, channel
         self._device = torch.device(choose(order.device))
+        if order.compile_folder and self._device.type == "cpu":
+            use(Path(order.compile_folder) / "kernels")
         self._dropped: set[int] = set()
 
     def run(self) -> None:

@@ -6,6 +6,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from worker.sae.native.kernels import kernels_for
+
 
 @torch.no_grad()
 def count_tokens_since_fired(
@@ -14,8 +16,12 @@ def count_tokens_since_fired(
     tokens_since_fired: Int[Tensor, " n_latents"],
 ) -> Int[Tensor, " n_latents"]:
     """Return tokens_since_fired after this batch, counted to the token: batches of any size give the same count."""
+    n_tokens = len(top_acts)
+    if top_indices is not None and (kernels := kernels_for(top_acts)):
+        since = tokens_since_fired + n_tokens
+        kernels.mark_fired(top_acts, top_indices, since)
+        return since
     fired = top_acts > 0
-    n_tokens = len(fired)
     position = torch.arange(1, n_tokens + 1, device=fired.device).unsqueeze(1) * fired
     if top_indices is None:
         last = position.amax(0)

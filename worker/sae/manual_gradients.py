@@ -3,6 +3,7 @@
 Floor: the encoder's product, 2·B·D·n operations; the rest is O(B·k·D). Nothing of n_tokens × k × d_model ever exists.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from orchestrator.config.job import SaeConfig
 from worker.sae.model import SparseAutoencoder
+from worker.sae.native.kernels import kernels_for
 from worker.sae.sparse import by_latent, sampled_product, sparse_decode, sum_by_latent
 from worker.sae.tiled_encode import Selected
 from worker.sae.topk import keep_top_k_, top_k
@@ -95,14 +97,13 @@ def forward(
     with_aux = dead is not None and terms.aux_coef > 0
     total, first_error, gradients = x.new_zeros(()), x, []
     for i, (k, weight) in enumerate(terms.parts):
-        reconstruction = sparse_decode(*selected.narrowed(k), weights.W_dec).add_(weights.b_pre)
-        error = torch.sub(x, reconstruction, out=reconstruction)
+        error, squares = reconstruction_error(weights, x, selected, k)
         gradient = error
         if i == 0 and with_aux:
             first_error, gradient = error, torch.empty_like(error)
-        layers = (rows.chunk(len(terms.variances)) for rows in (error, gradient))
-        for part, out, variance in zip(*layers, terms.variances, strict=True):
-            total = total + weight * _squared(part) / (len(x) * variance)
+        layers = (rows.chunk(len(terms.variances)) for rows in (error, squares, gradient))
+        for part, square, out, variance in zip(*layers, terms.variances, strict=True):
+            total = total + weight * square.sum(dtype=x.dtype) / (len(x) * variance)
             torch.mul(part, -2 * weight / (len(x) * variance), out=out)
         gradients.append(gradient)
     if dead is None or not with_aux:
@@ -114,9 +115,36 @@ def forward(
 @torch.no_grad()
 def backward(weights: Weights, selected: Selected, found: ForwardResult, *, terms: LossTerms, out: Weights) -> Weights:
     """Write the gradient of `found.total` in every parameter into `out`, and return it."""
+    parts = [(k, gradient) for (k, _), gradient in zip(terms.parts, found.gradients, strict=True)]
+    if kernels := kernels_for(selected.top_acts, selected.centred, weights.W_dec, *found.gradients):
+        kernels.gradients(parts, (selected.top_acts, selected.top_indices), selected.centred, weights.W_dec, out[:3])
+    else:
+        _plain_backward(parts, weights, selected, out)
+    torch.sum(found.gradients[0], dim=0, out=out.b_pre)
+    for gradient in found.gradients[1:]:
+        out.b_pre.add_(gradient.sum(0))
+    # Summed over the batch first: one product of a vector with W_enc instead of one per token.
+    out.b_pre.sub_(out.b_enc @ weights.W_enc)
+    if found.dead is not None:
+        _add_aux(out, weights, selected, found.dead)
+    return out
+
+
+def reconstruction_error(
+    weights: Weights, x: Float[Tensor, "n_tokens d_model"], selected: Selected, k: int
+) -> tuple[Float[Tensor, "n_tokens d_model"], Float[Tensor, " n_tokens"]]:
+    """Return x − x̂ and its squared norm of each token, x̂ from the k largest latents."""
+    if kernels := kernels_for(x, selected.top_acts, weights.W_dec):
+        return kernels.decode_error(x, selected[1:3], (weights.W_dec, weights.b_pre), k)
+    error = sparse_decode(*selected.narrowed(k), weights.W_dec).add_(weights.b_pre)
+    torch.sub(x, error, out=error)
+    return error, torch.linalg.vector_norm(error, dim=1).square()
+
+
+def _plain_backward(parts: Sequence[tuple[int, Tensor]], weights: Weights, selected: Selected, out: Weights) -> None:
+    """Do what `Kernels.gradients` does."""
     by_acts = torch.zeros_like(selected.top_acts)
-    out.b_pre.zero_()
-    for i, ((k, _), gradient) in enumerate(zip(terms.parts, found.gradients, strict=True)):
+    for i, (k, gradient) in enumerate(parts):
         acts, indices = selected.narrowed(k)
         chosen = by_latent(indices, len(weights.W_enc))  # of the last round: the widest selection
         by_acts[:, :k] += sampled_product(gradient, indices, weights.W_dec, chosen)
@@ -124,15 +152,9 @@ def backward(weights: Weights, selected: Selected, found: ForwardResult, *, term
             sum_by_latent(acts, gradient, chosen, out=out.W_dec)
         else:
             out.W_dec.add_(sum_by_latent(acts, gradient, chosen))
-        out.b_pre.add_(gradient.sum(0))
     by_acts.masked_fill_(selected.top_acts <= 0, 0.0)
     sum_by_latent(by_acts, selected.centred, chosen, out=out.W_enc)
     out.b_enc.zero_().scatter_add_(0, selected.top_indices.flatten(), by_acts.flatten())
-    # Summed over the batch first: one product of a vector with W_enc instead of one per token.
-    out.b_pre.sub_(out.b_enc @ weights.W_enc)
-    if found.dead is not None:
-        _add_aux(out, weights, selected, found.dead)
-    return out
 
 
 def listed(dead: Bool[Tensor, " n_latents"], k_aux: int) -> Int[Tensor, " n_listed"]:

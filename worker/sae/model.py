@@ -11,7 +11,7 @@ from orchestrator.config.activation_functions import ACTIVATIONS, reconstruction
 from orchestrator.config.job import Dtype, SaeConfig
 from worker.sae.activation_functions import activation_function
 from worker.sae.sparse import selected_pre_acts, sparse_decode
-from worker.sae.topk import rescored_top_k, top_k
+from worker.sae.topk import rescored_top_k, top_values
 
 
 class Encoded(NamedTuple):
@@ -121,8 +121,7 @@ class SparseAutoencoder(nn.Module):
     def _select(self, x: Tensor, pre_acts: Tensor, k: int) -> tuple[Tensor, Tensor]:
         if self.product_dtype is not None:
             return rescored_top_k(pre_acts, x - self.b_pre, (self.W_enc, self.b_enc), k)
-        top_indices = top_k(pre_acts, k)
-        return pre_acts.gather(1, top_indices), top_indices
+        return top_values(pre_acts, k)
 
     def _product(self, left: Tensor, right: Tensor) -> Tensor:
         if self.product_dtype is None:

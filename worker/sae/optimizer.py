@@ -1,5 +1,6 @@
 """Adam and what surrounds it: projection, clipping, unit decoder rows, average of the weights, learning rate."""
 
+import math
 from collections.abc import Iterator
 from typing import Literal, NamedTuple
 
@@ -10,6 +11,7 @@ from torch.optim.adam import adam
 
 from orchestrator.config.job import OptimizerConfig
 from worker.sae.model import SparseAutoencoder
+from worker.sae.native.kernels import AdamStep, Rows, kernels_for
 
 _PART_ELEMENTS = 2**19
 """Of each of the five tensors in one visit: 10 MB in all. On two cores with 32 MB of cache the step over 2 × 12.6 M
@@ -70,13 +72,14 @@ class Optimizer:
         """
         lr = self.lr if lr is None else lr
         norm = None if self.config.clip_norm is None else self._clip(self.config.clip_norm)
-        parts = [*self._parts()]
-        norms = [self._visit(part, lr=lr, is_projected=norm is not None) for part in parts]
-        self.model.zero_grad()
+        stepped = {name: value for name, value in self.model.named_parameters() if value.grad is not None}
+        kernels = kernels_for(*stepped.values(), *(_gradient(value) for value in stepped.values()))
+        take = self._compiled if kernels else self._plain
+        names, norms = take(stepped, lr=lr, is_projected=norm is not None)
+        for value in stepped.values():
+            value.grad = None
         self.n_steps += 1
-        if norm is None:
-            norm = self._norm([name for part in parts for name, _ in part.places], torch.cat(norms))
-        return norm
+        return self._norm(names, norms) if norm is None else norm
 
     @torch.no_grad()
     def averaged(self) -> dict[str, Tensor]:
@@ -99,9 +102,28 @@ class Optimizer:
         for name, value in self.tensors().items():
             value.copy_(tensors[name])
 
-    def _parts(self) -> Iterator[_Part]:
+    def _compiled(self, stepped: dict[str, Tensor], *, lr: float, is_projected: bool) -> tuple[list[str], Tensor]:
+        """Take the whole step; return the norm of each gradient, and whose it is."""
+        kernels = kernels_for()
+        assert kernels, "asked before"
+        (beta1, beta2), t = self.config.betas, self.n_steps + 1
+        bias, share = math.sqrt(1 - beta2**t), 1 - ema_coefficient(self.config.ema, t)
+        step = AdamStep(lr / (1 - beta1**t), bias, beta1, beta2, self.config.eps, share)
+        squares = []
+        for name, value in stepped.items():
+            kept = self.exp_avg[name], self.exp_avg_sq[name], self.average[name]
+            rows = Rows(value, _gradient(value), *kept)
+            squares.append(kernels.adam(step, rows, is_sphere=name == "W_dec", is_projected=is_projected).sum())
+        return [*stepped], torch.stack(squares).sqrt().to(torch.float32)
+
+    def _plain(self, stepped: dict[str, Tensor], *, lr: float, is_projected: bool) -> tuple[list[str], Tensor]:
+        """Do the same in torch."""
+        parts = [*self._parts(stepped)]
+        norms = [self._visit(part, lr=lr, is_projected=is_projected) for part in parts]
+        return [name for part in parts for name, _ in part.places], torch.cat(norms)
+
+    def _parts(self, parameters: dict[str, Tensor]) -> Iterator[_Part]:
         """Yield all parameters: small ones at once, of large ones as many rows as a cache holds."""
-        parameters = {name: value for name, value in self.model.named_parameters() if value.grad is not None}
         n_elements = sum(value.numel() for value in parameters.values())
         if n_elements <= _PART_ELEMENTS or self.model.W_enc.is_cuda:
             yield self._part([(name, slice(None)) for name in parameters])

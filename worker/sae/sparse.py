@@ -12,6 +12,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional
 
+from worker.sae.native.kernels import kernels_for
+
 _SUM = 0
 """The mode of embedding_bag that adds."""
 
@@ -81,6 +83,8 @@ class ByLatent(NamedTuple):
 
 def by_latent(top_indices: Int[Tensor, "n_tokens k"], n_latents: int) -> ByLatent:
     """Group what the tokens chose by latent."""
+    if not top_indices.is_cuda and (kernels := kernels_for()):
+        return ByLatent(*kernels.by_latent(top_indices.contiguous(), n_latents))
     latents, order = top_indices.flatten().sort(stable=True)
     return ByLatent(order, torch.searchsorted(latents, torch.arange(n_latents + 1, device=latents.device)))
 

@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from worker.sae.native.kernels import kernels_for
 from worker.sae.sparse import sampled_product
 
 _BLOCK = 64
@@ -27,6 +28,23 @@ def top_k(pre_acts: Float[Tensor, "n_tokens n_latents"], k: int) -> Int[Tensor, 
 
     On a GPU, where to look is to wait, which of several values equal to the k-th are taken is left to torch.
     """
+    kernels = kernels_for(pre_acts, k=k)
+    return kernels.top_k(pre_acts, k)[1] if kernels else plain_top_k(pre_acts, k)
+
+
+@torch.no_grad()
+def top_values(
+    pre_acts: Float[Tensor, "n_tokens n_latents"], k: int
+) -> tuple[Float[Tensor, "n_tokens k"], Int[Tensor, "n_tokens k"]]:
+    """Return the values that `top_k` selects, and where they are."""
+    if kernels := kernels_for(pre_acts, k=k):
+        return kernels.top_k(pre_acts, k)
+    indices = plain_top_k(pre_acts, k)
+    return pre_acts.gather(1, indices), indices
+
+
+def plain_top_k(pre_acts: Float[Tensor, "n_tokens n_latents"], k: int) -> Int[Tensor, "n_tokens k"]:
+    """Do what `top_k` does in plain torch."""
     if pre_acts.is_cuda or torch.compiler.is_compiling():
         return in_order(*largest(pre_acts, k))
     # With one more than asked two neighbours tell of every tie that matters, also of one at the edge.
@@ -149,9 +167,8 @@ def best_of(
     """Return the pre-activations and places of the k best of each token's candidates."""
     W_enc, b_enc = encoder
     candidates = candidates.sort(dim=1).values  # of equal ones the lower index is then the first
-    exact = product(centred, candidates, W_enc) + b_enc[candidates]
-    among = top_k(exact, k)
-    return exact.gather(1, among), candidates.gather(1, among)
+    values, among = top_values(product(centred, candidates, W_enc) + b_enc[candidates], k)
+    return values, candidates.gather(1, among)
 
 
 @torch.no_grad()

@@ -35,7 +35,7 @@ def carry_out(order: Order, channel: SupervisorChannel) -> Exit:
     channel.training_from({job.job_id: job.tokens_seen for job in jobs})
     done = SharedTraining(
         jobs, channel, slots=context.slots, save_every=order.checkpoint_seconds,
-        at_first_end=partial(_tell_memory, order, context.device),
+        threads=order.threads, at_first_end=partial(_tell_memory, order, context.device),
     ).run()  # fmt: skip
     if context.ranks:
         context.ranks.end()

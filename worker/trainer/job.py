@@ -17,6 +17,9 @@ from worker.sae.train_state import Step, TrainState, train_step
 from worker.trainer import checkpoint
 from worker.trainer.train import flops, train
 
+SMALL_STEP_FLOPS = 2**28
+"""Of the encoder's product, in a step that one thread takes."""
+
 
 class CaptureCost(NamedTuple):
     """A job's part of what it cost to capture a batch."""
@@ -44,6 +47,14 @@ class JobTraining:
         self._job, self._state, self._channel, self._facts = job, state, channel, facts
         self._batch: Tensor | None = None
         self._steps = train(state, self._batches(), config=job.config, heldout=heldout, step=step)
+
+    @property
+    def is_small(self) -> bool:
+        """Whether a step is too small for more than one thread: by its shape alone, so in any company."""
+        state = self._state
+        n_vectors = self._job.config.training.batch_tokens * state.n_layers
+        flops = 2 * n_vectors * state.model.n_latents * state.model.d_model
+        return type(state) is TrainState and not state.model.W_enc.is_cuda and flops <= SMALL_STEP_FLOPS
 
     @property
     def tokens_seen(self) -> int:

@@ -12,6 +12,7 @@ from worker.activations.source import HookSlots, Vectors, joined
 from worker.channel import SupervisorChannel
 from worker.protocol import Exit, Failure
 from worker.trainer.job import CaptureCost, JobTraining
+from worker.trainer.step_threads import StepThreads
 
 
 class SharedTraining:
@@ -22,15 +23,20 @@ class SharedTraining:
 
     def __init__(
         self, jobs: Sequence[JobTraining], channel: SupervisorChannel, *, slots: HookSlots, save_every: float,
-        at_first_end: Callable[[], None] = lambda: None,
+        threads: int = 1, at_first_end: Callable[[], None] = lambda: None,
     ) -> None:  # fmt: skip
         """Take the jobs over; nothing is captured yet. `at_first_end` is called before the first of them ends."""
+        self._threads = StepThreads(threads)
         self._jobs, self._channel, self._slots = [*jobs], channel, slots
         self._save_every, self._saved_at = save_every, time.monotonic()
         self._at_first_end, self._has_ended = at_first_end, False
 
     def run(self) -> Exit:
         """Train until no job is left, or until told to yield."""
+        with self._threads:
+            return self._run()
+
+    def _run(self) -> Exit:
         for job in tuple(self._jobs):  # a resumed one may have been at its end already
             self._end_if_over(job, job.outcome_so_far())
         while self._jobs:
@@ -61,9 +67,9 @@ class SharedTraining:
         present = [job for job in self._jobs if job.tokens_seen == position]
         flops = self._slots.source.flops(self._slots.configs([*batches])) * n_tokens
         cost = CaptureCost(seconds / len(present), flops / len(present))  # captured once for all
-        for job in present:
+        for job, outcome in self._threads.take(present, lambda job: job.step(batches[job.slot], cost)):
             with self._isolate_failure(job):
-                self._end_if_over(job, job.step(batches[job.slot], cost))
+                self._end_if_over(job, outcome())
         self._drop_requested()
         if time.monotonic() - self._saved_at >= self._save_every:
             self._save(job for job in present if job in self._jobs)

@@ -17,6 +17,7 @@ from worker.sae import manual_gradients
 from worker.sae.compiled.replay import Replay
 from worker.sae.compiled.step_graph import Graph, Kernels, StepScalars, StepTensors, few, whole_step
 from worker.sae.dead_latents import silent_tokens
+from worker.sae.native.kernels import use
 from worker.sae.optimizer import ema_coefficient
 from worker.sae.train_state import Step, TrainState, train_step
 
@@ -33,9 +34,13 @@ def stepper(
 ) -> tuple[Step, str]:
     """Return how to take the steps of a training, and in words which way that is; `wanted` is auto or off.
 
-    auto compiles on CUDA alone: on two CPU cores the whole step gained 5% at most, for 20 s of compiling.
+    auto compiles a graph on CUDA alone: on two CPU cores the whole step gained 5% at most, for 20 s of compiling. There
+    the kernels in C are used, in this process.
     """
     is_cuda, is_whole = state.model.W_enc.is_cuda, type(state) is TrainState
+    if wanted != "off" and folder is not None and not is_cuda:
+        failed = use(folder)
+        return train_step, f"plain; {failed}" if failed else "kernels in C"
     if wanted == "off" or not is_cuda or not is_whole or not state.model.selects_per_token:
         return train_step, "plain"
     step = CompiledStep(config, state, say=say, folder=folder)

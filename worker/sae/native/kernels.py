@@ -1,0 +1,183 @@
+"""The compiled kernels, as functions of tensors, and whether they are in use.
+
+Each has a plain reference in torch beside the place that calls it. They take contiguous float32 rows of a CPU.
+"""
+
+import ctypes
+import math
+from collections.abc import Sequence
+from ctypes import POINTER, byref, c_float, c_int, c_int64, c_void_p
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from worker.sae.native.library import NoLibrary, compiled
+
+_K = 64
+"""Values are inserted one by one: beyond so many, torch's selection is faster."""
+
+
+class _Part(ctypes.Structure):
+    _fields_ = (("gradient", c_void_p), ("k", c_int64))
+
+
+class AdamStep(ctypes.Structure):
+    """The numbers of one step of Adam and of the average of the weights."""
+
+    _fields_ = tuple((name, c_float) for name in ("step_size", "second_bias", "beta1", "beta2", "eps", "share"))
+
+
+class Rows(NamedTuple):
+    """One parameter, its gradient, and what the optimiser keeps of it."""
+
+    weights: Float[Tensor, "*shape"]
+    gradient: Float[Tensor, "*shape"]
+    exp_avg: Float[Tensor, "*shape"]
+    exp_avg_sq: Float[Tensor, "*shape"]
+    average: Float[Tensor, "*shape"]
+
+
+_SIGNATURES = {
+    "top_k": (*(c_void_p,), *(c_int64,) * 3, *(c_void_p,) * 2, c_int),
+    "decode_error": (*(c_void_p,) * 5, *(c_int64,) * 4, *(c_void_p,) * 2, c_int),
+    "mark_fired": (*(c_void_p,) * 2, *(c_int64,) * 2, c_void_p),
+    "by_latent": (c_void_p, *(c_int64,) * 2, *(c_void_p,) * 2),
+    "gradients": (POINTER(_Part), c_int64, *(c_void_p,) * 5, *(c_int64,) * 3, *(c_void_p,) * 3, c_int),
+    "adam": (POINTER(AdamStep), *(c_void_p,) * 5, *(c_int64,) * 2, *(c_int,) * 2, c_void_p, c_int),
+}
+
+
+class Kernels:
+    """The functions of a compiled library; `threads` share a function's rows, as many as torch has here."""
+
+    def __init__(self, library: ctypes.CDLL) -> None:
+        """Declare what each function takes."""
+        self._library = library
+        for name, types in _SIGNATURES.items():
+            function = getattr(library, name)
+            function.argtypes, function.restype = types, None
+
+    def top_k(
+        self, rows: Float[Tensor, "n_tokens n_latents"], k: int
+    ) -> tuple[Float[Tensor, "n_tokens k"], Int[Tensor, "n_tokens k"]]:
+        """Return the k largest values of each row and their places: largest first, of equal ones the lower first."""
+        n_rows, n = rows.shape
+        values, indices = rows.new_empty(n_rows, k), rows.new_empty(n_rows, k, dtype=torch.int64)
+        self._library.top_k(
+            rows.data_ptr(), n_rows, n, k, values.data_ptr(), indices.data_ptr(), torch.get_num_threads()
+        )
+        return values, indices
+
+    def decode_error(
+        self,
+        x: Float[Tensor, "n_tokens d_model"],
+        code: tuple[Float[Tensor, "n_tokens width"], Int[Tensor, "n_tokens width"]],
+        decoder: tuple[Float[Tensor, "n_latents d_model"], Float[Tensor, " d_model"]],
+        k: int,
+    ) -> tuple[Float[Tensor, "n_tokens d_model"], Float[Tensor, " n_tokens"]]:
+        """Return x − x̂ and its squared norm of each token, x̂ from the first k of its latents and (W_dec, b_pre)."""
+        (acts, indices), (W_dec, b_pre) = code, decoder
+        error, squares = torch.empty_like(x), x.new_empty(len(x), dtype=torch.float64)
+        self._library.decode_error(
+            x.data_ptr(), acts.data_ptr(), indices.data_ptr(), W_dec.data_ptr(), b_pre.data_ptr(),
+            len(x), acts.shape[1], k, x.shape[1], error.data_ptr(), squares.data_ptr(), torch.get_num_threads(),
+        )  # fmt: skip
+        return error, squares
+
+    def mark_fired(
+        self,
+        acts: Float[Tensor, "n_tokens k"],
+        indices: Int[Tensor, "n_tokens k"],
+        since: Int[Tensor, " n_latents"],
+    ) -> None:
+        """Write how many tokens before the last one each latent of a batch fired last."""
+        self._library.mark_fired(acts.data_ptr(), indices.data_ptr(), *acts.shape, since.data_ptr())
+
+    def by_latent(
+        self, indices: Int[Tensor, "n_tokens k"], n_latents: int
+    ) -> tuple[Int[Tensor, " n_chosen"], Int[Tensor, " n_latents_and_1"]]:
+        """Return the places of `indices` by latent, in order, and where those of each latent begin."""
+        order, bounds = indices.new_empty(indices.numel()), indices.new_empty(n_latents + 1)
+        self._library.by_latent(indices.data_ptr(), indices.numel(), n_latents, order.data_ptr(), bounds.data_ptr())
+        return order, bounds
+
+    def gradients(
+        self,
+        parts: Sequence[tuple[int, Float[Tensor, "n_tokens d_model"]]],
+        code: tuple[Float[Tensor, "n_tokens width"], Int[Tensor, "n_tokens width"]],
+        centred: Float[Tensor, "n_tokens d_model"],
+        W_dec: Float[Tensor, "n_latents d_model"],
+        out: tuple[Tensor, Tensor, Tensor],
+    ) -> None:
+        """Write the gradients of W_enc, b_enc and W_dec; each part is (k, ∂/∂x̂) of one reconstruction."""
+        acts, indices = code
+        order, bounds = self.by_latent(indices, len(W_dec))
+        given = (_Part * len(parts))(*((gradient.data_ptr(), k) for k, gradient in parts))
+        self._library.gradients(
+            given, len(parts), acts.data_ptr(), centred.data_ptr(), W_dec.data_ptr(), order.data_ptr(),
+            bounds.data_ptr(), acts.shape[1], *W_dec.shape, *(each.data_ptr() for each in out), torch.get_num_threads(),
+        )  # fmt: skip
+
+    def adam(self, step: AdamStep, rows: Rows, *, is_sphere: bool, is_projected: bool) -> Float[Tensor, " n_rows"]:
+        """Update a parameter in place; return the squared norm of each row of its gradient.
+
+        `is_sphere`: the gradient's part along a row is taken out, unless it is already, and rows end at unit norm.
+        """
+        n_rows, width = (*rows.weights.shape,) if rows.weights.ndim == 2 else (1, len(rows.weights))
+        squares = rows.weights.new_empty(n_rows, dtype=torch.float64)
+        self._library.adam(
+            byref(step), *(each.data_ptr() for each in rows), n_rows, width, is_sphere, is_projected,
+            squares.data_ptr(), torch.get_num_threads(),
+        )  # fmt: skip
+        return squares
+
+
+_in_use: Kernels | None = None
+
+
+def use(folder: Path | None) -> str | None:
+    """Use the kernels in this process from now on, compiled into the folder; None: use them no more.
+
+    Returns why they are not used where they cannot be.
+    """
+    global _in_use
+    found = None if folder is None else _loaded(folder)
+    _in_use = found if isinstance(found, Kernels) else None
+    return found if isinstance(found, str) else None
+
+
+@cache
+def _loaded(folder: Path) -> Kernels | str:
+    try:
+        found = Kernels(compiled(folder))
+    except NoLibrary as error:
+        return str(error)
+    return found if _agrees(found) else "the compiled kernels do not agree with torch"
+
+
+def kernels_for(*tensors: Tensor, k: int = 0) -> Kernels | None:
+    """Return the kernels where they are in use and take these tensors."""
+    if _in_use is None or k > _K or torch.compiler.is_compiling():
+        return None
+    for each in tensors:
+        if each.dtype is not torch.float32 or each.is_cuda or not each.is_contiguous():
+            return None
+    return _in_use
+
+
+def _agrees(found: Kernels) -> bool:
+    """Say whether the kernels select and add as torch does, on a few rows."""
+    rows = torch.linspace(-3, 3, 3 * 37).sin().view(3, 37).contiguous()
+    values, indices = found.top_k(rows, 5)
+    expected = rows.sort(dim=1, descending=True, stable=True)
+    left, squares = found.decode_error(rows, (values, indices), (rows.new_zeros(37, 37), rows[0]), 5)
+    return (
+        torch.equal(values, expected.values[:, :5])
+        and torch.equal(indices, expected.indices[:, :5])
+        and torch.allclose(left, rows - rows[0])
+        and math.isclose(float(squares.sum()), float((rows - rows[0]).square().sum()), rel_tol=1e-5)
+    )

@@ -1,0 +1,75 @@
+"""Compile `kernels.c` for this processor, once, and load it."""
+
+import ctypes
+import hashlib
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+SOURCE = Path(__file__).with_name("kernels.c")
+_FLAGS = (
+    "-std=gnu11", "-O3", "-march=native", "-fPIC", "-fopenmp",
+    # A sum may be taken in the order that fills a vector register; NaN and infinity keep their meaning.
+    "-fassociative-math", "-fno-signed-zeros", "-fno-trapping-math", "-fno-math-errno",
+)  # fmt: skip
+_COMPILERS = ("cc", "gcc", "clang")
+_SECONDS = 120.0
+_PROCESSOR = Path("/proc/cpuinfo")
+
+
+class NoLibrary(Exception):
+    """There is no compiled library; the message says why."""
+
+
+def compiled(folder: Path) -> ctypes.CDLL:
+    """Return the library from the folder, compiled now if it is not there.
+
+    The file's name tells source, flags, compiler and processor: a folder may be shared by machines that differ.
+
+    Raises:
+        NoLibrary: no compiler was found, or the library cannot be built or loaded.
+    """
+    command = _compiler()
+    path = folder / f"kernels-{_digest(command)}.so"
+    try:
+        if not path.exists():
+            _build(command, path)
+        return ctypes.CDLL(str(path))
+    except (OSError, subprocess.SubprocessError) as error:
+        said = (getattr(error, "stderr", None) or str(error)).strip().splitlines()
+        raise NoLibrary(f"{SOURCE.name} could not be compiled and loaded: {said[0] if said else error!r}") from error
+
+
+def _compiler() -> list[str]:
+    wanted = shlex.split(os.environ.get("CC", ""))
+    found = [[path] for name in _COMPILERS if (path := shutil.which(name))]
+    if not (wanted or found):
+        raise NoLibrary("no C compiler was found (cc, gcc, clang)")
+    return wanted or found[0]
+
+
+def _digest(command: list[str]) -> str:
+    version = subprocess.run([*command, "--version"], capture_output=True, text=True, timeout=_SECONDS, check=True)
+    known = _PROCESSOR.exists() and [line for line in _PROCESSOR.read_text().splitlines() if line.startswith("flags")]
+    processor = known[0] if known else platform.processor()
+    parts = (SOURCE.read_text(), " ".join(_FLAGS), version.stdout, platform.machine(), processor)
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
+
+
+def _build(command: list[str], path: Path) -> None:
+    """Compile, and rename what is whole.
+
+    OpenMP is not linked: its functions are those of the library that torch has loaded, so that there is one set of
+    threads.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent) as work:
+        made, library = Path(work, "kernels.o"), Path(work, "kernels.so")
+        steps = ([*_FLAGS, "-c", str(SOURCE), "-o", str(made)], ["-shared", str(made), "-o", str(library)])
+        for step in steps:
+            subprocess.run([*command, *step], capture_output=True, text=True, timeout=_SECONDS, check=True)
+        library.replace(path)
