@@ -18,6 +18,8 @@ from worker.evaluation.context import EvaluationContext
 from worker.evaluation.metric import Measured, NotMeasured, Score, SubjectSae
 from worker.sae.inference import InferenceSae, decode_sparse, normalized
 from worker.sae.model import SparseAutoencoder
+from worker.sae.sparse import reconstruction_error
+from worker.sae.tiled_encode import select
 
 
 class Reconstruction(NamedTuple):
@@ -31,22 +33,44 @@ class Reconstruction(NamedTuple):
 
 @torch.no_grad()
 def measure_reconstruction(
-    model: SparseAutoencoder, heldout: Float[Tensor, "n_tokens d_model"], *, chunk_tokens: int = EVALUATED_TOKENS
+    model: SparseAutoencoder,
+    heldout: Float[Tensor, "n_tokens d_model"],
+    *,
+    spread: float | None = None,
+    chunk_tokens: int = EVALUATED_TOKENS,
 ) -> Reconstruction:
-    """Measure fvu and L0 on the held-out set; sums are kept in float64, so chunks do not matter."""
+    """Measure fvu and L0 on the held-out set; sums are kept in float64, so chunks do not matter.
+
+    `spread` is `total_spread(heldout)`, where that is known.
+    """
     was_training = model.training
     model.eval()
-    mean = heldout.mean(0, dtype=torch.float64).to(heldout.dtype)
-    sums = torch.zeros(3, dtype=torch.float64, device=heldout.device)
+    sums = torch.zeros(2, dtype=torch.float64, device=heldout.device)
     for x in torch.split(heldout, chunk_tokens):
+        sums += torch.stack(_error_and_l0(model, x))
+    model.train(was_training)
+    error, n_active = sums.tolist()
+    spread = total_spread(heldout, chunk_tokens=chunk_tokens) if spread is None else spread
+    return Reconstruction(error / spread if spread else math.nan, l0=n_active / len(heldout))
+
+
+def total_spread(x: Float[Tensor, "n_tokens d_model"], *, chunk_tokens: int = EVALUATED_TOKENS) -> float:
+    """Return Σ‖x − μ‖², μ the mean of these vectors."""
+    mean = x.mean(0, dtype=torch.float64).to(x.dtype)
+    parts = [(part - mean).square().sum(dtype=torch.float64) for part in torch.split(x, chunk_tokens)]
+    return float(torch.stack(parts).sum())
+
+
+def _error_and_l0(model: SparseAutoencoder, x: Float[Tensor, "n_tokens d_model"]) -> tuple[Tensor, Tensor]:
+    """Return Σ‖x − x̂‖² and the number of active latents, of all tokens."""
+    if type(model) is SparseAutoencoder and model.selects_per_token:
+        code = select(x, model.b_pre, (model.W_enc, model.b_enc), k=model.k, dtype=model.product_dtype)
+        _, squares = reconstruction_error(x, code.top_acts, code.top_indices, model.W_dec, model.b_pre)
+        error, top_acts = squares.sum(dtype=torch.float64), code.top_acts
+    else:
         _, top_acts, top_indices = model.encode(x)
         error = (x - model.decode(top_acts, top_indices)).square().sum(dtype=torch.float64)
-        spread = (x - mean).square().sum(dtype=torch.float64)
-        sums += torch.stack([error, spread, (top_acts > 0).sum(dtype=torch.float64)])
-    model.train(was_training)
-    error_sum, spread_sum, n_active = sums.tolist()
-    fvu = error_sum / spread_sum if spread_sum else math.nan
-    return Reconstruction(fvu, l0=n_active / len(heldout))
+    return error, (top_acts > 0).sum(dtype=torch.float64)
 
 
 COLUMNS = (

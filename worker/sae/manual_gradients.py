@@ -13,7 +13,7 @@ from torch import Tensor
 from orchestrator.config.job import SaeConfig
 from worker.sae.model import SparseAutoencoder
 from worker.sae.native.kernels import kernels_for
-from worker.sae.sparse import by_latent, sampled_product, sparse_decode, sum_by_latent
+from worker.sae.sparse import by_latent, reconstruction_error, sampled_product, sparse_decode, sum_by_latent
 from worker.sae.tiled_encode import Selected
 from worker.sae.topk import keep_top_k_, top_k
 
@@ -97,7 +97,7 @@ def forward(
     with_aux = dead is not None and terms.aux_coef > 0
     total, first_error, gradients = x.new_zeros(()), x, []
     for i, (k, weight) in enumerate(terms.parts):
-        error, squares = reconstruction_error(weights, x, selected, k)
+        error, squares = reconstruction_error(x, *selected.narrowed(k), weights.W_dec, weights.b_pre)
         gradient = error
         if i == 0 and with_aux:
             first_error, gradient = error, torch.empty_like(error)
@@ -128,17 +128,6 @@ def backward(weights: Weights, selected: Selected, found: ForwardResult, *, term
     if found.dead is not None:
         _add_aux(out, weights, selected, found.dead)
     return out
-
-
-def reconstruction_error(
-    weights: Weights, x: Float[Tensor, "n_tokens d_model"], selected: Selected, k: int
-) -> tuple[Float[Tensor, "n_tokens d_model"], Float[Tensor, " n_tokens"]]:
-    """Return x − x̂ and its squared norm of each token, x̂ from the k largest latents."""
-    if kernels := kernels_for(x, selected.top_acts, weights.W_dec):
-        return kernels.decode_error(x, selected[1:3], (weights.W_dec, weights.b_pre), k)
-    error = sparse_decode(*selected.narrowed(k), weights.W_dec).add_(weights.b_pre)
-    torch.sub(x, error, out=error)
-    return error, torch.linalg.vector_norm(error, dim=1).square()
 
 
 def _plain_backward(parts: Sequence[tuple[int, Tensor]], weights: Weights, selected: Selected, out: Weights) -> None:

@@ -72,7 +72,8 @@ class Optimizer:
         """
         lr = self.lr if lr is None else lr
         norm = None if self.config.clip_norm is None else self._clip(self.config.clip_norm)
-        stepped = {name: value for name, value in self.model.named_parameters() if value.grad is not None}
+        named = self.model.named_parameters()
+        stepped: dict[str, Tensor] = {name: value for name, value in named if value.grad is not None}
         kernels = kernels_for(*stepped.values(), *(_gradient(value) for value in stepped.values()))
         take = self._compiled if kernels else self._plain
         names, norms = take(stepped, lr=lr, is_projected=norm is not None)

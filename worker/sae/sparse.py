@@ -27,6 +27,22 @@ def sparse_decode(
     return functional.embedding_bag(top_indices, W_dec, per_sample_weights=top_acts, mode="sum")
 
 
+@torch.no_grad()
+def reconstruction_error(
+    x: Float[Tensor, "n_tokens d_model"],
+    top_acts: Float[Tensor, "n_tokens k"],
+    top_indices: Int[Tensor, "n_tokens k"],
+    W_dec: Float[Tensor, "n_latents d_model"],
+    b_pre: Float[Tensor, " d_model"],
+) -> tuple[Float[Tensor, "n_tokens d_model"], Float[Tensor, " n_tokens"]]:
+    """Return x − x̂ and its squared norm of each token."""
+    if kernels := kernels_for(x, top_acts, W_dec):
+        return kernels.reconstruction_error(x, top_acts, top_indices, W_dec, b_pre)
+    error = sparse_decode(top_acts, top_indices, W_dec).add_(b_pre)
+    torch.sub(x, error, out=error)
+    return error, torch.linalg.vector_norm(error, dim=1).square()
+
+
 def selected_pre_acts(
     x: Float[Tensor, "n_tokens d_model"],
     b_pre: Float[Tensor, " d_model"],

@@ -14,7 +14,7 @@ from torch import Tensor
 from orchestrator.config.job import JobConfig, SaeConfig
 from orchestrator.curves.point import LayerPoint, Point, evaluation_grid
 from orchestrator.estimates.flops import dense_aux_flops, dense_flops, executed_aux_flops, step_flops
-from worker.evaluation.reconstruction import Reconstruction, measure_reconstruction
+from worker.evaluation.reconstruction import Reconstruction, measure_reconstruction, total_spread
 from worker.sae.dead_latents import silent_tokens
 from worker.sae.model import SparseAutoencoder
 from worker.sae.train_state import Step, TrainState, train_step
@@ -29,6 +29,14 @@ class Progress(NamedTuple):
     tokens_seen: int
     point: Point | None
     """The new point of the curve, at evaluation steps; its fvu is NaN if the loss stopped being finite."""
+
+
+class HeldoutLayer(NamedTuple):
+    """The held-out vectors of one layer."""
+
+    vectors: Float[Tensor, "n_heldout d_model"]
+    spread: float
+    """Σ‖x − μ‖² of them."""
 
 
 def train(
@@ -50,8 +58,9 @@ def train(
     """
     started = time.monotonic()
     grid = evaluation_tokens(config)
+    layers = [HeldoutLayer(part, total_spread(part)) for part in heldout.chunk(state.n_layers)]
     if state.untrained_fvu is None:
-        state.untrained_fvu = fmean(one.fvu for one in _measured(state, state.model, heldout))
+        state.untrained_fvu = fmean(one.fvu for one in _measured(state.model, layers))
     source = iter(batches)
     while state.tokens_seen < config.training.max_tokens:
         batch = next(source, None)
@@ -62,7 +71,7 @@ def train(
         is_broken = state.optimizer.n_steps % _STEPS_BETWEEN_CHECKS == 0 and not state.sums.isfinite().all()
         point = None
         if is_broken or bisect_right(grid, before) < bisect_right(grid, state.tokens_seen):
-            point = _point(state, batch, heldout, config)
+            point = _point(state, batch, layers, config)
         now = time.monotonic()
         state.wall_seconds += now - started
         if point is not None:
@@ -84,12 +93,12 @@ def evaluation_tokens(config: JobConfig) -> list[int]:
     )
 
 
-def _point(state: TrainState, batch: Tensor, heldout: Float[Tensor, "n_heldout d_model"], config: JobConfig) -> Point:
+def _point(state: TrainState, batch: Tensor, heldout: Sequence[HeldoutLayer], config: JobConfig) -> Point:
     """Measure average and weights; what only evaluation needs is set by the batch, and kept for the better of them."""
     averaged = state.averaged()
     for model in (averaged, state.model):
         _calibrate(model, batch)
-    average, raw = (_measured(state, model, heldout) for model in (averaged, state.model))
+    average, raw = (_measured(model, heldout) for model in (averaged, state.model))
     averaged_fvu, raw_fvu = (fmean(one.fvu for one in layers) for layers in (average, raw))
     is_average = not raw_fvu < averaged_fvu
     better = average if is_average else raw
@@ -136,9 +145,9 @@ def _calibrate(model: SparseAutoencoder, batch: Tensor) -> None:
         model.function.calibrate(model.encode(batch).pre_acts, model.own, k=model.k)
 
 
-def _measured(state: TrainState, model: SparseAutoencoder, heldout: Tensor) -> list[Reconstruction]:
+def _measured(model: SparseAutoencoder, heldout: Sequence[HeldoutLayer]) -> list[Reconstruction]:
     """Return what is measured at each layer."""
-    return [measure_reconstruction(model, part) for part in heldout.chunk(state.n_layers)]
+    return [measure_reconstruction(model, layer.vectors, spread=layer.spread) for layer in heldout]
 
 
 def flops(state: TrainState, config: SaeConfig) -> tuple[float, float]:

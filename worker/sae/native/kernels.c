@@ -7,27 +7,9 @@
 #include <math.h>
 #include <stdint.h>
 
-#if defined(__AVX512F__) || defined(__AVX2__)
+#if defined(__AVX512F__)
 #include <immintrin.h>
 #endif
-
-#define LANES 16
-
-/* Bit j: values[j] > least, or it is no number. */
-static inline unsigned above(const float *values, float least) {
-#if defined(__AVX512F__)
-  return _mm512_cmp_ps_mask(_mm512_loadu_ps(values), _mm512_set1_ps(least), _CMP_NLE_UQ);
-#elif defined(__AVX2__)
-  const __m256 bound = _mm256_set1_ps(least);
-  const unsigned low = _mm256_movemask_ps(_mm256_cmp_ps(_mm256_loadu_ps(values), bound, _CMP_NLE_UQ));
-  const unsigned high = _mm256_movemask_ps(_mm256_cmp_ps(_mm256_loadu_ps(values + 8), bound, _CMP_NLE_UQ));
-  return low | high << 8;
-#else
-  unsigned found = 0;
-  for (int j = 0; j < LANES; ++j) found |= (unsigned)!(values[j] <= least) << j;
-  return found;
-#endif
-}
 
 /* Put a value among those that are held, largest first; of equal ones the first stays first, NaN is above all. */
 static inline void insert(float value, int64_t index, int64_t at, float *values, int64_t *indices) {
@@ -39,23 +21,83 @@ static inline void insert(float value, int64_t index, int64_t at, float *values,
   indices[at] = index;
 }
 
-static void top_k_of(const float *row, int64_t n, int64_t k, float *values, int64_t *indices) {
-  int64_t held = 0;
-  float least = -INFINITY;
-  for (int64_t first = 0; first < n; first += LANES) {
-    const int64_t width = n - first < LANES ? n - first : LANES;
-    unsigned found = held == k && width == LANES ? above(row + first, least) : (1u << width) - 1;
-    for (; found; found &= found - 1) {
-      const int64_t j = first + __builtin_ctz(found);
-      if (held < k) {
-        insert(row[j], j, held++, values, indices);
-      } else if (row[j] > least || (row[j] != row[j] && least == least)) {
-        insert(row[j], j, k - 1, values, indices);
-      }
-      if (held == k) least = values[k - 1];
+static void insert_all(const float *row, int64_t n, int64_t k, float *values, int64_t *indices) {
+  for (int64_t j = 0; j < n; ++j) {
+    if (j < k) {
+      insert(row[j], j, j, values, indices);
+    } else if (row[j] > values[k - 1] || (row[j] != row[j] && values[k - 1] == values[k - 1])) {
+      insert(row[j], j, k - 1, values, indices);
     }
   }
 }
+
+#if defined(__AVX512F__)
+#define LANES 16
+#define MOST_LANES 128 /* twice the largest k */
+#define CANDIDATES 256
+
+/* How many of some values are above one, or equal to it and before place `own`; what follows the values is -inf. */
+static inline int64_t rank_of(float value, int64_t own, const float *values, int64_t n) {
+  const __m512 here = _mm512_set1_ps(value);
+  int64_t rank = 0;
+  for (int64_t first = 0; first < n; first += LANES) {
+    const __m512 others = _mm512_loadu_ps(values + first);
+    const unsigned before = own <= first ? 0 : own - first >= LANES ? 0xffff : (1u << (own - first)) - 1;
+    rank += __builtin_popcount(_mm512_cmp_ps_mask(others, here, _CMP_GT_OQ));
+    rank += __builtin_popcount(_mm512_cmp_ps_mask(others, here, _CMP_EQ_OQ) & before);
+  }
+  return rank;
+}
+
+/* The k largest of a row by a bound that at least k values reach: the k-th largest of 2k maxima, each of every 2k-th
+ * value. Some 1.4 k values reach it, in the order of the row, and each goes where its rank says. Returns whether that
+ * was possible: it is not with NaN, or where too many values are equal. */
+static int by_bound(const float *row, int64_t n, int64_t k, float *values, int64_t *indices) {
+  float maxima[MOST_LANES], found[CANDIDATES + LANES], bound = -INFINITY;
+  int32_t places[CANDIDATES + LANES];
+  int64_t lanes = LANES, many = 0;
+  while (lanes < 2 * k) lanes *= 2;
+  if (lanes > MOST_LANES || n < 2 * lanes) return 0;
+  for (int64_t l = 0; l < lanes; l += LANES) {
+    __m512 most = _mm512_set1_ps(-INFINITY);
+    for (int64_t j = l; j < n; j += lanes) {
+      const __mmask16 inside = n - j >= LANES ? 0xffff : (1u << (n - j)) - 1;
+      most = _mm512_max_ps(most, _mm512_mask_loadu_ps(most, inside, row + j));
+    }
+    _mm512_storeu_ps(maxima + l, most);
+  }
+  for (int64_t l = 0; l < lanes; ++l)
+    if (rank_of(maxima[l], l, maxima, lanes) == k - 1) bound = maxima[l];
+  const __m512 least = _mm512_set1_ps(bound);
+  const __m512i lane = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+  for (int64_t j = 0; j < n; j += LANES) {
+    const __mmask16 inside = n - j >= LANES ? 0xffff : (1u << (n - j)) - 1;
+    const __m512 here = _mm512_maskz_loadu_ps(inside, row + j);
+    const __mmask16 reach = _mm512_mask_cmp_ps_mask(inside, here, least, _CMP_NLT_UQ);
+    if (!reach) continue;
+    if (many > CANDIDATES - LANES) return 0;
+    _mm512_storeu_ps(found + many, _mm512_maskz_compress_ps(reach, here));
+    const __m512i at = _mm512_add_epi32(lane, _mm512_set1_epi32((int)j));
+    _mm512_storeu_si512(places + many, _mm512_maskz_compress_epi32(reach, at));
+    many += __builtin_popcount(reach);
+  }
+  if (many < k) return 0;
+  _mm512_storeu_ps(found + many, _mm512_set1_ps(-INFINITY));
+  for (int64_t c = 0; c < many; ++c) {
+    if (found[c] != found[c]) return 0;
+    const int64_t rank = rank_of(found[c], c, found, many);
+    if (rank >= k) continue;
+    values[rank] = found[c];
+    indices[rank] = places[c];
+  }
+  return 1;
+}
+#else
+static int by_bound(const float *row, int64_t n, int64_t k, float *values, int64_t *indices) {
+  (void)row, (void)n, (void)k, (void)values, (void)indices;
+  return 0;
+}
+#endif
 
 static inline float dot(const float *a, const float *b, int64_t n) {
   float sum = 0;
@@ -73,16 +115,19 @@ static inline void clear(float *to, int64_t n) {
 
 void top_k(const float *rows, int64_t n_rows, int64_t n, int64_t k, float *values, int64_t *indices, int threads) {
 #pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
-  for (int64_t t = 0; t < n_rows; ++t) top_k_of(rows + t * n, n, k, values + t * k, indices + t * k);
+  for (int64_t t = 0; t < n_rows; ++t)
+    if (!by_bound(rows + t * n, n, k, values + t * k, indices + t * k))
+      insert_all(rows + t * n, n, k, values + t * k, indices + t * k);
 }
 
-void decode_error(const float *x, const float *acts, const int64_t *indices, const float *W_dec, const float *b_pre,
-                  int64_t n_rows, int64_t width, int64_t k, int64_t d, float *error, double *squares, int threads) {
+void reconstruction_error(const float *x, const float *acts, const int64_t *indices, const float *W_dec,
+                          const float *b_pre, int64_t n_rows, int64_t k, int64_t d, float *error, double *squares,
+                          int threads) {
 #pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
   for (int64_t t = 0; t < n_rows; ++t) {
     float *left = error + t * d;
     for (int64_t i = 0; i < d; ++i) left[i] = x[t * d + i] - b_pre[i];
-    for (int64_t j = t * width; j < t * width + k; ++j) add(left, -acts[j], W_dec + indices[j] * d, d);
+    for (int64_t j = t * k; j < (t + 1) * k; ++j) add(left, -acts[j], W_dec + indices[j] * d, d);
     squares[t] = dot(left, left, d);
   }
 }

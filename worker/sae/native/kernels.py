@@ -43,7 +43,7 @@ class Rows(NamedTuple):
 
 _SIGNATURES = {
     "top_k": (*(c_void_p,), *(c_int64,) * 3, *(c_void_p,) * 2, c_int),
-    "decode_error": (*(c_void_p,) * 5, *(c_int64,) * 4, *(c_void_p,) * 2, c_int),
+    "reconstruction_error": (*(c_void_p,) * 5, *(c_int64,) * 3, *(c_void_p,) * 2, c_int),
     "mark_fired": (*(c_void_p,) * 2, *(c_int64,) * 2, c_void_p),
     "by_latent": (c_void_p, *(c_int64,) * 2, *(c_void_p,) * 2),
     "gradients": (POINTER(_Part), c_int64, *(c_void_p,) * 5, *(c_int64,) * 3, *(c_void_p,) * 3, c_int),
@@ -72,19 +72,19 @@ class Kernels:
         )
         return values, indices
 
-    def decode_error(
+    def reconstruction_error(
         self,
         x: Float[Tensor, "n_tokens d_model"],
-        code: tuple[Float[Tensor, "n_tokens width"], Int[Tensor, "n_tokens width"]],
-        decoder: tuple[Float[Tensor, "n_latents d_model"], Float[Tensor, " d_model"]],
-        k: int,
+        acts: Float[Tensor, "n_tokens k"],
+        indices: Int[Tensor, "n_tokens k"],
+        W_dec: Float[Tensor, "n_latents d_model"],
+        b_pre: Float[Tensor, " d_model"],
     ) -> tuple[Float[Tensor, "n_tokens d_model"], Float[Tensor, " n_tokens"]]:
-        """Return x − x̂ and its squared norm of each token, x̂ from the first k of its latents and (W_dec, b_pre)."""
-        (acts, indices), (W_dec, b_pre) = code, decoder
+        """Return x − x̂ and its squared norm of each token."""
         error, squares = torch.empty_like(x), x.new_empty(len(x), dtype=torch.float64)
-        self._library.decode_error(
+        self._library.reconstruction_error(
             x.data_ptr(), acts.data_ptr(), indices.data_ptr(), W_dec.data_ptr(), b_pre.data_ptr(),
-            len(x), acts.shape[1], k, x.shape[1], error.data_ptr(), squares.data_ptr(), torch.get_num_threads(),
+            *acts.shape, x.shape[1], error.data_ptr(), squares.data_ptr(), torch.get_num_threads(),
         )  # fmt: skip
         return error, squares
 
@@ -116,7 +116,7 @@ class Kernels:
         """Write the gradients of W_enc, b_enc and W_dec; each part is (k, ∂/∂x̂) of one reconstruction."""
         acts, indices = code
         order, bounds = self.by_latent(indices, len(W_dec))
-        given = (_Part * len(parts))(*((gradient.data_ptr(), k) for k, gradient in parts))
+        given = (_Part * len(parts))(*(_Part(gradient.data_ptr(), k) for k, gradient in parts))
         self._library.gradients(
             given, len(parts), acts.data_ptr(), centred.data_ptr(), W_dec.data_ptr(), order.data_ptr(),
             bounds.data_ptr(), acts.shape[1], *W_dec.shape, *(each.data_ptr() for each in out), torch.get_num_threads(),
@@ -174,7 +174,7 @@ def _agrees(found: Kernels) -> bool:
     rows = torch.linspace(-3, 3, 3 * 37).sin().view(3, 37).contiguous()
     values, indices = found.top_k(rows, 5)
     expected = rows.sort(dim=1, descending=True, stable=True)
-    left, squares = found.decode_error(rows, (values, indices), (rows.new_zeros(37, 37), rows[0]), 5)
+    left, squares = found.reconstruction_error(rows, values, indices, rows.new_zeros(37, 37), rows[0].clone())
     return (
         torch.equal(values, expected.values[:, :5])
         and torch.equal(indices, expected.indices[:, :5])
