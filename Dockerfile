@@ -10,7 +10,9 @@ COPY requirements.lock ./
 RUN python3 -m venv /venv && pip install --no-deps --require-hashes -r requirements.lock
 RUN pip install "torch==${TORCH_VERSION}" --index-url ${TORCH_INDEX}
 
+# Kernels for the CPU at hand, and the launchers of Triton's, are compiled where they run.
 FROM ${PYTHON_IMAGE} AS whole
+RUN apt-get update && apt-get install -y --no-install-recommends gcc libc6-dev && rm -rf /var/lib/apt/lists/*
 RUN useradd --uid 10001 --home-dir /data --no-create-home --shell /usr/sbin/nologin orch \
     && install -d -m 0700 -o orch -g orch /data /mlflow
 ENV PATH=/venv/bin:$PATH PYTHONUNBUFFERED=1
@@ -36,9 +38,7 @@ USER 10001:10001
 ENTRYPOINT ["python", "-m", "pytest", "-p", "no:cacheprovider"]
 CMD ["tests/integration"]
 
-# Triton compiles the launchers of its kernels with the machine's own compiler.
 FROM whole AS gpu
-RUN apt-get update && apt-get install -y --no-install-recommends gcc libc6-dev && rm -rf /var/lib/apt/lists/*
 USER 10001:10001
 
 FROM whole AS runtime

@@ -7,6 +7,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+from orchestrator.c_compiler import c_compiler
 from orchestrator.diagnosis.finding import Finding
 from orchestrator.processes.python_process import EXAMPLES
 from orchestrator.settings import Settings
@@ -145,4 +146,9 @@ def check_device(settings: Settings) -> Finding:
         return Finding(
             "FAIL", "device", f"{text}, but the setting is {settings.device}", 'Set device = "auto" or "cpu".'
         )
+    if not int(gpus) and settings.compile != "off" and c_compiler() is None:
+        return Finding(
+            "WARN", "device", f"{text}; no C compiler, so a step takes two to four times as long",
+            "Install one: apt install gcc libc6-dev, or xcode-select --install on a Mac.",
+        )  # fmt: skip
     return Finding("OK", "device", text)

@@ -101,7 +101,7 @@ def forward(
         gradient = error
         if i == 0 and with_aux:
             first_error, gradient = error, torch.empty_like(error)
-        layers = (rows.chunk(len(terms.variances)) for rows in (error, squares, gradient))
+        layers = (_by_layer(rows, len(terms.variances)) for rows in (error, squares, gradient))
         for part, square, out, variance in zip(*layers, terms.variances, strict=True):
             total = total + weight * square.sum(dtype=x.dtype) / (len(x) * variance)
             torch.mul(part, -2 * weight / (len(x) * variance), out=out)
@@ -117,14 +117,10 @@ def backward(weights: Weights, selected: Selected, found: ForwardResult, *, term
     """Write the gradient of `found.total` in every parameter into `out`, and return it."""
     parts = [(k, gradient) for (k, _), gradient in zip(terms.parts, found.gradients, strict=True)]
     if kernels := kernels_for(selected.top_acts, selected.centred, weights.W_dec, *found.gradients):
-        kernels.gradients(parts, (selected.top_acts, selected.top_indices), selected.centred, weights.W_dec, out[:3])
+        code = selected.top_acts, selected.top_indices
+        kernels.gradients(parts, code, selected.centred, (weights.W_enc, weights.W_dec), out)
     else:
         _plain_backward(parts, weights, selected, out)
-    torch.sum(found.gradients[0], dim=0, out=out.b_pre)
-    for gradient in found.gradients[1:]:
-        out.b_pre.add_(gradient.sum(0))
-    # Summed over the batch first: one product of a vector with W_enc instead of one per token.
-    out.b_pre.sub_(out.b_enc @ weights.W_enc)
     if found.dead is not None:
         _add_aux(out, weights, selected, found.dead)
     return out
@@ -133,6 +129,7 @@ def backward(weights: Weights, selected: Selected, found: ForwardResult, *, term
 def _plain_backward(parts: Sequence[tuple[int, Tensor]], weights: Weights, selected: Selected, out: Weights) -> None:
     """Do what `Kernels.gradients` does."""
     by_acts = torch.zeros_like(selected.top_acts)
+    out.b_pre.zero_()
     for i, (k, gradient) in enumerate(parts):
         acts, indices = selected.narrowed(k)
         chosen = by_latent(indices, len(weights.W_enc))  # of the last round: the widest selection
@@ -141,9 +138,16 @@ def _plain_backward(parts: Sequence[tuple[int, Tensor]], weights: Weights, selec
             sum_by_latent(acts, gradient, chosen, out=out.W_dec)
         else:
             out.W_dec.add_(sum_by_latent(acts, gradient, chosen))
+        out.b_pre.add_(gradient.sum(0))
     by_acts.masked_fill_(selected.top_acts <= 0, 0.0)
     sum_by_latent(by_acts, selected.centred, chosen, out=out.W_enc)
     out.b_enc.zero_().scatter_add_(0, selected.top_indices.flatten(), by_acts.flatten())
+    # Summed over the batch first: one product of a vector with W_enc instead of one per token.
+    out.b_pre.sub_(out.b_enc @ weights.W_enc)
+
+
+def _by_layer(rows: Tensor, n_layers: int) -> Sequence[Tensor]:
+    return (rows,) if n_layers == 1 else rows.chunk(n_layers)
 
 
 def listed(dead: Bool[Tensor, " n_latents"], k_aux: int) -> Int[Tensor, " n_listed"]:

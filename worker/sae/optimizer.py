@@ -114,8 +114,8 @@ class Optimizer:
         for name, value in stepped.items():
             kept = self.exp_avg[name], self.exp_avg_sq[name], self.average[name]
             rows = Rows(value, _gradient(value), *kept)
-            squares.append(kernels.adam(step, rows, is_sphere=name == "W_dec", is_projected=is_projected).sum())
-        return [*stepped], torch.stack(squares).sqrt().to(torch.float32)
+            squares.append(kernels.adam(step, rows, is_sphere=name == "W_dec", is_projected=is_projected))
+        return [*stepped], torch.tensor([math.sqrt(square) for square in squares])
 
     def _plain(self, stepped: dict[str, Tensor], *, lr: float, is_projected: bool) -> tuple[list[str], Tensor]:
         """Do the same in torch."""

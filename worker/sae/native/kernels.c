@@ -109,6 +109,8 @@ static inline void add(float *to, float weight, const float *row, int64_t n) {
   for (int64_t i = 0; i < n; ++i) to[i] += weight * row[i];
 }
 
+#define COLUMNS 64 /* of one thread's share of a row */
+
 static inline void clear(float *to, int64_t n) {
   for (int64_t i = 0; i < n; ++i) to[i] = 0;
 }
@@ -153,8 +155,9 @@ struct Part { /* one reconstruction, of the first k latents of each token */
 };
 
 void gradients(const struct Part *parts, int64_t n_parts, const float *acts, const float *centred, const float *W_dec,
-               const int64_t *order, const int64_t *bounds, int64_t width, int64_t n, int64_t d, float *W_enc_out,
-               float *b_enc_out, float *W_dec_out, int threads) {
+               const float *W_enc, const int64_t *order, const int64_t *bounds, int64_t n_rows, int64_t width,
+               int64_t n, int64_t d, float *W_enc_out, float *b_enc_out, float *W_dec_out, float *b_pre_out,
+               int threads) {
 #pragma omp parallel for schedule(dynamic, 16) num_threads(threads) if (threads > 1)
   for (int64_t i = 0; i < n; ++i) {
     float *decoder = W_dec_out + i * d, *encoder = W_enc_out + i * d, bias = 0;
@@ -175,6 +178,16 @@ void gradients(const struct Part *parts, int64_t n_parts, const float *acts, con
     }
     b_enc_out[i] = bias;
   }
+#pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
+  for (int64_t first = 0; first < d; first += COLUMNS) {
+    const int64_t many = d - first < COLUMNS ? d - first : COLUMNS;
+    float *out = b_pre_out + first;
+    clear(out, many);
+    for (const struct Part *part = parts; part < parts + n_parts; ++part)
+      for (int64_t t = 0; t < n_rows; ++t) add(out, 1, part->gradient + t * d + first, many);
+    /* Summed over the batch first: one product of a vector with W_enc instead of one per token. */
+    for (int64_t i = 0; i < n; ++i) add(out, -b_enc_out[i], W_enc + i * d + first, many);
+  }
 }
 
 struct AdamStep {
@@ -183,7 +196,7 @@ struct AdamStep {
   float share; /* of the weights in their average */
 };
 
-void adam(const struct AdamStep *given, float *weights, float *gradients, float *exp_avg, float *exp_avg_sq,
+double adam(const struct AdamStep *given, float *weights, float *gradients, float *exp_avg, float *exp_avg_sq,
           float *average, int64_t n_rows, int64_t d, int is_sphere, int is_projected, double *squares, int threads) {
   const struct AdamStep s = *given;
 #pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
@@ -203,4 +216,7 @@ void adam(const struct AdamStep *given, float *weights, float *gradients, float 
     }
     for (int64_t i = 0; i < d; ++i) mean[i] += s.share * (w[i] - mean[i]);
   }
+  double sum = 0;
+  for (int64_t r = 0; r < n_rows; ++r) sum += squares[r];
+  return sum;
 }

@@ -6,7 +6,7 @@ Each has a plain reference in torch beside the place that calls it. They take co
 import ctypes
 import math
 from collections.abc import Sequence
-from ctypes import POINTER, byref, c_float, c_int, c_int64, c_void_p
+from ctypes import POINTER, byref, c_double, c_float, c_int, c_int64, c_void_p
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
@@ -46,7 +46,7 @@ _SIGNATURES = {
     "reconstruction_error": (*(c_void_p,) * 5, *(c_int64,) * 3, *(c_void_p,) * 2, c_int),
     "mark_fired": (*(c_void_p,) * 2, *(c_int64,) * 2, c_void_p),
     "by_latent": (c_void_p, *(c_int64,) * 2, *(c_void_p,) * 2),
-    "gradients": (POINTER(_Part), c_int64, *(c_void_p,) * 5, *(c_int64,) * 3, *(c_void_p,) * 3, c_int),
+    "gradients": (POINTER(_Part), c_int64, *(c_void_p,) * 6, *(c_int64,) * 4, *(c_void_p,) * 4, c_int),
     "adam": (POINTER(AdamStep), *(c_void_p,) * 5, *(c_int64,) * 2, *(c_int,) * 2, c_void_p, c_int),
 }
 
@@ -59,7 +59,7 @@ class Kernels:
         self._library = library
         for name, types in _SIGNATURES.items():
             function = getattr(library, name)
-            function.argtypes, function.restype = types, None
+            function.argtypes, function.restype = types, c_double if name == "adam" else None
 
     def top_k(
         self, rows: Float[Tensor, "n_tokens n_latents"], k: int
@@ -110,30 +110,34 @@ class Kernels:
         parts: Sequence[tuple[int, Float[Tensor, "n_tokens d_model"]]],
         code: tuple[Float[Tensor, "n_tokens width"], Int[Tensor, "n_tokens width"]],
         centred: Float[Tensor, "n_tokens d_model"],
-        W_dec: Float[Tensor, "n_latents d_model"],
-        out: tuple[Tensor, Tensor, Tensor],
+        weights: tuple[Float[Tensor, "n_latents d_model"], Float[Tensor, "n_latents d_model"]],
+        out: tuple[Tensor, ...],
     ) -> None:
-        """Write the gradients of W_enc, b_enc and W_dec; each part is (k, ∂/∂x̂) of one reconstruction."""
+        """Write the gradients of W_enc, b_enc, W_dec and b_pre; each part is (k, ∂/∂x̂) of one reconstruction.
+
+        `weights` are (W_enc, W_dec).
+        """
+        W_enc, W_dec = weights
         acts, indices = code
         order, bounds = self.by_latent(indices, len(W_dec))
         given = (_Part * len(parts))(*(_Part(gradient.data_ptr(), k) for k, gradient in parts))
-        self._library.gradients(
-            given, len(parts), acts.data_ptr(), centred.data_ptr(), W_dec.data_ptr(), order.data_ptr(),
-            bounds.data_ptr(), acts.shape[1], *W_dec.shape, *(each.data_ptr() for each in out), torch.get_num_threads(),
-        )  # fmt: skip
+        sources = acts, centred, W_dec, W_enc, order, bounds
+        pointers = [each.data_ptr() for each in sources], [each.data_ptr() for each in out]
+        sizes = *acts.shape, *W_dec.shape
+        self._library.gradients(given, len(parts), *pointers[0], *sizes, *pointers[1], torch.get_num_threads())
 
-    def adam(self, step: AdamStep, rows: Rows, *, is_sphere: bool, is_projected: bool) -> Float[Tensor, " n_rows"]:
-        """Update a parameter in place; return the squared norm of each row of its gradient.
+    def adam(self, step: AdamStep, rows: Rows, *, is_sphere: bool, is_projected: bool) -> float:
+        """Update a parameter in place; return the squared norm of its gradient.
 
         `is_sphere`: the gradient's part along a row is taken out, unless it is already, and rows end at unit norm.
         """
         n_rows, width = (*rows.weights.shape,) if rows.weights.ndim == 2 else (1, len(rows.weights))
         squares = rows.weights.new_empty(n_rows, dtype=torch.float64)
-        self._library.adam(
+        found: float = self._library.adam(
             byref(step), *(each.data_ptr() for each in rows), n_rows, width, is_sphere, is_projected,
             squares.data_ptr(), torch.get_num_threads(),
         )  # fmt: skip
-        return squares
+        return found
 
 
 _in_use: Kernels | None = None

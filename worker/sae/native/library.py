@@ -2,13 +2,13 @@
 
 import ctypes
 import hashlib
-import os
 import platform
-import shlex
-import shutil
 import subprocess
 import tempfile
+from contextlib import suppress
 from pathlib import Path
+
+from orchestrator.c_compiler import NAMES, c_compiler
 
 SOURCE = Path(__file__).with_name("kernels.c")
 _FLAGS = (
@@ -16,7 +16,6 @@ _FLAGS = (
     # A sum may be taken in the order that fills a vector register; NaN and infinity keep their meaning.
     "-fassociative-math", "-fno-signed-zeros", "-fno-trapping-math", "-fno-math-errno",
 )  # fmt: skip
-_COMPILERS = ("cc", "gcc", "clang")
 _SECONDS = 120.0
 _PROCESSOR = Path("/proc/cpuinfo")
 
@@ -33,23 +32,19 @@ def compiled(folder: Path) -> ctypes.CDLL:
     Raises:
         NoLibrary: no compiler was found, or the library cannot be built or loaded.
     """
-    command = _compiler()
-    path = folder / f"kernels-{_digest(command)}.so"
+    command = c_compiler()
+    if command is None:
+        raise NoLibrary(f"no C compiler was found ({', '.join(NAMES)})")
     try:
-        if not path.exists():
-            _build(command, path)
+        path = folder / f"kernels-{_digest(command)}.so"
+        if path.exists():
+            with suppress(OSError):  # damaged: built anew
+                return ctypes.CDLL(str(path))
+        _build(command, path)
         return ctypes.CDLL(str(path))
     except (OSError, subprocess.SubprocessError) as error:
-        said = (getattr(error, "stderr", None) or str(error)).strip().splitlines()
-        raise NoLibrary(f"{SOURCE.name} could not be compiled and loaded: {said[0] if said else error!r}") from error
-
-
-def _compiler() -> list[str]:
-    wanted = shlex.split(os.environ.get("CC", ""))
-    found = [[path] for name in _COMPILERS if (path := shutil.which(name))]
-    if not (wanted or found):
-        raise NoLibrary("no C compiler was found (cc, gcc, clang)")
-    return wanted or found[0]
+        said = (getattr(error, "stderr", None) or str(error)).strip().partition("\n")[0]
+        raise NoLibrary(f"{SOURCE.name} could not be compiled and loaded: {said}") from error
 
 
 def _digest(command: list[str]) -> str:

@@ -113,7 +113,8 @@ class TinyTrainers:
         slots = HookSlots(ModelActivations(self.subject, self.tokens, jobs[0].config))
         context = TrainerContext(order, channel, slots, "cpu", None)  # type: ignore[arg-type]
         started = [start_job(context, job) for job in jobs]
-        training = SharedTraining(started, channel, slots=slots, save_every=order.checkpoint_seconds)  # type: ignore[arg-type]
+        how: dict[str, Any] = {"slots": slots, "save_every": order.checkpoint_seconds, "threads": 2}
+        training = SharedTraining(started, channel, **how)  # type: ignore[arg-type]
         return channel, training.run()
 
 
@@ -274,7 +275,7 @@ def test_a_job_further_on_joins_when_the_stream_is_there(tiny: TinyTrainers, alo
         done = resume.get(job_id, [CheckpointRef("", 0, "")])[0].tokens_seen
         assert channel.curve(job_id) == [point for point in alone[job_id] if point[0] > done]
     order = [job_id for job_id, message in channel.said if isinstance(message, Alive) and message.phase == "training"]
-    assert order[0] == 3, "the one with the fewest tokens begins"
+    assert order[0] in {3, 5}, "those with the fewest tokens begin"
 
 
 def test_a_job_left_far_ahead_does_not_wait(tiny: TinyTrainers, alone: dict[int, Any]) -> None:

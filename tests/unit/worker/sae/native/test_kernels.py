@@ -1,0 +1,185 @@
+"""The kernels in C against plain torch: values, indices, every gradient, the optimiser, whole trainings."""
+
+import copy
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from orchestrator.config.job import JobConfig
+from orchestrator.config.validation import parse
+from worker.evaluation.reconstruction import measure_reconstruction
+from worker.sae.dead_latents import count_by_layer
+from worker.sae.native.kernels import Kernels, kernels_for, use
+from worker.sae.sparse import by_latent
+from worker.sae.topk import plain_top_k, top_k, top_values
+from worker.sae.train_state import TrainState, train_step
+
+D_MODEL, N_TOKENS = 24, 96
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("kernels")
+
+
+@pytest.fixture
+def kernels(folder: Path) -> Iterator[Kernels]:
+    if failed := use(folder):
+        pytest.skip(failed)
+    found = kernels_for()
+    assert found is not None
+    yield found
+    use(None)
+
+
+def _rows(kind: str, n_rows: int, n: int) -> Tensor:
+    generator = torch.Generator().manual_seed(n)
+    rows = torch.randn(n_rows, n, generator=generator)
+    match kind:
+        case "many ties":
+            return rows.round()
+        case "all alike":
+            return torch.zeros(n_rows, n)
+        case "no numbers":
+            return rows.masked_fill_(torch.rand(n_rows, n, generator=generator) < 0.05, torch.nan)
+        case "infinite":
+            rows.masked_fill_(torch.rand(n_rows, n, generator=generator) < 0.3, -torch.inf)
+            rows[n_rows // 2] = torch.inf
+        case "rising":
+            return rows.sort(dim=1).values
+    return rows
+
+
+@pytest.mark.parametrize("kind", ["random", "many ties", "all alike", "no numbers", "infinite", "rising"])
+@pytest.mark.parametrize("n", [1, 5, 16, 17, 33, 64, 100, 255, 512, 1000, 4096])
+def test_the_selection_is_the_first_of_a_stable_sort(kernels: Kernels, n: int, kind: str) -> None:
+    rows = _rows(kind, 19, n)
+    expected = rows.sort(dim=1, descending=True, stable=True)
+    for k in (1, 2, 4, 8, 9, 16, 32, 64):
+        if k <= n:
+            values, indices = kernels.top_k(rows, k)
+            assert torch.equal(indices, expected.indices[:, :k]), k
+            torch.testing.assert_close(values, expected.values[:, :k], rtol=0, atol=0, equal_nan=True)
+
+
+def test_they_take_contiguous_float32_rows_of_a_cpu_and_a_k_that_pays(kernels: Kernels) -> None:
+    rows = torch.randn(8, 200)
+    assert kernels_for(rows, k=64) is kernels
+    for other in (rows.double(), rows.bfloat16(), rows.T):
+        assert kernels_for(other) is None
+        assert torch.equal(top_k(other, 3), plain_top_k(other, 3))
+    assert kernels_for(rows, k=65) is None
+    assert torch.equal(top_values(rows, 65)[1], plain_top_k(rows, 65))
+    use(None)
+    assert kernels_for(rows) is None
+
+
+def test_places_by_latent_are_in_the_order_of_the_tokens(kernels: Kernels) -> None:
+    indices = torch.randint(0, 7, (50, 3), generator=torch.Generator().manual_seed(0))
+    found = by_latent(indices, 9)
+    use(None)
+    expected = by_latent(indices, 9)
+    assert torch.equal(found.order, expected.order)
+    assert torch.equal(found.bounds, expected.bounds)
+
+
+@pytest.mark.parametrize("n_layers", [1, 3])
+def test_tokens_since_a_latent_fired_are_those_of_plain_torch(kernels: Kernels, n_layers: int) -> None:
+    generator = torch.Generator().manual_seed(1)
+    indices = torch.rand(60, 20, generator=generator).argsort(dim=1)[:, :4].contiguous()
+    acts = torch.randn(60, 4, generator=generator).relu()
+    since = torch.randint(0, 1000, (20, n_layers), generator=generator)
+    found = count_by_layer(acts, indices, since)
+    use(None)
+    assert torch.equal(found, count_by_layer(acts, indices, since))
+
+
+CASES: list[dict[str, Any]] = [
+    {},
+    {"sae": {"k": 1}},
+    {"sae": {"activation": "multi_topk"}},
+    {"sae": {"aux_coef": 0.0}},
+    {"sae": {"n_latents": 500, "k_aux": 8}},
+    {"optimizer": {"clip_norm": 0.01}},
+    {"optimizer": {"ema": 0.9, "betas": [0.5, 0.9]}},
+    {"training": {"encode_dtype": "bfloat16"}},
+    {"sae": {"activation": "jumprelu"}},
+    {"sae": {"activation": "batchtopk"}},
+    {"subject": {"layers": [0, 1, 2]}},
+]
+
+
+def _config(case: dict[str, Any]) -> JobConfig:
+    own: dict[str, Any] = {
+        "sae": {"n_latents": 80, "k": 5},
+        "training": {"batch_tokens": N_TOKENS, "shuffle_tokens": N_TOKENS, "max_tokens": 10**6,
+                     "dead_after_tokens": 2 * N_TOKENS},
+    }  # fmt: skip
+    return parse({part: own.get(part, {}) | case.get(part, {}) for part in own | case})
+
+
+def _trained(config: JobConfig, n_layers: int, n_steps: int = 8) -> tuple[TrainState, list[Tensor]]:
+    """Return a state after some steps, the last ones with dead latents, and the last step's gradients."""
+    x = torch.randn(N_TOKENS * n_layers, D_MODEL, generator=torch.Generator().manual_seed(3)) + 0.3
+    state = TrainState.fresh(config, x, n_layers=n_layers)
+    with torch.no_grad():
+        state.model.b_enc[:9] = -100.0  # never selected: AuxK has something to do
+    for _ in range(n_steps):
+        train_step(state, x, config)
+    before = copy.deepcopy(state)
+    before.differentiate(x, config)
+    gradients = [parameter.grad for parameter in before.model.parameters()]
+    return state, [each.clone() for each in gradients if each is not None]
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_a_training_is_that_of_plain_torch(kernels: Kernels, case: dict[str, Any]) -> None:
+    config, n_layers = _config(case), len(case.get("subject", {}).get("layers", [0]))
+    found, gradients = _trained(config, n_layers)
+    x = torch.randn(N_TOKENS * n_layers, D_MODEL, generator=torch.Generator().manual_seed(4))
+    fvu = measure_reconstruction(found.model, x)
+    use(None)
+    expected, plain_gradients = _trained(config, n_layers)
+    assert found.aux_tokens == expected.aux_tokens
+    assert len(gradients) == len(plain_gradients)
+    for gradient, plain in zip(gradients, plain_gradients, strict=True):
+        torch.testing.assert_close(gradient, plain, rtol=1e-3, atol=1e-5)
+    for name, value in expected.tensors().items():
+        assert torch.allclose(found.tensors()[name].double(), value.double(), rtol=1e-3, atol=1e-5), name
+    assert measure_reconstruction(found.model, x).fvu == pytest.approx(fvu.fvu, rel=1e-5)
+
+
+@pytest.mark.parametrize("case", [{}, {"sae": {"activation": "multi_topk"}}], ids=str)
+def test_the_number_of_threads_changes_no_bit_of_what_the_kernels_compute(
+    kernels: Kernels, case: dict[str, Any]
+) -> None:
+    generator = torch.Generator().manual_seed(5)
+    x, W_enc, W_dec = (torch.randn(rows, D_MODEL, generator=generator) for rows in (301, 80, 80))
+    found: dict[int, list[Tensor]] = {}
+    before = torch.get_num_threads()
+    for threads in (1, 2, 5):
+        torch.set_num_threads(threads)
+        acts, indices = kernels.top_k(torch.randn(301, 80, generator=torch.Generator().manual_seed(6)), 12)
+        error, squares = kernels.reconstruction_error(x, acts.relu_(), indices, W_dec, x[0].clone())
+        out = torch.empty(80, D_MODEL), torch.empty(80), torch.empty(80, D_MODEL), torch.empty(D_MODEL)
+        parts = [(3, error), (12, error.flip(0).contiguous())][-2 if case else -1 :]
+        kernels.gradients(parts, (acts, indices), x, (W_enc, W_dec), out)
+        found[threads] = [acts, indices, error, squares, *out]
+    torch.set_num_threads(before)
+    for threads in (2, 5):
+        for value, expected in zip(found[threads], found[1], strict=True):
+            assert torch.equal(value, expected)
+
+
+def test_a_weight_that_is_no_number_reaches_the_loss(kernels: Kernels) -> None:
+    config = _config({})
+    x = torch.randn(N_TOKENS, D_MODEL, generator=torch.Generator().manual_seed(3))
+    state = TrainState.fresh(config, x)
+    with torch.no_grad():
+        state.model.W_enc[3, 0] = torch.nan
+    train_step(state, x, config)
+    assert not state.sums.isfinite().all()

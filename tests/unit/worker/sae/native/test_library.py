@@ -1,0 +1,67 @@
+"""Compiling the kernels: once for a folder, and what happens where it cannot be done."""
+
+import ctypes
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from worker.sae.native import library
+from worker.sae.native.kernels import kernels_for, use
+from worker.sae.native.library import NoLibrary, compiled
+
+needs_compiler = pytest.mark.skipif(not any(map(shutil.which, ("cc", "gcc", "clang"))), reason="no C compiler")
+
+
+@needs_compiler
+def test_it_is_compiled_once_and_left_whole(tmp_path: Path) -> None:
+    assert isinstance(compiled(tmp_path), ctypes.CDLL)
+    (made,) = tmp_path.iterdir()
+    written = made.stat().st_mtime_ns
+    compiled(tmp_path)
+    assert [path.stat().st_mtime_ns for path in tmp_path.iterdir()] == [written]
+
+
+@needs_compiler
+def test_a_damaged_file_is_built_anew(tmp_path: Path) -> None:
+    compiled(tmp_path)
+    (made,) = tmp_path.iterdir()
+    whole = made.read_bytes()
+    other = tmp_path / "other"  # what this process has loaded must not change under it
+    other.mkdir()
+    (other / made.name).write_bytes(whole[:100])
+    compiled(other)
+    assert len((other / made.name).read_bytes()) == len(whole)
+
+
+@needs_compiler
+def test_another_source_or_compiler_has_another_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled(tmp_path)
+    changed = tmp_path / "changed.c"
+    changed.write_text(library.SOURCE.read_text() + "\n")
+    monkeypatch.setattr(library, "SOURCE", changed)
+    compiled(tmp_path)
+    assert len([*tmp_path.glob("kernels-*.so")]) == 2
+
+
+def test_without_a_compiler_the_reason_is_told_and_torch_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CC", raising=False)
+    assert use(tmp_path / "none") == "no C compiler was found (cc, gcc, clang)"
+    assert kernels_for() is None
+    monkeypatch.setenv("CC", str(tmp_path / "no-such-compiler"))
+    assert "no-such-compiler" in (use(tmp_path / "missing") or "")
+
+
+@pytest.mark.skipif(os.name != "posix", reason="a script as a compiler")
+def test_what_a_failing_compiler_says_is_the_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    failing = tmp_path / "failing"
+    failing.write_text('#!/bin/sh\n[ "$1" = --version ] && exit 0\necho "kernels.c:1: no space left" >&2\nexit 1\n')
+    failing.chmod(0o755)
+    monkeypatch.setenv("CC", str(failing))
+    with pytest.raises(NoLibrary, match=r"kernels\.c could not be compiled and loaded: kernels\.c:1: no space left"):
+        compiled(tmp_path / "kernels")
+    assert not [*(tmp_path / "kernels").iterdir()]
