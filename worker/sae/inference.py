@@ -16,7 +16,7 @@ from orchestrator.errors import ConfigError
 from worker.sae import normalize
 from worker.sae.model import SparseAutoencoder
 from worker.sae.sparse import sparse_decode
-from worker.sae.topk import top_k
+from worker.sae.topk import top_k, top_values
 
 _SMALLEST_NORM = 1e-8
 
@@ -271,8 +271,12 @@ class InferenceSae(nn.Module):
 
     def _top(self, vectors: Tensor) -> tuple[Tensor, Tensor]:
         pre_acts = self._pre_acts(vectors, self.b_enc)
-        indices = top_k(pre_acts if self.rank is None else pre_acts * self.rank, self.facts.k or 1)
-        return pre_acts.gather(1, indices).relu(), indices
+        if self.rank is None:
+            values, indices = top_values(pre_acts, self.facts.k or 1)
+        else:
+            indices = top_k(pre_acts * self.rank, self.facts.k or 1)
+            values = pre_acts.gather(1, indices)
+        return values.relu(), indices
 
     def _select(self, vectors: Tensor) -> Tensor:
         if self.facts.selection == "topk":
