@@ -13,7 +13,7 @@ from orchestrator.config.job import JobConfig
 from orchestrator.errors import ConfigError, NotFound
 from orchestrator.job_states import FREED, OPEN
 from orchestrator.settings import Settings
-from orchestrator.sweep import NO_FILE, check_paths, check_subjects, expand, expand_text
+from orchestrator.sweep import NO_FILE, check_evaluation, check_paths, check_subjects, expand, expand_text
 from orchestrator.sweep.sweep import Sweep
 
 if TYPE_CHECKING:
@@ -42,6 +42,7 @@ def read_sweep(
     if settings.embedded:  # in the service mode the files are on the workers' machines
         check_paths(sweep.configs)
     check_subjects(sweep.configs)
+    check_evaluation(sweep)
     return sweep
 
 

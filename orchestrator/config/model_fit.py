@@ -1,11 +1,23 @@
 """Does a config fit its model and text? Asked of files when a sweep is enqueued, and of what is loaded by a trainer."""
 
+from typing import NamedTuple
+
 from orchestrator.config.job import DataConfig, JobConfig, SubjectConfig
 from orchestrator.errors import ConfigError
 
 
-def check_layer(subject: SubjectConfig, n_blocks: int) -> None:
+class ModelSizes(NamedTuple):
+    """What is known of a model without its weights; None: not known."""
+
+    n_blocks: int | None = None
+    vocabulary: int | None = None
+    """Token ids that it knows."""
+
+
+def check_layer(subject: SubjectConfig, n_blocks: int, *, asked: str = "") -> None:
     """Refuse layers that a model of so many blocks does not have, and all layers where there is one.
+
+    `asked`: the key that named them, where that was none of the subject's.
 
     Raises:
         ConfigError: says which layers there are.
@@ -18,7 +30,7 @@ def check_layer(subject: SubjectConfig, n_blocks: int) -> None:
     if named and max(named) >= n_blocks:
         hint = "Give a layer" if key == "layer" else "Give layers"
         raise ConfigError(
-            f"subject.{key} = {subject.layer if key == 'layer' else list(named)}, and {there}",
+            f"{asked or f'subject.{key}'} = {subject.layer if key == 'layer' else list(named)}, and {there}",
             hint=f"{hint} from 0 to {n_blocks - 1}.",
         )
 

@@ -8,12 +8,14 @@ from typing import Any
 
 from orchestrator import bounded_file
 from orchestrator.config.job import SHIPPED_SUBJECT, SubjectConfig
+from orchestrator.config.model_fit import ModelSizes
 
 SHIPPED_FOLDER = Path(__file__).resolve().parents[2] / "examples" / "subject"
 """The model that ships here."""
 WIDTH_KEYS = ("hidden_size", "n_embd", "d_model")
 DEPTH_KEYS = ("num_hidden_layers", "n_layer", "num_layers")
 CONTEXT_KEYS = ("max_position_embeddings", "n_positions")
+VOCABULARY_KEYS = ("vocab_size",)
 _USUAL_BOS = frozenset({"<s>", "<bos>", "<|endoftext|>", "<|begin_of_text|>", "[CLS]", "<|startoftext|>"})
 """Names of BOS tokens that a tokenizer's class may take for its own where no file names one."""
 _MOST_HEADER = 1 << 27
@@ -48,6 +50,12 @@ def read_json(file: Path) -> dict[str, Any]:
     except (OSError, ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}
+
+
+def model_sizes(subject: SubjectConfig) -> ModelSizes:
+    """Return what the config of a model says of its sizes, as far as it is on this disk."""
+    described = read_json(model_folder(subject) / "config.json")
+    return ModelSizes(number_in(described, DEPTH_KEYS), number_in(described, VOCABULARY_KEYS))
 
 
 def number_in(config: dict[str, Any], keys: Sequence[str]) -> int | None:

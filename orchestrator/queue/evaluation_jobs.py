@@ -1,6 +1,7 @@
 """Evaluation jobs come in: those asked for, and of a sweep that says so one for each SAE, as its training finishes."""
 
 from collections.abc import Sequence
+from functools import cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sqlalchemy import Engine, Row, func, insert, select
@@ -10,6 +11,7 @@ from orchestrator import saes
 from orchestrator.database.engine import db_now, reading, transaction
 from orchestrator.database.models import LIVE, Event, Job, ResultRow, SaeRow, SweepRow
 from orchestrator.errors import ConfigError, SubjectError
+from orchestrator.estimates.subject_files import model_sizes
 from orchestrator.queue.fencing import clock, dialect_insert, log_events
 from orchestrator.queue.workers import refuse_older
 from orchestrator.saes import SaeEntry
@@ -101,6 +103,7 @@ class _Request:
     ) -> None:  # fmt: skip
         self._session, self._plan, self._again, self._priority = session, plan, again, priority
         self._dry_run = dry_run
+        self._sizes = cache(model_sizes)  # files of a model are read once for all SAEs of it
 
     def of(self, sae_ids: Sequence[int]) -> list[Asked]:
         """Queue the evaluation of each SAE; those that are gone are left out."""
@@ -140,7 +143,8 @@ class _Request:
         from orchestrator.config.validation import read_stored
 
         trained = None if job is None else read_stored(job.config, job.config_id)
-        return evaluation_of(self._plan, EvaluatedSaeRef(id=entry.id, attempt=entry.attempt), entry.facts, trained)
+        ref = EvaluatedSaeRef(id=entry.id, attempt=entry.attempt)
+        return evaluation_of(self._plan, ref, entry.facts, trained, self._sizes)
 
     def _sweep_of_imported(self) -> int | None:
         there = select(SweepRow.id).where(SweepRow.name == OF_IMPORTED)

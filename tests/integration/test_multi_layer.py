@@ -110,13 +110,13 @@ def test_the_layers_of_its_latents_are_measured_and_drawn_and_of_one_layer_refus
         trained(world, multi(subject), small_config(subject))
         options = LayersOptions(prompt=" ".join(WORDS[:4]), tokens=20_000, example_latents=4)
         plan = EvaluationPlan(metrics=("layers",), layers=options, at_layers="all")
-        measured, refused = (
-            one.job_id for one in queue.evaluate(world.engine, plan, [sae.id for sae in saes.entries(world.engine)])
-        )
+        measured, refused = queue.evaluate(world.engine, plan, [sae.id for sae in saes.entries(world.engine)])
+        assert (refused.job_id, refused.is_new) == (None, False)
+        assert refused.refused.startswith("layers: it reads layer ")
         assert world.work("--until-empty").wait(180) == 0, world.said()
-        (error,) = world.rows(select(MeasuredFamily.error).where(MeasuredFamily.job_id == refused))
-        assert "was trained on layer" in error[0]
-        found = scores(world, measured)
+        job_id = measured.job_id
+        assert job_id is not None
+        found = scores(world, job_id)
         assert 0 < found["var_layer_token", ""] < found["var_layer_latent", ""] < found["var_layer", ""]
         assert found["var_layer_token", "as released"] < found["var_layer_token", ""]
         contents = collect_contents(world.engine, ["first"], laws=[])
@@ -125,7 +125,7 @@ def test_the_layers_of_its_latents_are_measured_and_drawn_and_of_one_layer_refus
         page = render(contents, draw_all(contents.rows, []))
         for name in ("layers", "layers-mean", "layers-prompt", "layers-activations"):
             assert f'id="figure-{name}"' in page
-        ((uri,),) = world.rows(select(MeasuredFamily.uri).where(MeasuredFamily.job_id == measured))
+        ((uri,),) = world.rows(select(MeasuredFamily.uri).where(MeasuredFamily.job_id == job_id))
         folder = Path(world.settings.artifact(uri))
         assert {"latents.json", "prompt.json", "examples.json"} <= {path.name for path in folder.iterdir()}
         assert sum(map(sum, json.loads((folder / "latents.json").read_text())["counts"])) > 0

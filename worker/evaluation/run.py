@@ -16,7 +16,9 @@ import torch
 
 from orchestrator.config.evaluation.evaluation import EvaluatedSae, EvaluationConfig
 from orchestrator.config.evaluation.families import Family
+from orchestrator.config.evaluation.preconditions import Measurement, check_family
 from orchestrator.config.job import JobConfig
+from orchestrator.config.model_fit import ModelSizes
 from orchestrator.config.synthetic import is_synthetic
 from orchestrator.config.validation import parse
 from orchestrator.errors import CheckpointsElsewhere, ConfigError, OrchError, shared_error
@@ -180,6 +182,14 @@ class EvaluationRun:
 
     def _measure_family(self, family: Family, jobs: Sequence[EvaluationJob], places: Places) -> None:
         """Measure one family of some SAEs, and report what is found of each."""
+        subject, jobs = places.whole.subject, list(jobs)
+        sizes = ModelSizes(subject.n_layers, subject.vocabulary) if subject is not None else ModelSizes()
+        for job in [*jobs]:
+            try:
+                check_family(family, Measurement(job.assignment.config, job.subject_sae.sae.facts, sizes))
+            except OrchError as error:
+                jobs.remove(job)
+                self._missed(family, job, error)
         if not jobs:
             return
         waiting, began = {job.job_id: job for job in jobs}, time.monotonic()

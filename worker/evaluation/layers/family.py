@@ -7,7 +7,7 @@ from typing import Any
 
 from orchestrator.config.evaluation.layers import LayersOptions
 from orchestrator.config.job import Part
-from orchestrator.errors import ConfigError, OrchError, SubjectError
+from orchestrator.errors import OrchError, SubjectError
 from worker.evaluation.context import EvaluationContext
 from worker.evaluation.heldout_text import Text
 from worker.evaluation.layers.batches import LayerBatch, active, layer_batches, text_of
@@ -56,36 +56,13 @@ def measure(
 
 
 def _check(one: SubjectSae, contexts: Sequence[EvaluationContext]) -> None:
-    """Refuse what has no distribution over layers.
+    """Refuse an SAE of another width than the activations; what else it must be is `preconditions`' to say.
 
     Raises:
-        ConfigError: the SAE reads one layer, or another width; or one layer alone is measured.
-        SubjectError: there is no language model, or it has one block.
+        ConfigError: says which widths these are.
     """
-    subject, _ = contexts[0].model()
-    if subject.n_layers == 1:
-        raise SubjectError(
-            f"{subject.config.model} has one block: there is no distribution over layers",
-            hint="Leave the family out, or name a model of several blocks.",
-        )
-    if len(one.sae.facts.layers) == 1:
-        raise ConfigError(
-            f"the SAE {one.label} was trained on layer {one.sae.facts.layers[0]} alone: at which layers latents are "
-            "active is asked of SAEs of several",
-            hint="Train one with subject.layers: all (docs/multi-layer.md).",
-        )
-    if one.sae.facts.lens is not None:
-        raise ConfigError(
-            f"the SAE {one.label} reads the space of a tuned lens: its latents are not measured by layer yet",
-            hint="Measure the SAE of the same sweep without sae.lens.",
-        )
-    if len(contexts) < 2:
-        raise ConfigError(
-            f"the SAE {one.label} is measured at one layer: a distribution over layers needs two or more",
-            hint="Measure at all layers: orch evaluate --across-layers.",
-        )
     check_widths([context.model()[0] for context in contexts])
-    check_reads(one.sae, subject.d_model)
+    check_reads(one.sae, contexts[0].model()[0].d_model)
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from orchestrator.config.evaluation.n2g import N2gOptions
 from worker.evaluation.metric import SubjectSae
 from worker.evaluation.n2g.divided_text import DividedText
 from worker.evaluation.n2g.latent_acts import Firings
-from worker.evaluation.n2g.pad import pad_token
+from worker.evaluation.n2g.pad import default_pad
 from worker.evaluation.n2g.patterns import Example, find_patterns
 from worker.evaluation.n2g.samples import draw
 from worker.evaluation.n2g.short_texts import ShortTexts
@@ -34,7 +34,7 @@ def build_patterns(
     """Find the patterns of each of some latents."""
     context, numbers = texts.context, latents.numpy()
     subject, _ = context.model()
-    pad = pad_token(subject, options.pad_token)
+    pad = default_pad(subject.tokenizer) if options.pad_token is None else options.pad_token
     drawn = draw(firings, numbers, options.activations, seed=context.config.plan.seed)
     ids, width = texts.build.ids.numpy(), texts.build.ids.shape[1]
     rows, columns = np.divmod(drawn.positions, width)

@@ -8,7 +8,6 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from orchestrator.errors import ConfigError
 from worker.evaluation.context import EvaluationContext
 from worker.evaluation.heldout_text import Text
 from worker.evaluation.n2g.latent_acts import Firings, find_firings
@@ -77,18 +76,9 @@ class DividedText:
 def chosen_latents(
     sae: InferenceSae, asked: int | tuple[int, ...], context: EvaluationContext, *, option: str
 ) -> Int[Tensor, " n_chosen"]:
-    """Return latents in order: those asked for, or as many as asked for, drawn by the seed.
-
-    Raises:
-        ConfigError: the SAE has no such latent; names the option.
-    """
+    """Return latents in order: those asked for, or as many as asked for, drawn by the seed and the option's name."""
     n_latents = sae.facts.n_latents
     if isinstance(asked, int):
         drawn = torch.randperm(n_latents, generator=context.generator(option))
         return drawn[:asked].sort().values
-    if not asked or max(asked) >= n_latents:
-        raise ConfigError(
-            f"{option} names {max(asked, default='none')}, and the SAE has latents 0 to {n_latents - 1}",
-            hint="Give numbers of latents that it has, or how many are to be drawn.",
-        )
     return torch.tensor(sorted(set(asked)))

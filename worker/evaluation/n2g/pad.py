@@ -2,30 +2,11 @@
 
 from typing import Any
 
-from orchestrator.errors import ConfigError
-from worker.subject.model import Subject
-
 _TEXTS = (" _", "_", " ")
 """The first is what the paper's authors used (GPT-2's id 4808)."""
 
 
-def pad_token(subject: Subject, asked: int | None) -> int:
-    """Return the id asked for, else the default of the tokenizer.
-
-    Raises:
-        ConfigError: the model has no such token.
-    """
-    if asked is None:
-        return _default(subject.tokenizer)
-    if asked >= subject.vocabulary:
-        raise ConfigError(
-            f"n2g.pad_token = {asked}, and the model knows {subject.vocabulary} tokens",
-            hint="Leave n2g.pad_token out, or give the id of a token that stands for no text in particular.",
-        )
-    return asked
-
-
-def _default(tokenizer: Any) -> int:
+def default_pad(tokenizer: Any) -> int:
     """Return the token of " _" where that is one token, else of "_", else of " ", else the first that is no mark."""
     special = {*tokenizer.all_special_ids}
     for text in _TEXTS:

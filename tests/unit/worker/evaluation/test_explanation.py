@@ -179,7 +179,6 @@ def test_a_command_is_asked_the_same(context: EvaluationContext, monkeypatch: py
         {"command": ("/no/such/program", "--flag", "--more")},
         {"command": ("/no/such/program",)},
         {"endpoint": "http://127.0.0.1:9/v1", "model": "m"},
-        {},
     ],
 )
 def test_what_the_settings_do_not_allow_is_not_asked(
@@ -187,7 +186,7 @@ def test_what_the_settings_do_not_allow_is_not_asked(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("ORCH_EXPLAINERS", "touch other, /no/such/program --flag")
-    with pytest.raises(ConfigError, match=r"does not allow|has no explainer") as caught:
+    with pytest.raises(ConfigError, match="does not allow") as caught:
         next(iter(measure([SAE], context, ExplanationOptions.model_validate(asked))))
     assert caught.value.hint
     assert not (tmp_path / "mark").exists()

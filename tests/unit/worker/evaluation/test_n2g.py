@@ -99,15 +99,6 @@ def test_a_latent_that_is_never_active_is_counted_and_in_no_mean(tmp_path: Path)
     assert by_name["n2g_silent_share", ""].value == 0.5
 
 
-def test_one_sae_that_lacks_a_latent_leaves_the_others(tmp_path: Path) -> None:
-    context = context_of(stand_in(), random_tokens(tmp_path / "t.u16", n_contexts=2000), tmp_path / "store")
-    small, large = SubjectSae(1, "1", planted_sae(DIMENSIONS[:1])), SubjectSae(2, "2", planted_sae(DIMENSIONS))
-    found = [*measure([small, large], context, N2gOptions(latents=(1,), build_tokens=16_000))]
-    assert isinstance(found[0], NotMeasured)
-    assert str(found[0].error).startswith("n2g.latents names 1, and the SAE has latents 0 to 0")
-    assert _by_name(list(_measured(found[1]).scores))["n2g_f1", ""].value == 1
-
-
 def test_the_process_can_be_told_to_end_within_a_search(tmp_path: Path) -> None:
     phases = []
 

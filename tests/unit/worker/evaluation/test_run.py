@@ -108,6 +108,7 @@ FAMILIES = {
 def channel(monkeypatch: pytest.MonkeyPatch) -> Channel:
     monkeypatch.setattr(registry, "family", FAMILIES.__getitem__)
     monkeypatch.setattr(registry, "in_order", lambda: tuple(FAMILIES))
+    monkeypatch.setattr(run_module, "check_family", lambda *_: None)  # what is made up here reads no text
     return Channel()
 
 
@@ -158,6 +159,19 @@ def test_one_sae_that_fails_takes_nobody_with_it(tmp_path: Path, channel: Channe
     (gone,) = channel.of(9)
     assert isinstance(gone, Failure)
     assert (gone.code, gone.message) == (78, f"the files of sae:9 are gone: there is no folder {tmp_path / 'gone'}")
+
+
+def test_a_family_that_needs_what_the_sae_has_not_is_refused_and_the_others_measured(tmp_path: Path) -> None:
+    """As a request refuses it: one of an earlier version did not, and of some models only the worker knows."""
+    channel = Channel()
+    run(order(tmp_path, 1, metrics=["n2g", "reconstruction"]), channel)
+    started, scored, refused, evaluated = channel.of(1)
+    assert isinstance(started, Started)
+    assert isinstance(evaluated, Evaluated)
+    assert isinstance(scored, Scored)
+    assert isinstance(refused, NotScored)
+    assert (scored.family, refused.family, refused.kind) == ("reconstruction", "n2g", "SubjectError")
+    assert refused.message == f"{DISTRIBUTION} is no language model: no text can be run through it"
 
 
 def test_an_sae_that_only_another_machine_can_see(tmp_path: Path, channel: Channel) -> None:
