@@ -16,7 +16,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
-from orchestrator.bounded_file import read_text
+from orchestrator.bounded_file import read_text, why_unread
 from orchestrator.errors import CheckpointError, StorageError
 from orchestrator.storage.activation_caches import PARTIAL
 
@@ -93,7 +93,7 @@ def verify(folder: Path) -> str:
 
 def unreadable(folder: Path, error: Exception) -> CheckpointError:
     """Return what to raise where the content of a checked folder cannot be read."""
-    return _damaged(folder, f"{type(error).__name__}: {error}")
+    return _damaged(folder, why_unread(error))
 
 
 def write_text(path: Path, text: str) -> None:
@@ -113,7 +113,8 @@ def flush(path: Path) -> None:
 
 def _damaged(folder: Path, reason: str) -> CheckpointError:
     return CheckpointError(
-        f"the checkpoint {folder} cannot be read ({reason})", hint="delete it: the one before it, or the start, is used"
+        f"{folder} is not as it was written: {reason}",
+        hint="Of a checkpoint: delete it, and the one before it, or the start, is used.",
     )
 
 

@@ -44,9 +44,7 @@ def read(path: Path, named: str = "") -> InferenceSae:
                 model, job_sae_facts(about["config"], about["facts"], d_model=model.d_model)
             )
     except CheckpointError as error:
-        raise ConfigError(
-            f"{folder} is not as it was written: {error.message}", hint="Copy or export it again."
-        ) from error
+        raise ConfigError(error.message, hint="Copy or export it again.") from error
     config = stored_tensors.read_json(folder / CONFIG)
     if config.get("version") not in (_VERSION, _VERSION_WITH_LENS):
         raise ConfigError(

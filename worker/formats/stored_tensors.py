@@ -13,9 +13,11 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from orchestrator.bounded_file import read_text
+from orchestrator.bounded_file import read_text, why_unread
 from orchestrator.errors import ConfigError
 
+_ANOTHER = "Name the folder that holds all its files, or fetch them again."
+_WHOLE = "Is it whole? Fetch it again."
 _PICKLED = {".pt", ".pth", ".bin"}
 _UNREADABLE = (OSError, SafetensorError, ValueError, TypeError, RuntimeError, EOFError, KeyError, zipfile.BadZipFile)
 
@@ -68,7 +70,7 @@ def load(path: Path, wanted: Collection[str] | None = None) -> dict[str, Any]:
         ConfigError: it is missing, cut off, no such file, or a pickle that would run code.
     """
     if not path.is_file():
-        raise ConfigError(f"there is no file {path}")
+        raise ConfigError(f"there is no file {path}", hint=_ANOTHER)
     try:
         if path.suffix == ".safetensors":
             with safe_open(path, "pt") as file:
@@ -81,9 +83,7 @@ def load(path: Path, wanted: Collection[str] | None = None) -> dict[str, Any]:
     except UnpicklingError as error:
         raise _would_run_code(path, error) from error
     except _UNREADABLE as error:
-        raise ConfigError(
-            f"{path} cannot be read ({_first_line(error)})", hint="Is it whole? Fetch it again."
-        ) from error
+        raise ConfigError(f"{path} cannot be read ({why_unread(error)})", hint=_WHOLE) from error
     raise ConfigError(f"{path} is no .safetensors, .npz or .pt file")
 
 
@@ -95,8 +95,10 @@ def read_json(path: Path) -> dict[str, Any]:
     """
     try:
         data = json.loads(read_text(path, what="a config"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ConfigError(f"{path} cannot be read as JSON ({_first_line(error)})") from error
+    except OSError as error:
+        raise ConfigError(why_unread(error), hint=_ANOTHER) from error
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ConfigError(f"{path} cannot be read as JSON ({why_unread(error)})", hint=_WHOLE) from error
     if not isinstance(data, dict):
         raise ConfigError(f"{path} holds no JSON object")
     return data
@@ -167,13 +169,9 @@ def _is_wanted(name: str, wanted: Collection[str] | None) -> bool:
     return wanted is None or name in wanted
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).partition("\n")[0][:200] or type(error).__name__
-
-
 def _would_run_code(path: Path, error: Exception) -> ConfigError:
     if "weights_only" not in str(error) and "Unsupported" not in str(error):
-        return ConfigError(f"{path} cannot be read ({_first_line(error)})", hint="Is it whole? Fetch it again.")
+        return ConfigError(f"{path} cannot be read ({why_unread(error)})", hint=_WHOLE)
     return ConfigError(
         f"{path} is a pickle with more than tensors in it, and reading that can run code: it is not read",
         hint="Where you trust it, load it with the program that wrote it and save its state_dict as .safetensors.",

@@ -33,9 +33,7 @@ def open_lens(lenses: Path, sha256: str, subject: Subject) -> TunedLens:
     try:
         lens = TunedLens.read(folder, sha256=sha256)
     except CheckpointError as error:
-        raise ConfigError(
-            f"the lens {sha256[:12]} is not as it was written: {error.message}", hint="Import it again."
-        ) from error
+        raise ConfigError(f"the lens {sha256[:12]}: {error.message}", hint="Import it again.") from error
     check_model(lens, subject)
     return lens.to(subject.device)
 

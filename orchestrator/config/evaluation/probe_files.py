@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
+from orchestrator.bounded_file import why_unread
 from orchestrator.config.evaluation.evaluation import EvaluationPlan
 from orchestrator.config.evaluation.probes import SHIPPED_TASKS, ProbeTask
 from orchestrator.config.job import STANDARD_LIBRARY
@@ -140,7 +141,7 @@ def _first_names(path: Path) -> list[str]:
                 return names
             row = json.loads(next((line for line in file if line.strip()), "{}"))
     except (OSError, ValueError, RecursionError, csv.Error) as error:
-        raise ConfigError(f"probes.tasks: {path} cannot be read: {error}", hint=_LAYOUTS) from None
+        raise ConfigError(f"probes.tasks: {path} cannot be read: {why_unread(error)}", hint=_LAYOUTS) from None
     return list(row) if isinstance(row, dict) else []
 
 

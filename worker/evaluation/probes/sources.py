@@ -9,6 +9,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from orchestrator.bounded_file import why_unread
 from orchestrator.config.evaluation.probe_files import (
     MOST_OF_A_FIELD,
     ProbeColumns,
@@ -81,7 +82,9 @@ def read_file(path: Path, task: ProbeTask) -> Iterator[LabelledText]:
                 columns = columns_of(first or (), task, str(path))
                 yield from _labelled((row for part in ([first], rows) for row in part if row), columns, str(path))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise ConfigError(f"probes.tasks: {path} cannot be read: {error}", hint="Give a file in UTF-8.") from error
+        raise ConfigError(
+            f"probes.tasks: {path} cannot be read: {why_unread(error)}", hint="Give a file in UTF-8."
+        ) from error
 
 
 def read_dataset(splits: Mapping[bool, Any], task: ProbeTask) -> Iterator[LabelledText]:

@@ -6,7 +6,7 @@ from typing import Any
 
 import yaml
 
-from orchestrator.bounded_file import read_text
+from orchestrator.bounded_file import read_text, why_unread
 from orchestrator.config.sae_facts import SaeFacts
 from orchestrator.errors import ConfigError
 from worker.formats import stored_tensors
@@ -68,5 +68,5 @@ def _config(path: Path) -> dict[str, Any]:
     try:
         data = yaml.safe_load(read_text(path, what="a config"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(f"{path} cannot be read as YAML ({str(error).splitlines()[0]})") from error
+        raise ConfigError(f"{path} cannot be read as YAML ({why_unread(error)})") from error
     return data if isinstance(data, dict) else {}

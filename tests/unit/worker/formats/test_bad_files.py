@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import shutil
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -57,6 +59,31 @@ def test_a_pickle_that_would_run_code_is_not_read(tmp_path: Path) -> None:
     torch.save({"W_enc": _RunsCode(mark), "pre_bias": 1, "latent_bias": 1}, tmp_path / "8.pt")
     refused(tmp_path / "8.pt", "reading that can run code: it is not read")
     assert not mark.exists()
+
+
+@pytest.mark.parametrize("format", ["orch", "saelens", "sparsify", "dictionary_learning", "llama_scope", "mlsae"])
+def test_a_file_that_is_missing_is_named_and_not_called_unreadable(format: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as caught:
+        registry.read(tmp_path, format=format)
+    (named,) = re.findall(rf"there is no file ({re.escape(str(tmp_path))}/\S+)", caught.value.message)
+    assert Path(named).name in {"manifest.json", "cfg.json", "config.json"}
+    assert not re.search(r"Errno|cannot be read", str(caught.value))
+    assert caught.value.hint
+
+
+@pytest.mark.parametrize("format", ["orch", "saelens", "sparsify", "dictionary_learning"])
+def test_each_file_that_is_taken_out_of_a_folder_is_named_where_it_is_needed(format: str, tmp_path: Path) -> None:
+    whole = written(tmp_path / "whole", format, "topk")
+    for file in whole.iterdir():
+        folder = Path(shutil.copytree(whole, tmp_path / f"no {file.name}"))
+        (folder / file.name).unlink()
+        with suppress(ConfigError):
+            registry.read(folder, format=format)
+            continue
+        with pytest.raises(ConfigError) as caught:
+            registry.read(folder, format=format)
+        assert not re.search(r"Errno|cannot be read", str(caught.value)), file.name
+        assert file.name in str(caught.value) or f"{folder} has no " in str(caught.value), str(caught.value)
 
 
 def test_an_npz_with_objects_in_it_is_not_read(tmp_path: Path) -> None:
