@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from orch.evaluations import Evaluations, Selector, listed
 from orch.frames import frame
+from orch.lenses import Lenses
 from orchestrator import settings as settings_module
 from orchestrator.errors import ConfigError
 from orchestrator.settings import Settings
@@ -53,8 +54,8 @@ def load(
     return load_folder(Path(folder).expanduser(), device=device, dtype=dtype)
 
 
-class Study(Evaluations):
-    """The jobs, curves, fits and SAEs of one database. Made by `orch.open`; close it, or use it in a `with`.
+class Study(Evaluations, Lenses):
+    """The jobs, curves, fits, SAEs and lenses of one database. Made by `orch.open`; close it, or use it in a `with`.
 
     What takes selectors takes numbers of jobs and names of sweeps, in any number; none: all. Whatever goes wrong is an
     `OrchError` with a sentence and what to do (`orchestrator.errors`): `NotFound` of a name that is not there, with

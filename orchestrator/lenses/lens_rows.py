@@ -42,6 +42,7 @@ class LensEntry:
     outcome: str | None
     """converged, max_tokens, not_learning or diverged, of one that a job has trained."""
     tokens_seen: int | None
+    """Of one in training: `results.lens_progress.so_far` fills it, and the KLs."""
     wall_seconds: float | None
     measured_on: str | None
     measured_tokens: int | None
@@ -56,6 +57,8 @@ class LensEntry:
     created_at: float
     state: str | None
     """Of its job; None: it was brought in."""
+    max_tokens: int | None = None
+    """The budget of its job."""
 
     @property
     def label(self) -> str:
@@ -63,7 +66,8 @@ class LensEntry:
         return self.name or str(self.job_id)
 
 
-_OWN = [one.name for one in fields(LensEntry) if one.name != "state"]
+_OF_JOB = ("state", "max_tokens")
+_OWN = [one.name for one in fields(LensEntry) if one.name not in _OF_JOB]
 
 
 def entries(engine: Engine) -> list[LensEntry]:
@@ -115,7 +119,9 @@ def curve(engine: Engine, job_id: int) -> list[LensPoint]:
 
 def read(session: Session, wanted: ColumnElement[bool]) -> list[LensEntry]:
     """Return the lenses that fit a condition on their rows, or on their jobs', within a transaction."""
-    query = select(*(getattr(m.LensRow, name) for name in _OWN), m.Job.state).order_by(m.LensRow.id)
+    query = select(*(getattr(m.LensRow, name) for name in _OWN), *(getattr(m.Job, name) for name in _OF_JOB)).order_by(
+        m.LensRow.id
+    )
     query = query.outerjoin(m.Job, m.Job.id == m.LensRow.job_id)
     shown = m.Job.hidden.is_distinct_from("deleted")
     return [LensEntry(**row._mapping) for row in session.execute(query.where(shown, wanted))]

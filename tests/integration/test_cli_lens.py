@@ -68,7 +68,7 @@ def test_kls_of_one_layer_stand_one_under_the_other(engine: Engine, capsys: Capt
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "Name the language model"),
+        ([], "no language model is named: give SUBJECT"),
         (["{subject}", "--batch-tokens", "100"], "not a whole number of contexts of 128"),
         (["{subject}"], "data.context_length = 128: the model reads 32 at most"),
         (["./nowhere"], "subject.model: there is no ./nowhere"),
@@ -107,6 +107,32 @@ def test_lenses_are_listed_and_shown_layer_by_layer(engine: Engine, capsys: Capt
         assert row in rows
     assert "there is no lens 'nine'; did you mean mine?" in said(capsys, "lens", "show", "nine", code=3)
     assert json.loads(said(capsys, "lens", "show", SHA256, "-o", "json"))["items"][0]["conditions"] == [5.0, 2.0, 1.0]
+
+
+def test_a_lens_in_training_is_shown_as_far_as_it_is(engine: Engine, capsys: Capture) -> None:
+    job_id = queue_lens(engine, name="mine")
+    lease = take_lens(engine).lease
+    begin_lens(engine, lease)
+    assert said(capsys, "lens", "list").splitlines()[1].split()[-2:] == ["–", "running"]
+    queue.record(engine, lease, [lens_point(2048), lens_point(4096, 0.25)])
+    for arguments in (["lens", "list"], ["status", str(job_id)]):
+        row = next(line for line in said(capsys, *arguments).splitlines() if line.startswith("mine")).split()
+        assert row[4:] == ["0.25", "–", "–", "4.10k", "of", "20.0M", "running"]
+    (item,) = json.loads(said(capsys, "lens", "list", "-o", "json"))["items"]
+    assert (item["tokens_seen"], item["kls"], item["max_tokens"]) == (4096, [0.375, 0.125, 0.0], 20_000_000)
+    shown = said(capsys, "lens", "show", "mine")
+    assert "4.10k of 20.0M tokens" in shown
+    assert [line.split() for line in shown.splitlines() if line.split()[:1] == ["1"]] == [["1", "0.125", "–", "–"]]
+
+
+def test_a_lens_that_diverged_is_shown_with_what_it_came_to_and_what_to_do(engine: Engine, capsys: Capture) -> None:
+    queue_lens(engine, name="mine")
+    train_lens(engine, outcome="diverged", uri=None, sha256=None, conditions=None)
+    shown = said(capsys, "lens", "show", "mine")
+    assert "none was kept: its KL rose, or was not finite; train it with a lower --lr" in shown
+    assert "4.10k tokens in 2s" in shown
+    assert [line.split() for line in shown.splitlines() if line.split()[:1] == ["1"]] == [["1", "0.125", "1", "–"]]
+    assert "sha256" not in shown
 
 
 def test_the_other_commands_know_the_kind(engine: Engine, capsys: Capture) -> None:

@@ -15,6 +15,18 @@ def open_lens(lenses: Path, sha256: str, subject: Subject) -> TunedLens:
         ConfigError: it is not there, was changed, or is of another model.
         CheckpointsElsewhere: there is no such folder: this machine does not see the artifacts.
     """
+    lens = read_lens(lenses, sha256)
+    check_model(lens, subject)
+    return lens.to(subject.device)
+
+
+def read_lens(lenses: Path, sha256: str) -> TunedLens:
+    """Return a lens of the folder of lenses, of whatever model.
+
+    Raises:
+        ConfigError: it is not there, or was changed.
+        CheckpointsElsewhere: there is no such folder: this machine does not see the artifacts.
+    """
     folder = lenses / sha256
     if not is_content_id(sha256):
         raise ConfigError(
@@ -31,11 +43,9 @@ def open_lens(lenses: Path, sha256: str, subject: Subject) -> TunedLens:
             hint="Import the same files, or train it anew: of the same content it has the same name.",
         )
     try:
-        lens = TunedLens.read(folder, sha256=sha256)
+        return TunedLens.read(folder, sha256=sha256)
     except CheckpointError as error:
         raise ConfigError(f"the lens {sha256[:12]}: {error.message}", hint="Import it again.") from error
-    check_model(lens, subject)
-    return lens.to(subject.device)
 
 
 def check_model(lens: TunedLens, subject: Subject) -> None:

@@ -1,5 +1,6 @@
 """`orch lens`: train tuned lenses as jobs, bring them in, list and show them, remove those brought in."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,12 +18,6 @@ if TYPE_CHECKING:
     from orchestrator.lenses import LensEntry
     from orchestrator.queue import LensAsked
     from orchestrator.settings import Settings
-
-_OPTIONS = {
-    "subject": "subject.model", "revision": "subject.revision", "data": "data.source", "tokens": "training.max_tokens",
-    "lr": "optimizer.lr", "batch_tokens": "training.batch_tokens", "seed": "data.seed",
-}  # fmt: skip
-"""Of each option, the key of the config that it sets."""
 
 
 @click.group()
@@ -61,9 +56,12 @@ def train(
     those of the file. The same config is not queued twice.
     """
     from orchestrator import queue
+    from orchestrator.lens_request import lens_config
+    from orchestrator.sweep.yaml_source import parse_text, read_text
 
     with database() as (settings, engine):
-        config = _config(settings, file, options)
+        values: Any = {} if file is None else parse_text(read_text(file), str(file)).plain() or {}
+        config = lens_config(values, options, settings=settings, where=str(file or ""))
         asked = queue.train_lens(engine, config, name=name, again=again, dry_run=dry_run)
         _print_asked(config, asked, output, dry_run=dry_run)
         if dry_run or asked.job_id is None:
@@ -112,9 +110,10 @@ def list_lenses(*, output: str | None) -> None:
     layer's map: by so much a rounding may grow on the way back from lens space.
     """
     from orchestrator import lenses
+    from orchestrator.results.lens_progress import so_far
 
     with database() as (settings, engine):
-        rows = [_located(settings, row) for row in lenses.entries(engine)]
+        rows = [_located(settings, row) for row in so_far(engine, lenses.entries(engine))]
     if output == "json":
         terminal.echo_json(terminal.envelope("lens", map(record, rows)))
     elif output == "csv":
@@ -135,9 +134,11 @@ def list_lenses(*, output: str | None) -> None:
 def show_lens(*, selector: str, output: str | None) -> None:
     """Show one lens: what it is of, and its KL, the logit lens' KL and its condition number at every layer."""
     from orchestrator import lenses, results
+    from orchestrator.results.lens_progress import so_far
 
     with database() as (settings, engine):
-        row = _located(settings, lenses.named(engine, selector))
+        (found,) = so_far(engine, [lenses.named(engine, selector)])
+        row = _located(settings, found)
         counts = results.convergence(engine, row.job_id) if row.job_id else []
     if output:
         terminal.echo_json(terminal.envelope("lens", [record(row) | {"convergence": [record(one) for one in counts]}]))
@@ -169,37 +170,6 @@ def remove(*, selector: str, yes: bool, output: str | None) -> None:
         terminal.echo(row.label if output == "name" else f"Removed {row.label}")
 
 
-def _config(settings: "Settings", file: Path | None, options: dict[str, Any]) -> "LensConfig":
-    """Return the config of a file and of what is asked for beside it, checked as far as files here tell.
-
-    Raises:
-        ConfigError: says what is wrong.
-    """
-    from orchestrator.config.lens.reading import parse_lens
-    from orchestrator.sweep import check_paths, check_subjects
-    from orchestrator.sweep.assignments import read_value
-    from orchestrator.sweep.yaml_source import parse_text, read_text
-
-    values: Any = {} if file is None else parse_text(read_text(file), str(file)).plain() or {}
-    if isinstance(values, dict):
-        here, beside = Path.cwd(), [] if file is None else [file.parent.absolute()]
-        for part, inner in values.items():
-            if isinstance(inner, dict):
-                folders = (*beside, here)
-                values[part] = {name: read_value(f"{part}.{name}", value, folders) for name, value in inner.items()}
-        for name, key in _OPTIONS.items():
-            part, _, field = key.partition(".")
-            if options[name] is not None and isinstance(values.setdefault(part, {}), dict):
-                values[part][field] = read_value(key, options[name], (here,))
-        if not isinstance(values.get("subject"), dict) or "model" not in values["subject"]:
-            raise click.UsageError("Name the language model: orch lens train SUBJECT, or subject.model in the file.")
-    config = parse_lens(values, str(file or ""))
-    if settings.embedded:  # in the service mode the files are on the workers' machines
-        check_paths([config.reading])
-    check_subjects([config.reading])
-    return config
-
-
 def _print_asked(config: "LensConfig", asked: "LensAsked", output: str | None, *, dry_run: bool) -> None:
     if output == "json":
         terminal.echo_json(
@@ -227,6 +197,4 @@ def _wake(settings: "Settings", asked: "LensAsked") -> None:
 
 def _located(settings: "Settings", row: "LensEntry") -> "LensEntry":
     """Return a lens with the folder where it is now: that of the artifacts may have moved since."""
-    from dataclasses import replace
-
     return replace(row, uri=row.uri and settings.artifact(row.uri))

@@ -151,12 +151,13 @@ def _print_evaluations(
 def _print_lenses(engine: "Engine", selectors: tuple[str, ...], states: tuple[str, ...] | None) -> None:
     """Print how many jobs train lenses; of sweeps and jobs that are named, also which."""
     from orchestrator import lenses, results
+    from orchestrator.results.lens_progress import so_far
 
     counts = results.counts(engine, kind="lens")
     if not any(counts.values()):
         return
     found = lenses.of_jobs(engine, results.find(engine, selectors)) if selectors else []
-    rows = [row for row in found if states is None or row.state in states]
+    rows = so_far(engine, [row for row in found if states is None or row.state in states])
     if rows:
         terminal.echo()
         for line in table(rows, lens_columns(), width=terminal.width()):

@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from orchestrator.lenses import LensEntry
     from orchestrator.results import ConvergenceRow
 
+_WITHOUT = {"diverged": "none was kept: its KL rose, or was not finite; train it with a lower --lr"}
+"""Of outcomes that leave no lens, what to do."""
+
 
 def nats(value: float | None) -> str:
     """Return a KL, in nats per token."""
@@ -30,7 +33,7 @@ def lens_columns(*, wide: bool = False) -> "list[Column[LensEntry]]":
         Column("KL", lambda row: nats(row.kl), right=True),
         Column("LOGIT LENS", lambda row: nats(_mean(row.logit_lens_kls)), right=True),
         Column("WORST COND", lambda row: _condition(max(row.conditions or [], default=None)), right=True, weight=4),
-        Column("TOKENS", lambda row: count(row.tokens_seen), right=True, weight=3),
+        Column("TOKENS", _tokens_seen, right=True, weight=3),
         Column("STATE", _state),
     ]
     more: list[Column[LensEntry]] = [
@@ -44,12 +47,14 @@ def lens_columns(*, wide: bool = False) -> "list[Column[LensEntry]]":
 def lens_lines(row: "LensEntry", counts: "Sequence[ConvergenceRow]", *, width: int | None) -> list[str]:
     """Return all that is known of a lens: facts a line each, then its layers as a table."""
     text = f"{count(row.measured_tokens)} held-out tokens of {row.measured_on}" if row.measured_tokens else None
-    trained = f"{count(row.tokens_seen)} tokens in {duration(row.wall_seconds)}" if row.tokens_seen else None
+    took = f" in {duration(row.wall_seconds)}" if row.wall_seconds else ""
+    trained = f"{_tokens_seen(row)} tokens{took}" if row.tokens_seen else None
     reached = {one.epsilon: one for one in counts}.get(0.01)
     shown = {
         "lens": row.label,
         "from": row.source,
         "state": _state(row),
+        "no lens": _WITHOUT.get(row.outcome or ""),
         "model": f"{_model(row)}, {row.dtype}",
         "sha256": row.sha256,
         "trained on": trained,
@@ -59,7 +64,8 @@ def lens_lines(row: "LensEntry", counts: "Sequence[ConvergenceRow]", *, width: i
         "folder": row.uri,
     }
     lines = [f"  {terminal.style(f'{name:<14}', dim=True)}{value}" for name, value in shown.items() if value]
-    return [*lines, "", *table(_layers(row), _layer_columns(), width=width)] if row.conditions else lines
+    layers = _layers(row)
+    return [*lines, "", *table(layers, _layer_columns(), width=width)] if layers else lines
 
 
 def lens_curve_columns(points: "Sequence[LensPoint]") -> "list[Column[LensPoint]]":
@@ -83,13 +89,13 @@ class _Layer(NamedTuple):
     layer: int
     kl: float | None
     logit_lens_kl: float | None
-    condition: float
+    condition: float | None
 
 
 def _layers(row: "LensEntry") -> list[_Layer]:
-    conditions = row.conditions or []
-    unknown = [None] * len(conditions)
-    found = zip(row.kls or unknown, row.logit_lens_kls or unknown, conditions, strict=True)
+    known = (row.kls, row.logit_lens_kls, row.conditions)
+    unknown = [None] * max(len(one or ()) for one in known)
+    found = zip(*(one or unknown for one in known), strict=True)
     return [_Layer(layer, *values) for layer, values in enumerate(found)]
 
 
@@ -110,6 +116,12 @@ def _state(row: "LensEntry") -> str:
     if row.state is None:
         return "brought in"
     return terminal.style(row.outcome or row.state, fg=COLOURS[row.state])
+
+
+def _tokens_seen(row: "LensEntry") -> str:
+    """Return how many tokens a lens was trained on; of one whose job has no result how far that is."""
+    is_open = row.outcome is None and row.job_id is not None and row.tokens_seen is not None
+    return f"{count(row.tokens_seen)} of {count(row.max_tokens)}" if is_open else count(row.tokens_seen)
 
 
 def _mean(kls: Sequence[float] | None) -> float | None:
