@@ -17,7 +17,7 @@ class Expected:
     """One job as the model has it; times are seconds of the model's clock."""
 
     config: int
-    """Of an evaluation below 0: no training has its place."""
+    """Of an evaluation or a lens below 0: no training has its place."""
     priority: int = 0
     replica: int = 0
     state: str = "queued"
@@ -35,8 +35,9 @@ class Expected:
     sweep: str = "s"
     stream: str = ""
     max_failures: int = MAX_FAILURES
-    families: dict[str, str] | None = None
-    """Of an evaluation: what became of its metric families, measured or failed; None: it is a training."""
+    kind: str = "train"
+    families: dict[str, str] = field(default_factory=dict)
+    """Of an evaluation: what became of its metric families, measured or failed."""
     curve: set[int] = field(default_factory=set)
     checkpoints: set[tuple[int, int]] = field(default_factory=set)
     """(tokens, attempt)"""
@@ -64,19 +65,16 @@ class Expected:
 
     def measure(self, family: str) -> bool:
         """Measure a family; return whether it was not measured before."""
-        assert self.families is not None
         is_new = self.families.get(family) != "measured"
         if is_new:
             self.families[family], self.lost = "measured", 0
         return is_new
 
     def miss(self, family: str) -> None:
-        assert self.families is not None
         if self.families.get(family) != "measured":
             self.families[family] = "failed"
 
     def finish_evaluation(self, wanted: Sequence[str]) -> None:
-        assert self.families is not None
         if all(self.families.get(family) == "measured" for family in wanted):
             self.finish("evaluated")
         else:
@@ -129,7 +127,7 @@ class Expected:
     def extend(self, now: int) -> bool:
         """Double its budget; return whether that was allowed."""
         is_open = self.state in {"queued", "paused"}
-        if self.families is not None:
+        if self.kind != "train":
             return False
         if not is_open and not (self.state == "succeeded" and self.outcome == "max_tokens" and self.checkpoints):
             return False
@@ -147,10 +145,10 @@ class Expected:
 
 @dataclass
 class Model:
-    """The whole queue: one sweep, that of evaluations, and their clock."""
+    """The whole queue: one sweep, those of evaluations and of lenses, and their clock."""
 
     max_parallel: int | None
-    """Of the sweep; that of evaluations has none."""
+    """Of the sweep; the others have none."""
     jobs: dict[int, Expected] = field(default_factory=dict)
     now: int = 0
 

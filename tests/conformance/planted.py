@@ -19,6 +19,7 @@ from orchestrator.queue import (
     heartbeats,
     outcomes,
 )
+from orchestrator.queue.lens import finishing, submission
 
 
 class Edit(NamedTuple):
@@ -93,6 +94,19 @@ PLANTED: dict[str, tuple[Edit, ...]] = {
     ),
     "evaluated with a family missing": (
         Edit(evaluations.finish_evaluation, "missing = _missing(session, lease.job_id)", "missing = {}"),
+    ),
+    "begin keeps the tail of a lens": (
+        Edit(heartbeats.begin, 'LensPointRow if kind == "lens" else CurvePoint', "CurvePoint"),
+    ),
+    "a lens of another attempt": (Edit(finishing.finish_lens, "attempt=lease.attempt,", "attempt=1,"),),
+    "a lens without a lease": (
+        Edit(finishing.finish_lens, "return state_after(session, lease, result.outcome)", "pass"),
+        WITHOUT_A_LEASE,
+        NO_FENCE,
+        ID_ONLY,
+    ),
+    "a lens that was cancelled is there": (
+        Edit(submission._there, 'Job.state.not_in(("failed", "cancelled"))', 'Job.state != "failed"'),
     ),
     "two-step reaper": (
         Edit(

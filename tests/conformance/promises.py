@@ -15,6 +15,8 @@ from orchestrator.database.models import (
     Event,
     Job,
     LeaseRow,
+    LensPointRow,
+    LensRow,
     MeasuredFamily,
     ResultRow,
     ScoreRow,
@@ -37,12 +39,21 @@ class Rows(NamedTuple):
     families: Sequence[Any]
     """Those that are measured."""
     scores: Sequence[Any]
+    lenses: Sequence[Any]
 
 
 def broken_promises(engine: Engine) -> list[str]:
     """Return every promise that does not hold, in words; none in a sound database."""
     rows = _read(engine)
-    return [*_leases(rows), *_attempts(rows), *_results(rows), *_evaluations(rows), *_frozen(rows), *_places(rows)]
+    return [
+        *_leases(rows),
+        *_attempts(rows),
+        *_results(rows),
+        *_evaluations(rows),
+        *_lenses(rows),
+        *_frozen(rows),
+        *_places(rows),
+    ]
 
 
 def _read(engine: Engine) -> Rows:
@@ -54,7 +65,7 @@ def _read(engine: Engine) -> Rows:
         )  # fmt: skip
         written = [
             row
-            for table in (CurvePoint, CheckpointRow)
+            for table in (CurvePoint, LensPointRow, CheckpointRow)
             for row in session.execute(select(table.job_id, table.attempt).distinct())
         ]
         return Rows(
@@ -67,6 +78,7 @@ def _read(engine: Engine) -> Rows:
             session.execute(select(SweepRow.id, SweepRow.max_parallel)).all(),
             session.execute(select(MeasuredFamily.job_id, MeasuredFamily.family).where(is_measured)).all(),
             session.execute(select(ScoreRow.job_id, ScoreRow.family)).all(),
+            session.execute(select(LensRow.job_id, LensRow.attempt, LensRow.outcome)).all(),
         )
 
 
@@ -127,6 +139,19 @@ def _evaluations(rows: Rows) -> Iterator[str]:
     for row in rows.scores:
         if row.family not in measured[row.job_id]:
             yield f"job {row.job_id}: a score of {row.family}, which is not measured"
+
+
+def _lenses(rows: Rows) -> Iterator[str]:
+    """A job that trains a lens has one row of it from the first; what it came to is of its newest attempt."""
+    found: dict[int, list[tuple[int | None, str | None]]] = defaultdict(list)
+    for row in rows.lenses:
+        found[row.job_id].append((row.attempt, row.outcome))
+    last = {row.job_id: row.outcome for row in rows.attempts}
+    for job in rows.jobs:
+        if job.kind == "lens":
+            wanted = (job.attempt, last[job.id]) if job.state == "succeeded" else (None, None)
+            if found[job.id] != [wanted]:
+                yield f"job {job.id} is {job.state}, its attempt {job.attempt} {last.get(job.id)}, {found[job.id]}"
 
 
 def _frozen(rows: Rows) -> Iterator[str]:

@@ -8,7 +8,6 @@ import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     Bundle,
-    RuleBasedStateMachine,
     consumes,
     initialize,
     invariant,
@@ -26,6 +25,7 @@ from orchestrator.database.models import (
     CurvePoint,
     Job,
     LeaseRow,
+    LensPointRow,
     MeasuredFamily,
     ScoreRow,
     SweepRow,
@@ -34,10 +34,13 @@ from orchestrator.database.models import (
 from orchestrator.errors import StateError, StorageError
 from orchestrator.queue import Claim, Lease, LeaseLost
 from orchestrator.sweep.sweep import Limits, Sweep
+from tests.conformance.asked_jobs import FATE, MOST_JOBS, WELL, AskedJobs
 from tests.conformance.fault_port import FATES, at_commits, loses_its_answer
 from tests.conformance.model import BACKOFF_SECONDS, GRACE_SECONDS, LEASE_SECONDS, MAX_FAILURES, Expected, Model
 from tests.conformance.promises import broken_promises
 from tests.evaluation_shorthand import BOTH, imported, score
+from tests.lens_shorthand import FACTS as LENS_FACTS
+from tests.lens_shorthand import lens_point, lens_result
 from tests.queue_shorthand import WORKER, point, ref, result
 
 PARTS: list[dict[str, Any]] = [{"training": {"seed": n}, "data": {"seed": n // 3}} for n in range(4)]
@@ -45,13 +48,9 @@ CONFIGS = tuple(parse({"sae": {"n_latents": 64}} | part) for part in PARTS)
 """The last reads a stream of its own."""
 STREAMS = [config.stream_key for config in CONFIGS]
 CONFIG = st.integers(0, len(CONFIGS) - 1)
-MOST_JOBS = 7
-WELL = "goes well"
-FATE = st.sampled_from([WELL, WELL, "fails", "loses its answer"])
-TOKENS = st.integers(1, 5)
+TOKEN_COUNTS = range(1, 6)
+TOKENS = st.sampled_from(TOKEN_COUNTS)
 FAMILY = st.sampled_from(BOTH.metrics)
-MAX_FAILURES_OF_EVALUATIONS = 3
-"""Of the sweep that evaluations of imported SAEs are in."""
 
 
 def wipe(engine: Engine) -> None:
@@ -61,8 +60,7 @@ def wipe(engine: Engine) -> None:
             session.execute(delete(table))
 
 
-class QueueMachine(RuleBasedStateMachine):
-    engine: Engine
+class QueueMachine(AskedJobs):
     leases: Bundle[Lease] = Bundle("leases")
     unheard: Bundle[str] = Bundle("unheard")
     """Tokens of claims whose answer never came."""
@@ -73,6 +71,7 @@ class QueueMachine(RuleBasedStateMachine):
         self.model = Model(max_parallel)
         self.claims: dict[Lease, Claim] = {}
         self.ended: dict[Lease, str] = {}
+        self.begun: set[Lease] = set()
         self.tokens = 0
         self.saes = [imported(self.engine, name) for name in ("one", "other")]
         for config in configs:
@@ -106,27 +105,6 @@ class QueueMachine(RuleBasedStateMachine):
             self.model.jobs[job_id] = Expected(
                 config, priority, there[job_id], ready_at=self.model.now, stream=STREAMS[config]
             )
-
-    @precondition(lambda self: len(self.model.jobs) < MOST_JOBS)
-    @rule(which=st.integers(0, 1), again=st.booleans(), fate=FATE)
-    def evaluate(self, which: int, again: bool = False, fate: str = WELL) -> None:
-        config = -1 - which
-        expected = again or not self.model.holds(config)
-        with at_commits(self.engine, FATES[fate]):
-            try:
-                (asked,) = queue.evaluate(self.engine, BOTH, [self.saes[which]], again=again)
-                assert asked.is_new == expected
-            except StorageError:
-                expected &= fate == "loses its answer"
-        with reading(self.engine) as session:
-            columns = select(Job.id, Job.replica, Job.stream_key).where(Job.kind == "evaluate")
-            new = [row for row in session.execute(columns) if row.id not in self.model.jobs]
-        assert len(new) == expected
-        for row in new:
-            self.model.jobs[row.id] = Expected(
-                config, 0, row.replica, ready_at=self.model.now, stream=row.stream_key, sweep="evaluations",
-                max_failures=MAX_FAILURES_OF_EVALUATIONS, families={},
-            )  # fmt: skip
 
     @precondition(lambda self: self.model.waiting())
     @rule(target=leases, fate=FATE)
@@ -178,7 +156,8 @@ class QueueMachine(RuleBasedStateMachine):
         if job.owner != got.lease:
             assert job.start(got.lease.token, got.lease.job_id, self.model.now) == got.lease
         assert got.cursor == job.cursor
-        assert set(got.measured) == {name for name, how in (job.families or {}).items() if how == "measured"}
+        assert set(got.measured) == {name for name, how in job.families.items() if how == "measured"}
+        assert got.kind == job.kind
         self.claims[got.lease] = got
         return got.lease
 
@@ -201,27 +180,36 @@ class QueueMachine(RuleBasedStateMachine):
             job.expires_at = self.model.now + LEASE_SECONDS
             assert job.desired == self.said
 
-    def _is_evaluation(self, lease: Lease) -> bool:
-        """Say whether a lease is of an evaluation: its process says other things than a trainer."""
-        return self.model.jobs[lease.job_id].families is not None
+    def _kind(self, lease: Lease) -> str:
+        """Return what the job of a lease does: the processes of each kind say other things."""
+        return self.model.jobs[lease.job_id].kind
 
     @rule(lease=leases, tokens=TOKENS, fate=FATE)
     def record(self, lease: Lease, tokens: int, fate: str = WELL) -> None:
-        if self._is_evaluation(lease):
+        kind = self._kind(lease)
+        if kind == "evaluate":
             return
-        if job := self._write(lease, lambda: queue.record(self.engine, lease, [point(tokens)]), fate):
+        new = lens_point(tokens) if kind == "lens" else point(tokens)
+        if job := self._write(lease, lambda: queue.record(self.engine, lease, [new]), fate):
             job.curve.add(tokens)
 
     @rule(lease=leases, tokens=st.integers(0, 5), fate=FATE)
     def begin(self, lease: Lease, tokens: int, fate: str = WELL) -> None:
-        if self._is_evaluation(lease):
+        kind = self._kind(lease)
+        facts = LENS_FACTS if kind == "lens" else {}
+
+        def begin() -> None:
+            queue.begin(self.engine, lease, facts, tokens, kind="lens" if kind == "lens" else "train")
+
+        if kind == "evaluate":
             self._write(lease, lambda: queue.begin_evaluation(self.engine, lease, {}), fate)
-        elif job := self._write(lease, lambda: queue.begin(self.engine, lease, {}, tokens), fate):
+        elif job := self._write(lease, begin, fate):
+            self.begun.add(lease)
             job.begin(tokens)
 
     @rule(lease=leases, tokens=TOKENS, fate=FATE)
     def checkpoint(self, lease: Lease, tokens: int, fate: str = WELL) -> None:
-        if self._is_evaluation(lease):
+        if self._kind(lease) == "evaluate":
             return
         if job := self._write(lease, lambda: queue.checkpointed(self.engine, lease, ref(tokens)), fate):
             job.checkpoints.add((tokens, lease.attempt))
@@ -232,7 +220,7 @@ class QueueMachine(RuleBasedStateMachine):
         def measure() -> bool:
             return queue.record_scores(self.engine, lease, family, [score(family)], wall_seconds=1.0)
 
-        if self._is_evaluation(lease) and (job := self._write(lease, measure, fate)):
+        if self._kind(lease) == "evaluate" and (job := self._write(lease, measure, fate)):
             assert self.said == (job.measure(family) and fate != "loses its answer")
 
     @rule(lease=leases, family=FAMILY, fate=FATE)
@@ -240,7 +228,7 @@ class QueueMachine(RuleBasedStateMachine):
         def miss() -> None:
             queue.record_failed_family(self.engine, lease, family, "it cannot be measured")
 
-        if self._is_evaluation(lease) and (job := self._write(lease, miss, fate)):
+        if self._kind(lease) == "evaluate" and (job := self._write(lease, miss, fate)):
             job.miss(family)
 
     def _end(self, lease: Lease, how: str, end: Callable[[], Any], fate: str) -> Expected | None:
@@ -255,10 +243,17 @@ class QueueMachine(RuleBasedStateMachine):
 
     @rule(lease=leases, outcome=st.sampled_from(["converged", "max_tokens"]), fate=FATE)
     def finish(self, lease: Lease, outcome: str = "converged", fate: str = WELL) -> None:
-        def finish() -> None:
-            queue.finish(self.engine, lease, result(outcome=outcome))
+        kind = self._kind(lease)
 
-        if self._is_evaluation(lease):
+        def finish() -> None:
+            if kind == "lens":
+                queue.finish_lens(self.engine, lease, lens_result(outcome=outcome))
+            else:
+                queue.finish(self.engine, lease, result(outcome=outcome))
+
+        if kind == "lens" and lease not in self.begun:
+            self.begin(lease, max(TOKEN_COUNTS))  # its process has read the model before it has a lens
+        if kind == "evaluate":
             self._finish_evaluation(lease, fate)
         elif job := self._end(lease, outcome, finish, fate):
             job.finish(outcome)
@@ -364,7 +359,11 @@ class QueueMachine(RuleBasedStateMachine):
         with reading(self.engine) as session:
             rows = {job.id: job for job in session.scalars(select(Job))}
             held = {Lease(row.job_id, row.attempt, row.token) for row in session.scalars(select(LeaseRow))}
-            curves = {tuple(row) for row in session.execute(select(CurvePoint.job_id, CurvePoint.tokens_seen))}
+            curves = {
+                tuple(row)
+                for table in (CurvePoint, LensPointRow)
+                for row in session.execute(select(table.job_id, table.tokens_seen))
+            }
             columns = select(CheckpointRow.job_id, CheckpointRow.tokens_seen, CheckpointRow.attempt)
             checkpoints = {tuple(row) for row in session.execute(columns)}
             of_family = select(MeasuredFamily.job_id, MeasuredFamily.family, MeasuredFamily.state)
@@ -375,14 +374,14 @@ class QueueMachine(RuleBasedStateMachine):
         for job_id, job in jobs.items():
             row = rows[job_id]
             assert (row.state, row.desired, row.attempt) == (job.state, job.desired, job.attempt)
-            if job.families is None:
+            if job.kind != "evaluate":
                 budget = json.loads(row.config)["training"]["max_tokens"]
                 assert (row.max_tokens, budget) == (job.budget, job.budget)
             assert (row.failures, row.preemptions, row.lost_in_row) == (job.failures, job.preemptions, job.lost)
         assert held == self.model.owners()
         assert curves == {(job_id, at) for job_id, job in jobs.items() for at in job.curve}
         assert checkpoints == {(job_id, *at) for job_id, job in jobs.items() for at in job.checkpoints}
-        told = {(job_id, *one) for job_id, job in jobs.items() for one in (job.families or {}).items()}
+        told = {(job_id, *one) for job_id, job in jobs.items() for one in job.families.items()}
         assert families == told
         assert scores == sorted((job_id, family) for job_id, family, how in told if how == "measured"), "each once"
         assert queue.waiting(self.engine, limit=99) == self.model.waiting()

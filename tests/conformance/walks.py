@@ -172,6 +172,39 @@ def an_evaluation_ends_early(engine: Engine) -> None:
     walk.finish(lease)
 
 
+def a_lens_is_trained_by_a_later_attempt(engine: Engine) -> None:
+    walk, old = _training_a_lens(engine)
+    walk.record(old, 3)
+    walk.release(old)
+    lease = walk.claim()
+    walk.begin(lease, 1)
+    walk.record(lease, 2)
+    walk.finish(lease)
+
+
+def a_zombie_brings_a_lens(engine: Engine) -> None:
+    walk, old = _training_a_lens(engine)
+    walk.release(old)
+    walk.claim()
+    walk.finish(old)
+
+
+def a_lens_is_asked_for_after_a_cancel(engine: Engine) -> None:
+    walk = Walk(engine, [])
+    walk.train_lens(0)
+    walk.wish(0, "cancel")
+    walk.train_lens(0)
+    walk.train_lens(0)
+
+
+def _training_a_lens(engine: Engine) -> tuple[Walk, Any]:
+    walk = Walk(engine, [])
+    walk.train_lens(0)
+    lease = walk.claim()
+    walk.begin(lease, 0)
+    return walk, lease
+
+
 def _evaluating(engine: Engine) -> tuple[Walk, Any]:
     walk = Walk(engine, [])
     walk.evaluate(0)
