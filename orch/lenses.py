@@ -39,7 +39,7 @@ class Lenses:
         """
         from orchestrator import queue
         from orchestrator.dispatch import NOT_WOKEN, wake
-        from orchestrator.lens_request import lens_config
+        from orchestrator.sweep.lens_config import lens_config
 
         options = {"subject": None if subject is None else str(subject), "tokens": tokens, "data": data, "lr": lr}
         asked = queue.train_lens(
@@ -57,7 +57,7 @@ class Lenses:
         lists by layer. Of one in training `tokens_seen` and the KLs are how far it is.
         """
         from orchestrator import lenses
-        from orchestrator.results.lens_progress import so_far
+        from orchestrator.lenses.lens_progress import so_far
 
         rows = so_far(self._engine, lenses.entries(self._engine))
         records = [asdict(replace(row, uri=row.uri and self.settings.artifact(row.uri))) for row in rows]

@@ -42,7 +42,7 @@ class LensEntry:
     outcome: str | None
     """converged, max_tokens, not_learning or diverged, of one that a job has trained."""
     tokens_seen: int | None
-    """Of one in training: `results.lens_progress.so_far` fills it, and the KLs."""
+    """Of one in training: `lens_progress.so_far` fills it, and the KLs."""
     wall_seconds: float | None
     measured_on: str | None
     measured_tokens: int | None

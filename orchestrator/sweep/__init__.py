@@ -1,4 +1,4 @@
-"""A sweep file -> a Sweep of validated configs: bases, blocks, ranges, overrides, exclusions.
+"""A sweep file -> a Sweep of validated configs: bases, blocks, ranges, overrides, exclusions. Also a lens file.
 
 Pure; imports config alone. Start reading at `expansion.expand`.
 """

@@ -133,6 +133,7 @@ def test_a_lens_that_diverged_is_shown_with_what_it_came_to_and_what_to_do(engin
     assert "4.10k tokens in 2s" in shown
     assert [line.split() for line in shown.splitlines() if line.split()[:1] == ["1"]] == [["1", "0.125", "1", "–"]]
     assert "sha256" not in shown
+    assert "T(1%)" not in shown
 
 
 def test_the_other_commands_know_the_kind(engine: Engine, capsys: Capture) -> None:

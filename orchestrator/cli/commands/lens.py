@@ -56,7 +56,7 @@ def train(
     those of the file. The same config is not queued twice.
     """
     from orchestrator import queue
-    from orchestrator.lens_request import lens_config
+    from orchestrator.sweep.lens_config import lens_config
     from orchestrator.sweep.yaml_source import parse_text, read_text
 
     with database() as (settings, engine):
@@ -110,7 +110,7 @@ def list_lenses(*, output: str | None) -> None:
     layer's map: by so much a rounding may grow on the way back from lens space.
     """
     from orchestrator import lenses
-    from orchestrator.results.lens_progress import so_far
+    from orchestrator.lenses.lens_progress import so_far
 
     with database() as (settings, engine):
         rows = [_located(settings, row) for row in so_far(engine, lenses.entries(engine))]
@@ -134,7 +134,7 @@ def list_lenses(*, output: str | None) -> None:
 def show_lens(*, selector: str, output: str | None) -> None:
     """Show one lens: what it is of, and its KL, the logit lens' KL and its condition number at every layer."""
     from orchestrator import lenses, results
-    from orchestrator.results.lens_progress import so_far
+    from orchestrator.lenses.lens_progress import so_far
 
     with database() as (settings, engine):
         (found,) = so_far(engine, [lenses.named(engine, selector)])

@@ -151,7 +151,7 @@ def _print_evaluations(
 def _print_lenses(engine: "Engine", selectors: tuple[str, ...], states: tuple[str, ...] | None) -> None:
     """Print how many jobs train lenses; of sweeps and jobs that are named, also which."""
     from orchestrator import lenses, results
-    from orchestrator.results.lens_progress import so_far
+    from orchestrator.lenses.lens_progress import so_far
 
     counts = results.counts(engine, kind="lens")
     if not any(counts.values()):

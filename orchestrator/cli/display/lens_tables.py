@@ -58,7 +58,7 @@ def lens_lines(row: "LensEntry", counts: "Sequence[ConvergenceRow]", *, width: i
         "model": f"{_model(row)}, {row.dtype}",
         "sha256": row.sha256,
         "trained on": trained,
-        "T(1%)": None if reached is None else _tokens(reached),
+        "T(1%)": None if reached is None or row.outcome in _WITHOUT else _tokens(reached),
         "measured on": text,
         "created": clock(row.created_at),
         "folder": row.uri,

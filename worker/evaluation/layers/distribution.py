@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from worker.evaluation.bootstrap import ContextBootstrap, Estimate
+from worker.evaluation.layers.dip import dip_of_draws, dip_over
 from worker.evaluation.layers.latent_layers import LayerDistribution, bimodality_of_totals
 from worker.evaluation.layers.maps import heat_map
 from worker.evaluation.layers.sums import LayerSums, LayerTotals
@@ -17,6 +18,7 @@ from worker.evaluation.metric import Score
 from worker.evaluation.structure.density import rounded
 
 RESAMPLES = 200
+RELEASED = "as released"
 NEARLY = 0.95
 """Share of its activation at one layer from which on a latent is called one of a single layer."""
 DEAD_RATE = 1e-7
@@ -41,6 +43,15 @@ def distribution_scores(sums: LayerSums, least: Sequence[int], generator: torch.
         estimate = Estimate.of(float(value), spread - spread.nanmean() + value)
         n = n_tokens if key[0].startswith("var_") else n_latents if key[0] == "dead_share" else n_alive
         yield estimate.score(*key, n=n, **details.get(key, {}))
+    yield from _dips(total)
+
+
+def _dips(total: LayerTotals) -> Iterator[Score]:
+    """Yield the mean dips, of the latents that are active; how far they scatter is over latents."""
+    acts = total.acts[:, total.counts.sum(0) > 0]
+    for variant, dips in (("", dip_over(total.layers.double(), acts / acts.sum(0))), (RELEASED, dip_of_draws(acts))):
+        error = float(dips.std() / len(dips) ** 0.5) if len(dips) > 1 else None
+        yield Score("layer_dip", float(dips.mean()), variant, std_error=error, n=len(dips), details={"unit": "latents"})
 
 
 def latent_table(sums: LayerSums) -> dict[str, Any]:
@@ -74,7 +85,7 @@ def _values(total: LayerTotals, least: Sequence[int]) -> Values:
     values["layer_entropy", "relative"] = values["layer_entropy", ""] / math.log(len(layers))
     values["layer_distance", ""] = of_acts.distance.nanmean()
     values["layer_bimodality", ""] = of_acts.bimodality.nanmean()
-    values["layer_bimodality", "as released"] = bimodality_of_totals(acts).nanmean()
+    values["layer_bimodality", RELEASED] = bimodality_of_totals(acts).nanmean()
     for threshold in least:
         n_layers = (counts >= threshold).sum(0)[is_alive].double()
         values["layers_active", "" if threshold == 1 else f"≥{threshold}"] = n_layers.mean()

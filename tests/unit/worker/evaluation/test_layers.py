@@ -191,6 +191,14 @@ def test_entropy_tells_latents_of_one_layer_from_those_of_all(planted: Measured)
     assert score(planted, "layers_active").details["counts"] == [ALONE, 0, 0, EVERYWHERE + IN_TURN]
 
 
+def test_the_dip_is_that_of_as_many_layers_or_of_one(planted: Measured) -> None:
+    """Of four layers alike it is half of one's mass; of one alone there is none."""
+    several = EVERYWHERE + IN_TURN
+    assert value(planted, "layer_dip") == pytest.approx(several / (ALONE + several) / (2 * LAYERS), rel=0.1)
+    assert value(planted, "layer_dip", "as released") > 0
+    assert score(planted, "layer_dip").n == ALONE + several
+
+
 def test_variance_ratios_are_the_planted_ones(planted: Measured) -> None:
     """Tokens are uniform: a latent of one token has mass 1 at one layer, L at all; one of L tokens in turn has L."""
     alone, everywhere, in_turn = ALONE, EVERYWHERE * LAYERS, IN_TURN * LAYERS

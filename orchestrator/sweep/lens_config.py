@@ -8,8 +8,9 @@ from orchestrator.config.lens.reading import parse_lens
 from orchestrator.config.lens.training import LensConfig
 from orchestrator.errors import ConfigError
 from orchestrator.settings import Settings
-from orchestrator.sweep import check_paths, check_subjects
 from orchestrator.sweep.assignments import read_value
+from orchestrator.sweep.paths import check_paths
+from orchestrator.sweep.subject_checks import check_subjects
 
 OPTIONS = {
     "subject": "subject.model", "revision": "subject.revision", "data": "data.source", "tokens": "training.max_tokens",
