@@ -3,17 +3,20 @@
 Floor: only the encoder's product has to be dense, 2·B·D·n operations (`product`: into memory that is there, in the
 step's precision); the rest is O(B·k·D), and one pass over the parameters that reads W, g, m, v, average and writes
 W, m, v, average, 36 bytes per parameter. A trainer that is dense throughout needs 6 products, 9 with AuxK.
-`step`: ours, with a share of the latents dead, so with AuxK; `plain`: our reference under autograd. Peers are timed
-beside it, in a process of their own, where they can be imported: pip install eai-sparsify dictionary-learning sae-lens.
+`step`: ours, with the kernels in C where there is a compiler; a share of the latents dead, so with AuxK. `plain`: our
+reference under autograd. Peers are timed beside it, in a process of their own, where they can be imported: pip install
+eai-sparsify dictionary-learning sae-lens.
 Prints a table and a line of JSON. `--short` leaves out the plain step, the peers and the middle sizes.
 """
 
 import argparse
 import json
 import os
+import tempfile
 import time
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # as in the trainer's process: huge pages for large tensors
@@ -24,6 +27,7 @@ from benchmarks.interleaved_timing import interleaved, table
 from benchmarks.peers import Peers
 from orchestrator.config.job import JobConfig
 from orchestrator.config.validation import parse
+from worker.sae.native.kernels import use
 from worker.sae.tiled_encode import select
 from worker.sae.train_state import Step, TrainState, train_step
 
@@ -54,6 +58,9 @@ def main() -> None:
     options.add_argument("--short", action="store_true")
     options.add_argument("--rounds", type=int, default=7)
     chosen = options.parse_args()
+    folder = tempfile.TemporaryDirectory()
+    failed = use(Path(folder.name))
+    print(f"kernels in C: {failed or 'in use'}")
     cases = (Case(SMALL), *(() if chosen.short else map(Case, MIDDLE)), *HEADLINES)
     rows = [measure(case, rounds=chosen.rounds, beside=not chosen.short) for case in cases]
     print(f"{torch.get_num_threads()} threads, torch {torch.__version__}, medians of {chosen.rounds} rounds\n")

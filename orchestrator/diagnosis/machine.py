@@ -7,8 +7,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-from orchestrator.c_compiler import c_compiler
 from orchestrator.diagnosis.finding import Finding
+from orchestrator.processes.c_compiler import c_compiler
 from orchestrator.processes.python_process import EXAMPLES
 from orchestrator.settings import Settings
 

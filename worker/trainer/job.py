@@ -1,6 +1,7 @@
 """One of the jobs that a trainer trains: its state, its steps, its checkpoints and its end."""
 
 import math
+from bisect import bisect_right
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,7 +16,7 @@ from worker.formats.native import save_final
 from worker.protocol import Assignment, CurvePointMessage, Ended, Left
 from worker.sae.train_state import Step, TrainState, train_step
 from worker.trainer import checkpoint
-from worker.trainer.train import flops, train
+from worker.trainer.train import evaluation_tokens, flops, train
 
 SMALL_STEP_FLOPS = 2**28
 """Of the encoder's product, in a step that one thread takes."""
@@ -45,6 +46,7 @@ class JobTraining:
         """Go on from a state, which may come from a checkpoint; `step` trains it on one batch."""
         self.job_id, self.slot = job.job_id, slot
         self._job, self._state, self._channel, self._facts = job, state, channel, facts
+        self._grid = evaluation_tokens(job.config)
         self._batch: Tensor | None = None
         self._steps = train(state, self._batches(), config=job.config, heldout=heldout, step=step)
 
@@ -55,6 +57,13 @@ class JobTraining:
         n_vectors = self._job.config.training.batch_tokens * state.n_layers
         flops = 2 * n_vectors * state.model.n_latents * state.model.d_model
         return type(state) is TrainState and not state.model.W_enc.is_cuda and flops <= SMALL_STEP_FLOPS
+
+    @property
+    def measures_next(self) -> bool:
+        """Whether the next step ends at a point of the curve."""
+        before = self.tokens_seen
+        after = before + self._job.config.training.batch_tokens
+        return bisect_right(self._grid, before) < bisect_right(self._grid, after)
 
     @property
     def tokens_seen(self) -> int:

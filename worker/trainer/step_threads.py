@@ -1,4 +1,4 @@
-"""Steps of small jobs side by side: each on one thread, as many at once as the trainer has threads."""
+"""Who takes the steps of jobs that share a trainer: small ones one thread each, side by side where they measure."""
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -14,11 +14,11 @@ StepJob = Callable[[JobTraining], str | None]
 
 
 class StepThreads:
-    """Threads of this process that take the steps of small jobs.
+    """Threads of this process that take the steps of small jobs at which a point of their curves is measured.
 
     A small step gains nothing from a second thread: on two cores that wake each other for every operation, (D, n, B) =
-    (128, 512, 256) took 4.5 ms, on one of them 1.9. Its operations let other Python threads run meanwhile. A small job
-    has one thread in any company, so that its numbers do not depend on it.
+    (128, 512, 256) took 4.5 ms, on one of them 1.9. It has one in any company, so that its numbers do not depend on it.
+    A point is some dozens of long operations, which let other Python threads run; a step alone is too many short ones.
     """
 
     def __init__(self, threads: int) -> None:
@@ -39,8 +39,8 @@ class StepThreads:
         self, jobs: Sequence[JobTraining], step: StepJob
     ) -> Iterator[tuple[JobTraining, Callable[[], str | None]]]:
         """Yield each job with a function that returns the outcome of its step, or raises what the step raised."""
-        small = [job for job in jobs if job.is_small]
-        begun = {job.job_id: self._pool.submit(step, job) for job in small} if len(small) > 1 else {}
+        measuring = [job for job in jobs if job.is_small and job.measures_next]
+        begun = {job.job_id: self._pool.submit(step, job) for job in measuring} if len(measuring) > 1 else {}
         for job in jobs:
             yield job, begun[job.job_id].result if job.job_id in begun else partial(_here, step, job)
 

@@ -8,7 +8,7 @@ import tempfile
 from contextlib import suppress
 from pathlib import Path
 
-from orchestrator.c_compiler import NAMES, c_compiler
+from orchestrator.processes.c_compiler import NAMES, c_compiler
 
 SOURCE = Path(__file__).with_name("kernels.c")
 _FLAGS = (
