@@ -21,6 +21,9 @@ _DENSE = 5
 """Up to this many times k_aux dead latents AuxK is cheaper as dense products over them: of 1,024, 1,664 and 4,096 dead
 ones 94, 163 and 410 ms, against 116, 128 and 206 by what is selected (k_aux = 256, D = 768, 2,048 tokens, 2 cores)."""
 
+_DENSE_IN_C = 16
+"""The same where the kernels in C keep the k_aux largest: of 1,638 dead latents in 4 ms instead of 60."""
+
 _ROUND = 64
 """Dense products over the dead latents are filled up to a multiple of this, with latents that do nothing: 6% faster."""
 
@@ -153,8 +156,13 @@ def _by_layer(rows: Tensor, n_layers: int) -> Sequence[Tensor]:
 def listed(dead: Bool[Tensor, " n_latents"], k_aux: int) -> Int[Tensor, " n_listed"]:
     """Return the dead latents as AuxK wants them: few enough for dense products are filled up with the first one."""
     among = dead.nonzero().squeeze(1)
-    n_more = -len(among) % _ROUND if len(among) <= _DENSE * k_aux else 0
+    n_more = -len(among) % _ROUND if _is_dense(len(among), k_aux) else 0
     return torch.cat([among, among[:1].expand(n_more)])
+
+
+def _is_dense(n_dead: int, k_aux: int) -> bool:
+    """Say whether AuxK is done by dense products over so many dead latents."""
+    return n_dead <= k_aux * (_DENSE_IN_C if kernels_for() else _DENSE)
 
 
 def _aux(
@@ -169,7 +177,7 @@ def _aux(
     n_dead, indices = int(dead.sum()), None
     among = listed(dead, terms.k_aux)
     acts = selected.pre_acts_of(among, weights.W_enc, weights.b_enc)
-    if n_dead > _DENSE * terms.k_aux:
+    if not _is_dense(n_dead, terms.k_aux):
         indices = top_k(acts, terms.k_aux)
         acts = acts.gather(1, indices).relu_()
     else:

@@ -28,7 +28,8 @@ class Selected(NamedTuple):
     top_acts: Float[Tensor, "n_tokens k"]
     top_indices: Int[Tensor, "n_tokens k"]
     pre_acts: Float[Tensor, "n_tokens n_watched"] | None
-    """The pre-activations of the latents that were watched, if any were, and nothing was rounded."""
+    """The pre-activations of the latents that were watched, if any were, and nothing was rounded; until the next
+    selection of this thread."""
     watched: Int[Tensor, " n_watched"] | None = None
 
     def narrowed(self, k: int) -> tuple[Float[Tensor, "n_tokens k"], Int[Tensor, "n_tokens k"]]:
@@ -73,7 +74,8 @@ def select(
     n_rounded = len(x) * len(W_enc) * (dtype or x.dtype).itemsize
     n_tiles = -(-n_rounded // min(tile_bytes, max(_WHOLE_BYTES, n_bytes // 2)))
     rounded = (_scratch("weights", W_enc.shape, W_enc.device, dtype).copy_(W_enc), b_enc.to(dtype)) if dtype else None
-    found, kept = [], []
+    found, n_done = [], 0
+    kept = None if watched is None or dtype else _scratch("watched", (len(x), len(watched)), x.device, x.dtype)
     for tile in centred.chunk(n_tiles):
         out = _scratch("tile", (len(tile), len(W_enc)), x.device, dtype or x.dtype)
         if rounded is not None:
@@ -82,10 +84,11 @@ def select(
             continue
         pre_acts = torch.addmm(b_enc, tile, W_enc.T, out=out)
         found.append(top_values(pre_acts, k))
-        if watched is not None:
-            kept.append(pre_acts.index_select(1, watched))
+        if watched is not None and kept is not None:
+            torch.index_select(pre_acts, 1, watched, out=kept[n_done : n_done + len(tile)])
+        n_done += len(tile)
     values, top_indices = (_joined(parts) for parts in zip(*found, strict=True))
-    return Selected(centred, values.relu_(), top_indices, _joined(kept) if kept else None, watched)
+    return Selected(centred, values.relu_(), top_indices, kept, watched)
 
 
 def _joined(parts: Sequence[Tensor]) -> Tensor:

@@ -116,6 +116,9 @@ def keep_top_k_(pre_acts: Float[Tensor, "n_tokens n_latents"], k: int) -> Float[
     """Set to 0, in place, what is negative or not among what `top_k` returns: cheaper where k is a good part of all."""
     if k >= pre_acts.shape[1]:
         return pre_acts.relu_()
+    if pre_acts.stride(1) == 1 and (kernels := kernels_for(pre_acts[:1])):
+        kernels.keep_top_k(pre_acts, k)
+        return pre_acts
     values = torch.topk(pre_acts, k + 1, dim=1, sorted=False).values
     least = values.topk(2, dim=1, largest=False).values  # the (k + 1)-th, then the k-th
     tied = (least[:, 0] == least[:, 1]) & (least[:, 1] > 0)

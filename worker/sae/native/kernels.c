@@ -99,6 +99,45 @@ static int by_bound(const float *row, int64_t n, int64_t k, float *values, int64
 }
 #endif
 
+static inline float float_of(uint32_t bits) {
+  const union {
+    uint32_t bits;
+    float value;
+  } both = {bits};
+  return both.value;
+}
+
+static inline int64_t count_above(const float *row, int64_t n, float bound) {
+  int32_t count = 0;
+  for (int64_t j = 0; j < n; ++j) count += !(row[j] <= bound);
+  return count;
+}
+
+/* The bits of positive floats are in the order of the floats: halving finds the least bound that at most k exceed. */
+static void keep_top_k_of(float *row, int64_t n, int64_t k) {
+  uint32_t low = 0, high = 0x7f800000; /* infinity: more than k are above the first, at most k above the other */
+  int64_t above = count_above(row, n, 0);
+  if (above <= k) high = 0;
+  for (above = above <= k ? k : 0; above != k && low + 1 < high;) {
+    const uint32_t middle = low + (high - low) / 2;
+    const int64_t found = count_above(row, n, float_of(middle));
+    if (found > k) {
+      low = middle;
+    } else {
+      high = middle;
+      above = found;
+    }
+  }
+  const float bound = float_of(high);
+  int64_t equal = k - above; /* of those that equal the bound the first are kept */
+  if (equal) {
+    for (int64_t j = 0; j < n; ++j)
+      if (row[j] < bound || (row[j] == bound && equal-- <= 0)) row[j] = 0;
+  } else {
+    for (int64_t j = 0; j < n; ++j) row[j] = row[j] <= bound ? 0 : row[j];
+  }
+}
+
 static inline float dot(const float *a, const float *b, int64_t n) {
   float sum = 0;
   for (int64_t i = 0; i < n; ++i) sum += a[i] * b[i];
@@ -120,6 +159,11 @@ void top_k(const float *rows, int64_t n_rows, int64_t n, int64_t k, float *value
   for (int64_t t = 0; t < n_rows; ++t)
     if (!by_bound(rows + t * n, n, k, values + t * k, indices + t * k))
       insert_all(rows + t * n, n, k, values + t * k, indices + t * k);
+}
+
+void keep_top_k(float *rows, int64_t n_rows, int64_t stride, int64_t n, int64_t k, int threads) {
+#pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
+  for (int64_t t = 0; t < n_rows; ++t) keep_top_k_of(rows + t * stride, n, k);
 }
 
 void reconstruction_error(const float *x, const float *acts, const int64_t *indices, const float *W_dec,

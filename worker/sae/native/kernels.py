@@ -43,6 +43,7 @@ class Rows(NamedTuple):
 
 _SIGNATURES = {
     "top_k": (*(c_void_p,), *(c_int64,) * 3, *(c_void_p,) * 2, c_int),
+    "keep_top_k": (c_void_p, *(c_int64,) * 4, c_int),
     "reconstruction_error": (*(c_void_p,) * 5, *(c_int64,) * 3, *(c_void_p,) * 2, c_int),
     "mark_fired": (*(c_void_p,) * 2, *(c_int64,) * 2, c_void_p),
     "by_latent": (c_void_p, *(c_int64,) * 2, *(c_void_p,) * 2),
@@ -71,6 +72,10 @@ class Kernels:
             rows.data_ptr(), n_rows, n, k, values.data_ptr(), indices.data_ptr(), torch.get_num_threads()
         )
         return values, indices
+
+    def keep_top_k(self, rows: Float[Tensor, "n_tokens n_latents"], k: int) -> None:
+        """Set to 0, in place, what is negative or not among the k largest of its row: what `top_k` returns."""
+        self._library.keep_top_k(rows.data_ptr(), len(rows), rows.stride(0), rows.shape[1], k, torch.get_num_threads())
 
     def reconstruction_error(
         self,

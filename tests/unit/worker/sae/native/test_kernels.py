@@ -15,7 +15,7 @@ from worker.evaluation.reconstruction import measure_reconstruction
 from worker.sae.dead_latents import count_by_layer
 from worker.sae.native.kernels import Kernels, kernels_for, use
 from worker.sae.sparse import by_latent
-from worker.sae.topk import plain_top_k, top_k, top_values
+from worker.sae.topk import keep_top_k_, plain_top_k, top_k, top_values
 from worker.sae.train_state import TrainState, train_step
 
 D_MODEL, N_TOKENS = 24, 96
@@ -64,6 +64,23 @@ def test_the_selection_is_the_first_of_a_stable_sort(kernels: Kernels, n: int, k
             values, indices = kernels.top_k(rows, k)
             assert torch.equal(indices, expected.indices[:, :k]), k
             torch.testing.assert_close(values, expected.values[:, :k], rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("kind", ["random", "many ties", "all alike", "no numbers", "infinite", "rising"])
+@pytest.mark.parametrize("n", [2, 16, 33, 100, 1000])
+def test_what_is_not_among_the_largest_is_0(kernels: Kernels, n: int, kind: str) -> None:
+    for k in (1, 3, n // 3, n - 1):
+        wide = torch.full((19, n + 7), 5.0)
+        rows = wide[:, :n]
+        rows.copy_(_rows(kind, 19, n))
+        many_nan = rows.isnan().sum(1) > k  # these are all kept: the loss is none either way
+        expected = rows.sort(dim=1, descending=True, stable=True)
+        kept = torch.zeros(19, n).scatter_(1, expected.indices[:, :k], expected.values[:, :k])
+        kept[kept < 0] = 0.0
+        assert keep_top_k_(rows, k) is rows
+        torch.testing.assert_close(rows[~many_nan], kept[~many_nan], rtol=0, atol=0, equal_nan=True)
+        assert rows[many_nan].isnan().any(1).all()
+        assert (wide[:, n:] == 5.0).all()
 
 
 def test_they_take_contiguous_float32_rows_of_a_cpu_and_a_k_that_pays(kernels: Kernels) -> None:
