@@ -86,21 +86,39 @@ def _saes_of_jobs(engine: Engine, selector: str) -> list[SaeEntry]:
     try:
         several = saes.of_jobs(engine, find(engine, [name]))
     except NotFound as error:
+        with reading(engine) as session:
+            is_sae = session.scalar(select(m.SaeRow.id).where(m.SaeRow.name == name)) is not None
+        if is_sae:
+            raise NotFound(error.message, hint=f"Is the SAE meant? Write sae:{name}") from None
         if Path(selector).exists():
             raise NotFound(error.message, hint=f"Is the folder meant? Write ./{selector}") from None
         raise
-    if not several and name.isdigit() and (sae := _evaluated(engine, int(name))) is not None:
-        raise NotFound(f"job {name} is an evaluation, of sae:{sae}", hint=f"orch results sae:{sae}")
     if not several:
-        what = f"job {name}" if name.isdigit() else f"sweep {name!r}"
-        raise NotFound(f"{what} has no SAE: none of its jobs has finished with one", hint="orch sae list")
+        raise _without_sae(engine, name)
     return several
 
 
-def _evaluated(engine: Engine, job_id: int) -> int | None:
-    """Return the SAE that an evaluation job measures; None of another job."""
+def _without_sae(engine: Engine, name: str) -> NotFound:
+    """Return why a job, or a sweep, has no SAE, and where to look instead."""
     with reading(engine) as session:
-        return session.scalar(select(m.Job.sae_id).where(m.Job.id == job_id, m.Job.kind == "evaluate"))
+        columns = select(m.Job.id, m.Job.kind, m.Job.state, m.Job.sae_id).join(m.SweepRow)
+        mine = m.Job.id == int(name) if name.isdigit() else m.SweepRow.name == name
+        jobs = session.execute(columns.where(mine)).all()
+    kinds = {job.kind for job in jobs}
+    if not name.isdigit():
+        what = f"sweep {name!r}"
+        if kinds == {"lens"}:
+            return NotFound(f"{what} has no SAE: its jobs train tuned lenses", hint="orch lens list")
+        if kinds == {"evaluate"}:
+            return NotFound(f"{what} has no SAE of its own: its jobs evaluate some", hint=f"orch status {name}")
+        return NotFound(f"{what} has no SAE: none of its jobs has finished with one", hint=f"orch status {name}")
+    (job,) = jobs
+    if job.kind == "evaluate":
+        return NotFound(f"job {name} is an evaluation, of sae:{job.sae_id}", hint=f"orch results sae:{job.sae_id}")
+    if job.kind == "lens":
+        return NotFound(f"job {name} has no SAE: it trains a tuned lens", hint=f"orch lens show {name}")
+    said = "it diverged" if job.state == "succeeded" else f"it is {job.state}"
+    return NotFound(f"job {name} has no SAE: {said}", hint=f"orch explain {name}")
 
 
 def _select(session: Session, selector: str) -> list[int]:

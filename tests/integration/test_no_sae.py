@@ -1,0 +1,49 @@
+"""What has no SAE is told by what it is, and where to look instead: the same of every command that takes an SAE."""
+
+import pytest
+from sqlalchemy import Engine
+
+from orchestrator import queue
+from orchestrator.cli.main import run
+from orchestrator.settings import Settings
+from tests import evaluation_shorthand as shorthand
+from tests.lens_shorthand import queue_lens
+from tests.queue_shorthand import enqueue
+
+COMMANDS = (["evaluate"], ["results"], ["sae", "show"], ["sae", "verify"])
+
+
+@pytest.fixture
+def settings(sqlite_settings: Settings) -> Settings:
+    """One database is enough here."""
+    return sqlite_settings
+
+
+def said(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    capsys.readouterr()
+    assert run([*arguments]) == 3
+    return capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+def test_a_selector_without_an_sae(command: list[str], engine: Engine, capsys: pytest.CaptureFixture[str]) -> None:
+    enqueue(engine, 3)
+    shorthand.imported(engine)
+    shorthand.train(engine, artifact=None, outcome="diverged")
+    queue.cancel(engine, [2])
+    (evaluation,) = shorthand.evaluate(engine, 1)
+    lens = queue_lens(engine)
+    for selector, message, hint in (
+        ("1", "job 1 has no SAE: it diverged", "orch explain 1"),
+        ("2", "job 2 has no SAE: it is cancelled", "orch explain 2"),
+        ("3", "job 3 has no SAE: it is queued", "orch explain 3"),
+        (str(evaluation), f"job {evaluation} is an evaluation, of sae:1", "orch results sae:1"),
+        (str(lens), f"job {lens} has no SAE: it trains a tuned lens", f"orch lens show {lens}"),
+        ("s", "sweep 's' has no SAE: none of its jobs has finished with one", "orch status s"),
+        ("lenses", "sweep 'lenses' has no SAE: its jobs train tuned lenses", "orch lens list"),
+        ("evaluations", "sweep 'evaluations' has no SAE of its own", "orch status evaluations"),
+        ("scope", "there is no sweep 'scope'", "Is the SAE meant? Write sae:scope"),
+    ):
+        told = said(capsys, *command, selector)
+        assert f"Error: {message}" in told
+        assert hint in told
