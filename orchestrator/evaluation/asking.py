@@ -92,8 +92,9 @@ def request_evaluations(
     found = Evaluations(plan, asked, _in_training(engine, selectors, where))
     if asked and len(found.refused) == len(asked):
         first = asked[0]
-        more = f"; nor can the other {len(asked) - 1}" if len(asked) > 1 else ""
-        hint = f"orch sae show {first.label}"
+        others = "the other" if len(asked) == 2 else f"the other {len(asked) - 1}"
+        more = f"; nor can {others}" if len(asked) > 1 else ""
+        hint = first.hint or f"orch sae show {first.label}"
         raise SubjectError(f"{first.label} cannot be evaluated: {first.refused}{more}", hint=hint)
     return found
 

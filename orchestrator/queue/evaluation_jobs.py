@@ -35,6 +35,8 @@ class Asked(NamedTuple):
     """Whether the job was not there already."""
     refused: str = ""
     """Why it cannot be measured."""
+    hint: str = ""
+    """What to do then."""
 
 
 def evaluate(
@@ -121,7 +123,7 @@ class _Request:
         try:
             config = self._config(entry, job)
         except (ConfigError, SubjectError) as error:
-            return Asked(entry.id, entry.label, None, False, error.message)
+            return Asked(entry.id, entry.label, None, False, error.message, error.hint)
         sweep_id = self._sweep_of_imported() if job is None else job.sweep_id
         replica = 0
         if sweep_id is not None:

@@ -32,7 +32,9 @@ def test_what_a_family_cannot_measure_of_an_sae_is_said_before_anything_is_queue
     trained: Engine, tmp_path: Path, capsys: Capture
 ) -> None:
     assert run(["evaluate", "1", "--metrics", "reconstruction,layers"]) == 1
-    assert "1 cannot be evaluated: layers: it reads layer 4 alone" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "1 cannot be evaluated: layers: it reads layer 4 alone" in told
+    assert "Train one with subject.layers: all (docs/multi-layer.md), or leave the family out." in told
     shorthand.imported(trained, "several", layers=(1, 3))
     assert run(["evaluate", "1", "sae:several", "--metrics", "layers", "--across-layers"]) == 0
     said = capsys.readouterr()
