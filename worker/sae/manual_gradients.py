@@ -13,16 +13,16 @@ from torch import Tensor
 from orchestrator.config.job import SaeConfig
 from worker.sae.model import SparseAutoencoder
 from worker.sae.native.kernels import kernels_for
-from worker.sae.sparse import by_latent, reconstruction_error, sampled_product, sparse_decode, sum_by_latent
+from worker.sae.sparse import by_latent, reconstruction_error, sampled_product, sum_by_latent
 from worker.sae.tiled_encode import Selected
-from worker.sae.topk import keep_top_k_, top_k
+from worker.sae.topk import keep_top_k_, top_values
 
 _DENSE = 5
 """Up to this many times k_aux dead latents AuxK is cheaper as dense products over them: of 1,024, 1,664 and 4,096 dead
 ones 94, 163 and 410 ms, against 116, 128 and 206 by what is selected (k_aux = 256, D = 768, 2,048 tokens, 2 cores)."""
 
 _DENSE_IN_C = 16
-"""The same where the kernels in C keep the k_aux largest: of 1,638 dead latents in 4 ms instead of 60."""
+"""The same with the kernels in C, which keep the k_aux largest of 1,638 dead latents in 4 ms instead of 60."""
 
 _ROUND = 64
 """Dense products over the dead latents are filled up to a multiple of this, with latents that do nothing: 6% faster."""
@@ -178,8 +178,8 @@ def _aux(
     among = listed(dead, terms.k_aux)
     acts = selected.pre_acts_of(among, weights.W_enc, weights.b_enc)
     if not _is_dense(n_dead, terms.k_aux):
-        indices = top_k(acts, terms.k_aux)
-        acts = acts.gather(1, indices).relu_()
+        acts, indices = top_values(acts, terms.k_aux)
+        acts.relu_()
     else:
         acts[:, n_dead:] = 0.0
         keep_top_k_(acts[:, :n_dead], terms.k_aux)
@@ -187,7 +187,7 @@ def _aux(
     if indices is None:
         left = torch.addmm(error, acts, W_dead, alpha=-1)
     else:
-        left = error - sparse_decode(acts, indices, W_dead)
+        left, _ = reconstruction_error(error, acts, indices, W_dead, error.new_zeros(error.shape[1]))
     found, spread = torch.stack([_squared(left), _squared(error)]), _squared(error - error.mean(0))
     if not (spread > 0 and found[0].isfinite()):
         return Aux(torch.zeros_like(found), among, acts, indices, left.zero_())
@@ -203,13 +203,18 @@ def _squared(rows: Tensor) -> Float[Tensor, ""]:
 def _add_aux(out: Weights, weights: Weights, selected: Selected, aux: Aux) -> None:
     """Add AuxK's gradients to the rows of the dead latents, which have no other: they did not fire."""
     W_dec = weights.W_dec[aux.among]
-    if aux.indices is None:
+    rows: tuple[Tensor, Tensor, Tensor]
+    if aux.indices is not None and (kernels := kernels_for(aux.acts, aux.gradient, W_dec)):
+        rows = torch.empty_like(W_dec), W_dec.new_empty(len(W_dec)), torch.empty_like(W_dec)
+        parts = [(aux.acts.shape[1], aux.gradient)]
+        kernels.gradients(parts, (aux.acts, aux.indices), selected.centred, (W_dec, W_dec), (*rows, None))
+    elif aux.indices is None:
         by_acts = (aux.gradient @ W_dec.T).masked_fill_(aux.acts <= 0, 0.0)
-        rows = aux.acts.T @ aux.gradient, by_acts.T @ selected.centred, by_acts.sum(0)
+        rows = by_acts.T @ selected.centred, by_acts.sum(0), aux.acts.T @ aux.gradient
     else:
         chosen = by_latent(aux.indices, len(W_dec))
         by_acts = sampled_product(aux.gradient, aux.indices, W_dec, chosen).masked_fill_(aux.acts <= 0, 0.0)
         b_enc = by_acts.new_zeros(len(W_dec)).scatter_add_(0, aux.indices.flatten(), by_acts.flatten())
-        rows = sum_by_latent(aux.acts, aux.gradient, chosen), sum_by_latent(by_acts, selected.centred, chosen), b_enc
-    for gradient, more in zip((out.W_dec, out.W_enc, out.b_enc), rows, strict=True):
+        rows = sum_by_latent(by_acts, selected.centred, chosen), b_enc, sum_by_latent(aux.acts, aux.gradient, chosen)
+    for gradient, more in zip((out.W_enc, out.b_enc, out.W_dec), rows, strict=True):
         gradient.index_add_(0, aux.among, more)

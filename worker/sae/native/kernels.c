@@ -173,7 +173,8 @@ void reconstruction_error(const float *x, const float *acts, const int64_t *indi
   for (int64_t t = 0; t < n_rows; ++t) {
     float *left = error + t * d;
     for (int64_t i = 0; i < d; ++i) left[i] = x[t * d + i] - b_pre[i];
-    for (int64_t j = t * k; j < (t + 1) * k; ++j) add(left, -acts[j], W_dec + indices[j] * d, d);
+    for (int64_t j = t * k; j < (t + 1) * k; ++j)
+      if (acts[j] != 0) add(left, -acts[j], W_dec + indices[j] * d, d);
     squares[t] = dot(left, left, d);
   }
 }
@@ -210,6 +211,7 @@ void gradients(const struct Part *parts, int64_t n_parts, const float *acts, con
     for (int64_t at = bounds[i]; at < bounds[i + 1]; ++at) {
       const int64_t t = order[at] / width, rank = order[at] % width;
       const float act = acts[order[at]];
+      if (act == 0) continue;
       float by_act = 0;
       for (const struct Part *part = parts; part < parts + n_parts; ++part) {
         if (rank >= part->k) continue;
@@ -222,6 +224,7 @@ void gradients(const struct Part *parts, int64_t n_parts, const float *acts, con
     }
     b_enc_out[i] = bias;
   }
+  if (!b_pre_out) return;
 #pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
   for (int64_t first = 0; first < d; first += COLUMNS) {
     const int64_t many = d - first < COLUMNS ? d - first : COLUMNS;

@@ -116,18 +116,18 @@ class Kernels:
         code: tuple[Float[Tensor, "n_tokens width"], Int[Tensor, "n_tokens width"]],
         centred: Float[Tensor, "n_tokens d_model"],
         weights: tuple[Float[Tensor, "n_latents d_model"], Float[Tensor, "n_latents d_model"]],
-        out: tuple[Tensor, ...],
+        out: tuple[Tensor, Tensor, Tensor, Tensor | None],
     ) -> None:
-        """Write the gradients of W_enc, b_enc, W_dec and b_pre; each part is (k, ∂/∂x̂) of one reconstruction.
+        """Write the gradients of W_enc, b_enc, W_dec and b_pre, if that is asked for.
 
-        `weights` are (W_enc, W_dec).
+        Each part is (k, ∂/∂x̂) of one reconstruction; `weights` are (W_enc, W_dec).
         """
         W_enc, W_dec = weights
         acts, indices = code
         order, bounds = self.by_latent(indices, len(W_dec))
         given = (_Part * len(parts))(*(_Part(gradient.data_ptr(), k) for k, gradient in parts))
         sources = acts, centred, W_dec, W_enc, order, bounds
-        pointers = [each.data_ptr() for each in sources], [each.data_ptr() for each in out]
+        pointers = [each.data_ptr() for each in sources], [each if each is None else each.data_ptr() for each in out]
         sizes = *acts.shape, *W_dec.shape
         self._library.gradients(given, len(parts), *pointers[0], *sizes, *pointers[1], torch.get_num_threads())
 
