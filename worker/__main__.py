@@ -19,6 +19,7 @@ from orchestrator.errors import MachineError, OrchError, StorageError
 from orchestrator.masking import mask
 from orchestrator.settings import Settings, load
 from worker import log_stream
+from worker.rare_collections import OBJECTS
 from worker.supervisor.log import Libraries, LogLine, WorkerLog
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for package in ("mlflow", "celery", "sqlalchemy"):  # advice to their authors, and that a container runs as root
         warnings.filterwarnings("ignore", module=rf"{package}(\.|$)")
     asked = _parser().parse_args(arguments)
+    gc.set_threshold(OBJECTS)  # what a worker loads, or what is read to be sent to MLflow, is kept to the end
     complain: Callable[[str], None] = _complain
     try:
         settings = load()
@@ -157,7 +159,6 @@ def _sync(settings: Settings, sweep: str, *, jobs: bool) -> int:
     from orchestrator.database.schema import open_database
     from worker.tracking.shipper import sync
 
-    gc.set_threshold(50_000)  # what is read and loaded here is kept to the end
     say = WorkerLog(form=settings.log_format)
     Libraries(say).install()
     engine = open_database(settings)

@@ -11,6 +11,7 @@ from worker import log_stream
 from worker.channel import SupervisorChannel, carried_out
 from worker.evaluation_order import EvaluationOrder
 from worker.protocol import Exit
+from worker.rare_collections import rare_collections
 
 
 def main() -> int:
@@ -24,7 +25,8 @@ def main() -> int:
 def carry_out(order: EvaluationOrder, channel: SupervisorChannel) -> Exit:
     """Measure the SAEs of an order."""
     # torch takes seconds to load: now that the channel is open, the attempt can be ended meanwhile.
-    from worker.evaluation.run import EvaluationRun
+    with rare_collections():
+        from worker.evaluation.run import EvaluationRun
 
     EvaluationRun(order, channel).run()
     return Exit.DONE

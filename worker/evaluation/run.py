@@ -41,6 +41,7 @@ from worker.evaluation_order import EvaluationAssignment, EvaluationOrder
 from worker.formats import portable
 from worker.lens.opening import open_lens
 from worker.protocol import Evaluated, Exit, Failure, Left, NotScored, Scored, Started
+from worker.rare_collections import rare_collections
 from worker.sae.inference import InferenceSae
 from worker.sae.native.kernels import use
 from worker.subject.model import Subject, load_at_first
@@ -99,7 +100,8 @@ class EvaluationRun:
             ConfigError, SubjectError, MachineError: the model or the text cannot be read here.
         """
         assignments = sorted(self._order.jobs, key=_reads)
-        subject, text = self._open(assignments)
+        with rare_collections():
+            subject, text = self._open(assignments)
         facts = {"device": str(self._device), "threads": self._order.threads, "versions": versions()}
         if subject and text:
             facts |= {"subject": {"sha256": subject.fingerprint}}

@@ -10,6 +10,7 @@ from worker import log_stream
 from worker.channel import SupervisorChannel, carried_out
 from worker.lens_order import LensOrder
 from worker.protocol import Exit
+from worker.rare_collections import rare_collections
 
 
 def main() -> int:
@@ -23,9 +24,11 @@ def main() -> int:
 def carry_out(order: LensOrder, channel: SupervisorChannel) -> Exit:
     """Train the lens from its newest checkpoint to its end, or until told to yield."""
     # torch takes seconds to load: now that the channel is open, the attempt can be ended meanwhile.
-    from worker.lens_training.run import LensRun
+    with rare_collections():
+        from worker.lens_training.run import LensRun
 
-    return LensRun(order, channel).run()
+        run = LensRun(order, channel)
+    return run.run()
 
 
 if __name__ == "__main__":

@@ -3,12 +3,14 @@
 import fcntl
 import os
 import sqlite3
-import subprocess
-import sys
 import time
 import uuid
+import warnings
 from contextlib import closing
 from pathlib import Path
+from typing import Any
+
+from sqlalchemy.exc import SQLAlchemyError
 
 from orchestrator.database.schema import make_folder
 from orchestrator.errors import StorageError
@@ -17,8 +19,6 @@ from orchestrator.settings import Settings, sqlite_file, sqlite_url
 
 ARTIFACTS = "mlartifacts"
 """The folder of artifacts, in the data folder."""
-_MAKE = "import sys; from mlflow import MlflowClient; MlflowClient(sys.argv[1]).search_experiments(max_results=1)"
-_MAKE_SECONDS = 300.0
 _PARTIAL = ".partial"
 
 
@@ -46,7 +46,7 @@ def prepare(settings: Settings) -> Path | None:
                 )
             aside = _set_aside(file)
         if not file.exists() or not file.stat().st_size:
-            _make(file)
+            _make(file, settings.home / ARTIFACTS)
         with closing(sqlite3.connect(file)) as store:
             store.execute("PRAGMA journal_mode=WAL")
             if not settings.tracking_url:
@@ -63,23 +63,23 @@ def _set_aside(file: Path) -> Path:
     return aside
 
 
-def _make(file: Path) -> None:
-    """Let MLflow make its schema in a file beside, in a process of its own; then rename the file."""
+def _make(file: Path, artifacts: Path) -> None:
+    """Let MLflow make its schema in a file beside; then rename the file."""
+    from mlflow.exceptions import MlflowException
+    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
     for left in file.parent.glob(f"{file.name}.*{_PARTIAL}*"):
         left.unlink(missing_ok=True)
     beside = file.with_name(f"{file.name}.{uuid.uuid4().hex}{_PARTIAL}")
     os.close(os.open(beside, os.O_RDWR | os.O_CREAT, 0o600))
+    made_by: Any = SqlAlchemyStore
     try:
-        done = subprocess.run(
-            [sys.executable, "-W", "ignore", "-c", _MAKE, sqlite_url(beside)], capture_output=True, text=True,
-            check=False, timeout=_MAKE_SECONDS, stdin=subprocess.DEVNULL,
-        )  # fmt: skip
-        if done.returncode:
-            last = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
-            raise StorageError(f"MLflow cannot make its store {file}: {last}", hint="Is there room? orch doctor")
+        with warnings.catch_warnings(action="ignore"):
+            made_by(sqlite_url(beside), artifacts.as_uri()).engine.dispose()
         beside.replace(file)
-    except subprocess.TimeoutExpired:
-        raise StorageError(f"MLflow did not make its store {file} within {_MAKE_SECONDS:g} s") from None
+    except (OSError, SQLAlchemyError, MlflowException) as error:
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise StorageError(f"MLflow cannot make its store {file}: {first}", hint="Is there room? orch doctor") from None
     finally:
         for left in file.parent.glob(f"{beside.name}*"):
             left.unlink(missing_ok=True)

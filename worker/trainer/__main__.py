@@ -10,6 +10,7 @@ from functools import partial
 from worker import log_stream
 from worker.channel import SupervisorChannel, carried_out
 from worker.protocol import Exit, Order
+from worker.rare_collections import rare_collections
 
 
 def main() -> int:
@@ -24,14 +25,15 @@ def carry_out(order: Order, channel: SupervisorChannel) -> Exit:
     """Train each job from its newest checkpoint to its end, or until the trainer is told to yield."""
     # torch and transformers take seconds to load: they are imported now that the channel is open, so that an attempt
     # can be ended while they load.
-    from worker.trainer.context import prepare
+    with rare_collections():
+        from worker.trainer.context import prepare
 
-    context = prepare(order, channel)
+        context = prepare(order, channel)
 
-    from worker.trainer.job_start import start_jobs
-    from worker.trainer.shared_training import SharedTraining
+        from worker.trainer.job_start import start_jobs
+        from worker.trainer.shared_training import SharedTraining
 
-    jobs = start_jobs(context)
+        jobs = start_jobs(context)
     channel.training_from({job.job_id: job.tokens_seen for job in jobs})
     done = SharedTraining(
         jobs, channel, slots=context.slots, save_every=order.checkpoint_seconds,

@@ -18,6 +18,7 @@ from orchestrator.errors import TrainingError
 from worker import log_stream
 from worker.channel import die_with_parent
 from worker.protocol import Exit, Failure
+from worker.rare_collections import rare_collections
 
 # torch takes seconds to load: it is imported where it is used, once the other processes have been started.
 if TYPE_CHECKING:
@@ -114,9 +115,10 @@ def main(arguments: Sequence[str]) -> int:
     threading.Thread(target=_end_with_leader, name="leader-watch", daemon=True).start()
     for number in (signal.SIGTERM, signal.SIGINT):  # the first process gets them too, and says when to end
         signal.signal(number, signal.SIG_IGN)
-    import torch
+    with rare_collections():
+        import torch
 
-    from worker.trainer.distributed import follow, join
+        from worker.trainer.distributed import follow, join
 
     torch.set_num_threads(int(threads))
     join(Path(store), rank=int(rank), size=int(size), device=device)
