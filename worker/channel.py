@@ -10,14 +10,16 @@ import time
 import traceback
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from pathlib import Path
 from queue import Empty, SimpleQueue
 from types import FrameType
 from typing import TypeVar
 
 from orchestrator.errors import OrchError
+from orchestrator.processes.python_process import open_log
 from worker.evaluation_order import EvaluationOrder
 from worker.lens_order import LensOrder
-from worker.protocol import Alive, DropJob, Exit, Failure, Message, Order, describe, encode
+from worker.protocol import Alive, DropJob, Exit, Failure, Idle, Message, Order, describe, encode
 from worker.rate import Rate
 
 ALIVE_SECONDS = 1.0
@@ -40,6 +42,7 @@ class SupervisorChannel:
         self._last_alive: dict[int | None, float] = {None: time.monotonic()}
         self._rates: dict[int | None, Rate] = {}
         self._drop_requests: SimpleQueue[DropJob] = SimpleQueue()
+        self._next_orders: SimpleQueue[bytes] = SimpleQueue()
         signal.signal(signal.SIGTERM, self._on_terminate)
         if hasattr(signal, "SIGUSR1"):
             faulthandler.register(signal.SIGUSR1, all_threads=True)
@@ -57,6 +60,23 @@ class SupervisorChannel:
         order = read(first)
         if os.getppid() != order.supervisor:  # it was gone before the death signal was set
             os._exit(Exit.YIELDED)
+        return order
+
+    def next_order(self) -> EvaluationOrder | None:
+        """Say that the jobs are trained, and wait for what is to be evaluated; None once the process was told to end.
+
+        From then on nothing is left to save, and what is printed goes to the log of that order.
+        """
+        self._nothing_to_save = True
+        if self.must_yield:
+            return None
+        self.drop_requests()
+        self._last_alive, self._rates = {None: time.monotonic()}, {}
+        self.send(Idle())
+        order = EvaluationOrder.from_json(self._next_orders.get())
+        with open_log(Path(order.log)) as log:
+            for descriptor in (1, 2):
+                os.dup2(log.fileno(), descriptor)
         return order
 
     def drop_requests(self) -> list[DropJob]:
@@ -97,11 +117,14 @@ class SupervisorChannel:
             os._exit(Exit.YIELDED)
 
     def _listen(self, text: bytes) -> None:
-        """Collect drop requests; end this process when the supervisor closes its end of the pipe, or dies."""
+        """Collect what the supervisor sends; end this process when its end of the pipe is closed, or it dies."""
         while True:
             *lines, text = text.split(b"\n")
             for line in lines:
-                self._drop_requests.put(DropJob.from_json(line))
+                if b'"jobs":' in line:
+                    self._next_orders.put(line)
+                else:
+                    self._drop_requests.put(DropJob.from_json(line))
             piece = os.read(0, 1 << 10)
             if not piece:
                 os._exit(Exit.YIELDED)

@@ -37,6 +37,8 @@ class EvaluationOrder:
     """Process id of the parent: the process ends when it does."""
     lenses_folder: str = ""
     """Folder of the tuned lenses among the artifacts."""
+    log: str = ""
+    """Where what is printed goes from now on, for a process that had another order before."""
 
     def to_json(self) -> bytes:
         """Return the order as one line."""

@@ -59,6 +59,8 @@ class Order:
     """What the caches of that folder may take."""
     lenses_folder: str = ""
     """Folder of the tuned lenses among the artifacts."""
+    may_stay: bool = False
+    """Whether the process, once all jobs are trained, may wait for an order to evaluate."""
 
     def to_json(self) -> bytes:
         """Return the order as one line."""
@@ -158,6 +160,11 @@ class Left:
 
 
 @dataclass(frozen=True)
+class Idle:
+    """The jobs are trained, and the process waits for an order to evaluate."""
+
+
+@dataclass(frozen=True)
 class Failure:
     """Why the trainer fails: one job, or all of its jobs."""
 
@@ -212,7 +219,7 @@ class Evaluated:
 
 Message = (
     Started | Alive | CurvePointMessage | CheckpointRef | Cached | Ended | Left | Failure
-    | Scored | NotScored | Evaluated | LensPoint | LensResult
+    | Scored | NotScored | Evaluated | LensPoint | LensResult | Idle
 )  # fmt: skip
 
 
@@ -245,6 +252,7 @@ _KINDS: dict[str, type[Message]] = {
     "evaluated": Evaluated,
     "lens_point": LensPoint,
     "lens": LensResult,
+    "idle": Idle,
 }
 
 
@@ -309,6 +317,8 @@ def describe(message: Message) -> str:
             return f"{outcome} after {tokens_seen:,} tokens"
         case Evaluated(seconds):
             return f"evaluated in {seconds:.1f} s"
+        case Idle():
+            return "waits for an order to evaluate"
         case Failure(kind, text, hint):
             return f"{kind}: {text}" + (f" ({hint})" if hint else "")
 

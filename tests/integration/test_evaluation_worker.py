@@ -1,6 +1,7 @@
 """SAEs trained and evaluated by real workers: the scores, what is shared, and what a killed process costs."""
 
 import math
+import re
 import signal
 from functools import partial
 from pathlib import Path
@@ -63,6 +64,29 @@ def test_a_sweep_says_what_is_measured_and_workers_measure_it(subject: Path, tmp
         assert kept, "the clean pass is kept for the next evaluation"
         again = [one.job_id for one in queue.evaluate(world.engine, CHEAP, [1, 2])]
         assert again == measured, "what is measured is not queued again"
+
+
+def test_a_trainer_measures_what_it_has_trained_and_a_process_of_its_own_finds_the_same(
+    subject: Path, tmp_path: Path
+) -> None:
+    """The libraries and the model's classes are loaded once; whose log a line is in does not depend on that."""
+    names, config = ("together", "apart"), small_config(subject, n_latents=32, max_tokens=4_096)
+    found = {}
+    for name in names:
+        with small_world(tmp_path / name) as world:
+            plan = CHEAP if name == "together" else None
+            queue.enqueue(world.engine, Sweep("small", (config,), evaluation=plan))
+            assert world.work("--until-empty").wait(200) == 0, world.said()
+            if name == "apart":
+                queue.evaluate(world.engine, CHEAP, [1])
+                assert world.work("--until-empty").wait(200) == 0, world.said()
+            trainer, process = (re.findall(rf"job {job}: .*?(\d+)$", world.said(), re.M)[0] for job in (1, 2))
+            assert (trainer == process) == (name == "together"), world.said()
+            trained, measured = (world.settings.log_file(job, 1).read_text() for job in (1, 2))
+            assert ("training from" in trained, "evaluating on" in trained) == (True, False)
+            assert ("training from" in measured, "evaluating on" in measured) == (False, True)
+            found[name] = scores(world, 2)
+    assert found["together"] == found["apart"], "bit for bit"
 
 
 def test_killed_again_and_again_every_family_is_stored_once(subject: Path, tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from orchestrator.formatting import jobs_named
 from orchestrator.settings import Settings
 from worker.protocol import Ended, Evaluated, Exit, Failure
 from worker.supervisor.health import Health
+from worker.supervisor.idle_process import IdleProcess
 from worker.supervisor.lease import HeldLease, Write
 from worker.supervisor.log import Level, LogLine
 from worker.supervisor.trainer_process import Ending, meaning
@@ -43,6 +44,8 @@ class SupervisorContext(NamedTuple):
     tick: Callable[[], int]
     """Does the supervisor's housekeeping where it is due; returns how often this worker was told to stop."""
     health: Health
+    idle: IdleProcess
+    """The trainer that waits to evaluate what it has trained."""
 
 
 class AttemptOutcome:

@@ -44,6 +44,7 @@ def order_of(claims: Sequence[queue.Claim], context: SupervisorContext) -> AnyOr
                 compile=settings.compile,
                 caches_folder=str(activation_caches.folder(home)),
                 cache_bytes=settings.cache_limit,
+                may_stay="+" not in context.device and not config.subject.trust_remote_code,
                 **using,
                 **saving,
                 **shared,

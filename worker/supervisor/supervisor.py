@@ -23,6 +23,7 @@ from orchestrator.settings import Settings
 from worker.supervisor.attempt_outcome import SupervisorContext
 from worker.supervisor.health import Health
 from worker.supervisor.housekeeping import Housekeeping
+from worker.supervisor.idle_process import IdleProcess
 from worker.supervisor.log import LogLine
 from worker.supervisor.trainer_group import TrainerGroup
 
@@ -52,7 +53,7 @@ class Supervisor:
         self._threads = threads
         self._health = Health(settings, say=say)
         self._context = SupervisorContext(
-            engine, settings, worker.device, threads or 1, say, changed, self._tick, self._health
+            engine, settings, worker.device, threads or 1, say, changed, self._tick, self._health, IdleProcess()
         )
         # SimpleQueue.put may be called from a signal handler; the locks of threading.Event may not.
         self._wake_ups: SimpleQueue[None] = SimpleQueue()
@@ -88,14 +89,17 @@ class Supervisor:
 
     def drain(self) -> None:
         """Claim and train until nothing can be claimed."""
-        while not self._is_leaving:
-            self._tick()
-            may_claim = not self._is_leaving and self._health.may_claim()
-            self._housekeeping.tell(unwell=self._health.reason)
-            leader = self._claim(queue.claim) if may_claim else None
-            if leader is None:
-                return
-            self._work(leader)
+        try:
+            while not self._is_leaving:
+                self._tick()
+                may_claim = not self._is_leaving and self._health.may_claim()
+                self._housekeeping.tell(unwell=self._health.reason)
+                leader = self._claim(queue.claim) if may_claim else None
+                if leader is None:
+                    return
+                self._work(leader)
+        finally:
+            self._context.idle.end()
 
     def stop(self) -> None:
         """Stop: the trainer writes a checkpoint first; told a second time, it is killed. Fit for signal handlers."""
@@ -147,7 +151,9 @@ class Supervisor:
         if not leader.stream_key or self._settings.jobs_per_trainer <= 1:
             return
         room = memory.Room(self._settings, self._worker.device, threads=self._context.threads)
-        room.ask()  # now: within the transaction of a claim it would block other claims for seconds
+        if isinstance(leader.config, JobConfig):
+            self._context.idle.end()  # no room is there yet where it holds memory
+            room.ask()  # now: within the transaction of a claim it would block other claims for seconds
 
         def fits(config: "AnyConfig") -> bool:
             """Say whether there is room; an evaluation loads no more SAEs at once than it has room for."""

@@ -79,17 +79,18 @@ class TrainerGroup:
 
     def _train(self) -> tuple[int, Path]:
         leader, *companions = self._held
-        trainer = TrainerProcess(order_of([one.claim for one in self._held], self._context), log=leader.log)
+        order = order_of([one.claim for one in self._held], self._context)
+        trainer = self._context.idle.start(order, log=leader.log)
         try:
             for attempt in companions:
                 _link(attempt.log, leader.log)
             for attempt in self._held:
                 attempt.announce(trainer.pid)
-            while not trainer.ended:
+            while not trainer.ended and not trainer.is_idle:
                 self._handle_messages(trainer)
                 self.supervise(trainer)
         finally:
-            code = trainer.close()
+            code = self._context.idle.keep(trainer, order.threads) if trainer.is_idle else trainer.close()
         if trainer.oom_killed:
             code, self._failure = OOM_KILLED.code, self._failure or OOM_KILLED
         return code, leader.log

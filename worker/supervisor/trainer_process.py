@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import IO, NamedTuple
@@ -16,7 +17,7 @@ from orchestrator.processes.python_process import open_log
 from worker.devices import gpu_environ
 from worker.evaluation_order import EvaluationOrder
 from worker.lens_order import LensOrder
-from worker.protocol import DropJob, Exit, Failure, Order, Said, decode
+from worker.protocol import DropJob, Exit, Failure, Idle, Order, Said, decode
 
 _OWN, _ROOT = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
 _WITHHELD = ("ORCH_DATABASE_URL", "ORCH_BROKER_URL", "ORCH_TRACKING_URL", "MLFLOW_", "PG", "POSTGRES_", "REDIS")
@@ -64,12 +65,14 @@ class TrainerProcess:
         self.pid = self._child.pid
         self.heard_at = time.monotonic()
         self.ended = False
+        self.is_idle = False
+        """Whether it has trained its jobs, and waits for an order to evaluate."""
         self._reader = threading.Thread(target=self._read, name=f"trainer-{self.pid}", daemon=True)
         self._reader.start()
         self._send(order.to_json())
 
     def next(self, timeout: float) -> Said | None:
-        """Return the next message; None after `timeout` seconds, or at the end (`ended` is then True)."""
+        """Return the next message; None after `timeout` seconds, or at the end (`ended` or `is_idle` is then True)."""
         if self.ended:
             return None
         try:
@@ -77,8 +80,14 @@ class TrainerProcess:
         except Empty:
             return None
         self.ended = said is None
+        self.is_idle = said is not None and isinstance(said.message, Idle)
         self.heard_at = time.monotonic()
-        return said
+        return None if self.is_idle else said
+
+    def evaluate(self, order: EvaluationOrder, *, log: Path) -> None:
+        """Hand an idle process its next order; what it prints from then on goes to another log."""
+        self.log, self.is_idle, self.heard_at = log, False, time.monotonic()
+        self._send(replace(order, log=str(log)).to_json())
 
     @property
     def silent_seconds(self) -> float:

@@ -3,8 +3,10 @@
 It reads the order on standard input and answers in JSON lines on standard output.
 """
 
+import gc
 import os
 import sys
+from collections.abc import Callable
 from functools import partial
 
 from worker import log_stream
@@ -18,7 +20,32 @@ def main() -> int:
     log_stream.install()
     channel = SupervisorChannel()
     sys.stdout = sys.stderr
-    return carried_out(channel, lambda: carry_out(channel.order(Order.from_json), channel))
+    return carried_out(channel, lambda: _carry_out_all(channel.order(Order.from_json), channel))
+
+
+def _carry_out_all(order: Order, channel: SupervisorChannel) -> int:
+    """Carry out an order, and where the supervisor and the device allow it, the evaluation of what was trained.
+
+    Loading torch and the model's classes again would take longer than many an evaluation.
+    """
+    done = carry_out(order, channel)
+    if not order.may_stay or done != Exit.DONE or _has_used_gpu():
+        return done
+    gc.collect()  # what the jobs have left
+    evaluation = channel.next_order()
+    if evaluation is None:
+        return done
+    from worker.evaluation.__main__ import carry_out as evaluate
+
+    return evaluate(evaluation, channel)
+
+
+def _has_used_gpu() -> bool:
+    """Say whether a GPU may hold what the next process needs: only the end of this one surely frees all of it."""
+    import torch
+
+    is_initialized: Callable[[], bool] = torch.cuda.is_initialized
+    return is_initialized()
 
 
 def carry_out(order: Order, channel: SupervisorChannel) -> Exit:
