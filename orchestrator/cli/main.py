@@ -13,6 +13,7 @@ import click
 
 from orchestrator.cli.terminal import Invocation, complain, note, warn
 from orchestrator.errors import OrchError
+from orchestrator.rare_collections import OBJECTS
 
 SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
     "Start here": {
@@ -174,7 +175,7 @@ def _warn_of_unknown_variables() -> None:
 
 def main(args: Sequence[str] | None = None) -> None:
     """Run `orch` and exit."""
-    gc.set_threshold(50_000)  # imports free nothing: collecting garbage meanwhile takes a tenth of the start
+    gc.set_threshold(OBJECTS)
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="replace")  # type: ignore[union-attr]
     code = run(args)

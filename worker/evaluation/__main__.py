@@ -7,11 +7,11 @@ may be ended at any time, and the next attempt measures the metric families that
 import os
 import sys
 
+from orchestrator.rare_collections import rare_collections
 from worker import log_stream
 from worker.channel import SupervisorChannel, carried_out
 from worker.evaluation_order import EvaluationOrder
 from worker.protocol import Exit
-from worker.rare_collections import rare_collections
 
 
 def main() -> int:

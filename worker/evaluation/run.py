@@ -23,6 +23,7 @@ from orchestrator.config.synthetic import is_synthetic
 from orchestrator.config.validation import parse
 from orchestrator.errors import CheckpointsElsewhere, ConfigError, OrchError, shared_error
 from orchestrator.estimates.memory import free_in_memory
+from orchestrator.rare_collections import rare_collections
 from orchestrator.versions import versions
 from worker import checked_folder
 from worker.accelerator import choose
@@ -41,7 +42,6 @@ from worker.evaluation_order import EvaluationAssignment, EvaluationOrder
 from worker.formats import portable
 from worker.lens.opening import open_lens
 from worker.protocol import Evaluated, Exit, Failure, Left, NotScored, Scored, Started
-from worker.rare_collections import rare_collections
 from worker.sae.inference import InferenceSae
 from worker.sae.native.kernels import use
 from worker.subject.model import Subject, load_at_first

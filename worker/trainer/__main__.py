@@ -9,10 +9,10 @@ import sys
 from collections.abc import Callable
 from functools import partial
 
+from orchestrator.rare_collections import rare_collections
 from worker import log_stream
 from worker.channel import SupervisorChannel, carried_out
 from worker.protocol import Exit, Order
-from worker.rare_collections import rare_collections
 
 
 def main() -> int:

@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from orchestrator.config.job import JobConfig
 from orchestrator.errors import TrainingError
+from orchestrator.rare_collections import rare_collections
 from worker import log_stream
 from worker.channel import die_with_parent
 from worker.protocol import Exit, Failure
-from worker.rare_collections import rare_collections
 
 # torch takes seconds to load: it is imported where it is used, once the other processes have been started.
 if TYPE_CHECKING:

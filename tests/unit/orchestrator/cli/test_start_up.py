@@ -59,6 +59,20 @@ def test_status_loads_no_trainer(tmp_path: Path) -> None:
         assert not (HEAVY | {"alembic", "numpy", "pydantic"}) & loaded, arguments
 
 
+def test_status_loads_what_it_shows_and_no_verb_of_the_queue(tmp_path: Path) -> None:
+    """Each is loaded for nothing at every look: the verbs took 40 ms of half a second."""
+    _modules(tmp_path, "db", "upgrade")
+    loaded = _modules(tmp_path, "status")
+    for package, needed in {
+        "queue": {"eligibility", "fencing", "types", "workers"},
+        "results": {"auto_values", "choice", "eta", "job_rows", "job_values", "rows", "text_passes", "varied_keys",
+                    "worker_rows", "queue_stats"},
+        "config": {"flat_keys", "job_sae_facts", "sae_facts", "sites", "sizes", "synthetic"},
+    }.items():  # fmt: skip
+        names = {name.split(".")[2] for name in loaded if name.startswith(f"orchestrator.{package}.")}
+        assert names <= needed, package
+
+
 def test_enqueue_loads_no_trainer(tmp_path: Path) -> None:
     (tmp_path / "s.yaml").write_text("overrides: {sae.k: 8}\n")
     assert not HEAVY & _modules(tmp_path, "enqueue", "s.yaml")

@@ -6,8 +6,8 @@ import sys
 
 import pytest
 
+from orchestrator.rare_collections import OBJECTS, rare_collections
 from tests.small_world import ROOT
-from worker.rare_collections import OBJECTS, rare_collections
 
 _PROBE = """
 import gc, sys
