@@ -12,7 +12,6 @@ from orchestrator.database.models import Job, SweepRow
 from orchestrator.errors import NotFound
 from orchestrator.masking import mask
 from orchestrator.settings import Settings
-from worker.tracking.fit_runs import project_fits
 from worker.tracking.job_runs import Projection
 
 SHIP_SECONDS = 2.0
@@ -107,6 +106,8 @@ def sync(engine: Engine, settings: Settings, sweep: str, *, jobs: bool = True) -
     Raises:
         NotFound: there is no such sweep.
     """
+    from worker.tracking.fit_runs import project_fits  # with it come numpy, scipy and the figures: no worker needs them
+
     with reading(engine) as session:
         if session.scalar(select(SweepRow.id).filter_by(name=sweep)) is None:
             known = ", ".join(session.scalars(select(SweepRow.name).order_by(SweepRow.id.desc()).limit(5)))
