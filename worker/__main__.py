@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 from orchestrator.cores import usable_cores
 from orchestrator.errors import MachineError, OrchError, StorageError
+from orchestrator.loading.rare_collections import OBJECTS
 from orchestrator.masking import mask
-from orchestrator.rare_collections import OBJECTS
 from orchestrator.settings import Settings, load
 from worker import log_stream
 from worker.supervisor.log import Libraries, LogLine, WorkerLog

@@ -13,7 +13,7 @@ import click
 
 from orchestrator.cli.terminal import Invocation, complain, note, warn
 from orchestrator.errors import OrchError
-from orchestrator.rare_collections import OBJECTS
+from orchestrator.loading.rare_collections import OBJECTS
 
 SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
     "Start here": {

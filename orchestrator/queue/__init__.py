@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from orchestrator.checkpoint_ref import CheckpointRef
 from orchestrator.job_states import State
-from orchestrator.lazy_names import lazy_names
+from orchestrator.loading.lazy_names import lazy_names
 
 if TYPE_CHECKING:
     from orchestrator.queue.analysis import Reanalysed, reanalyse

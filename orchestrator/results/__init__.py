@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from orchestrator.lazy_names import lazy_names
+from orchestrator.loading.lazy_names import lazy_names
 
 if TYPE_CHECKING:
     from orchestrator.results.auto_values import can_measure, dead_window

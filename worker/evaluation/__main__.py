@@ -7,7 +7,7 @@ may be ended at any time, and the next attempt measures the metric families that
 import os
 import sys
 
-from orchestrator.rare_collections import rare_collections
+from orchestrator.loading.rare_collections import rare_collections
 from worker import log_stream
 from worker.channel import SupervisorChannel, carried_out
 from worker.evaluation_order import EvaluationOrder

@@ -23,7 +23,7 @@ from orchestrator.config.synthetic import is_synthetic
 from orchestrator.config.validation import parse
 from orchestrator.errors import CheckpointsElsewhere, ConfigError, OrchError, shared_error
 from orchestrator.estimates.memory import free_in_memory
-from orchestrator.rare_collections import rare_collections
+from orchestrator.loading.rare_collections import rare_collections
 from orchestrator.versions import versions
 from worker import checked_folder
 from worker.accelerator import choose

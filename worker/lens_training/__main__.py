@@ -6,7 +6,7 @@ It reads the order on standard input and answers in JSON lines on standard outpu
 import os
 import sys
 
-from orchestrator.rare_collections import rare_collections
+from orchestrator.loading.rare_collections import rare_collections
 from worker import log_stream
 from worker.channel import SupervisorChannel, carried_out
 from worker.lens_order import LensOrder

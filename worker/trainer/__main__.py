@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable
 from functools import partial
 
-from orchestrator.rare_collections import rare_collections
+from orchestrator.loading.rare_collections import rare_collections
 from worker import log_stream
 from worker.channel import SupervisorChannel, carried_out
 from worker.protocol import Exit, Order

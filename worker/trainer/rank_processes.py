@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from orchestrator.config.job import JobConfig
 from orchestrator.errors import TrainingError
-from orchestrator.rare_collections import rare_collections
+from orchestrator.loading.rare_collections import rare_collections
 from worker import log_stream
 from worker.channel import die_with_parent
 from worker.protocol import Exit, Failure

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from orchestrator.rare_collections import OBJECTS, rare_collections
+from orchestrator.loading.rare_collections import OBJECTS, rare_collections
 from tests.small_world import ROOT
 
 _PROBE = """

@@ -1,0 +1,1 @@
+"""What is loaded when, and what loading costs. Imports nothing of ours."""
