@@ -32,6 +32,7 @@ from worker.evaluation.heldout_text import HeldoutText
 from worker.evaluation.metric import SubjectSae
 from worker.evaluation.shared_store import SharedStore
 from worker.sae.inference import InferenceSae, decode_sparse
+from worker.sae.native.kernels import use
 from worker.subject.model import Subject, load
 from worker.subject.model_files import quiet
 
@@ -81,6 +82,7 @@ def main() -> None:
     torch.set_num_threads(chosen.threads)
     quiet()
     with tempfile.TemporaryDirectory() as folder:
+        use(Path(folder) / "kernels")  # as in an evaluation's process
         place = Place.of(Path(folder) / "tokens", model=chosen.model, tokens=chosen.tokens)
         saes = [made_sae(place.subject.d_model, chosen.latents, chosen.k, seed=seed) for seed in range(N_SAES)]
         rows = [*one_more(place, saes[0], Path(folder), rounds=5 if chosen.short else 15)]

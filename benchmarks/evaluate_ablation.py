@@ -30,6 +30,7 @@ from worker.evaluation.context import EvaluationContext
 from worker.evaluation.heldout_text import HeldoutText
 from worker.evaluation.shared_store import SharedStore
 from worker.sae.inference import InferenceSae
+from worker.sae.native.kernels import use
 from worker.subject.model import load
 from worker.subject.model_files import quiet
 
@@ -45,6 +46,7 @@ def main() -> None:
     torch.set_num_threads(chosen.threads)
     quiet()
     with tempfile.TemporaryDirectory() as folder:
+        use(Path(folder) / "kernels")  # as in an evaluation's process
         rows = [measure("shipped", str(SHIPPED_FOLDER), 3, folder=Path(folder), rounds=chosen.rounds)]
         if chosen.full:
             small = gpt2_small(Path(folder) / "gpt2-small")

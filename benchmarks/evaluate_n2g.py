@@ -29,6 +29,7 @@ from worker.evaluation.metric import Measured, SubjectSae
 from worker.evaluation.n2g import measure
 from worker.evaluation.shared_store import SharedStore
 from worker.sae.inference import InferenceSae
+from worker.sae.native.kernels import use
 from worker.sae.train_state import TrainState, train_step
 from worker.subject.model import Subject, load, read
 from worker.subject.model_files import quiet
@@ -47,6 +48,7 @@ def main() -> None:
     config = parse({"subject": {"layer": 3}, "sae": {"n_latents": 2048, "k": 16}})
     subject = load(config.subject)
     with tempfile.TemporaryDirectory() as folder:
+        use(Path(folder) / "kernels")  # as in an evaluation's process
         tokens = pack(config.data, subject.tokenizer, Path(folder))
         sae = trained(subject, tokens, config, steps=chosen.steps)
         before = bare_speed(subject, tokens)

@@ -23,6 +23,7 @@ from worker.evaluation.context import EvaluationContext
 from worker.evaluation.metric import Measured, SubjectSae
 from worker.formats import registry
 from worker.sae.inference import InferenceSae
+from worker.sae.native.kernels import use
 from worker.subject.model_files import locate, quiet
 
 BATCH = 32
@@ -50,6 +51,7 @@ def main() -> None:
     torch.set_num_threads(chosen.threads)
     quiet()
     with tempfile.TemporaryDirectory() as name:
+        use(Path(name) / "kernels")  # as in an evaluation's process
         folder = Path(name)
         place = Place.of(folder / "tokens", model=None, tokens=16_384)
         sae = made_sae(place.subject.d_model, 1024, 32, seed=0, normalize="none")
