@@ -184,9 +184,9 @@ class Study(Evaluations, Lenses):
         entry = _sae_entry(self._engine, selector)
         if entry.job_id is None:
             return Subject.load(of_facts(entry.facts), device=device)
-        from orchestrator.results.stored_configs import configs
+        from orchestrator.results.stored_configs import trained_config
 
-        return Subject.load(of_job(configs(self._engine, [entry.job_id])[entry.job_id]), device=device)
+        return Subject.load(of_job(trained_config(self._engine, entry.job_id)), device=device)
 
     def enqueue(
         self, source: str | Path | Mapping[str, Any], *overrides: str, name: str | None = None,

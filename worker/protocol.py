@@ -35,6 +35,8 @@ class Assignment:
     """Folder of this attempt's checkpoints and final SAE."""
     resume: tuple[CheckpointRef, ...]
     """Checkpoints of earlier attempts, newest first."""
+    subject_dtype: str | None = None
+    """What an earlier attempt settled; the same in all jobs of an order."""
 
 
 @dataclass(frozen=True)
@@ -341,7 +343,7 @@ def _is_of_driver(error: Exception) -> bool:
 
 
 def _written(job: Assignment) -> dict[str, Any]:
-    values = {name: getattr(job, name) for name in ("job_id", "attempt", "artifacts")}
+    values = {name: getattr(job, name) for name in ("job_id", "attempt", "artifacts", "subject_dtype")}
     config = {"config": json.loads(job.config.canonical_json()), "config_id": job.config.config_id}
     return values | config | {"resume": [asdict(ref) for ref in job.resume]}
 

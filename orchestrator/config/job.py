@@ -121,8 +121,8 @@ class SubjectConfig(Part):
     """Model id, a folder, the model that ships with this project, or a distribution: synthetic:gaussian?d_model=64."""
     revision: Text | None = None
     """Branch, tag or commit of a model id."""
-    dtype: Dtype = "float32"
-    """Precision of the forward pass."""
+    dtype: Dtype | Literal["auto"] = "float32"
+    """Precision of the forward pass; auto is bfloat16 where a job first starts on a device that is faster at it."""
     hook: Text | None = None
     """Module whose output is read, by its name in the model; instead of layer and site."""
     layer: NaturalInt | None = None
@@ -149,6 +149,10 @@ class SubjectConfig(Part):
     def has_model_width(self) -> bool:
         """Return whether the activations are as wide as the residual stream; of a named module only the model tells."""
         return self.hook is None and SITES[self.site].has_model_width
+
+    def settled(self, dtype: str | None) -> Self:
+        """Return the config with what `dtype: auto` came to; without that, and of a given precision, as it is."""
+        return self if dtype is None or self.dtype != "auto" else self.model_copy(update={"dtype": dtype})
 
     def places(self, n_blocks: int) -> tuple[Self, ...]:
         """Return a config of each single place that is read in a model of so many blocks: itself, unless `layers`."""
@@ -357,6 +361,11 @@ class JobConfig(Part):
         """Return after how many silent tokens a latent is dead: `dead_window` at a given width."""
         given, n_latents = self.training.dead_after_tokens, self.sae.latents(d_model)
         return dead_window(given, n_latents=n_latents, k=self.sae.k, max_tokens=self.training.max_tokens)
+
+    def settled(self, dtype: str | None) -> Self:
+        """Return the config as it was trained: `SubjectConfig.settled`."""
+        subject = self.subject.settled(dtype)
+        return self if subject is self.subject else self.model_copy(update={"subject": subject})
 
     def canonical_json(self) -> str:
         """Return the one JSON text of this config, sorted keys, no spaces: its parts' texts."""

@@ -52,7 +52,8 @@ _GROUP_FILES = (
     ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
 )
 """A control group's limit and use in bytes, where a container sees its own: version 2, version 1."""
-_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "float64": 8}
+_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "float64": 8, "auto": 4}
+"""Of a value, by its precision; auto takes 4 at most."""
 
 
 class Room:

@@ -15,6 +15,7 @@ from orchestrator import saes
 from orchestrator.checkpoint_ref import CheckpointRef
 from orchestrator.database.engine import db_now, reading, transaction
 from orchestrator.database.models import Attempt, CheckpointRow, Job, LeaseRow, MeasuredFamily, SweepRow
+from orchestrator.database.settled import settled_dtype
 from orchestrator.errors import ConfigError
 from orchestrator.queue.eligibility import full_sweeps, may_run_now, may_share, queue_order
 from orchestrator.queue.fencing import log_event
@@ -58,14 +59,15 @@ def claim_companion(
 ) -> Claim | None:
     """Take the next job that may run in the trainer of `leader`, or None; tokens as in `claim`.
 
-    It reads the same stream from the same position, and has not failed: a job that may end its trainer is trained
-    alone. The stream of an evaluation is no training's: all jobs of one process are of one kind. `held` jobs are in it
-    by now. `fits` is called within the transaction, and must answer at once.
+    It reads the same stream from the same position, in the same precision, and has not failed: a job that may end its
+    trainer is trained alone. The stream of an evaluation is no training's: all jobs of one process are of one kind.
+    `held` jobs are in it by now. `fits` is called within the transaction, and must answer at once.
 
     Raises:
         StorageError: the database did not answer; call again with the same token.
     """
     place = {"its_stream": leader.stream_key, "its_cursor": leader.cursor, "held": held}
+    place |= {"its_dtype": leader.subject_dtype}
     return _claim(engine, worker, token, lease_seconds, _Choice(_first_companion(), place, fits, without))
 
 
@@ -123,7 +125,10 @@ def _take(
         config = _read(job)
     except ConfigError as error:
         return _Unreadable(lease, f"the stored config is not valid here: {error.message}")
-    claim = Claim(lease, config, job.sweep, checkpoints, job.stream_key, job.company, kind=job.kind)
+    claim = Claim(
+        lease, config, job.sweep, checkpoints, job.stream_key, job.company, kind=job.kind,
+        subject_dtype=job.subject_dtype,
+    )  # fmt: skip
     return _evaluation(claim, taken) if job.kind == "evaluate" else claim
 
 
@@ -230,7 +235,7 @@ def _columns() -> list[Any]:
     stream_key = case((may_share(), Job.stream_key), else_=None).label("stream_key")
     named = (SweepRow.name.label("sweep"), SweepRow.max_parallel)
     of_sweep = [select(one).where(SweepRow.id == Job.sweep_id).scalar_subquery().label(one.key) for one in named]
-    return [*own, stream_key, *of_sweep]
+    return [*own, stream_key, settled_dtype().label("subject_dtype"), *of_sweep]
 
 
 @cache
@@ -251,6 +256,7 @@ def _first_companion() -> Query:
     cursor = select(func.max(CheckpointRow.tokens_seen)).where(CheckpointRow.job_id == Job.id).scalar_subquery()
     alike = may_share() & (Job.stream_key == bindparam("its_stream"))
     alike &= Job.company.is_(None) | (Job.company > bindparam("held"))
+    alike &= settled_dtype().is_not_distinct_from(bindparam("its_dtype"))
     return _first().where(alike, func.coalesce(cursor, 0) == bindparam("its_cursor"))
 
 

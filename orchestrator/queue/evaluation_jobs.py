@@ -10,6 +10,7 @@ from sqlalchemy.orm import Session
 from orchestrator import saes
 from orchestrator.database.engine import db_now, reading, transaction
 from orchestrator.database.models import LIVE, Event, Job, ResultRow, SaeRow, SweepRow
+from orchestrator.database.settled import dtype_of
 from orchestrator.errors import ConfigError, SubjectError
 from orchestrator.estimates.subject_files import model_sizes
 from orchestrator.queue.fencing import clock, dialect_insert, log_events
@@ -144,7 +145,7 @@ class _Request:
         from orchestrator.config.evaluation.of_sae import evaluation_of
         from orchestrator.config.validation import read_stored
 
-        trained = None if job is None else read_stored(job.config, job.config_id)
+        trained = job and read_stored(job.config, job.config_id).settled(dtype_of(self._session, job.id))
         ref = EvaluatedSaeRef(id=entry.id, attempt=entry.attempt)
         return evaluation_of(self._plan, ref, entry.facts, trained, self._sizes)
 

@@ -59,6 +59,8 @@ class Claim:
     kind: JobKind = "train"
     evaluated: "EvaluatedSae | None" = None
     """Of an evaluation, the SAE."""
+    subject_dtype: str | None = None
+    """What an earlier attempt of a training settled `subject.dtype: auto` to."""
     measured: tuple[str, ...] = ()
     """Of an evaluation, the metric families that an earlier attempt has measured."""
 

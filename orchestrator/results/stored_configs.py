@@ -10,6 +10,7 @@ from orchestrator.config.job import JobConfig
 from orchestrator.config.validation import read_stored
 from orchestrator.database import models as m
 from orchestrator.database.engine import reading
+from orchestrator.database.settled import dtype_of
 from orchestrator.errors import NotFound
 from orchestrator.results.selectors import sweep_ids
 from orchestrator.sweep.sweep import Limits, Sweep
@@ -32,6 +33,17 @@ def configs(engine: Engine, job_ids: Sequence[int]) -> dict[int, JobConfig]:
         if job_id not in found:
             raise NotFound(f"there is no training job {job_id}", hint="orch status lists them")
     return found
+
+
+def trained_config(engine: Engine, job_id: int) -> JobConfig:
+    """Return the config of a training job, with the precision that its subject was read in.
+
+    Raises:
+        NotFound: it does not exist, or is an evaluation.
+    """
+    config = configs(engine, [job_id])[job_id]
+    with reading(engine) as session:
+        return config.settled(dtype_of(session, job_id))
 
 
 def stored_sweep(engine: Engine, name: str) -> Sweep:

@@ -49,6 +49,7 @@ def test_what_decides_the_stream_is_in_the_key_and_nothing_else() -> None:
         {"subject": {"model": "another"}},
         {"subject": {"revision": "main"}},
         {"subject": {"dtype": "bfloat16"}},
+        {"subject": {"dtype": "auto"}},
         {"subject": {"trust_remote_code": True}},
         {"data": {"seed": 1}},
         {"data": {"context_length": 64}},
@@ -241,3 +242,20 @@ def test_a_claim_whose_answer_was_lost_is_adopted(engine: Engine) -> None:
     assert job(engine, first.lease.job_id).attempt == 1
     other = queue.claim(engine, WORKER, token="asked once", lease_seconds=60)
     assert other == first, "whoever asks next with that token, also as a leader"
+
+
+def test_jobs_of_open_precision_share_only_where_it_came_to_the_same(engine: Engine) -> None:
+    ids = put(engine, "s", *({"subject": {"dtype": "auto"}, "training": {"seed": seed}} for seed in range(5)))
+    begun = {ids[0]: "bfloat16", ids[1]: "float32", ids[2]: "bfloat16"}
+    claims = [claim(engine) for _ in begun]
+    assert [one.subject_dtype for one in claims] == [None] * 3
+    for one, dtype in zip(claims, begun.values(), strict=True):
+        queue.begin(engine, one.lease, {"subject_dtype": dtype}, 0)
+        queue.release(engine, one.lease, outcome="preempted", reason="left before it was saved")
+    leader = claim(engine)
+    assert (leader.lease.job_id, leader.subject_dtype) == (ids[0], "bfloat16")
+    assert companions(engine, leader) == [ids[2]]
+    leader = claim(engine)
+    assert (leader.lease.job_id, leader.subject_dtype) == (ids[1], "float32")
+    assert companions(engine, leader) == []
+    assert companions(engine, claim(engine)) == [ids[4]], "those that never began are alike"

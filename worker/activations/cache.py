@@ -36,7 +36,7 @@ def _identity(subject: Subject, tokens: TokenFile) -> dict[str, object]:
         "context_length": tokens.context_length,
         "bos": tokens.bos_id,
         # The precision of the model, and of what this module gives: they may differ.
-        "dtype": [subject.config.dtype, str(subject.dtype).removeprefix("torch.")],
+        "dtype": [subject.precision, str(subject.dtype).removeprefix("torch.")],
     }
 
 

@@ -108,7 +108,8 @@ class ModelActivations:
         trainable = self._contexts.n_vectors
         text = {"id": self.tokens.id, "n_tokens": self.tokens.n_tokens, "trainable": trainable}
         text |= {"unknown": self.tokens.unknown} if self.tokens.unknown else {}
-        return {"subject": model, "tokens": text, "flops_subject_per_token": self.flops([config])}
+        settled = {"subject_dtype": self.subject.precision} if config.subject.dtype == "auto" else {}
+        return {"subject": model, "tokens": text, "flops_subject_per_token": self.flops([config]), **settled}
 
     @cached_property
     def _contexts(self) -> Contexts:

@@ -9,7 +9,7 @@ from orchestrator import results, saes
 from orchestrator.config.lens.facts import LENSES
 from orchestrator.config.sae_reading import config_of
 from orchestrator.errors import SubjectError
-from orchestrator.results.stored_configs import configs
+from orchestrator.results.stored_configs import trained_config
 from orchestrator.saes import Measured
 from orchestrator.settings import Settings
 from worker.saes import verification
@@ -32,7 +32,7 @@ def verify_sae(engine: Engine, settings: Settings, selector: str, asked: Mapping
     if sae.facts.is_transcoder:
         raise SubjectError(f"{label} is a transcoder: those are not measured yet")
     job_id = entry.job_id if entry is not None else None
-    trained = configs(engine, [job_id])[job_id] if job_id is not None else None
+    trained = trained_config(engine, job_id) if job_id is not None else None
     config = config_of(sae.facts, asked, trained)
     vectors = read_vectors(
         config, settings.home / "tokens", asked.get("device") or "cpu", lenses=settings.artifacts_folder / LENSES

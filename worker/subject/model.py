@@ -9,8 +9,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from orchestrator.config.job import SubjectConfig
+from orchestrator.config.job import Dtype, SubjectConfig
 from orchestrator.errors import ConfigError, SubjectError, shared_error
+from worker.accelerator import fast_dtype
 from worker.subject.hook_points import block_names, check_site, find_hook, hooked, several, single_places
 from worker.subject.hook_sites import HookPoint
 from worker.subject.model_files import describe, fingerprint, load_model, locate, quiet
@@ -24,7 +25,7 @@ class Subject:
     """A language model and one hook point of it: a view; the views of one model share its weights."""
 
     config: SubjectConfig
-    """What it was loaded by."""
+    """What it was loaded by; `dtype: auto` is settled."""
     model: Any
     """The transformers model, in evaluation mode, without gradients."""
     tokenizer: Any
@@ -40,6 +41,12 @@ class Subject:
     fingerprint: str
     """sha256 of the model's config and weight files."""
     device: torch.device
+
+    @property
+    def precision(self) -> Dtype:
+        """Return the precision that the model was loaded in: of what is read, `dtype` may be another."""
+        assert self.config.dtype != "auto", "it is settled before a model is loaded"
+        return self.config.dtype
 
     @property
     def max_context(self) -> int | None:
@@ -59,6 +66,7 @@ class Subject:
             ConfigError: the config names another model, revision or precision, or a hook point it has not.
             SubjectError: this architecture does not add up as the site supposes.
         """
+        config = config.settled(self.precision)
         for name in ("model", "revision", "dtype", "trust_remote_code"):
             mine, theirs = getattr(self.config, name), getattr(config, name)
             if mine != theirs:
@@ -102,12 +110,14 @@ def load(config: SubjectConfig, device: torch.device | str = "cpu") -> Subject:
 def load_at_first(configs: Sequence[SubjectConfig], device: torch.device | str = "cpu") -> Subject:
     """Load the model that some configs name and its tokenizer, once, at the first of their hook points that it has.
 
-    Of a config that names several layers this is the first of them.
+    Of a config that names several layers this is the first of them. `dtype: auto` is settled for the device.
 
     Raises:
         SubjectError: there is no such model, or it cannot be used safely or fully.
         ConfigError: none of the hook points is in the model; says so of the last.
     """
+    if configs[0].dtype == "auto":
+        configs = [config.settled(fast_dtype(torch.device(device).type)) for config in configs]
     folder = locate(configs[0])
     model = load_model(folder, configs[0]).to(device)
     with shared_error("stream"):

@@ -71,6 +71,7 @@ def _assignment(claim: queue.Claim, settings: Settings) -> Assignment:
         config=claim.job_config,
         artifacts=_artifacts(claim, settings),
         resume=_resume(claim, settings),
+        subject_dtype=claim.subject_dtype,
     )
 
 

@@ -31,7 +31,7 @@ _MEASURES = (
     "fvu", "fvu_raw", "fvu_averaged", "loss", "aux_loss", "aux_nothing", "dead_share", "l0", "grad_norm",
     "wall_seconds", "flops_dense", "flops_executed", "flops_subject", "sparsity_coef",
 )  # fmt: skip
-_RESOLVED = ("lr", "n_latents", "d_model", "k_aux", "dead_after_tokens")
+_RESOLVED = ("lr", "n_latents", "d_model", "k_aux", "dead_after_tokens", "subject_dtype")
 _NAME_LENGTH = 200
 _LENS_MEASURES = ("kl", "loss", "grad_norm", "wall_seconds")
 _FINAL = ("fvu", "fvu_raw", "untrained_fvu", "dead_share", "l0", "l_inf", "l_inf_se", "tokens_seen", "wall_seconds")

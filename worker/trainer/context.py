@@ -82,7 +82,7 @@ def _open_source(order: Order, channel: SupervisorChannel, device: str) -> "Acti
     from worker.lens.opening import open_lens
     from worker.subject.model import load_at_first
 
-    places = list(dict.fromkeys(job.config.subject for job in order.jobs))
+    places = list(dict.fromkeys(job.config.subject.settled(job.subject_dtype) for job in order.jobs))
     model = load_at_first(places, device)
     channel.alive(0, phase="packing")
     folder = Path(order.tokens_folder)

@@ -56,6 +56,7 @@ def _auto(config: Mapping[str, Any], facts: Mapping[str, Any]) -> str:
         "lr": config["optimizer"]["lr"] == "auto",
         "n_latents": sae["n_latents"] is None,
         "k_aux": sae["k_aux"] is None,
+        "subject_dtype": config["subject"].get("dtype") == "auto",
         "dead_after_tokens": training["dead_after_tokens"] == "auto",
     }
     return ", ".join(
@@ -63,5 +64,7 @@ def _auto(config: Mapping[str, Any], facts: Mapping[str, Any]) -> str:
     )
 
 
-def _value(value: float) -> str:
+def _value(value: float | str) -> str:
+    if isinstance(value, str):
+        return value
     return whole(value) if isinstance(value, int) else f"{value:.4g}"

@@ -30,6 +30,8 @@ def _whole_model(subject: SubjectConfig) -> SubjectConfig:
     named = [name for name in ("hook", "layer", "layers") if getattr(subject, name) not in (None, "all")]
     if named or subject.site != "resid_post":
         raise ValueError(f"a lens is of the output of every block: leave {(named or ['site'])[0]} out")
+    if subject.dtype == "auto":
+        raise ValueError("a lens says in which precision its model is read: give float32 or bfloat16, not auto")
     return subject.model_copy(update={"layers": "all"})
 
 

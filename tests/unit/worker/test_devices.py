@@ -1,10 +1,13 @@
 """Names of devices, and which GPUs a trainer sees."""
 
+import time
+
 import pytest
+import torch
 
 from orchestrator.config.validation import parse
 from orchestrator.errors import ConfigError
-from worker.accelerator import check_precision, choose
+from worker.accelerator import check_precision, choose, fast_dtype
 from worker.devices import check, count_gpus, expand, gpu_environ, trainer_devices
 
 
@@ -81,3 +84,17 @@ def test_a_gpu_without_bfloat16_is_told_apart(monkeypatch: pytest.MonkeyPatch) -
     check_precision(parse({}), "cuda:0")
     with pytest.raises(ConfigError, match=r"training\.encode_dtype = bfloat16: this GPU has none"):
         check_precision(half, "cuda:0")
+
+
+def test_bfloat16_is_chosen_where_its_products_are_faster() -> None:
+    def seconds(dtype: torch.dtype) -> float:
+        x = torch.rand(1024, 512).to(dtype)
+        began = time.process_time()
+        for _ in range(8):
+            torch.mm(x, x.T)
+        return time.process_time() - began
+
+    gain = min(seconds(torch.float32) for _ in range(5)) / min(seconds(torch.bfloat16) for _ in range(5))
+    n_threads = torch.get_num_threads()
+    assert fast_dtype("cpu") in (["float32"] if gain < 1.2 else ["bfloat16"] if gain > 1.9 else ["float32", "bfloat16"])
+    assert torch.get_num_threads() == n_threads

@@ -13,6 +13,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"subject": {"layer": 2}}, "leave layer out"),
     ({"subject": {"layers": [0, 1]}}, "leave layers out"),
     ({"subject": {"hook": "transformer.h.1"}}, "leave hook out"),
+    ({"subject": {"dtype": "auto"}}, "give float32 or bfloat16, not auto"),
     ({"subject": {"site": "mlp_delta"}}, "leave site out"),
     ({"subject": {"model": "synthetic:gaussian?d_model=8"}}, "is no language model"),
     ({"data": {"context_length": 100}}, "not a whole number of contexts of 100"),

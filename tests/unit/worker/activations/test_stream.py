@@ -9,14 +9,17 @@ import pytest
 import torch
 from torch import Tensor
 
+from orchestrator.config.job import Dtype
 from orchestrator.errors import ConfigError, SubjectError
 from tests.unit.worker.activations.tiny_stream import BATCH, WINDOW, Parts, change, first, forwards, make_parts, rows
 from tests.unit.worker.subject.tiny_models import CONTEXT, WIDTH
+from worker.accelerator import fast_dtype
 from worker.activations import forward
+from worker.activations.cache import key_of
 from worker.activations.heldout_split import Contexts
 from worker.activations.stream import heldout, sample, shared_stream, stream
 from worker.sae.normalize import normalize
-from worker.subject.model import capture
+from worker.subject.model import capture, load
 
 
 @pytest.fixture(scope="module")
@@ -201,6 +204,21 @@ def test_who_does_not_agree_cannot_share(parts: Parts) -> None:
             next(together)
     with pytest.raises(ConfigError, match=r"subject.dtype = 'bfloat16', and the model in memory"):
         parts.subject.at(change(parts, "subject", dtype="bfloat16").config.subject)
+
+
+def test_of_an_open_precision_every_view_has_the_one_the_model_was_loaded_in(parts: Parts) -> None:
+    opened = change(parts, "subject", dtype="auto").config.subject
+    assert load(opened).precision == fast_dtype("cpu")
+    dtypes: tuple[Dtype, ...] = ("float32", "bfloat16")
+    for dtype in dtypes:
+        subject = load(opened.settled(dtype))
+        assert {subject.precision, subject.at(opened).precision} == {dtype}
+        (block,) = {value.dtype for value in subject.at(opened).model.transformer.h[0].parameters()}
+        assert block == getattr(torch, dtype)
+        by_name = load(change(parts, "subject", dtype=dtype).config.subject)
+        assert key_of(subject, parts.tokens) == key_of(by_name, parts.tokens), "one cache for what is the same"
+    assert opened.settled(None) == opened
+    assert parts.config.subject.settled("bfloat16") == parts.config.subject, "what a config says is never changed"
 
 
 def test_sdpa_runs_where_the_architecture_knows_it(parts: Parts, monkeypatch: pytest.MonkeyPatch) -> None:
