@@ -70,11 +70,11 @@ def main() -> None:
 
 def measure(case: Case, *, rounds: int, beside: bool) -> dict[str, Any]:
     """Return a row: what a step takes, as a multiple of the bare product and against each peer."""
-    shape, x = case.shape, _batch(case.shape)
-    works: dict[str, Callable[[], object]] = {"product": _product(case, x), "step": _step(case, x, train_step)}
+    shape, x = case.shape, random_batch(case.shape)
+    works: dict[str, Callable[[], object]] = {"product": _product(case, x), "step": step_of(case, x, train_step)}
     names = ("sparsify", "dictionary_learning", "SAELens")
     if beside:
-        works["plain"] = _step(case, x, _plain)
+        works["plain"] = step_of(case, x, _plain)
     peers = Peers(**shape._asdict()) if beside and case.with_peers else None
     if peers:
         works |= {name: partial(peers.step, name) for name in peers.names}
@@ -104,7 +104,7 @@ def _latents_off(case: Case, x: torch.Tensor) -> float | None:
     return float((exact.gather(1, at) != rounded).double().mean())
 
 
-def _batch(shape: Shape) -> torch.Tensor:
+def random_batch(shape: Shape) -> torch.Tensor:
     x = torch.randn(shape.batch_tokens, shape.d_model, generator=torch.Generator().manual_seed(0))
     return torch.nn.functional.normalize(x)
 
@@ -116,7 +116,7 @@ def _product(case: Case, x: torch.Tensor) -> Callable[[], object]:
     return lambda: torch.mm(rows, W_enc.T, out=out)
 
 
-def _step(case: Case, x: torch.Tensor, step: Step) -> Callable[[], object]:
+def step_of(case: Case, x: torch.Tensor, step: Step) -> Callable[[], object]:
     config = _config(case)
     state = TrainState.fresh(config, x)
     n_dead = int(case.dead_share * case.shape.n_latents)

@@ -28,6 +28,9 @@ _MOST_OF_A_MESSAGE = 1 << 24
 COMMAND = (sys.executable, "-P", "-m", "worker.trainer")
 EVALUATION_COMMAND = (sys.executable, "-P", "-m", "worker.evaluation")
 LENS_COMMAND = (sys.executable, "-P", "-m", "worker.lens_training")
+SLEEPING_THREADS = {"OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "0", "KMP_BLOCKTIME": "0"}
+"""Lets threads that wait for one another sleep: those that spin keep a busy machine from the one they wait for, and a
+step took 15 to 40 times as long. The first is for GNU's OpenMP, which torch brings; the last for Intel's."""
 AnyOrder = Order | EvaluationOrder | LensOrder
 OOM_KILLED = Failure(
     "OutOfMemory",
@@ -183,14 +186,11 @@ def _environment(order: AnyOrder) -> dict[str, str]:
     here = str(Path(__file__).parents[2])
     path = os.pathsep.join(filter(None, [here, os.environ.get("PYTHONPATH")]))
     counts = {"OMP_NUM_THREADS": str(order.threads), "MKL_NUM_THREADS": str(order.threads)}
-    # Threads that wait for one another must sleep: those that spin keep a busy machine from the one they wait for, and
-    # a step took 15 to 40 times as long. The first is for GNU's OpenMP, which torch brings; the last for Intel's.
-    waiting = {"OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "0", "KMP_BLOCKTIME": "0"}
     # Huge pages for torch's large blocks: the decoder's gradient at 16,384 x 768 took 6 instead of 20 ms.
     memory = {"THP_MEM_ALLOC_ENABLE": "1"}
     compiled = {"TORCHINDUCTOR_CACHE_DIR": order.compile_folder}
     own = {"PYTHONPATH": path, "TOKENIZERS_PARALLELISM": "false"}
-    return {**waiting, **known, **gpu_environ(order.device, os.environ), **counts, **memory, **compiled, **own}
+    return {**SLEEPING_THREADS, **known, **gpu_environ(order.device, os.environ), **counts, **memory, **compiled, **own}
 
 
 def oom_kills(own: Path = _OWN, root: Path = _ROOT) -> int:
