@@ -1,11 +1,12 @@
-"""A sweep of eight SAEs from nothing to saved files: ours beside the training programs of other libraries.
+"""A sweep of SAEs from nothing to saved files: ours beside the training programs of other libraries.
 
 Each program is a process of its own that is given a model's folder and a text file: imports, tokenising, capture,
 training, saving (and, of ours, the queue, checkpoints, the curve, MLflow and each SAE's ΔCE) all count. Same machine,
 same number of threads, the order of the programs turned round in every other round. Printed for each: wall seconds
 (median over rounds), the most memory its processes had resident together, the held-out fvu of raw activations of each
 SAE, measured here for all alike on text that none read, and its wall seconds ÷ ours. Programs that cannot be imported
-are left out. `--short`: an eighth of the tokens.
+are left out. By default eight SAEs of the model that ships; with `--gpt2-small` one of 16,384 latents of a model of
+GPT-2 small's size, random weights. `--short`: an eighth of the tokens.
 """
 
 import argparse
@@ -26,6 +27,7 @@ import psutil
 import torch
 from torch import Tensor
 
+from benchmarks.capture import gpt2_small
 from benchmarks.interleaved_timing import table
 from benchmarks.peer_programs import PROGRAMS, Order
 from orchestrator.config.job import SHIPPED_SUBJECT, SubjectConfig
@@ -37,7 +39,7 @@ from worker.subject.model_files import locate
 MODULES = {"sparsify": "sparsify", "dictionary_learning": "dictionary_learning", "SAELens": "sae_lens"}
 CHARACTERS_PER_TOKEN = 5.0
 """That are written for each training token: more than the shipped tokenizer has of this text, so that none runs out."""
-HELDOUT_TOKENS = 16_384
+HELDOUT_TOKENS, MOST_SHUFFLED = 16_384, 65_536
 SECONDS_BETWEEN_LOOKS = 0.2
 
 
@@ -46,24 +48,28 @@ def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--short", action="store_true")
     options.add_argument("--model", help="folder of a GPT-2-like model; by default the one that ships")
-    options.add_argument("--layer", type=int, default=3)
-    options.add_argument("--latents", type=int, nargs="+", default=[64, 128, 256, 512])
-    options.add_argument("--k", type=int, nargs="+", default=[4, 8])
+    options.add_argument("--gpt2-small", action="store_true", help="a model of that size, made here, and its sizes")
+    options.add_argument("--layer", type=int)
+    options.add_argument("--latents", type=int, nargs="+")
+    options.add_argument("--k", type=int, nargs="+")
     options.add_argument("--tokens", type=int, default=524_288)
-    options.add_argument("--batch-tokens", type=int, default=256)
+    options.add_argument("--batch-tokens", type=int)
+    options.add_argument("--without-evaluation", action="store_true", help="ours measures no ΔCE")
     options.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     options.add_argument("--rounds", type=int, default=1)
     options.add_argument("--only", nargs="+", default=["ours", *PROGRAMS])
-    given = options.parse_args()
+    given = _filled(options.parse_args())
     names = [name for name in given.only if name == "ours" or importlib.util.find_spec(MODULES[name])]
     with tempfile.TemporaryDirectory() as folder:
+        if given.gpt2_small:
+            given.model = gpt2_small(Path(folder) / "gpt2-small")
         order, subject, heldout = _prepared(given, Path(folder))
         seconds: dict[str, list[float]] = {name: [] for name in names}
         rows: dict[str, dict[str, object]] = {}
         for number in range(given.rounds):
             for name in names[:: -1 if number % 2 else 1]:
                 out = Path(folder) / "out"
-                wall, resident = _run(name, order, Path(folder))
+                wall, resident = _run(name, order, Path(folder), evaluates=not given.without_evaluation)
                 seconds[name].append(wall)
                 rows[name] = {"program": name, "MB": resident / 1e6, **_fvus(order, name, out, heldout)}
                 print(f"{name}: {wall:.0f} s", flush=True)
@@ -76,6 +82,16 @@ def main() -> None:
     print(f"\n{len(order.sizes)} SAEs, {order.tokens:,} tokens each in batches of {order.batch_tokens}, d_model "
           f"{subject.d_model}, {order.threads} threads, torch {torch.__version__}, {platform.processor()}")  # fmt: skip
     print(f"{table(told)}\n{json.dumps(told)}")
+
+
+def _filled(given: argparse.Namespace) -> argparse.Namespace:
+    """Return the options with the sizes that were left out: those of the sweep, or of the one large SAE."""
+    sweep = {"layer": 3, "latents": [64, 128, 256, 512], "k": [4, 8], "batch_tokens": 256}
+    large = {"layer": 6, "latents": [16_384], "k": [32], "batch_tokens": 2_048}
+    sizes = large if given.gpt2_small else sweep
+    return argparse.Namespace(
+        **vars(given) | {name: size if vars(given)[name] is None else vars(given)[name] for name, size in sizes.items()}
+    )
 
 
 def _prepared(given: argparse.Namespace, folder: Path) -> tuple[Order, Subject, Tensor]:
@@ -105,7 +121,7 @@ def _written(path: Path, documents: Iterator[str], tokens: int) -> str:
     return "".join(written)
 
 
-def _run(name: str, order: Order, folder: Path) -> tuple[float, float]:
+def _run(name: str, order: Order, folder: Path, *, evaluates: bool) -> tuple[float, float]:
     """Run a program; return its wall seconds, and the most bytes its processes had resident together.
 
     Raises:
@@ -113,7 +129,7 @@ def _run(name: str, order: Order, folder: Path) -> tuple[float, float]:
     """
     if name == "ours":
         os.environ["ORCH_THREADS"] = str(order.threads)
-        (folder / "sweep.yaml").write_text(_sweep(order))
+        (folder / "sweep.yaml").write_text(_sweep(order, evaluates=evaluates))
         program = [sys.executable, "-m", "orchestrator"]
         commands = [[*program, "enqueue", str(folder / "sweep.yaml")], [*program, "worker", "--until-empty"]]
     else:
@@ -134,7 +150,7 @@ def _run(name: str, order: Order, folder: Path) -> tuple[float, float]:
     return time.perf_counter() - started, most
 
 
-def _sweep(order: Order) -> str:
+def _sweep(order: Order, *, evaluates: bool) -> str:
     sizes = {"n_latents": sorted({n for n, _ in order.sizes}), "k": sorted({k for _, k in order.sizes})}
     return json.dumps(
         {
@@ -143,13 +159,18 @@ def _sweep(order: Order) -> str:
             "overrides": {
                 "subject.model": order.model, "subject.layer": order.layer, "data.source": order.text,
                 "data.context_length": order.context, "training.batch_tokens": order.batch_tokens,
-                "training.shuffle_tokens": 128 * order.batch_tokens, "training.max_tokens": order.tokens,
+                "training.shuffle_tokens": _window(order), "training.max_tokens": order.tokens,
                 "stop.rule": "max_tokens",
             },
             "sweep": [{"grid": {f"sae.{name}": values for name, values in sizes.items()}}],
-            "evaluate": ["downstream"],
+            **({"evaluate": ["downstream"]} if evaluates else {}),
         }
     )  # fmt: skip
+
+
+def _window(order: Order) -> int:
+    """Return the tokens among which ours shuffles: whole batches, and no more than are trained on."""
+    return max(1, min(128, MOST_SHUFFLED // order.batch_tokens, order.steps)) * order.batch_tokens
 
 
 def _resident(pid: int) -> float:
