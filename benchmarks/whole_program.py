@@ -128,10 +128,12 @@ def _run(name: str, order: Order, folder: Path, *, evaluates: bool) -> tuple[flo
         RuntimeError: it failed; the message is the end of what it printed.
     """
     if name == "ours":
-        os.environ["ORCH_THREADS"] = str(order.threads)
         (folder / "sweep.yaml").write_text(_sweep(order, evaluates=evaluates))
         program = [sys.executable, "-m", "orchestrator"]
-        commands = [[*program, "enqueue", str(folder / "sweep.yaml")], [*program, "worker", "--until-empty"]]
+        commands = [
+            [*program, "enqueue", str(folder / "sweep.yaml")],
+            [*program, "worker", "--until-empty", "--threads", str(order.threads)],
+        ]
     else:
         (folder / "order.json").write_text(json.dumps(order._asdict()))
         commands = [

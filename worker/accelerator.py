@@ -9,6 +9,8 @@ from orchestrator.config.job import Dtype, JobConfig
 from orchestrator.errors import ConfigError, MachineError
 from worker.devices import NO_GPU_HINT, trainer_devices
 
+FLOAT8_CAPABILITY = (8, 9)
+"""The compute capability that multiplies float8 numbers."""
 _WORTH = 1.5
 """By so much bfloat16 products must be faster: the rest of a forward pass gains nothing by it."""
 
@@ -58,11 +60,16 @@ def _product_seconds(dtype: torch.dtype) -> float:
 
 
 def check_precision(config: JobConfig, device: str) -> None:
-    """Refuse bfloat16 on a GPU that has none.
+    """Refuse bfloat16, or float8, on a GPU that has none.
 
     Raises:
         ConfigError: names the field.
     """
+    is_scaled = config.training.encode_dtype == "float8_e4m3"
+    if is_scaled and device.startswith("cuda") and torch.cuda.get_device_capability(device) < FLOAT8_CAPABILITY:
+        raise ConfigError(
+            "training.encode_dtype = float8_e4m3: this GPU has none", hint="Set training.encode_dtype to bfloat16."
+        )
     asked = {"subject.dtype": config.subject.dtype, "training.encode_dtype": config.training.encode_dtype}
     for field, dtype in asked.items():
         if dtype == "bfloat16" and device.startswith("cuda") and not torch.cuda.is_bf16_supported():

@@ -32,3 +32,17 @@ ACTIVATIONS: dict[Activation, ActivationFacts] = {
 def reconstruction_sizes(activation: Activation, *, k: int, n_latents: int) -> tuple[tuple[int, float], ...]:
     """Return (latents decoded per token, weight in the loss) of each reconstruction, never more than n_latents."""
     return tuple((min(c * k, n_latents), weight) for c, weight in ACTIVATIONS[activation].reconstructions)
+
+
+def check_encode_dtype(activation: Activation, dtype: str) -> None:
+    """Refuse a rough product for what is not computed again.
+
+    Raises:
+        ValueError: float8_e4m3 with an activation that does not list the latents of each token.
+    """
+    if dtype == "float8_e4m3" and not ACTIVATIONS[activation].selects_per_token:
+        others = " and ".join(name for name, facts in ACTIVATIONS.items() if facts.selects_per_token)
+        raise ValueError(
+            f"training.encode_dtype = {dtype} chooses what is computed again exactly, as {others} do: for "
+            f"{activation} take bfloat16 or float32"
+        )

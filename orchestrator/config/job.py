@@ -10,13 +10,14 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from orchestrator.config import synthetic
-from orchestrator.config.activation_functions import ACTIVATIONS, Activation
+from orchestrator.config.activation_functions import ACTIVATIONS, Activation, check_encode_dtype
 from orchestrator.config.sites import SITES, Site
 from orchestrator.config.sizes import dead_window, latents
 from orchestrator.errors import ConfigError
 
 Normalize = Literal["unit", "layer_norm", "none"]
 Dtype = Literal["float32", "bfloat16", "float16"]
+EncodeDtype = Dtype | Literal["float8_e4m3"]
 
 SHIPPED_SUBJECT = "shipped:stdlib-gpt2"
 STANDARD_LIBRARY = "python:stdlib"
@@ -299,7 +300,7 @@ class TrainingConfig(Part):
     """First point of the curve; then four per doubling."""
     seed: NaturalInt = 0
     """Initial weights."""
-    encode_dtype: Dtype = "float32"
+    encode_dtype: EncodeDtype = "float32"
     """Precision of the encoder's product; what it selects is computed again in float32, and parameters stay float32."""
 
     @model_validator(mode="after")
@@ -333,7 +334,8 @@ class JobConfig(Part):
     stop: StopConfig = StopConfig()
 
     @model_validator(mode="after")
-    def _schedule_fits(self) -> Self:
+    def _fits(self) -> Self:
+        check_encode_dtype(self.sae.activation, self.training.encode_dtype)
         lengths = {name: getattr(self.optimizer, name) for name in ("warmup_tokens", "decay_tokens")}
         total, budget = sum(lengths.values()), self.training.max_tokens
         if total > budget:

@@ -56,8 +56,9 @@ def test_after_equal_tokens_fvu_is_within_half_a_percent_of_the_plain_path(activ
     plain = _fvu(_config(activation=activation), x, _by_autograd)
     assert plain < 0.2
     assert _fvu(_config(activation=activation), x, train_step) == pytest.approx(plain, rel=0.005)
-    rounded = _config(activation=activation, encode_dtype="bfloat16")
-    assert _fvu(rounded, x, train_step) == pytest.approx(plain, rel=0.005)
+    for encode_dtype in ("bfloat16", "float8_e4m3"):
+        rounded = _config(activation=activation, encode_dtype=encode_dtype)
+        assert _fvu(rounded, x, train_step) == pytest.approx(plain, rel=0.005)
     if use(tmp_path) is None:  # else there is no C compiler here
         try:
             assert _fvu(_config(activation=activation), x, train_step) == pytest.approx(plain, rel=0.005)

@@ -8,8 +8,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from orchestrator.config.activation_functions import ACTIVATIONS, reconstruction_sizes
-from orchestrator.config.job import Dtype, SaeConfig
+from orchestrator.config.job import EncodeDtype, SaeConfig
 from worker.sae.activation_functions import activation_function
+from worker.sae.scaled_product import FLOAT8, ScaledRows
 from worker.sae.sparse import selected_pre_acts, sparse_decode
 from worker.sae.topk import rescored_top_k, top_values
 
@@ -33,14 +34,14 @@ class SparseAutoencoder(nn.Module):
     Source: Gao et al. 2024, Scaling and evaluating sparse autoencoders, section 2.3.
     """
 
-    def __init__(self, config: SaeConfig, d_model: int, *, dtype: Dtype = "float32") -> None:
+    def __init__(self, config: SaeConfig, d_model: int, *, dtype: EncodeDtype = "float32") -> None:
         """Allocate zeros (`init.initialise` fills them); parameters are float32, `dtype` is of the dense product."""
         super().__init__()
         n_latents = config.latents(d_model)
         self.activation = config.activation
         self.k = config.k
         self.k_aux = min(config.aux_latents(d_model), n_latents)
-        self.product_dtype = None if dtype == "float32" else getattr(torch, dtype)
+        self.product_dtype = None if dtype == "float32" else FLOAT8 if dtype == "float8_e4m3" else getattr(torch, dtype)
         self.W_enc = nn.Parameter(torch.zeros(n_latents, d_model))
         self.b_enc = nn.Parameter(torch.zeros(n_latents))
         self.W_dec = nn.Parameter(torch.zeros(n_latents, d_model))
@@ -126,4 +127,6 @@ class SparseAutoencoder(nn.Module):
     def _product(self, left: Tensor, right: Tensor) -> Tensor:
         if self.product_dtype is None:
             return functional.linear(left, right)
+        if self.product_dtype is FLOAT8:
+            return ScaledRows.of(left).times(ScaledRows.of(right)).float()
         return functional.linear(left.to(self.product_dtype), right.to(self.product_dtype)).float()

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from worker.sae.scaled_product import FLOAT8, scaled_top_k
 from worker.sae.topk import rescored_top_k, top_values
 
 TILE_BYTES = 2**28
@@ -70,6 +71,9 @@ def select(
     """
     W_enc, b_enc = encoder
     centred = x - b_pre
+    if dtype is FLOAT8:
+        values, top_indices = scaled_top_k(centred, encoder, k)
+        return Selected(centred, values.relu_(), top_indices, None, watched)
     n_bytes = len(x) * len(W_enc) * x.element_size()
     n_rounded = len(x) * len(W_enc) * (dtype or x.dtype).itemsize
     n_tiles = -(-n_rounded // min(tile_bytes, max(_WHOLE_BYTES, n_bytes // 2)))

@@ -86,6 +86,16 @@ def test_a_gpu_without_bfloat16_is_told_apart(monkeypatch: pytest.MonkeyPatch) -
         check_precision(half, "cuda:0")
 
 
+def test_a_gpu_without_float8_is_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    scaled = parse({"training": {"encode_dtype": "float8_e4m3"}})
+    check_precision(scaled, "cpu")
+    monkeypatch.setattr("torch.cuda.get_device_capability", lambda _: (8, 9))
+    check_precision(scaled, "cuda:0")
+    monkeypatch.setattr("torch.cuda.get_device_capability", lambda _: (8, 0))
+    with pytest.raises(ConfigError, match=r"training\.encode_dtype = float8_e4m3: this GPU has none"):
+        check_precision(scaled, "cuda:0")
+
+
 def test_bfloat16_is_chosen_where_its_products_are_faster() -> None:
     def seconds(dtype: torch.dtype) -> float:
         x = torch.rand(1024, 512).to(dtype)

@@ -72,6 +72,7 @@ def triton_operations() -> Operations:
 
     return Operations(
         blockmax.encode,
+        blockmax.block_maxima,
         blockmax.select,
         blockmax.encode_top_k,
         bags.decode,

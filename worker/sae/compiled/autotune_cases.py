@@ -98,7 +98,7 @@ def _adam(operations: Operations, at: dict[str, Any]) -> tuple[Tensor, ...]:
 
 TRIALS = {
     "encode": AutotuneCase(
-        ("encode", "select", "encode_top_k"),
+        ("encode", "block_maxima", "select", "encode_top_k"),
         _dense,
         lambda operations, at: operations.encode_top_k(at["x"], at["W"], at["b"], k=at["k"]),
     ),

@@ -25,6 +25,8 @@ class Operations(NamedTuple):
 
     encode: Callable[..., tuple[Tensor, Tensor]]
     """(centred, W_enc, b_enc) -> pre-activations (B, n) in the inputs' dtype, and what `select` needs beside them."""
+    block_maxima: Callable[[Tensor], Tensor]
+    """(pre_acts) -> what `select` needs beside pre-activations that something else has computed."""
     select: Callable[..., tuple[Tensor, Tensor]]
     """(pre_acts, maxima, *, k) -> the k largest SIGNED values of each row and their places, largest first."""
     encode_top_k: Callable[..., tuple[Tensor, Tensor]]
@@ -52,6 +54,11 @@ class Operations(NamedTuple):
 def encode(centred: Tensor, W_enc: Tensor, b_enc: Tensor) -> tuple[Tensor, Tensor]:
     """Return centred · W_encᵀ + b_enc, and no maxima: torch selects without them."""
     return functional.linear(centred, W_enc, b_enc.to(centred.dtype)), centred.new_empty(len(centred), 0)
+
+
+def block_maxima(pre_acts: Tensor) -> Tensor:
+    """Return no maxima, as `encode`."""
+    return pre_acts.new_empty(len(pre_acts), 0)
 
 
 def select(pre_acts: Tensor, maxima: Tensor, *, k: int) -> tuple[Tensor, Tensor]:
@@ -133,6 +140,7 @@ def gradient_squares(weights: Tensor, gradient: Tensor, *, sphere: bool) -> Tens
 
 PLAIN = Operations(
     encode,
+    block_maxima,
     select,
     encode_top_k,
     sparse_decode,

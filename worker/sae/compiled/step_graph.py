@@ -17,6 +17,7 @@ from worker.sae.compiled.autotune import operations
 from worker.sae.compiled.autotune_cases import Shape
 from worker.sae.compiled.operations import Operations
 from worker.sae.dead_latents import count_by_layer, silent_tokens
+from worker.sae.scaled_product import FLOAT8, ScaledRows, n_tiles
 from worker.sae.tiled_encode import Selected
 from worker.sae.topk import best_of
 from worker.sae.train_state import TrainState
@@ -67,12 +68,14 @@ class Kernels(NamedTuple):
         """Return the fastest for a state's device and sizes; what is measured is remembered in `folder`."""
         model = state.model
         dtype, device = model.product_dtype or torch.float32, model.W_enc.device.type
+        if dtype is FLOAT8:  # its product is torch's own, and what selects in it sees bfloat16
+            dtype = torch.bfloat16
         shape = Shape(device, n_tokens, model.d_model, model.n_latents, model.k_widest, dtype)
         of_dead = shape._replace(n_latents=few(model.n_latents))
         of_dead = of_dead._replace(k=min(candidates(model.k_aux, model.product_dtype), of_dead.n_latents))
         encoder = operations(of_dead, folder=folder, parts=("encode",))
         aux = operations(shape._replace(k=model.k_aux), folder=folder, parts=("decode", "sample", "gradients"))
-        encode = {name: getattr(encoder, name) for name in ("encode", "select", "encode_top_k")}
+        encode = {name: getattr(encoder, name) for name in ("encode", "block_maxima", "select", "encode_top_k")}
         return cls(operations(shape, folder=folder), aux._replace(**encode))
 
 
@@ -136,9 +139,24 @@ def _largest(
     """Return the k largest pre-activations of each token, in full precision, and their places."""
     if dtype is None:
         return by.encode_top_k(centred, *encoder, k=k)
-    rounded = [part.to(dtype) for part in (centred, *encoder)]
-    found = by.encode_top_k(*rounded, k=min(candidates(k, dtype), len(encoder[0])))[1]
+    many = min(candidates(k, dtype), len(encoder[0]))
+    if dtype is FLOAT8:
+        found = _scaled_candidates(centred, encoder, many, by)
+    else:
+        found = by.encode_top_k(*(part.to(dtype) for part in (centred, *encoder)), k=many)[1]
     return best_of(found, centred, encoder, k, product=by.sampled_product)
+
+
+def _scaled_candidates(
+    centred: Tensor, encoder: tuple[Tensor, Tensor], many: int, by: Operations
+) -> Int[Tensor, "n_tokens many"]:
+    table, b_enc = ScaledRows.of(encoder[0]), encoder[1]
+    found = []
+    for tile in centred.chunk(n_tiles(len(centred), len(b_enc))):
+        product = ScaledRows.of(tile).times(table)
+        pre_acts = product + b_enc.to(product.dtype)
+        found.append(by.select(pre_acts, by.block_maxima(pre_acts), k=many)[1])
+    return torch.cat(found)
 
 
 def _losses(

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from orchestrator.config.activation_functions import ACTIVATIONS
-from orchestrator.config.job import Dtype, SaeConfig
+from orchestrator.config.job import EncodeDtype, SaeConfig
 from orchestrator.errors import ConfigError
 from worker.sae.model import Encoded, SparseAutoencoder
 from worker.sae.sharded.shard import Shard
@@ -89,7 +89,7 @@ def check_divisible(config: SaeConfig) -> None:
 class ShardedAutoencoder(SparseAutoencoder):
     """A process's rows of a `SparseAutoencoder`; `encode` and `decode` answer for the whole, alike on every process."""
 
-    def __init__(self, config: SaeConfig, d_model: int, *, shard: Shard, dtype: Dtype = "float32") -> None:
+    def __init__(self, config: SaeConfig, d_model: int, *, shard: Shard, dtype: EncodeDtype = "float32") -> None:
         """Allocate this process's rows.
 
         Raises:

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 
-from orchestrator.config.job import SaeConfig
+from orchestrator.config.job import EncodeDtype, SaeConfig
 from worker.sae import manual_gradients
 from worker.sae.loss import losses
 from worker.sae.model import SparseAutoencoder
@@ -165,9 +165,10 @@ def test_rounded_products_give_the_exact_values_of_the_exact_latents() -> None:
     assert (values[:, 1:] <= values[:, :-1]).all()
 
 
-def test_a_rounded_encoder_is_the_same_fused_and_plain() -> None:
+@pytest.mark.parametrize("dtype", ["bfloat16", "float8_e4m3"])
+def test_a_rounded_encoder_is_the_same_fused_and_plain(dtype: EncodeDtype) -> None:
     config = SaeConfig(n_latents=128, k=4, k_aux=8)
-    model = SparseAutoencoder(config, 32, dtype="bfloat16")
+    model = SparseAutoencoder(config, 32, dtype=dtype)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -176,7 +177,7 @@ def test_a_rounded_encoder_is_the_same_fused_and_plain() -> None:
     x = torch.randn(50, 32, generator=generator)
     dead = torch.zeros(128, dtype=torch.bool)
     dead[:40] = True
-    selected = select(x, model.b_pre, (model.W_enc, model.b_enc), k=4, dtype=torch.bfloat16)
+    selected = select(x, model.b_pre, (model.W_enc, model.b_enc), k=4, dtype=model.product_dtype)
     dead[selected.top_indices] = False
     wanted = losses(model, x, model.encode(x), config=config, variances=(VARIANCE,), dead=dead)
     terms = manual_gradients.LossTerms.of(model, config, variances=(VARIANCE,))

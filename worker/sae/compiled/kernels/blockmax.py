@@ -215,6 +215,12 @@ def _encode(centred: Tensor, W_enc: Tensor, b_enc: Tensor, out: tuple[Tensor, Te
     )  # fmt: skip
 
 
+@torch.library.custom_op("orch::block_maxima", mutates_args=())
+def block_maxima(pre_acts: Tensor) -> Tensor:
+    """Return the int32 key of the largest of each block of latents, of each row."""
+    return _maxima(pre_acts)
+
+
 def _maxima(pre_acts: Tensor) -> Tensor:
     n_tokens, n_latents = pre_acts.shape
     n_blocks = triton.cdiv(n_latents, BLOCK)
@@ -236,6 +242,12 @@ def _(centred: Tensor, W_enc: Tensor, b_enc: Tensor, *, way: str = "wide") -> tu
     n_tokens, n_latents = centred.shape[0], W_enc.shape[0]
     n_blocks = (n_latents + BLOCK - 1) // BLOCK
     return centred.new_empty(n_tokens, n_latents), centred.new_empty(n_tokens, n_blocks, dtype=torch.int32)
+
+
+@block_maxima.register_fake
+def _(pre_acts: Tensor) -> Tensor:
+    n_tokens, n_latents = pre_acts.shape
+    return pre_acts.new_empty(n_tokens, (n_latents + BLOCK - 1) // BLOCK, dtype=torch.int32)
 
 
 @select.register_fake

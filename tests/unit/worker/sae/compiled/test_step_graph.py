@@ -16,7 +16,7 @@ D_MODEL, BATCH, N_STEPS = 15, 32, 24
 
 @pytest.mark.parametrize("k_aux", [3, 64])
 @pytest.mark.parametrize("clip_norm", [None, 0.5])
-@pytest.mark.parametrize("encode_dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("encode_dtype", ["float32", "bfloat16", "float8_e4m3"])
 @pytest.mark.parametrize("activation", ["topk", "multi_topk"])
 @pytest.mark.parametrize("n_layers", [1, 3])
 def test_fixed_shapes_change_nothing(
