@@ -171,6 +171,7 @@ PARTS: dict[str, Callable[[Place], Iterator[dict[str, Any]]]] = {
     **{f"step{i}": lambda place, i=i: gpu_step.step(place, i) for i in range(len(gpu_step.SHAPES))},  # type: ignore[misc]
     "peers": gpu_step.peers,
     "decoder": gpu_step.decoder,
+    "float8": gpu_step.float8,
     "capture": capture,
     "job": job,
 }

@@ -19,6 +19,8 @@ from worker.sae.compiled import autotune
 from worker.sae.compiled.autotune_cases import TRIALS, Shape
 from worker.sae.compiled.compiled_step import CompiledStep
 from worker.sae.compiled.operations import PLAIN
+from worker.sae.scaled_product import FLOAT8, ScaledRows
+from worker.sae.tiled_encode import select
 from worker.sae.train_state import TrainState, train_step
 
 DEAD_AFTER = 10_000_000
@@ -147,6 +149,37 @@ def peers(place: Place) -> Iterator[dict[str, Any]]:
             torch.cuda.empty_cache()
 
 
+def float8(place: Place) -> Iterator[dict[str, Any]]:
+    """Yield step and bare product in float8_e4m3 beside those in bfloat16, and what float8 selects otherwise."""
+    found: dict[str, Any] = {}
+    for which in (0, 1):
+        shape = (REHEARSED if place.is_rehearsal else SHAPES)[which]
+        x, said, works = _batch(shape, place), list[str](), dict[str, Callable[[], object]]()
+        for dtype in ("bfloat16", "float8_e4m3"):
+            config = _config(shape, encode_dtype=dtype)
+            state = TrainState.fresh(config, x[: min(len(x), 4096)])
+            works[f"step, {dtype}"] = partial(compiled_step(state, config, place, said), state, x, config)
+        W_enc = state.model.W_enc.detach().clone()
+        works["product, bfloat16"] = partial(torch.mm, x.to(torch.bfloat16), W_enc.to(torch.bfloat16).T)
+        works["product, float8_e4m3"] = partial(ScaledRows.of(x).times, ScaledRows.of(W_enc))
+        off = _selected_otherwise(x[:1024], W_enc, shape.k)
+        took = timed(works, place, repeats=5)
+        ms = {name: 1e3 * seconds for name, seconds in took.items()}
+        found[f"n {shape.n_latents}"] = {"ms": ms, "latents off": off, "said": said}
+        yield found
+        del works, state, W_enc
+        if place.device == "cuda":
+            torch.cuda.empty_cache()
+
+
+def _selected_otherwise(x: Tensor, W_enc: Tensor, k: int) -> float:
+    """Return the share of the latents selected by way of float8 that full precision does not select."""
+    origin, encoder = x.new_zeros(x.shape[1]), (W_enc, W_enc.new_zeros(len(W_enc)))
+    exact, found = (select(x, origin, encoder, k=k, dtype=dtype).top_indices for dtype in (None, FLOAT8))
+    mark = torch.zeros(len(x), len(W_enc), dtype=torch.bool, device=x.device).scatter_(1, exact, True)
+    return float((~mark.gather(1, found)).double().mean())
+
+
 def decoder(place: Place) -> Iterator[dict[str, Any]]:
     """Yield the decoder forward and backward at flex-sae's published cell, k by k."""
     n, d, batch = (128, 16, 64) if place.is_rehearsal else (65_536, 2304, 8192)
@@ -167,9 +200,9 @@ def compiled_step(state: TrainState, config: JobConfig, place: Place, said: list
     return made
 
 
-def _config(shape: StepShape) -> JobConfig:
+def _config(shape: StepShape, *, encode_dtype: str = "bfloat16") -> JobConfig:
     batch = shape.batch_tokens
-    training = {"batch_tokens": batch, "shuffle_tokens": batch, "max_tokens": 2**41, "encode_dtype": "bfloat16"}
+    training = {"batch_tokens": batch, "shuffle_tokens": batch, "max_tokens": 2**41, "encode_dtype": encode_dtype}
     return parse(
         {
             "sae": {"n_latents": shape.n_latents, "k": shape.k},

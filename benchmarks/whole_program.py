@@ -148,7 +148,7 @@ def _run(name: str, order: Order, folder: Path, *, evaluates: bool) -> tuple[flo
                 most = max(most, _resident(child.pid))
                 time.sleep(SECONDS_BETWEEN_LOOKS)
         if child.returncode:
-            raise RuntimeError(f"{name}: exit status {child.returncode}\n{(folder / 'log').read_text()[-2000:]}")
+            raise RuntimeError(f"{name}: exit status {child.returncode}\n{_end_of_log(folder)}")
     return time.perf_counter() - started, most
 
 
@@ -205,8 +205,14 @@ def _saved(name: str, out: Path, number: int) -> Path:
         "ours": f"artifacts/{number + 1}/*/final", "sparsify": f"{number}/h.*",
         "dictionary_learning": f"trainer_{number}", "SAELens": f"{number}",
     }  # fmt: skip
-    (folder,) = out.glob(within[name])
-    return folder
+    folders = [*out.glob(within[name])]
+    if len(folders) != 1:
+        raise RuntimeError(f"{name} saved {len(folders)} SAEs in place of number {number}:\n{_end_of_log(out.parent)}")
+    return folders[0]
+
+
+def _end_of_log(folder: Path) -> str:
+    return (folder / "log").read_text()[-2000:]
 
 
 if __name__ == "__main__":

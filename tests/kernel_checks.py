@@ -120,6 +120,7 @@ def check_encode(size: Size, *, device: str = "cpu", dtype: torch.dtype = torch.
     pre_acts, maxima = check_product(size, device=device, dtype=dtype, way=way)
     x, W, b = encoder_of(size, device, dtype)
     assert_selected(blockmax.select(pre_acts, maxima, k=size.k), pre_acts, size.k)
+    assert torch.equal(blockmax.block_maxima(pre_acts), maxima), "of what another product has computed, too"
     values, indices = blockmax.encode_top_k(x, W, b, k=size.k, way=way)
     assert_selected((values, indices), pre_acts, size.k)
 

@@ -18,7 +18,7 @@ def check(folder: Path, *arguments: str) -> tuple[str, dict[str, Any]]:
 
 
 def test_every_part_runs(tmp_path: Path) -> None:
-    said, found = check(tmp_path, "--only", "warm0,job,step0,ceilings,decoder,peers")
+    said, found = check(tmp_path, "--only", "warm0,job,step0,ceilings,decoder,float8,peers")
     assert found["warm0"]["failed"] is None
     assert min(found["step0"]["ms"]["step"], found["step0"]["ms"]["product"]) > 0
     assert found["step0"]["ms"]["step, 10% dead"] > 0
@@ -26,6 +26,9 @@ def test_every_part_runs(tmp_path: Path) -> None:
     assert "No module named 'sparsify'" in found["peers"]["said"] or found["peers"]["n 128"]["sparsify"] > 0
     assert found["ceilings"]["device"] == "cpu"
     assert found["decoder"]["decode, k 4"]["torch"] > 0
+    assert found["float8"]["n 128"]["latents off"] < 0.05, "of twice 4 candidates, on noise"
+    assert min(found["float8"]["n 128"]["ms"].values()) > 0
+    assert found["float8"]["n 128"]["said"] == []
     assert found["job"]["killed = whole"] is True
     assert found["job"]["killed"]["attempts"][0][0] == "lost"
     assert "| 16 | 128 | 4 | 64 |" in said
