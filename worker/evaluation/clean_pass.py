@@ -17,6 +17,7 @@ from torch import Tensor
 from worker.activations.forward import tokens_per_pass
 from worker.evaluation.context import EvaluationContext
 from worker.evaluation.restart import Restart
+from worker.sae.native.kernels import kernels_for
 from worker.subject.model import run_patched
 
 _LOGIT_BYTES = {"cpu": 2**28, "cuda": 2**29}
@@ -109,9 +110,8 @@ class CleanPass:
         for number, first in enumerate(range(0, n_contexts, self.size)):
             self.context.progress(phase, number / self.n_batches)
             rows = slice(first, min(first + self.size, n_contexts))
-            of = self.context.of(
-                "clean pass", version=1, contexts=[rows.start, rows.stop], probabilities=self.keeps_probabilities
-            )
+            how = {"probabilities": self.keeps_probabilities, "kernels": kernels_for() is not None}
+            of = self.context.of("clean pass", version=2, contexts=[rows.start, rows.stop], **how)
             yield self._batch(rows, self.context.store.get(of, partial(self._computed, rows)))
 
     def predicted(self, batch: CleanBatch, replaced: Float[Tensor, "batch context d_model"]) -> Prediction:
@@ -171,6 +171,8 @@ class CleanPass:
 
 def predict(logits: Float[Tensor, "batch context vocabulary"], ids: Int[Tensor, "batch context"]) -> Prediction:
     """Return what logits predict, by a log-softmax in float32."""
+    if kernels := kernels_for(logits):
+        return Prediction(*kernels.predict(logits, ids.contiguous()))
     n_contexts, length, vocabulary = logits.shape
     probabilities = logits.new_empty((n_contexts, length - 1, vocabulary), dtype=torch.float32)
     neg_entropy, ce = logits.new_empty((2, n_contexts, length - 1), dtype=torch.float32)
@@ -189,6 +191,8 @@ def token_losses(
 
     KL = Σ p ln p − Σ p ln q, p the clean probabilities: 0 bit for bit where the logits are the clean ones.
     """
+    if kernels := kernels_for(logits, clean.probabilities, clean.neg_entropy):
+        return TokenLosses(*kernels.token_losses(logits, ids.contiguous(), clean.probabilities, clean.neg_entropy))
     ce, kl = logits.new_empty((2, *clean.ce.shape), dtype=torch.float32)
     for piece in _pieces(logits):
         logs = _log_softmax(logits, piece)

@@ -1,4 +1,4 @@
-/* What surrounds the encoder's product in a training step on a CPU. `kernels.py` says what each function computes.
+/* What surrounds the encoder's product in a training step on a CPU, and the losses of a model's logits. `kernels.py` says what each function computes.
  *
  * Rows are contiguous float32, indices int64. Every sum is one thread's, from its first term to its last, so results
  * do not depend on the number of threads.
@@ -266,4 +266,78 @@ double adam(const struct AdamStep *given, float *weights, float *gradients, floa
   double sum = 0;
   for (int64_t r = 0; r < n_rows; ++r) sum += squares[r];
   return sum;
+}
+
+/* e^x of x <= 0 to about one unit in the last place, in operations that fill vector registers. Cephes' polynomial; fmaf
+ * keeps what is left of x from being taken together otherwise. */
+static inline float exp_of(float x) {
+  const float n = nearbyintf(x * 1.44269504f);
+  const float r = fmaf(n, 2.12194440e-4f, fmaf(n, -0.693359375f, x));
+  float y = 1.9875691500e-4f;
+  y = fmaf(y, r, 1.3981999507e-3f);
+  y = fmaf(y, r, 8.3334519073e-3f);
+  y = fmaf(y, r, 4.1665795894e-2f);
+  y = fmaf(y, r, 1.6666665459e-1f);
+  y = fmaf(y, r, 5.0000001201e-1f);
+  y = fmaf(y, r * r, r) + 1;
+  const union {
+    uint32_t bits;
+    float value;
+  } scale = {(uint32_t)((int32_t)(x < -87 ? 0 : n) + 127) << 23};
+  return x < -87 ? 0 : y * scale.value;
+}
+
+#define BLOCK 1024 /* terms that are summed in float32; their sums in float64 */
+
+static float log_sum_exp(const float *row, int64_t n) {
+  float maxima[16], most = -INFINITY;
+  for (int l = 0; l < 16; ++l) maxima[l] = -INFINITY;
+  for (int64_t first = 0; first + 16 <= n; first += 16)
+    for (int l = 0; l < 16; ++l) maxima[l] = row[first + l] > maxima[l] ? row[first + l] : maxima[l];
+  for (int l = 0; l < 16; ++l) most = maxima[l] > most ? maxima[l] : most;
+  for (int64_t j = n / 16 * 16; j < n; ++j) most = row[j] > most ? row[j] : most;
+  double sum = 0;
+  for (int64_t first = 0; first < n; first += BLOCK) {
+    const int64_t end = first + BLOCK < n ? first + BLOCK : n;
+    float part = 0;
+    for (int64_t j = first; j < end; ++j) part += exp_of(row[j] - most);
+    sum += part;
+  }
+  return most + (float)log(sum);
+}
+
+/* The mean of the log-probabilities under some probabilities: one function, so that equal logits give equal bits. */
+static __attribute__((noinline)) float mean_of_logs(const float *row, float normaliser, const float *p, int64_t n) {
+  double sum = 0;
+  for (int64_t first = 0; first < n; first += BLOCK) {
+    const int64_t end = first + BLOCK < n ? first + BLOCK : n;
+    float part = 0;
+    for (int64_t j = first; j < end; ++j) part += p[j] * (row[j] - normaliser);
+    sum += part;
+  }
+  return (float)sum;
+}
+
+void predict(const float *logits, const int64_t *ids, int64_t n_contexts, int64_t length, int64_t n,
+             float *probabilities, float *neg_entropy, float *ce, int threads) {
+#pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
+  for (int64_t t = 0; t < n_contexts * (length - 1); ++t) {
+    const int64_t at = t / (length - 1) * length + t % (length - 1);
+    const float *row = logits + at * n, normaliser = log_sum_exp(row, n);
+    float *p = probabilities + t * n;
+    for (int64_t j = 0; j < n; ++j) p[j] = exp_of(row[j] - normaliser);
+    neg_entropy[t] = mean_of_logs(row, normaliser, p, n);
+    ce[t] = normaliser - row[ids[at + 1]];
+  }
+}
+
+void token_losses(const float *logits, const int64_t *ids, const float *probabilities, const float *neg_entropy,
+                  int64_t n_contexts, int64_t length, int64_t n, float *ce, float *kl, int threads) {
+#pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
+  for (int64_t t = 0; t < n_contexts * (length - 1); ++t) {
+    const int64_t at = t / (length - 1) * length + t % (length - 1);
+    const float *row = logits + at * n, normaliser = log_sum_exp(row, n);
+    kl[t] = neg_entropy[t] - mean_of_logs(row, normaliser, probabilities + t * n, n);
+    ce[t] = normaliser - row[ids[at + 1]];
+  }
 }

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from orchestrator.config.job import JobConfig
 from orchestrator.config.validation import parse
+from worker.evaluation.clean_pass import predict, token_losses
 from worker.evaluation.reconstruction import measure_reconstruction
 from worker.sae.dead_latents import count_by_layer
 from worker.sae.native.kernels import Kernels, kernels_for, use
@@ -202,3 +203,28 @@ def test_a_weight_that_is_no_number_reaches_the_loss(kernels: Kernels) -> None:
         state.model.W_enc[3, 0] = torch.nan
     train_step(state, x, config)
     assert not state.sums.isfinite().all()
+
+
+@pytest.mark.parametrize("vocabulary", [1, 7, 16, 100, 4097])
+def test_losses_of_logits_are_those_of_plain_torch_and_0_of_equal_ones(kernels: Kernels, vocabulary: int) -> None:
+    generator = torch.Generator().manual_seed(vocabulary)
+    clean, patched = (3 * torch.randn(3, 9, vocabulary, generator=generator) for _ in range(2))
+    ids = torch.randint(0, vocabulary, (3, 9), generator=generator)
+    found = predict(clean, ids)
+    losses = token_losses(patched, ids, found)
+    assert (token_losses(clean, ids, found).kl == 0).all()
+    use(None)
+    expected = predict(clean, ids)
+    for value, plain in zip((*found, *losses), (*expected, *token_losses(patched, ids, expected)), strict=True):
+        torch.testing.assert_close(value, plain, rtol=2e-6, atol=5e-6)
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_logits_that_are_no_numbers_make_losses_that_are_none(kernels: Kernels, value: float) -> None:
+    logits = torch.zeros(1, 3, 40)
+    ids = torch.zeros(1, 3, dtype=torch.int64)
+    found = predict(logits, ids)
+    logits[0, 1, 17] = value
+    losses = token_losses(logits, ids, found)
+    assert losses.ce.isfinite().tolist() == [[True, False]]
+    assert losses.kl.isfinite().tolist() == [[True, False]]
