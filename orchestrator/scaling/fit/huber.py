@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from orchestrator.scaling.fit.losses import Observed, SinglePoints, SortedPoints
 from orchestrator.scaling.forms import Array, Design, Flags, Numbers, log_values
 
 TOLERANCE = 1e-12
@@ -15,12 +16,12 @@ TOLERANCE = 1e-12
 _ROUNDING = 1e-14
 """Of ln(loss): below, a misfit is rounding."""
 _MOST_STEPS = 1000
-_OUTSIDE = 0.3
-"""Beyond delta Huber's loss has no curvature: this share of δ/|r| instead keeps the rank of the Hessian."""
 _LONGEST = 4.0
 """In standardised parameters: longer steps are cut, for a floor may run away towards ln 0."""
 _AT_ONCE = 400_000
 """Values of (n_fits, n_points) that are worked on together: what a cache holds."""
+_SORTED_AT_ONCE = 1_000_000
+"""Where they are sorted by places, which each step then reads a few of."""
 
 
 class Data(NamedTuple):
@@ -46,30 +47,11 @@ class Solution(NamedTuple):
     """(n_fits,) of bool."""
 
 
-class _Grouped(NamedTuple):
-    """`Data` whose points of one place, such as the seeds of one n and k, lie beside each other."""
-
+class _Fitted(NamedTuple):
     points: Design
-    """Of each place once."""
-    observed: Array
-    censored: Flags
-    delta: float
-    counts: Numbers | None
-    """Points of each place; None: every point is its own."""
-
-    def of(self, fits: Numbers) -> "_Grouped":
-        """Return the data of some of the fits."""
-        return self._replace(observed=self.observed[fits], censored=self.censored[fits])
-
-    def spread(self, values: Array) -> Array:
-        """Return values of places, (n_fits, n_places), at each of their points."""
-        return values if self.counts is None else np.repeat(values, self.counts, axis=1)
-
-    def summed(self, values: Array) -> Array:
-        """Return the sums of values of points over each place."""
-        if self.counts is None:
-            return values
-        return np.asarray(np.add.reduceat(values, np.concatenate([[0], np.cumsum(self.counts)[:-1]]), axis=1))
+    """Of each place."""
+    observed: Observed
+    n_points: int
 
 
 class _State(NamedTuple):
@@ -80,22 +62,33 @@ class _State(NamedTuple):
 
 def minimise(data: Data, starts: Array, *, held: bool = False, most_steps: int = _MOST_STEPS) -> Solution:
     """Fit from each start, shape (n_fits, size); `held` keeps each start's floor at the mean of its regressors."""
-    shape = len(starts), data.points.power.shape[0]
-    observed, censored = np.broadcast_to(data.observed, shape), np.broadcast_to(data.censored, shape)
     standard, back = _standardised(data.points)
     order, counts = _places(data.points)
     if counts is not None:
         first = np.concatenate([[0], np.cumsum(counts)[:-1]])
         standard = Design(standard.power[order][first], standard.floor[order][first])
     inner = starts @ np.linalg.inv(back).T
-    size = max(1, _AT_ONCE // max(1, observed.shape[1]))
+    n_points = len(data.points.power)
+    size = max(1, (_AT_ONCE if counts is None else _SORTED_AT_ONCE) // max(1, n_points))
     parts = []
     for at in range(0, len(starts), size):
-        now = slice(at, at + size)
-        part = _Grouped(standard, observed[now, order], censored[now, order], data.delta, counts)
-        parts.append(_descend(part, inner[now], held, most_steps))
+        now = inner[at : at + size]
+        fitted = _Fitted(standard, _observed(data, order, counts, slice(at, at + len(now)), n_fits=len(now)), n_points)
+        parts.append(_descend(fitted, now, held, most_steps))
     theta, objective, converged = (np.concatenate(part) for part in zip(*parts, strict=True))
     return Solution(theta @ back.T, objective, converged)
+
+
+def _observed(data: Data, order: Numbers | slice, counts: Numbers | None, fits: slice, *, n_fits: int) -> Observed:
+    """Return what some of the fits are made to, their points in order of places."""
+    observed = np.atleast_2d(data.observed[fits] if data.observed.ndim == 2 else data.observed)
+    censored = np.atleast_2d(data.censored[fits] if data.censored.ndim == 2 else data.censored)
+    n_rows = n_fits if counts is None else max(len(observed), len(censored))
+    observed = np.broadcast_to(observed[:, order], (n_rows, observed.shape[1]))
+    censored = np.broadcast_to(censored[:, order], observed.shape)
+    if counts is None:
+        return SinglePoints(observed, censored, data.delta)
+    return SortedPoints.of_places(observed, censored, counts, n_fits=n_fits, delta=data.delta)
 
 
 def residuals(data: Data, theta: Array) -> Array:
@@ -137,13 +130,13 @@ def _standardised(points: Design) -> tuple[Design, Array]:
     return Design(turned[0], turned[1]), back
 
 
-def _descend(data: _Grouped, theta: Array, held: bool, most_steps: int) -> Solution:
+def _descend(data: _Fitted, theta: Array, held: bool, most_steps: int) -> Solution:
     theta = theta.copy()
     n_fits = len(theta)
     damping = np.full(n_fits, 1e-3)
     done = np.zeros(n_fits, dtype=bool)
     state = _state(data, theta)
-    floor = data.observed.shape[1] * _ROUNDING**2
+    floor = data.n_points * _ROUNDING**2
     for _ in range(most_steps):
         open_ = np.flatnonzero(~done)
         if not len(open_):
@@ -151,7 +144,8 @@ def _descend(data: _Grouped, theta: Array, held: bool, most_steps: int) -> Solut
         now = _State(*(part[open_] for part in state))
         step, fall = _step(_hold(now, data.points.power.shape[1]) if held else now, damping[open_])
         tried = theta[open_] + step
-        new = _state(data if len(open_) == n_fits else data.of(open_), tried)
+        some = data if len(open_) == n_fits else data._replace(observed=data.observed.of(open_))
+        new = _state(some, tried)
         better = new.objective <= now.objective
         done[open_] = fall <= TOLERANCE * now.objective + floor
         damping[open_] = np.where(better, damping[open_] * 0.1, np.minimum(damping[open_] * 10 + 1e-6, 1e12))
@@ -183,27 +177,10 @@ def _step(state: _State, damping: Array) -> tuple[Array, Array]:
     return step * np.minimum(1.0, _LONGEST / np.maximum(length, 1e-300)), 0.5 * np.sum(along**2 / sizes, axis=1)
 
 
-def _state(data: _Grouped, theta: Array) -> _State:
-    points, delta = data.points, data.delta
-    n_power, has_bounds = points.power.shape[1], bool(data.censored.any())
+def _state(data: _Fitted, theta: Array) -> _State:
+    points, n_power = data.points, data.points.power.shape[1]
     values, share = log_values(theta, points)
-    left = data.spread(values)
-    np.subtract(data.observed, left, out=left)
-    if has_bounds:
-        left = np.where(data.censored, np.maximum(left, 0.0), left)
-    clipped = np.clip(left, -delta, delta)
-    # Huber's loss: r²/2 within delta, delta·|r| − delta²/2 beyond; both are clipped·(r − clipped/2).
-    loss = 0.5 * clipped
-    np.subtract(left, loss, out=loss)
-    objective = np.sum(np.multiply(clipped, loss, out=loss), axis=1)
-    inside = np.abs(left, out=loss)
-    is_within = inside <= delta
-    np.divide(_OUTSIDE * delta, np.maximum(inside, 1e-300, out=inside), out=inside)
-    np.minimum(1.0, inside, out=inside)
-    np.copyto(inside, 1.0, where=is_within)
-    if has_bounds:
-        inside *= ~data.censored | (left > 0)
-    clipped, inside = data.summed(clipped), data.summed(inside)
+    objective, clipped, inside = data.observed.losses(values)
     rest = 1.0 - share
     gradient = -np.concatenate([(clipped * rest) @ points.power, (clipped * share) @ points.floor], axis=1)
     bend = clipped * share * rest

@@ -28,7 +28,7 @@ _CANDIDATES = 12
 """Jobs that a law is fitted without, those that miss most first."""
 _LEAST_ERROR = 1e-4
 """Of ln(value): no law is known better."""
-_KEPT = -1e6
+_KEPT = -np.inf
 """As a bound of ln(value): it is kept always, so that the point does not count."""
 
 

@@ -5,7 +5,8 @@ import pytest
 from scipy.optimize import least_squares
 
 from orchestrator.scaling.fit.estimate import data_of, estimate, freedom, spread, starts
-from orchestrator.scaling.fit.huber import Data, _Grouped, _places, _state, minimise, residuals, slopes
+from orchestrator.scaling.fit.huber import Data, _Fitted, _places, _state, minimise, residuals, slopes
+from orchestrator.scaling.fit.losses import SinglePoints, SortedPoints
 from orchestrator.scaling.fit.sample import Observation, Sample
 from orchestrator.scaling.forms import Design, Form, coefficients, log_values, parameters
 from orchestrator.scaling.laws.registry import LAWS
@@ -40,7 +41,7 @@ def test_gradient_and_hessian_are_those_of_the_objective(law: str, form: Form) -
     theta = starts(form, sample)[-1] + 0.01 * random.normal(size=form.size)
     whole = data_of(form, sample)
     observed = whole.observed[None] + 0.02 * random.normal(size=whole.observed.shape)
-    data = _Grouped(whole.points, observed, whole.censored[None], 1e9, None)
+    data = _Fitted(whole.points, SinglePoints(observed, whole.censored[None], 1e9), observed.shape[1])
 
     def objective(at: np.ndarray) -> float:
         return float(_state(data, at[None]).objective[0])
@@ -95,7 +96,7 @@ def test_a_bound_that_is_kept_costs_nothing() -> None:
     every = np.ones(len(low), dtype=bool)
     assert (residuals(data._replace(observed=low, censored=every), theta) == 0).all()
     assert (residuals(data._replace(observed=high, censored=every), theta) > 0.9).all()
-    free = _Grouped(data.points, low[None], every[None], np.inf, None)
+    free = _Fitted(data.points, SinglePoints(low[None], every[None], np.inf), len(low))
     assert _state(free, theta).objective[0] == 0
 
 
@@ -143,31 +144,60 @@ def test_the_spread_respects_degrees_of_freedom() -> None:
     assert freedom(LAWS["ln"].form("+e"), _sample(0.0, n=6)) == 3
 
 
+@pytest.mark.parametrize("delta", [0.03, np.inf])
 @pytest.mark.parametrize("censored", [False, True])
-def test_seeds_of_one_place_are_worked_out_together_and_count_each(censored: bool) -> None:
-    """Three points of each place, in any order: the fit of all of them one by one."""
+def test_seeds_of_one_place_are_worked_out_together_and_count_each(delta: float, *, censored: bool) -> None:
+    """One to five points of each place, in any order: their sums are those of all of them one by one."""
     random = np.random.default_rng(3)
     form, sample = LAWS["lnk"].forms[-1], _surface()
     data = data_of(form, sample)
-    thrice = np.repeat(np.arange(len(data.observed)), 3)
-    random.shuffle(thrice)
-    points = Design(data.points.power[thrice], data.points.floor[thrice])
-    observed = data.observed[thrice] + 0.02 * random.normal(size=(5, len(thrice)))
-    bounds = random.random(len(thrice)) < 0.1 if censored else np.zeros(len(thrice), dtype=bool)
-    together = Data(points, observed, bounds, 0.03)
+    several = np.repeat(np.arange(len(data.observed)), random.permutation(len(data.observed)) % 5 + 1)
+    random.shuffle(several)
+    points = Design(data.points.power[several], data.points.floor[several])
+    observed = data.observed[several] + 0.05 * random.normal(size=(5, len(several)))
+    bounds = random.random(observed.shape) < 0.2 if censored else np.zeros(observed.shape, dtype=bool)
+    if censored:
+        observed[1, bounds[1]] = -np.inf  # bounds that count for nothing
     order, counts = _places(points)
     assert counts is not None
-    assert (counts == 3).all()
+    assert sorted(set(counts.tolist())) == [1, 2, 3, 4, 5]
     assert _places(data.points) == (slice(None), None)
+    first = np.cumsum(counts) - counts
     theta = starts(form, sample)[-1][None] + 0.01 * random.normal(size=(5, form.size))
-    every = _state(_Grouped(points, observed, np.broadcast_to(bounds, observed.shape), 0.03, None), theta)
-    once = Design(points.power[order][::3], points.floor[order][::3])
-    grouped = _Grouped(once, observed[:, order], np.broadcast_to(bounds[order], observed.shape), 0.03, counts)
-    for one, other in zip(_state(grouped, theta), every, strict=True):
-        np.testing.assert_allclose(one, other, rtol=1e-9, atol=1e-9)
-    found, again = minimise(together, theta), minimise(together._replace(observed=observed[::-1]), theta[::-1])
-    np.testing.assert_allclose(found.objective, again.objective[::-1], rtol=1e-9)
-    assert found.converged.all()
+    values = log_values(theta, points)[0][:, order]
+    alone = SinglePoints(observed[:, order], bounds[:, order], delta).losses(values)
+    sums = SortedPoints.of_places(observed[:, order], bounds[:, order], counts, n_fits=5, delta=delta)
+    for fits in (np.arange(5), np.array([3, 1])):
+        found = sums.of(fits).losses(values[fits][:, first])
+        np.testing.assert_allclose(found.objective, alone.objective[fits], rtol=1e-12)
+        np.testing.assert_allclose(
+            found.pulls, np.add.reduceat(alone.pulls, first, axis=1)[fits], rtol=1e-9, atol=1e-12
+        )
+        bends = np.add.reduceat(alone.bends, first, axis=1)[fits]
+        inside = np.add.reduceat(np.floor(alone.bends), first, axis=1)[fits]
+        assert (found.bends <= bends + 1e-9).all(), "points beyond δ bend as if all were as far off as their mean"
+        assert (found.bends >= inside - 1e-9).all()
+
+
+@pytest.mark.parametrize("censored", [False, True])
+def test_the_minimum_over_seeds_of_a_place_is_that_of_all_points_one_by_one(
+    monkeypatch: pytest.MonkeyPatch, *, censored: bool
+) -> None:
+    random = np.random.default_rng(4)
+    form, sample = LAWS["lnk"].forms[-1], _surface()
+    data = data_of(form, sample)
+    several = np.repeat(np.arange(len(data.observed)), 4)
+    points = Design(data.points.power[several], data.points.floor[several])
+    observed = data.observed[several] + 0.02 * random.normal(size=(6, len(several)))
+    bounds = random.random(len(several)) < 0.1 if censored else np.zeros(len(several), dtype=bool)
+    given, theta = Data(points, observed, bounds, 0.03), np.repeat(starts(form, sample)[-1][None], 6, axis=0)
+    together = minimise(given, theta)
+    monkeypatch.setattr("orchestrator.scaling.fit.huber._places", lambda _: (slice(None), None))
+    alone = minimise(given, theta)
+    assert together.converged.all()
+    assert alone.converged.all()
+    np.testing.assert_allclose(together.objective, alone.objective, rtol=1e-11)
+    np.testing.assert_allclose(together.theta, alone.theta, rtol=1e-5, atol=1e-7)
 
 
 @pytest.mark.parametrize("has_bounds", [False, True])
@@ -181,7 +211,7 @@ def test_the_objective_is_that_of_the_plain_formula_to_the_bit(delta: float, *, 
     censored = np.broadcast_to(has_bounds & (np.arange(observed.shape[1]) % 3 == 0), observed.shape)
     theta = starts(form, _sample(0.05))[-1] + 0.01 * random.normal(size=(7, form.size))
     given = observed.copy()
-    state = _state(_Grouped(data.points, observed, censored, delta, None), theta)
+    state = _state(_Fitted(data.points, SinglePoints(observed, censored, delta), observed.shape[1]), theta)
     values, share = log_values(theta, data.points)
     left = np.where(censored, np.maximum(observed - values, 0.0), observed - values)
     clipped = np.clip(left, -delta, delta)
