@@ -22,6 +22,8 @@ from orchestrator.scaling.types import JobMeasurement
 _Counts = dict[int, dict[float, Row[Any]]]
 """By job and epsilon: tokens, and what they are known to exceed."""
 
+_ROWS_AT_ONCE = 10_000
+
 
 class _Tables(NamedTuple):
     """What other tables hold, by job."""
@@ -123,9 +125,11 @@ def _curves(session: Session, ids: Select[Any]) -> dict[int, list[Point]]:
     columns = [getattr(m.CurvePoint, name) for name in Point._fields]
     query = select(m.CurvePoint.job_id, *columns).where(m.CurvePoint.job_id.in_(ids))
     found: dict[int, list[Point]] = defaultdict(list)
-    # By the connection: of 145,000 points the session's way to a row took a third of the time.
-    for job_id, *values in session.connection().execute(query.order_by(m.CurvePoint.job_id, m.CurvePoint.tokens_seen)):
-        found[job_id].append(stored_point(values))
+    # By the connection, and in parts: of 145,000 points the session's way to a row took a third of the time.
+    read = session.connection().execute(query.order_by(m.CurvePoint.job_id, m.CurvePoint.tokens_seen))
+    for part in read.partitions(_ROWS_AT_ONCE):
+        for job_id, *values in part:
+            found[job_id].append(stored_point(values))
     return found
 
 

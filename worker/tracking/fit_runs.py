@@ -4,7 +4,7 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -17,14 +17,17 @@ from orchestrator.database.models import SweepRow
 from orchestrator.fits import store
 from orchestrator.masking import mask_all
 from orchestrator.results.fit_rows import measured
+from orchestrator.results.job_history import curves
+from orchestrator.scaling.laws.registry import LAWS
 from orchestrator.scaling.plots.all_plots import draw, figure_names, law_of
+from orchestrator.scaling.plots.sampling import with_curves
 from orchestrator.scaling.plots.svg import svg
 from orchestrator.scaling.types import Fit, JobMeasurement, StoredFit
 from orchestrator.settings import Settings
 from worker.tracking.mlflow_client import Measure, MlflowClient
 
-Read = Callable[[tuple[str, ...]], Sequence[JobMeasurement]]
-"""From the names of sweeps to their jobs."""
+Read = Callable[[Fit], Sequence[JobMeasurement]]
+"""From a fit to the jobs of its sweeps, with the curves that its figures show."""
 
 
 def project_fits(engine: Engine, settings: Settings, sweep: str, *, runs: MlflowClient | None = None) -> int:
@@ -32,10 +35,31 @@ def project_fits(engine: Engine, settings: Settings, sweep: str, *, runs: Mlflow
     fits = store.history(engine, sweep=sweep)
     if fits:
         runs = runs or MlflowClient(settings)
-        read = cache(lambda sweeps: measured(engine, sweeps))  # fits of the same sweeps draw the same jobs
+        read = _reader(engine)
         for stored in reversed(fits):
             _project(engine, runs, stored, read)
     return len(fits)
+
+
+def _reader(engine: Engine) -> Read:
+    """Return what reads the jobs of fits: once for all fits of the same sweeps, and of curves those that are drawn."""
+
+    @cache
+    def jobs(sweeps: tuple[str, ...], *, curves: bool) -> list[JobMeasurement]:
+        return measured(engine, sweeps, curves=curves)
+
+    @cache
+    def with_drawn_curves(sweeps: tuple[str, ...]) -> list[JobMeasurement]:
+        rows = jobs(sweeps, curves=False)
+        drawn = curves(engine, [row.job_id for row in with_curves(rows)])
+        return [replace(row, curve=tuple(drawn.get(row.job_id, ()))) for row in rows]
+
+    def read(fit: Fit) -> list[JobMeasurement]:
+        if fit.options.get("layer") is not None:  # their losses at that layer are in the curves
+            return jobs(fit.sweeps, curves=True)
+        return with_drawn_curves(fit.sweeps) if LAWS[fit.law].reads_curves else jobs(fit.sweeps, curves=False)
+
+    return read
 
 
 def _project(engine: Engine, runs: MlflowClient, stored: StoredFit, read: Read) -> None:
@@ -47,7 +71,7 @@ def _project(engine: Engine, runs: MlflowClient, stored: StoredFit, read: Read) 
     if stored.superseded_by is not None:
         runs.tag(run, "orch.superseded_by", str(stored.superseded_by))
     if not runs.is_finished(run):
-        _fill(runs, run, stored, payload(), read(stored.fit.sweeps))
+        _fill(runs, run, stored, payload(), read(stored.fit))
         runs.end(run, "FINISHED", at=stored.created_at)
 
 

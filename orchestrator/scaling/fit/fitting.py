@@ -114,6 +114,12 @@ def fit_groups(
     if law.is_at_equal_tokens:
         options = replace(options, loss="fvu", tokens=options.tokens or common_tokens(meant))
     kept, excluded = sort_out(law, rows, options)
+    asked: dict[str, float | int | str | None] = {
+        "epsilon": options.epsilon, "loss": options.loss, "flops": options.flops, "jobs ended": ended(rows),
+        "curve points": curve_points(rows), **({"tokens": options.tokens} if law.is_at_equal_tokens else {}),
+    }  # fmt: skip
+    if kept and kept[0].layers and kept[0].layer is not None:
+        asked["layer"] = kept[0].layer
     for sample in law.samples(kept, excluded, options):
         forms = allowed(law.forms, sample)
         if not forms or not law.is_enough(sample):
@@ -124,12 +130,6 @@ def fit_groups(
         scores = [score(one, sample) for one in estimates]
         tried = _Tried(sample, estimates, scores, chosen(scores))
         found = _compose(law, tried, n_bootstrap=n_bootstrap, seed=seed)
-        asked: dict[str, float | int | str | None] = {
-            "epsilon": options.epsilon, "loss": options.loss, "flops": options.flops, "jobs ended": ended(rows),
-            "curve points": curve_points(rows), **({"tokens": options.tokens} if law.is_at_equal_tokens else {}),
-        }  # fmt: skip
-        if kept[0].layers and kept[0].layer is not None:
-            asked["layer"] = kept[0].layer
         shared = {name: getattr(kept[0], name) for name in GROUNDS if name in law.grounds or getattr(options, name)}
         shared.pop("subject", None)
         notes = (*found.notes, *note_on_passes(kept, found.jobs))

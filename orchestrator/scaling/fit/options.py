@@ -69,7 +69,9 @@ def options_of(
 
 def flops_of(point: Point, flops: str) -> float:
     """Return the FLOPs spent up to a point of a curve, as one of `Flops` counts them."""
-    return float(sum(getattr(point, f"flops_{part}") for part in flops.split("+")))
+    if flops == "dense":
+        return point.flops_dense
+    return point.flops_executed + (point.flops_subject if flops == "subject+executed" else 0.0)
 
 
 def check_jobs_exist(rows: Sequence[JobMeasurement], options: FitOptions) -> None:

@@ -21,7 +21,7 @@ from orchestrator.scaling.plots.law_plots import (
 )
 from orchestrator.scaling.plots.naming import differing, in_order, place
 from orchestrator.scaling.plots.panels import laid_out
-from orchestrator.scaling.plots.sampling import sampled, told
+from orchestrator.scaling.plots.sampling import sampled, told, with_curves
 from orchestrator.scaling.types import Fit, JobMeasurement
 
 if TYPE_CHECKING:
@@ -112,7 +112,7 @@ def compute(law: "Law", name: str, rows: Rows, fits: Fits) -> Drawing | None:
     colours = pens(names.values())
     of_fit = {job: colours[names[id(fit)]].colour for fit in drawn for job in fit.jobs} if len(drawn) > 1 else {}
     of_job = {job: fit for fit in drawn for job in fit.jobs}
-    few = sampled([row for row in rows if row.curve], _number)
+    few = with_curves(rows)
     for row in few:
         curve = curve_in(of_job.get(row.job_id, drawn[-1]), row)
         known = [(flops_of(point, counted), point.fvu) for point in _usable(curve)]
@@ -120,6 +120,7 @@ def compute(law: "Law", name: str, rows: Rows, fits: Fits) -> Drawing | None:
         if places:
             colour = of_fit.get(row.job_id, FAINT)
             (line,) = axes.plot(*zip(*places, strict=True), color=colour, linewidth=0.8, alpha=0.6, zorder=2)
+            line.set_in_layout(False)  # it ends with the panel
             sheet.mark(line, "curve", jobs=(row.job_id,), hint=_named(row))
     for fit in drawn:
         mine = colours[names[id(fit)]]
@@ -141,7 +142,7 @@ def compute(law: "Law", name: str, rows: Rows, fits: Fits) -> Drawing | None:
     thin = "Thin, in the colour of the envelope it is part of, else grey" if of_fit else "Grey"
     said = f"{thin}: the stored curves. Points: the lower envelope of all of them, in equal steps of log C."
     caption = f"{forms_of(drawn)}. {said} Band: 90% of the refits."
-    return sheet.done(law.heading, caption, sampled=told(few, [row for row in rows if row.curve], "curves"))
+    return sheet.done(law.heading, caption, sampled=told(few, [row for row in rows if row.fvu is not None], "curves"))
 
 
 def rates(law: "Law", name: str, rows: Rows, fits: Fits) -> Drawing | None:

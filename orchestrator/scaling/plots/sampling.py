@@ -4,6 +4,8 @@ from collections.abc import Callable, Collection, Sequence
 from typing import TypeVar
 from zlib import crc32
 
+from orchestrator.scaling.types import JobMeasurement
+
 MOST_SHOWN = 200
 """Of more, a page takes minutes to draw, and no eye tells them apart."""
 
@@ -19,6 +21,11 @@ def sampled(items: Sequence[Shown], job: Callable[[Shown], int]) -> list[Shown]:
         return list(items)
     order = sorted(range(len(items)), key=lambda at: crc32(str(job(items[at])).encode()))
     return [items[at] for at in sorted(order[:MOST_SHOWN])]
+
+
+def with_curves(rows: Sequence[JobMeasurement]) -> list[JobMeasurement]:
+    """Return the jobs whose curves are drawn, of very many a sample; whether a job has a curve its last loss tells."""
+    return sampled([row for row in rows if row.fvu is not None], lambda row: row.job_id)
 
 
 def told(shown: Collection[object], everything: Collection[object], what: str) -> str:
