@@ -65,7 +65,7 @@ def is_runaway(form: Form, theta: Array, sample: Sample) -> Flags:
     """Say which fits, (n_fits, size), have an exponent in x that no law has, offset by a floor; or such a floor."""
     if not form.floor:
         return np.zeros(len(theta), dtype=bool)
-    is_steep = (np.abs(exponents(form, theta, sample.z)) > STEEPEST).any(axis=1)
+    is_steep = (np.abs(exponents(form, theta, np.unique(sample.z))) > STEEPEST).any(axis=1)
     tilts = theta[:, len(form.power) + 1 :]
     return np.asarray(is_steep | (np.abs(tilts) > STEEPEST_FLOOR).any(axis=1))
 

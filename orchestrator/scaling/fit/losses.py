@@ -157,15 +157,19 @@ class _Running(NamedTuple):
 
 
 def _running(observed: Array, is_counted: Flags, counts: Numbers, *, is_sorted: bool) -> _Running:
-    first = np.concatenate([[0], np.cumsum(counts)[:-1]])
-    n_counted = np.add.reduceat(is_counted, first, axis=1, dtype=int)
-    points = np.where(is_counted, observed, 0.0)
-    middle = np.add.reduceat(points, first, axis=1) / np.maximum(n_counted, 1)
-    points = np.where(is_counted, observed - np.repeat(middle, counts, axis=1), np.inf)
-    if is_sorted or not is_counted.all():
+    first = np.cumsum(counts) - counts
+    n_counted, every = np.broadcast_to(counts, (len(observed), len(counts))), bool(is_counted.all())
+    if not every:
+        n_counted = np.add.reduceat(is_counted, first, axis=1, dtype=int)
+        observed = np.where(is_counted, observed, 0.0)
+    middle = np.add.reduceat(observed, first, axis=1) / np.maximum(n_counted, 1)
+    points = observed - np.repeat(middle, counts, axis=1)
+    if not every:
+        points[~is_counted] = np.inf
+    if is_sorted or not every:
         for start, number in zip(first.tolist(), counts.tolist(), strict=True):
             points[:, start : start + number].sort(axis=1)
-    finite = np.where(points < np.inf, points, 0.0)
+    finite = points if every else np.where(points < np.inf, points, 0.0)
     sums, squares = (np.zeros((len(points), points.shape[1] + 1)) for _ in range(2))
     np.cumsum(finite, axis=1, out=sums[:, 1:])
     np.cumsum(finite * finite, axis=1, out=squares[:, 1:])

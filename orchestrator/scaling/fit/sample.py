@@ -3,6 +3,7 @@
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -65,37 +66,37 @@ class Sample:
     k: int | None = None
     """The one k that all have; None where the law is over several."""
 
-    @property
+    @cached_property
     def x(self) -> Array:
         """Return what the axis counts, (n_points,)."""
         return np.array([one.x for one in self.observations])
 
-    @property
+    @cached_property
     def z(self) -> Array:
         """Return the second variable, (n_points,)."""
         return np.array([one.z for one in self.observations])
 
-    @property
+    @cached_property
     def logs(self) -> Array:
         """Return ln of what was observed, (n_points,)."""
         return np.log([one.value for one in self.observations])
 
-    @property
+    @cached_property
     def censored(self) -> Flags:
         """Say of which observations only a bound is known, (n_points,)."""
         return np.array([one.censored for one in self.observations], dtype=bool)
 
-    @property
+    @cached_property
     def steps(self) -> Array:
         """Return how coarsely ln of each was observed, (n_points,)."""
         return np.array([one.step for one in self.observations])
 
-    @property
+    @cached_property
     def cells(self) -> Numbers:
         """Return the number of each observation's cell, (n_points,)."""
         return _numbers([one.cell for one in self.observations])
 
-    @property
+    @cached_property
     def places(self) -> Numbers:
         """Return the number of each observation's (x, z), (n_points,)."""
         return _numbers([(one.x, one.z) for one in self.observations])
