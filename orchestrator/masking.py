@@ -32,7 +32,11 @@ _RULES = tuple(
 )  # fmt: skip
 _LEASE = re.compile(r"[0-9a-f]{12}4[0-9a-f]{3}[89ab][0-9a-f]{15}")
 """A token of our own, of a lease or a worker: it opens nothing."""
-_MAY_HOLD = re.compile(r"[@=:]|basic|bearer|hf_|gh[oprsu]_|github_pat_|glpat-|sk-|xox|akia", re.IGNORECASE)
+_MAY_HOLD = re.compile(
+    "@|passw|passphrase|token|secret|credential|key|sig|auth|basic|bearer|hf_|gh[oprsu]_|github_pat_|glpat-|sk-|xox|akia",
+    re.IGNORECASE,
+)
+"""What a text has wherever a rule matches: of the hint of every point of a figure most have none of it."""
 _CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 """Without the tab and the end of a line: codes that move the cursor, colour, title or clear, and turn text around."""
 

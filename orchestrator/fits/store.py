@@ -6,7 +6,6 @@ The kind is the law, the sweeps, the group, and what all jobs of a fit share: su
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import asdict
 from typing import Any
 
 from sqlalchemy import Engine, delete, insert, select, text, update
@@ -125,7 +124,7 @@ def _names(sweeps: Sequence[str]) -> str:
 
 
 def _payload(fit: Fit) -> dict[str, Any]:
-    values = asdict(fit)
+    values = fit.values()
     # By name, for readers other than this program; in a list, because JSON objects are not ordered.
     values["coefficients"] = [{"name": name} | one._asdict() for name, one in fit.coefficients.items()]
     return values

@@ -191,6 +191,12 @@ class Fit:
     drawn_form: str = ""
     """The form of `draws`; another than `form` in fits stored before 2026-11-27. Empty: `form`."""
 
+    def values(self) -> dict[str, Any]:
+        """Return its fields by name, and those of its parts; `dataclasses.asdict` copies every number besides."""
+        own = {name: getattr(self, name) for name in self.__slots__}
+        parts = {name: [_values(one) for one in own[name]] for name in ("scores", "residuals", "excluded")}
+        return own | parts
+
     @property
     def taken(self) -> str:
         """Return the form that bands, forecasts and plans take for true."""
@@ -200,6 +206,10 @@ class Fit:
     def jobs(self) -> tuple[int, ...]:
         """Return the ids of the jobs it was fitted to."""
         return tuple(sorted({job for residual in self.residuals for job in residual.jobs}))
+
+
+def _values(part: Score | Residual | Excluded) -> dict[str, Any]:
+    return {name: getattr(part, name) for name in part.__slots__}
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,13 +10,20 @@ from typing import Any
 import pytest
 from sqlalchemy import Engine
 
+from benchmarks.filled_database import measured_jobs
+from benchmarks.laws import planted_jobs
 from orchestrator.cli.commands import services
 from orchestrator.cli.main import run
 from orchestrator.database.schema import open_database
 from orchestrator.fits import store
 from orchestrator.report import collect_contents
+from orchestrator.results.fit_rows import measured
+from orchestrator.scaling.fit.fitting import fit
+from orchestrator.scaling.laws.registry import LAWS
+from orchestrator.scaling.plots.sampling import with_curves
 from orchestrator.settings import Settings
 from tests.integration.test_report_commands import enqueue, train
+from worker.tracking.fit_runs import _figures, _reader
 from worker.tracking.shipper import sync
 
 # MLflow uses what its own libraries call old, and leaves connections to the garbage collector.
@@ -132,3 +139,21 @@ def test_a_fit_ends_by_shipping_and_warns_where_tracking_is_away(
     services.ship(["laws"])
     assert capsys.readouterr() == ("", "")
     assert set(shown(place)) == {1}
+
+
+def test_of_curves_those_that_are_drawn_are_read(
+    engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("orchestrator.scaling.plots.sampling.MOST_SHOWN", 3)
+    measured_jobs(engine, planted_jobs(1)[::5], sweep="law")
+    rows = measured(engine, ["law"])
+    by_law = {law: replace(fit(law, rows, n_bootstrap=100)[0], sweeps=("law",)) for law in LAWS if law in ("lc", "ln")}
+    read = _reader(engine)
+    few, none = read(by_law["lc"]), read(by_law["ln"])
+    assert [bool(row.curve) for row in none] == [False] * len(rows)
+    assert [row.curve for row in few if row.curve] == [row.curve for row in with_curves(rows)]
+    for law, given in (("lc", few), ("ln", none)):
+        drawn = [file.read_bytes() for file in _figures(given, by_law[law], tmp_path)]
+        assert drawn == [file.read_bytes() for file in _figures(rows, by_law[law], tmp_path)], law
+    at_layer = replace(by_law["ln"], options={"layer": 1})
+    assert all(row.curve for row in read(at_layer)), "a loss at a layer is in the curve"

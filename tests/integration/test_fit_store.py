@@ -1,8 +1,9 @@
 """Fits in the database: read back as they were, superseded and never overwritten, on both databases."""
 
+import json
 import math
 import threading
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pytest
 from sqlalchemy import Engine
@@ -40,6 +41,7 @@ def test_a_fit_comes_back_as_it_was(engine: Engine) -> None:
     assert found.version
     assert found.commit is None or len(found.commit) >= 40
     assert found.created_at > 1.7e9
+    assert json.dumps(FIT.values()) == json.dumps(asdict(FIT)), "as it was stored before, when all was copied"
 
 
 def test_a_fit_of_an_earlier_version_says_not_what_was_drawn(engine: Engine) -> None:

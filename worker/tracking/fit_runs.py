@@ -4,7 +4,7 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -139,7 +139,7 @@ def _figures(rows: Sequence[JobMeasurement], fit: Fit, folder: Path) -> list[Pat
 
 
 def _payload(fit: Fit) -> str:
-    return json.dumps(_finite(mask_all(asdict(fit))), ensure_ascii=False, indent=1, sort_keys=True)
+    return json.dumps(_finite(mask_all(fit.values())), ensure_ascii=False, indent=1, sort_keys=True)
 
 
 def _finite(value: object) -> object:

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.cli import terminal
@@ -43,7 +42,7 @@ def fit_line(stored: "StoredFit") -> str:
 
 def fit_record(fit: "Fit", number: int | None) -> dict[str, Any]:
     """Return a fit as a JSON object; without its draws, which are in the database."""
-    values = asdict(fit)
+    values = fit.values()
     del values["draws"], values["medians"]
     values["coefficients"] = {
         name: one._asdict() | {"median": fit.medians.get(name)} for name, one in fit.coefficients.items()

@@ -17,7 +17,7 @@ from orchestrator.scaling.plots.law_plots import (
     draw_residual,
     fits_to_draw,
     forms_of,
-    series_name,
+    series_names,
 )
 from orchestrator.scaling.plots.naming import differing, in_order, place
 from orchestrator.scaling.plots.panels import laid_out
@@ -108,7 +108,7 @@ def compute(law: "Law", name: str, rows: Rows, fits: Fits) -> Drawing | None:
     axes = sheet.panels[0]
     counted = str(drawn[0].options.get("flops") or "dense")
     differs = differing_in(drawn)
-    names = {id(fit): series_name(fit.residuals[0], fit, differs) for fit in drawn}
+    names = {id(fit): series_names(fit, differs)(fit.residuals[0]) for fit in drawn}
     colours = pens(names.values())
     of_fit = {job: colours[names[id(fit)]].colour for fit in drawn for job in fit.jobs} if len(drawn) > 1 else {}
     of_job = {job: fit for fit in drawn for job in fit.jobs}

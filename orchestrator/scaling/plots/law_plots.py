@@ -5,8 +5,9 @@ A figure is given its law, so that an entry of the registry can name any of them
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import cache
 from typing import TYPE_CHECKING, TypeAlias
 
 from orchestrator.formatting import digits, jobs_named, named
@@ -38,7 +39,7 @@ def against_size(law: "Law", name: str, rows: Rows, fits: Fits) -> Drawing | Non
         return None
     sheet = Sheet(name)
     differs = differing_in(drawn)
-    colours = pens(series_name(residual, fit, differs) for fit in drawn for residual in fit.residuals)
+    colours = pens(name for fit in drawn for name in map(series_names(fit, differs), fit.residuals))
     left_out = _left_out(rows, drawn) if law.quantity.is_loss else []
     subject_sizes = {row.job_id: row.subject_size for row in rows}
     few = points_shown(drawn)
@@ -93,18 +94,23 @@ def differing_in(fits: Fits) -> tuple[str, ...]:
     return ("subject", *told) if is_several and "subject" not in told else told
 
 
-def series_name(residual: Residual, fit: Fit, differs: Sequence[str]) -> str:
-    """Return what a legend calls the series of a point: what `differs` of it, then its k and what else is fixed."""
-    subject = residual.subject if "subject" in differs else ""
-    parts = (subject, place(fit, [name for name in differs if name != "subject"]))
-    k = "" if "k=" in fit.group or residual.k is None else f"k={residual.k}"
-    return ", ".join(filter(None, (*parts, ", ".join(filter(None, (k, fit.group))).replace("=", " = ")))) or fit.subject
+def series_names(fit: Fit, differs: Sequence[str]) -> Callable[[Residual], str]:
+    """Return what a legend calls the series of a point of a fit: what `differs` of it, then its k and what is fixed."""
+    shared = place(fit, [name for name in differs if name != "subject"])
+
+    @cache
+    def name(subject: str, k: int | None) -> str:
+        of_k = "" if "k=" in fit.group or k is None else f"k={k}"
+        fixed = ", ".join(filter(None, (of_k, fit.group))).replace("=", " = ")
+        return ", ".join(filter(None, (subject, shared, fixed))) or fit.subject
+
+    return lambda residual: name(residual.subject if "subject" in differs else "", residual.k)
 
 
 def _series(fit: Fit, differs: Sequence[str]) -> dict[str, list[Residual]]:
-    found: dict[str, list[Residual]] = {}
+    found, name = dict[str, list[Residual]](), series_names(fit, differs)
     for residual in sorted(fit.residuals, key=lambda residual: residual.x):
-        found.setdefault(series_name(residual, fit, differs), []).append(residual)
+        found.setdefault(name(residual), []).append(residual)
     return found
 
 
@@ -195,7 +201,7 @@ def surface(law: "Law", name: str, rows: Rows, fits: Fits) -> Drawing | None:
         return None
     fit = drawn[0]
     sheet = Sheet(name, panels=2)
-    colours = pens(series_name(p, fit, ()) for p in sorted(fit.residuals, key=lambda p: p.k or 0))
+    colours = pens(map(series_names(fit, ()), sorted(fit.residuals, key=lambda p: p.k or 0)))
     few = points_shown([fit])
     for series, points in _series(fit, ()).items():
         draw_law(sheet, law, fit, pen=colours[series], sizes=[point.x for point in points], k=points[0].k)

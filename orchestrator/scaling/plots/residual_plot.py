@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from orchestrator.formatting import jobs_named, power_tick, share
 from orchestrator.scaling.laws.registry import LAWS
 from orchestrator.scaling.plots.canvas import FAINT, Drawing, Sheet, at_sizes, linear, logarithmic, pens
-from orchestrator.scaling.plots.law_plots import differing_in, points_of, points_shown, series_name
+from orchestrator.scaling.plots.law_plots import differing_in, points_of, points_shown, series_names
 from orchestrator.scaling.plots.sampling import told
 from orchestrator.scaling.types import Fit
 
@@ -20,7 +20,8 @@ def residuals(fits: Sequence[Fit]) -> Drawing | None:
         return None
     sheet = Sheet("residuals", panels=len(laws), wide=len(laws) > 1, columns=_MOST_PANELS)
     differs = differing_in([fit for fit in fits if fit.residuals])
-    named_points = [(series_name(p, fit, differs), fit, p) for fit in fits for p in fit.residuals]
+    names = [(fit, series_names(fit, differs)) for fit in fits]
+    named_points = [(name(point), fit, point) for fit, name in names for point in fit.residuals]
     colours = pens(name for name, fit, _ in named_points if fit.law in laws)
     few = points_shown([fit for fit in fits if fit.law in laws])
     for at, law in enumerate(laws):
