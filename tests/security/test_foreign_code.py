@@ -19,7 +19,7 @@ from orchestrator.dispatch import QUEUE_NAME, TASK_NAME, celery_settings, wake
 from orchestrator.errors import CheckpointError, OrchError
 from orchestrator.settings import Settings
 from tests.security.conftest import Bomb
-from tests.small_world import World, small_config, small_world
+from tests.small_world import World, small_world
 from worker.sae.train_state import TrainState
 from worker.subject.model import load, width
 from worker.subject.tokenizer import load_tokenizer
@@ -145,16 +145,17 @@ def test_code_that_comes_with_a_model_runs_only_where_the_config_says_so(
 
 
 def test_a_pickled_message_is_refused_and_the_worker_goes_on(
-    postgres_settings: Settings, redis_url: str, subject: Path, bomb: Bomb, tmp_path: Path
+    postgres_settings: Settings, redis_url: str, bomb: Bomb, tmp_path: Path
 ) -> None:
+    """The trainer is a light one: to load torch, and to make a subject before, took most of the time."""
     service = {"database_url": postgres_settings.database_url, "broker_url": redis_url}
     with small_world(tmp_path / "home", **service, poll_seconds=NEVER, reconcile_seconds=NEVER) as world:
         assert celery_settings(world.settings)["accept_content"] == ["json"]
-        worker = world.work()
+        worker = world.work(module="benchmarks.light_worker")
         world.wait(lambda: "wake-ups come from redis://" in world.said())
         _send_pickle(world.settings, bomb)
         world.wait(lambda: "ContentDisallowed" in world.said() or "Refusing to deserialize" in world.said())
-        (job,) = world.enqueue(small_config(subject, max_tokens=2048))
+        (job,) = world.enqueue(parse({"training": {"batch_tokens": 64, "max_tokens": 256}, "sae": {"n_latents": 64}}))
         _wake_until_taken(world, job)
         world.wait_state(job, "succeeded")
         worker.terminate()
