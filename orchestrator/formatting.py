@@ -23,8 +23,8 @@ def rounded(value: float, number: int) -> float:
 
 
 def digits(value: float | None, number: int = 3) -> str:
-    """Write a number with so many significant digits, a true minus, and no trailing dots; a large or tiny one as
-    3.1×10¹³.
+    """Write a number with so many significant digits and a true minus; a large or tiny one as 3.1×10¹³, a whole one
+    without digits after the point: 2.00 is rounded to that, 2 is that.
     """
     if value is None or not math.isfinite(value):
         return NONE
@@ -33,7 +33,7 @@ def digits(value: float | None, number: int = 3) -> str:
     text = f"{value:.{number}g}"
     if "e" in text:
         text = f"{value:.0f}"
-    elif value and "." in text:
+    elif value != round(value):
         text = f"{value:.{max(0, number - 1 - math.floor(math.log10(abs(float(text)))))}f}"
     return text.replace("-", "−")
 

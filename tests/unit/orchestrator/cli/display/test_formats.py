@@ -9,7 +9,7 @@ from orchestrator.cli.display import formats
 from orchestrator.cli.display.records import csv_text, record
 from orchestrator.cli.display.tables import Column, cut, table, visible
 from orchestrator.curves.point import Point, point_of
-from orchestrator.formatting import count, duration
+from orchestrator.formatting import count, digits, duration
 
 
 @pytest.mark.parametrize(
@@ -19,6 +19,15 @@ from orchestrator.formatting import count, duration
 )  # fmt: skip
 def test_count(value: float | None, text: str) -> None:
     assert count(value) == text
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(None, "–"), (0.0, "0"), (2, "2"), (2.0, "2"), (1.9996, "2.00"), (-2.0004, "−2.00"), (0.99996, "1.00"),
+     (9.9996, "10.0"), (0.5, "0.500"), (99.96, "100"), (999.7, "1000"), (3.14e13, "3.14×10¹³")],
+)  # fmt: skip
+def test_digits(value: float | None, text: str) -> None:
+    assert digits(value) == text
 
 
 def test_a_content_id_is_cut_and_no_other_text() -> None:
