@@ -30,7 +30,8 @@ _SORT = """for (const head of document.querySelectorAll("table.jobs th")) head.o
 };"""
 
 
-_LINK = re.compile(r'<a href="#job-(\d+)">(.*?)</a>')
+_LINK = re.compile(r'<a (?:xlink:)?href="#job-(\d+)">(.*?)</a>', re.DOTALL)
+"""To a job, from a text or from a point of a figure."""
 
 _JOBS = "Every point of a figure and every number of a fit leads to one of these rows. Exact values: point at a number."
 
@@ -54,7 +55,7 @@ def render(contents: Contents, drawings: Sequence[Drawing], *, rows_file: str = 
         *_part("Where it comes from", provenance(contents)),
     )  # fmt: skip
     page = f"<!doctype html>\n{element('html', _head(title), element('body', body, _script()), lang='en')}\n"
-    numbers = {row.job_id for row in listed}
+    numbers = {row.job_id for row in listed}  # not those of a sample's others, nor of a fit's jobs that were removed
     return _LINK.sub(lambda found: found[0] if int(found[1]) in numbers else found[2], page)
 
 

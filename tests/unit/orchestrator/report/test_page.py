@@ -106,6 +106,15 @@ def test_every_link_leads_to_a_place_on_the_page(text: str) -> None:
     assert set(re.findall(r"url\(#([^)]+)", text)) <= ids
 
 
+def test_a_job_of_a_fit_that_was_removed_since_is_linked_from_nowhere() -> None:
+    rows = planted.grid(ks=(4,))
+    found = contents(rows)
+    page = Page(page_of(replace(found, rows=found.rows[1:])))
+    links = page.values("href") + page.values("xlink:href")
+    assert f"#job-{rows[1].job_id}" in links
+    assert {link for link in links if link.removeprefix("#") not in page.values("id")} == set()
+
+
 def test_it_asks_the_network_for_nothing(text: str) -> None:
     addresses = re.findall(r"https?://[^\s\"'<)]+", text)
     assert set(addresses) <= {"http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink", "https://me:***@host/model"}
