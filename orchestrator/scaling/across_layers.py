@@ -23,6 +23,8 @@ from orchestrator.scaling.types import JobMeasurement
 
 _TAIL = 0.95
 """Of the 90% interval, the upper end's quantile."""
+_NEVER_BELOW_0 = ("fvu", "mse", "l1", "kl", "alive")
+"""Scores that cannot be; `alive` is a share besides."""
 _ALIKE = (
     "subject",
     "hook",
@@ -73,8 +75,12 @@ class SaeGroup:
         return tuple(sorted(measured_at(self.first)))
 
     def of(self, metric: str, variant: str = "") -> Interval | None:
-        """Return a score over the seeds: `over_seeds`."""
-        return self.over_seeds(lambda row: row.scores.get(f"{metric} {variant}".strip()))
+        """Return a score over the seeds: `over_seeds`, its interval cut to what the score can be."""
+        found = self.over_seeds(lambda row: row.scores.get(f"{metric} {variant}".strip()))
+        if found is None or metric not in _NEVER_BELOW_0:
+            return found
+        most = 1.0 if metric == "alive" and variant != over_all(VARIATION) else math.inf
+        return Interval(found.value, max(found.low, 0.0), min(found.high, most))
 
     def at(self, metric: str, layer: int) -> Interval | None:
         """Return a score at one layer, over the seeds."""

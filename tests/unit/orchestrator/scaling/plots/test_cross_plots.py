@@ -68,3 +68,20 @@ def test_without_what_they_show_there_are_no_figures() -> None:
     singles = [row for row in ROWS if row.layer is not None]
     assert cross_plots.by_layer(singles) is None
     assert cross_plots.matrices(singles) is not None
+
+
+def test_no_bar_leaves_what_its_score_can_be() -> None:
+    """Of two seeds Student's t reaches six standard errors: beyond no latent silent, and below a loss of nothing."""
+    rows = [
+        at_layers((0, 1), {"fvu": [0.2, 0.01 + 0.02 * seed], "alive": [0.99 - 0.01 * seed, 0.5],
+                           "delta_ce": [0.01 + 0.02 * seed, 0.5]}, seed=seed)
+        for seed in (0, 1)
+    ]  # fmt: skip
+    hints = drawn(cross_plots.by_layer, rows).hints.values()
+    silent, fvu, delta = (
+        next(hint for hint in hints if f", {metric}, at {layer}:" in hint)
+        for metric, layer in (("share of silent latents", 0), ("fvu", 1), ("delta_ce", 0))
+    )
+    assert silent.endswith("0.0150 [0, 0.0466]")
+    assert fvu.endswith("0.0200 [0, 0.0831]")
+    assert delta.endswith("0.0200 [−0.0431, 0.0831]"), "a loss may fall"
