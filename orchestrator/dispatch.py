@@ -125,7 +125,7 @@ def _send(settings: Settings, job_ids: list[int], *, top_up: bool = False) -> in
 
 
 def _sender(settings: Settings) -> "Celery":
-    from celery import Celery
+    from celery.app.base import Celery  # of the package itself: its lazy names are not there for a second thread
 
     app = Celery("orch-sender", set_as_current=False)
     app.conf.update(celery_settings(settings))

@@ -81,7 +81,8 @@ def test_what_was_stopped_goes_on_bit_for_bit_and_the_others_are_trained(world: 
     queue.resume(engine, [PAUSED])
     queue.retry(engine, [CANCELLED])
     (never_stopped,) = world.enqueue(configs(engine, [STOPPED])[STOPPED], name="again")
-    assert world.work("--until-empty").wait(200) == 0, world.said()
+    # The version before knew no kernels in C, whose sums differ from torch's in their last bits.
+    assert world.work("--until-empty", ORCH_COMPILE="off").wait(200) == 0, world.said()
     assert {row.state for row in results.jobs(engine)} == {"succeeded"}
     assert world.attempts(STOPPED) == [("preempted", 0), ("max_tokens", CAPTURED_AT)]
     resumed, straight = curve(world, STOPPED), curve(world, never_stopped)
@@ -94,7 +95,9 @@ def test_what_was_stopped_goes_on_bit_for_bit_and_the_others_are_trained(world: 
         assert resumed[len(drawn_before) :] == later
     else:  # this machine's sums differ in their last bits from those of the one that wrote the checkpoint
         for left, right in [*pairs, *zip(resumed[len(drawn_before) :], later, strict=True)]:
-            assert left == pytest.approx(right, rel=0.02)
+            assert [value is None for value in left] == [value is None for value in right]
+            numbers = [tuple(value for value in values if value is not None) for values in (left, right)]
+            assert numbers[0] == pytest.approx(numbers[1], rel=0.02)
 
 
 def curve(world: World, job_id: int) -> list[tuple[float, ...]]:
