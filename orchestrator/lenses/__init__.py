@@ -1,6 +1,6 @@
 """The table of tuned lenses: those that jobs train, from their being queued on, and those brought in. Its author."""
 
-from orchestrator.lenses.lens_rows import LensEntry, curve, entries, named, of_jobs
+from orchestrator.lenses.lens_rows import LensEntry, curve, entries, found_by_attempt, named, of_jobs
 from orchestrator.lenses.registry import NewLens, add, check_name, fill, name_unnamed, remove, reserve, users
 
 __all__ = [
@@ -11,6 +11,7 @@ __all__ = [
     "curve",
     "entries",
     "fill",
+    "found_by_attempt",
     "name_unnamed",
     "named",
     "of_jobs",

@@ -1,6 +1,6 @@
 """The rows of the table of lenses, read back, and the curves of those that jobs train."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, fields
 from difflib import get_close_matches
 from typing import Any
@@ -42,7 +42,7 @@ class LensEntry:
     outcome: str | None
     """converged, max_tokens, not_learning or diverged, of one that a job has trained."""
     tokens_seen: int | None
-    """Of one in training: `lens_progress.so_far` fills it, and the KLs."""
+    """Of one in training: `lens_progress.so_far` fills it, the KLs and what its attempt has found."""
     wall_seconds: float | None
     measured_on: str | None
     measured_tokens: int | None
@@ -103,6 +103,18 @@ def named(engine: Engine, selector: str) -> LensEntry:
     near = get_close_matches(selector, names, n=3)
     guess = f"; did you mean {', '.join(near)}?" if near else ""
     raise NotFound(f"there is no lens {selector!r}{guess}", hint="orch lens list")
+
+
+def found_by_attempt(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what the facts that an attempt reports before its first step say of its lens, by the names of columns."""
+    return {
+        "fingerprint": facts["subject"]["sha256"],
+        "n_layers": facts["subject"]["n_layers"],
+        "d_model": facts["d_model"],
+        "measured_on": facts["text"],
+        "measured_tokens": facts["heldout_tokens"],
+        "logit_lens_kls": facts["logit_lens_kls"],
+    }
 
 
 def _has_id(beginning: str) -> ColumnElement[bool]:

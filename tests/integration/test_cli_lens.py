@@ -112,17 +112,25 @@ def test_lenses_are_listed_and_shown_layer_by_layer(engine: Engine, capsys: Capt
 def test_a_lens_in_training_is_shown_as_far_as_it_is(engine: Engine, capsys: Capture) -> None:
     job_id = queue_lens(engine, name="mine")
     lease = take_lens(engine).lease
+    assert said(capsys, "lens", "list").splitlines()[1].split()[3] == "–", "no attempt has read the model yet"
     begin_lens(engine, lease)
-    assert said(capsys, "lens", "list").splitlines()[1].split()[-2:] == ["–", "running"]
+    begun = said(capsys, "lens", "list").splitlines()[1].split()
+    assert begun[3:] == ["3", "–", "2", "–", "–", "running"], "layers and the logit lens are known before any step"
     queue.record(engine, lease, [lens_point(2048), lens_point(4096, 0.25)])
     for arguments in (["lens", "list"], ["status", str(job_id)]):
         row = next(line for line in said(capsys, *arguments).splitlines() if line.startswith("mine")).split()
-        assert row[4:] == ["0.25", "–", "–", "4.10k", "of", "20.0M", "running"]
+        assert row[3:] == ["3", "0.25", "2", "–", "4.10k", "of", "20.0M", "running"]
     (item,) = json.loads(said(capsys, "lens", "list", "-o", "json"))["items"]
     assert (item["tokens_seen"], item["kls"], item["max_tokens"]) == (4096, [0.375, 0.125, 0.0], 20_000_000)
+    assert (item["n_layers"], item["d_model"], item["fingerprint"]) == (3, 16, "f" * 64)
+    assert json.loads(said(capsys, "show", str(job_id), "-o", "json"))["items"][0]["lens"] == item
     shown = said(capsys, "lens", "show", "mine")
     assert "4.10k of 20.0M tokens" in shown
-    assert [line.split() for line in shown.splitlines() if line.split()[:1] == ["1"]] == [["1", "0.125", "–", "–"]]
+    assert "4.10k held-out tokens of a text" in shown
+    assert [line.split() for line in shown.splitlines() if line.split()[:1] == ["1"]] == [["1", "0.125", "1", "–"]]
+    queue.release(engine, lease)
+    take_lens(engine)
+    assert said(capsys, "lens", "list").splitlines()[1].split()[3] == "3", "an attempt that has read nothing knows less"
 
 
 def test_a_lens_that_diverged_is_shown_with_what_it_came_to_and_what_to_do(engine: Engine, capsys: Capture) -> None:

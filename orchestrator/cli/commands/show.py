@@ -126,8 +126,9 @@ def _print_evaluation(settings: "Settings", engine: "Engine", row: "JobRow", out
 
 def _print_lens(settings: "Settings", engine: "Engine", row: "JobRow", output: str | None) -> None:
     from orchestrator import lenses, results
+    from orchestrator.lenses.lens_progress import so_far
 
-    found = lenses.of_jobs(engine, [row.id])
+    found = so_far(engine, lenses.of_jobs(engine, [row.id]))
     if output:
         lens = [record(one) for one in found]
         values = record(row) | {"lens": lens[0] if lens else None}

@@ -32,9 +32,7 @@ def finish_lens(engine: Engine, lease: Lease, result: LensResult) -> State:
         move(session, lease, "succeeded", reason=None, lost_in_row=0)
         last = points[-1] if points else None
         lenses.fill(
-            session, lease.job_id, **vars(result), attempt=lease.attempt, fingerprint=facts["subject"]["sha256"],
-            n_layers=facts["subject"]["n_layers"], d_model=facts["d_model"], measured_on=facts["text"],
-            measured_tokens=facts["heldout_tokens"], logit_lens_kls=facts["logit_lens_kls"],
+            session, lease.job_id, **vars(result), **lenses.found_by_attempt(facts), attempt=lease.attempt,
             kl=last and last.kl, kls=last and last.kls,
         )  # fmt: skip
         if counts:
