@@ -64,7 +64,7 @@ def propose(engine: Engine, scope: SearchScope) -> SearchStep:
     rows = [row for row in meant if not scope.ks or row.k in scope.ks]
     if not rows:
         raise NotFound(
-            f"no job of {', '.join(scope.sweeps)} has such a k" if scope.ks else f"{scope.sweeps[0]} has no job",
+            f"no job of {', '.join(scope.sweeps)} has such a k",
             hint="A search takes all but n, k and lr from a job: enqueue one first.",
         )
     check_one_kind(rows)

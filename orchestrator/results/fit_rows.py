@@ -15,7 +15,7 @@ from orchestrator.database import models as m
 from orchestrator.database.engine import reading
 from orchestrator.results.auto_values import lr_of, measured_share, window_of
 from orchestrator.results.job_history import measured_points
-from orchestrator.results.selectors import sweep_ids
+from orchestrator.results.selectors import no_training_jobs, sweep_ids
 from orchestrator.results.text_passes import trainable_of
 from orchestrator.scaling.types import JobMeasurement
 
@@ -39,20 +39,23 @@ class _Tables(NamedTuple):
 
 
 def measured(
-    engine: Engine, sweeps: Sequence[str], *, curves: bool = True, layer: int | None = None
+    engine: Engine, sweeps: Sequence[str], *, curves: bool = True, layer: int | None = None, missing_ok: bool = False
 ) -> list[JobMeasurement]:
     """Return the jobs of sweeps by id; without `curves` their curves stay empty, which spares most of the reading.
 
     `layer`: those whose SAE reads it among several are as they are at it, curves with them (`one_layer.at_layer`).
+    `missing_ok`: that no job of them trains an SAE, or all are hidden, is no error.
 
     Raises:
-        NotFound: one of the names is no sweep; the message names what is near.
+        NotFound: one of the names is no sweep; the message names what is near. Or there is no such job: it says why.
         StorageError: the database did not answer.
     """
     with reading(engine) as session:
         mine = and_(m.Job.sweep_id.in_(sweep_ids(session, sweeps)), m.Job.hidden.is_(None), m.Job.kind == "train")
         ids = select(m.Job.id).where(mine)
         rows = [(row, json.loads(row.config)) for row in session.execute(_query().where(mine))]
+        if not rows and not missing_ok:
+            raise no_training_jobs(session, sweeps[0])
         facts = _facts(session, ids)
         points = _curves(session, ids) if curves or layer is not None else {}
         told = {name: _told(rows, facts, name) for name in ("site", "layers")}

@@ -1,6 +1,6 @@
 """From what a person types to job ids."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 
@@ -58,6 +58,18 @@ def sweep_ids(session: Session, names: Sequence[str]) -> list[int]:
     return sorted({known[name] for name in names})
 
 
+def no_training_jobs(session: Session, sweep: str) -> NotFound:
+    """Return why a sweep shows no job that trains an SAE, and where to look instead."""
+    jobs = select(m.Job.kind, m.Job.hidden).distinct().join(m.SweepRow).where(m.SweepRow.name == sweep)
+    found = session.execute(jobs).all()
+    shown = {job.kind for job in found if job.hidden is None}
+    if told := _without_training(sweep, shown):
+        return told
+    if any(job.hidden == "hidden" for job in found):
+        return NotFound(f"sweep {sweep!r} has no SAE: its jobs are hidden", hint=f"orch hide {sweep} --undo")
+    return NotFound(f"sweep {sweep!r} has no SAE: there is no job in it", hint="orch enqueue FILE adds some.")
+
+
 def find_saes(engine: Engine, selectors: Sequence[str]) -> list[SaeEntry]:
     """Return the SAEs of selectors, each once, in the order asked.
 
@@ -104,14 +116,9 @@ def _without_sae(engine: Engine, name: str) -> NotFound:
         columns = select(m.Job.id, m.Job.kind, m.Job.state, m.Job.sae_id).join(m.SweepRow)
         mine = m.Job.id == int(name) if name.isdigit() else m.SweepRow.name == name
         jobs = session.execute(columns.where(mine)).all()
-    kinds = {job.kind for job in jobs}
     if not name.isdigit():
-        what = f"sweep {name!r}"
-        if kinds == {"lens"}:
-            return NotFound(f"{what} has no SAE: its jobs train tuned lenses", hint="orch lens list")
-        if kinds == {"evaluate"}:
-            return NotFound(f"{what} has no SAE of its own: its jobs evaluate some", hint=f"orch status {name}")
-        return NotFound(f"{what} has no SAE: none of its jobs has finished with one", hint=f"orch status {name}")
+        missing = f"sweep {name!r} has no SAE: none of its jobs has finished with one"
+        return _without_training(name, {job.kind for job in jobs}) or NotFound(missing, hint=f"orch status {name}")
     (job,) = jobs
     if job.kind == "evaluate":
         return NotFound(f"job {name} is an evaluation, of sae:{job.sae_id}", hint=f"orch results sae:{job.sae_id}")
@@ -119,6 +126,16 @@ def _without_sae(engine: Engine, name: str) -> NotFound:
         return NotFound(f"job {name} has no SAE: it trains a tuned lens", hint=f"orch lens show {name}")
     said = "it diverged" if job.state == "succeeded" else f"it is {job.state}"
     return NotFound(f"job {name} has no SAE: {said}", hint=f"orch explain {name}")
+
+
+def _without_training(sweep: str, kinds: Collection[str]) -> NotFound | None:
+    """Return what the jobs of a sweep do, by their kinds, and where it is shown; None: some train SAEs, or none is."""
+    if not kinds or "train" in kinds:
+        return None
+    what = f"sweep {sweep!r} has no SAE"
+    if "evaluate" in kinds:
+        return NotFound(f"{what} of its own: its jobs evaluate some", hint=f"orch status {sweep}")
+    return NotFound(f"{what}: its jobs train tuned lenses", hint="orch lens list")
 
 
 def _select(session: Session, selector: str) -> list[int]:

@@ -161,9 +161,9 @@ def test_an_unknown_sweep(engine: Engine, capsys: Capture) -> None:
 
 def test_an_empty_sweep(engine: Engine, capsys: Capture) -> None:
     queue.enqueue(engine, Sweep("hollow", ()))
-    assert _fit("hollow") == 4
+    assert _fit("hollow") == 3
     said = capsys.readouterr().err
-    assert "there is no job" in said
+    assert "sweep 'hollow' has no SAE: there is no job in it" in said
     assert "orch enqueue FILE" in said
 
 

@@ -6,6 +6,7 @@ from sqlalchemy import Engine
 from orchestrator import queue
 from orchestrator.cli.main import run
 from orchestrator.settings import Settings
+from orchestrator.sweep.sweep import Sweep
 from tests import evaluation_shorthand as shorthand
 from tests.lens_shorthand import queue_lens
 from tests.queue_shorthand import enqueue
@@ -47,3 +48,30 @@ def test_a_selector_without_an_sae(command: list[str], engine: Engine, capsys: p
         told = said(capsys, *command, selector)
         assert f"Error: {message}" in told
         assert hint in told
+
+
+@pytest.mark.parametrize(
+    "command",
+    [["report"], ["plot"], ["fit"], ["forecast", "--n-latents", "64"], ["plan", "--budget", "1h"]],
+    ids=lambda command: command[0],
+)
+def test_sweeps_that_train_no_sae_are_nothing_to_fit_or_draw(
+    command: list[str], engine: Engine, settings: Settings, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A report on lens jobs alone was an empty page, with exit code 0."""
+    queue_lens(engine)
+    shorthand.evaluate(engine, shorthand.imported(engine))
+    (job_id,) = enqueue(engine)
+    queue.cancel(engine, [job_id])
+    queue.hide_jobs(engine, [job_id])
+    queue.enqueue(engine, Sweep("hollow", ()))
+    for sweep, message, hint in (
+        ("lenses", "sweep 'lenses' has no SAE: its jobs train tuned lenses", "orch lens list"),
+        ("evaluations", "sweep 'evaluations' has no SAE of its own: its jobs evaluate some", "orch status evaluations"),
+        ("s", "sweep 's' has no SAE: its jobs are hidden", "orch hide s --undo"),
+        ("hollow", "sweep 'hollow' has no SAE: there is no job in it", "orch enqueue FILE"),
+    ):
+        told = said(capsys, command[0], sweep, *command[1:])
+        assert f"Error: {message}" in told
+        assert hint in told
+    assert not (settings.home / "reports").exists()

@@ -46,7 +46,7 @@ def _reader(engine: Engine) -> Read:
 
     @cache
     def jobs(sweeps: tuple[str, ...], *, curves: bool) -> list[JobMeasurement]:
-        return measured(engine, sweeps, curves=curves)
+        return measured(engine, sweeps, curves=curves, missing_ok=True)
 
     @cache
     def with_drawn_curves(sweeps: tuple[str, ...]) -> list[JobMeasurement]:

@@ -48,7 +48,7 @@ def _matching(
     from orchestrator.fits import store
 
     stored = [one for one in store.history(engine, sweep=sweeps[0]) if set(one.fit.sweeps) == set(sweeps)]
-    grounds = choice.grounds(results.measured(engine, sweeps, curves=False, layer=choice.layer))
+    grounds = choice.grounds(results.measured(engine, sweeps, curves=False, layer=choice.layer, missing_ok=True))
     wanted = {name: value for name, value in grounds.items() if value is not None}
     meant = [one.id for one in stored if not laws or one.fit.law in laws if _is_of(one, wanted)]
     if not meant:
