@@ -101,6 +101,23 @@ def test_a_lens_is_imported_named_and_stored_by_its_content(
     assert f"{entry.sha256[:12]}: fvu is in its space" in shown
 
 
+def test_a_file_in_the_place_of_the_folder_of_a_lens_is_told_as_one(run: Run, subject: Path, tmp_path: Path) -> None:
+    """It was said that there is no such folder."""
+    folder = published(tmp_path / "mine")
+    for given, said in (
+        (folder / "params.pt", f"Error: {folder / 'params.pt'} is a file, not a folder\n"),
+        (tmp_path / "gone", f"Error: there is no folder {tmp_path / 'gone'}\n"),
+    ):
+        told = run("lens", "import", str(given), "--subject", str(subject))
+        assert told.exit_code == 3
+        assert said in told.output
+        assert "Give the folder that holds config.json and params.pt." in told.output
+    (folder / "params.pt").write_text("version https://git-lfs.github.com/spec/v1\n")
+    told = run("lens", "import", str(folder), "--subject", str(subject))
+    assert told.exit_code == 2
+    assert "params.pt is plain text, not tensors" in told.output
+
+
 def test_what_cannot_be_named_is_said_and_nothing_is_queued(
     world: World, run: Run, subject: Path, tmp_path: Path
 ) -> None:

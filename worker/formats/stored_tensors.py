@@ -3,9 +3,12 @@
 import json
 import re
 import zipfile
+from codecs import getincrementaldecoder
 from collections.abc import Collection, Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from pickle import UnpicklingError
+from pickletools import genops
 from typing import Any
 
 import numpy as np
@@ -19,7 +22,13 @@ from orchestrator.errors import ConfigError
 _ANOTHER = "Name the folder that holds all its files, or fetch them again."
 _WHOLE = "Is it whole? Fetch it again."
 _PICKLED = {".pt", ".pth", ".bin"}
-_UNREADABLE = (OSError, SafetensorError, ValueError, TypeError, RuntimeError, EOFError, KeyError, zipfile.BadZipFile)
+_BEGINNING = 512
+"""Bytes that tell whether a file is of text."""
+_SHOWN = 60
+_UNREADABLE = (
+    OSError, SafetensorError, ValueError, TypeError, RuntimeError, EOFError, KeyError, IndexError, zipfile.BadZipFile,
+    UnpicklingError,
+)  # fmt: skip
 
 
 def find(path: Path, *names: str) -> Path | None:
@@ -45,7 +54,7 @@ def names(path: Path) -> frozenset[str]:
     """Return the names of a file's tensors; none where it cannot be read as one of tensors.
 
     Raises:
-        ConfigError: a pickle would run code.
+        ConfigError: a pickle would run code, or the file is of text.
     """
     try:
         if path.suffix == ".safetensors":
@@ -55,9 +64,10 @@ def names(path: Path) -> frozenset[str]:
             with zipfile.ZipFile(path) as archive:
                 return frozenset(name.removesuffix(".npy") for name in archive.namelist())
         return frozenset(map(str, _unpickled(path))) if path.suffix in _PICKLED else frozenset()
-    except UnpicklingError as error:
-        raise _would_run_code(path, error) from error
-    except _UNREADABLE:
+    except _UNREADABLE as error:
+        refusal = _refusal(path, error)
+        if refusal is not None:
+            raise refusal from error
         return frozenset()
 
 
@@ -67,7 +77,7 @@ def load(path: Path, wanted: Collection[str] | None = None) -> dict[str, Any]:
     Of a pickle all that it holds: numbers and words, too. Pages of a file are read when they are used.
 
     Raises:
-        ConfigError: it is missing, cut off, no such file, or a pickle that would run code.
+        ConfigError: it is missing, cut off, no such file, one of text, or a pickle that would run code.
     """
     if not path.is_file():
         raise ConfigError(f"there is no file {path}", hint=_ANOTHER)
@@ -80,10 +90,10 @@ def load(path: Path, wanted: Collection[str] | None = None) -> dict[str, Any]:
                 return {name: torch.from_numpy(archive[name]) for name in archive.files if _is_wanted(name, wanted)}
         if path.suffix in _PICKLED:
             return {str(name): value for name, value in _unpickled(path).items() if _is_wanted(str(name), wanted)}
-    except UnpicklingError as error:
-        raise _would_run_code(path, error) from error
     except _UNREADABLE as error:
-        raise ConfigError(f"{path} cannot be read ({why_unread(error)})", hint=_WHOLE) from error
+        no_pickle = "it is no file that torch.save wrote, or not all of one"
+        why = no_pickle if isinstance(error, UnpicklingError) else why_unread(error)
+        raise _refusal(path, error) or ConfigError(f"{path} cannot be read ({why})", hint=_WHOLE) from error
     raise ConfigError(f"{path} is no .safetensors, .npz or .pt file")
 
 
@@ -169,10 +179,35 @@ def _is_wanted(name: str, wanted: Collection[str] | None) -> bool:
     return wanted is None or name in wanted
 
 
-def _would_run_code(path: Path, error: Exception) -> ConfigError:
-    if "weights_only" not in str(error) and "Unsupported" not in str(error):
-        return ConfigError(f"{path} cannot be read ({why_unread(error)})", hint=_WHOLE)
-    return ConfigError(
-        f"{path} is a pickle with more than tensors in it, and reading that can run code: it is not read",
-        hint="Where you trust it, load it with the program that wrote it and save its state_dict as .safetensors.",
-    )
+def _refusal(path: Path, error: Exception) -> ConfigError | None:
+    """Return what a file that could not be read is, where it is no file of tensors at all, or one that is not safe."""
+    if isinstance(error, UnpicklingError) and _is_pickle(path):
+        return ConfigError(
+            f"{path} is a pickle with more than tensors in it, and reading that can run code: it is not read",
+            hint="Where you trust it, load it with the program that wrote it and save its state_dict as .safetensors.",
+        )
+    if line := _first_line(path):
+        is_pointer = line.startswith("version https://git-lfs")
+        return ConfigError(
+            f"{path} is plain text, not tensors: it begins with {line[:_SHOWN]!r}",
+            hint="It is a pointer of Git LFS: fetch the file itself by git lfs pull." if is_pointer else _ANOTHER,
+        )
+    return None
+
+
+def _is_pickle(path: Path) -> bool:
+    """Say whether a file is, or begins with, a whole pickle, or is the archive that torch.save makes of one."""
+    try:
+        with path.open("rb") as file:
+            return zipfile.is_zipfile(path) or sum(1 for _ in genops(file)) > 1
+    except (ValueError, OSError, MemoryError):
+        return False
+
+
+def _first_line(path: Path) -> str:
+    """Return the first line of a file of text; empty where it begins with bytes that are none."""
+    with suppress(OSError, UnicodeDecodeError), path.open("rb") as file:
+        text = getincrementaldecoder("utf-8")().decode(file.read(_BEGINNING))
+        lines = text.expandtabs().strip().splitlines()
+        return lines[0] if lines and all(map(str.isprintable, lines)) else ""
+    return ""

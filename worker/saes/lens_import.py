@@ -18,7 +18,7 @@ def import_lens(engine: Engine, settings: Settings, source: str, asked: Mapping[
     """Bring in a lens of the tuned-lens library; return what is said of it.
 
     Raises:
-        NotFound: there is no such folder.
+        NotFound: there is no such folder, or it is a file.
         ConfigError: its files are no lens, or of another model; or it cannot be named so.
         StateError: its name is taken.
         SubjectError, MachineError: its model is not here.
@@ -26,7 +26,8 @@ def import_lens(engine: Engine, settings: Settings, source: str, asked: Mapping[
     """
     folder = Path(source).expanduser()
     if not folder.is_dir():
-        raise NotFound(f"there is no folder {source}", hint="Give the folder that holds config.json and params.pt.")
+        what = f"{source} is a file, not a folder" if folder.exists() else f"there is no folder {source}"
+        raise NotFound(what, hint="Give the folder that holds config.json and params.pt.")
     name = asked.get("name") or folder.absolute().name
     lenses.check_name(engine, name)
     lens = read_published(folder, SubjectConfig(model=asked["subject"], revision=asked.get("revision")))

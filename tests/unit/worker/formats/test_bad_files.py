@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from orchestrator.errors import ConfigError, StorageError
 from tests.made_saes import D_MODEL, N_LATENTS, apart, inputs, made
-from worker.formats import registry
+from worker.formats import registry, stored_tensors
 
 
 class _RunsCode:
@@ -59,6 +59,40 @@ def test_a_pickle_that_would_run_code_is_not_read(tmp_path: Path) -> None:
     torch.save({"W_enc": _RunsCode(mark), "pre_bias": 1, "latent_bias": 1}, tmp_path / "8.pt")
     refused(tmp_path / "8.pt", "reading that can run code: it is not read")
     assert not mark.exists()
+
+
+@pytest.mark.parametrize("suffix", ["pt", "pth", "bin", "npz", "safetensors"])
+@pytest.mark.parametrize(
+    ("text", "hint"),
+    [
+        ("version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n", "git lfs pull"),
+        ("<!doctype html>\n<title>404 – nothing here</title>\n" + "–" * 400, "fetch them again"),
+        ("hello world\n", "fetch them again"),
+        ("\tkey\tvalue\n", "fetch them again"),
+    ],
+)
+def test_plain_text_is_called_that_and_no_pickle(suffix: str, text: str, hint: str, tmp_path: Path) -> None:
+    """Text is what a failed download, or a checkout without Git LFS, leaves in the place of tensors."""
+    path = tmp_path / f"params.{suffix}"
+    path.write_text(text, encoding="utf-8")
+    for read in (stored_tensors.load, stored_tensors.names):
+        with pytest.raises(ConfigError, match="is plain text, not tensors: it begins with") as caught:
+            read(path)
+        assert hint in caught.value.hint
+        assert "code" not in str(caught.value)
+
+
+def test_bytes_that_are_no_tensors_are_called_neither_text_nor_pickle(tmp_path: Path) -> None:
+    path = tmp_path / "params.pt"
+    for content in (b"", b"\x80\x02cut off", b"PK\x03\x04 cut off", b"\xff\xfe\x00"):
+        path.write_bytes(content)
+        assert stored_tensors.names(path) == frozenset()
+        with pytest.raises(ConfigError, match="cannot be read") as caught:
+            stored_tensors.load(path)
+        assert "code" not in str(caught.value)
+    path.write_bytes(b"cos\nsystem\n(S'true'\ntR.")
+    with pytest.raises(ConfigError, match="reading that can run code: it is not read"):
+        stored_tensors.names(path)
 
 
 @pytest.mark.parametrize("format", ["orch", "saelens", "sparsify", "dictionary_learning", "llama_scope", "mlsae"])
