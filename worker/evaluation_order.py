@@ -37,6 +37,8 @@ class EvaluationOrder:
     """Process id of the parent: the process ends when it does."""
     lenses_folder: str = ""
     """Folder of the tuned lenses among the artifacts."""
+    compile: str = "auto"
+    """auto or off: whether kernels may be compiled."""
     log: str = ""
     """Where what is printed goes from now on, for a process that had another order before."""
 

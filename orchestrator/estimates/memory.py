@@ -101,6 +101,12 @@ class Room:
         return None if self._device.startswith("cpu") else _free_on_gpu(int(index or 0))
 
 
+SMALL_STEP_FLOPS = 2**28
+"""Of the encoder's product, in a step that one thread of a CPU takes."""
+BESIDE_LATENTS, BESIDE_JOBS = 2048, 8
+"""Jobs of small steps and at most so many latents measure points of their curves side by side, so many at most."""
+
+
 def trainer_bytes(configs: Sequence[JobConfig], *, kind: str = "cpu") -> int:
     """Return the most memory that training some jobs together takes.
 
@@ -118,7 +124,7 @@ def trainer_bytes(configs: Sequence[JobConfig], *, kind: str = "cpu") -> int:
     lasting = PROGRAM_BYTES[kind] + _subject_bytes(first.subject) + windows + heldout + sum(map(state_bytes, configs))
     lasting += sum(map(_lens_bytes, lenses.values()))
     step = max(_step_bytes(config, kind) for config in configs)
-    other = max(one_pass, *map(_passing_bytes, configs))
+    other = max(one_pass, _beside_bytes(configs) if kind == "cpu" else 0, *map(_passing_bytes, configs))
     return lasting + (step + other if kind == "cuda" else max(step, other))
 
 
@@ -144,6 +150,18 @@ def _passing_bytes(config: JobConfig) -> int:
     n, d = config.sae.latents(_width(config)), _width(config)
     evaluation = _weights(config) + EVALUATED_TOKENS * (_TILES * n + 3 * d) * _FLOAT
     return max(evaluation, _SAMPLE_COPIES * SAMPLE_TOKENS * _vector_bytes(config))
+
+
+def _beside_bytes(configs: Sequence[JobConfig]) -> int:
+    """Return what jobs need to measure points of their curves side by side."""
+    small = [config for config in configs if _is_beside(config)]
+    return sum(sorted(map(_passing_bytes, small))[-BESIDE_JOBS:])
+
+
+def _is_beside(config: JobConfig) -> bool:
+    n = config.sae.latents(_width(config))
+    flops = 2 * config.training.batch_tokens * _layers(config) * n * _width(config)
+    return n <= BESIDE_LATENTS and flops <= SMALL_STEP_FLOPS
 
 
 def _weights(config: JobConfig) -> int:

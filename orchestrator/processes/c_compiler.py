@@ -3,13 +3,16 @@
 import os
 import shlex
 import shutil
+from contextlib import suppress
 
 NAMES = ("cc", "gcc", "clang")
 
 
 def c_compiler() -> list[str] | None:
-    """Return the command of the environment's CC, else of the first of NAMES that is installed."""
-    if wanted := shlex.split(os.environ.get("CC", "")):
-        return wanted
+    """Return the command of the environment's CC, if there is such a program, else of the first of NAMES."""
+    with suppress(ValueError):  # a quotation without an end
+        wanted = shlex.split(os.environ.get("CC", ""))
+        if wanted and shutil.which(wanted[0]):
+            return wanted
     found = next(filter(None, map(shutil.which, NAMES)), None)
     return None if found is None else [found]

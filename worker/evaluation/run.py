@@ -89,8 +89,8 @@ class EvaluationRun:
         torch.set_num_threads(order.threads)
         self._order, self._channel = order, channel
         self._device = torch.device(choose(order.device))
-        if order.compile_folder and self._device.type == "cpu":
-            use(Path(order.compile_folder) / "kernels")
+        in_c = order.compile != "off" and order.compile_folder and self._device.type == "cpu"
+        use(Path(order.compile_folder) / "kernels" if in_c else None)
         self._dropped: set[int] = set()
 
     def run(self) -> None:

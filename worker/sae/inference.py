@@ -271,10 +271,11 @@ class InferenceSae(nn.Module):
 
     def _top(self, vectors: Tensor) -> tuple[Tensor, Tensor]:
         pre_acts = self._pre_acts(vectors, self.b_enc)
-        if self.rank is None:
+        is_differentiated = torch.is_grad_enabled() and pre_acts.requires_grad
+        if self.rank is None and not is_differentiated:
             values, indices = top_values(pre_acts, self.facts.k or 1)
         else:
-            indices = top_k(pre_acts * self.rank, self.facts.k or 1)
+            indices = top_k(pre_acts if self.rank is None else pre_acts * self.rank, self.facts.k or 1)
             values = pre_acts.gather(1, indices)
         return values.relu(), indices
 

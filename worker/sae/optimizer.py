@@ -109,7 +109,7 @@ class Optimizer:
         assert kernels, "asked before"
         (beta1, beta2), t = self.config.betas, self.n_steps + 1
         bias, share = math.sqrt(1 - beta2**t), 1 - ema_coefficient(self.config.ema, t)
-        step = AdamStep(lr / (1 - beta1**t), bias, beta1, beta2, self.config.eps, share)
+        step = AdamStep(lr / (1 - beta1**t), bias, beta1, beta2, 1 - beta1, 1 - beta2, self.config.eps, share)
         squares = []
         for name, value in stepped.items():
             kept = self.exp_avg[name], self.exp_avg_sq[name], self.average[name]

@@ -36,7 +36,7 @@ def reconstruction_error(
     b_pre: Float[Tensor, " d_model"],
 ) -> tuple[Float[Tensor, "n_tokens d_model"], Float[Tensor, " n_tokens"]]:
     """Return x − x̂ and its squared norm of each token."""
-    if kernels := kernels_for(x, top_acts, W_dec):
+    if kernels := kernels_for(x, W_dec):
         return kernels.reconstruction_error(x, top_acts, top_indices, W_dec, b_pre)
     error = sparse_decode(top_acts, top_indices, W_dec).add_(b_pre)
     torch.sub(x, error, out=error)

@@ -30,13 +30,15 @@ def order_of(claims: Sequence[queue.Claim], context: SupervisorContext) -> AnyOr
     }  # fmt: skip
     saving: dict[str, Any] = {"checkpoint_seconds": settings.checkpoint_seconds}
     using: dict[str, Any] = {"lenses_folder": str(settings.artifacts_folder / LENSES)}
+    own: dict[str, Any]
     match config:
         case EvaluationConfig():
             evaluations = tuple(_evaluation(claim, settings) for claim in claims)
-            return EvaluationOrder(jobs=evaluations, store_folder=str(home / garbage.SHARED), **using, **shared)
+            own = {"store_folder": str(home / garbage.SHARED), "compile": settings.compile}
+            return EvaluationOrder(jobs=evaluations, **own, **using, **shared)
         case LensConfig():
             lease, artifacts = claims[0].lease, str(settings.artifacts_folder)
-            own: dict[str, Any] = {"job_id": lease.job_id, "attempt": lease.attempt, "artifacts": artifacts}
+            own = {"job_id": lease.job_id, "attempt": lease.attempt, "artifacts": artifacts}
             return LensOrder(config=config, resume=_resume(claims[0], settings), **own, **saving, **shared)
         case JobConfig():
             return Order(

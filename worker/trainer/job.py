@@ -11,15 +11,13 @@ from torch import Tensor
 
 from orchestrator.curves.outcome import outcome_of
 from orchestrator.curves.resting import resting_points
+from orchestrator.estimates.memory import SMALL_STEP_FLOPS
 from worker.channel import SupervisorChannel
 from worker.formats.native import save_final
 from worker.protocol import Assignment, CurvePointMessage, Ended, Left
 from worker.sae.train_state import Step, TrainState, train_step
 from worker.trainer import checkpoint
 from worker.trainer.train import evaluation_tokens, flops, train
-
-SMALL_STEP_FLOPS = 2**28
-"""Of the encoder's product, in a step that one thread takes."""
 
 
 class CaptureCost(NamedTuple):
@@ -57,6 +55,11 @@ class JobTraining:
         n_vectors = self._job.config.training.batch_tokens * state.n_layers
         flops = 2 * n_vectors * state.model.n_latents * state.model.d_model
         return type(state) is TrainState and not state.model.W_enc.is_cuda and flops <= SMALL_STEP_FLOPS
+
+    @property
+    def n_latents(self) -> int:
+        """Return the number of latents."""
+        return self._state.model.n_latents
 
     @property
     def measures_next(self) -> bool:

@@ -7,6 +7,7 @@ from types import TracebackType
 
 import torch
 
+from orchestrator.estimates.memory import BESIDE_JOBS, BESIDE_LATENTS
 from worker.trainer.job import JobTraining
 
 StepJob = Callable[[JobTraining], str | None]
@@ -23,7 +24,7 @@ class StepThreads:
 
     def __init__(self, threads: int) -> None:
         """Start no thread yet."""
-        self._pool = ThreadPoolExecutor(threads, "steps", initializer=partial(torch.set_num_threads, 1))
+        self._pool = ThreadPoolExecutor(min(threads, BESIDE_JOBS), "steps")
 
     def __enter__(self) -> "StepThreads":
         """Give the threads."""
@@ -39,14 +40,15 @@ class StepThreads:
         self, jobs: Sequence[JobTraining], step: StepJob
     ) -> Iterator[tuple[JobTraining, Callable[[], str | None]]]:
         """Yield each job with a function that returns the outcome of its step, or raises what the step raised."""
-        measuring = [job for job in jobs if job.is_small and job.measures_next]
-        begun = {job.job_id: self._pool.submit(step, job) for job in measuring} if len(measuring) > 1 else {}
+        measuring = [job for job in jobs if job.is_small and job.n_latents <= BESIDE_LATENTS and job.measures_next]
+        begun = {job.job_id: self._pool.submit(_here, step, job) for job in measuring} if len(measuring) > 1 else {}
         for job in jobs:
             yield job, begun[job.job_id].result if job.job_id in begun else partial(_here, step, job)
 
 
 def _here(step: StepJob, job: JobTraining) -> str | None:
     """Take a step in this thread, a small one without others of torch's."""
+    # Asked before it is set: a thread's first operation would set it to what other threads have.
     before = torch.get_num_threads()
     if job.is_small:
         torch.set_num_threads(1)

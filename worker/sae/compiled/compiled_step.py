@@ -38,10 +38,11 @@ def stepper(
     the kernels in C are used, in this process.
     """
     is_cuda, is_whole = state.model.W_enc.is_cuda, type(state) is TrainState
-    if wanted != "off" and folder is not None and not is_cuda:
-        failed = use(folder)
-        return train_step, f"plain; {failed}" if failed else "kernels in C"
-    if wanted == "off" or not is_cuda or not is_whole or not state.model.selects_per_token:
+    if not is_cuda:
+        in_c = wanted != "off" and folder is not None and is_whole  # processes that share a job must compute alike
+        failed = use(folder if in_c else None)
+        return train_step, f"plain; {failed}" if failed else "kernels in C" if in_c else "plain"
+    if wanted == "off" or not is_whole or not state.model.selects_per_token:
         return train_step, "plain"
     step = CompiledStep(config, state, say=say, folder=folder)
     step.compile_first_graph(state)

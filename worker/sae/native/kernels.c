@@ -1,4 +1,5 @@
-/* What surrounds the encoder's product in a training step on a CPU, and the losses of a model's logits. `kernels.py` says what each function computes.
+/* What surrounds the encoder's product in a training step on a CPU, and the losses of a model's logits. `kernels.py`
+ * says what each function computes.
  *
  * Rows are contiguous float32, indices int64. Every sum is one thread's, from its first term to its last, so results
  * do not depend on the number of threads.
@@ -239,7 +240,8 @@ void gradients(const struct Part *parts, int64_t n_parts, const float *acts, con
 
 struct AdamStep {
   float step_size, second_bias; /* lr / (1 - beta1^t), sqrt(1 - beta2^t) */
-  float beta1, beta2, eps;
+  float keep1, keep2, new1, new2; /* beta and 1 - beta of each moment: taken in float32 the second would be 1e-5 off */
+  float eps;
   float share; /* of the weights in their average */
 };
 
@@ -253,8 +255,8 @@ double adam(const struct AdamStep *given, float *weights, float *gradients, floa
     if (is_sphere && !is_projected) add(g, -dot(g, w, d), w, d);
     squares[r] = dot(g, g, d);
     for (int64_t i = 0; i < d; ++i) {
-      m[i] += (1 - s.beta1) * (g[i] - m[i]);
-      v[i] = s.beta2 * v[i] + (1 - s.beta2) * g[i] * g[i];
+      m[i] = s.keep1 * m[i] + s.new1 * g[i];
+      v[i] = s.keep2 * v[i] + s.new2 * g[i] * g[i];
       w[i] -= s.step_size * m[i] / (sqrtf(v[i]) / s.second_bias + s.eps);
     }
     if (is_sphere) {

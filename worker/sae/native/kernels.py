@@ -26,9 +26,11 @@ class _Part(ctypes.Structure):
 
 
 class AdamStep(ctypes.Structure):
-    """The numbers of one step of Adam and of the average of the weights."""
+    """The numbers of one step of Adam and of the average of the weights: keep is β, new is 1 − β of each moment."""
 
-    _fields_ = tuple((name, c_float) for name in ("step_size", "second_bias", "beta1", "beta2", "eps", "share"))
+    _fields_ = tuple(
+        (name, c_float) for name in ("step_size", "second_bias", "keep1", "keep2", "new1", "new2", "eps", "share")
+    )
 
 
 class Rows(NamedTuple):
@@ -69,6 +71,7 @@ class Kernels:
     ) -> tuple[Float[Tensor, "n_tokens k"], Int[Tensor, "n_tokens k"]]:
         """Return the k largest values of each row and their places: largest first, of equal ones the lower first."""
         n_rows, n = rows.shape
+        assert k <= n, "no row has more"
         values, indices = rows.new_empty(n_rows, k), rows.new_empty(n_rows, k, dtype=torch.int64)
         self._library.top_k(
             rows.data_ptr(), n_rows, n, k, values.data_ptr(), indices.data_ptr(), torch.get_num_threads()
@@ -88,6 +91,7 @@ class Kernels:
         b_pre: Float[Tensor, " d_model"],
     ) -> tuple[Float[Tensor, "n_tokens d_model"], Float[Tensor, " n_tokens"]]:
         """Return x − x̂ and its squared norm of each token."""
+        acts, indices, b_pre = acts.contiguous(), indices.contiguous(), b_pre.contiguous()
         error, squares = torch.empty_like(x), x.new_empty(len(x), dtype=torch.float64)
         self._library.reconstruction_error(
             x.data_ptr(), acts.data_ptr(), indices.data_ptr(), W_dec.data_ptr(), b_pre.data_ptr(),
@@ -102,6 +106,7 @@ class Kernels:
         since: Int[Tensor, " n_latents"],
     ) -> None:
         """Write how many tokens before the last one each latent of a batch fired last."""
+        acts, indices = acts.contiguous(), indices.contiguous()
         self._library.mark_fired(acts.data_ptr(), indices.data_ptr(), *acts.shape, since.data_ptr())
 
     def by_latent(
@@ -124,8 +129,8 @@ class Kernels:
 
         Each part is (k, ∂/∂x̂) of one reconstruction; `weights` are (W_enc, W_dec).
         """
-        W_enc, W_dec = weights
-        acts, indices = code
+        (W_enc, W_dec), (acts, indices) = weights, (each.contiguous() for each in code)
+        assert all(each is None or each.is_contiguous() for each in (*out, *weights, centred)), "rows follow each other"
         order, bounds = self.by_latent(indices, len(W_dec))
         given = (_Part * len(parts))(*(_Part(gradient.data_ptr(), k) for k, gradient in parts))
         sources = acts, centred, W_dec, W_enc, order, bounds
@@ -189,7 +194,7 @@ def use(folder: Path | None) -> str | None:
 def _loaded(folder: Path) -> Kernels | str:
     try:
         found = Kernels(compiled(folder))
-    except NoLibrary as error:
+    except (NoLibrary, AttributeError) as error:  # a library of something else has none of the functions
         return str(error)
     return found if _agrees(found) else "the compiled kernels do not agree with torch"
 

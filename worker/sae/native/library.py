@@ -26,6 +26,10 @@ class NoLibrary(Exception):
     """There is no compiled library; the message says why."""
 
 
+class _Failed(Exception):
+    """The compiler did not do it; the message is what it said."""
+
+
 def compiled(folder: Path) -> ctypes.CDLL:
     """Return the library from the folder, compiled now if it is not there.
 
@@ -38,17 +42,16 @@ def compiled(folder: Path) -> ctypes.CDLL:
     if command is None:
         raise NoLibrary(f"no C compiler was found ({', '.join(NAMES)})")
     try:
-        version = subprocess.run([*command, "--version"], capture_output=True, text=True, timeout=_SECONDS, check=True)
-        flags = [*_FLAGS] if "clang" in version.stdout else [*_FLAGS, _THREADS]
-        path = folder / f"kernels-{_digest(*flags, version.stdout)}.so"
+        version = _run([*command, "--version"])
+        flags = [*_FLAGS] if "clang" in version else [*_FLAGS, _THREADS]
+        path = folder / f"kernels-{_digest(*flags, version)}.so"
         if path.exists():
             with suppress(OSError):  # damaged: built anew
                 return ctypes.CDLL(str(path))
         _build(command, flags, path)
         return ctypes.CDLL(str(path))
-    except (OSError, subprocess.SubprocessError) as error:
-        said = (getattr(error, "stderr", None) or str(error)).strip().partition("\n")[0]
-        raise NoLibrary(f"{SOURCE.name} could not be compiled and loaded: {said}") from error
+    except (OSError, subprocess.TimeoutExpired, _Failed) as error:
+        raise NoLibrary(f"{SOURCE.name} could not be compiled and loaded: {error}") from error
 
 
 def _digest(*how: str) -> str:
@@ -56,6 +59,14 @@ def _digest(*how: str) -> str:
     processor = known[0] if known else platform.processor()
     parts = (SOURCE.read_text(), *how, platform.machine(), processor)
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
+
+
+def _run(command: list[str]) -> str:
+    done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=_SECONDS, check=False)
+    if done.returncode:
+        lines = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
+        raise _Failed(next((line for line in lines if "error:" in line), lines[0]))
+    return done.stdout
 
 
 def _build(command: list[str], flags: list[str], path: Path) -> None:
@@ -69,5 +80,5 @@ def _build(command: list[str], flags: list[str], path: Path) -> None:
         made, library = Path(work, "kernels.o"), Path(work, "kernels.so")
         steps = ([*flags, "-c", str(SOURCE), "-o", str(made)], ["-shared", str(made), "-o", str(library)])
         for step in steps:
-            subprocess.run([*command, *step], capture_output=True, text=True, timeout=_SECONDS, check=True)
+            _run([*command, *step])
         library.replace(path)

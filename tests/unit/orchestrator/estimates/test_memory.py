@@ -33,6 +33,13 @@ def test_each_further_job_costs_its_state_and_no_more() -> None:
     assert trainer_bytes([big, one]) - trainer_bytes([big]) == state_bytes(one), "they step one after another"
 
 
+def test_small_jobs_measure_side_by_side_up_to_eight() -> None:
+    one = config(1024, training={"batch_tokens": 256})
+    measuring = 2048 * (3 * 1024 + 3 * D) * 4 + state_bytes(one) // 5
+    assert trainer_bytes([one] * 8) - trainer_bytes([one] * 7) == state_bytes(one) + measuring
+    assert trainer_bytes([one] * 10) - trainer_bytes([one] * 9) == state_bytes(one)
+
+
 def test_another_hook_point_costs_a_window_too() -> None:
     one, other = config(), config(subject={"layer": 1})
     window, heldout = 65_536 * D * 4, 16_384 * D * 4

@@ -161,3 +161,12 @@ def test_an_active_latent_has_its_pre_activation(sae: InferenceSae) -> None:
     kept = sae.decode(acts)
     sae.pre_acts(x[:1])
     assert torch.equal(sae.decode(acts), kept)  # what `decode` needs of the last `encode` is left
+
+
+@pytest.mark.parametrize("kind", NORMALIZATIONS)
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_a_reconstruction_is_differentiable(activation: Activation, kind: Normalize) -> None:
+    sae, x = made(activation, kind), inputs().requires_grad_()
+    sae(x).square().sum().backward()
+    assert x.grad is not None
+    assert x.grad.abs().sum() > 0

@@ -228,3 +228,25 @@ def test_logits_that_are_no_numbers_make_losses_that_are_none(kernels: Kernels, 
     losses = token_losses(logits, ids, found)
     assert losses.ce.isfinite().tolist() == [[True, False]]
     assert losses.kl.isfinite().tolist() == [[True, False]]
+
+
+def test_adams_second_moment_is_that_of_torch_for_a_long_memory(kernels: Kernels) -> None:
+    """1 - beta2 in float32 is 1e-5 off where beta2 is 0.999, and 1e-3 where it is 0.99999."""
+    config = _config({"optimizer": {"betas": [0.9, 0.99999]}})
+    x = torch.randn(N_TOKENS, D_MODEL, generator=torch.Generator().manual_seed(3))
+    states = []
+    for _ in range(2):
+        state = TrainState.fresh(config, x)
+        train_step(state, x, config)
+        states.append(state.optimizer.exp_avg_sq)
+        use(None)
+    for name, value in states[0].items():
+        torch.testing.assert_close(value, states[1][name], rtol=1e-5, atol=1e-12)
+
+
+def test_latents_of_a_view_are_counted_where_they_are(kernels: Kernels) -> None:
+    listed = torch.rand(60, 20, generator=torch.Generator().manual_seed(1)).argsort(dim=1)
+    acts, since = torch.ones(60, 4), torch.zeros(20, 1, dtype=torch.int64)
+    found = count_by_layer(acts, listed[:, :4], since)
+    use(None)
+    assert torch.equal(found, count_by_layer(acts, listed[:, :4], since))

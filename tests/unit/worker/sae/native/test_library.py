@@ -45,6 +45,15 @@ def test_another_source_or_compiler_has_another_file(tmp_path: Path, monkeypatch
     assert len([*tmp_path.glob("kernels-*.so")]) == 2
 
 
+@needs_compiler
+def test_a_library_without_the_functions_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    other = tmp_path / "other.c"
+    other.write_text("int something(void) { return 1; }\n")
+    monkeypatch.setattr(library, "SOURCE", other)
+    assert "top_k" in (use(tmp_path / "kernels") or "")
+    assert kernels_for() is None
+
+
 def test_without_a_compiler_the_reason_is_told_and_torch_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -52,16 +61,20 @@ def test_without_a_compiler_the_reason_is_told_and_torch_goes_on(
     monkeypatch.delenv("CC", raising=False)
     assert use(tmp_path / "none") == "no C compiler was found (cc, gcc, clang)"
     assert kernels_for() is None
-    monkeypatch.setenv("CC", str(tmp_path / "no-such-compiler"))
-    assert "no-such-compiler" in (use(tmp_path / "missing") or "")
+    for wrong in ("no-such-compiler", 'cc "'):  # the second has a quotation without an end
+        monkeypatch.setenv("CC", wrong)
+        assert use(tmp_path / wrong) == "no C compiler was found (cc, gcc, clang)"
 
 
 @pytest.mark.skipif(os.name != "posix", reason="a script as a compiler")
 def test_what_a_failing_compiler_says_is_the_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     failing = tmp_path / "failing"
-    failing.write_text('#!/bin/sh\n[ "$1" = --version ] && exit 0\necho "kernels.c:1: no space left" >&2\nexit 1\n')
+    said = r"In file \377\nkernels.c:1: error: no space left"  # the octal is no UTF-8
+    failing.write_text(f"#!/bin/sh\n[ \"$1\" = --version ] && exit 0\nprintf '{said}' >&2\nexit 1\n")
     failing.chmod(0o755)
     monkeypatch.setenv("CC", str(failing))
-    with pytest.raises(NoLibrary, match=r"kernels\.c could not be compiled and loaded: kernels\.c:1: no space left"):
+    with pytest.raises(
+        NoLibrary, match=r"kernels\.c could not be compiled and loaded: kernels\.c:1: error: no space left"
+    ):
         compiled(tmp_path / "kernels")
     assert not [*(tmp_path / "kernels").iterdir()]
