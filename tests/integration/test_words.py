@@ -8,6 +8,7 @@ import pytest
 from sqlalchemy import Engine
 
 from orchestrator import queue, results
+from orchestrator.cli.display.demo_view import LineView
 from orchestrator.cli.main import run
 from orchestrator.config.validation import parse
 from orchestrator.database.schema import open_database
@@ -20,7 +21,7 @@ from tests.worker_shorthand import let_commands_reach
 Capture = pytest.CaptureFixture[str]
 FACTS = {
     "lr": 0.01234, "k_aux": 64, "n_latents": 1024, "d_model": 128, "dead_after_tokens": 2_500_000,
-    "subject": {"site": "resid_post of transformer.h.3"},
+    "subject": {"site": "resid_post of transformer.h.3"}, "step": "kernels in C",
 }  # fmt: skip
 
 
@@ -43,7 +44,27 @@ def test_show_says_where_a_job_reads_and_what_auto_came_to(engine: Engine, capsy
     assert run(["show", "1"]) == 0
     said = capsys.readouterr().out
     assert "layer 3, resid_post (resid_post of transformer.h.3)" in said
+    assert ["step", "kernels", "in", "C"] in [line.split() for line in said.splitlines()]
     assert "lr 0.01234, n_latents 1,024, k_aux 64, dead_after_tokens 2,500,000" in said
+
+
+def test_the_lines_of_a_demo_tell_apart_what_a_job_did_and_why_it_ended(engine: Engine, capsys: Capture) -> None:
+    """It was "after 983k tokens max_tokens", and a colon after which nothing came."""
+    first, second = enqueue(engine, 2)
+    view = LineView()
+    view.show(results.jobs(engine))
+    lease = claim(engine).lease
+    queue.begin(engine, lease, FACTS, 0)
+    queue.record(engine, lease, [point(1000, 0.25)])
+    queue.finish(engine, lease, result(tokens_seen=1000, outcome="max_tokens"))
+    view.show(results.jobs(engine))
+    queue.cancel(engine, [second])
+    view.show(results.jobs(engine))
+    trained, cancelled = (line.split(maxsplit=1)[1] for line in capsys.readouterr().out.splitlines())
+    assert trained.startswith(f"job {first} (n ")
+    assert trained.endswith("after 1.00k tokens, max_tokens")
+    assert cancelled.startswith(f"job {second} (n ")
+    assert not cancelled.endswith(":")
 
 
 def test_the_progress_of_a_paused_job_is_its_checkpoints(engine: Engine) -> None:

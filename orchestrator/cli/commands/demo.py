@@ -123,7 +123,7 @@ def _watch(engine: "Engine", name: str, group: DemoWorkers, view: ProgressView) 
             view.show([], notice=f"{error.message} · looking again")
             rows = measured = []
         else:
-            view.show(rows, notice=_failure(group) or _progress(measured))
+            view.show(rows, notice=_failure(group) or _progress(rows, measured))
             if all(row.state in (*TERMINAL, "paused") for row in [*rows, *measured]):
                 return
         if not are_running:
@@ -132,7 +132,9 @@ def _watch(engine: "Engine", name: str, group: DemoWorkers, view: ProgressView) 
         time.sleep(LOOK_SECONDS)
 
 
-def _progress(measured: "Sequence[JobRow]") -> str:
+def _progress(rows: "Sequence[JobRow]", measured: "Sequence[JobRow]") -> str:
+    if not any(row.tokens_seen for row in rows):
+        return "no step yet: torch and the model are loaded, the text is read"
     done = sum(row.state in TERMINAL for row in measured)
     return f"{done} of {plural(len(measured), 'SAE')} evaluated" if done < len(measured) else ""
 

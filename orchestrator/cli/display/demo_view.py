@@ -75,7 +75,8 @@ class LineView:
         for row in (row for row in ended if row.id not in known):
             said = f"{loss(row.fvu, row.l0)} after {count(row.tokens_seen)} tokens" if row.fvu is not None else ""
             name = f"job {row.id} (n {row.n_latents or 'auto'}, k {row.k}) {row.state}"
-            terminal.echo(f"{elapsed:>6}  {name}: {said} {why(row)}".rstrip())
+            told = ", ".join(filter(None, (said, why(row))))
+            terminal.echo(f"{elapsed:>6}  {name}" + (f": {told}" if told else ""))
         self._ended = known | {row.id for row in ended}
         if time.monotonic() >= self._next:
             self._next += LINE_SECONDS

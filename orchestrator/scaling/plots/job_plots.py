@@ -56,10 +56,12 @@ def curves(rows: Rows) -> Drawing | None:
         _curve_axes(sheet, members, panel, name, drawn)
     sheet.legend([(name, pen._replace(marker="")) for name, pen in layout.pens.items()])
     thick = " Thick: the median of all jobs of a series." if len(few) < len(drawn) else ""
+    is_ringed = any(row.tokens_to_convergence.get(EPSILON) for row in few)
+    ring = " Ring: within 1% of the limit of the curve." if is_ringed else ""
     return sheet.done(
         "Curves: fvu against training tokens",
         f"Held-out fvu of {named(len(drawn), 'job')}, the lower of averaged and raw weights'."
-        f" Ring: within 1% of the limit of the curve.{thick}{layout.left_out}",
+        f"{ring}{thick}{layout.left_out}",
         sampled=told(few, drawn, "curves"),
     )
 
@@ -241,7 +243,7 @@ def dead(rows: Rows) -> Drawing | None:
     sheet.legend(list(colours.items()))
     return sheet.done(
         "Dead latents",
-        "Share of latents silent for `dead_after_tokens` at the end. Lines: means. Hollow: not converged.",
+        "Share of latents that are dead at the end: silent for dead_after_tokens. Lines: means. Hollow: not converged.",
         sampled=told(few, drawn, "jobs"),
     )
 

@@ -43,7 +43,7 @@ _BY_POSITION = {
 }  # fmt: skip
 """Scores that are drawn by position, as their keys begin, with what they are."""
 _FEWEST_OF_A_LINE = 3
-_OF_SCORES = "Bars: 90% intervals of each SAE. Lines: means over seeds. Lower is better, of N2G higher."
+_OF_SCORES = "Bars: 90% intervals of each SAE. Lines: means over seeds. Lower is better{}."
 _POSITION = "positions="
 """Begins the variant of a score of some positions, counted from 0: `positions=1`, `positions=2-3`."""
 
@@ -221,9 +221,12 @@ def power_law(points: Sequence[tuple[float, float]]) -> PowerLaw | None:
 
 def score_panels(
     name: str, title: str, groups: Mapping[str, list[JobMeasurement]], x: Callable[[JobMeasurement], float],
-    axis: Callable[[Sheet, int], None], *, kinds: Mapping[str, ScoreAxis] = SCORES, caption: str = _OF_SCORES,
+    axis: Callable[[Sheet, int], None], *, kinds: Mapping[str, ScoreAxis] = SCORES, caption: str = "",
 ) -> Drawing:  # fmt: skip
-    """Draw a panel per kind of score that there is, and in each a line per series through the means at each x."""
+    """Draw a panel per kind of score that there is, and in each a line per series through the means at each x.
+
+    Without a `caption` it says what points and lines are.
+    """
     rows = [row for members in groups.values() for row in members]
     names = [one for one in kinds if any(one in row.scores for row in rows)]
     sheet, colours, few = Sheet(name, panels=len(names), wide=True), pens(groups), sampled(rows, lambda row: row.job_id)
@@ -239,6 +242,7 @@ def score_panels(
         _score_axis(sheet, panel, kinds[metric], [row.scores[metric].value for row in rows if metric in row.scores])
         axis(sheet, panel)
     sheet.legend(list(colours.items()))
+    caption = caption or _OF_SCORES.format(", of N2G higher" if "n2g_f1" in names else "")
     return sheet.done(title, caption, sampled=told(few, rows, "SAEs"))
 
 

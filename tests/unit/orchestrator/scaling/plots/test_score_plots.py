@@ -35,6 +35,13 @@ def drawn(figure: Callable[[list[JobMeasurement]], Drawing | None], rows: list[J
     return found
 
 
+def test_a_caption_speaks_of_scores_that_are_drawn() -> None:
+    """It said of every figure in which direction N2G's F1 is better."""
+    assert drawn(score_plots.by_size, GRID).caption.endswith("Lower is better.")
+    with_n2g = [replace(row, scores={**row.scores, "n2g_f1": Interval(0.5, 0.4, 0.6)}) for row in GRID]
+    assert drawn(score_plots.by_size, with_n2g).caption.endswith("Lower is better, of N2G higher.")
+
+
 @pytest.mark.parametrize("figure", [score_plots.by_size, score_plots.by_sparsity, score_plots.downstream])
 def test_every_sae_is_a_point_that_names_its_job_and_interval(
     figure: Callable[[list[JobMeasurement]], Drawing | None],
