@@ -8,7 +8,7 @@ import tempfile
 from pathlib import Path
 
 from orchestrator.diagnosis.finding import Finding
-from orchestrator.processes.c_compiler import c_compiler
+from orchestrator.processes.c_compiler import compiler_fault
 from orchestrator.processes.python_process import EXAMPLES
 from orchestrator.settings import Settings
 
@@ -146,9 +146,8 @@ def check_device(settings: Settings) -> Finding:
         return Finding(
             "FAIL", "device", f"{text}, but the setting is {settings.device}", 'Set device = "auto" or "cpu".'
         )
-    if not int(gpus) and settings.compile != "off" and c_compiler() is None:
-        return Finding(
-            "WARN", "device", f"{text}; no C compiler, so a step takes two to four times as long",
-            "Install one: apt install gcc libc6-dev, or xcode-select --install on a Mac.",
-        )  # fmt: skip
+    if not int(gpus) and settings.compile != "off":
+        fault, repair = compiler_fault()
+        if fault:
+            return Finding("WARN", "device", f"{text}; {fault}, so a step takes two to four times as long", repair)
     return Finding("OK", "device", text)

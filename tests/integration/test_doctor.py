@@ -4,12 +4,14 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from orchestrator.cli.main import run
 from orchestrator.database.schema import open_database
-from orchestrator.diagnosis import servers
+from orchestrator.diagnosis import machine, servers
 from orchestrator.settings import Settings
 from tests.queue_shorthand import enqueue
 from tests.worker_shorthand import report
@@ -44,6 +46,32 @@ def test_doctor_looks_at_clock_workers_and_artifacts(
     assert ill["artifacts"]["level"] == "FAIL"
     assert (ill["tracking"]["level"], "not a database" in ill["tracking"]["text"]) == ("WARN", True)
     engine.dispose()
+
+
+def test_doctor_tries_the_c_compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It took what CC named for a compiler, and a compiler without its headers for one that works."""
+    broken = tmp_path / "broken-cc"
+    broken.write_text("no program")
+    broken.chmod(0o755)
+    bare = tmp_path / "bare-cc"
+    bare.write_text("#!/bin/sh\necho '<stdin>:1:10: fatal error: math.h: No such file or directory' >&2\nexit 1\n")
+    bare.chmod(0o755)
+    settings = Settings(device="cpu")
+    for command, says, hint in (
+        (str(broken), f"the C compiler {broken} does not run (Exec format error)", "unset it"),
+        (str(bare), "bare-cc compiles nothing (<stdin>:1:10: fatal error: math.h", "unset it"),
+    ):
+        monkeypatch.setenv("CC", command)
+        found = machine.check_device(settings)
+        assert found.level == "WARN"
+        assert says in found.text
+        assert "two to four times as long" in found.text
+        assert hint in found.hint
+        assert machine.check_device(replace(settings, compile="off")).level == "OK"
+    monkeypatch.delenv("CC")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    found = machine.check_device(settings)
+    assert (found.level, "no C compiler" in found.text, "apt install gcc" in found.hint) == ("WARN", True, True)
 
 
 def test_doctor_reaches_a_tracking_store_in_postgres(

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def place_facts(config: Mapping[str, Any], attempts: "Sequence[AttemptRow]") -> list[tuple[str, str]]:
-    """Return the model, the place, the text and what was left open, each with its name; `config` is nested."""
+    """Return model, place, text, what was left open and how steps are taken, each with its name; `config` is nested."""
     told = [attempt.facts for attempt in attempts if attempt.facts]
     facts: Mapping[str, Any] = told[-1] if told else {}
     subject, data = config["subject"], config["data"]
@@ -23,13 +23,14 @@ def place_facts(config: Mapping[str, Any], attempts: "Sequence[AttemptRow]") -> 
     lens = (config.get("sae") or {}).get("lens") if "plan" not in config else None
     if lens:
         place.append(("lens", f"{lens[:12]}: fvu is in its space"))
+    settled = [("auto came to", _auto(config, facts)), ("step", str(facts.get("step") or ""))]
     if is_synthetic(subject["model"]):
-        return [place[0], ("auto came to", _auto(config, facts))]
+        return [place[0], *settled]
     text = " ".join(str(data[name]) for name in ("source", "name", "revision") if data[name])
     return [
         *place,
         ("text", f"{text}, contexts of {data['context_length']} tokens"),
-        ("auto came to", _auto(config, facts)),
+        *settled,
     ]
 
 
