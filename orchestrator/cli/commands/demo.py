@@ -70,7 +70,9 @@ def _enqueue(engine: "Engine", file: Path) -> str:
 
     sweep = expand(file)
     found = queue.enqueue(engine, sweep)
-    terminal.note(f"{file.name}: {len(sweep.configs)} jobs, {found.added} new, {found.skipped} there already.")
+    terminal.note(
+        f"{file.name}: {plural(len(sweep.configs), 'job')}, {found.added} new, {found.skipped} there already."
+    )
     return sweep.name
 
 
@@ -128,7 +130,7 @@ def _watch(engine: "Engine", name: str, group: DemoWorkers, view: ProgressView) 
                 return
         if not are_running:
             left = sum(row.state not in TERMINAL for row in [*rows, *measured])
-            raise TrainingError(f"the workers ended and left {left} jobs undone", hint=group.log_tails())
+            raise TrainingError(f"the workers ended and left {plural(left, 'job')} undone", hint=group.log_tails())
         time.sleep(LOOK_SECONDS)
 
 
@@ -167,4 +169,5 @@ def _conclude(settings: "Settings", engine: "Engine", name: str) -> None:
     failed = [row for row in [*rows, *_evaluations(engine, name)] if row.state == "failed"]
     if failed:
         first = failed[0]
-        raise OrchError(f"{len(failed)} jobs failed; job {first.id}: {first.reason}", hint=f"orch explain {first.id}")
+        said = f"{plural(len(failed), 'job')} failed; job {first.id}: {first.reason}"
+        raise OrchError(said, hint=f"orch explain {first.id}")
