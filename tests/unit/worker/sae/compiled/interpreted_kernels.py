@@ -132,6 +132,7 @@ def test_each_operation_does_what_it_is_registered_to_do() -> None:
     constants = {"betas": [0.9, 0.99], "eps": 1e-9, "sphere": True}
     calls: list[tuple[Any, tuple[torch.Tensor, ...], dict[str, Any]]] = [
         (ours.encode, (x, W, b), {}),
+        (ours.block_maxima, (x,), {}),
         (ours.select, (x, maxima), {"k": 2}),
         (ours.encode_top_k, (x, W, b), {"k": 2}),
         (ours.decode, (acts, indices, W), {}),
