@@ -1,10 +1,11 @@
 """What a small step takes beside one busy process, against what it takes alone: medians of one interleaved run.
 
-Each way of running is a process of its own, that takes steps when it is told to: `trainer`, with the threads and the
-wait policy that a trainer here gets; `spinning`, as torch does it by itself; `one thread`. In every round each takes
-steps for some time alone, and then beside a process that is busy all the time, and stopped meanwhile. Milliseconds of
-wall time are means over that time, CPU ms what the process used of all cores. `/ alone` divides by the same way of
-running alone, `/ best` by the best of them alone. Prints a table and a line of JSON. `--short`: two rounds.
+Each way of running is a process of its own, that takes steps when it is told to, with the kernels in C: `trainer`, with
+the threads and the wait policy that a trainer here gets, and one thread for a small step; `spinning`, as torch does it
+by itself; `one thread`. In every round each takes steps for some time alone, and then beside a process that is busy all
+the time, and stopped meanwhile. Milliseconds of wall time are means over that time, CPU ms what the process used of all
+cores. `/ alone` divides by the same way of running alone, `/ best` by the best of them alone. Prints a table and a line
+of JSON. `--short`: two rounds.
 """
 
 import argparse
@@ -13,13 +14,19 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
+from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
+
+import torch
 
 from benchmarks.interleaved_timing import table
 from benchmarks.step import MIDDLE, SMALL, Case, random_batch, step_of
 from orchestrator.cores import usable_cores
+from orchestrator.estimates.memory import SMALL_STEP_FLOPS
+from worker.sae.native.kernels import use
 from worker.sae.train_state import train_step
 from worker.supervisor.trainer_process import SLEEPING_THREADS
 
@@ -39,12 +46,12 @@ class Took(NamedTuple):
 class Stepper:
     """A process that takes steps when it is told to."""
 
-    def __init__(self, *, threads: int, variables: dict[str, str]) -> None:
+    def __init__(self, way: str, *, threads: int, variables: dict[str, str]) -> None:
         """Start it; it says when every shape is warm."""
         known = {name: value for name, value in os.environ.items() if name not in SLEEPING_THREADS}
         counts = {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
         self._child = subprocess.Popen(
-            [sys.executable, "-W", "ignore", "-m", "benchmarks.company", "--stepper"], stdin=subprocess.PIPE,
+            [sys.executable, "-W", "ignore", "-m", "benchmarks.company", "--stepper", way], stdin=subprocess.PIPE,
             stdout=subprocess.PIPE, text=True, env=known | counts | variables,
         )  # fmt: skip
         self._answer()
@@ -75,10 +82,10 @@ def main() -> None:
     options.add_argument("--rounds", type=int, default=9)
     options.add_argument("--seconds", type=float, default=0.5, help="of steps, for each figure and round")
     options.add_argument("--threads", type=int, default=usable_cores())
-    options.add_argument("--stepper", action="store_true", help=argparse.SUPPRESS)
+    options.add_argument("--stepper", help=argparse.SUPPRESS)
     given = options.parse_args()
     if given.stepper:
-        take_steps()
+        take_steps(given.stepper)
         return
     ways: dict[str, dict[str, Any]] = {
         "trainer": {"threads": given.threads, "variables": SLEEPING_THREADS},
@@ -89,7 +96,7 @@ def main() -> None:
     busy = subprocess.Popen([sys.executable, "-c", "while True: pass"])
     try:
         busy.send_signal(signal.SIGSTOP)
-        steppers |= {name: Stepper(**how) for name, how in ways.items()}
+        steppers |= {name: Stepper(name, **how) for name, how in ways.items()}
         rows = measure(steppers, busy, rounds=2 if given.short else given.rounds, seconds=given.seconds)
     finally:
         busy.kill()
@@ -130,15 +137,22 @@ def _row(
     }  # fmt: skip
 
 
-def take_steps() -> None:
+def take_steps(way: str) -> None:
     """Take steps as the lines of standard input say: the number of a shape, and for how many seconds."""
+    with tempfile.TemporaryDirectory() as folder:  # what is loaded from there stays loaded
+        use(Path(folder))
     steps = [step_of(Case(shape), random_batch(shape), train_step) for shape in SHAPES]
-    for step in steps:
+    flops = [2 * shape.batch_tokens * shape.n_latents * shape.d_model for shape in SHAPES]
+    every = torch.get_num_threads()
+    threads = [1 if way == "trainer" and each <= SMALL_STEP_FLOPS else every for each in flops]
+    for number, step in zip(threads, steps, strict=True):
+        torch.set_num_threads(number)
         for _ in range(WARM_UP):
             step()
     print("ready", flush=True)
     for line in sys.stdin:
         shape, seconds = line.split()
+        torch.set_num_threads(threads[int(shape)])
         began, used, n = time.perf_counter(), time.process_time(), 0
         while time.perf_counter() - began < float(seconds):
             steps[int(shape)]()
