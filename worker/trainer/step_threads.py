@@ -18,8 +18,9 @@ class StepThreads:
     """Threads of this process that take the steps of small jobs at which a point of their curves is measured.
 
     A small step gains nothing from a second thread: on two cores that wake each other for every operation, (D, n, B) =
-    (128, 512, 256) took 4.5 ms, on one of them 1.9. It has one in any company, so that its numbers do not depend on it.
-    A point is some dozens of long operations, which let other Python threads run; a step alone is too many short ones.
+    (128, 512, 256) took 4.5 ms before there were kernels in C, on one of them 1.9. It has one in any company, so that
+    its numbers do not depend on it. A point is some dozens of long operations, which let other Python threads run; a
+    step alone is too many short ones.
     """
 
     def __init__(self, threads: int) -> None:
