@@ -13,6 +13,7 @@ from orchestrator.config.evaluation.evaluation import EvaluatedSae, EvaluatedSae
 from orchestrator.config.job import DataConfig, SubjectConfig
 from orchestrator.config.sae_facts import SaeFacts
 from orchestrator.errors import ConfigError, StorageError
+from orchestrator.processes.c_compiler import c_compiler
 from worker import checked_folder
 from worker.channel import SupervisorChannel
 from worker.evaluation import registry
@@ -24,6 +25,7 @@ from worker.evaluation_order import EvaluationAssignment, EvaluationOrder
 from worker.formats import portable
 from worker.protocol import DropJob, Evaluated, Failure, Left, Message, NotScored, Scored, Started, decode, encode
 from worker.sae.inference import InferenceSae
+from worker.sae.native.kernels import kernels_for
 
 DISTRIBUTION = "synthetic:gaussian?d_model=8&seed=0"
 
@@ -140,6 +142,15 @@ def order(folder: Path, *jobs: int, metrics: Sequence[str], measured: Sequence[s
 
 def run(asked: EvaluationOrder, channel: Channel) -> None:
     EvaluationRun(asked, channel).run()
+
+
+@pytest.mark.skipif(c_compiler() is None, reason="no C compiler")
+def test_kernels_are_used_unless_nothing_may_be_compiled(tmp_path: Path, channel: Channel) -> None:
+    asked = order(tmp_path, 1, metrics=["reconstruction"])
+    for wanted, is_used in (("auto", True), ("off", False)):  # off after auto: the process may have trained before
+        EvaluationRun(replace(asked, compile=wanted, compile_folder=str(tmp_path / wanted)), channel)
+        assert (kernels_for() is not None) == is_used
+        assert (tmp_path / wanted).exists() == is_used
 
 
 def test_one_sae_that_fails_takes_nobody_with_it(tmp_path: Path, channel: Channel) -> None:
