@@ -22,8 +22,9 @@ _DENSE = 5
 ones 94, 163 and 410 ms, against 116, 128 and 206 by what is selected (k_aux = 256, D = 768, 2,048 tokens, 2 cores)."""
 
 _DENSE_IN_C = 16
-"""The same with the kernels in C, which keep the k_aux largest of 1,638 dead latents in 1.9 ms instead of 24. Steps with
-1,638, 4,096 and 8,192 dead ones took 331 to 383, 451 to 466 and 672 ms, and 412, 448 and 470 by what is selected."""
+"""The same with the kernels in C, which keep the k_aux largest of 1,638 dead latents in 1.9 ms instead of 24. Steps
+with 1,638, 4,096 and 8,192 dead ones took 331 to 383, 451 to 466 and 672 ms, and 412, 448 and 470 by what is
+selected."""
 
 _ROUND = 64
 """Dense products over the dead latents are filled up to a multiple of this, with latents that do nothing: 6% faster."""
