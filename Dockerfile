@@ -1,5 +1,5 @@
 # Targets: runtime (the default of compose.yaml), gpu, test. TORCH_INDEX chooses the torch build: .../whl/cpu or .../whl/cu130.
-ARG PYTHON_IMAGE=python:3.11.15-slim-bookworm
+ARG PYTHON_IMAGE=python:3.11.15-slim-bookworm@sha256:d29f48a31a8b408ed19272ca1e7b10ebae13b240a27e862d3d4217c528e2e0c3
 
 # The packages alone: a change of code installs none of them anew, and moves no gigabytes.
 FROM ${PYTHON_IMAGE} AS packages
