@@ -12,7 +12,7 @@ from orchestrator.database import models as m
 from orchestrator.database.engine import reading
 from orchestrator.errors import ConfigError
 from orchestrator.results.job_rows import FIELDS_READ, jobs
-from orchestrator.results.job_values import has_one_of, select_values
+from orchestrator.results.job_values import has_one_of, is_known, select_values, sortable
 from orchestrator.results.rows import JobRow
 from orchestrator.results.varied_keys import flat_configs
 from orchestrator.scaling.sparsity import is_same_l0
@@ -59,9 +59,9 @@ def choose(
             alike[repr([told[key] for key in choice.best_by])].append(job_id)
         kept = sorted(best for group in alike.values() for best in _best({job_id: found[job_id] for job_id in group}))
     if sort:
-        known = [job_id for job_id in kept if _is_known(found[job_id][sort])]
-        known.sort(key=lambda job_id: _sortable(found[job_id][sort]), reverse=choice.sort.startswith("-"))
-        kept = [*known, *(job_id for job_id in kept if not _is_known(found[job_id][sort]))]
+        known = [job_id for job_id in kept if is_known(found[job_id][sort])]
+        known.sort(key=lambda job_id: sortable(found[job_id][sort]), reverse=choice.sort.startswith("-"))
+        kept = [*known, *(job_id for job_id in kept if not is_known(found[job_id][sort]))]
     rows = {row.id: row for row in jobs(engine, ids=kept[:limit])}
     return [rows[job_id] for job_id in kept[:limit] if job_id in rows]
 
@@ -171,13 +171,3 @@ def _best(jobs: Mapping[int, Mapping[str, Any]]) -> list[int]:
         elif fvu(job_id) < fvu(best[-1]):
             best[-1] = job_id
     return best or [min(jobs, key=fvu)]
-
-
-def _is_known(value: Any) -> bool:
-    return value is not None and not (isinstance(value, float) and math.isnan(value))
-
-
-def _sortable(value: Any) -> tuple[bool, float, str]:
-    """Return a key that puts numbers by size, before texts."""
-    is_number = isinstance(value, int | float)
-    return not is_number, float(value) if is_number else 0.0, str(value)

@@ -18,7 +18,7 @@ SHORT = {"n": "n_latents", "t": "tokens_to_convergence", "dead": "dead_share"}
 SORTS = (
     "id", "state", "priority", "seed", "k", "n", "lr", "fvu", "l0", "tokens_seen", "tokens_to_convergence", "outcome",
     "age", "finished_at", "worker", "reason", "dead", "passes", "sweep", "max_tokens", "sae.k", "optimizer.lr",
-    "training.seed", "subject.hook", "data.prepend_bos", "sae.activation",
+    "config_id", "training.seed", "subject.hook", "data.prepend_bos", "sae.activation",
 )  # fmt: skip
 WHERES: tuple[dict[str, list[Any]], ...] = (
     {"sae.k": [4]}, {"sae.k": [4.0, 99]}, {"optimizer.lr": [1]}, {"optimizer.lr": ["auto", 0.00001]},
@@ -78,7 +78,8 @@ def test_sorted_as_plain_python_sorts(engine: Engine, sort: str, sign: str) -> N
     choice = Choice(sort=sign + sort)
     expected = plainly(engine, choice)
     assert [row.id for row in choose(engine, choice)] == expected
-    assert [row.id for row in choose(engine, choice, limit=7)] == expected[:7]
+    for limit in (1, 7, 23, 99):
+        assert [row.id for row in choose(engine, choice, limit=limit)] == expected[:limit]
 
 
 @pytest.mark.parametrize("where", WHERES, ids=str)
