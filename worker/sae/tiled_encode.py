@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from worker.sae.native.kernels import kernels_for
 from worker.sae.scaled_product import FLOAT8, scaled_top_k
 from worker.sae.topk import rescored_top_k, top_values
 
@@ -86,10 +87,14 @@ def select(
             product = torch.mm(tile.to(dtype), rounded[0].T, out=out)  # a tenth faster than addmm, and rounded anyway
             found.append(rescored_top_k(product, tile, encoder, k, bias=rounded[1]))
             continue
-        pre_acts = torch.addmm(b_enc, tile, W_enc.T, out=out)
-        found.append(top_values(pre_acts, k))
-        if watched is not None and kept is not None:
-            torch.index_select(pre_acts, 1, watched, out=kept[n_done : n_done + len(tile)])
+        part = None if kept is None else kept[n_done : n_done + len(tile)]
+        if kernels := kernels_for(tile, out, W_enc, b_enc, k=k):
+            # b_enc is added as the rows are looked at: addmm would write them all once before the product.
+            found.append(kernels.top_k(torch.mm(tile, W_enc.T, out=out), k, bias=b_enc))
+        else:
+            found.append(top_values(torch.addmm(b_enc, tile, W_enc.T, out=out), k))
+        if watched is not None and part is not None:
+            torch.index_select(out, 1, watched, out=part).add_(b_enc[watched] if kernels else 0.0)
         n_done += len(tile)
     values, top_indices = (_joined(parts) for parts in zip(*found, strict=True))
     return Selected(centred, values.relu_(), top_indices, kept, watched)

@@ -5,167 +5,11 @@
  * do not depend on the number of threads.
  */
 
+#include "kernels.h"
+
 #include <math.h>
-#include <stdint.h>
-
-#if defined(__AVX512F__)
-#include <immintrin.h>
-#endif
-
-/* Put a value among those that are held, largest first; of equal ones the first stays first, NaN is above all. */
-static inline void insert(float value, int64_t index, int64_t at, float *values, int64_t *indices) {
-  for (; at > 0 && (values[at - 1] < value || (value != value && values[at - 1] == values[at - 1])); --at) {
-    values[at] = values[at - 1];
-    indices[at] = indices[at - 1];
-  }
-  values[at] = value;
-  indices[at] = index;
-}
-
-static void insert_all(const float *row, int64_t n, int64_t k, float *values, int64_t *indices) {
-  for (int64_t j = 0; j < n; ++j) {
-    if (j < k) {
-      insert(row[j], j, j, values, indices);
-    } else if (row[j] > values[k - 1] || (row[j] != row[j] && values[k - 1] == values[k - 1])) {
-      insert(row[j], j, k - 1, values, indices);
-    }
-  }
-}
-
-#if defined(__AVX512F__)
-#define LANES 16
-#define MOST_LANES 128 /* twice the largest k */
-#define CANDIDATES 256
-
-/* How many of some values are above one, or equal to it and before place `own`; what follows the values is -inf. */
-static inline int64_t rank_of(float value, int64_t own, const float *values, int64_t n) {
-  const __m512 here = _mm512_set1_ps(value);
-  int64_t rank = 0;
-  for (int64_t first = 0; first < n; first += LANES) {
-    const __m512 others = _mm512_loadu_ps(values + first);
-    const unsigned before = own <= first ? 0 : own - first >= LANES ? 0xffff : (1u << (own - first)) - 1;
-    rank += __builtin_popcount(_mm512_cmp_ps_mask(others, here, _CMP_GT_OQ));
-    rank += __builtin_popcount(_mm512_cmp_ps_mask(others, here, _CMP_EQ_OQ) & before);
-  }
-  return rank;
-}
-
-/* The k largest of a row by a bound that at least k values reach: the k-th largest of 2k maxima, each of every 2k-th
- * value. Some 1.4 k values reach it, in the order of the row, and each goes where its rank says. Returns whether that
- * was possible: it is not with NaN, or where too many values are equal. */
-static int by_bound(const float *row, int64_t n, int64_t k, float *values, int64_t *indices) {
-  float maxima[MOST_LANES], found[CANDIDATES + LANES], bound = -INFINITY;
-  int32_t places[CANDIDATES + LANES];
-  int64_t lanes = LANES, many = 0;
-  while (lanes < 2 * k) lanes *= 2;
-  if (lanes > MOST_LANES || n < 2 * lanes) return 0;
-  for (int64_t l = 0; l < lanes; l += LANES) {
-    __m512 most = _mm512_set1_ps(-INFINITY);
-    for (int64_t j = l; j < n; j += lanes) {
-      const __mmask16 inside = n - j >= LANES ? 0xffff : (1u << (n - j)) - 1;
-      most = _mm512_max_ps(most, _mm512_mask_loadu_ps(most, inside, row + j));
-    }
-    _mm512_storeu_ps(maxima + l, most);
-  }
-  for (int64_t l = 0; l < lanes; ++l)
-    if (rank_of(maxima[l], l, maxima, lanes) == k - 1) bound = maxima[l];
-  const __m512 least = _mm512_set1_ps(bound);
-  const __m512i lane = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
-  for (int64_t j = 0; j < n; j += LANES) {
-    const __mmask16 inside = n - j >= LANES ? 0xffff : (1u << (n - j)) - 1;
-    const __m512 here = _mm512_maskz_loadu_ps(inside, row + j);
-    const __mmask16 reach = _mm512_mask_cmp_ps_mask(inside, here, least, _CMP_NLT_UQ);
-    if (!reach) continue;
-    if (many > CANDIDATES - LANES) return 0;
-    _mm512_storeu_ps(found + many, _mm512_maskz_compress_ps(reach, here));
-    const __m512i at = _mm512_add_epi32(lane, _mm512_set1_epi32((int)j));
-    _mm512_storeu_si512(places + many, _mm512_maskz_compress_epi32(reach, at));
-    many += __builtin_popcount(reach);
-  }
-  if (many < k) return 0;
-  _mm512_storeu_ps(found + many, _mm512_set1_ps(-INFINITY));
-  for (int64_t c = 0; c < many; ++c) {
-    if (found[c] != found[c]) return 0;
-    const int64_t rank = rank_of(found[c], c, found, many);
-    if (rank >= k) continue;
-    values[rank] = found[c];
-    indices[rank] = places[c];
-  }
-  return 1;
-}
-#else
-static int by_bound(const float *row, int64_t n, int64_t k, float *values, int64_t *indices) {
-  (void)row, (void)n, (void)k, (void)values, (void)indices;
-  return 0;
-}
-#endif
-
-static inline float float_of(uint32_t bits) {
-  const union {
-    uint32_t bits;
-    float value;
-  } both = {bits};
-  return both.value;
-}
-
-static inline int64_t count_above(const float *row, int64_t n, float bound) {
-  int32_t count = 0;
-  for (int64_t j = 0; j < n; ++j) count += !(row[j] <= bound);
-  return count;
-}
-
-/* The bits of positive floats are in the order of the floats: halving finds the least bound that at most k exceed. */
-static void keep_top_k_of(float *row, int64_t n, int64_t k) {
-  uint32_t low = 0, high = 0x7f800000; /* infinity: more than k are above the first, at most k above the other */
-  int64_t above = count_above(row, n, 0);
-  if (above <= k) high = 0;
-  for (above = above <= k ? k : 0; above != k && low + 1 < high;) {
-    const uint32_t middle = low + (high - low) / 2;
-    const int64_t found = count_above(row, n, float_of(middle));
-    if (found > k) {
-      low = middle;
-    } else {
-      high = middle;
-      above = found;
-    }
-  }
-  const float bound = float_of(high);
-  int64_t equal = k - above; /* of those that equal the bound the first are kept */
-  if (equal) {
-    for (int64_t j = 0; j < n; ++j)
-      if (row[j] < bound || (row[j] == bound && equal-- <= 0)) row[j] = 0;
-  } else {
-    for (int64_t j = 0; j < n; ++j) row[j] = row[j] <= bound ? 0 : row[j];
-  }
-}
-
-static inline float dot(const float *a, const float *b, int64_t n) {
-  float sum = 0;
-  for (int64_t i = 0; i < n; ++i) sum += a[i] * b[i];
-  return sum;
-}
-
-static inline void add(float *to, float weight, const float *row, int64_t n) {
-  for (int64_t i = 0; i < n; ++i) to[i] += weight * row[i];
-}
 
 #define COLUMNS 64 /* of one thread's share of a row */
-
-static inline void clear(float *to, int64_t n) {
-  for (int64_t i = 0; i < n; ++i) to[i] = 0;
-}
-
-void top_k(const float *rows, int64_t n_rows, int64_t n, int64_t k, float *values, int64_t *indices, int threads) {
-#pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
-  for (int64_t t = 0; t < n_rows; ++t)
-    if (!by_bound(rows + t * n, n, k, values + t * k, indices + t * k))
-      insert_all(rows + t * n, n, k, values + t * k, indices + t * k);
-}
-
-void keep_top_k(float *rows, int64_t n_rows, int64_t stride, int64_t n, int64_t k, int threads) {
-#pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
-  for (int64_t t = 0; t < n_rows; ++t) keep_top_k_of(rows + t * stride, n, k);
-}
 
 void reconstruction_error(const float *x, const float *acts, const int64_t *indices, const float *W_dec,
                           const float *b_pre, int64_t n_rows, int64_t k, int64_t d, float *error, double *squares,
@@ -194,11 +38,6 @@ void by_latent(const int64_t *indices, int64_t n_chosen, int64_t n, int64_t *ord
   for (int64_t i = n; i > 0; --i) bounds[i] = bounds[i - 1];
   bounds[0] = 0;
 }
-
-struct Part { /* one reconstruction, of the first k latents of each token */
-  const float *gradient;
-  int64_t k;
-};
 
 void gradients(const struct Part *parts, int64_t n_parts, const float *acts, const float *centred, const float *W_dec,
                const float *W_enc, const int64_t *order, const int64_t *bounds, int64_t n_rows, int64_t width,
@@ -237,13 +76,6 @@ void gradients(const struct Part *parts, int64_t n_parts, const float *acts, con
     for (int64_t i = 0; i < n; ++i) add(out, -b_enc_out[i], W_enc + i * d + first, many);
   }
 }
-
-struct AdamStep {
-  float step_size, second_bias; /* lr / (1 - beta1^t), sqrt(1 - beta2^t) */
-  float keep1, keep2, new1, new2; /* beta and 1 - beta of each moment: taken in float32 the second would be 1e-5 off */
-  float eps;
-  float share; /* of the weights in their average */
-};
 
 double adam(const struct AdamStep *given, float *weights, float *gradients, float *exp_avg, float *exp_avg_sq,
           float *average, int64_t n_rows, int64_t d, int is_sphere, int is_projected, double *squares, int threads) {

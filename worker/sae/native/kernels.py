@@ -18,7 +18,7 @@ from torch import Tensor
 from worker.sae.native.library import NoLibrary, compiled
 
 _K = 64
-"""Values are inserted one by one: beyond so many, torch's selection is faster."""
+"""Beyond so many the kernel has no bound and inserts values one by one: torch's selection is faster."""
 
 
 class _Part(ctypes.Structure):
@@ -44,7 +44,7 @@ class Rows(NamedTuple):
 
 
 _SIGNATURES = {
-    "top_k": (*(c_void_p,), *(c_int64,) * 3, *(c_void_p,) * 2, c_int),
+    "top_k": (*(c_void_p,) * 2, *(c_int64,) * 3, *(c_void_p,) * 2, c_int),
     "keep_top_k": (c_void_p, *(c_int64,) * 4, c_int),
     "reconstruction_error": (*(c_void_p,) * 5, *(c_int64,) * 3, *(c_void_p,) * 2, c_int),
     "mark_fired": (*(c_void_p,) * 2, *(c_int64,) * 2, c_void_p),
@@ -67,15 +67,19 @@ class Kernels:
             function.argtypes, function.restype = types, c_double if name == "adam" else None
 
     def top_k(
-        self, rows: Float[Tensor, "n_tokens n_latents"], k: int
+        self, rows: Float[Tensor, "n_tokens n_latents"], k: int, *, bias: Float[Tensor, " n_latents"] | None = None
     ) -> tuple[Float[Tensor, "n_tokens k"], Int[Tensor, "n_tokens k"]]:
-        """Return the k largest values of each row and their places: largest first, of equal ones the lower first."""
+        """Return the k largest values of each row and their places: largest first, of equal ones the lower first.
+
+        `bias` is added to every row as it is looked at; the rows stay as they are.
+        """
         n_rows, n = rows.shape
         assert k <= n, "no row has more"
         values, indices = rows.new_empty(n_rows, k), rows.new_empty(n_rows, k, dtype=torch.int64)
         self._library.top_k(
-            rows.data_ptr(), n_rows, n, k, values.data_ptr(), indices.data_ptr(), torch.get_num_threads()
-        )
+            rows.data_ptr(), bias if bias is None else bias.data_ptr(), n_rows, n, k, values.data_ptr(),
+            indices.data_ptr(), torch.get_num_threads(),
+        )  # fmt: skip
         return values, indices
 
     def keep_top_k(self, rows: Float[Tensor, "n_tokens n_latents"], k: int) -> None:

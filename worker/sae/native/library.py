@@ -1,4 +1,4 @@
-"""Compile `kernels.c` for this processor, once, and load it."""
+"""Compile the C files beside this one for this processor, once, into one library, and load it."""
 
 import ctypes
 import hashlib
@@ -10,7 +10,8 @@ from pathlib import Path
 
 from orchestrator.processes.c_compiler import NAMES, c_compiler
 
-SOURCE = Path(__file__).with_name("kernels.c")
+SOURCES = Path(__file__).parent
+"""The folder of the C files and their headers."""
 _FLAGS = (
     "-std=gnu11", "-O3", "-march=native", "-fPIC",
     # A sum may be taken in the order that fills a vector register; NaN and infinity keep their meaning.
@@ -51,13 +52,14 @@ def compiled(folder: Path) -> ctypes.CDLL:
         _build(command, flags, path)
         return ctypes.CDLL(str(path))
     except (OSError, subprocess.TimeoutExpired, _Failed) as error:
-        raise NoLibrary(f"{SOURCE.name} could not be compiled and loaded: {error}") from error
+        raise NoLibrary(f"the kernels in C could not be compiled and loaded: {error}") from error
 
 
 def _digest(*how: str) -> str:
     known = _PROCESSOR.exists() and [line for line in _PROCESSOR.read_text().splitlines() if line.startswith("flags")]
     processor = known[0] if known else platform.processor()
-    parts = (SOURCE.read_text(), *how, platform.machine(), processor)
+    sources = [path.read_text() for path in sorted(SOURCES.glob("*.[ch]"))]
+    parts = (*sources, *how, platform.machine(), processor)
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
 
 
@@ -77,8 +79,9 @@ def _build(command: list[str], flags: list[str], path: Path) -> None:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent) as work:
-        made, library = Path(work, "kernels.o"), Path(work, "kernels.so")
-        steps = ([*flags, "-c", str(SOURCE), "-o", str(made)], ["-shared", str(made), "-o", str(library)])
-        for step in steps:
-            _run([*command, *step])
+        made, library = [], Path(work, "kernels.so")
+        for source in sorted(SOURCES.glob("*.c")):
+            made.append(str(Path(work, f"{source.stem}.o")))
+            _run([*command, *flags, "-c", str(source), "-o", made[-1]])
+        _run([*command, "-shared", *made, "-o", str(library)])
         library.replace(path)

@@ -16,6 +16,7 @@ from worker.evaluation.reconstruction import measure_reconstruction
 from worker.sae.dead_latents import count_by_layer
 from worker.sae.native.kernels import Kernels, kernels_for, use
 from worker.sae.sparse import by_latent
+from worker.sae.tiled_encode import select
 from worker.sae.topk import keep_top_k_, plain_top_k, top_k, top_values
 from worker.sae.train_state import TrainState, train_step
 
@@ -56,13 +57,16 @@ def _rows(kind: str, n_rows: int, n: int) -> Tensor:
 
 
 @pytest.mark.parametrize("kind", ["random", "many ties", "all alike", "no numbers", "infinite", "rising"])
-@pytest.mark.parametrize("n", [1, 5, 16, 17, 33, 64, 100, 255, 512, 1000, 4096])
-def test_the_selection_is_the_first_of_a_stable_sort(kernels: Kernels, n: int, kind: str) -> None:
+@pytest.mark.parametrize("n", [1, 5, 16, 17, 33, 64, 100, 127, 129, 255, 512, 1000, 4096, 70_001])
+@pytest.mark.parametrize("has_bias", [False, True])
+def test_the_selection_is_the_first_of_a_stable_sort(kernels: Kernels, n: int, kind: str, has_bias: bool) -> None:
+    """70,001: its groups have more values than those of fewer latents, and the last ones are not full."""
     rows = _rows(kind, 19, n)
-    expected = rows.sort(dim=1, descending=True, stable=True)
+    bias = torch.randn(n, generator=torch.Generator().manual_seed(7)).round() if has_bias else None
+    expected = (rows if bias is None else rows + bias).sort(dim=1, descending=True, stable=True)
     for k in (1, 2, 4, 8, 9, 16, 32, 64):
         if k <= n:
-            values, indices = kernels.top_k(rows, k)
+            values, indices = kernels.top_k(rows, k, bias=bias)
             assert torch.equal(indices, expected.indices[:, :k]), k
             torch.testing.assert_close(values, expected.values[:, :k], rtol=0, atol=0, equal_nan=True)
 
@@ -82,6 +86,29 @@ def test_what_is_not_among_the_largest_is_0(kernels: Kernels, n: int, kind: str)
         torch.testing.assert_close(rows[~many_nan], kept[~many_nan], rtol=0, atol=0, equal_nan=True)
         assert rows[many_nan].isnan().any(1).all()
         assert (wide[:, n:] == 5.0).all()
+
+
+@pytest.mark.parametrize("place", [0, 15, 127, 4000, 4095, 70_000])
+def test_one_value_that_is_no_number_comes_first_wherever_it_stands(kernels: Kernels, place: int) -> None:
+    rows = torch.randn(2, 70_001 if place > 4095 else 4096, generator=torch.Generator().manual_seed(2))
+    rows[1, place] = torch.nan
+    values, indices = kernels.top_k(rows, 32)
+    assert indices[1, 0] == place
+    assert values.isnan().sum() == 1
+
+
+def test_tiles_with_their_bias_added_later_select_the_same(kernels: Kernels) -> None:
+    generator = torch.Generator().manual_seed(8)
+    x, W_enc, b_enc, b_pre = (torch.randn(*of, generator=generator) for of in ((50, 24), (300, 24), (300,), (24,)))
+    watched = torch.tensor([3, 0, 299])
+    found = select(x, b_pre, (W_enc, b_enc), k=7, watched=watched, tile_bytes=17 * 300 * 4)
+    assert found.pre_acts is not None
+    pre_acts = found.pre_acts.clone()
+    use(None)
+    expected = select(x, b_pre, (W_enc, b_enc), k=7, watched=watched)
+    assert torch.equal(found.top_indices, expected.top_indices)
+    torch.testing.assert_close(found.top_acts, expected.top_acts)
+    torch.testing.assert_close(pre_acts, expected.pre_acts)
 
 
 def test_they_take_contiguous_float32_rows_of_a_cpu_and_a_k_that_pays(kernels: Kernels) -> None:

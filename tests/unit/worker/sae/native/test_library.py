@@ -38,18 +38,20 @@ def test_a_damaged_file_is_built_anew(tmp_path: Path) -> None:
 @needs_compiler
 def test_another_source_or_compiler_has_another_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     compiled(tmp_path)
-    changed = tmp_path / "changed.c"
-    changed.write_text(library.SOURCE.read_text() + "\n")
-    monkeypatch.setattr(library, "SOURCE", changed)
-    compiled(tmp_path)
-    assert len([*tmp_path.glob("kernels-*.so")]) == 2
+    for name in ("select.c", "kernels.h"):
+        changed = tmp_path / name
+        shutil.copytree(library.SOURCES, changed)
+        (changed / name).write_text((changed / name).read_text() + "\n")
+        with monkeypatch.context() as patch:
+            patch.setattr(library, "SOURCES", changed)
+            compiled(tmp_path)
+    assert len([*tmp_path.glob("kernels-*.so")]) == 3
 
 
 @needs_compiler
 def test_a_library_without_the_functions_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    other = tmp_path / "other.c"
-    other.write_text("int something(void) { return 1; }\n")
-    monkeypatch.setattr(library, "SOURCE", other)
+    (tmp_path / "other.c").write_text("int something(void) { return 1; }\n")
+    monkeypatch.setattr(library, "SOURCES", tmp_path)
     assert "top_k" in (use(tmp_path / "kernels") or "")
     assert kernels_for() is None
 
@@ -74,7 +76,7 @@ def test_what_a_failing_compiler_says_is_the_reason(tmp_path: Path, monkeypatch:
     failing.chmod(0o755)
     monkeypatch.setenv("CC", str(failing))
     with pytest.raises(
-        NoLibrary, match=r"kernels\.c could not be compiled and loaded: kernels\.c:1: error: no space left"
+        NoLibrary, match=r"the kernels in C could not be compiled and loaded: kernels\.c:1: error: no space left"
     ):
         compiled(tmp_path / "kernels")
     assert not [*(tmp_path / "kernels").iterdir()]
