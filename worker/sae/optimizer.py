@@ -82,6 +82,12 @@ class Optimizer:
         self.n_steps += 1
         return self._norm(names, norms) if norm is None else norm
 
+    def numbers(self, lr: float) -> AdamStep:
+        """Return what the kernels need to know of the next step."""
+        (beta1, beta2), t = self.config.betas, self.n_steps + 1
+        bias, share = math.sqrt(1 - beta2**t), 1 - ema_coefficient(self.config.ema, t)
+        return AdamStep(lr / (1 - beta1**t), bias, beta1, beta2, 1 - beta1, 1 - beta2, self.config.eps, share)
+
     @torch.no_grad()
     def averaged(self) -> dict[str, Tensor]:
         """Return the bias-corrected average of the weights, decoder rows at unit norm; before any step, the weights."""
@@ -107,10 +113,7 @@ class Optimizer:
         """Take the whole step; return the norm of each gradient, and whose it is."""
         kernels = kernels_for()
         assert kernels, "asked before"
-        (beta1, beta2), t = self.config.betas, self.n_steps + 1
-        bias, share = math.sqrt(1 - beta2**t), 1 - ema_coefficient(self.config.ema, t)
-        step = AdamStep(lr / (1 - beta1**t), bias, beta1, beta2, 1 - beta1, 1 - beta2, self.config.eps, share)
-        squares = []
+        step, squares = self.numbers(lr), []
         for name, value in stepped.items():
             kept = self.exp_avg[name], self.exp_avg_sq[name], self.average[name]
             rows = Rows(value, _gradient(value), *kept)

@@ -78,11 +78,11 @@ def select(
     n_bytes = len(x) * len(W_enc) * x.element_size()
     n_rounded = len(x) * len(W_enc) * (dtype or x.dtype).itemsize
     n_tiles = -(-n_rounded // min(tile_bytes, max(_WHOLE_BYTES, n_bytes // 2)))
-    rounded = (_scratch("weights", W_enc.shape, W_enc.device, dtype).copy_(W_enc), b_enc.to(dtype)) if dtype else None
+    rounded = (scratch("weights", W_enc.shape, W_enc.device, dtype).copy_(W_enc), b_enc.to(dtype)) if dtype else None
     found, n_done = [], 0
-    kept = None if watched is None or dtype else _scratch("watched", (len(x), len(watched)), x.device, x.dtype)
+    kept = None if watched is None or dtype else scratch("watched", (len(x), len(watched)), x.device, x.dtype)
     for tile in centred.chunk(n_tiles):
-        out = _scratch("tile", (len(tile), len(W_enc)), x.device, dtype or x.dtype)
+        out = scratch("tile", (len(tile), len(W_enc)), x.device, dtype or x.dtype)
         if rounded is not None:
             product = torch.mm(tile.to(dtype), rounded[0].T, out=out)  # a tenth faster than addmm, and rounded anyway
             found.append(rescored_top_k(product, tile, encoder, k, bias=rounded[1]))
@@ -112,7 +112,7 @@ class _Scratches(threading.local):
 _scratches = _Scratches()
 
 
-def _scratch(use: str, shape: Sequence[int], device: torch.device, dtype: torch.dtype) -> Tensor:
+def scratch(use: str, shape: Sequence[int], device: torch.device, dtype: torch.dtype) -> Tensor:
     """Return memory that is the same for all steps and jobs of a thread: fresh pages cost a tenth of a product."""
     scratches, key, n_elements = _scratches.found, (use, device, dtype), math.prod(shape)
     if key not in scratches or scratches[key].numel() < n_elements:

@@ -13,6 +13,7 @@ from torch import Tensor
 from orchestrator.config.job import JobConfig
 from orchestrator.curves.point import Point, point_of
 from orchestrator.errors import TrainingError
+from orchestrator.estimates.memory import SMALL_STEP_FLOPS
 from worker.sae import manual_gradients
 from worker.sae.dead_latents import count_by_layer, find_dead
 from worker.sae.init import initialise
@@ -136,9 +137,8 @@ class TrainState:
         """Return the learning rate of the next step, with warm-up and decay."""
         return self.optimizer.lr * lr_factor(config, self.tokens_seen)
 
-    def count_step(self, sums: Float[Tensor, " 4"], n_tokens: int, *, with_aux: bool) -> None:
-        """Count one step that was taken; `sums` are its share of `self.sums`."""
-        self.sums += sums
+    def count_step(self, n_tokens: int, *, with_aux: bool) -> None:
+        """Count one step that was taken, whose share of `self.sums` has been added."""
         self.steps_since_point += 1
         self.tokens_seen += n_tokens
         self.aux_tokens += n_tokens if with_aux else 0
@@ -248,6 +248,13 @@ def _variance(sample: Float[Tensor, "n_tokens d_model"]) -> float:
     return found
 
 
+def is_small_step(state: TrainState, config: JobConfig) -> bool:
+    """Say whether a step is too small for more than one thread: by its shape alone, so in any company."""
+    model, n_vectors = state.model, config.training.batch_tokens * state.n_layers
+    flops = 2 * n_vectors * model.n_latents * model.d_model
+    return type(state) is TrainState and not model.W_enc.is_cuda and flops <= SMALL_STEP_FLOPS
+
+
 _VALUES = (
     "steps_since_point", "tokens_seen", "aux_tokens", "wall_seconds", "flops_subject", "untrained_fvu",
 )  # fmt: skip
@@ -263,5 +270,5 @@ def train_step(state: TrainState, batch: Float[Tensor, "n_vectors d_model"], con
     """Take one training step: losses and gradients, optimiser, counters."""
     total, (aux, nothing), aux_is_active = state.differentiate(batch, config)
     norm = state.optimizer.step(lr=state.next_lr(config))
-    sums = torch.stack([total, aux, norm, nothing])
-    state.count_step(sums, state.n_tokens(batch), with_aux=aux_is_active and config.sae.aux_coef > 0)
+    state.sums += torch.stack([total, aux, norm, nothing])
+    state.count_step(state.n_tokens(batch), with_aux=aux_is_active and config.sae.aux_coef > 0)

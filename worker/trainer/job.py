@@ -11,11 +11,10 @@ from torch import Tensor
 
 from orchestrator.curves.outcome import outcome_of
 from orchestrator.curves.resting import resting_points
-from orchestrator.estimates.memory import SMALL_STEP_FLOPS
 from worker.channel import SupervisorChannel
 from worker.formats.native import save_final
 from worker.protocol import Assignment, CurvePointMessage, Ended, Left
-from worker.sae.train_state import Step, TrainState, train_step
+from worker.sae.train_state import Step, TrainState, is_small_step, train_step
 from worker.trainer import checkpoint
 from worker.trainer.train import evaluation_tokens, flops, train
 
@@ -50,11 +49,8 @@ class JobTraining:
 
     @property
     def is_small(self) -> bool:
-        """Whether a step is too small for more than one thread: by its shape alone, so in any company."""
-        state = self._state
-        n_vectors = self._job.config.training.batch_tokens * state.n_layers
-        flops = 2 * n_vectors * state.model.n_latents * state.model.d_model
-        return type(state) is TrainState and not state.model.W_enc.is_cuda and flops <= SMALL_STEP_FLOPS
+        """Whether a step is too small for more than one thread."""
+        return is_small_step(self._state, self._job.config)
 
     @property
     def n_latents(self) -> int:

@@ -18,6 +18,7 @@ from worker.sae.compiled.replay import Replay
 from worker.sae.compiled.step_graph import Graph, Kernels, StepScalars, StepTensors, few, whole_step
 from worker.sae.dead_latents import silent_tokens
 from worker.sae.native.kernels import use
+from worker.sae.native.whole_step import WholeStep
 from worker.sae.optimizer import ema_coefficient
 from worker.sae.train_state import Step, TrainState, train_step
 
@@ -41,7 +42,9 @@ def stepper(
     if not is_cuda:
         in_c = wanted != "off" and folder is not None and is_whole  # processes that share a job must compute alike
         failed = use(folder if in_c else None)
-        return train_step, f"plain; {failed}" if failed else "kernels in C" if in_c else "plain"
+        if failed or not in_c:
+            return train_step, f"plain; {failed}" if failed else "plain"
+        return WholeStep(state, config) if WholeStep.takes(state, config) else train_step, "kernels in C"
     if wanted == "off" or not is_whole or not state.model.selects_per_token:
         return train_step, "plain"
     step = CompiledStep(config, state, say=say, folder=folder)
@@ -108,9 +111,9 @@ class CompiledStep:
         dead_after, share = state.dead_after_tokens, 1 - ema_coefficient(config.optimizer.ema, t)
         scalars = StepScalars(lr / (1 - beta1**t), math.sqrt(1 - beta2**t), dead_after, share)
         numbers = torch.tensor([*scalars, *state.variances], dtype=torch.float64).to(batch.device, non_blocking=True)
-        sums = self._run(StepTensors.of(state), batch, numbers, graph)
+        state.sums += self._run(StepTensors.of(state), batch, numbers, graph)
         optimizer.n_steps += 1
-        state.count_step(sums, state.n_tokens(batch), with_aux=room > 0)
+        state.count_step(state.n_tokens(batch), with_aux=room > 0)
 
     def _run(self, tensors: StepTensors, batch: Tensor, numbers: Tensor, graph: Graph) -> Tensor:
         """Take a step: as a CUDA graph from the second of its kind on, one launch instead of some sixty."""

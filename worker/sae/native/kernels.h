@@ -1,4 +1,4 @@
-/* What the files of this library share: `kernels.py` says what each function computes. */
+/* What the files of this library share: `kernels.py` and `whole_step.py` say what each function computes. */
 
 #ifndef KERNELS_H
 #define KERNELS_H
@@ -17,6 +17,11 @@ struct AdamStep {
   float share; /* of the weights in their average */
 };
 
+struct Matrix { /* element (i, j) is at[i * row + j * column] */
+  const float *at;
+  int64_t row, column;
+};
+
 /* Of rows + bias; no bias: NULL */
 void top_k(const float *rows, const float *bias, int64_t n_rows, int64_t n, int64_t k, float *values, int64_t *indices,
            int threads);
@@ -31,6 +36,8 @@ void gradients(const struct Part *parts, int64_t n_parts, const float *acts, con
                int threads);
 double adam(const struct AdamStep *given, float *weights, float *gradients, float *exp_avg, float *exp_avg_sq,
             float *average, int64_t n_rows, int64_t d, int is_sphere, int is_projected, double *squares, int threads);
+/* out += a b */
+void add_product(struct Matrix a, struct Matrix b, float *out, int64_t n_rows, int64_t depth, int64_t n_columns);
 
 static inline float dot(const float *a, const float *b, int64_t n) {
   float sum = 0;

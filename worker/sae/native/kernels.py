@@ -61,7 +61,7 @@ class Kernels:
 
     def __init__(self, library: ctypes.CDLL) -> None:
         """Declare what each function takes."""
-        self._library = library
+        self.library = library
         for name, types in _SIGNATURES.items():
             function = getattr(library, name)
             function.argtypes, function.restype = types, c_double if name == "adam" else None
@@ -76,7 +76,7 @@ class Kernels:
         n_rows, n = rows.shape
         assert k <= n, "no row has more"
         values, indices = rows.new_empty(n_rows, k), rows.new_empty(n_rows, k, dtype=torch.int64)
-        self._library.top_k(
+        self.library.top_k(
             rows.data_ptr(), bias if bias is None else bias.data_ptr(), n_rows, n, k, values.data_ptr(),
             indices.data_ptr(), torch.get_num_threads(),
         )  # fmt: skip
@@ -84,7 +84,7 @@ class Kernels:
 
     def keep_top_k(self, rows: Float[Tensor, "n_tokens n_latents"], k: int) -> None:
         """Set to 0, in place, what is negative or not among the k largest of its row: what `top_k` returns."""
-        self._library.keep_top_k(rows.data_ptr(), len(rows), rows.stride(0), rows.shape[1], k, torch.get_num_threads())
+        self.library.keep_top_k(rows.data_ptr(), len(rows), rows.stride(0), rows.shape[1], k, torch.get_num_threads())
 
     def reconstruction_error(
         self,
@@ -97,7 +97,7 @@ class Kernels:
         """Return x − x̂ and its squared norm of each token."""
         acts, indices, b_pre = acts.contiguous(), indices.contiguous(), b_pre.contiguous()
         error, squares = torch.empty_like(x), x.new_empty(len(x), dtype=torch.float64)
-        self._library.reconstruction_error(
+        self.library.reconstruction_error(
             x.data_ptr(), acts.data_ptr(), indices.data_ptr(), W_dec.data_ptr(), b_pre.data_ptr(),
             *acts.shape, x.shape[1], error.data_ptr(), squares.data_ptr(), torch.get_num_threads(),
         )  # fmt: skip
@@ -111,14 +111,14 @@ class Kernels:
     ) -> None:
         """Write how many tokens before the last one each latent of a batch fired last."""
         acts, indices = acts.contiguous(), indices.contiguous()
-        self._library.mark_fired(acts.data_ptr(), indices.data_ptr(), *acts.shape, since.data_ptr())
+        self.library.mark_fired(acts.data_ptr(), indices.data_ptr(), *acts.shape, since.data_ptr())
 
     def by_latent(
         self, indices: Int[Tensor, "n_tokens k"], n_latents: int
     ) -> tuple[Int[Tensor, " n_chosen"], Int[Tensor, " n_latents_and_1"]]:
         """Return the places of `indices` by latent, in order, and where those of each latent begin."""
         order, bounds = indices.new_empty(indices.numel()), indices.new_empty(n_latents + 1)
-        self._library.by_latent(indices.data_ptr(), indices.numel(), n_latents, order.data_ptr(), bounds.data_ptr())
+        self.library.by_latent(indices.data_ptr(), indices.numel(), n_latents, order.data_ptr(), bounds.data_ptr())
         return order, bounds
 
     def gradients(
@@ -140,7 +140,7 @@ class Kernels:
         sources = acts, centred, W_dec, W_enc, order, bounds
         pointers = [each.data_ptr() for each in sources], [each if each is None else each.data_ptr() for each in out]
         sizes = *acts.shape, *W_dec.shape
-        self._library.gradients(given, len(parts), *pointers[0], *sizes, *pointers[1], torch.get_num_threads())
+        self.library.gradients(given, len(parts), *pointers[0], *sizes, *pointers[1], torch.get_num_threads())
 
     def adam(self, step: AdamStep, rows: Rows, *, is_sphere: bool, is_projected: bool) -> float:
         """Update a parameter in place; return the squared norm of its gradient.
@@ -149,7 +149,7 @@ class Kernels:
         """
         n_rows, width = (*rows.weights.shape,) if rows.weights.ndim == 2 else (1, len(rows.weights))
         squares = rows.weights.new_empty(n_rows, dtype=torch.float64)
-        found: float = self._library.adam(
+        found: float = self.library.adam(
             byref(step), *(each.data_ptr() for each in rows), n_rows, width, is_sphere, is_projected,
             squares.data_ptr(), torch.get_num_threads(),
         )  # fmt: skip
@@ -163,7 +163,7 @@ class Kernels:
         probabilities = logits.new_empty(n_contexts, length - 1, vocabulary)
         neg_entropy, ce = logits.new_empty(2, n_contexts, length - 1)
         out = [each.data_ptr() for each in (probabilities, neg_entropy, ce)]
-        self._library.predict(logits.data_ptr(), ids.data_ptr(), *logits.shape, *out, torch.get_num_threads())
+        self.library.predict(logits.data_ptr(), ids.data_ptr(), *logits.shape, *out, torch.get_num_threads())
         return probabilities, neg_entropy, ce
 
     def token_losses(
@@ -176,7 +176,7 @@ class Kernels:
         """Return the cross-entropy, and the KL from these logits of what `predict` found: 0 where it is of them."""
         ce, kl = logits.new_empty(2, *neg_entropy.shape)
         sources = [each.data_ptr() for each in (logits, ids, probabilities, neg_entropy)]
-        self._library.token_losses(*sources, *logits.shape, ce.data_ptr(), kl.data_ptr(), torch.get_num_threads())
+        self.library.token_losses(*sources, *logits.shape, ce.data_ptr(), kl.data_ptr(), torch.get_num_threads())
         return ce, kl
 
 
