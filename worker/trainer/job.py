@@ -11,9 +11,11 @@ from torch import Tensor
 
 from orchestrator.curves.outcome import outcome_of
 from orchestrator.curves.resting import resting_points
+from orchestrator.estimates.memory import BESIDE_LATENTS
 from worker.channel import SupervisorChannel
 from worker.formats.native import save_final
 from worker.protocol import Assignment, CurvePointMessage, Ended, Left
+from worker.sae.native.whole_step import WholeStep
 from worker.sae.train_state import Step, TrainState, is_small_step, train_step
 from worker.trainer import checkpoint
 from worker.trainer.train import evaluation_tokens, flops, train
@@ -45,6 +47,7 @@ class JobTraining:
         self._job, self._state, self._channel, self._facts = job, state, channel, facts
         self._grid = evaluation_tokens(job.config)
         self._batch: Tensor | None = None
+        self._is_one_call = isinstance(step, WholeStep)
         self._steps = train(state, self._batches(), config=job.config, heldout=heldout, step=step)
 
     @property
@@ -58,16 +61,23 @@ class JobTraining:
         return self._state.model.n_latents
 
     @property
-    def measures_next(self) -> bool:
-        """Whether the next step ends at a point of the curve."""
-        before = self.tokens_seen
-        after = before + self._job.config.training.batch_tokens
-        return bisect_right(self._grid, before) < bisect_right(self._grid, after)
+    def gains_beside(self) -> bool:
+        """Whether the next step lets other Python threads run for most of it: one call, or with a point of the curve.
+
+        A point is some dozens of long operations; a step alone may be too many short ones.
+        """
+        return self.is_small and self.n_latents <= BESIDE_LATENTS and (self._is_one_call or self._measures_next)
 
     @property
     def tokens_seen(self) -> int:
         """Return the tokens trained on, which is the job's position in the stream."""
         return self._state.tokens_seen
+
+    @property
+    def _measures_next(self) -> bool:
+        before = self.tokens_seen
+        after = before + self._job.config.training.batch_tokens
+        return bisect_right(self._grid, before) < bisect_right(self._grid, after)
 
     def step(self, batch: Float[Tensor, "n_vectors d_model"], cost: CaptureCost) -> str | None:
         """Take one training step and report it; return the job's outcome, once there is one."""

@@ -1,4 +1,4 @@
-"""Who takes the steps of jobs that share a trainer: small ones one thread each, side by side where they measure."""
+"""Who takes the steps of jobs that share a trainer: small ones one thread each, side by side where that gains."""
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -7,7 +7,7 @@ from types import TracebackType
 
 import torch
 
-from orchestrator.estimates.memory import BESIDE_JOBS, BESIDE_LATENTS
+from orchestrator.estimates.memory import BESIDE_JOBS
 from worker.trainer.job import JobTraining
 
 StepJob = Callable[[JobTraining], str | None]
@@ -15,12 +15,11 @@ StepJob = Callable[[JobTraining], str | None]
 
 
 class StepThreads:
-    """Threads of this process that take the steps of small jobs at which a point of their curves is measured.
+    """Threads of this process that take small steps side by side, where those let other Python threads run.
 
     A small step gains nothing from a second thread: on two cores that wake each other for every operation, (D, n, B) =
     (128, 512, 256) took 4.5 ms before there were kernels in C, on one of them 1.9. It has one in any company, so that
-    its numbers do not depend on it. A point is some dozens of long operations, which let other Python threads run; a
-    step alone is too many short ones.
+    its numbers do not depend on it.
     """
 
     def __init__(self, threads: int) -> None:
@@ -41,8 +40,8 @@ class StepThreads:
         self, jobs: Sequence[JobTraining], step: StepJob
     ) -> Iterator[tuple[JobTraining, Callable[[], str | None]]]:
         """Yield each job with a function that returns the outcome of its step, or raises what the step raised."""
-        measuring = [job for job in jobs if job.is_small and job.n_latents <= BESIDE_LATENTS and job.measures_next]
-        begun = {job.job_id: self._pool.submit(_here, step, job) for job in measuring} if len(measuring) > 1 else {}
+        beside = sorted((job for job in jobs if job.gains_beside), key=lambda job: -job.n_latents)  # longest first
+        begun = {job.job_id: self._pool.submit(_here, step, job) for job in beside} if len(beside) > 1 else {}
         for job in jobs:
             yield job, begun[job.job_id].result if job.job_id in begun else partial(_here, step, job)
 

@@ -13,7 +13,7 @@ from worker.trainer.step_threads import StepThreads
 class FakeJob(NamedTuple):
     job_id: int
     is_small: bool
-    measures_next: bool
+    gains_beside: bool
     n_latents: int = 64
 
 
@@ -50,11 +50,16 @@ def test_a_small_step_has_one_thread_wherever_it_is_taken() -> None:
     assert [found[i][1:] for i in (1, 2, 3, 4)] == [(1, 1), (1, 1), (1, 1), (2, 2)]
 
 
-def test_one_job_that_measures_and_wide_ones_are_not_taken_aside() -> None:
-    here = threading.current_thread().name
-    assert _taken([FakeJob(1, True, True), FakeJob(2, True, False)])[1][0] == here
-    wide = _taken([FakeJob(i, True, True, n_latents=4096) for i in (1, 2)])
-    assert {name for name, _, _ in wide.values()} == {here}
+def test_one_job_alone_is_not_taken_aside() -> None:
+    assert _taken([FakeJob(1, True, True), FakeJob(2, True, False)])[1][0] == threading.current_thread().name
+
+
+def test_the_longest_steps_begin_first_and_outcomes_are_in_the_order_of_the_jobs() -> None:
+    begun = []
+    jobs = [FakeJob(i, True, True, n_latents=64 * i) for i in (1, 3, 2)]
+    with StepThreads(1) as threads:
+        assert [job for job, _ in threads.take(jobs, lambda job: begun.append(job.job_id))] == jobs  # type: ignore
+    assert begun == [3, 2, 1]
 
 
 def test_what_a_step_raises_is_raised_where_its_outcome_is_asked() -> None:
