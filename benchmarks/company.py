@@ -27,7 +27,6 @@ from benchmarks.step import MIDDLE, SMALL, Case, random_batch, step_of
 from orchestrator.cores import usable_cores
 from orchestrator.estimates.memory import SMALL_STEP_FLOPS
 from worker.sae.native.kernels import use
-from worker.sae.train_state import train_step
 from worker.supervisor.trainer_process import SLEEPING_THREADS
 
 SHAPES = (SMALL, *MIDDLE)
@@ -141,7 +140,7 @@ def take_steps(way: str) -> None:
     """Take steps as the lines of standard input say: the number of a shape, and for how many seconds."""
     with tempfile.TemporaryDirectory() as folder:  # what is loaded from there stays loaded
         use(Path(folder))
-    steps = [step_of(Case(shape), random_batch(shape), train_step) for shape in SHAPES]
+    steps = [step_of(Case(shape), random_batch(shape)) for shape in SHAPES]
     flops = [2 * shape.batch_tokens * shape.n_latents * shape.d_model for shape in SHAPES]
     every = torch.get_num_threads()
     threads = [1 if way == "trainer" and each <= SMALL_STEP_FLOPS else every for each in flops]

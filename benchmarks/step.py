@@ -28,8 +28,9 @@ from benchmarks.peers import Peers
 from orchestrator.config.job import JobConfig
 from orchestrator.config.validation import parse
 from worker.sae.native.kernels import use
+from worker.sae.native.whole_step import step_in_c
 from worker.sae.tiled_encode import select
-from worker.sae.train_state import Step, TrainState, train_step
+from worker.sae.train_state import Step, TrainState
 
 
 class Shape(NamedTuple):
@@ -71,7 +72,7 @@ def main() -> None:
 def measure(case: Case, *, rounds: int, beside: bool) -> dict[str, Any]:
     """Return a row: what a step takes, as a multiple of the bare product and against each peer."""
     shape, x = case.shape, random_batch(case.shape)
-    works: dict[str, Callable[[], object]] = {"product": _product(case, x), "step": step_of(case, x, train_step)}
+    works: dict[str, Callable[[], object]] = {"product": _product(case, x), "step": step_of(case, x)}
     names = ("sparsify", "dictionary_learning", "SAELens")
     if beside:
         works["plain"] = step_of(case, x, _plain)
@@ -116,9 +117,11 @@ def _product(case: Case, x: torch.Tensor) -> Callable[[], object]:
     return lambda: torch.mm(rows, W_enc.T, out=out)
 
 
-def step_of(case: Case, x: torch.Tensor, step: Step) -> Callable[[], object]:
+def step_of(case: Case, x: torch.Tensor, step: Step | None = None) -> Callable[[], object]:
+    """Return what takes a step and tells its seconds: by default as a trainer here does."""
     config = _config(case)
     state = TrainState.fresh(config, x)
+    step = step or step_in_c(state, config)
     n_dead = int(case.dead_share * case.shape.n_latents)
     asleep = state.model.W_enc.detach()[:n_dead] * 1e-3  # too weak to be selected, half of them positive
 

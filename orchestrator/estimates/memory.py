@@ -35,6 +35,9 @@ _PASS_WIDTHS = 20
 _TILES, _TILES_BY_HAND = 3, 1
 """Matrices of tokens × n_latents that an evaluation, or a step under autograd or in a graph, was seen to hold at once;
 and the most that a step with gradients by hand holds."""
+_DEAD_COPIES = 3
+"""Copies of a matrix of weights that a small step has room for, where every latent may be dead: rows of W_dec, and the
+gradients in them and in those of W_enc."""
 _SAMPLE_COPIES = 3
 """Copies of the sample that measuring it holds at once."""
 PROGRAM_BYTES = {"cpu": 550 << 20, "cuda": 800 << 20}
@@ -104,7 +107,7 @@ class Room:
 SMALL_STEP_FLOPS = 2**28
 """Of the encoder's product, in a step that one thread of a CPU takes."""
 BESIDE_LATENTS, BESIDE_JOBS = 2048, 8
-"""Jobs of small steps and at most so many latents measure points of their curves side by side, so many at most."""
+"""Jobs of small steps and at most so many latents are taken side by side, so many at most."""
 
 
 def trainer_bytes(configs: Sequence[JobConfig], *, kind: str = "cpu") -> int:
@@ -142,7 +145,8 @@ def _step_bytes(config: JobConfig, kind: str) -> int:
     """Return what a step needs: its pre-activations, for the most part."""
     n, d, batch = config.sae.latents(_width(config)), _width(config), config.training.batch_tokens * _layers(config)
     by_hand = kind == "cpu" and ACTIVATIONS[config.sae.activation].selects_per_token
-    return batch * ((_TILES_BY_HAND if by_hand else _TILES) * n + 4 * d) * _FLOAT
+    of_dead = _DEAD_COPIES * n * d if by_hand and _is_small(config) else 0
+    return (batch * ((_TILES_BY_HAND if by_hand else _TILES) * n + 4 * d) + of_dead) * _FLOAT
 
 
 def _passing_bytes(config: JobConfig) -> int:
@@ -153,15 +157,15 @@ def _passing_bytes(config: JobConfig) -> int:
 
 
 def _beside_bytes(configs: Sequence[JobConfig]) -> int:
-    """Return what jobs need to measure points of their curves side by side."""
-    small = [config for config in configs if _is_beside(config)]
-    return sum(sorted(map(_passing_bytes, small))[-BESIDE_JOBS:])
+    """Return what jobs need to take steps, and measure points of their curves, side by side."""
+    beside = [c for c in configs if _is_small(c) and c.sae.latents(_width(c)) <= BESIDE_LATENTS]
+    needs = (max(_passing_bytes(config), _step_bytes(config, "cpu")) for config in beside)
+    return sum(sorted(needs)[-BESIDE_JOBS:])
 
 
-def _is_beside(config: JobConfig) -> bool:
-    n = config.sae.latents(_width(config))
-    flops = 2 * config.training.batch_tokens * _layers(config) * n * _width(config)
-    return n <= BESIDE_LATENTS and flops <= SMALL_STEP_FLOPS
+def _is_small(config: JobConfig) -> bool:
+    n_vectors, d = config.training.batch_tokens * _layers(config), _width(config)
+    return 2 * n_vectors * config.sae.latents(d) * d <= SMALL_STEP_FLOPS
 
 
 def _weights(config: JobConfig) -> int:

@@ -18,7 +18,7 @@ from worker.sae.compiled.replay import Replay
 from worker.sae.compiled.step_graph import Graph, Kernels, StepScalars, StepTensors, few, whole_step
 from worker.sae.dead_latents import silent_tokens
 from worker.sae.native.kernels import use
-from worker.sae.native.whole_step import WholeStep
+from worker.sae.native.whole_step import step_in_c
 from worker.sae.optimizer import ema_coefficient
 from worker.sae.train_state import Step, TrainState, train_step
 
@@ -44,7 +44,7 @@ def stepper(
         failed = use(folder if in_c else None)
         if failed or not in_c:
             return train_step, f"plain; {failed}" if failed else "plain"
-        return WholeStep(state, config) if WholeStep.takes(state, config) else train_step, "kernels in C"
+        return step_in_c(state, config), "kernels in C"
     if wanted == "off" or not is_whole or not state.model.selects_per_token:
         return train_step, "plain"
     step = CompiledStep(config, state, say=say, folder=folder)

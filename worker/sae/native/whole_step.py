@@ -1,4 +1,4 @@
-"""A whole training step of a small TopK autoencoder as one call: no operation of torch, and other threads run."""
+"""A whole training step of a small TopK autoencoder as one call of C, in which other Python threads run."""
 
 import ctypes
 from ctypes import POINTER, byref, c_double, c_int64, c_void_p
@@ -11,7 +11,7 @@ from torch import Tensor
 from orchestrator.config.job import JobConfig
 from worker.sae.native.kernels import AdamStep, kernels_for
 from worker.sae.tiled_encode import scratch
-from worker.sae.train_state import TrainState, is_small_step
+from worker.sae.train_state import Step, TrainState, is_small_step, train_step
 
 _KEPT = ("exp_avg", "exp_avg_sq", "average")
 _MOST_PARTS = 2
@@ -88,9 +88,7 @@ class WholeStep:
         self._batch.x, self._batch.tokens_seen = batch.data_ptr(), state.tokens_seen + n_tokens
         step = state.optimizer.numbers(state.next_lr(config))
         memory = scratch("step", (self._n_bytes,), batch.device, torch.uint8)
-        n_dead = self._take(
-            byref(self._training), byref(step), byref(self._batch), memory.data_ptr()
-        )
+        n_dead = self._take(byref(self._training), byref(step), byref(self._batch), memory.data_ptr())
         state.optimizer.n_steps += 1
         state.count_step(n_tokens, with_aux=n_dead > 0)
 
@@ -108,3 +106,8 @@ class WholeStep:
             variances=ctypes.addressof(self._variances), since=state.tokens_since_fired.data_ptr(),
             sums=state.sums.data_ptr(), **parameters,
         )  # fmt: skip
+
+
+def step_in_c(state: TrainState, config: JobConfig) -> Step:
+    """Return how the steps of a training are taken where the kernels are in use."""
+    return WholeStep(state, config) if WholeStep.takes(state, config) else train_step

@@ -43,7 +43,7 @@ def _taken(jobs: list[FakeJob]) -> dict[int, tuple[str, int, int]]:
 
 
 def test_a_small_step_has_one_thread_wherever_it_is_taken() -> None:
-    jobs = [FakeJob(1, True, True), FakeJob(2, True, True), FakeJob(3, True, False), FakeJob(4, False, True)]
+    jobs = [FakeJob(1, True, True), FakeJob(2, True, True), FakeJob(3, True, False), FakeJob(4, False, False)]
     found = _taken(jobs)
     here = threading.current_thread().name
     assert [name == here for name, _, _ in (found[i] for i in (1, 2, 3, 4))] == [False, False, True, True]

@@ -1,4 +1,4 @@
-"""A whole step in C against the step of plain torch: losses, weights, moments, average, counters; threads, checkpoints."""
+"""A whole step in C against that of plain torch: losses, weights, moments, average, counters, threads, checkpoints."""
 
 from collections.abc import Iterator
 from pathlib import Path
