@@ -50,10 +50,10 @@ static void add_tile(struct Matrix a, const float *packed, float *out, int64_t n
 
 void add_product(struct Matrix a, struct Matrix b, float *out, int64_t n_rows, int64_t depth, int64_t n_columns) {
   float packed[DEPTH * COLUMNS] __attribute__((aligned(64)));
-  for (int64_t j = 0; j < n_columns; j += COLUMNS) {
-    const int64_t wide = n_columns - j < COLUMNS ? n_columns - j : COLUMNS;
-    for (int64_t p = 0; p < depth; p += DEPTH) {
-      const int64_t deep = depth - p < DEPTH ? depth - p : DEPTH;
+  for (int64_t p = 0; p < depth; p += DEPTH) { /* outermost: what is read of a then stays in the second cache */
+    const int64_t deep = depth - p < DEPTH ? depth - p : DEPTH;
+    for (int64_t j = 0; j < n_columns; j += COLUMNS) {
+      const int64_t wide = n_columns - j < COLUMNS ? n_columns - j : COLUMNS;
       pack((struct Matrix){b.at + p * b.row + j * b.column, b.row, b.column}, deep, wide, packed);
       for (int64_t i = 0; i < n_rows; i += ROWS) {
         const struct Matrix rows = {a.at + i * a.row + p * a.column, a.row, a.column};
