@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, Engine, column, inspect, select, table, text
+from sqlalchemy import Connection, Engine, column, func, select, table, text
 from sqlalchemy.exc import SQLAlchemyError
 
 from orchestrator.database.engine import connect, explained
@@ -113,7 +113,10 @@ def version(engine: Engine) -> str | None:
     """
     try:
         with engine.connect() as connection:
-            if engine.dialect.name == "postgresql" and not inspect(connection).has_table(VERSION_TABLE):
+            if (
+                engine.dialect.name == "postgresql"
+                and connection.scalar(select(func.to_regclass(VERSION_TABLE))) is None
+            ):
                 return None
             found: str | None = connection.scalar(select(column("version_num")).select_from(table(VERSION_TABLE)))
             return found

@@ -134,12 +134,13 @@ def _print_evaluations(
 ) -> None:
     """Print how many evaluations there are; of sweeps and jobs that are named, also which."""
     from orchestrator import results
-    from orchestrator.evaluation.evaluation_rows import evaluations
 
     counts = results.counts(engine, kind="evaluate")
     if not any(counts.values()):
         return
     if selectors:
+        from orchestrator.evaluation.evaluation_rows import evaluations
+
         rows = evaluations(engine, ids=results.find(engine, selectors), states=states, limit=limit)
         if rows:
             terminal.echo()
@@ -150,12 +151,14 @@ def _print_evaluations(
 
 def _print_lenses(engine: "Engine", selectors: tuple[str, ...], states: tuple[str, ...] | None) -> None:
     """Print how many jobs train lenses; of sweeps and jobs that are named, also which."""
-    from orchestrator import lenses, results
-    from orchestrator.lenses.lens_progress import so_far
+    from orchestrator import results
 
     counts = results.counts(engine, kind="lens")
     if not any(counts.values()):
         return
+    from orchestrator import lenses
+    from orchestrator.lenses.lens_progress import so_far
+
     found = lenses.of_jobs(engine, results.find(engine, selectors)) if selectors else []
     rows = so_far(engine, [row for row in found if states is None or row.state in states])
     if rows:

@@ -67,7 +67,7 @@ def test_status_loads_what_it_shows_and_no_verb_of_the_queue(tmp_path: Path) -> 
         "queue": {"eligibility", "fencing", "types", "workers"},
         "results": {"auto_values", "choice", "eta", "job_rows", "job_values", "rows", "text_passes", "varied_keys",
                     "worker_rows", "queue_stats"},
-        "config": {"flat_keys", "job_sae_facts", "sae_facts", "sites", "sizes", "synthetic"},
+        "config": {"flat_keys", "sizes"},
     }.items():  # fmt: skip
         names = {name.split(".")[2] for name in loaded if name.startswith(f"orchestrator.{package}.")}
         assert names <= needed, package
