@@ -13,6 +13,7 @@ from sqlalchemy import Engine, func, insert, literal, select, update
 from sqlalchemy.orm import Session
 
 from orchestrator.database.engine import db_now, transaction
+from orchestrator.database.many_rows import insert_rows
 from orchestrator.database.models import LIVE, Event, Job, SweepRow
 from orchestrator.errors import ConfigError
 from orchestrator.queue.evaluation_jobs import evaluate_trained
@@ -160,7 +161,7 @@ def _insert(session: Session, rows: list[dict[str, Any]], *, sweep_id: int, prio
     same |= dict.fromkeys(("attempt", "failures", "preemptions", "lost_in_row"), 0)
     arriving = update(SweepRow).where(SweepRow.id == sweep_id, SweepRow.arriving_after.is_(None))
     session.execute(arriving.values(arriving_after=last))
-    session.execute(insert(Job.metadata.tables["jobs"]), [row | same for row in rows])
+    insert_rows(session, Job.metadata.tables["jobs"], rows, same)
     fresh = select(Job.id, literal(now), literal("enqueued")).where(*mine)
     session.execute(insert(Event).from_select(["job_id", "at", "kind"], fresh))
     added = select(Job.config_id, Job.replica, Job.id).where(*mine)
