@@ -1,8 +1,8 @@
 """The model as it is, over a text, at a place: what every SAE of that place is held against.
 
-Computed batch by batch, each batch an entry of the store: what a forward pass is restarted from, the cross-entropy of
-each token, the next-token probabilities where they fit, and what replacing the activations by zero and by their mean
-costs. Never more than one batch of logits is in memory.
+Computed batch by batch, some batches an entry of the store: what a forward pass is restarted from, the cross-entropy of
+each token, what KL needs of its predictions where that fits, and what replacing the activations by zero and by their
+mean costs. Never more than one batch of logits is in memory.
 """
 
 from collections.abc import Iterator, Mapping
@@ -17,34 +17,15 @@ from torch import Tensor
 from worker.activations.forward import tokens_per_pass
 from worker.evaluation.context import EvaluationContext
 from worker.evaluation.restart import Restart
+from worker.evaluation.token_losses import Losses, Predicted, TokenLosses, WholeLogits, losses_of
 from worker.sae.native.kernels import kernels_for
 from worker.subject.model import run_patched
 
 _LOGIT_BYTES = {"cpu": 2**28, "cuda": 2**29}
 """Of one batch of logits in float32; about five as large are alive at once."""
-_PIECE_BYTES = {"cpu": 2**20, "cuda": 2**29}
-"""Of the logits that are normalised at once, of each thread of a CPU: there they and what is made of them stay in its
-caches."""
+_ENTRY_BYTES = 2**26
+"""Of an entry of the store, about, where one batch has no more: each costs five flushes of the disk."""
 _IDENTITY_CONTEXTS = 4
-
-
-class Prediction(NamedTuple):
-    """Next-token distributions of the clean model, of each position but the last; nats."""
-
-    probabilities: Float[Tensor, "batch predicted vocabulary"]
-    neg_entropy: Float[Tensor, "batch predicted"]
-    """Σ p ln p."""
-    ce: Float[Tensor, "batch predicted"]
-    """Cross-entropy of the next token."""
-
-
-class TokenLosses(NamedTuple):
-    """Of each position but the last, in nats per token."""
-
-    ce: Float[Tensor, "batch predicted"]
-    """Cross-entropy of the next token."""
-    kl: Float[Tensor, "batch predicted"]
-    """KL(clean ‖ patched) of the next-token distributions."""
 
 
 class CleanBatch(NamedTuple):
@@ -59,7 +40,7 @@ class CleanBatch(NamedTuple):
     """Raw, at the hook point."""
     stored: Tensor | None
     """What `Restart` wants."""
-    clean: Prediction
+    clean: Predicted
     losses: Mapping[str, Float[Tensor, "batch predicted"]]
     """ce, and under zero and mean ablation ce_zero, kl_zero, ce_mean, kl_mean; on the CPU."""
 
@@ -73,7 +54,12 @@ class CleanPass:
     @cached_property
     def restart(self) -> Restart:
         """How a forward pass is restarted at the place."""
-        return Restart.of(self.context.model()[0])
+        return self.context.restart
+
+    @cached_property
+    def way(self) -> Losses:
+        """How losses are computed."""
+        return losses_of(self.restart)
 
     @cached_property
     def mean(self) -> Float[Tensor, " d_model"]:
@@ -94,10 +80,9 @@ class CleanPass:
         return max(1, min(tokens_per_pass(subject, length), within) // length)
 
     @cached_property
-    def keeps_probabilities(self) -> bool:
-        """Whether the next-token probabilities of the whole text fit on disk; else they are computed for each use."""
-        subject, _ = self.context.model()
-        return self.is_counted.numel() * subject.vocabulary * 4 <= self.context.clean_pass_bytes
+    def keeps_predictions(self) -> bool:
+        """Whether what losses need of the clean predictions fits on disk; else it is computed for each use."""
+        return self.is_counted.numel() * self.way.bytes_per_token <= self.context.clean_pass_bytes
 
     @property
     def n_batches(self) -> int:
@@ -106,24 +91,18 @@ class CleanPass:
 
     def batches(self, phase: str) -> Iterator[CleanBatch]:
         """Yield the batches in the text's order; what is not in the store is computed, and kept there."""
-        n_contexts = len(self.is_counted)
-        for number, first in enumerate(range(0, n_contexts, self.size)):
-            self.context.progress(phase, number / self.n_batches)
-            rows = slice(first, min(first + self.size, n_contexts))
-            how = {"probabilities": self.keeps_probabilities, "kernels": kernels_for() is not None}
-            of = self.context.of("clean pass", version=2, contexts=[rows.start, rows.stop], **how)
-            yield self._batch(rows, self.context.store.get(of, partial(self._computed, rows)))
+        for entry in self._entries():
+            kept = self._kept(entry, phase)
+            for rows in self._batches_of(entry, phase):
+                yield self._batch(rows, {name: value[_within(rows, entry)] for name, value in kept.items()})
 
-    def predicted(self, batch: CleanBatch, replaced: Float[Tensor, "batch context d_model"]) -> Prediction:
+    def predicted(self, batch: CleanBatch, replaced: Float[Tensor, "batch context d_model"]) -> Predicted:
         """Return what the model predicts with something in place of the activations of a batch."""
-        mask = batch.is_measured.unsqueeze(-1)
-        return predict(self.restart(batch.ids, batch.stored, lambda x: torch.where(mask, replaced, x)), batch.ids)
+        return self.way.predicted(self._outputs(batch, replaced), batch.ids)
 
     def losses(self, batch: CleanBatch, reconstructed: Float[Tensor, "batch context d_model"]) -> TokenLosses:
         """Return what it costs to put a reconstruction in place of the activations of a batch."""
-        mask = batch.is_measured.unsqueeze(-1)
-        logits = self.restart(batch.ids, batch.stored, lambda x: torch.where(mask, reconstructed, x))
-        return token_losses(logits, batch.ids, batch.clean)
+        return self.way.losses(self._outputs(batch, reconstructed), batch.ids, batch.clean)
 
     @cached_property
     def identity_error(self) -> float:
@@ -135,20 +114,54 @@ class CleanPass:
         def compute() -> dict[str, Tensor]:
             batch = self._batch(slice(0, min(_IDENTITY_CONTEXTS, len(self.is_counted))), {})
             subject, _ = self.context.model()
-            whole = predict(run_patched([subject], batch.ids, [lambda x: x]), batch.ids)
-            return {"error": (self.losses(batch, batch.activations).ce - whole.ce).abs().max()}
+            whole = WholeLogits(self.restart).predicted(run_patched([subject], batch.ids, [lambda x: x]), batch.ids)
+            return {"error": (self.losses(batch, batch.activations).ce - whole["ce"]).abs().max()}
 
-        return float(self.context.store.get(self.context.of("identity", version=1), compute)["error"])
+        return float(self.context.store.get(self.context.of("identity", version=2), compute)["error"])
 
-    def _computed(self, rows: slice) -> dict[str, Tensor]:
+    def _entries(self) -> list[slice]:
+        """Return the contexts of each entry of the store: whole batches."""
+        per_token = 4 * len(self.mean) + (self.way.bytes_per_token if self.keeps_predictions else 0)
+        batch_bytes = self.size * self.is_counted.shape[1] * per_token
+        return _slices(slice(0, len(self.is_counted)), self.size * max(1, _ENTRY_BYTES // max(1, batch_bytes)))
+
+    def _batches_of(self, entry: slice, phase: str) -> Iterator[slice]:
+        for rows in _slices(entry, self.size):
+            self.context.progress(phase, rows.start / len(self.is_counted))
+            yield rows
+
+    def _kept(self, entry: slice, phase: str) -> Mapping[str, Tensor]:
+        how = {"keeps": self.way.keeps if self.keeps_predictions else (), "kernels": kernels_for() is not None}
+        of = self.context.of("clean pass", version=3, contexts=[entry.start, entry.stop], **how)
+        return self.context.store.get(of, partial(self._computed, entry, phase))
+
+    def _computed(self, entry: slice, phase: str) -> dict[str, Tensor]:
+        parts = [self._computed_of(rows) for rows in self._batches_of(entry, phase)]
+        return {name: torch.cat([part[name].cpu() for part in parts]) for name in parts[0]}
+
+    def _computed_of(self, rows: slice) -> dict[str, Tensor]:
         batch = self._batch(rows, {})
-        found: dict[str, Tensor] = batch.clean._asdict() if self.keeps_probabilities else {"ce": batch.clean.ce}
+        found = dict(batch.clean) if self.keeps_predictions else {"ce": batch.clean["ce"]}
         for name, value in (("zero", torch.zeros_like(self.mean)), ("mean", self.mean)):
-            ce, kl = self.losses(batch, value.expand_as(batch.activations))
-            found |= {f"ce_{name}": ce, f"kl_{name}": kl}
+            found[f"ce_{name}"], found[f"kl_{name}"] = self._losses_everywhere(batch, value)
         if batch.stored is not None and not self.restart.is_at_hook:
             found["stored"] = batch.stored
         return found
+
+    def _losses_everywhere(self, batch: CleanBatch, value: Float[Tensor, " d_model"]) -> TokenLosses:
+        """Return what one vector costs at every position that counts; contexts that it makes alike are run once."""
+        replaced = torch.where(batch.is_measured.unsqueeze(-1), value, batch.activations)
+        if not self.restart.ignores_ids:
+            return self.losses(batch, replaced)
+        distinct, of = torch.unique(replaced.flatten(1), dim=0, return_inverse=True)
+        rows = distinct.view(-1, *replaced.shape[1:])
+        subject, _ = self.context.model()
+        outputs = self.way.outputs(batch.ids[: len(rows)], rows.to(subject.dtype), lambda _: rows)
+        return self.way.losses(outputs, batch.ids, batch.clean, of=of)
+
+    def _outputs(self, batch: CleanBatch, replaced: Float[Tensor, "batch context d_model"]) -> Tensor:
+        mask = batch.is_measured.unsqueeze(-1)
+        return self.way.outputs(batch.ids, batch.stored, lambda x: torch.where(mask, replaced, x))
 
     def _batch(self, rows: slice, kept: Mapping[str, Tensor]) -> CleanBatch:
         """Return a batch with what is kept of it, and what is not kept computed."""
@@ -161,74 +174,17 @@ class CleanPass:
             stored: Tensor | None = activations.to(subject.dtype)
         else:
             stored = kept["stored"].to(device) if "stored" in kept else self.restart.capture(ids)
-        if "probabilities" in kept:
-            clean = Prediction(*(kept[name].to(device) for name in Prediction._fields))
+        if set(self.way.keeps) <= kept.keys():
+            clean = {name: kept[name].to(device) for name in ("ce", *self.way.keeps)}
         else:
-            clean = predict(self.restart(ids, stored, lambda x: x), ids)
+            clean = dict(self.way.predicted(self.way.outputs(ids, stored, lambda x: x), ids))
         losses = {name: value for name, value in kept.items() if name.startswith(("ce", "kl"))}
         return CleanBatch(rows, ids, is_measured, activations, stored, clean, losses)
 
 
-def predict(logits: Float[Tensor, "batch context vocabulary"], ids: Int[Tensor, "batch context"]) -> Prediction:
-    """Return what logits predict, by a log-softmax in float32."""
-    if kernels := kernels_for(logits):
-        return Prediction(*kernels.predict(logits, ids.contiguous()))
-    n_contexts, length, vocabulary = logits.shape
-    probabilities = logits.new_empty((n_contexts, length - 1, vocabulary), dtype=torch.float32)
-    neg_entropy, ce = logits.new_empty((2, n_contexts, length - 1), dtype=torch.float32)
-    for piece in _pieces(logits):
-        logs = _log_softmax(logits, piece)
-        ce[piece] = _at_next(logs, ids, piece)
-        torch.exp(logs, out=probabilities[piece])
-        neg_entropy[piece] = _mean_of(logs, probabilities[piece])
-    return Prediction(probabilities, neg_entropy, ce)
+def _slices(whole: slice, size: int) -> list[slice]:
+    return [slice(first, min(first + size, whole.stop)) for first in range(whole.start, whole.stop, size)]
 
 
-def token_losses(
-    logits: Float[Tensor, "batch context vocabulary"], ids: Int[Tensor, "batch context"], clean: Prediction
-) -> TokenLosses:
-    """Return cross-entropy and KL(clean ‖ these) of each position but the last: log-softmax in float32, nats.
-
-    KL = Σ p ln p − Σ p ln q, p the clean probabilities: 0 bit for bit where the logits are the clean ones.
-    """
-    if kernels := kernels_for(logits, clean.probabilities, clean.neg_entropy):
-        return TokenLosses(*kernels.token_losses(logits, ids.contiguous(), clean.probabilities, clean.neg_entropy))
-    ce, kl = logits.new_empty((2, *clean.ce.shape), dtype=torch.float32)
-    for piece in _pieces(logits):
-        logs = _log_softmax(logits, piece)
-        ce[piece] = _at_next(logs, ids, piece)
-        kl[piece] = clean.neg_entropy[piece] - _mean_of(logs, clean.probabilities[piece])
-    return TokenLosses(ce, kl)
-
-
-_Piece = tuple[slice, slice]
-"""Contexts, and positions that have a next token."""
-
-
-def _pieces(logits: Tensor) -> Iterator[_Piece]:
-    """Yield parts that are whole contexts, or of one context; together all positions but the last of each."""
-    n_contexts, length, vocabulary = logits.shape
-    within = max(1, _piece_bytes(logits.device) // (4 * vocabulary))
-    contexts, positions = max(1, within // length), min(within, length)
-    for first in range(0, n_contexts, contexts):
-        for start in range(0, length - 1, positions):
-            yield slice(first, first + contexts), slice(start, min(start + positions, length - 1))
-
-
-def _piece_bytes(device: torch.device) -> int:
-    return _PIECE_BYTES[device.type] * (torch.get_num_threads() if device.type == "cpu" else 1)
-
-
-def _log_softmax(logits: Tensor, piece: _Piece) -> Tensor:
-    return logits[piece].float().log_softmax(-1)
-
-
-def _at_next(logs: Tensor, ids: Tensor, piece: _Piece) -> Tensor:
-    contexts, positions = piece
-    following = ids[contexts, positions.start + 1 : positions.stop + 1]
-    return -logs.gather(-1, following.unsqueeze(-1)).squeeze(-1)
-
-
-def _mean_of(logs: Tensor, probabilities: Tensor) -> Tensor:
-    """Return Σ p · log; the logs are overwritten with the products, which so need no memory of their own."""
-    return logs.mul_(probabilities).sum(-1)
+def _within(rows: slice, entry: slice) -> slice:
+    return slice(rows.start - entry.start, rows.stop - entry.start)

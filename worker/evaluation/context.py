@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
+from importlib.metadata import version
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 from orchestrator.config.evaluation.evaluation import EvaluationConfig
 from orchestrator.errors import SubjectError
 from worker.evaluation.heldout_text import HeldoutText, Text
+from worker.evaluation.restart import Restart
 from worker.evaluation.seeds import seed_of
 from worker.evaluation.shared_store import SharedStore
 from worker.lens.tuned_lens import TunedLens
@@ -20,7 +22,8 @@ from worker.subject.model import Subject, read
 Progress = Callable[[str, float], None]
 """Takes what is being done and which share of it is done."""
 CLEAN_PASS_BYTES = 4 << 30
-"""Of the text's length · vocabulary · 4 bytes: 16,384 tokens of a vocabulary of 50,257 fit."""
+"""Of 16,384 tokens the probabilities of a vocabulary of 50,257 fit, or, where the head is linear, of 1.4 million tokens
+the rows of 768 that stand for them."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +40,7 @@ class EvaluationContext:
     drawn: Float[Tensor, "n_tokens d_model"] | None = None
     """Vectors of a synthetic distribution."""
     clean_pass_bytes: int = CLEAN_PASS_BYTES
-    """The most that next-token probabilities of the clean model may take on disk."""
+    """The most that predictions of the clean model may take on disk."""
     lens: TunedLens | None = None
     """In whose space the SAEs encode and decode: the activations that are given here are mapped to it."""
     lens_sha256: str = ""
@@ -47,6 +50,14 @@ class EvaluationContext:
     def raw(self) -> "EvaluationContext":
         """The same place without the lens: the activations that the model computes."""
         return self if self.lens is None else replace(self, lens=None, lens_sha256="")
+
+    @cached_property
+    def restart(self) -> Restart:
+        """How the model is restarted at the place; what a model has to be asked for that is kept in the store."""
+        subject, _ = self.model()
+        versions = {"torch": torch.__version__, "transformers": version("transformers")}
+        of = self.of("restart", version=1, lens=None, **versions)
+        return Restart.known(subject, self.store.get(of, lambda: Restart.of(subject).facts))
 
     def into(self, x: Float[Tensor, "... d_model"]) -> Float[Tensor, "... d_model"]:
         """Map raw activations, on the device, to what the SAEs read; without a lens these are the same."""

@@ -5,7 +5,7 @@ the head; the blocks below do nothing for the time of a call, and the last of th
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -45,13 +45,16 @@ class Restart:
     subject: Subject
     skipped: tuple[SkippedBlock, ...] = ()
     """The blocks that are not run."""
+    ignores_ids: bool = False
+    """Whether what is restarted depends on the stored stream and what is replaced in it alone."""
+    has_linear_head: bool = False
+    """Whether the logits are the head's product with what `hidden` returns and no more, in float32."""
 
     @classmethod
     def of(cls, subject: Subject) -> "Restart":
         """Find where a model is restarted, and check on a real forward pass that it gives what the whole one does."""
         names = _blocks_below(subject)
-        n_tokens = _PROBE[0] * _PROBE[1]
-        ids = torch.arange(n_tokens, device=subject.device).view(_PROBE) % subject.vocabulary
+        ids = _probe_ids(subject)
         outputs: dict[str, int | None] = {}
         with ExitStack() as stack:
             for name in names:
@@ -60,7 +63,32 @@ class Restart:
             whole = run_patched([subject], ids, [_halved]).float()
         found = cls(subject, tuple(SkippedBlock(name, outputs.get(name)) for name in names))
         slack = 16 * torch.finfo(subject.dtype).eps * float(whole.abs().max())
-        return found if found._difference(whole, ids) <= slack else cls(subject)
+        found = found if found._difference(whole, ids) <= slack else cls(subject)
+        is_linear = found._difference_of_head(ids) <= slack
+        return replace(found, ignores_ids=found._ignores_ids(whole, slack), has_linear_head=is_linear)
+
+    @classmethod
+    def known(cls, subject: Subject, facts: Mapping[str, Tensor]) -> "Restart":
+        """Return what `of` found of the same model and hook point, by its `facts`."""
+        lengths = [None if n < 0 else n for n in facts["n_outputs"].tolist()]
+        skipped = tuple(SkippedBlock(*block) for block in zip(_blocks_below(subject), lengths, strict=False))
+        ignores_ids, has_linear_head = facts["is"].tolist()
+        return cls(subject, skipped, ignores_ids, has_linear_head)
+
+    @property
+    def facts(self) -> dict[str, Tensor]:
+        """Return what was found, for `known`."""
+        lengths = [-1 if block.n_outputs is None else block.n_outputs for block in self.skipped]
+        return {
+            "n_outputs": torch.tensor(lengths, dtype=torch.int64),
+            "is": torch.tensor([self.ignores_ids, self.has_linear_head]),
+        }
+
+    @property
+    def head(self) -> nn.Linear:
+        """The module that makes logits of hidden states, where `has_linear_head`."""
+        module: nn.Linear = self.subject.model.get_output_embeddings()
+        return module
 
     @property
     def start(self) -> HookPoint | None:
@@ -111,6 +139,25 @@ class Restart:
         with _removed(self.subject.model.get_output_embeddings().register_forward_pre_hook(choose)):
             return self._run(input_ids, stored, replacement)[0]
 
+    def hidden(
+        self,
+        input_ids: Int[Tensor, "batch context"],
+        stored: Float[Tensor, "batch context width"] | None,
+        replacement: Replace,
+    ) -> Float[Tensor, "batch context width"]:
+        """Return what the head reads; of the logits those of one position are computed."""
+        found: list[Tensor] = []
+
+        def keep(_module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+            hidden, *more = args
+            found.append(hidden)
+            return (hidden[:, :1], *more)
+
+        with _removed(self.head.register_forward_pre_hook(keep)):
+            self._run(input_ids, stored, replacement)
+        (hidden,) = found
+        return hidden
+
     def _run(self, input_ids: Tensor, stored: Tensor | None, replacement: Replace) -> Tensor:
         with ExitStack() as stack:
             if self.skipped:
@@ -156,6 +203,24 @@ class Restart:
         except (TypeError, ValueError, AttributeError, KeyError, IndexError, RuntimeError, SubjectError):
             return math.inf  # whatever the architecture wants of a block that did not run
 
+    def _ignores_ids(self, whole: Tensor, slack: float) -> bool:
+        if not self.is_at_hook:
+            return False
+        ids = _probe_ids(self.subject)
+        return float((self(ids.flip(1), self.capture(ids), _halved).float() - whole).abs().max()) <= slack
+
+    def _difference_of_head(self, ids: Tensor) -> float:
+        """Return by how much logits of the whole model differ from the head's product; inf where it has none such."""
+        whole = Restart(self.subject)
+        try:
+            head = whole.head
+            if type(head) is not nn.Linear or head.weight.dtype != torch.float32:
+                return math.inf
+            logits, hidden = whole(ids, None, _halved), whole.hidden(ids, None, _halved)
+            return float((head(hidden) - logits).abs().max()) if logits.dtype == torch.float32 else math.inf
+        except (TypeError, ValueError, AttributeError, RuntimeError):
+            return math.inf  # it has no head, or calls it otherwise
+
 
 def _blocks_below(subject: Subject) -> list[str]:
     """Return the names of the blocks that a hook does not depend on, or that end with it."""
@@ -185,6 +250,10 @@ def _removed(handle: RemovableHandle) -> Iterator[None]:
         yield
     finally:
         handle.remove()
+
+
+def _probe_ids(subject: Subject) -> Int[Tensor, "batch context"]:
+    return torch.arange(math.prod(_PROBE), device=subject.device).view(_PROBE) % subject.vocabulary
 
 
 def _halved(x: Tensor) -> Tensor:

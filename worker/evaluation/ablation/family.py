@@ -17,7 +17,6 @@ from worker.evaluation.ablation.positions import PER_WINDOW, WIDTH, Window, draw
 from worker.evaluation.bootstrap import ContextBootstrap, ratio
 from worker.evaluation.context import EvaluationContext
 from worker.evaluation.metric import Measured, NotMeasured, Score, SubjectSae
-from worker.evaluation.restart import Restart
 from worker.sae.inference import InferenceSae, raw_scale
 
 BASELINES = ("channels", "random directions")
@@ -90,12 +89,12 @@ class AblationRun:
 
     def __init__(self, context: EvaluationContext, asked: AblationOptions) -> None:
         """Draw the positions: by the seed and the text alone, so that they are those of every SAE, and every place."""
-        subject, text = context.model()
+        _, text = context.model()
         n_windows = -(-asked.pairs // (PER_WINDOW * _PER_POSITION))
         generator = context.generator("ablation positions")
         self.windows = draw_windows(text.heldout.is_measured, n_windows, asked.affected_tokens, generator)
         self._context, self._asked = context, asked
-        self._effects = Effects(context.raw, Restart.of(subject), asked.affected_tokens)
+        self._effects = Effects(context.raw, context.raw.restart, asked.affected_tokens)
         self._n_contexts = len(text.heldout)
         self._bootstrap = ContextBootstrap(self._n_contexts, context.generator("ablation intervals"))
 

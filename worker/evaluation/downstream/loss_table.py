@@ -8,8 +8,9 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from worker.evaluation.bootstrap import ContextBootstrap, Statistic, ratio
-from worker.evaluation.clean_pass import CleanBatch, CleanPass, TokenLosses
+from worker.evaluation.clean_pass import CleanBatch, CleanPass
 from worker.evaluation.metric import Score
+from worker.evaluation.token_losses import TokenLosses
 
 Reconstruct = Callable[[CleanBatch], Float[Tensor, "batch context d_model"]]
 """Returns what is put in place of the activations of a batch."""

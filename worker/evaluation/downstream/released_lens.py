@@ -48,4 +48,4 @@ def as_released(
 def degraded(clean: CleanPass, batch: CleanBatch, baseline: Float[Tensor, "batch context d_model"]) -> CleanBatch:
     """Return a batch whose clean predictions are those of the model with something in place of the activations."""
     prediction = clean.predicted(batch, baseline)
-    return batch._replace(clean=prediction, losses={**batch.losses, "ce": prediction.ce})
+    return batch._replace(clean=prediction, losses={**batch.losses, "ce": prediction["ce"]})

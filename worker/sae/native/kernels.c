@@ -1,4 +1,4 @@
-/* What surrounds the encoder's product in a training step on a CPU, and the losses of a model's logits. `kernels.py`
+/* What surrounds the encoder's product in a training step on a CPU, and the normalisers of a model's logits. `kernels.py`
  * says what each function computes.
  *
  * Rows are contiguous float32, indices int64. Every sum is one thread's, from its first term to its last, so results
@@ -123,7 +123,7 @@ static inline float exp_of(float x) {
 
 #define BLOCK 1024 /* terms that are summed in float32; their sums in float64 */
 
-static float log_sum_exp(const float *row, int64_t n) {
+static float log_sum_exp_of(const float *row, int64_t n) {
   float maxima[16], most = -INFINITY;
   for (int l = 0; l < 16; ++l) maxima[l] = -INFINITY;
   for (int64_t first = 0; first + 16 <= n; first += 16)
@@ -140,38 +140,17 @@ static float log_sum_exp(const float *row, int64_t n) {
   return most + (float)log(sum);
 }
 
-/* The mean of the log-probabilities under some probabilities: one function, so that equal logits give equal bits. */
-static __attribute__((noinline)) float mean_of_logs(const float *row, float normaliser, const float *p, int64_t n) {
-  double sum = 0;
-  for (int64_t first = 0; first < n; first += BLOCK) {
-    const int64_t end = first + BLOCK < n ? first + BLOCK : n;
-    float part = 0;
-    for (int64_t j = first; j < end; ++j) part += p[j] * (row[j] - normaliser);
-    sum += part;
-  }
-  return (float)sum;
+void log_sum_exp(const float *rows, int64_t n_rows, int64_t n, float *normalisers, int threads) {
+#pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
+  for (int64_t t = 0; t < n_rows; ++t) normalisers[t] = log_sum_exp_of(rows + t * n, n);
 }
 
-void predict(const float *logits, const int64_t *ids, int64_t n_contexts, int64_t length, int64_t n,
-             float *probabilities, float *neg_entropy, float *ce, int threads) {
+void softmax(float *rows, int64_t n_rows, int64_t n, float *normalisers, int threads) {
 #pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
-  for (int64_t t = 0; t < n_contexts * (length - 1); ++t) {
-    const int64_t at = t / (length - 1) * length + t % (length - 1);
-    const float *row = logits + at * n, normaliser = log_sum_exp(row, n);
-    float *p = probabilities + t * n;
-    for (int64_t j = 0; j < n; ++j) p[j] = exp_of(row[j] - normaliser);
-    neg_entropy[t] = mean_of_logs(row, normaliser, p, n);
-    ce[t] = normaliser - row[ids[at + 1]];
-  }
-}
-
-void token_losses(const float *logits, const int64_t *ids, const float *probabilities, const float *neg_entropy,
-                  int64_t n_contexts, int64_t length, int64_t n, float *ce, float *kl, int threads) {
-#pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
-  for (int64_t t = 0; t < n_contexts * (length - 1); ++t) {
-    const int64_t at = t / (length - 1) * length + t % (length - 1);
-    const float *row = logits + at * n, normaliser = log_sum_exp(row, n);
-    kl[t] = neg_entropy[t] - mean_of_logs(row, normaliser, probabilities + t * n, n);
-    ce[t] = normaliser - row[ids[at + 1]];
+  for (int64_t t = 0; t < n_rows; ++t) {
+    float *row = rows + t * n;
+    const float normaliser = log_sum_exp_of(row, n);
+    for (int64_t j = 0; j < n; ++j) row[j] = exp_of(row[j] - normaliser);
+    normalisers[t] = normaliser;
   }
 }

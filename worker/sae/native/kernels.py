@@ -50,8 +50,8 @@ _SIGNATURES = {
     "mark_fired": (*(c_void_p,) * 2, *(c_int64,) * 2, c_void_p),
     "by_latent": (c_void_p, *(c_int64,) * 2, *(c_void_p,) * 2),
     "gradients": (POINTER(_Part), c_int64, *(c_void_p,) * 6, *(c_int64,) * 4, *(c_void_p,) * 4, c_int),
-    "predict": (*(c_void_p,) * 2, *(c_int64,) * 3, *(c_void_p,) * 3, c_int),
-    "token_losses": (*(c_void_p,) * 4, *(c_int64,) * 3, *(c_void_p,) * 2, c_int),
+    "log_sum_exp": (c_void_p, *(c_int64,) * 2, c_void_p, c_int),
+    "softmax": (c_void_p, *(c_int64,) * 2, c_void_p, c_int),
     "adam": (POINTER(AdamStep), *(c_void_p,) * 5, *(c_int64,) * 2, *(c_int,) * 2, c_void_p, c_int),
 }
 
@@ -155,29 +155,17 @@ class Kernels:
         )  # fmt: skip
         return found
 
-    def predict(
-        self, logits: Float[Tensor, "batch context vocabulary"], ids: Int[Tensor, "batch context"]
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the probabilities of the next token, Σ p ln p and the cross-entropy, of each position but the last."""
-        n_contexts, length, vocabulary = logits.shape
-        probabilities = logits.new_empty(n_contexts, length - 1, vocabulary)
-        neg_entropy, ce = logits.new_empty(2, n_contexts, length - 1)
-        out = [each.data_ptr() for each in (probabilities, neg_entropy, ce)]
-        self.library.predict(logits.data_ptr(), ids.data_ptr(), *logits.shape, *out, torch.get_num_threads())
-        return probabilities, neg_entropy, ce
+    def log_sum_exp(self, rows: Float[Tensor, "n_rows n"]) -> Float[Tensor, " n_rows"]:
+        """Return ln Σ e^x of each row."""
+        found = rows.new_empty(len(rows))
+        self.library.log_sum_exp(rows.data_ptr(), *rows.shape, found.data_ptr(), torch.get_num_threads())
+        return found
 
-    def token_losses(
-        self,
-        logits: Float[Tensor, "batch context vocabulary"],
-        ids: Int[Tensor, "batch context"],
-        probabilities: Float[Tensor, "batch predicted vocabulary"],
-        neg_entropy: Float[Tensor, "batch predicted"],
-    ) -> tuple[Float[Tensor, "batch predicted"], Float[Tensor, "batch predicted"]]:
-        """Return the cross-entropy, and the KL from these logits of what `predict` found: 0 where it is of them."""
-        ce, kl = logits.new_empty(2, *neg_entropy.shape)
-        sources = [each.data_ptr() for each in (logits, ids, probabilities, neg_entropy)]
-        self.library.token_losses(*sources, *logits.shape, ce.data_ptr(), kl.data_ptr(), torch.get_num_threads())
-        return ce, kl
+    def softmax_(self, rows: Float[Tensor, "n_rows n"]) -> Float[Tensor, " n_rows"]:
+        """Put each row's softmax in its place; return what `log_sum_exp` does of what was there."""
+        found = rows.new_empty(len(rows))
+        self.library.softmax(rows.data_ptr(), *rows.shape, found.data_ptr(), torch.get_num_threads())
+        return found
 
 
 _in_use: Kernels | None = None

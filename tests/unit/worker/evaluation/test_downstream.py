@@ -24,11 +24,12 @@ from tests.unit.worker.evaluation.tiny_contexts import (
     tiny_context,
 )
 from worker.evaluation.bootstrap import ContextBootstrap, ratio
-from worker.evaluation.clean_pass import CleanPass, predict, token_losses
+from worker.evaluation.clean_pass import CleanPass
 from worker.evaluation.context import EvaluationContext
 from worker.evaluation.downstream import measure
 from worker.evaluation.downstream.loss_table import PATCHED, measure_patch, position_groups
 from worker.evaluation.metric import Measured, NotMeasured, Score
+from worker.evaluation.token_losses import WholeLogits
 from worker.sae.inference import InferenceSae
 from worker.subject.model import run_patched
 
@@ -217,12 +218,12 @@ def test_the_clean_pass_is_computed_once_and_read_after(tmp_path: Path, monkeypa
     assert scores(tiny_context(tmp_path), sae) == first
 
 
-def test_probabilities_that_do_not_fit_are_computed_for_each_use(tmp_path: Path) -> None:
+def test_predictions_that_do_not_fit_are_computed_for_each_use(tmp_path: Path) -> None:
     sae = random_sae(16)
     kept = scores(tiny_context(tmp_path), sae)
     size = sum(path.stat().st_size for path in tmp_path.glob("store/*/*"))
     small = replace(tiny_context(tmp_path), clean_pass_bytes=1000)
-    assert not CleanPass(small).keeps_probabilities
+    assert not CleanPass(small).keeps_predictions
     assert scores(small, sae) == kept
     more = sum(path.stat().st_size for path in tmp_path.glob("store/*/*")) - size
     assert 0 < more < size / 4
@@ -235,7 +236,7 @@ def test_a_full_disk_costs_time_alone(tmp_path: Path) -> None:
         found = scores(context, sae)
     assert context.store.refusal is not None
     assert "cannot write" in str(context.store.refusal)
-    assert not [*tmp_path.glob("store/*/tensors.safetensors")] or len([*tmp_path.glob("store/*")]) <= 1
+    assert not [*tmp_path.glob("store/*/tensors.safetensors")] or len([*tmp_path.glob("store/*")]) <= 2
     assert scores(tiny_context(tmp_path), sae) == found
 
 
@@ -279,8 +280,8 @@ def test_losses_by_hand() -> None:
     logits = torch.tensor(np.log([[[0.5, 0.25, 0.25], [0.1, 0.8, 0.1]]]), dtype=torch.float32)
     wanted = functional.cross_entropy(logits[0, :1], torch.tensor([1]))
     ids = torch.tensor([[2, 1]])
-    clean = predict(logits, ids)
-    assert clean.ce.item() == pytest.approx(wanted.item())
-    found = token_losses(logits.flip(-1), ids, clean)
+    clean = WholeLogits.predicted(logits, ids)
+    assert clean["ce"].item() == pytest.approx(wanted.item())
+    found = WholeLogits.losses(logits.flip(-1), ids, clean)
     assert found.kl.item() == pytest.approx(0.25 * np.log(2), abs=1e-6)  # 0.5·ln(0.5/0.25) + 0.25·ln(0.25/0.5)
-    assert token_losses(logits, ids, clean).kl.item() == 0
+    assert WholeLogits.losses(logits, ids, clean).kl.item() == 0

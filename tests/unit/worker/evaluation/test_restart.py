@@ -58,6 +58,25 @@ def test_a_restarted_pass_is_the_whole_one(subject: Subject, site: Site, where: 
     torch.testing.assert_close(restart(IDS, stored, lambda x: x), clean, rtol=0, atol=1e-5)
 
 
+def test_facts_are_enough_to_find_it_again(subject: Subject) -> None:
+    for place in ({"layer": 1}, {"layer": 1, "site": "resid_mid"}, {"layer": 0, "site": "resid_mid"}):
+        view = at(subject, **place)
+        found = Restart.of(view)
+        assert Restart.known(view, found.facts) == found
+        assert found.ignores_ids == (place == {"layer": 1}), "of no family here blocks look at the tokens"
+
+
+def test_a_block_that_looks_at_the_tokens_is_noticed(tmp_path: Path) -> None:
+    view = load(SubjectConfig(model=str(save_model("llama", tmp_path)), layer=1))
+    kept: list[Tensor] = []
+    view.model.get_input_embeddings().register_forward_hook(lambda _module, _args, output: kept.append(output))
+    upper = view.model.get_submodule(block_names(view.model)[2])
+    upper.mlp.register_forward_hook(lambda _module, _args, output: output + kept[-1])
+    restart = Restart.of(view)
+    assert restart.is_at_hook
+    assert not restart.ignores_ids
+
+
 def test_the_blocks_below_do_not_run_and_the_model_stays_as_it_was(subject: Subject) -> None:
     restart = Restart.of(at(subject, layer=1))
     stored = restart.capture(IDS)

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from orchestrator.config.job import JobConfig
 from orchestrator.config.validation import parse
-from worker.evaluation.clean_pass import predict, token_losses
 from worker.evaluation.reconstruction import measure_reconstruction
+from worker.evaluation.token_losses import log_sum_exp, softmax_
 from worker.sae.dead_latents import count_by_layer
 from worker.sae.native.kernels import Kernels, kernels_for, use
 from worker.sae.sparse import by_latent
@@ -233,28 +233,25 @@ def test_a_weight_that_is_no_number_reaches_the_loss(kernels: Kernels) -> None:
 
 
 @pytest.mark.parametrize("vocabulary", [1, 7, 16, 100, 4097])
-def test_losses_of_logits_are_those_of_plain_torch_and_0_of_equal_ones(kernels: Kernels, vocabulary: int) -> None:
-    generator = torch.Generator().manual_seed(vocabulary)
-    clean, patched = (3 * torch.randn(3, 9, vocabulary, generator=generator) for _ in range(2))
-    ids = torch.randint(0, vocabulary, (3, 9), generator=generator)
-    found = predict(clean, ids)
-    losses = token_losses(patched, ids, found)
-    assert (token_losses(clean, ids, found).kl == 0).all()
+def test_normalisers_and_probabilities_of_logits_are_those_of_plain_torch(kernels: Kernels, vocabulary: int) -> None:
+    logits = 3 * torch.randn(27, vocabulary, generator=torch.Generator().manual_seed(vocabulary))
+    given = logits.clone()
+    normaliser = log_sum_exp(logits)
+    assert torch.equal(logits, given)
+    assert torch.equal(softmax_(logits), normaliser)
+    torch.testing.assert_close(normaliser.double(), given.double().logsumexp(-1), rtol=2e-7, atol=5e-7)
+    torch.testing.assert_close(logits.double(), given.double().softmax(-1), rtol=2e-6, atol=1e-30)
     use(None)
-    expected = predict(clean, ids)
-    for value, plain in zip((*found, *losses), (*expected, *token_losses(patched, ids, expected)), strict=True):
-        torch.testing.assert_close(value, plain, rtol=2e-6, atol=5e-6)
+    assert torch.equal(softmax_(given.clone()), log_sum_exp(given))
+    torch.testing.assert_close(log_sum_exp(given), normaliser, rtol=2e-7, atol=5e-7)
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
-def test_logits_that_are_no_numbers_make_losses_that_are_none(kernels: Kernels, value: float) -> None:
-    logits = torch.zeros(1, 3, 40)
-    ids = torch.zeros(1, 3, dtype=torch.int64)
-    found = predict(logits, ids)
-    logits[0, 1, 17] = value
-    losses = token_losses(logits, ids, found)
-    assert losses.ce.isfinite().tolist() == [[True, False]]
-    assert losses.kl.isfinite().tolist() == [[True, False]]
+def test_logits_that_are_no_numbers_have_no_normaliser(kernels: Kernels, value: float) -> None:
+    logits = torch.zeros(2, 40)
+    logits[1, 17] = value
+    assert log_sum_exp(logits).isfinite().tolist() == [True, False]
+    assert softmax_(logits).isfinite().tolist() == [True, False]
 
 
 def test_adams_second_moment_is_that_of_torch_for_a_long_memory(kernels: Kernels) -> None:
