@@ -4,12 +4,15 @@ from typing import Any
 
 import pytest
 import torch
+from torch.nn import functional
 
 from orchestrator.config.job import JobConfig, OptimizerConfig, SaeConfig
 from orchestrator.config.validation import parse
-from worker.sae.learning_rate import auto_factor, auto_lr, base_lr, lr_factor, paper_lr
+from worker.sae.learning_rate import auto_factor, auto_lr, base_lr, largest_stable_lr, lr_factor, paper_lr
 from worker.sae.model import SparseAutoencoder
 from worker.sae.optimizer import Optimizer, ema_coefficient, project, unit_rows
+from worker.sae.train_state import TrainState
+from worker.trainer.train import train
 
 
 def _model() -> SparseAutoencoder:
@@ -138,6 +141,50 @@ def test_auto_lr_is_near_the_best_of_the_sweep_it_was_measured_with(
 def test_auto_lr_in_the_papers_own_setting_is_within_twice_the_papers() -> None:
     factor = auto_factor(768, batch_tokens=2**17, max_tokens=6_400_000_000)
     assert 0.5 < factor < 2
+
+
+@pytest.mark.parametrize(
+    ("d_model", "n_latents", "k", "n_steps", "best"),
+    [(768, 16_384, 32, 7, 0.0021), (128, 4096, 32, 7, 0.005), (768, 2048, 32, 28, 0.0082)],
+)
+def test_of_few_steps_auto_lr_is_near_the_best_that_was_measured(
+    d_model: int, n_latents: int, k: int, n_steps: int, best: float
+) -> None:
+    """Before it was bound, these were 0.0127 to 0.02, with which the first two ended where they began, or higher."""
+    batch = 2048 if n_steps == 7 else 256
+    training = {"batch_tokens": batch, "shuffle_tokens": batch, "max_tokens": n_steps * batch}
+    config = parse({"sae": {"n_latents": n_latents, "k": k}, "training": training})
+    assert 1 / 2 < auto_lr(config, d_model) / best < 2
+
+
+def test_auto_lr_of_many_steps_is_bound_by_the_width_alone() -> None:
+    assert largest_stable_lr(128, k=32, n_steps=32) == pytest.approx(0.02, rel=2e-3)
+    assert largest_stable_lr(512, k=32, n_steps=10**6) == pytest.approx(0.01, rel=2e-3)
+    assert largest_stable_lr(512, k=32, n_steps=8) == pytest.approx(0.0025, rel=2e-3)
+
+
+def test_eight_steps_of_a_large_dictionary_learn_at_auto() -> None:
+    """At 0.02, which `auto` was before, they end far above what the untrained model scores."""
+    directions, noise = _unit(512, 512, seed=1), _unit(5120, 512, seed=2)
+    generator = torch.Generator().manual_seed(3)
+    codes = torch.rand(5120, 512, generator=generator) * (torch.rand(5120, 512, generator=generator) < 8 / 512)
+    x = functional.normalize(codes @ directions + 0.5 * noise * codes.norm(dim=1, keepdim=True), dim=1)
+
+    def ended_at(lr: float | str) -> float:
+        training = {"batch_tokens": 512, "shuffle_tokens": 512, "max_tokens": 4096}
+        config = parse({"sae": {"n_latents": 2048, "k": 32}, "training": training, "optimizer": {"lr": lr}})
+        state = TrainState.fresh(config, x[:4096])
+        *_, last = train(state, x[:4096].split(512), config=config, heldout=x[4096:])  # type: ignore[no-untyped-call]
+        assert last.point is not None
+        assert state.untrained_fvu is not None
+        return last.point.fvu / state.untrained_fvu
+
+    assert ended_at("auto") < 0.9
+    assert ended_at(0.02) > 1
+
+
+def _unit(n_rows: int, width: int, *, seed: int) -> torch.Tensor:
+    return functional.normalize(torch.randn(n_rows, width, generator=torch.Generator().manual_seed(seed)), dim=1)
 
 
 def test_base_lr_is_the_configs_or_auto() -> None:
