@@ -80,7 +80,23 @@ def load_model(folder: Path, config: SubjectConfig) -> Any:
             f"the weights of {config.model} lack {len(lacking)} tensors, {lacking[0]} first",
             hint="Check the folder: config.json and the weights are of two different models.",
         )
-    return model.eval().requires_grad_(False)
+    return with_fused_gelu(model.eval().requires_grad_(False))
+
+
+def with_fused_gelu(model: Any) -> Any:
+    """Give a model torch's own tanh approximation of GELU wherever it has one made of several operations; return it.
+
+    The function is the same but for rounding. In a block of GPT-2 small's size the operations of `gelu_new` take longer
+    on a CPU than either product of its MLP, and four times as long as the fused one.
+    """
+    from transformers import activations
+
+    of_operations = activations.NewGELUActivation, activations.FastGELUActivation, activations.AccurateGELUActivation
+    for module in [*model.modules()]:
+        for name, child in module.named_children():
+            if isinstance(child, of_operations):
+                setattr(module, name, torch.nn.GELU(approximate="tanh"))
+    return model
 
 
 def describe(folder: Path, config: SubjectConfig) -> Any:

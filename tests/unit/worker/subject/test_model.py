@@ -4,9 +4,12 @@ import json
 import shutil
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+import transformers
+from transformers.activations import ACT2FN
 
 from orchestrator.config.job import SHIPPED_SUBJECT, SubjectConfig
 from orchestrator.errors import SubjectError
@@ -56,6 +59,29 @@ def test_activations_can_be_trained_on(folder: Path) -> None:
     torch.autograd.backward((found * weight).sum())
     assert weight.grad is not None
     assert not found.is_inference()
+
+
+@pytest.mark.parametrize("kind", ["gelu_new", "gelu_fast", "gelu_accurate"])
+def test_gelu_made_of_several_operations_is_done_by_one(kind: str, tmp_path: Path) -> None:
+    folder = save_model("gpt2", tmp_path)
+    facts = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(facts | {"activation_function": kind}))
+    subject = load(SubjectConfig(model=str(folder), layer=LAYERS - 1))
+    plain: Any = transformers.AutoModelForCausalLM.from_pretrained(folder)
+    with torch.no_grad():
+        expected = plain.transformer(IDS, output_hidden_states=True).hidden_states
+    found = capture(load(SubjectConfig(model=str(folder), layer=LAYERS - 2)), IDS)
+    torch.testing.assert_close(found, expected[LAYERS - 1], rtol=1e-5, atol=1e-5)
+    assert isinstance(plain.transformer.h[0].mlp.act, type(ACT2FN[kind]))
+    assert [type(block.mlp.act) for block in subject.model.transformer.h] == [torch.nn.GELU] * LAYERS
+
+
+def test_another_activation_function_stays(tmp_path: Path) -> None:
+    folder = save_model("gpt2", tmp_path)
+    facts = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(facts | {"activation_function": "gelu"}))
+    blocks = load(SubjectConfig(model=str(folder), layer=0)).model.transformer.h
+    assert {type(block.mlp.act) for block in blocks} == {type(ACT2FN["gelu"])}
 
 
 def test_low_precision_is_read_as_float32(folder: Path) -> None:
