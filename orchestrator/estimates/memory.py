@@ -38,8 +38,8 @@ and the most that a step with gradients by hand holds."""
 _DEAD_COPIES = 3
 """Copies of a matrix of weights that a small step has room for, where every latent may be dead: rows of W_dec, and the
 gradients in them and in those of W_enc."""
-_SAMPLE_COPIES = 3
-"""Copies of the sample that measuring it holds at once."""
+_SAMPLE_COPIES = 4
+"""Copies of the sample that measuring it holds at once; one of them is what the stream begins with."""
 PROGRAM_BYTES = {"cpu": 550 << 20, "cuda": 800 << 20}
 """torch and transformers themselves; on a GPU its context and the libraries' work space."""
 _UNKNOWN_WIDTH, _UNKNOWN_DEPTH, _UNKNOWN_SUBJECT = 4096, 32, 32 << 30

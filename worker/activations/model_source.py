@@ -12,9 +12,11 @@ from orchestrator.config.job import JobConfig, SubjectConfig
 from worker.activations import stream
 from worker.activations.cached_forward import CacheStore
 from worker.activations.heldout_split import Contexts
+from worker.activations.shuffle import Captured
 from worker.activations.source import Lens, Map, OpenLens, Vectors
 from worker.data.token_file import TokenFile
 from worker.subject.hook_points import single_places
+from worker.subject.hook_sites import HookPoint
 from worker.subject.model import Replace, Subject, check_widths, run_patched
 
 
@@ -32,6 +34,8 @@ class ModelActivations:
     """What opens the lens of a config, for jobs that have one."""
     _views: dict[SubjectConfig, tuple[Subject, ...]] = field(default_factory=dict)
     _lenses: dict[str, Lens] = field(default_factory=dict)
+    _captured: tuple[tuple[HookPoint, ...], Captured] = ((), {})
+    """What was captured for the last sample, and at which hook points: a stream of them begins with it."""
 
     def key(self, config: JobConfig) -> tuple[Hashable, ...]:
         """Return the hook points a config reads.
@@ -57,15 +61,24 @@ class ModelActivations:
         return stream.shared_heldout(self._views_of(config), self.tokens, config, store=self.store, lenses=self._map)
 
     def sample(self, config: JobConfig, n: int) -> Vectors:
-        """Return the vectors of the first n tokens of the training part, in the text's order."""
+        """Return the vectors of the first n tokens of the stream, in its order."""
         views = self._views_of(config)
-        return stream.shared_sample(views, self.tokens, config, n, store=self.store, lenses=self._map)
+        captured: Captured = {}
+        if self.subject.device.type == "cpu":  # a GPU captures the stream on a CUDA stream of its own
+            self._captured = _hooks(views), captured
+        return stream.shared_sample(
+            views, self.tokens, config, n, store=self.store, lenses=self._map, captured=captured
+        )
 
     def stream(self, configs: Sequence[JobConfig], *, start_tokens: int) -> Iterator[tuple[Vectors, ...]]:
         """Yield one batch for each config, all from one forward pass: `stream.shared_stream`."""
         views = [self._views_of(config) for config in configs]
         bounds = [0, *accumulate(map(len, views))]
         flat = [(view, config) for config, several in zip(configs, views, strict=True) for view in several]
+        hooks, captured = self._captured
+        self._captured = (), {}
+        if start_tokens or hooks != _hooks([view for view, _ in flat]):
+            captured = {}
         batches = stream.shared_stream(
             [view for view, _ in flat],
             self.tokens,
@@ -73,6 +86,7 @@ class ModelActivations:
             start_tokens=start_tokens,
             store=self.store,
             lenses=self._map,
+            captured=captured,
         )
         for batch in batches:
             yield tuple(batch[first:end] for first, end in pairwise(bounds))
@@ -130,3 +144,8 @@ class ModelActivations:
             check_widths(views)
             self._views[config.subject] = views
         return self._views[config.subject]
+
+
+def _hooks(views: Sequence[Subject]) -> tuple[HookPoint, ...]:
+    """Return the hook points that a forward batch of some views reads, in its order."""
+    return tuple(dict.fromkeys(view.hook for view in views))

@@ -10,6 +10,9 @@ from torch import Tensor
 from worker.activations.forward import ForwardBatches
 from worker.activations.heldout_split import Contexts
 
+Captured = dict[bytes, list[Tensor]]
+"""Forward batches by their contexts' numbers: what a model gave for each, at every hook point."""
+
 
 class ShuffleBuffer:
     """Fills shuffle windows with the activations of a job's contexts, in the stream's order.
@@ -18,9 +21,22 @@ class ShuffleBuffer:
     is captured twice at their borders, and what a forward batch holds depends on no window.
     """
 
-    def __init__(self, forward: ForwardBatches, contexts: Contexts, *, n_vectors: int) -> None:
-        """Divide a stream into windows of n_vectors each."""
+    def __init__(
+        self,
+        forward: ForwardBatches,
+        contexts: Contexts,
+        *,
+        n_vectors: int,
+        captured: Captured | None = None,
+        keeps: bool = False,
+    ) -> None:
+        """Divide a stream into windows of n_vectors each.
+
+        Forward batches that are in `captured` are taken out of it; with `keeps` those that are not are put there.
+        """
         self.forward, self.contexts, self.n_vectors = forward, contexts, n_vectors
+        self._captured: Captured = {} if captured is None else captured
+        self._keeps = keeps
         self._last: tuple[int, list[Tensor]] | None = None
         """Number of the last forward batch, and its activations."""
 
@@ -90,7 +106,11 @@ class ShuffleBuffer:
         # The last forward batch of a window is the first of the next one.
         if self._last is None or self._last[0] != number:
             self._last = None  # not two of them in memory at once
-            self._last = number, self.forward(self._contexts_of(number))
+            contexts = self._contexts_of(number)
+            found = self._captured.pop(contexts.tobytes(), None) or self.forward(contexts)
+            if self._keeps:
+                self._captured[contexts.tobytes()] = found
+            self._last = number, found
         return self._last[1]
 
 

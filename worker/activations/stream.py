@@ -12,7 +12,7 @@ from orchestrator.errors import ConfigError, SubjectError
 from worker.activations.cached_forward import CacheStore
 from worker.activations.forward import ForwardBatches
 from worker.activations.heldout_split import Contexts
-from worker.activations.shuffle import ShuffleBuffer, make_buffer
+from worker.activations.shuffle import Captured, ShuffleBuffer, make_buffer
 from worker.activations.source import Map
 from worker.data.token_file import TokenFile
 from worker.sae.normalize import normalize
@@ -58,6 +58,7 @@ def shared_stream(
     device: torch.device | str | None = None,
     store: CacheStore | None = None,
     lenses: Lenses = no_lens,
+    captured: Captured | None = None,
 ) -> Iterator[tuple[Tensor, ...]]:
     """Yield, without end, one batch for each (subject, config) pair: the same tokens in the same order for all.
 
@@ -67,7 +68,8 @@ def shared_stream(
     a config says `data.activations: cache`, what is captured is kept in `store`; without one it is not kept.
 
     Window w holds vectors [w·shuffle_tokens, (w+1)·shuffle_tokens) of the seeded order of contexts, permuted by a
-    generator seeded by (data.seed, w). Starting inside a window captures that window again.
+    generator seeded by (data.seed, w). Starting inside a window captures that window again. What `shared_sample` left
+    in `captured` is not captured again.
 
     Shapes:
         one (batch_tokens, d_model) for each pair, float32, normalised
@@ -83,7 +85,8 @@ def shared_stream(
     read = list(zip(subjects, configs, strict=True))
     keys = [(forward.hooks.index(s.hook), c.sae.lens, c.sae.normalize) for s, c in read]
     maps = {key: lenses(c, s) for key, (s, c) in zip(keys, read, strict=True)}
-    buffer = make_buffer(ShuffleBuffer(forward, contexts, n_vectors=window_tokens), seed=config.data.seed)
+    shuffle = ShuffleBuffer(forward, contexts, n_vectors=window_tokens, captured=captured)
+    buffer = make_buffer(shuffle, seed=config.data.seed)
     first, offset = divmod(start_tokens, window_tokens)
     for window in count(first):
         values = buffer.take(window)
@@ -142,15 +145,20 @@ def shared_sample(
     *,
     store: CacheStore | None = None,
     lenses: Lenses = no_lens,
+    captured: Captured | None = None,
 ) -> tuple[Tensor, ...]:
-    """Return the first n tokens' vectors of the training part, for what is measured once; the stream is not moved.
+    """Return the first n tokens' vectors of the stream, for what is measured once; the stream is not moved.
+
+    Its forward batches are left in `captured`, where that is given: they are the stream's first ones.
 
     Shapes:
         one (min(n, tokens of an epoch), d_model) for each view of ONE model, float32, normalised
     """
     contexts = _contexts(subjects, tokens, config)
     forward = _forward_batches(subjects, tokens, [config], store)
-    buffer = make_buffer(ShuffleBuffer(forward, contexts, n_vectors=min(n, contexts.n_vectors)))
+    n_vectors = min(n, contexts.n_vectors)
+    shuffle = ShuffleBuffer(forward, contexts, n_vectors=n_vectors, captured=captured, keeps=captured is not None)
+    buffer = make_buffer(shuffle)
     return tuple(
         normalized(raw, config.sae.normalize, through=lenses(config, subject))
         for subject, raw in zip(forward.subjects, buffer.take(0), strict=True)

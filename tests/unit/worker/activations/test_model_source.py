@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from orchestrator.errors import ConfigError
-from tests.unit.worker.activations.tiny_stream import BATCH, Parts, change, forwards, make_parts
+from tests.unit.worker.activations.tiny_stream import BATCH, Parts, change, forwards, make_parts, rows
 from tests.unit.worker.subject.tiny_models import LAYERS
+from worker.activations import forward
 from worker.activations.heldout_split import Contexts
 from worker.activations.model_source import ModelActivations
 from worker.activations.source import HookSlots, Vectors, joined
@@ -50,6 +51,33 @@ def test_layers_read_together_are_what_each_gives_alone_from_one_forward_pass(pa
         assert same(every, *(vectors[0] for vectors in each))
         assert middle[0] is every[1]
     assert source.facts(everything)["subject"]["layers"] == [0, 1, 2]
+
+
+def test_a_stream_begins_with_what_was_captured_for_the_sample(parts: Parts) -> None:
+    source, config = ModelActivations(*parts), parts.config
+    plain = [*islice(ModelActivations(*parts).stream([config], start_tokens=0), 12)]
+    size = forward.CPU_TOKENS // parts.tokens.context_length
+    with forwards(parts) as passes:
+        (sample,) = source.sample(config, 100)
+        n_sampled = len(passes)
+        assert passes == [size] * n_sampled
+        found = [*islice(source.stream([config], start_tokens=0), 12)]
+        n_streamed = len(passes) - n_sampled
+        again = [*islice(source.stream([config], start_tokens=0), 12)]
+        assert len(passes) - n_sampled - n_streamed == n_streamed + n_sampled
+    for batches in (found, again):
+        assert all(same(ours, *theirs) for (ours,), (theirs,) in zip(batches, plain, strict=True))
+    stream_rows = {row for (batch,) in plain for vectors in batch for row in rows(vectors)}
+    assert rows(sample) <= stream_rows
+
+
+@pytest.mark.parametrize(("layer", "start"), [(0, 0), (1, BATCH)])
+def test_another_place_or_position_captures_its_own(parts: Parts, layer: int, start: int) -> None:
+    source = ModelActivations(*parts)
+    sampled, other = (change(parts, "subject", layer=at).config for at in (1, layer))
+    plain = next(ModelActivations(*parts).stream([other], start_tokens=start))
+    source.sample(sampled, 100)
+    assert same(next(source.stream([other], start_tokens=start))[0], *plain[0])
 
 
 def test_layers_that_cannot_be_read_together_are_refused(parts: Parts) -> None:
