@@ -21,8 +21,8 @@ class _Measured(NamedTuple):
 _MEASURED = _Measured()
 _LARGEST_LR = 0.02
 """Above it latents died in every sweep that was looked at."""
-_LARGEST_MOVE = 0.226
-"""The most that one step may move a row of unit norm, as lr · √d_model: 0.02 at d_model 128."""
+_LARGEST_MOVE = _LARGEST_LR * math.sqrt(128)
+"""The most that one step may move a row of unit norm, as lr · √d_model: 0.226."""
 
 
 def paper_lr(n_latents: int) -> float:
