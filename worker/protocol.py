@@ -3,6 +3,7 @@
 import json
 from dataclasses import asdict, dataclass
 from enum import IntEnum
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from orchestrator.checkpoint_ref import CheckpointRef
@@ -63,6 +64,11 @@ class Order:
     """Folder of the tuned lenses among the artifacts."""
     may_stay: bool = False
     """Whether the process, once all jobs are trained, may wait for an order to evaluate."""
+
+    @property
+    def kernels_folder(self) -> Path | None:
+        """Return the folder of compiled kernels; None: nothing is kept."""
+        return Path(self.compile_folder, "kernels") if self.compile_folder else None
 
     def to_json(self) -> bytes:
         """Return the order as one line."""

@@ -11,6 +11,7 @@ from orchestrator.config.synthetic import is_synthetic
 from worker.channel import SupervisorChannel
 from worker.devices import trainer_devices
 from worker.protocol import Failure, Order
+from worker.sae.native.library import begin
 from worker.trainer.rank_processes import RankProcesses
 
 # torch takes seconds to load: it is imported where it is used, once the processes on further devices have started.
@@ -43,6 +44,7 @@ def prepare(order: Order, channel: SupervisorChannel) -> TrainerContext:
         SubjectError, ConfigError, TrainingError: no job of the order can be trained here.
     """
     ranks = _start_ranks(order, channel)  # they load torch while this process does
+    _begin_kernels(order)
     import torch
 
     from worker.accelerator import choose
@@ -64,6 +66,13 @@ def _start_ranks(order: Order, channel: SupervisorChannel) -> RankProcesses | No
     if not all(_can_be_divided(job.config, len(devices)) for job in order.jobs):
         return None  # trained on the first device alone: which worker claims a job must not decide whether it can be
     return RankProcesses(devices, threads=max(1, order.threads // len(devices)), on_failure=fail)
+
+
+def _begin_kernels(order: Order) -> None:
+    """Compile the kernels in C while this process loads torch, where it will use them; it may still find a GPU."""
+    may_use = order.device in ("auto", "cpu") and order.compile != "off"
+    if may_use and order.kernels_folder is not None:
+        begin(order.kernels_folder)
 
 
 def _can_be_divided(config: JobConfig, n_devices: int) -> bool:

@@ -43,8 +43,8 @@ def start_job(context: TrainerContext, job: Assignment) -> JobTraining:
     state = _resume(context, job) or _fresh(context, job, slot)
     if context.ranks:
         state = context.ranks.divide(state, job.config, heldout=heldout)
-    kernels = Path(context.order.compile_folder) / "kernels" if context.order.compile_folder else None
-    step, way = stepper(state, job.config, wanted=context.order.compile, folder=kernels, say=_warn)
+    order = context.order
+    step, way = stepper(state, job.config, wanted=order.compile, folder=order.kernels_folder, say=_warn)
     facts = {**_facts(context, job, state, n_heldout=len(heldout) // place.n_layers), "step": way}
     context.channel.send(Started(state.tokens_seen, facts), job.job_id)
     recorded = max((saved.tokens_seen for saved in job.resume), default=0)

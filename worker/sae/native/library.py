@@ -3,8 +3,11 @@
 import ctypes
 import hashlib
 import platform
+import shutil
 import subprocess
 import tempfile
+import time
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
@@ -21,6 +24,9 @@ _THREADS = "-fopenmp"
 """Of GNU's compilers: torch's OpenMP is GNU's, and clang would call another one. Without it a kernel has one thread."""
 _SECONDS = 120.0
 _PROCESSOR = Path("/proc/cpuinfo")
+_WORK = ".building-"
+_begun: dict[Path, Future[Path]] = {}
+"""By folder: what is compiled beside something else."""
 
 
 class NoLibrary(Exception):
@@ -31,6 +37,11 @@ class _Failed(Exception):
     """The compiler did not do it; the message is what it said."""
 
 
+def begin(folder: Path) -> None:
+    """Begin to compile the library where it is not there: `compiled` waits for it, and says why it cannot be."""
+    _begun[folder] = ThreadPoolExecutor(1, "compiler").submit(_built, folder)
+
+
 def compiled(folder: Path) -> ctypes.CDLL:
     """Return the library from the folder, compiled now if it is not there.
 
@@ -39,20 +50,26 @@ def compiled(folder: Path) -> ctypes.CDLL:
     Raises:
         NoLibrary: no compiler was found, or the library cannot be built or loaded.
     """
+    try:
+        begun = _begun.pop(folder, None)
+        path = begun.result() if begun else _built(folder)
+        with suppress(OSError):
+            return ctypes.CDLL(str(path))
+        return ctypes.CDLL(str(_built(folder, anew=True)))  # it was damaged
+    except (OSError, subprocess.TimeoutExpired, _Failed) as error:
+        raise NoLibrary(f"the kernels in C could not be compiled and loaded: {error}") from error
+
+
+def _built(folder: Path, *, anew: bool = False) -> Path:
     command = c_compiler()
     if command is None:
         raise NoLibrary(f"no C compiler was found ({', '.join(NAMES)})")
-    try:
-        version = _run([*command, "--version"])
-        flags = [*_FLAGS] if "clang" in version else [*_FLAGS, _THREADS]
-        path = folder / f"kernels-{_digest(*flags, version)}.so"
-        if path.exists():
-            with suppress(OSError):  # damaged: built anew
-                return ctypes.CDLL(str(path))
+    version = _run([*command, "--version"])
+    flags = [*_FLAGS] if "clang" in version else [*_FLAGS, _THREADS]
+    path = folder / f"kernels-{_digest(*flags, version)}.so"
+    if anew or not path.exists():
         _build(command, flags, path)
-        return ctypes.CDLL(str(path))
-    except (OSError, subprocess.TimeoutExpired, _Failed) as error:
-        raise NoLibrary(f"the kernels in C could not be compiled and loaded: {error}") from error
+    return path
 
 
 def _digest(*how: str) -> str:
@@ -78,10 +95,19 @@ def _build(command: list[str], flags: list[str], path: Path) -> None:
     threads.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent) as work:
+    _remove_left(path.parent)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=_WORK) as work:
         made, library = [], Path(work, "kernels.so")
         for source in sorted(SOURCES.glob("*.c")):
             made.append(str(Path(work, f"{source.stem}.o")))
             _run([*command, *flags, "-c", str(source), "-o", made[-1]])
         _run([*command, "-shared", *made, "-o", str(library)])
         library.replace(path)
+
+
+def _remove_left(folder: Path) -> None:
+    """Remove what processes that were killed have left."""
+    for left in folder.glob(f"{_WORK}*"):
+        with suppress(OSError):
+            if time.time() - left.stat().st_mtime > 2 * _SECONDS:
+                shutil.rmtree(left)

@@ -9,7 +9,7 @@ import pytest
 
 from worker.sae.native import library
 from worker.sae.native.kernels import kernels_for, use
-from worker.sae.native.library import NoLibrary, compiled
+from worker.sae.native.library import NoLibrary, begin, compiled
 
 needs_compiler = pytest.mark.skipif(not any(map(shutil.which, ("cc", "gcc", "clang"))), reason="no C compiler")
 
@@ -80,3 +80,28 @@ def test_what_a_failing_compiler_says_is_the_reason(tmp_path: Path, monkeypatch:
     ):
         compiled(tmp_path / "kernels")
     assert not [*(tmp_path / "kernels").iterdir()]
+
+
+@needs_compiler
+def test_what_was_begun_is_waited_for_and_built_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    left = tmp_path / ".building-left"
+    left.mkdir()
+    os.utime(left, (0, 0))
+    built: list[Path] = []
+    build = library._build
+    monkeypatch.setattr(library, "_build", lambda *given: (built.append(given[-1]), build(*given)))
+    begin(tmp_path)
+    assert isinstance(compiled(tmp_path), ctypes.CDLL)
+    assert [*tmp_path.iterdir()] == built, "and what a killed process left is gone"
+    begin(tmp_path)
+    compiled(tmp_path)
+    assert len(built) == 1
+
+
+def test_why_what_was_begun_failed_is_told_where_it_is_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CC", raising=False)
+    begin(tmp_path / "none")
+    assert use(tmp_path / "none") == "no C compiler was found (cc, gcc, clang)"
