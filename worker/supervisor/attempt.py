@@ -81,6 +81,7 @@ class Attempt:
     def announce(self, pid: int) -> None:
         """Log which process has it."""
         self.say(announcement(self._claim, pid))
+        self._context.changed(self.job_id)
 
     def handle(self, message: Message) -> None:
         """Store what the trainer reports, the end of the attempt included."""

@@ -46,15 +46,16 @@ class Tracking:
         return done
 
     def _run(self) -> None:
-        going = True
+        seconds, going = 0.0, True  # the first job is told of at once: MLflow is loaded while a trainer loads torch
         while going:
-            going = self._collect()
+            going = self._collect(seconds)
             if not going or time.monotonic() >= self._resume_at:
                 self._ship()
+            seconds = SHIP_SECONDS
 
-    def _collect(self) -> bool:
-        """Collect the ids of changed jobs for SHIP_SECONDS after the first one; return False at the end."""
-        ends_at = time.monotonic() + SHIP_SECONDS if self._changed else None
+    def _collect(self, seconds: float) -> bool:
+        """Collect the ids of changed jobs for so many seconds after the first one; return False at the end."""
+        ends_at = time.monotonic() + seconds if self._changed else None
         while True:
             try:
                 job_id = self._ids.get(timeout=None if ends_at is None else max(0.0, ends_at - time.monotonic()))
@@ -63,7 +64,7 @@ class Tracking:
             if job_id is None:
                 return False
             if ends_at is None:
-                ends_at = time.monotonic() + SHIP_SECONDS
+                ends_at = time.monotonic() + seconds
             if len(self._changed) < MOST_CHANGED:
                 self._changed[job_id] = None
 
