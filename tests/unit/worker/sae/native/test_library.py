@@ -89,7 +89,12 @@ def test_what_was_begun_is_waited_for_and_built_once(tmp_path: Path, monkeypatch
     os.utime(left, (0, 0))
     built: list[Path] = []
     build = library._build
-    monkeypatch.setattr(library, "_build", lambda *given: (built.append(given[-1]), build(*given)))
+
+    def counted(command: list[str], flags: list[str], path: Path) -> None:
+        built.append(path)
+        build(command, flags, path)
+
+    monkeypatch.setattr(library, "_build", counted)
     begin(tmp_path)
     assert isinstance(compiled(tmp_path), ctypes.CDLL)
     assert [*tmp_path.iterdir()] == built, "and what a killed process left is gone"
