@@ -1,5 +1,6 @@
 """What an ablation does to the logits, and how many of them it changes."""
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -76,29 +77,30 @@ def affected_share(
 
     The effective share of V·T token-logits that change: 1/(V·T) where one does, 1 where all do alike, 2/π for
     independent normal Δ; nan where none does. Of an even number of values the median is the lower of the two in the
-    middle, which gives the same L1.
+    middle, which gives the same L1. `ablated` is overwritten.
     Source: Gao et al. 2024, section 4.5.
 
     Shapes:
         first: where in `clean` the n_tokens of each row begin.
     """
-    found = torch.full((len(ablated),), torch.nan, dtype=torch.float64)
-    for row, start in enumerate(first.tolist()):
-        delta = without_median(ablated[row] - clean[start : start + ablated.shape[1]]).flatten()
-        squares = float(torch.dot(delta, delta))
-        if squares > 0:
-            found[row] = float(delta.abs_().sum()) ** 2 / squares / delta.numel()
-    return found
+    for row, start in zip(ablated, first.tolist(), strict=True):
+        row.sub_(clean[start : start + len(row)])
+    delta = without_median(ablated)
+    l1, l2 = (torch.linalg.vector_norm(delta, order, dim=2).double() for order in (1, 2))  # of each token
+    return (l1.sum(1).square() / l2.square().sum(1) / delta[0].numel()).cpu()
 
 
-def without_median(values: Float[Tensor, "n_tokens vocabulary"]) -> Float[Tensor, "n_tokens vocabulary"]:
+def without_median(values: Float[Tensor, "*tokens vocabulary"]) -> Float[Tensor, "*tokens vocabulary"]:
     """Subtract from each row its median, torch.median's; in place, and on a CPU the values of a row change places.
 
     There it is numpy's partial sort, which uses vector instructions: 5 times faster than torch.median for 4,096 values
-    and 7 times for 50,257.
+    and 7 times for 50,257. Other threads run meanwhile, so each sorts its part of the rows.
     """
-    if values.device.type == "cpu":
-        middle = (values.shape[1] - 1) // 2
-        values.numpy().partition(middle, axis=1)
-        return values.sub_(values[:, middle : middle + 1].clone())
-    return values.sub_(values.median(dim=1, keepdim=True).values)
+    middle = (values.shape[-1] - 1) // 2
+    if values.device.type != "cpu":
+        return values.sub_(values.median(dim=-1, keepdim=True).values)
+    parts = np.array_split(values.view(-1, values.shape[-1]).numpy(), torch.get_num_threads())
+    with ThreadPoolExecutor(len(parts)) as pool:
+        for _ in pool.map(lambda part: part.partition(middle, axis=1), parts):
+            pass
+    return values.sub_(values[..., middle : middle + 1].clone())
