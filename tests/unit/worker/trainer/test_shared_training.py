@@ -310,7 +310,7 @@ def test_a_slot_that_cannot_be_read_ends_the_jobs_of_it(tiny: TinyTrainers) -> N
 def test_where_no_slot_can_be_read_every_job_fails(tiny: TinyTrainers) -> None:
     bias = tiny.subject.model.transformer.h[0].mlp.c_proj.bias.data
     kept = bias.clone()
-    longer = {"training": {"max_tokens": 96 * BATCH}}
+    longer = {"training": {"max_tokens": 256 * BATCH}}  # the sample, 128 of them, is read before
     try:
         channel = Recorder({(1, 2 * WINDOW): lambda _: bias.fill_(math.nan)})
         channel, _ = tiny.train({1: PARTS[0] | longer, 2: PARTS[1] | longer}, channel)
