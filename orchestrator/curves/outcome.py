@@ -2,15 +2,18 @@
 
 import math
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from orchestrator.config.activation_functions import ACTIVATIONS
-from orchestrator.config.job import JobConfig
 from orchestrator.curves.convergence import has_converged, has_diverged, learns
 from orchestrator.job_states import Outcome
 
+if TYPE_CHECKING:
+    from orchestrator.config.job import JobConfig
+
 
 def outcome_of(
-    points: Sequence[tuple[int, float]], config: JobConfig, *, untrained_fvu: float | None, tokens_seen: int
+    points: Sequence[tuple[int, float]], config: "JobConfig", *, untrained_fvu: float | None, tokens_seen: int
 ) -> Outcome | None:
     """Return the outcome that a curve of (tokens_seen, fvu) means; None while training goes on.
 
@@ -31,7 +34,7 @@ def outcome_of(
     return "max_tokens" if is_learning else "not_learning"
 
 
-def at_constant_rate(points: Sequence[tuple[int, float]], config: JobConfig) -> list[tuple[int, float]]:
+def at_constant_rate(points: Sequence[tuple[int, float]], config: "JobConfig") -> list[tuple[int, float]]:
     """Return the points after the warm-up and before the decay: what happens in them is the schedule's doing."""
     warmup, decay = config.optimizer.warmup_tokens, config.optimizer.decay_tokens
     return constant_rate(points, warmup_tokens=warmup, decay_tokens=decay, max_tokens=config.training.max_tokens)
@@ -45,7 +48,7 @@ def constant_rate(
     return [(tokens, fvu) for tokens, fvu in points if warmup_tokens <= tokens <= last]
 
 
-def reference_fvu(config: JobConfig, untrained_fvu: float | None) -> float | None:
+def reference_fvu(config: "JobConfig", untrained_fvu: float | None) -> float | None:
     """Return the fvu that a trained SAE must be below: that of its untrained weights, where the two can be compared.
 
     They can where both keep k latents per token. Elsewhere training changes L0, often for a higher fvu; then it is not

@@ -1,6 +1,7 @@
 """One form fitted to one sample: many starts, Huber's loss at a width taken from the residuals themselves."""
 
 import math
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -46,6 +47,7 @@ def data_of(form: Form, sample: Sample, *, delta: float = np.inf) -> Data:
     return Data(design(form, sample.x, sample.z), sample.logs, sample.censored, delta)
 
 
+@lru_cache(maxsize=4)  # the widest form is fitted to look for outliers, and of a sample without any once more
 def estimate(form: Form, sample: Sample) -> Estimate:
     """Fit a form: least squares from every start, then Huber from the best few, its width renewed until it rests."""
     data = data_of(form, sample)

@@ -9,7 +9,7 @@ from scipy.special import stdtrit
 from orchestrator.scaling.fit.estimate import CLIP, Estimate, data_of, estimate, freedom, projected
 from orchestrator.scaling.fit.huber import minimise, residuals
 from orchestrator.scaling.fit.sample import Sample
-from orchestrator.scaling.forms import Array, Form, design
+from orchestrator.scaling.forms import Array, Flags, Form, design
 from orchestrator.scaling.types import Score
 
 _GRID = 40
@@ -108,12 +108,9 @@ def profile(found: Estimate, sample: Sample) -> tuple[float, float] | None:
     centre = float(np.mean(np.log(sample.z))) if "z" in found.form.floor else 0.0
     best = _at(found.theta, found.form, centre)
     lowest = float(np.log(_LEAST_SHARE) + sample.logs.min())
-    top = max(best, float(sample.logs.min()))
-    least = float(_profiled(found, sample, centre, np.array([best]))[0])
-    limit = least * bound + 1e-24
-    high = _edge(found, sample, centre, limit, np.linspace(best, top, _GRID))
-    shares = np.log(np.linspace(math.exp(max(best, lowest)), math.exp(lowest), _GRID))
-    low = _edge(found, sample, centre, limit, shares)
+    up = np.linspace(best, max(best, float(sample.logs.min())), _GRID)
+    down = np.log(np.linspace(math.exp(max(best, lowest)), math.exp(lowest), _GRID))
+    high, low = _edges(found, sample, centre, np.stack([up, down]), bound)
     return (0.0 if low <= lowest + 1e-9 else math.exp(low), math.exp(high))
 
 
@@ -122,27 +119,33 @@ def _at(theta: Array, form: Form, centre: float) -> float:
     return float(floor[0] + (floor[1] * centre if len(floor) > 1 else 0.0))
 
 
-def _edge(found: Estimate, sample: Sample, centre: float, limit: float, grid: Array) -> float:
-    """Return where, along a grid of ln e that leads away from the best, the misfit first exceeds its limit."""
-    for _ in range(2):
-        beyond = np.flatnonzero(_profiled(found, sample, centre, grid) > limit)
-        if not len(beyond):
-            return float(grid[-1])
-        at = int(beyond[0])
-        if at == 0:
-            return float(grid[0])
-        grid = np.linspace(grid[at - 1], grid[at], _GRID)
-    return float(grid[_GRID // 2])
+def _edges(found: Estimate, sample: Sample, centre: float, grids: Array, bound: float) -> list[float]:
+    """Return where, along each grid of ln e, (n_grids, n_values), the misfit first exceeds `bound` times the least.
+
+    Each leads away from the best, where the first begins; all are fitted together.
+    """
+    misfits = _profiled(found, sample, centre, grids)
+    limit = float(misfits[0, 0]) * bound + 1e-24
+    closer = _narrowed(grids, misfits > limit)
+    ends = _narrowed(closer, _profiled(found, sample, centre, closer) > limit)
+    return [float(grid[_GRID // 2]) for grid in ends]
+
+
+def _narrowed(grids: Array, beyond: Flags) -> Array:
+    """Return finer grids of the step of each that first leads beyond; of one where none does, its end over and over."""
+    last = grids.shape[1] - 1
+    ats = np.where(beyond.any(axis=1), np.argmax(beyond, axis=1), last + 1)
+    steps = zip(grids, np.maximum(ats - 1, 0), np.minimum(ats, last), strict=True)
+    return np.stack([np.linspace(grid[before], grid[at], _GRID) for grid, before, at in steps])
 
 
 def _profiled(found: Estimate, sample: Sample, centre: float, logs: Array) -> Array:
-    """Return the least misfit with ln e held at each value, (n_values,)."""
+    """Return the least misfit with ln e held at each value, in the shape of `logs`."""
     data = data_of(found.form, sample, delta=found.delta)
     n_power = len(found.form.power)
-    near = np.repeat(found.theta[None], len(logs), axis=0)
-    near[:, n_power] = logs - (found.theta[n_power + 1] * centre if len(found.theta) > n_power + 1 else 0.0)
+    near = np.repeat(found.theta[None], logs.size, axis=0)
+    near[:, n_power] = logs.ravel() - (found.theta[n_power + 1] * centre if len(found.theta) > n_power + 1 else 0.0)
     apart = near.copy()
     apart[:, :n_power] = [projected(data.points, sample.logs, row[n_power:]) for row in near]
-    return np.asarray(
-        minimise(data, np.concatenate([near, apart]), held=True, most_steps=60).objective.reshape(2, -1).min(axis=0)
-    )
+    ended = minimise(data, np.concatenate([near, apart]), held=True, most_steps=60)
+    return np.asarray(ended.objective.reshape(2, *logs.shape).min(axis=0))

@@ -48,9 +48,9 @@ class Observation(NamedTuple):
     """Of ln(value): how far apart the values were that could have been observed; 0: any could."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Sample:
-    """The observations of one fit."""
+    """The observations of one fit; equal to itself alone."""
 
     group: str
     """What was held fixed, such as `k=8`; empty: nothing."""

@@ -106,6 +106,8 @@ def compute(law: "Law", name: str, rows: Rows, fits: Fits) -> Drawing | None:
     drawn = fits_to_draw(law, fits)
     if not drawn:
         return None
+    from matplotlib.lines import Line2D
+
     sheet = Sheet(name)
     axes = sheet.panels[0]
     counted = str(drawn[0].options.get("flops") or "dense")
@@ -121,8 +123,9 @@ def compute(law: "Law", name: str, rows: Rows, fits: Fits) -> Drawing | None:
         places = [place for place in known if place[0] > 0]
         if places:
             colour = of_fit.get(row.job_id, FAINT)
-            (line,) = axes.plot(*zip(*places, strict=True), color=colour, linewidth=0.8, alpha=0.6, zorder=2)
-            line.set_in_layout(False)  # it ends with the panel
+            line = Line2D(*zip(*places, strict=True), color=colour, linewidth=0.8, alpha=0.6, zorder=2)
+            line.set_in_layout(False)  # it ends with the panel, whose limits are those of the envelope
+            axes.add_artist(line)
             sheet.mark(line, "curve", jobs=(row.job_id,), hint=_named(row))
     for fit in drawn:
         mine = colours[names[id(fit)]]

@@ -10,7 +10,7 @@ from matplotlib.backend_bases import RendererBase
 from matplotlib.colors import to_rgba
 from matplotlib.markers import MarkerStyle
 from matplotlib.path import Path
-from matplotlib.transforms import Affine2D, IdentityTransform
+from matplotlib.transforms import Affine2D, Bbox, IdentityTransform
 
 _SIZE = 6.5
 """Of a marker, in points."""
@@ -37,7 +37,7 @@ class Points(Artist):
     def add(self, at: tuple[float, float], *, marker: str, edge: str, face: str, gid: str, url: str | None) -> None:
         """Add a point, and widen its panel to it where that follows what is drawn."""
         self._points.append(_Point(at, marker, edge, face, gid, url))
-        if self.axes is not None:
+        if self.axes is not None and not _is_within(self.axes.dataLim, *at):
             self.axes.update_datalim([at])
             self.axes.autoscale(None)  # type: ignore[arg-type] # the stubs of matplotlib lack None: as it is set
 
@@ -70,3 +70,9 @@ class Points(Artist):
         drawn.set_snap(size >= smallest)
         drawn.set_url(point.url)
         return drawn
+
+
+def _is_within(box: Bbox, x: float, y: float) -> bool:
+    """Say whether a point widens no limits: neither those of the data nor, for a log scale, of what is positive."""
+    is_inside = box.xmin <= x <= box.xmax and box.ymin <= y <= box.ymax
+    return bool(is_inside and not 0 < x < box.minposx and not 0 < y < box.minposy)

@@ -23,6 +23,7 @@ _DARK = {
     "pen-3": "#34cfa0", "pen-4": "#eaa6ca", "pen-5": "#f6bd45", "pen-6": "#9bd8f7",
 }  # fmt: skip
 _PROLOG = '<?xml version="1.0" encoding="utf-8"?>\n'
+_SPARED = re.compile(r"<metadata>.*?</metadata>|<!--.*?-->|<defs>\s*<style.*?</defs>", re.S)
 _METADATA = ("Date", "Creator", "Format", "Type")
 JOINS = "svg * {stroke-linejoin: round; stroke-linecap: butt}"
 """The style that matplotlib writes into every figure; here a page has it once."""
@@ -38,9 +39,8 @@ def svg(drawing: Drawing, *, inline: bool) -> str:
     out = io.StringIO()
     with styled(drawing.name), _laid_out(drawing.figure):
         drawing.figure.savefig(out, format="svg", transparent=True, metadata=dict.fromkeys(_METADATA))
-    text = re.sub(
-        r"\s*<metadata>.*?</metadata>|\s*<!--.*?-->|\s*<defs>\s*<style.*?</defs>", "", out.getvalue(), flags=re.S
-    )
+    *before, last = _SPARED.split(out.getvalue())  # a pattern that begins with white space is searched thrice as long
+    text = "".join([*(part.rstrip() for part in before), last])
     text = text.replace(' target="_blank"', "")  # the rows are on the same page
     _prolog, head, body = re.split(r"(<svg [^>]*>)", text, maxsplit=1)
     body = _in_variables(body) if inline else _in_variables(_unlinked(body))
