@@ -87,7 +87,8 @@ def affected_share(
         row.sub_(clean[start : start + len(row)])
     delta = without_median(ablated)
     l1, l2 = (torch.linalg.vector_norm(delta, order, dim=2).double() for order in (1, 2))  # of each token
-    return (l1.sum(1).square() / l2.square().sum(1) / delta[0].numel()).cpu()
+    found: Tensor = l1.sum(1).square() / l2.square().sum(1) / delta[0].numel()
+    return found.cpu()
 
 
 def without_median(values: Float[Tensor, "*tokens vocabulary"]) -> Float[Tensor, "*tokens vocabulary"]:

@@ -16,8 +16,8 @@ def test_limits_of_the_data_are_those_of_all_points(low: float) -> None:
     for place in places:
         points.add(tuple(place), marker="o", edge="#000000", face="#000000", gid="p", url=None)
         plain.update_datalim([place])
-        plain.autoscale(None)
+        plain.autoscale_view()
         assert ours.dataLim.get_points().tolist() == plain.dataLim.get_points().tolist()
-        assert ours.dataLim.minpos.tolist() == plain.dataLim.minpos.tolist()
+        assert np.array_equal(ours.dataLim.minpos, plain.dataLim.minpos)
     assert ours.get_xlim() == plain.get_xlim()
     assert ours.get_ylim() == plain.get_ylim()
