@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from orchestrator.cli import terminal
 from orchestrator.errors import OrchError
 from orchestrator.job_states import STATES
 from orchestrator.masking import clean
@@ -48,6 +49,14 @@ def job_rows(engine: "Engine", selectors: Sequence[str]) -> "list[JobRow]":
     from orchestrator import results
 
     return results.jobs(engine, ids=results.find(engine, selectors), kind=None)
+
+
+def warn_of_left_out(engine: "Engine", sweeps: Sequence[str]) -> None:
+    """Say of each of several sweeps that trains no SAE that it is left out of what is fitted or drawn, and why."""
+    from orchestrator import results
+
+    for why in results.left_out(engine, sweeps):
+        terminal.warn(f"left out: {why.message}", why.hint)
 
 
 def selectors(*, required: bool) -> Callable[[_Decorated], _Decorated]:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
         WorkerRow,
         flat_jobs,
     )
-    from orchestrator.results.selectors import existing, find, find_saes, hidden_of
+    from orchestrator.results.selectors import existing, find, find_saes, hidden_of, left_out
     from orchestrator.results.text_passes import text_sizes
     from orchestrator.results.worker_rows import last_clock_step, registered_workers
 
@@ -58,6 +58,7 @@ __all__ = [
     "hidden_of",
     "jobs",
     "last_clock_step",
+    "left_out",
     "located",
     "measured",
     "paused_since",
@@ -92,7 +93,7 @@ __getattr__ = lazy_names(
             "WorkerRow",
             "flat_jobs",
         ),
-        "selectors": ("existing", "find", "find_saes", "hidden_of"),
+        "selectors": ("existing", "find", "find_saes", "hidden_of", "left_out"),
         "text_passes": ("text_sizes",),
         "worker_rows": ("last_clock_step", "registered_workers"),
     },

@@ -70,6 +70,18 @@ def no_training_jobs(session: Session, sweep: str) -> NotFound:
     return NotFound(f"sweep {sweep!r} has no SAE: there is no job in it", hint="orch enqueue FILE adds some.")
 
 
+def left_out(engine: Engine, sweeps: Sequence[str]) -> list[NotFound]:
+    """Return why some of several sweeps show no job that trains an SAE, one for each that shows none; of all, nothing.
+
+    Raises:
+        NotFound: one of them is no sweep; the message names what is near.
+    """
+    shown = select(m.SweepRow.name).join(m.Job).where(m.Job.kind == "train", m.Job.hidden.is_(None)).distinct()
+    with reading(engine) as session:
+        told = set(session.scalars(shown.where(m.SweepRow.id.in_(sweep_ids(session, sweeps)))))
+        return [no_training_jobs(session, name) for name in dict.fromkeys(sweeps) if told and name not in told]
+
+
 def find_saes(engine: Engine, selectors: Sequence[str]) -> list[SaeEntry]:
     """Return the SAEs of selectors, each once, in the order asked.
 

@@ -10,6 +10,7 @@ from sqlalchemy import Engine
 from orchestrator import lenses, queue, results
 from orchestrator.cli.main import run
 from orchestrator.settings import Settings
+from tests.evaluation_shorthand import evaluate, imported
 from tests.lens_shorthand import SHA256, begin_lens, lens_point, queue_lens, take_lens, train_lens
 from tests.queue_shorthand import enqueue
 from tests.small_world import make_subject
@@ -142,6 +143,23 @@ def test_a_lens_that_diverged_is_shown_with_what_it_came_to_and_what_to_do(engin
     assert [line.split() for line in shown.splitlines() if line.split()[:1] == ["1"]] == [["1", "0.125", "1", "–"]]
     assert "sha256" not in shown
     assert "T(1%)" not in shown
+
+
+def test_the_status_of_other_jobs_does_not_count_those_that_train_saes(engine: Engine, capsys: Capture) -> None:
+    """It began with: 0 of 2 jobs shown."""
+    trained = enqueue(engine, 2)
+    lens = queue_lens(engine, name="mine")
+    (evaluation,) = evaluate(engine, imported(engine))
+    for selectors in (["lenses"], [str(lens)], ["evaluations"], [str(evaluation)], ["lenses", "evaluations"]):
+        told = said(capsys, "status", *selectors)
+        assert "jobs shown" not in told
+        assert "2 queued" not in told
+        assert "0 workers at work, polling" in told.splitlines()[-3:][0]
+        assert "mine" in told or "lenses" not in selectors
+    queued = "○ 2 queued  ·  0 workers at work, polling"
+    assert f"1 of 2 jobs shown · {queued}" in said(capsys, "status", "lenses", str(trained[0]))
+    assert f"0 of 2 jobs shown · {queued}" in said(capsys, "status", "s", "--state", "failed")
+    assert queued in said(capsys, "status").splitlines(), "all are shown"
 
 
 def test_the_other_commands_know_the_kind(engine: Engine, capsys: Capture) -> None:

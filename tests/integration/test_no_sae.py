@@ -1,5 +1,7 @@
 """What has no SAE is told by what it is, and where to look instead: the same of every command that takes an SAE."""
 
+from pathlib import Path
+
 import pytest
 from sqlalchemy import Engine
 
@@ -8,6 +10,7 @@ from orchestrator.cli.main import run
 from orchestrator.settings import Settings
 from orchestrator.sweep.sweep import Sweep
 from tests import evaluation_shorthand as shorthand
+from tests.law_database import finished_sweep
 from tests.lens_shorthand import queue_lens
 from tests.queue_shorthand import enqueue
 
@@ -75,3 +78,31 @@ def test_sweeps_that_train_no_sae_are_nothing_to_fit_or_draw(
         assert f"Error: {message}" in told
         assert hint in told
     assert not (settings.home / "reports").exists()
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["report"], ["plot", "--figure", "ln"], ["fit", "--law", "ln"], ["forecast", "--n-latents", "4096"],
+        ["plan", "--target-fvu", "0.2"], ["plan", "--lr"],
+    ],
+    ids=" ".join,
+)  # fmt: skip
+def test_sweeps_that_train_no_sae_are_left_out_beside_others_and_told(
+    command: list[str], engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    """They were left out, and nothing was said of it."""
+    monkeypatch.chdir(tmp_path)
+    finished_sweep(engine)
+    queue_lens(engine)
+    queue.enqueue(engine, Sweep("hollow", ()))
+    assert run([command[0], "law", "lenses", "hollow", *command[1:]]) == 0
+    told = capsys.readouterr().err
+    assert "Warning: left out: sweep 'lenses' has no SAE: its jobs train tuned lenses\norch lens list\n" in told
+    assert "Warning: left out: sweep 'hollow' has no SAE: there is no job in it\n" in told
+    assert told.count("left out: sweep") == 2
+    assert run([command[0], "law", *command[1:]]) == 0
+    assert "left out: sweep" not in capsys.readouterr().err
+    assert run([command[0], "law", "lensen", *command[1:]]) == 3
+    assert "there is no sweep 'lensen'; did you mean 'lenses'?" in capsys.readouterr().err

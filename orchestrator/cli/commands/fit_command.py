@@ -7,7 +7,14 @@ import click
 
 from orchestrator.cli import terminal
 from orchestrator.cli.commands.services import ship
-from orchestrator.cli.selection import database, job_choice_options, output_option, tokens_given, yes_option
+from orchestrator.cli.selection import (
+    database,
+    job_choice_options,
+    output_option,
+    tokens_given,
+    warn_of_left_out,
+    yes_option,
+)
 
 if TYPE_CHECKING:
     from orchestrator.scaling.fit.fitting import Fitted
@@ -66,6 +73,7 @@ def fit(
             return
         reads_curves = any(LAWS[law].reads_curves for law in wanted)
         rows = results.measured(engine, sweeps, curves=reads_curves, layer=choice["layer"])
+        warn_of_left_out(engine, sweeps)
         options = options_of(
             epsilon=epsilon, loss=loss, flops=flops, tokens=tokens, **JobChoice(**choice).grounds(rows)
         )

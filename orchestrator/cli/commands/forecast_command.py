@@ -7,7 +7,7 @@ import click
 from orchestrator.cli import terminal
 from orchestrator.cli.display.formats import ratio, scientific
 from orchestrator.cli.display.tables import Column, table
-from orchestrator.cli.selection import database, job_choice_options, output_option
+from orchestrator.cli.selection import database, job_choice_options, output_option, warn_of_left_out
 from orchestrator.formatting import NONE, count, duration
 
 if TYPE_CHECKING:
@@ -62,6 +62,7 @@ def forecast(
     _check(wanted, given)
     with database() as (_, engine):
         loaded = load_inputs(engine, sweeps, choice=JobChoice(**choice), device=device)
+        warn_of_left_out(engine, sweeps)
         known = given or sorted({k for fit in loaded.inputs.losses for k in ks_of(fit)})
         found = foretell(loaded.inputs, [(n, k) for k in known for n in wanted])
     if output == "json":

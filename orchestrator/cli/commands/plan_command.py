@@ -10,7 +10,7 @@ from orchestrator.cli.commands.forecast_command import whole_numbers
 from orchestrator.cli.commands.plan_file import MARK, write
 from orchestrator.cli.display.formats import plural, scientific
 from orchestrator.cli.display.tables import Column, table
-from orchestrator.cli.selection import database, job_choice_options
+from orchestrator.cli.selection import database, job_choice_options, warn_of_left_out
 from orchestrator.formatting import NONE, count, duration
 
 if TYPE_CHECKING:
@@ -52,6 +52,7 @@ def plan(
 
     meant = JobChoice(**choice)
     with database() as (settings, engine):
+        warn_of_left_out(engine, sweeps)
         if rates:
             from orchestrator.cli.commands.lr_search_follow import search
             from orchestrator.lr_search import SearchScope

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from orchestrator.cli import terminal
-from orchestrator.cli.selection import database, output_option
+from orchestrator.cli.selection import database, output_option, warn_of_left_out
 from orchestrator.errors import ConfigError, FitError
 
 if TYPE_CHECKING:
@@ -88,14 +88,16 @@ def report(*, sweeps: tuple[str, ...], output: Path | None, opened: bool) -> Non
 
 
 def gather(settings: "Settings", engine: "Engine", sweeps: Sequence[str]) -> "Contents":
-    """Return what there is to say of some sweeps; laws without a fit are fitted.
+    """Return what there is to say of some sweeps; laws without a fit are fitted. Sweeps that are left out are told.
 
     Raises:
         NotFound: there is no such sweep.
     """
     from orchestrator.report import collect_contents
 
-    return collect_contents(engine, list(dict.fromkeys(sweeps)), database=settings.database)
+    contents = collect_contents(engine, list(dict.fromkeys(sweeps)), database=settings.database)
+    warn_of_left_out(engine, sweeps)
+    return contents
 
 
 def page_of(contents: "Contents", *, rows_file: str = "") -> str:

@@ -78,7 +78,10 @@ def status(
         elif output in {"json", "csv", "name"}:
             _print_records(engine, read(), output or "", keys, selectors)
         else:
-            _print_table(settings, engine, read(), keys, wide=output == "wide")
+            rows = read()
+            _print_table(engine, rows, keys, wide=output == "wide")
+            is_beside = choice.is_whole and not rows and _train_nothing(engine, selectors)
+            _print_queue(settings, engine, None if is_beside else len(rows))
             if choice.is_whole:
                 _print_evaluations(engine, selectors, states, limit=None if everything else limit)
                 _print_lenses(engine, selectors, states)
@@ -103,25 +106,37 @@ def _read(
     return sorted(rows, key=lambda row: row.id)
 
 
-def _print_table(
-    settings: "Settings", engine: "Engine", rows: "list[JobRow]", keys: Sequence[str], *, wide: bool
-) -> None:
+def _train_nothing(engine: "Engine", selectors: tuple[str, ...]) -> bool:
+    """Say whether there are jobs of these names, and none of them trains an SAE."""
     from orchestrator import results
 
+    ids = results.find(engine, selectors) if selectors else []
+    return bool(ids) and not results.jobs(engine, ids=ids, limit=1)
+
+
+def _print_table(engine: "Engine", rows: "list[JobRow]", keys: Sequence[str], *, wide: bool) -> None:
     columns = columns_of(engine, rows, keys) if keys else job_columns(rows, drawn=terminal.is_live(), wide=wide)
     if rows:
         for line in table(rows, columns, width=None if wide else terminal.width()):
             terminal.echo(line)
         terminal.echo()
+
+
+def _print_queue(settings: "Settings", engine: "Engine", shown: int | None) -> None:
+    """Print what the queue holds and who works on it; `shown`: jobs that train SAEs, None where none was asked for."""
+    from orchestrator import results
+
     counts = results.counts(engine)
     total = sum(counts.values())
     if not total and not any(sum(results.counts(engine, kind=kind).values()) for kind in ("evaluate", "lens")):
         terminal.note("The queue is empty. Put something in with: orch enqueue FILE, or try: orch demo")
         return
-    shown = "" if len(rows) == total else f"{len(rows)} of {total} jobs shown · "
+    told = "" if shown is None else f"{'  '.join(state_counts(counts))}  ·  "
+    if shown is not None and shown != total:
+        told = f"{shown} of {plural(total, 'job')} shown · {told}"
     at_work = plural(len({worker.worker for worker in results.workers(engine)}), "worker")
     woken = "woken by the broker" if settings.broker_url else "polling"
-    terminal.note(f"{shown}{'  '.join(state_counts(counts))}  ·  {at_work} at work, {woken}")
+    terminal.note(f"{told}{at_work} at work, {woken}")
     unwell = [worker for worker in results.registered_workers(engine) if worker.state == "unwell"]
     for worker in unwell:
         terminal.warn(f"worker {worker.name} on {worker.host} is unwell and claims nothing: {worker.unwell}")
