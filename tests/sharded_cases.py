@@ -63,10 +63,7 @@ CASES = [
 
 
 def config_of(case: Case) -> JobConfig:
-    sizes = {
-        "batch_tokens": BATCH, "shuffle_tokens": BATCH, "max_tokens": 100 * BATCH, "first_point_tokens": BATCH,
-        "heldout_tokens": BATCH,
-    }  # fmt: skip
+    sizes = {"batch_tokens": BATCH, "shuffle_tokens": BATCH, "max_tokens": 100 * BATCH, "first_point_tokens": BATCH}
     return parse(
         {
             "sae": {"n_latents": case.n, "k": case.k, "k_aux": 4, "activation": case.activation},

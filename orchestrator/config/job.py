@@ -297,7 +297,7 @@ class TrainingConfig(Part):
     heldout_tokens: PositiveInt = 16_384
     """The last tokens of the text: never trained on, every metric is measured there."""
     first_point_tokens: PositiveInt = 8_192
-    """First point of the curve; then four per doubling, but none nearer to the last than heldout_tokens."""
+    """First point of the curve; then four per doubling."""
     seed: NaturalInt = 0
     """Initial weights."""
     encode_dtype: EncodeDtype = "float32"

@@ -22,13 +22,7 @@ _FINER = tuple(_SPAN ** (i / 75) for i in (-4, -3, -2, -1, 1, 2, 3, 4))
 
 @lru_cache(maxsize=4096)
 def stop_tokens(
-    points: Points,
-    *,
-    epsilon: float,
-    first_point_tokens: int,
-    batch_tokens: int,
-    max_tokens: int,
-    heldout_tokens: int = 0,
+    points: Points, *, epsilon: float, first_point_tokens: int, batch_tokens: int, max_tokens: int
 ) -> int | None:
     """Return where three evaluations in a row will gain less than `epsilon` beyond doubt, at most the budget.
 
@@ -43,10 +37,7 @@ def stop_tokens(
         return None
     l_inf, a, b = _fit(tail)
     seen = points[-1][0]
-    grid = evaluation_grid(
-        first_point_tokens=first_point_tokens, batch_tokens=batch_tokens, max_tokens=max_tokens,
-        heldout_tokens=heldout_tokens,
-    )  # fmt: skip
+    grid = evaluation_grid(first_point_tokens=first_point_tokens, batch_tokens=batch_tokens, max_tokens=max_tokens)
     ahead = [(t, l_inf + a * (t / seen) ** -b) for t in grid if t > seen]
     whole, now = [*points, *ahead], gain(points)
     quiet = 0

@@ -73,14 +73,8 @@ def _layers(stored: Sequence[Sequence[Any]] | None) -> tuple[LayerPoint, ...] | 
     return tuple(LayerPoint(*one) for one in stored) if stored else None
 
 
-def evaluation_grid(
-    *, first_point_tokens: int, batch_tokens: int, max_tokens: int, heldout_tokens: int = 0
-) -> list[int]:
-    """Return tokens_seen of every point: first_point_tokens · 2^(i/4) in whole batches, and the end of the budget.
-
-    An entry less than `heldout_tokens` behind the last one kept is left out: its point, which reads the held-out set
-    twice, would cost more than the steps since then.
-    """
+def evaluation_grid(*, first_point_tokens: int, batch_tokens: int, max_tokens: int) -> list[int]:
+    """Return tokens_seen of every point: first_point_tokens · 2^(i/4) in whole batches, and the end of the budget."""
     last = _whole_batches(float(max_tokens), batch_tokens)
     grid = {last}
     tokens = float(first_point_tokens)
@@ -89,11 +83,7 @@ def evaluation_grid(
         tokens = first_point_tokens * 2 ** (i / _POINTS_PER_DOUBLING)
         if tokens > last:
             break
-    kept: list[int] = []
-    for entry in sorted(grid):
-        if entry <= last and (not kept or entry == last or entry - kept[-1] >= heldout_tokens):
-            kept.append(entry)
-    return kept
+    return sorted(tokens for tokens in grid if tokens <= last)
 
 
 def _whole_batches(tokens: float, batch_tokens: int) -> int:

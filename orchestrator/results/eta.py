@@ -33,5 +33,5 @@ def _stop(text: str, curve: list[tuple[int, float]]) -> int | None:
     if stop["rule"] != "plateau" or optimizer["decay_tokens"]:
         return None
     curve = [(tokens, fvu) for tokens, fvu in curve if tokens >= optimizer["warmup_tokens"]]
-    sizes = {name: training[name] for name in ("first_point_tokens", "batch_tokens", "max_tokens", "heldout_tokens")}
+    sizes = {name: training[name] for name in ("first_point_tokens", "batch_tokens", "max_tokens")}
     return stop_tokens(tuple(curve), epsilon=stop["epsilon"], **sizes)

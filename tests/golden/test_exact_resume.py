@@ -25,7 +25,7 @@ def _config(n_layers: int = 1, **sae: Any) -> JobConfig:
             "optimizer": {"clip_norm": 0.5, "warmup_tokens": 20 * BATCH, "decay_tokens": 30 * BATCH},
             "training": {
                 "batch_tokens": BATCH, "shuffle_tokens": BATCH, "max_tokens": N_STEPS * BATCH,
-                "first_point_tokens": 8 * BATCH, "dead_after_tokens": 10 * BATCH, "heldout_tokens": BATCH,
+                "first_point_tokens": 8 * BATCH, "dead_after_tokens": 10 * BATCH,
             },
         }
     )  # fmt: skip

@@ -28,7 +28,7 @@ def test_the_curve_is_the_stored_one(activation: str) -> None:
             "optimizer": {"lr": 3e-3, "ema": 0.98, "warmup_tokens": 2048, "clip_norm": 1.0},
             "training": {
                 "batch_tokens": 256, "shuffle_tokens": 256, "max_tokens": 32_768, "first_point_tokens": 4096,
-                "dead_after_tokens": 8192, "heldout_tokens": 256,
+                "dead_after_tokens": 8192,
             },
         }
     )  # fmt: skip

@@ -182,7 +182,7 @@ def _grid(config: LensConfig) -> list[int]:
     training = config.training
     return evaluation_grid(
         first_point_tokens=training.first_point_tokens, batch_tokens=training.batch_tokens,
-        max_tokens=training.max_tokens, heldout_tokens=training.heldout_tokens,
+        max_tokens=training.max_tokens,
     )  # fmt: skip
 
 

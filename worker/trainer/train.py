@@ -90,7 +90,6 @@ def evaluation_tokens(config: JobConfig) -> list[int]:
         first_point_tokens=training.first_point_tokens,
         batch_tokens=training.batch_tokens,
         max_tokens=training.max_tokens,
-        heldout_tokens=training.heldout_tokens,
     )
 
 

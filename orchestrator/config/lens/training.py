@@ -54,7 +54,7 @@ class LensTraining(Part):
     heldout_tokens: PositiveInt = 16_384
     """The last tokens of the text: never trained on, the curve is measured there."""
     first_point_tokens: PositiveInt = 8_192
-    """First point of the curve; then four per doubling, but none nearer to the last than heldout_tokens."""
+    """First point of the curve; then four per doubling."""
 
 
 class LensConfig(Part):

@@ -92,7 +92,7 @@ class TinyTrainers:
             "data": {"source": str(self.folder / "subject" / "text.txt"), "context_length": CONTEXT},
             "optimizer": {"ema": 0.9},
             "training": {
-                "batch_tokens": BATCH, "shuffle_tokens": WINDOW, "heldout_tokens": 64, "max_tokens": BUDGET,
+                "batch_tokens": BATCH, "shuffle_tokens": WINDOW, "heldout_tokens": 256, "max_tokens": BUDGET,
                 "first_point_tokens": 256, "dead_after_tokens": 512,
             },
             "stop": {"rule": "max_tokens"},
