@@ -63,8 +63,9 @@ class ModelActivations:
     def sample(self, config: JobConfig, n: int) -> Vectors:
         """Return the vectors of the first n tokens of the stream, in its order."""
         views = self._views_of(config)
-        captured: Captured = {}
+        captured: Captured | None = None
         if self.subject.device.type == "cpu":  # a GPU captures the stream on a CUDA stream of its own
+            captured = {}
             self._captured = _hooks(views), captured
         return stream.shared_sample(
             views, self.tokens, config, n, store=self.store, lenses=self._map, captured=captured
