@@ -7,7 +7,7 @@ from sqlalchemy import Engine
 
 from orchestrator import results
 from orchestrator.errors import JobCancelled, JobFailed, WaitTimedOut
-from orchestrator.formatting import jobs_named
+from orchestrator.formatting import jobs_named, named
 from orchestrator.job_states import TERMINAL
 from orchestrator.results import JobRow
 
@@ -32,7 +32,7 @@ def as_they_end(engine: Engine, ids: Sequence[int], *, timeout: float | None = N
             seconds = POLL_SECONDS if deadline is None else deadline - time.monotonic()
             if seconds <= 0:
                 raise WaitTimedOut(
-                    f"{len(left)} of {len(set(ids))} jobs had not ended in time", hint="orch status shows them"
+                    f"{len(left)} of {named(len(set(ids)), 'job')} had not ended in time", hint="orch status shows them"
                 )
             time.sleep(min(POLL_SECONDS, seconds))
 
@@ -42,11 +42,12 @@ def fault_of(rows: Sequence[JobRow]) -> JobFailed | JobCancelled | None:
     failed = [row for row in rows if row.state == "failed"]
     cancelled = [row.id for row in rows if row.state == "cancelled"]
     if failed:
-        named = jobs_named([row.id for row in failed], most=4)
+        listed = jobs_named([row.id for row in failed], most=4)
         why = f"; job {failed[0].id}: {failed[0].reason}" if failed[0].reason else ""
-        said = f"{len(failed)} of {len(rows)} jobs failed ({named}){why}"
+        said = f"{len(failed)} of {named(len(rows), 'job')} failed ({listed}){why}"
         return JobFailed(said, hint=f"orch show {failed[0].id} says more, orch retry queues it again")
     if cancelled:
-        said = f"{len(cancelled)} of {len(rows)} jobs were cancelled ({jobs_named(cancelled, most=4)})"
+        were = "was" if len(cancelled) == 1 else "were"
+        said = f"{len(cancelled)} of {named(len(rows), 'job')} {were} cancelled ({jobs_named(cancelled, most=4)})"
         return JobCancelled(said, hint="orch retry queues them again")
     return None

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from orchestrator.cores import usable_cores
 from orchestrator.errors import MachineError, OrchError, StorageError
+from orchestrator.formatting import named
 from orchestrator.loading.rare_collections import OBJECTS
 from orchestrator.masking import mask
 from orchestrator.settings import Settings, load
@@ -111,7 +112,7 @@ def _work(settings: Settings, asked: argparse.Namespace) -> int:
     _stop_on_signals(supervisor)
     gpus = gpu_lock.held(gpu_lock.names(device, os.environ), gpu_lock.folder())
     with gpus, _wake_ups(settings, supervisor.wake, me.name, say):
-        threads = f"{asked.threads} threads" if asked.threads else f"up to {usable_cores()} threads"
+        threads = named(asked.threads, "thread") if asked.threads else f"up to {named(usable_cores(), 'thread')}"
         say(f"worker {me.name} on {device}, {threads}, database {mask(settings.database)}")
         stopped = supervisor.run(until_empty=asked.until_empty)
     tracking.close(STOPPED_DRAIN_SECONDS if stopped else DRAIN_SECONDS)
@@ -169,7 +170,7 @@ def _sync(settings: Settings, sweep: str, *, jobs: bool) -> int:
         raise StorageError(
             f"MLflow at {mask(settings.tracking)} does not answer: {mask(first)[:200]}", hint="Is it up? orch doctor"
         ) from None
-    say(f"MLflow at {mask(settings.tracking)}: {done} {'jobs' if jobs else 'fits'} of {sweep} are up to date")
+    say(f"MLflow at {mask(settings.tracking)}: up to date with {named(done, 'job' if jobs else 'fit')} of {sweep}")
     return 0
 
 

@@ -7,6 +7,7 @@ import torch
 
 from orchestrator.config.job import Dtype, JobConfig
 from orchestrator.errors import ConfigError, MachineError
+from orchestrator.formatting import named
 from worker.devices import NO_GPU_HINT, trainer_devices
 
 FLOAT8_CAPABILITY = (8, 9)
@@ -25,7 +26,7 @@ def choose(name: str) -> str:
         return "cuda" if torch.cuda.is_available() else "cpu"
     devices = trainer_devices(name)
     if devices[0] != "cpu" and len(devices) > torch.cuda.device_count():
-        raise MachineError(f"device {name}: torch sees {torch.cuda.device_count()} GPUs", hint=NO_GPU_HINT)
+        raise MachineError(f"device {name}: torch sees {named(torch.cuda.device_count(), 'GPU')}", hint=NO_GPU_HINT)
     return devices[0]
 
 

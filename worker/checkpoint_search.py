@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from orchestrator.errors import CheckpointError, CheckpointsElsewhere
+from orchestrator.formatting import named
 
 _State = TypeVar("_State")
 _log = logging.getLogger(__name__)
@@ -25,7 +26,8 @@ def newest_readable(uris: Iterable[str], *, folder: Path, load: Callable[[str], 
     inside = {path for path in found.union(recorded) if path.resolve().is_relative_to(folder.resolve())}
     if recorded and not any(path.parent.exists() for path in inside):
         raise CheckpointsElsewhere(
-            f"none of {len(recorded)} checkpoints is there, nor the folder of any, such as {recorded[0].parent}",
+            f"none of {named(len(recorded), 'checkpoint')} is there, nor the folder of any, such as"
+            f" {recorded[0].parent}",
             hint="Is the folder of artifacts (ORCH_ARTIFACTS, else ORCH_HOME) mounted, and shared by every worker "
             "under the path it had when this job began?",
         )

@@ -12,6 +12,7 @@ from orchestrator.config.validation import read_stored
 from orchestrator.curves.lens_curve import LensPoint, LensResult
 from orchestrator.curves.point import Point, point_of
 from orchestrator.errors import ConfigError, OutOfMemory, SharedBy, SubjectError, is_of_machine
+from orchestrator.formatting import named
 
 
 class Exit(IntEnum):
@@ -293,7 +294,8 @@ def describe(message: Message) -> str:
     """Return a message in words, for a log."""
     match message:
         case Started(tokens_seen, facts):
-            where = f"{facts.get('device', 'cpu')}, {facts.get('threads', '?')} threads"
+            threads = named(facts["threads"], "thread") if "threads" in facts else "? threads"
+            where = f"{facts.get('device', 'cpu')}, {threads}"
             if "logit_lens_kls" in facts:
                 return f"training a lens from {tokens_seen:,} tokens on {where}"
             if "n_latents" not in facts:
@@ -310,13 +312,13 @@ def describe(message: Message) -> str:
             return f"checkpoint at {tokens_seen:,} tokens: {uri}"
         case Cached(_, uri, _, hook, _, n_bytes, shards, complete):
             suffix = ", complete" if complete else ""
-            return f"{n_bytes:,} bytes of {hook}, {shards} shards{suffix}: {uri}"
+            return f"{n_bytes:,} bytes of {hook}, {named(shards, 'shard')}{suffix}: {uri}"
         case Ended(outcome, tokens_seen):
             return f"{outcome} after {tokens_seen:,} tokens"
         case Left(tokens_seen):
             return f"left at {tokens_seen:,} tokens"
         case Scored(family, scores, seconds):
-            return f"{family}: {len(scores)} scores in {seconds:.1f} s"
+            return f"{family}: {named(len(scores), 'score')} in {seconds:.1f} s"
         case NotScored(family, kind, text):
             return f"{family}: {kind}: {text}"
         case LensPoint(tokens_seen, kl):

@@ -11,6 +11,7 @@ from orchestrator.config.job import JobConfig
 from orchestrator.errors import ConfigError, FitError
 from orchestrator.fits import store
 from orchestrator.fits.job_choice import ANY, JobChoice
+from orchestrator.formatting import named
 from orchestrator.job_states import OPEN
 from orchestrator.results.fit_rows import measured
 from orchestrator.results.stored_configs import configs, last_ended
@@ -99,7 +100,10 @@ def _unfinished(rows: Sequence[JobMeasurement]) -> list[str]:
     if not waiting:
         return []
     parts = ", ".join(f"{number} {state}" for state, number in waiting.items())
-    return [f"{waiting.total()} of these {len(rows)} jobs have not ended ({parts}): no law knows of them yet."]
+    have = "has" if waiting.total() == 1 else "have"
+    return [
+        f"{waiting.total()} of these {named(len(rows), 'job')} {have} not ended ({parts}): no law knows of them yet."
+    ]
 
 
 class _KnownFits(NamedTuple):

@@ -16,6 +16,7 @@ from orchestrator.database.engine import db_now, transaction
 from orchestrator.database.many_rows import insert_rows
 from orchestrator.database.models import LIVE, Event, Job, SweepRow
 from orchestrator.errors import ConfigError
+from orchestrator.formatting import named
 from orchestrator.queue.evaluation_jobs import evaluate_trained
 from orchestrator.queue.fencing import clock, dialect_insert
 from orchestrator.queue.types import Enqueued
@@ -192,6 +193,6 @@ def _respect_cap(session: Session, sweep_id: int, sweep: "Sweep", adding: int) -
     held = session.scalar(select(func.count()).select_from(Job).where(*there)) or 0
     if cap is not None and adding and held + adding > cap:
         raise ConfigError(
-            f"sweep {sweep.name!r}: {held} jobs and {adding} new ones are more than run_cap = {cap}",
+            f"sweep {sweep.name!r}: {named(held, 'job')} and {adding} new are more than run_cap = {cap}",
             hint="Raise limits.run_cap in the sweep file, or give the new jobs a sweep of their own.",
         )

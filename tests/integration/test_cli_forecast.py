@@ -163,10 +163,10 @@ def test_the_jobs_of_one_layer_are_chosen_and_those_not_ended_told(engine: Engin
     assert "orch plan law --budget '1h' --layer 1\n" in capsys.readouterr().out
     waiting = queue.enqueue(engine, Sweep("law", tuple(_of_layer(1, 4096)))).job_ids
     assert run(["forecast", "law", *sizes, "--layer", "1"]) == 0
-    assert "1 of these 6 jobs have not ended (1 queued): no law knows of them yet." in capsys.readouterr().err
+    assert "1 of these 6 jobs has not ended (1 queued): no law knows of them yet." in capsys.readouterr().err
     assert run(["plan", "law", "--budget", "1h", "--layer", "1"]) == 0
     said = capsys.readouterr().err
-    assert "1 of these 6 jobs have not ended (1 queued)" in said
+    assert "1 of these 6 jobs has not ended (1 queued)" in said
     assert f"; job {waiting[0]}, not ended yet, should bring them to " in said
     assert run(["plan", "law", "--budget", "1h", "--layer", "3"]) == 0
     assert "not ended" not in capsys.readouterr().err

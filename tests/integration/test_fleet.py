@@ -11,6 +11,7 @@ import pytest
 from sqlalchemy import select
 
 from orchestrator.database.models import Attempt
+from orchestrator.formatting import named
 from tests.small_world import World, is_gone, make_subject, small_config, small_world
 
 pytestmark = [
@@ -50,8 +51,8 @@ def test_two_workers_empty_the_queue_together(subject: Path, tmp_path: Path) -> 
         assert [world.job(job).state for job in jobs] == ["succeeded"] * 4
         assert workers_of(world) == {"two-cpu1", "two-cpu2"}
         said = world.said()
-        cores = len(psutil.Process().cpu_affinity())
-        assert f"2 workers with {max(1, cores // 2)} threads each: cpu1, cpu2" in said
+        each = named(max(1, len(psutil.Process().cpu_affinity()) // 2), "thread")
+        assert f"2 workers with {each} each: cpu1, cpu2" in said
         for label in ("cpu1", "cpu2"):
             assert re.search(rf"\[{label}\] job \d+: small", said)
             assert f"[{label}] worker two-{label} ends" in said

@@ -354,7 +354,7 @@ def test_waiting_ends_as_the_command_does(tmp_path: Path, subject: Path) -> None
             study.wait("small", timeout=0.1)
         assert late.value.exit_code == 6
         queue.cancel(world.engine, ids[:1])
-        with pytest.raises(JobCancelled, match=r"1 of 1 jobs were cancelled \(job 1\)") as cancelled:
+        with pytest.raises(JobCancelled, match=r"1 of 1 job was cancelled \(job 1\)") as cancelled:
             study.wait(1)
         assert cancelled.value.exit_code == 8
     bad = small_config(subject)
@@ -362,7 +362,7 @@ def test_waiting_ends_as_the_command_does(tmp_path: Path, subject: Path) -> None
     with small_world(tmp_path / "other") as world, orch.open(home=world.settings.home) as study:
         (job_id,) = world.enqueue(bad, max_failures=1)
         world.work("--until-empty")
-        with pytest.raises(JobFailed, match=r"1 of 1 jobs failed \(job 1\); job 1: ") as failed:
+        with pytest.raises(JobFailed, match=r"1 of 1 job failed \(job 1\); job 1: ") as failed:
             study.wait(job_id, timeout=90)
         assert failed.value.exit_code == 7
 

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from orchestrator.config.job import JobConfig
 from orchestrator.errors import ConfigError
+from orchestrator.formatting import named
 from worker.data.token_file import TokenFile
 
 _COUNT_ROWS = 65_536
@@ -142,7 +143,9 @@ def _count_heldout(tokens: TokenFile, ignored: NDArray[np.bool_], n_heldout: int
 
 def _size(tokens: TokenFile, config: JobConfig) -> str:
     n, each = tokens.n_contexts, tokens.context_length
-    return f"data.source: {config.data.source} gives {tokens.n_tokens} tokens = {n} contexts of {each}"
+    return (
+        f"data.source: {config.data.source} gives {named(tokens.n_tokens, 'token')} = {named(n, 'context')} of {each}"
+    )
 
 
 def _too_short(tokens: TokenFile, config: JobConfig, left: int) -> ConfigError:

@@ -14,6 +14,7 @@ from torch import Tensor
 from orchestrator.config.job import SubjectConfig
 from orchestrator.config.lens.facts import LensFacts
 from orchestrator.errors import ConfigError
+from orchestrator.formatting import named
 from worker.formats import stored_tensors
 from worker.lens.tuned_lens import TunedLens
 from worker.subject.model_files import describe, fingerprint, locate
@@ -111,8 +112,8 @@ def _check_sizes(
     depth, width = stated["num_hidden_layers"] or len(translators), stated["d_model"] or facts.d_model
     if (depth, width) != (facts.n_layers, facts.d_model) or len(translators) != facts.n_layers:
         raise ConfigError(
-            f"the lens has {len(translators)} translators, for {depth} blocks of width {width}, and {facts.model} has "
-            f"{facts.n_layers} blocks of width {facts.d_model}",
+            f"the lens has {named(len(translators), 'translator')}, for {depth} blocks of width {width}, and "
+            f"{facts.model} has {facts.n_layers} blocks of width {facts.d_model}",
             hint="The lens is of another model.",
         )
     for number, translator in translators.items():

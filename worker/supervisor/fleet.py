@@ -11,6 +11,7 @@ from types import FrameType
 from typing import NamedTuple
 
 from orchestrator.errors import ConfigError, StateError
+from orchestrator.formatting import named
 
 TICK_SECONDS = 0.2
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 1.0, 60.0
@@ -116,7 +117,8 @@ class Fleet:
         """Start a worker per device, and return the worst of their exit statuses when all have ended."""
         for number in _FORWARDED:
             signal.signal(number, self._on_signal)
-        self._say(f"{len(self._slots)} workers with {threads} threads each: {', '.join(p.label for p in self._slots)}")
+        with_threads = f"{named(len(self._slots), 'worker')} with {named(threads, 'thread')} each"
+        self._say(f"{with_threads}: {', '.join(slot.label for slot in self._slots)}")
         workers: list[WorkerProcess] = []
         try:
             for slot in self._slots:

@@ -5,6 +5,7 @@ from pathlib import Path
 import click
 
 from orchestrator.cli import terminal
+from orchestrator.cli.display.formats import plural
 
 
 @click.group()
@@ -62,7 +63,9 @@ def reanalyse() -> None:
 
     with database() as (_, engine):
         found = judge_anew(engine)
-    terminal.echo(f"{found.n_jobs} results judged anew: L∞ or tokens to convergence of {found.n_limits} are others now")
+    terminal.echo(
+        f"{plural(found.n_jobs, 'result')} judged anew: L∞ or tokens to convergence changed in {found.n_limits}"
+    )
     for job_id, (before, now) in found.outcomes.items():
         terminal.echo(f"job {job_id}: {before} is now {now}")
 

@@ -7,6 +7,7 @@ import click
 
 from orchestrator.cli import terminal
 from orchestrator.cli.display.evaluation_tables import layer_columns, long_columns, wide_columns
+from orchestrator.cli.display.formats import plural
 from orchestrator.cli.display.records import csv_text, plain
 from orchestrator.cli.display.tables import table
 from orchestrator.cli.selection import database, output_option
@@ -62,7 +63,7 @@ def results(
         for line in table(found, wide_columns(found), width=None if output else terminal.width()):
             terminal.echo(line)
         if len(shown) < len(rows):
-            terminal.note(f"\n{len(rows) - len(shown)} more scores: --metrics FAMILY, --variants, or --long")
+            terminal.note(f"\n{plural(len(rows) - len(shown), 'more score')}: --metrics FAMILY, --variants, or --long")
 
 
 def _show_by_layer(rows: "Sequence[ScoreEntry]", *, is_chosen: bool, variants: bool, output: str | None) -> None:
@@ -79,7 +80,7 @@ def _show_by_layer(rows: "Sequence[ScoreEntry]", *, is_chosen: bool, variants: b
         for line in table(shown, layer_columns(shown), width=None if output else terminal.width()):
             terminal.echo(line)
         if len(shown) < len(found):
-            terminal.note(f"\n{len(found) - len(shown)} more rows: --metrics NAME,..., --variants, or -o csv")
+            terminal.note(f"\n{plural(len(found) - len(shown), 'more row')}: --metrics NAME,..., --variants, or -o csv")
 
 
 def _echo_records(records: list[dict[str, Any]], output: str | None) -> None:

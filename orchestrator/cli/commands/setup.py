@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from orchestrator.cli import terminal
+from orchestrator.cli.display.formats import plural
 from orchestrator.cli.display.tables import Column, table
 from orchestrator.errors import StorageError
 
@@ -167,7 +168,7 @@ def validate(*, file: Path, overrides: tuple[str, ...]) -> None:
     if load().embedded:
         check_paths(sweep.configs)
     check_subjects(sweep.configs)
-    terminal.echo(f"{file}: sweep {sweep.name} with {len(sweep.configs)} jobs, all valid")
+    terminal.echo(f"{file}: sweep {sweep.name} with {plural(len(sweep.configs), 'job')}, all valid")
 
 
 @click.command()

@@ -10,7 +10,7 @@ from orchestrator.cli.display.budget_notes import BudgetNote, dead_note, passes_
 from orchestrator.cli.display.formats import passes, scientific, short_id
 from orchestrator.cli.display.tables import Column, table
 from orchestrator.config.flat_keys import flatten, varied_keys
-from orchestrator.formatting import count, duration, jobs_named
+from orchestrator.formatting import count, duration, jobs_named, named
 
 if TYPE_CHECKING:
     from orchestrator.config.job import JobConfig, SubjectConfig
@@ -139,7 +139,7 @@ def time_line(plan: SweepPlan) -> str:
     ids = sorted({job_id for _, found in timed for job_id in found.jobs})
     total = duration(sum(seconds for seconds, _ in timed))
     unlike = plan.added - len(timed)
-    rest = f", and {unlike} jobs unlike them" if unlike else ""
+    rest = f", and {named(unlike, 'job')} unlike these" if unlike else ""
     return f"Time: about {total} on this host with one worker{rest} (measured on {jobs_named(ids, most=4)})"
 
 

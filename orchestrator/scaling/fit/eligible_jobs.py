@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 
 from orchestrator.errors import FitError
+from orchestrator.formatting import named
 from orchestrator.scaling.fit.options import GROUNDS, FitOptions
 from orchestrator.scaling.law import Law
 from orchestrator.scaling.sparsity import why_other_sparsity
@@ -107,7 +108,9 @@ def _check_grounds(law: Law, rows: Sequence[JobMeasurement]) -> None:
         for row in rows:
             jobs.setdefault(getattr(row, name), []).append(row.job_id)
         if len(jobs) > 1:
-            listed = "; ".join(f"{value} ({len(ids)} jobs, such as {ids[0]})" for value, ids in sorted(jobs.items()))
+            listed = "; ".join(
+                f"{value} ({named(len(ids), 'job')}, such as {ids[0]})" for value, ids in sorted(jobs.items())
+            )
             hint = f"Choose one: --{name} {min(jobs)!r}"
             if name == "subject":
                 hint += ", or compare the subjects: --law ls"

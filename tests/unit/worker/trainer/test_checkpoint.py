@@ -144,7 +144,7 @@ def test_prune_keeps_what_is_acknowledged_and_newer_and_the_final(tmp_path: Path
 def test_a_disk_that_is_away_is_no_damage(tmp_path: Path) -> None:
     saved = checkpoint.save(tmp_path / "1", _state(), _config(), facts=FACTS)
     away = str(tmp_path / "away" / "32")
-    with pytest.raises(CheckpointsElsewhere, match="none of 1 checkpoints is there"):
+    with pytest.raises(CheckpointsElsewhere, match="none of 1 checkpoint is there"):
         checkpoint.newest_readable([away], _config(), folder=tmp_path / "2")
     found = checkpoint.newest_readable([away, saved.uri], _config(), folder=tmp_path)
     assert found is not None
