@@ -195,7 +195,7 @@ def test_a_database_that_goes_away_under_a_worker_stops_it_and_keeps_its_checkpo
 def test_a_job_of_a_database_brought_back_goes_on_from_what_its_folder_proves(
     world: World, subject: Path, tmp_path: Path
 ) -> None:
-    (job,) = world.enqueue(small_config(subject, max_tokens=BUDGET))
+    (job,) = world.enqueue(small_config(subject, max_tokens=BUDGET * 16))
     first = world.work()
     world.wait(lambda: world.is_in_training(job, 1))
     copy = tmp_path / "copy.db"

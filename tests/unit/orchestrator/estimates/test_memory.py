@@ -10,7 +10,7 @@ from orchestrator.config.job import JobConfig
 from orchestrator.config.validation import parse
 from orchestrator.errors import ConfigError
 from orchestrator.estimates import memory
-from orchestrator.estimates.memory import Room, state_bytes, trainer_bytes
+from orchestrator.estimates.memory import SAMPLE_TOKENS, Room, state_bytes, trainer_bytes
 from orchestrator.settings import Settings
 from worker.protocol import Assignment, Order, Started
 from worker.supervisor.trainer_process import TrainerProcess
@@ -35,8 +35,8 @@ def test_each_further_job_costs_its_state_and_no_more() -> None:
 
 def test_small_jobs_measure_side_by_side_up_to_eight() -> None:
     one = config(1024, training={"batch_tokens": 256})
-    measuring = 2048 * (3 * 1024 + 3 * D) * 4 + state_bytes(one) // 5
-    assert trainer_bytes([one] * 8) - trainer_bytes([one] * 7) == state_bytes(one) + measuring
+    sample, measuring = 4 * SAMPLE_TOKENS * D * 4, 2048 * (3 * 1024 + 3 * D) * 4 + state_bytes(one) // 5
+    assert trainer_bytes([one] * 8) - trainer_bytes([one] * 7) == state_bytes(one) + max(sample, measuring)
     assert trainer_bytes([one] * 10) - trainer_bytes([one] * 9) == state_bytes(one)
 
 
