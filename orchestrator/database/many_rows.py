@@ -8,7 +8,10 @@ from sqlalchemy.orm import Session
 
 
 def insert_rows(session: Session, table: Table, rows: Sequence[Mapping[str, Any]], same: Mapping[str, Any]) -> None:
-    """Insert rows with the same names each, in their order; `same` are the values that all of them have."""
+    """Insert rows, at least one, with the same names each, in their order; `same` are values that all of them have.
+
+    The values of rows are texts, numbers and None.
+    """
     if session.get_bind().dialect.name == "sqlite":
         session.execute(insert(table), [{**row, **same} for row in rows])
         return
@@ -31,5 +34,6 @@ def _element(value: Any) -> str:
     """Return a value as PostgreSQL reads it in the text of an array."""
     if value is None:
         return "NULL"
+    assert isinstance(value, str | int | float), "others are written otherwise"
     said = str(value).replace("\\", "\\\\").replace('"', '\\"')
     return f'"{said}"'
