@@ -8,7 +8,7 @@ import tempfile
 from pathlib import Path
 
 from orchestrator.diagnosis.finding import Finding
-from orchestrator.processes.c_compiler import compiler_fault
+from orchestrator.processes.c_compiler import compiler_fault, loading_fault
 from orchestrator.processes.python_process import EXAMPLES
 from orchestrator.settings import Settings
 
@@ -148,6 +148,8 @@ def check_device(settings: Settings) -> Finding:
         )
     if not int(gpus) and settings.compile != "off":
         fault, repair = compiler_fault()
+        if not fault:
+            fault, repair = loading_fault(settings.home), "Mount it without noexec, or set home to another folder."
         if fault:
             return Finding("WARN", "device", f"{text}; {fault}, so a step takes two to four times as long", repair)
     return Finding("OK", "device", text)

@@ -5,6 +5,7 @@ import shlex
 import shutil
 import subprocess
 from contextlib import suppress
+from pathlib import Path
 
 _HEADERS = "#include <math.h>\n#include <stdint.h>\n"
 _INSTALL = "Install one: apt install gcc libc6-dev, or xcode-select --install on a Mac."
@@ -41,3 +42,10 @@ def compiler_fault() -> tuple[str, str]:
         said = next(iter(done.stderr.strip().splitlines()), "no message")
         return f"the C compiler {name} compiles nothing ({said})", repair
     return "", ""
+
+
+def loading_fault(folder: Path) -> str:
+    """Return why no compiled program can be loaded from a folder, which may not be there yet; "" where it can."""
+    there = next(parent for parent in (folder, *folder.parents) if parent.exists())
+    is_noexec = os.statvfs(there).f_flag & getattr(os, "ST_NOEXEC", 0)
+    return f"{folder} is on a file system mounted noexec" if is_noexec else ""

@@ -12,6 +12,7 @@ import pytest
 from orchestrator.cli.main import run
 from orchestrator.database.schema import open_database
 from orchestrator.diagnosis import machine, servers
+from orchestrator.processes.c_compiler import c_compiler
 from orchestrator.settings import Settings
 from tests.queue_shorthand import enqueue
 from tests.worker_shorthand import report
@@ -72,6 +73,20 @@ def test_doctor_tries_the_c_compiler(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("PATH", str(tmp_path))
     found = machine.check_device(settings)
     assert (found.level, "no C compiler" in found.text, "apt install gcc" in found.hint) == ("WARN", True, True)
+
+
+@pytest.mark.skipif(not hasattr(os, "ST_NOEXEC"), reason="the kernel tells on Linux alone")
+@pytest.mark.skipif(c_compiler() is None, reason="no C compiler")
+def test_doctor_says_where_no_compiled_program_may_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Mounted:
+        f_flag = os.ST_NOEXEC
+
+    monkeypatch.setattr(os, "statvfs", lambda _: Mounted)
+    settings = Settings(device="cpu", home=tmp_path / "home")
+    found = machine.check_device(settings)
+    assert (found.level, f"{tmp_path / 'home'} is on a file system mounted noexec" in found.text) == ("WARN", True)
+    assert "without noexec" in found.hint
+    assert machine.check_device(replace(settings, compile="off")).level == "OK"
 
 
 def test_doctor_reaches_a_tracking_store_in_postgres(

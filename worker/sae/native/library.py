@@ -11,7 +11,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
-from orchestrator.processes.c_compiler import NAMES, c_compiler
+from orchestrator.processes.c_compiler import NAMES, c_compiler, loading_fault
 
 SOURCES = Path(__file__).parent
 """The folder of the C files and their headers."""
@@ -64,6 +64,8 @@ def _built(folder: Path, *, anew: bool = False) -> Path:
     command = c_compiler()
     if command is None:
         raise NoLibrary(f"no C compiler was found ({', '.join(NAMES)})")
+    if fault := loading_fault(folder):  # it would be compiled at every start, and never loaded
+        raise NoLibrary(fault)
     version = _run([*command, "--version"])
     flags = [*_FLAGS] if "clang" in version else [*_FLAGS, _THREADS]
     path = folder / f"kernels-{_digest(*flags, version)}.so"

@@ -110,3 +110,13 @@ def test_why_what_was_begun_failed_is_told_where_it_is_asked_for(
     monkeypatch.delenv("CC", raising=False)
     begin(tmp_path / "none")
     assert use(tmp_path / "none") == "no C compiler was found (cc, gcc, clang)"
+
+
+@pytest.mark.skipif(not hasattr(os, "ST_NOEXEC"), reason="the kernel tells on Linux alone")
+def test_where_no_program_may_run_none_is_compiled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Mounted:
+        f_flag = os.ST_NOEXEC
+
+    monkeypatch.setattr(os, "statvfs", lambda _: Mounted)
+    assert use(tmp_path / "kernels") == f"{tmp_path / 'kernels'} is on a file system mounted noexec"
+    assert not [*tmp_path.iterdir()]
