@@ -241,7 +241,8 @@ def test_the_process_can_be_told_to_end_while_it_waits(tmp_path: Path, monkeypat
     monkeypatch.setenv("ORCH_EXPLAINERS", shlex.join(command))
 
     def progress(phase: str, share: float) -> None:
-        if "latents" in phase and (tmp_path / "children").exists():
+        children = tmp_path / "children"
+        if "latents" in phase and children.exists() and children.read_text().endswith("\n"):  # written, not begun
             raise KeyboardInterrupt
 
     tokens = random_tokens(tmp_path / "t.u16", n_contexts=800)
