@@ -1,5 +1,6 @@
 """What every tier shares: the marker follows from the folder, and each test has its own data folder."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -17,13 +18,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(autouse=True)
 def _own_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Keep a test away from the person's settings and data."""
-    import os
-
     for name in [n for n in os.environ if n.startswith(("ORCH_", "MLFLOW_"))]:
         if not name.startswith("ORCH_TEST_"):
             monkeypatch.delenv(name)
     monkeypatch.setenv("ORCH_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _shared_kernels(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Give the small worlds of this process one folder of compiled kernels."""
+    os.environ["ORCH_TEST_KERNELS"] = str(tmp_path_factory.mktemp("kernels"))
 
 
 @pytest.fixture(scope="session")

@@ -79,6 +79,7 @@ class World:
 
     def __init__(self, home: Path, **settings: Any) -> None:
         home.mkdir(parents=True, exist_ok=True)
+        _share_kernels(home)
         self.environ = {f"ORCH_{name.upper()}": str(value) for name, value in (QUICK | settings).items()}
         self.environ |= {"ORCH_HOME": str(home), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
         self.settings: Settings = load(start=home.parent, environ=self.environ)
@@ -168,6 +169,14 @@ class World:
                 worker.kill()
             worker.wait()
         self.engine.dispose()
+
+
+def _share_kernels(home: Path) -> None:
+    """Take compiled kernels from where all tests of this process keep them: compiling takes seconds."""
+    shared, own = os.environ.get("ORCH_TEST_KERNELS"), home / "compile" / "kernels"
+    if shared and not own.is_symlink():
+        own.parent.mkdir(exist_ok=True)
+        own.symlink_to(shared)
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from orchestrator.database.engine import connect
 from orchestrator.database.schema import open_database, upgrade
 from orchestrator.settings import Settings
 from tests import servers
+from tests.law_database import finished_sweep
 
 TEMPLATE = "orch_test_template"
 NewDatabase = Callable[[bool], str]
@@ -91,6 +92,17 @@ def sqlite_settings(_sqlite_template: Path, tmp_path: Path) -> Settings:
     settings.home.mkdir(exist_ok=True)
     shutil.copy(_sqlite_template, settings.home / "orch.db")
     return settings
+
+
+@pytest.fixture(scope="session")
+def law_database(_sqlite_template: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the file of a database with a finished sweep of a known law, to be copied."""
+    settings = Settings(home=tmp_path_factory.mktemp("law"))
+    shutil.copy(_sqlite_template, settings.home / "orch.db")
+    engine = open_database(settings)
+    finished_sweep(engine)
+    engine.dispose()
+    return settings.home / "orch.db"
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])

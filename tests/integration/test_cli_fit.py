@@ -1,4 +1,4 @@
-"""`orch fit` from the database to the printed law, and what it says where there is none; on both databases."""
+"""`orch fit` from the database to the printed law, and what it says where there is none."""
 
 import json
 import math
@@ -21,6 +21,14 @@ from tests.worker_shorthand import let_commands_reach
 
 Capture = pytest.CaptureFixture[str]
 SIZES = (64, 128, 256, 512, 1024, 2048)
+on_both = pytest.mark.parametrize("settings", ["sqlite_settings", "postgres_settings"], indirect=True)
+
+
+@pytest.fixture
+def settings(request: pytest.FixtureRequest) -> Settings:
+    """SQLite, but where a test asks for both: what is computed and drawn does not depend on the database."""
+    found: Settings = request.getfixturevalue(getattr(request, "param", "sqlite_settings"))
+    return found
 
 
 @pytest.fixture
@@ -72,6 +80,7 @@ def _fit(*arguments: str) -> int:
     return run(["fit", "--bootstrap", "200", *arguments])
 
 
+@on_both
 def test_every_law_the_jobs_allow(engine: Engine, capsys: Capture) -> None:
     _grid(engine, ks=(8, 32))
     assert _fit("s") == 0
@@ -102,6 +111,7 @@ def test_one_law_as_json(engine: Engine, capsys: Capture) -> None:
     assert "draws" not in found
 
 
+@on_both
 def test_a_fit_supersedes_the_last(engine: Engine, capsys: Capture) -> None:
     _grid(engine)
     for _ in range(2):
@@ -300,6 +310,7 @@ def _run_waiting(engine: Engine, *, layer: int) -> None:
         queue.finish(engine, lease, result(tokens_seen=3200 * n))
 
 
+@on_both
 def test_stored_fits_are_removed(engine: Engine, capsys: Capture) -> None:
     _grid(engine, ks=(8, 32))
     for _ in range(2):

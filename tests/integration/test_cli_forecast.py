@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +17,7 @@ from orchestrator.config.job import JobConfig
 from orchestrator.config.validation import parse
 from orchestrator.database.engine import transaction
 from orchestrator.database.models import Job
+from orchestrator.database.schema import open_database
 from orchestrator.fits import store
 from orchestrator.fits.forecast_inputs import load_inputs
 from orchestrator.job_states import Outcome
@@ -37,9 +39,12 @@ def settings(sqlite_settings: Settings) -> Settings:
 
 
 @pytest.fixture
-def known(engine: Engine) -> Engine:
-    finished_sweep(engine)
-    return engine
+def known(law_database: Path, settings: Settings) -> Iterator[Engine]:
+    """Return a database with a finished sweep of a known law."""
+    shutil.copy(law_database, settings.home / "orch.db")
+    engine = open_database(settings)
+    yield engine
+    engine.dispose()
 
 
 def test_a_forecast(known: Engine, capsys: Capture) -> None:

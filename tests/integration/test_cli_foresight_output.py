@@ -1,5 +1,6 @@
 """What `orch forecast` says of a k that was not fitted, and `orch plan` as the head of a pipe."""
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,17 +11,16 @@ from orchestrator.cli.main import run
 from orchestrator.database.schema import open_database
 from orchestrator.settings import Settings
 from orchestrator.sweep import expand
-from tests.law_database import finished_sweep
 from tests.worker_shorthand import let_commands_reach
 
 Capture = pytest.CaptureFixture[str]
 
 
 @pytest.fixture
-def known(sqlite_settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Iterator[Engine]:
+def known(law_database: Path, sqlite_settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Iterator[Engine]:
     let_commands_reach(sqlite_settings, monkeypatch)
+    shutil.copy(law_database, sqlite_settings.home / "orch.db")
     engine = open_database(sqlite_settings)
-    finished_sweep(engine)
     yield engine
     engine.dispose()
 

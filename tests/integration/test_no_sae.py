@@ -94,6 +94,7 @@ def test_sweeps_that_train_no_sae_are_left_out_beside_others_and_told(
 ) -> None:  # fmt: skip
     """They were left out, and nothing was said of it."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("orchestrator.cli.commands.fit_command.ship", lambda _: None)  # seconds; it has its own tests
     finished_sweep(engine)
     queue_lens(engine)
     queue.enqueue(engine, Sweep("hollow", ()))

@@ -21,6 +21,14 @@ from tests.worker_shorthand import items, let_commands_reach
 
 Capture = pytest.CaptureFixture[str]
 SIZES, KS = (64, 128, 256, 512), (4, 8)
+on_both = pytest.mark.parametrize("settings", ["sqlite_settings", "postgres_settings"], indirect=True)
+
+
+@pytest.fixture
+def settings(request: pytest.FixtureRequest) -> Settings:
+    """SQLite, but where a test asks for both: what is computed and drawn does not depend on the database."""
+    found: Settings = request.getfixturevalue(getattr(request, "param", "sqlite_settings"))
+    return found
 
 
 @pytest.fixture
@@ -61,6 +69,7 @@ def train(engine: Engine, number: int, *, with_curve: bool = True) -> None:
         queue.finish(engine, claimed.lease, result(tokens_seen=tokens))
 
 
+@on_both
 def test_the_page_of_a_sweep(engine: Engine, settings: Settings, capsys: Capture) -> None:
     enqueue(engine)
     train(engine, 8)
@@ -78,6 +87,7 @@ def test_the_page_of_a_sweep(engine: Engine, settings: Settings, capsys: Capture
     assert store.history(engine, sweep="laws") == before, "nothing has ended since: the stored fits are used"
 
 
+@on_both
 def test_fits_are_renewed_when_more_jobs_have_ended(engine: Engine, tmp_path: Path) -> None:
     enqueue(engine)
     train(engine, 4)

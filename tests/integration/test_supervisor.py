@@ -115,6 +115,17 @@ def test_a_yield_nobody_asked_for_is_a_preemption(bench: Bench) -> None:
     assert bench.world.job(bench.job).failures == 0
 
 
+def test_a_checkpoint_saved_twice_counts_once_among_the_two_that_stay(bench: Bench) -> None:
+    bench.trainer(
+        "import os\n"
+        "for tokens in (128, 256, 512, 512):\n"
+        "    os.makedirs(f'{job.artifacts}/{tokens}', exist_ok=True); save(tokens)\n" + END
+    )
+    assert bench.run() == "succeeded"
+    saved = bench.world.settings.artifacts_folder / str(bench.job) / "1"
+    assert {path.name for path in saved.iterdir()} == {"256", "512"}
+
+
 @pytest.mark.parametrize(("wish", "state"), [("pause", "paused"), ("cancel", "cancelled")])
 def test_wishes(bench: Bench, wish: str, state: str) -> None:
     bench.trainer(YIELD)

@@ -21,8 +21,8 @@ class Judged(NamedTuple):
 def assert_same(ours: InferenceSae, theirs: Judged, x: Tensor) -> None:
     """Check latents, which of them are active, and reconstructions.
 
-    A latent whose pre-activation equals its threshold but for rounding may be active in one and not in the other: the
-    few vectors that have one are left out.
+    A latent whose pre-activation equals its threshold, or 0 where it has none, but for rounding may be active in one
+    and not in the other: the few vectors that have one are left out.
     """
     z = ours.encode(x)
     assert int((z > 0).sum()) > len(x), "hardly any latent is active: this judges nothing"
@@ -37,11 +37,10 @@ def assert_same(ours: InferenceSae, theirs: Judged, x: Tensor) -> None:
 
 
 def _on_the_edge(ours: InferenceSae, z: Tensor, other: Tensor) -> Tensor:
-    if ours.threshold is None:
-        return torch.zeros(len(z), dtype=torch.bool)
     differs = (z > 0) != (other > 0)
-    near = (torch.maximum(z, other) / ours.threshold - 1).abs() < 2 * WITHIN
-    return (differs & near).any(1)
+    larger = torch.maximum(z, other)
+    above = larger / z.max() if ours.threshold is None else larger / ours.threshold - 1
+    return (differs & (above.abs() < 2 * WITHIN)).any(1)
 
 
 @torch.no_grad()

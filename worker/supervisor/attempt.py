@@ -197,7 +197,7 @@ class Attempt:
     def _store_pointer(self, engine: Engine, lease: queue.Lease, ref: CheckpointRef) -> None:
         """Store the pointer; only then are the checkpoints before the last one stored deleted."""
         queue.checkpointed(engine, lease, ref)
-        if self._stored_tokens is not None:
+        if self._stored_tokens not in (None, ref.tokens_seen):  # a trainer that stops may have saved this very moment
             prune(Path(ref.uri).parent, older_than=self._stored_tokens)
         self._stored_tokens = ref.tokens_seen
 
