@@ -11,6 +11,7 @@ from torch import Tensor
 from worker.evaluation.ablation.positions import Window
 from worker.evaluation.context import EvaluationContext
 from worker.evaluation.restart import Restart
+from worker.sae.native.kernels import kernels_for
 
 
 @dataclass(frozen=True)
@@ -83,12 +84,19 @@ def affected_share(
     Shapes:
         first: where in `clean` the n_tokens of each row begin.
     """
-    for row, start in zip(ablated, first.tolist(), strict=True):
-        row.sub_(clean[start : start + len(row)])
-    delta = without_median(ablated)
-    l1, l2 = (torch.linalg.vector_norm(delta, order, dim=2).double() for order in (1, 2))  # of each token
-    found: Tensor = l1.sum(1).square() / l2.square().sum(1) / delta[0].numel()
-    return found.cpu()
+    n_rows, n_tokens, vocabulary = ablated.shape
+    if kernels := kernels_for(ablated, clean):
+        of = (first[:, None] + torch.arange(n_tokens)).flatten()
+        found = kernels.around_median_(ablated.view(-1, vocabulary), clean, of)
+        _, l1, squares = found.view(n_rows, n_tokens, 3).unbind(2)
+    else:
+        for row, start in zip(ablated, first.tolist(), strict=True):
+            row.sub_(clean[start : start + len(row)])
+        delta = without_median(ablated)
+        l1, l2 = (torch.linalg.vector_norm(delta, order, dim=2).double() for order in (1, 2))  # of each token
+        squares = l2.square()
+    share: Tensor = l1.sum(1).square() / squares.sum(1) / (n_tokens * vocabulary)
+    return share.cpu()
 
 
 def without_median(values: Float[Tensor, "*tokens vocabulary"]) -> Float[Tensor, "*tokens vocabulary"]:

@@ -36,6 +36,9 @@ void gradients(const struct Part *parts, int64_t n_parts, const float *acts, con
                int threads);
 double adam(const struct AdamStep *given, float *weights, float *gradients, float *exp_avg, float *exp_avg_sq,
             float *average, int64_t n_rows, int64_t d, int is_sphere, int is_projected, double *squares, int threads);
+/* Of rows - others[of], which take the rows' place: median, sum of |difference - median| and of its squares */
+void around_median(float *rows, const float *others, const int64_t *of, int64_t n_rows, int64_t n, double *found,
+                   int threads);
 /* out += a b */
 void add_product(struct Matrix a, struct Matrix b, float *out, int64_t n_rows, int64_t depth, int64_t n_columns);
 

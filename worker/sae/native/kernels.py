@@ -52,6 +52,7 @@ _SIGNATURES = {
     "gradients": (POINTER(_Part), c_int64, *(c_void_p,) * 6, *(c_int64,) * 4, *(c_void_p,) * 4, c_int),
     "log_sum_exp": (c_void_p, *(c_int64,) * 2, c_void_p, c_int),
     "softmax": (c_void_p, *(c_int64,) * 2, c_void_p, c_int),
+    "around_median": (*(c_void_p,) * 3, *(c_int64,) * 2, c_void_p, c_int),
     "adam": (POINTER(AdamStep), *(c_void_p,) * 5, *(c_int64,) * 2, *(c_int,) * 2, c_void_p, c_int),
 }
 
@@ -165,6 +166,20 @@ class Kernels:
         """Put each row's softmax in its place; return what `log_sum_exp` does of what was there."""
         found = rows.new_empty(len(rows))
         self.library.softmax(rows.data_ptr(), *rows.shape, found.data_ptr(), torch.get_num_threads())
+        return found
+
+    def around_median_(
+        self, rows: Float[Tensor, "n_rows n"], others: Float[Tensor, "n_others n"], of: Int[Tensor, " n_rows"]
+    ) -> Float[Tensor, "n_rows 3"]:
+        """Subtract others[of] from the rows, in place; return each row's median m, Σ|x − m| and Σ(x − m)², in float64.
+
+        Of two values in the middle the lower one is the median.
+        """
+        found = rows.new_empty(len(rows), 3, dtype=torch.float64)
+        of = of.contiguous()
+        self.library.around_median(
+            rows.data_ptr(), others.data_ptr(), of.data_ptr(), *rows.shape, found.data_ptr(), torch.get_num_threads()
+        )
         return found
 
 

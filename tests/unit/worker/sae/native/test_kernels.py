@@ -11,6 +11,7 @@ from torch import Tensor
 
 from orchestrator.config.job import JobConfig
 from orchestrator.config.validation import parse
+from worker.evaluation.ablation.effects import affected_share
 from worker.evaluation.reconstruction import measure_reconstruction
 from worker.evaluation.token_losses import log_sum_exp, softmax_
 from worker.sae.dead_latents import count_by_layer
@@ -244,6 +245,39 @@ def test_normalisers_and_probabilities_of_logits_are_those_of_plain_torch(kernel
     use(None)
     assert torch.equal(softmax_(given.clone()), log_sum_exp(given))
     torch.testing.assert_close(log_sum_exp(given), normaliser, rtol=2e-7, atol=5e-7)
+
+
+@pytest.mark.parametrize("kind", ["random", "many ties", "all alike", "rising"])
+@pytest.mark.parametrize("n", [1, 2, 7, 64, 1025, 4096])
+def test_the_median_is_exact_and_so_is_what_lies_around_it(kernels: Kernels, kind: str, n: int) -> None:
+    rows, others, of = _rows(kind, 9, n), _rows("random", 4, n).round(decimals=1), torch.arange(9) % 4
+    delta = rows - others[of]
+    found = kernels.around_median_(rows, others, of)
+    assert torch.equal(rows, delta)
+    median = delta.median(dim=1).values
+    assert torch.equal(found[:, 0], median.double())
+    left = (delta - median[:, None]).double()
+    torch.testing.assert_close(found[:, 1], left.abs().sum(1), rtol=1e-6, atol=0)
+    torch.testing.assert_close(found[:, 2], left.square().sum(1), rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("n", [3, 17, 4096])
+def test_the_median_is_exact_however_values_lie(kernels: Kernels, n: int) -> None:
+    usual = _rows("random", 9, n)
+    far = torch.where(usual > 2, usual * 1e20, usual)
+    for rows in (usual * 1e30, usual * 1e-42, usual + 1e6, usual.pow(9), usual.exp(), far, -far):
+        median = rows.median(dim=1).values
+        found = kernels.around_median_(rows, torch.zeros(1, n), torch.zeros(9, dtype=torch.int64))
+        assert torch.equal(found[:, 0], median.double())
+
+
+def test_the_share_of_logits_that_change_is_that_of_plain_torch(kernels: Kernels) -> None:
+    ablated, clean, first = _rows("random", 5 * 16, 501).view(5, 16, 501), _rows("many ties", 30, 501), torch.arange(5)
+    ablated[2] = clean[2:18]  # of this one nothing changes
+    found = affected_share(ablated.clone(), clean, first)
+    use(None)
+    torch.testing.assert_close(found, affected_share(ablated, clean, first), rtol=1e-6, atol=0, equal_nan=True)
+    assert found.isnan().tolist() == [False, False, True, False, False]
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
