@@ -26,6 +26,10 @@ from orchestrator.sweep.sweep import Limits, Sweep
 Row = TypeVar("Row", bound=Table)
 ROOT = Path(__file__).parents[1]
 WIDTH, CONTEXT = 32, 32
+LONG = 256 * 1024
+"""Tokens of a job that is disturbed in the middle: some seconds, also on a fast machine."""
+ENDLESS = 2**26
+"""Tokens of a job that a test stops."""
 TEXT = "the quick brown fox jumps over the lazy dog while seven wizards judge my vow of black quartz"
 WORDS = TEXT.split()
 QUICK = {

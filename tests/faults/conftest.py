@@ -16,10 +16,8 @@ from orchestrator.database.models import ConvergenceRow
 from orchestrator.database.schema import upgrade
 from orchestrator.settings import Settings
 from tests import servers
-from tests.small_world import World, make_subject, small_config, small_world
+from tests.small_world import LONG, World, make_subject, small_config, small_world
 
-BUDGET = 64 * 1024
-"""Tokens of a job that is disturbed in the middle: some seconds, also on a fast machine."""
 MakeWorld = Callable[..., World]
 
 
@@ -38,7 +36,7 @@ def subject(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def whole(subject: Path, tmp_path_factory: pytest.TempPathFactory) -> Whole:
     with small_world(tmp_path_factory.mktemp("whole") / "home") as world:
-        (job,) = world.enqueue(small_config(subject, max_tokens=BUDGET))
+        (job,) = world.enqueue(small_config(subject, max_tokens=LONG))
         assert world.work("--until-empty").wait(200) == 0, world.said()
         return Whole(world.curve(job), counts(world, job))
 

@@ -15,8 +15,8 @@ from sqlalchemy import select, text
 from orchestrator.database.engine import connect, transaction
 from orchestrator.database.models import CheckpointRow, WorkerRow
 from orchestrator.database.schema import open_database
-from tests.faults.conftest import BUDGET, MakeWorld
-from tests.small_world import ROOT, World, small_config
+from tests.faults.conftest import MakeWorld
+from tests.small_world import ENDLESS, LONG, ROOT, World, small_config
 
 pytestmark = pytest.mark.skipif(
     sys.platform != "linux" or os.geteuid() != 0, reason="only root may mount a small or a read-only disk"
@@ -91,7 +91,7 @@ def test_full_artifacts_cost_no_job_anything(
 ) -> None:
     mount(tmp_path / "disk", "size=300m")
     world = make_world(artifacts=tmp_path / "disk")
-    jobs = world.enqueue(*(small_config(subject, seed=seed, max_tokens=BUDGET) for seed in range(3)), max_failures=1)
+    jobs = world.enqueue(*(small_config(subject, seed=seed, max_tokens=LONG) for seed in range(3)), max_failures=1)
     worker = world.work()
     world.wait(lambda: world.is_in_training(jobs[0], 1))
     with _filled(tmp_path / "disk"):
@@ -136,7 +136,7 @@ def test_a_job_whose_checkpoints_are_on_another_machine_waits_for_it(
     make_world: MakeWorld, subject: Path, database_url: str
 ) -> None:
     here, there = (make_world(name, database_url=database_url) for name in ("here", "there"))
-    (job,) = here.enqueue(small_config(subject, max_tokens=BUDGET * 4), max_failures=1)
+    (job,) = here.enqueue(small_config(subject, max_tokens=LONG), max_failures=1)
     first = here.work("--name", "first")
     here.wait(lambda: here.is_in_training(job, 1))
     first.terminate()
@@ -171,7 +171,7 @@ def test_a_hub_out_of_reach_for_a_moment_costs_no_job(world: World) -> None:
 def test_a_database_that_goes_away_under_a_worker_stops_it_and_keeps_its_checkpoints(
     world: World, subject: Path, how: str
 ) -> None:
-    (job,) = world.enqueue(small_config(subject, max_tokens=BUDGET * 16))
+    (job,) = world.enqueue(small_config(subject, max_tokens=ENDLESS))
     worker = world.work()
     world.wait(lambda: world.is_in_training(job, 1))
     file, saved = world.settings.home / "orch.db", world.settings.artifacts_folder / str(job) / "1"
@@ -196,7 +196,7 @@ def test_a_database_that_goes_away_under_a_worker_stops_it_and_keeps_its_checkpo
 def test_a_job_of_a_database_brought_back_goes_on_from_what_its_folder_proves(
     world: World, subject: Path, tmp_path: Path
 ) -> None:
-    (job,) = world.enqueue(small_config(subject, max_tokens=BUDGET * 16))
+    (job,) = world.enqueue(small_config(subject, max_tokens=LONG * 4))
     first = world.work()
     world.wait(lambda: world.is_in_training(job, 1))
     copy = tmp_path / "copy.db"
@@ -219,7 +219,7 @@ def test_a_job_of_a_database_brought_back_goes_on_from_what_its_folder_proves(
 
 
 def test_checkpoints_that_cannot_be_read_are_passed_over_loudly(world: World, subject: Path) -> None:
-    (job,) = world.enqueue(small_config(subject, max_tokens=BUDGET))
+    (job,) = world.enqueue(small_config(subject, max_tokens=LONG))
     first = world.work()
     world.wait(lambda: world.is_in_training(job, 1))
     first.terminate()

@@ -16,10 +16,10 @@ from orchestrator.database.answering import Patience
 from orchestrator.database.engine import connect, reading
 from orchestrator.errors import StorageError
 from tests import servers
-from tests.faults.conftest import BUDGET, MakeWorld
+from tests.faults.conftest import MakeWorld
 from tests.faults.proxy import Proxy, proxy
 from tests.faults.test_tracking_store import answers, tracking_server
-from tests.small_world import ROOT, World, is_gone, small_config, trainers
+from tests.small_world import ENDLESS, ROOT, World, is_gone, small_config, trainers
 
 
 @pytest.fixture
@@ -53,7 +53,7 @@ def test_a_worker_whose_database_never_answers_saves_and_stops(
     make_world: MakeWorld, database_url: str, between: Proxy, subject: Path
 ) -> None:
     world = make_world(database_url=database_url)
-    (job,) = world.enqueue(small_config(subject, max_tokens=BUDGET * 16))
+    (job,) = world.enqueue(small_config(subject, max_tokens=ENDLESS))
     through = {"ORCH_DATABASE_URL": between.before(database_url), "ORCH_OUTAGE_SECONDS": "1"}
     worker = world.work(**through)
     world.wait(lambda: world.is_in_training(job, 1))
@@ -78,7 +78,7 @@ def check_nothing_waits(world: World, worker: "subprocess.Popen[bytes]", subject
     """While MLflow does not answer a job ends, another is trained, and the worker stops in time and says what lacks."""
     (short,) = world.enqueue(small_config(subject, max_tokens=4096), name="short")
     world.wait_state(short, "succeeded")
-    (long,) = world.enqueue(small_config(subject, max_tokens=BUDGET * 16), name="long")
+    (long,) = world.enqueue(small_config(subject, max_tokens=ENDLESS), name="long")
     world.wait(lambda: world.is_in_training(long, 1))
     worker.terminate()
     started = time.monotonic()
@@ -143,7 +143,7 @@ def test_a_log_that_nobody_reads_ends_and_delays_nothing(world: World, subject: 
 
 
 def test_ctrl_c_to_a_worker_and_its_tee_saves(world: World, subject: Path) -> None:
-    (job,) = world.enqueue(small_config(subject, max_tokens=BUDGET * 16))
+    (job,) = world.enqueue(small_config(subject, max_tokens=ENDLESS))
     shell = _piped(world, f"tee {world.settings.home}/log")
     world.wait(lambda: world.is_in_training(job, 1))
     os.killpg(shell.pid, signal.SIGINT)

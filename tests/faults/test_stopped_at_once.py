@@ -6,9 +6,9 @@ from sqlalchemy import func, select
 
 from orchestrator.database.models import LeaseRow
 from tests import servers
-from tests.faults.conftest import BUDGET, MakeWorld
+from tests.faults.conftest import MakeWorld
 from tests.faults.proxy import proxy
-from tests.small_world import World, small_config
+from tests.small_world import ENDLESS, World, small_config
 
 N_JOBS = 8
 STOP_SECONDS = 60.0
@@ -20,7 +20,7 @@ def _sharing(make_world: MakeWorld, database_url: str, redis: servers.Server, su
     world = make_world(
         database_url=database_url, broker_url=redis.url, jobs_per_trainer=N_JOBS, lease_seconds=60, heartbeat_seconds=5
     )
-    jobs = world.enqueue(*(small_config(subject, seed=seed, max_tokens=BUDGET * 16) for seed in range(N_JOBS)))
+    jobs = world.enqueue(*(small_config(subject, seed=seed, max_tokens=ENDLESS) for seed in range(N_JOBS)))
     by_name = {"ORCH_DATABASE_URL": database_url, "ORCH_BROKER_URL": redis.url}  # an address needs no resolver
     way |= {name: url.replace("127.0.0.1", "localhost") for name, url in by_name.items()}
     world.work(module="tests.faults.crashing", **way)

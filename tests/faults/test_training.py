@@ -10,12 +10,12 @@ from sqlalchemy import select
 
 from orchestrator import queue
 from orchestrator.database.models import CheckpointRow, Event
-from tests.faults.conftest import BUDGET, MakeWorld, Whole, counts
-from tests.small_world import World, is_gone, small_config, trainers
+from tests.faults.conftest import MakeWorld, Whole, counts
+from tests.small_world import LONG, World, is_gone, small_config, trainers
 
 
 def test_f23_paused_while_a_checkpoint_is_written(world: World, subject: Path, whole: Whole) -> None:
-    (job,) = world.enqueue(small_config(subject, max_tokens=BUDGET))
+    (job,) = world.enqueue(small_config(subject, max_tokens=LONG))
     gate, waiting = world.settings.home / "gate", world.settings.home / "waiting"
     gated = {"module": "tests.faults.crashing", "ORCH_TRAINER": "tests.faults.gated", "ORCH_GATE": str(gate)}
     worker = world.work(**gated)
@@ -40,7 +40,7 @@ def test_f23_paused_while_a_checkpoint_is_written(world: World, subject: Path, w
 
 
 def test_f24_a_truncated_and_a_corrupted_checkpoint(world: World, subject: Path, whole: Whole) -> None:
-    (job,) = world.enqueue(small_config(subject, max_tokens=BUDGET))
+    (job,) = world.enqueue(small_config(subject, max_tokens=LONG))
     expected: list[int] = []
     for attempt, damage in ((1, truncate), (2, corrupt)):
         worker = world.work()
@@ -78,7 +78,7 @@ def checkpoints(world: World, job: int) -> list[int]:
 
 
 def test_f36_counts_after_several_preemptions(world: World, subject: Path, whole: Whole) -> None:
-    (job,) = world.enqueue(small_config(subject, max_tokens=BUDGET))
+    (job,) = world.enqueue(small_config(subject, max_tokens=LONG))
     worker = world.work("--until-empty")
     for attempt in (1, 2, 3):
         world.wait(partial(world.is_in_training, job, attempt))
@@ -89,7 +89,7 @@ def test_f36_counts_after_several_preemptions(world: World, subject: Path, whole
     assert world.curve(job) == whole.curve
     assert len(whole.counts) == 4
     assert counts(world, job) == whole.counts
-    assert world.result(job).tokens_seen == BUDGET
+    assert world.result(job).tokens_seen == LONG
 
 
 SLOW = {"ORCH_TRAINER": "tests.faults.quick", "ORCH_STEPS": "400", "ORCH_STEP_SECONDS": "0.05"}

@@ -4,8 +4,8 @@ from pathlib import Path
 
 from orchestrator import dispatch
 from tests import servers
-from tests.faults.conftest import BUDGET, MakeWorld, Whole
-from tests.small_world import small_config
+from tests.faults.conftest import MakeWorld, Whole
+from tests.small_world import LONG, small_config
 
 
 def test_f03_one_sweep_on_two_machines_and_one_of_them_dies(
@@ -13,7 +13,7 @@ def test_f03_one_sweep_on_two_machines_and_one_of_them_dies(
 ) -> None:
     shared = {"database_url": database_url, "broker_url": redis.url, "artifacts": tmp_path / "shared"}
     here, there = make_world("here", **shared), make_world("there", **shared)
-    configs = [small_config(subject, max_tokens=tokens) for tokens in (BUDGET, 2048, 4096)]
+    configs = [small_config(subject, max_tokens=tokens) for tokens in (LONG, 2048, 4096)]
     jobs = long, *_ = here.enqueue(*configs)
     dying = here.work("--name", "here")
     here.wait(lambda: here.is_in_training(long, 1))

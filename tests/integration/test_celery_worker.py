@@ -9,7 +9,7 @@ import pytest
 from orchestrator import dispatch
 from orchestrator.settings import Settings
 from tests import servers
-from tests.small_world import World, make_subject, small_config, small_world
+from tests.small_world import LONG, World, make_subject, small_config, small_world
 
 NEVER = 600.0
 
@@ -46,7 +46,7 @@ def test_f19_sigterm_in_training_checkpoints_and_a_second_worker_takes_over(
     world: World, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     subject = make_subject(tmp_path_factory.mktemp("subject"))
-    (job,) = world.enqueue(small_config(subject, max_tokens=64 * 1024))
+    (job,) = world.enqueue(small_config(subject, max_tokens=LONG))
     first = world.work("--name", "first")
     world.wait(lambda: world.is_in_training(job, 1))
     first.terminate()

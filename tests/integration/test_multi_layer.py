@@ -18,7 +18,7 @@ from orchestrator.errors import ConfigError
 from orchestrator.report.collect import collect_contents
 from orchestrator.report.page import render
 from orchestrator.scaling.plots.all_plots import draw_all
-from tests.small_world import WORDS, World, make_subject, small_config, small_world, trainers
+from tests.small_world import LONG, WORDS, World, make_subject, small_config, small_world, trainers
 from worker.formats import registry
 from worker.saes.loading import choose_sae
 from worker.tracking.job_record import measures_of, read
@@ -63,7 +63,7 @@ def test_in_company_and_from_a_cache_it_draws_the_same_curve(subject: Path, tmp_
 
 
 def test_killed_it_resumes_bit_for_bit_and_tells_every_layer(subject: Path, tmp_path: Path) -> None:
-    config = multi(subject, max_tokens=65_536)
+    config = multi(subject, max_tokens=LONG)
     with small_world(tmp_path / "undisturbed") as world:
         (undisturbed,) = trained(world, config)
     with small_world(tmp_path / "killed") as world:
