@@ -93,6 +93,7 @@ def test_a_job_goes_on_from_no_checkpoint_outside_its_folder(way: str, subject: 
         (job,) = world.enqueue(small_config(subject, max_tokens=LONG), max_failures=1)
         first = world.work()
         world.wait(lambda: world.is_in_training(job, 1))
+        world.wait(lambda: len(world.rows(select(CheckpointRow.uri))) > 1)
         first.terminate()
         assert first.wait(60) == 0, world.said()
         row = world.rows(select(CheckpointRow.uri).order_by(CheckpointRow.tokens_seen.desc()))[0]
