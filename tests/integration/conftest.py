@@ -17,6 +17,7 @@ from tests import servers
 from tests.law_database import finished_sweep
 
 TEMPLATE = "orch_test_template"
+DATABASES = {"sqlite": "sqlite_settings", "postgresql": "postgres_settings"}
 NewDatabase = Callable[[bool], str]
 
 
@@ -105,10 +106,17 @@ def law_database(_sqlite_template: Path, tmp_path_factory: pytest.TempPathFactor
     return settings.home / "orch.db"
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run a test on each database, or on those that the marker `databases` of it, or else of its file, names."""
+    named = [str(mark.args[0]) for mark in metafunc.definition.iter_markers("parametrize")]
+    if "settings" in metafunc.fixturenames and not any("settings" in names for names in named):
+        chosen = metafunc.definition.get_closest_marker("databases")
+        metafunc.parametrize("settings", chosen.args if chosen else DATABASES, indirect=True)
+
+
+@pytest.fixture
 def settings(request: pytest.FixtureRequest) -> Settings:
-    name = "sqlite_settings" if request.param == "sqlite" else "postgres_settings"
-    found: Settings = request.getfixturevalue(name)
+    found: Settings = request.getfixturevalue(DATABASES[request.param])
     return found
 
 

@@ -13,17 +13,12 @@ from orchestrator.cli.display.columns import job_columns
 from orchestrator.cli.display.tables import table, visible
 from orchestrator.cli.main import run
 from orchestrator.config.validation import parse
-from orchestrator.settings import Settings
 from orchestrator.sweep.sweep import Sweep
 from tests.queue_shorthand import claim, point, result
 
+pytestmark = pytest.mark.databases("sqlite")
+
 RATES, SIZES = (0.001, 0.002, 0.004), (64, 128)
-
-
-@pytest.fixture
-def settings(sqlite_settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Settings:
-    monkeypatch.setenv("ORCH_HOME", str(sqlite_settings.home))
-    return sqlite_settings
 
 
 @pytest.fixture(autouse=True)

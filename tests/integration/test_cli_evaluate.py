@@ -23,13 +23,9 @@ from tests.evaluation_shorthand import imported, record, score, take, train
 from tests.queue_shorthand import enqueue, job
 from tests.worker_shorthand import items
 
+pytestmark = pytest.mark.databases("sqlite")
+
 Capture = pytest.CaptureFixture[str]
-
-
-@pytest.fixture
-def settings(sqlite_settings: Settings) -> Settings:
-    """One database is enough here."""
-    return sqlite_settings
 
 
 @pytest.fixture

@@ -7,17 +7,12 @@ from sqlalchemy import Engine
 
 from orchestrator import results
 from orchestrator.cli.main import run
-from orchestrator.settings import Settings
 from tests import evaluation_shorthand as shorthand
 from tests.queue_shorthand import enqueue
 
+pytestmark = pytest.mark.databases("sqlite")
+
 Capture = pytest.CaptureFixture[str]
-
-
-@pytest.fixture
-def settings(sqlite_settings: Settings) -> Settings:
-    """One database is enough here."""
-    return sqlite_settings
 
 
 @pytest.fixture

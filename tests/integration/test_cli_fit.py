@@ -19,16 +19,11 @@ from orchestrator.sweep.sweep import Sweep
 from tests.queue_shorthand import claim, enqueue, fail, point, ref, result
 from tests.worker_shorthand import let_commands_reach
 
+pytestmark = pytest.mark.databases("sqlite")  # what is computed and drawn does not depend on it
+on_both = pytest.mark.databases("sqlite", "postgresql")
+
 Capture = pytest.CaptureFixture[str]
 SIZES = (64, 128, 256, 512, 1024, 2048)
-on_both = pytest.mark.parametrize("settings", ["sqlite_settings", "postgres_settings"], indirect=True)
-
-
-@pytest.fixture
-def settings(request: pytest.FixtureRequest) -> Settings:
-    """SQLite, but where a test asks for both: what is computed and drawn does not depend on the database."""
-    found: Settings = request.getfixturevalue(getattr(request, "param", "sqlite_settings"))
-    return found
 
 
 @pytest.fixture

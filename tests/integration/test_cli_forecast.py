@@ -29,13 +29,9 @@ from orchestrator.sweep.sweep import Sweep
 from tests.law_database import SIZES, config, finish, finished_sweep, law
 from tests.worker_shorthand import items
 
+pytestmark = pytest.mark.databases("sqlite")
+
 Capture = pytest.CaptureFixture[str]
-
-
-@pytest.fixture
-def settings(sqlite_settings: Settings) -> Settings:
-    """One database is enough here."""
-    return sqlite_settings
 
 
 @pytest.fixture

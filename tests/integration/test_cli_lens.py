@@ -9,19 +9,14 @@ from sqlalchemy import Engine
 
 from orchestrator import lenses, queue, results
 from orchestrator.cli.main import run
-from orchestrator.settings import Settings
 from tests.evaluation_shorthand import evaluate, imported
 from tests.lens_shorthand import SHA256, begin_lens, lens_point, queue_lens, take_lens, train_lens
 from tests.queue_shorthand import enqueue
 from tests.small_world import make_subject
 
+pytestmark = pytest.mark.databases("sqlite")
+
 Capture = pytest.CaptureFixture[str]
-
-
-@pytest.fixture
-def settings(sqlite_settings: Settings) -> Settings:
-    """One database is enough here."""
-    return sqlite_settings
 
 
 @pytest.fixture(scope="module")

@@ -13,6 +13,8 @@ from orchestrator.cli.main import run
 from orchestrator.curves.point import Point
 from orchestrator.settings import Settings
 
+pytestmark = pytest.mark.databases("sqlite")
+
 SWEEP = """
 version: 1
 name: small
@@ -28,12 +30,6 @@ def file(tmp_path: Path) -> Path:
     path = tmp_path / "small.yaml"
     path.write_text(SWEEP)
     return path
-
-
-@pytest.fixture
-def settings(sqlite_settings: Settings) -> Settings:
-    """One database is enough here."""
-    return sqlite_settings
 
 
 @pytest.fixture

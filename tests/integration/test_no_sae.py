@@ -14,13 +14,9 @@ from tests.law_database import finished_sweep
 from tests.lens_shorthand import queue_lens
 from tests.queue_shorthand import enqueue
 
+pytestmark = pytest.mark.databases("sqlite")
+
 COMMANDS = (["evaluate"], ["results"], ["sae", "show"], ["sae", "verify"])
-
-
-@pytest.fixture
-def settings(sqlite_settings: Settings) -> Settings:
-    """One database is enough here."""
-    return sqlite_settings
 
 
 def said(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:

@@ -9,18 +9,13 @@ from sqlalchemy import Engine
 from orchestrator import queue
 from orchestrator.cli.main import run
 from orchestrator.evaluation.job_scores import sweep_scores
-from orchestrator.settings import Settings
 from tests.evaluation_shorthand import record, score, take, train
 from tests.queue_shorthand import enqueue
 from tests.worker_shorthand import items
 
+pytestmark = pytest.mark.databases("sqlite")
+
 Capture = pytest.CaptureFixture[str]
-
-
-@pytest.fixture
-def settings(sqlite_settings: Settings) -> Settings:
-    """One database is enough here."""
-    return sqlite_settings
 
 
 @pytest.fixture

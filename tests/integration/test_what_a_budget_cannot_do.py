@@ -14,10 +14,11 @@ from orchestrator.cli.main import run
 from orchestrator.config.validation import parse
 from orchestrator.errors import ConfigError
 from orchestrator.formatting import count
-from orchestrator.settings import Settings
 from orchestrator.sweep.sweep import Sweep
 from tests.queue_shorthand import claim, point, result
 from worker.tracking.job_record import read
+
+pytestmark = pytest.mark.databases("sqlite")
 
 BUDGET, HELDOUT = 65_536, 1024
 SWEEP = f"""
@@ -46,12 +47,6 @@ def file(tmp_path: Path) -> Path:
     path = tmp_path / "small.yaml"
     path.write_text(SWEEP.replace("SOURCE", str(text)))
     return path
-
-
-@pytest.fixture
-def settings(sqlite_settings: Settings) -> Settings:
-    """One database is enough here."""
-    return sqlite_settings
 
 
 def finished(engine: Engine, **facts: Any) -> int:
