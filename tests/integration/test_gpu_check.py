@@ -18,7 +18,7 @@ def check(folder: Path, *arguments: str) -> tuple[str, dict[str, Any]]:
 
 
 def test_every_part_runs(tmp_path: Path) -> None:
-    said, found = check(tmp_path, "--only", "warm0,job,step0,ceilings,decoder,float8,peers")
+    said, found = check(tmp_path, "--only", "warm0,step0,ceilings,decoder,float8,peers")
     assert found["warm0"]["failed"] is None
     assert min(found["step0"]["ms"]["step"], found["step0"]["ms"]["product"]) > 0
     assert found["step0"]["ms"]["step, 10% dead"] > 0
@@ -29,10 +29,15 @@ def test_every_part_runs(tmp_path: Path) -> None:
     assert found["float8"]["n 128"]["latents off"] < 0.05, "of twice 4 candidates, on noise"
     assert min(found["float8"]["n 128"]["ms"].values()) > 0
     assert found["float8"]["n 128"]["said"] == []
-    assert found["job"]["killed = whole"] is True
-    assert found["job"]["killed"]["attempts"][0][0] == "lost"
     assert "| 16 | 128 | 4 | 64 |" in said
     assert "| 16 | 128 | 4 | 64 |" in (tmp_path / "gpu_check.md").read_text()
+
+
+def test_a_job_is_killed_and_resumed(tmp_path: Path) -> None:
+    _, found = check(tmp_path, "--only", "job")
+    assert "error" not in found["job"], found["job"]
+    assert found["job"]["killed = whole"] is True
+    assert found["job"]["killed"]["attempts"][0][0] == "lost"
 
 
 def test_a_part_that_does_not_end_is_told(tmp_path: Path) -> None:
