@@ -7,8 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch._dynamo.config
-import torch._dynamo.exc
 from jaxtyping import Float
 from torch import Tensor
 
@@ -27,7 +25,6 @@ _STEPS_BETWEEN_LOOKS = 32
 
 _GRAPHS = 1024
 """Graphs of one process: three for each job of another shape, and torch would give up after the eighth."""
-_FAILURES = (torch._dynamo.exc.TorchDynamoException, torch._dynamo.exc.FailOnRecompileLimitHit)
 
 
 def stepper(
@@ -50,6 +47,13 @@ def stepper(
     step = CompiledStep(config, state, say=say, folder=folder)
     step.compile_first_graph(state)
     return step, "compiled" if step.failed is None else f"plain; {step.failed}"
+
+
+def _failures() -> tuple[type[Exception], ...]:
+    """Return what torch.compile raises where it fails; importing them takes seconds that a CPU's trainer can save."""
+    from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
+
+    return TorchDynamoException, FailOnRecompileLimitHit
 
 
 class CompiledStep:
@@ -91,7 +95,7 @@ class CompiledStep:
                 with torch._dynamo.config.patch(recompile_limit=_GRAPHS, accumulated_recompile_limit=_GRAPHS):
                     self._step(state, batch)
                 return
-            except _FAILURES as error:  # raised before anything is computed
+            except _failures() as error:  # raised before anything is computed
                 self.failed = f"{type(error).__name__}: {str(error).strip().splitlines()[0][:200]}"
                 self._say(f"torch.compile failed, training goes on without it: {self.failed}")
         train_step(state, batch, config)
