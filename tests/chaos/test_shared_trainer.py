@@ -16,7 +16,7 @@ Curve = list[tuple[float, ...]]
 
 def jobs(subject: Path) -> list[JobConfig]:
     """Return jobs of different size, sparsity, activation, seed, learning rate and layer on one stream."""
-    config = small_config(subject, max_tokens=LONG).model_dump()
+    config = small_config(subject, max_tokens=LONG // 2).model_dump()
     parts: tuple[dict[str, Any], ...] = (
         {},
         {"sae": {"n_latents": 48, "k": 2, "activation": "relu"}, "optimizer": {"lr": 0.003, "ema": 0.9}},

@@ -16,7 +16,7 @@ from orchestrator.database.models import ConvergenceRow
 from orchestrator.database.schema import upgrade
 from orchestrator.settings import Settings
 from tests import servers
-from tests.small_world import LONG, World, make_subject, small_config, small_world
+from tests.small_world import LONG, SYNTHETIC, World, small_config, small_world
 
 MakeWorld = Callable[..., World]
 
@@ -29,8 +29,8 @@ class Whole(NamedTuple):
 
 
 @pytest.fixture(scope="session")
-def subject(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_subject(tmp_path_factory.mktemp("subject"))
+def subject() -> Path:
+    return SYNTHETIC
 
 
 @pytest.fixture(scope="session")

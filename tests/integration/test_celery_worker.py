@@ -9,7 +9,7 @@ import pytest
 from orchestrator import dispatch
 from orchestrator.settings import Settings
 from tests import servers
-from tests.small_world import LONG, World, make_subject, small_config, small_world
+from tests.small_world import LONG, SYNTHETIC, World, small_config, small_world
 
 NEVER = 600.0
 
@@ -22,14 +22,11 @@ def world(postgres_settings: Settings, redis_url: str, tmp_path: Path) -> Iterat
         yield made
 
 
-def test_a_wake_up_reaches_an_idle_worker_and_the_sweep_finishes(
-    world: World, tmp_path_factory: pytest.TempPathFactory
-) -> None:
-    subject = make_subject(tmp_path_factory.mktemp("subject"))
+def test_a_wake_up_reaches_an_idle_worker_and_the_sweep_finishes(world: World) -> None:
     worker = world.work("--name", "celery")
     world.wait(lambda: "wake-ups come from redis://" in world.said(), 30)
     time.sleep(1)
-    jobs = world.enqueue(*(small_config(subject, max_tokens=2048, n_latents=n) for n in (32, 48)))
+    jobs = world.enqueue(*(small_config(SYNTHETIC, max_tokens=2048, n_latents=n) for n in (32, 48)))
     woken_at = time.monotonic()
     assert dispatch.wake(world.settings, jobs)
     world.wait(lambda: world.job(jobs[0]).state == "running", 10)
@@ -42,11 +39,8 @@ def test_a_wake_up_reaches_an_idle_worker_and_the_sweep_finishes(
     assert "Traceback" not in world.said()
 
 
-def test_f19_sigterm_in_training_checkpoints_and_a_second_worker_takes_over(
-    world: World, tmp_path_factory: pytest.TempPathFactory
-) -> None:
-    subject = make_subject(tmp_path_factory.mktemp("subject"))
-    (job,) = world.enqueue(small_config(subject, max_tokens=LONG))
+def test_f19_sigterm_in_training_checkpoints_and_a_second_worker_takes_over(world: World) -> None:
+    (job,) = world.enqueue(small_config(SYNTHETIC, max_tokens=LONG))
     first = world.work("--name", "first")
     world.wait(lambda: world.is_in_training(job, 1))
     first.terminate()
@@ -63,7 +57,7 @@ def test_f11_with_the_broker_away_workers_poll(postgres_settings: Settings, tmp_
     away = f"redis://127.0.0.1:{servers.free_port()}/0"
     service = {"database_url": postgres_settings.database_url, "broker_url": away}
     with small_world(tmp_path / "home", **service) as world:
-        (job,) = world.enqueue(small_config(tmp_path))
+        (job,) = world.enqueue(small_config(SYNTHETIC))
         assert not dispatch.wake(world.settings, [job])
         worker = world.work()
         world.wait(lambda: world.job(job).attempt == 1, 30)

@@ -26,7 +26,7 @@ def subject(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_subject(tmp_path_factory.mktemp("subject"))
 
 
-@pytest.mark.parametrize("name", ["a?1", "%41", "a%3F", "ü #+&;", "a b", "sqlite:x"])
+@pytest.mark.parametrize("name", ["a?1 %41 %3F", "ü #+&;", "sqlite:x"])
 def test_everything_is_in_the_folder_of_that_name(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

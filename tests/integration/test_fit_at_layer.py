@@ -1,4 +1,4 @@
-"""`--layer` on SAEs of several layers: fits, forecasts and reports of the curve of one of them; on both databases."""
+"""`--layer` on SAEs of several layers: fits, forecasts and reports of the curve of one of them."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -20,6 +20,8 @@ from orchestrator.sweep.sweep import Sweep
 from tests.law_database import D_MODEL, config, curve, points
 from tests.queue_shorthand import claim, result
 from tests.worker_shorthand import items, let_commands_reach
+
+pytestmark = pytest.mark.databases("sqlite")  # but what is read of a layer is read on both
 
 Capture = pytest.CaptureFixture[str]
 SIZES = (128, 256, 512, 1024, 2048)
@@ -67,6 +69,7 @@ def layer_point(layer: int, fvu: float) -> LayerPoint:
     return LayerPoint(layer, fvu, 8.0, 0.25)
 
 
+@pytest.mark.databases("sqlite", "postgresql")
 def test_a_job_at_a_layer_is_measured_as_one_that_was_trained_there_alone(engine: Engine) -> None:
     trained(engine, 512, [0, 3])
     trained(engine, 512, [3], name="alone")

@@ -7,21 +7,18 @@ import pytest
 
 from orchestrator import results
 from orchestrator.cli.main import run
-from tests.small_world import make_subject, small_config, small_world
+from tests.small_world import LONG, SYNTHETIC, small_config, small_world
 from tests.worker_shorthand import silence
 
 
-def test_real_workers_are_seen_drained_and_stopped(
-    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    subject = make_subject(tmp_path_factory.mktemp("a subject"))
+def test_real_workers_are_seen_drained_and_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with small_world(tmp_path / "home", jobs_per_trainer=1, log_format="json") as world:
 
         def members() -> dict[str, tuple[str, int]]:
             return {row.name: (row.state, len(row.jobs)) for row in results.registered_workers(world.engine)}
 
         monkeypatch.setenv("ORCH_HOME", str(world.settings.home))
-        jobs = world.enqueue(*(small_config(subject, max_tokens=131_072, n_latents=n) for n in (32, 48, 64)))
+        jobs = world.enqueue(*(small_config(SYNTHETIC, max_tokens=LONG, n_latents=n) for n in (32, 48, 64)))
         first, second = world.work("--name", "first"), world.work("--name", "second")
         world.wait(lambda: members() == {"first": ("at work", 1), "second": ("at work", 1)})
         assert run(["queue", "pause"]) == 0

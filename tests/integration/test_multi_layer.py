@@ -63,7 +63,7 @@ def test_in_company_and_from_a_cache_it_draws_the_same_curve(subject: Path, tmp_
 
 
 def test_killed_it_resumes_bit_for_bit_and_tells_every_layer(subject: Path, tmp_path: Path) -> None:
-    config = multi(subject, max_tokens=LONG)
+    config = multi(subject, max_tokens=LONG // 2)
     with small_world(tmp_path / "undisturbed") as world:
         (undisturbed,) = trained(world, config)
     with small_world(tmp_path / "killed") as world:

@@ -17,7 +17,7 @@ from orchestrator.database.schema import make_folder, open_database
 from orchestrator.settings import Settings
 from orchestrator.storage import garbage
 from tests.queue_shorthand import claim, enqueue, point, result
-from tests.small_world import LONG, small_config, small_world
+from tests.small_world import LONG, SYNTHETIC, small_config, small_world
 from worker.tracking.shipper import sync
 
 
@@ -88,9 +88,9 @@ def test_gc_knows_artifacts_that_are_on_another_disk(engine: Engine, settings: S
 
 
 @pytest.mark.parametrize("way", ["elsewhere", "up and out", "link"])
-def test_a_job_goes_on_from_no_checkpoint_outside_its_folder(way: str, subject: Path, tmp_path: Path) -> None:
+def test_a_job_goes_on_from_no_checkpoint_outside_its_folder(way: str, tmp_path: Path) -> None:
     with small_world(tmp_path / "home") as world:
-        (job,) = world.enqueue(small_config(subject, max_tokens=LONG), max_failures=1)
+        (job,) = world.enqueue(small_config(SYNTHETIC, max_tokens=LONG), max_failures=1)
         first = world.work()
         world.wait(lambda: world.is_in_training(job, 1))
         world.wait(lambda: len(world.rows(select(CheckpointRow.uri))) > 1)
