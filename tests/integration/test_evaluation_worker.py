@@ -2,7 +2,9 @@
 
 import math
 import re
+import shutil
 import signal
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
@@ -27,6 +29,22 @@ CHEAP = EvaluationPlan(metrics=("reconstruction", "downstream", "structure"))
 @pytest.fixture(scope="module")
 def subject(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_subject(tmp_path_factory.mktemp("a subject"))
+
+
+@pytest.fixture(scope="module")
+def home_of_two(subject: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a data folder with two SAEs, to be copied."""
+    home = tmp_path_factory.mktemp("two") / "home"
+    with small_world(home) as world:
+        world.enqueue(*(small_config(subject, n_latents=n, max_tokens=4_096) for n in (16, 32)))
+        assert world.work("--until-empty").wait(120) == 0, world.said()
+    return home.rename(home.with_name("kept"))  # where rows name files that are not there, a copy's own are taken
+
+
+@pytest.fixture
+def world_of_two(home_of_two: Path, tmp_path: Path) -> Iterator[World]:
+    with small_world(shutil.copytree(home_of_two, tmp_path / "home", symlinks=True)) as world:
+        yield world
 
 
 def scores(world: World, job_id: int) -> dict[tuple[str, str, str], float]:
@@ -89,48 +107,40 @@ def test_a_trainer_measures_what_it_has_trained_and_a_process_of_its_own_finds_t
     assert found["together"] == found["apart"], "bit for bit"
 
 
-def test_killed_again_and_again_every_family_is_stored_once(subject: Path, tmp_path: Path) -> None:
+def test_killed_again_and_again_every_family_is_stored_once(world_of_two: World) -> None:
+    world = world_of_two
     plan = EvaluationPlan(metrics=("reconstruction", "downstream", "structure", "ablation", "n2g"))
-    with small_world(tmp_path / "home") as world:
-        world.enqueue(*(small_config(subject, n_latents=n, max_tokens=4_096) for n in (16, 32)))
-        assert world.work("--until-empty").wait(120) == 0, world.said()
-        asked = [
-            one.job_id for one in queue.evaluate(world.engine, plan, [sae.id for sae in saes.entries(world.engine)])
-        ]
-        jobs = [job for job in asked if job is not None]
-        for n_families in (1, 3):
-            worker = world.work()
-            world.wait(partial(has_measured, world, n_families))
-            victim = psutil.Process(worker.pid)
-            for process in (*victim.children(recursive=True), victim):
-                process.kill()
-            worker.wait()
-        assert world.work("--until-empty").wait(200) == 0, world.said()
-        for job in jobs:
-            assert world.job(job).state == "succeeded", world.said()
-            families = world.rows(
-                select(MeasuredFamily.family, MeasuredFamily.state).where(MeasuredFamily.job_id == job)
-            )
-            assert sorted(tuple(row) for row in families) == sorted((family, "measured") for family in plan.metrics)
-            assert all(value is None or math.isfinite(value) for value in scores(world, job).values())
-        assert any(world.job(job).attempt > 1 for job in jobs)
-
-
-def test_a_worker_that_is_told_to_stop_hands_an_evaluation_back(subject: Path, tmp_path: Path) -> None:
-    with small_world(tmp_path / "home") as world:
-        world.enqueue(small_config(subject, max_tokens=4_096))
-        assert world.work("--until-empty").wait(120) == 0, world.said()
-        (job,) = [one.job_id for one in queue.evaluate(world.engine, CHEAP, [1])]
-        assert job is not None
+    asked = [one.job_id for one in queue.evaluate(world.engine, plan, [sae.id for sae in saes.entries(world.engine)])]
+    jobs = [job for job in asked if job is not None]
+    for n_families in (1, 3):
         worker = world.work()
-        world.wait(lambda: world.job(job).state == "running")
-        worker.send_signal(signal.SIGTERM)
-        assert worker.wait(60) == 0, world.said()
-        assert "writing a checkpoint" not in world.said(), "an evaluation has none"
-        outcomes = [row.outcome for row in world.rows(select(Attempt.outcome).where(Attempt.job_id == job))]
-        assert outcomes in (["preempted"], ["evaluated"]), outcomes
-        assert world.work("--until-empty").wait(120) == 0, world.said()
-        assert world.job(job).state == "succeeded"
+        world.wait(partial(has_measured, world, n_families))
+        victim = psutil.Process(worker.pid)
+        for process in (*victim.children(recursive=True), victim):
+            process.kill()
+        worker.wait()
+    assert world.work("--until-empty").wait(200) == 0, world.said()
+    for job in jobs:
+        assert world.job(job).state == "succeeded", world.said()
+        families = world.rows(select(MeasuredFamily.family, MeasuredFamily.state).where(MeasuredFamily.job_id == job))
+        assert sorted(tuple(row) for row in families) == sorted((family, "measured") for family in plan.metrics)
+        assert all(value is None or math.isfinite(value) for value in scores(world, job).values())
+    assert any(world.job(job).attempt > 1 for job in jobs)
+
+
+def test_a_worker_that_is_told_to_stop_hands_an_evaluation_back(world_of_two: World) -> None:
+    world = world_of_two
+    (job,) = [one.job_id for one in queue.evaluate(world.engine, CHEAP, [1])]
+    assert job is not None
+    worker = world.work()
+    world.wait(lambda: world.job(job).state == "running")
+    worker.send_signal(signal.SIGTERM)
+    assert worker.wait(60) == 0, world.said()
+    assert "writing a checkpoint" not in world.said(), "an evaluation has none"
+    outcomes = [row.outcome for row in world.rows(select(Attempt.outcome).where(Attempt.job_id == job))]
+    assert outcomes in (["preempted"], ["evaluated"]), outcomes
+    assert world.work("--until-empty").wait(120) == 0, world.said()
+    assert world.job(job).state == "succeeded"
 
 
 def test_an_sae_whose_files_are_gone_fails_alone_and_says_so(subject: Path, tmp_path: Path) -> None:
