@@ -74,7 +74,7 @@ def scores(
     engine: Engine, selectors: Sequence[str] = (), *, metrics: Sequence[str] = (), stale: bool = False,
     replaced: bool = False,
 ) -> list[ScoreEntry]:  # fmt: skip
-    """Return scores by SAE, family and metric: of each SAE, metric, variant and text the newest.
+    """Return scores by SAE, family and metric: of each SAE, metric, variant, text and number of tokens the newest.
 
     `selectors`: those of `results.find_saes`; none: every SAE that is shown. `metrics`: names of metrics or families.
     `stale`: also those of an SAE before its job was extended. `replaced`: also those that a newer one stands for.
@@ -100,16 +100,20 @@ def scores(
             ):
                 one = _entry(row, by_id[row.sae_id], tokens, text)
                 if stale or not one.is_stale:
-                    key = (one.sae_id, one.family, one.metric, one.variant, text, one.is_stale and row.sae_attempt)
+                    measured_on = (text, tokens, one.is_stale and row.sae_attempt)
+                    key = (one.sae_id, one.family, one.metric, one.variant, measured_on)
                     found[(*key, row.id) if replaced else key] = one
     at = {sae_id: number for number, sae_id in enumerate(ids)}
-    return sorted(found.values(), key=lambda one: (at[one.sae_id], _rank(one.family), one.measured_on or ""))
+    return sorted(
+        found.values(), key=lambda one: (at[one.sae_id], _rank(one.family), one.measured_on or "", one.tokens or 0)
+    )
 
 
 def wide(rows: Sequence[ScoreEntry], *, variants: bool = False) -> list[dict[str, Any]]:
-    """Return a row for each SAE and text, its scores under their names; with `variants` those of every variant.
+    """Return a row for each SAE, text and number of tokens, its scores under their names.
 
-    The uncertainty of a score is beside it, as NAME_std_error, or as NAME_low and NAME_high.
+    With `variants` those of every variant. The uncertainty of a score is beside it, as NAME_std_error, or as NAME_low
+    and NAME_high.
     """
     told = [row for row in rows if variants or not row.variant]
     names = list(dict.fromkeys(row.column for row in told))
@@ -117,7 +121,7 @@ def wide(rows: Sequence[ScoreEntry], *, variants: bool = False) -> list[dict[str
     found: dict[Any, dict[str, Any]] = {}
     for row in told:
         own = ("sae", "sweep", "subject", "place", "n_latents", "k", "l0", "tokens", "measured_on")
-        key = (row.sae_id, row.measured_on, row.is_stale)
+        key = (row.sae_id, row.measured_on, row.tokens, row.is_stale)
         values = found.setdefault(key, {name: getattr(row, name) for name in own} | _empty(sure))
         values[row.column] = row.value
         for part in sure[row.column]:

@@ -40,7 +40,8 @@ class Comparison(NamedTuple):
 def compare(rows: Sequence[JobMeasurement], value: Value) -> list[Comparison]:
     """Compare every other activation with TopK at the L0 of each of TopK's jobs, at the same place and n.
 
-    `value` gives the metric of a job, which must be positive; jobs without it are left out.
+    `value` gives the metric of a job, the lower the better, which must be positive; jobs without it are left out. Of
+    TopK's jobs of one k and seed, at several learning rates perhaps, the best counts.
     """
     known = [row for row in rows if row.n_latents and _is_positive(row.l0) and _is_positive(value(row))]
     grounds = [name for name in differing(known) if name != "activation"]
@@ -48,12 +49,18 @@ def compare(rows: Sequence[JobMeasurement], value: Value) -> list[Comparison]:
     for where, n_latents in sorted({(place(row, grounds), row.n_latents or 0) for row in known}):
         here = [row for row in known if (place(row, grounds), row.n_latents) == (where, n_latents)]
         for k in sorted({row.k for row in here if row.activation == BASELINE}):
-            base = {row.seed: row for row in here if row.activation == BASELINE and row.k == k}
+            base = _best([row for row in here if row.activation == BASELINE and row.k == k], value)
             for other in sorted({row.activation for row in here} - {BASELINE}):
                 pairs = _pairs(base, [row for row in here if row.activation == other], value)
                 if pairs:
                     found.append(_comparison(where, other, n_latents, pairs, value))
     return found
+
+
+def _best(rows: Sequence[JobMeasurement], value: Value) -> dict[int, JobMeasurement]:
+    """Return the job of each seed whose metric is the lowest."""
+    ranked = sorted(rows, key=lambda row: (value(row) or 0.0, row.job_id), reverse=True)
+    return {row.seed: row for row in ranked}
 
 
 class _Pair(NamedTuple):

@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from orchestrator import queue, results, saes
+from orchestrator.cli.main import run
 from orchestrator.config.validation import parse
 from orchestrator.errors import ConfigError, NotFound, StateError, StorageError
 from orchestrator.saes import SaeEntry
@@ -294,3 +295,17 @@ def test_a_hub_takes_an_sae_and_gives_it_back(world: World, subject: Path, tmp_p
     environ["HF_ENDPOINT"] = "http://127.0.0.1:9"
     code, said = orch("export", "2", str(tmp_path / "later"), "--push", "org/one")
     assert (code, "cannot be reached" in said, (tmp_path / "later" / "cfg.json").exists()) == (5, True, True)
+
+
+def test_a_relative_folder_of_a_subject_is_kept_as_an_absolute_one(
+    world: World, subject: Path, exported: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker elsewhere reads it there; one that is gone is then no model of the hub."""
+    for name, value in world.environ.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.chdir(subject.parent)
+    assert run([
+        "sae", "import", str(exported), "--name", "from-here", "--subject", subject.name, "--data",
+        f"{subject.name}/text.txt", "--tokens", "4096",
+    ]) == 0  # fmt: skip
+    assert entry(world, "sae:from-here").facts.subject == str(subject.resolve())

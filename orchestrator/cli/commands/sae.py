@@ -72,19 +72,33 @@ def show(*, selector: str, output: str | None) -> None:
             terminal.echo(line)
 
 
+def _read_here(key: str) -> Callable[[click.Context, click.Parameter, str | None], str | None]:
+    """Return how an option is read that a sweep file has as `key`: a folder as its absolute path."""
+
+    def read(_context: click.Context, _option: click.Parameter, value: str | None) -> str | None:
+        from orchestrator.sweep.assignments import read_value
+
+        found: str | None = read_value(key, value, (Path.cwd(),))
+        return found
+
+    return read
+
+
 def _subject_options(command: _Decorated) -> _Decorated:
     """Give a command the options that say which activations of which text an SAE is measured on."""
     for option in (
         click.option("--device", help="Where to compute: cpu, cuda or cuda:N."),
         click.option("--tokens", type=click.IntRange(4096), help="Measure on so many tokens (default: 16,384)."),
         click.option("--context", type=click.IntRange(2), help="Tokens per context, where its files do not say."),
-        click.option("--data", help="The text: as data.source of a sweep file. Best what the SAE was trained on."),
+        click.option("--data", callback=_read_here("data.source"),
+                     help="The text: as data.source of a sweep file. Best what the SAE was trained on."),
         click.option("--hook", help="The module whose output it reads, by its name in the model."),
         click.option("--site", type=click.Choice(sorted(SITES)), help="What it reads at that block."),
         click.option("--layer", type=click.IntRange(0), help="The block it reads, counted from 0."),
         click.option("--revision", help="Branch, tag or commit of the subject."),
-        click.option("--subject", help="The language model: a hub name or a folder."),
-    ):
+        click.option("--subject", callback=_read_here("subject.model"),
+                     help="The language model: a hub name or a folder."),
+    ):  # fmt: skip
         command = option(command)
     return command
 

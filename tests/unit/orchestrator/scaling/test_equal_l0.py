@@ -54,6 +54,13 @@ def test_the_interval_is_students_over_the_seeds() -> None:
     assert found.ratio == pytest.approx([math.exp(mean + at * 2.919986 * error) for at in (0, -1, 1)], rel=1e-6)
 
 
+def test_of_several_rates_of_topk_the_best_counts_whatever_the_order() -> None:
+    rows = [job("topk", 8.0, 0.2), job("topk", 8.0, 0.6), job("relu", 8.0, 0.3)]
+    for order in (rows, rows[::-1]):
+        (found,) = compare(order, delta_ce)
+        assert found.ratio.value == pytest.approx(1.5)
+
+
 def test_nothing_is_said_beyond_the_other_jobs_nor_of_jobs_without_the_metric() -> None:
     topk = job("topk", 8.0, 1.0)
     assert compare([topk, job("relu", 9.0, 1.0), job("relu", 30.0, 1.0)], delta_ce) == []

@@ -60,7 +60,9 @@ def hand_made(vectors: Tensor, labels: Tensor, n_train: int) -> TaskSet:
 
 def test_the_shipped_tasks_end_to_end(tmp_path: Path) -> None:
     phases: list[tuple[str, float]] = []
-    context = context_of(tmp_path, lambda phase, share: phases.append((phase, share)), **FEW, context_length=48)
+    context = context_of(
+        tmp_path, lambda phase, share: phases.append((phase, share)), **FEW, k=(1, 2, 300), context_length=48
+    )
     tasks = ("in_string", "in_comment", "in_decorator", "in_class_body", "after_return")
     generator = torch.Generator().manual_seed(0)
     saes = [relu_sae(torch.randn(128, n, generator=generator)) for n in (64, 200)]
@@ -84,6 +86,9 @@ def test_the_shipped_tasks_end_to_end(tmp_path: Path) -> None:
         gain = values["probe_loss", "channels"].value - values["probe_loss", ""].value
         assert values["probe_gain", "channels"].value == pytest.approx(gain)
         assert values["probe_loss", "task=in_comment"].details["latent"] < sae.facts.n_latents
+    for one, most in zip(found, (64, 200), strict=True):
+        left_out = scores(one)["probe_loss", ""].details["left_out"]
+        assert left_out == {"k=300": f"sparse probes choose from {most} latents"}
     assert scores(found[0])["probe_loss", "channels"] == scores(found[1])["probe_loss", "channels"]
     shares = [share for _, share in phases]
     assert shares == sorted(shares)
