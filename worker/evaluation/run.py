@@ -91,7 +91,8 @@ class EvaluationRun:
         self._device = torch.device(choose(order.device))
         in_c = order.compile != "off" and order.compile_folder and self._device.type == "cpu"
         use(Path(order.compile_folder) / "kernels" if in_c else None)
-        self._dropped: set[int] = set()
+        self._over: set[int] = set()
+        """Jobs that have ended, or that the supervisor has asked to drop."""
 
     def run(self) -> None:
         """Measure everything.
@@ -115,7 +116,7 @@ class EvaluationRun:
 
     def _started(self, assignment: EvaluationAssignment, facts: Mapping[str, Any]) -> EvaluationJob | None:
         """Load the SAE of a job, and report that it is measured; return None where it cannot be, which is reported."""
-        if assignment.job_id in self._dropped:
+        if assignment.job_id in self._over:
             return None
         self._channel.alive(0, phase="starting")
         with _isolated(partial(self._fail, assignment.job_id)):
@@ -149,16 +150,18 @@ class EvaluationRun:
 
         def fail(error: Exception) -> None:  # the place may be missing from the model: other places are not
             for job in jobs:
-                self._fail(job.job_id, error)
+                if job.job_id not in self._over:
+                    self._fail(job.job_id, error)
 
         with _isolated(fail):
             places = Places.of(self._context(jobs, subject, text))
             for family in registry.in_order():
                 sharing = sorted((job for job in jobs if family in job.to_do), key=lambda job: _options(job, family))
                 for _, group in groupby(sharing, key=lambda job: _options(job, family)):
-                    self._measure_family(family, [job for job in group if job.job_id not in self._dropped], places)
-            for job in jobs:
-                self._end(job)
+                    self._measure_family(family, [job for job in group if job.job_id not in self._over], places)
+                for job in jobs:
+                    if not job.to_do or job.to_do[-1] == family:  # its companions may have hours before them
+                        self._end(job)
             if (refusal := places.whole.store.refusal) is not None:
                 print(f"warning: not kept for later evaluations: {refusal.message}", flush=True)
 
@@ -170,7 +173,8 @@ class EvaluationRun:
 
         def progress(phase: str, share: float) -> None:
             for job in jobs:
-                self._channel.alive(job.tokens_done(share), job.job_id, phase=phase)
+                if job.job_id not in self._over:
+                    self._channel.alive(job.tokens_done(share), job.job_id, phase=phase)
             self._leave_requested()
 
         if subject is None or text is None:
@@ -214,7 +218,7 @@ class EvaluationRun:
     ) -> None:  # fmt: skip
         if isinstance(found, NotMeasured):
             raise found.error
-        if job.job_id in self._dropped:
+        if job.job_id in self._over:
             return
         scored = Scored(
             family=family,
@@ -233,12 +237,13 @@ class EvaluationRun:
         failure = Failure.of(error)
         if failure.code in _POSTPONED:
             job.postponed = failure
-        elif job.job_id not in self._dropped:
+        elif job.job_id not in self._over:
             self._channel.send(NotScored(family, failure.kind, failure.message, failure.hint), job.job_id)
 
     def _end(self, job: EvaluationJob) -> None:
-        if job.job_id not in self._dropped:
+        if job.job_id not in self._over:
             self._channel.send(job.postponed or Evaluated(time.monotonic() - job.began), job.job_id)
+            self._over.add(job.job_id)
 
     def _fail(self, job_id: int, error: Exception) -> None:
         self._channel.send(Failure.of(error), job_id)
@@ -246,7 +251,7 @@ class EvaluationRun:
     def _leave_requested(self) -> None:
         """Measure no more of the jobs that the supervisor asks to drop: what is measured of them is stored already."""
         for request in self._channel.drop_requests():
-            self._dropped.add(request.job_id)
+            self._over.add(request.job_id)
             self._channel.send(Left(0), request.job_id)
 
 

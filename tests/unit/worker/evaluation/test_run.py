@@ -217,6 +217,16 @@ def test_a_dropped_job_is_left_and_the_others_go_on(tmp_path: Path, channel: Cha
     assert [type(message) for message in channel.of(1)] == [Started, Scored, Scored, Evaluated]
 
 
+def test_an_evaluation_ends_with_its_own_last_family(tmp_path: Path, channel: Channel) -> None:
+    asked = order(tmp_path, 1, 3, metrics=["reconstruction", "structure"])
+    few = replace(asked.jobs[0], measured=("structure",))
+    run(replace(asked, jobs=(few, asked.jobs[1])), channel)
+    said = [(job, type(message)) for job, message in channel.said]
+    assert said.index((1, Evaluated)) < max(at for at, one in enumerate(said) if one == (3, Scored))
+    assert [said.count((job, Evaluated)) for job in (1, 3)] == [1, 1]
+    assert [said.count((job, Scored)) for job in (1, 3)] == [1, 2]
+
+
 def test_an_order_that_has_nothing_left_to_measure_ends(tmp_path: Path, channel: Channel) -> None:
     run(order(tmp_path, 1, metrics=["reconstruction"], measured=["reconstruction"]), channel)
     assert [type(message) for message in channel.of(1)] == [Started, Evaluated]
