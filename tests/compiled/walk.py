@@ -19,7 +19,7 @@ D_MODEL, BATCH, N_STEPS = 15, 32, 40
 
 
 def many() -> dict[str, Any]:
-    """Train jobs of other sizes side by side, until their latents have died: more graphs than torch's limit of eight."""
+    """Train jobs of other sizes side by side until their latents have died: more graphs than torch has by default."""
     x = torch.randn(N_STEPS * BATCH, D_MODEL, generator=torch.Generator().manual_seed(0))
     failed = []
     for n_latents in range(90, 96):
