@@ -18,7 +18,7 @@ from orchestrator.errors import StorageError
 from tests import servers
 from tests.faults.conftest import MakeWorld
 from tests.faults.proxy import Proxy, proxy
-from tests.faults.test_tracking_store import answers, tracking_server
+from tests.faults.test_tracking_store import QUICK, answers, tracking_server
 from tests.small_world import ENDLESS, ROOT, World, is_gone, small_config, trainers
 
 
@@ -55,7 +55,8 @@ def test_a_worker_whose_database_never_answers_saves_and_stops(
     world = make_world(database_url=database_url)
     (job,) = world.enqueue(small_config(subject, max_tokens=ENDLESS))
     through = {"ORCH_DATABASE_URL": between.before(database_url), "ORCH_OUTAGE_SECONDS": "1"}
-    worker = world.work(**through)
+    _hold(world).touch()
+    worker = _work_quickly(world, **through)
     world.wait(lambda: world.is_in_training(job, 1))
     (trainer,) = trainers(worker)
     between.is_stalled = True
@@ -74,10 +75,20 @@ def test_a_worker_whose_database_never_answers_saves_and_stops(
     assert "Another process holds" not in done.stderr
 
 
+def _hold(world: World) -> Path:
+    return world.settings.home / "hold"
+
+
+def _work_quickly(world: World, **variables: str) -> "subprocess.Popen[bytes]":
+    """Start a worker whose trainers only count, and wait before their end while there is a file to hold them."""
+    return world.work(**QUICK, ORCH_STEPS="10", ORCH_HOLD=str(_hold(world)), **variables)
+
+
 def check_nothing_waits(world: World, worker: "subprocess.Popen[bytes]", subject: Path) -> None:
     """While MLflow does not answer a job ends, another is trained, and the worker stops in time and says what lacks."""
     (short,) = world.enqueue(small_config(subject, max_tokens=4096), name="short")
     world.wait_state(short, "succeeded")
+    _hold(world).touch()  # the next one does not end by itself
     (long,) = world.enqueue(small_config(subject, max_tokens=ENDLESS), name="long")
     world.wait(lambda: world.is_in_training(long, 1))
     worker.terminate()
@@ -97,7 +108,7 @@ def test_an_mlflow_that_never_answers_delays_no_job_and_no_stop(
         world.wait(lambda: answers(url), 120)
         mlflow.is_stalled = True
         way = {"ORCH_TRACKING_URL": mlflow.before(url)}
-        check_nothing_waits(world, world.work(**way), subject)
+        check_nothing_waits(world, _work_quickly(world, **way), subject)
         mlflow.is_stalled = False
 
 
@@ -111,7 +122,7 @@ def test_an_mlflow_whose_database_never_answers_delays_no_job_and_no_stop(
     with tracking_server(tmp_path, store) if is_served else nullcontext(store) as url:
         if is_served:
             world.wait(lambda: answers(url), 120)
-        worker = world.work(ORCH_TRACKING_URL=url)
+        worker = _work_quickly(world, ORCH_TRACKING_URL=url)
         (first,) = world.enqueue(small_config(subject, max_tokens=4096))
         world.wait(lambda: world.job(first).mlflow_run_id is not None, 120)
         between.is_stalled = True

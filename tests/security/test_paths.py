@@ -17,7 +17,7 @@ from orchestrator.database.schema import make_folder, open_database
 from orchestrator.settings import Settings
 from orchestrator.storage import garbage
 from tests.queue_shorthand import claim, enqueue, point, result
-from tests.small_world import LONG, SYNTHETIC, small_config, small_world
+from tests.small_world import LONG, SYNTHETIC, World, small_config, small_world
 from worker.tracking.shipper import sync
 
 
@@ -87,29 +87,47 @@ def test_gc_knows_artifacts_that_are_on_another_disk(engine: Engine, settings: S
     assert _collect(engine, settings) == [settings.home / "artifacts" / job / "1" / "100"]
 
 
-@pytest.mark.parametrize("way", ["elsewhere", "up and out", "link"])
-def test_a_job_goes_on_from_no_checkpoint_outside_its_folder(way: str, tmp_path: Path) -> None:
+WAYS = ("elsewhere", "up and out", "link")
+
+
+def test_a_job_goes_on_from_no_checkpoint_outside_its_folder(tmp_path: Path) -> None:
     with small_world(tmp_path / "home") as world:
-        (job,) = world.enqueue(small_config(SYNTHETIC, max_tokens=LONG), max_failures=1)
+        configs = (small_config(SYNTHETIC, max_tokens=LONG // 2, n_latents=48 + 16 * at) for at in range(len(WAYS)))
+        jobs = world.enqueue(*configs, max_failures=1)
         first = world.work()
-        world.wait(lambda: world.is_in_training(job, 1))
-        world.wait(lambda: len(world.rows(select(CheckpointRow.uri))) > 1)
+        world.wait(lambda: [world.is_in_training(job, 1) for job in jobs] == [True] * len(jobs))
+        world.wait(lambda: all(len(_uris(world, job)) > 1 for job in jobs))
         first.terminate()
         assert first.wait(60) == 0, world.said()
-        row = world.rows(select(CheckpointRow.uri).order_by(CheckpointRow.tokens_seen.desc()))[0]
-        outside = tmp_path / "outside" / Path(row.uri).name
-        outside.parent.mkdir()
-        shutil.move(row.uri, outside)
-        if way == "link":
-            Path(row.uri).symlink_to(outside)
-        dotted = Path(row.uri).parent / "../../../../outside" / outside.name
-        ways = {"elsewhere": outside, "up and out": dotted}
-        with transaction(world.engine) as session:
-            session.execute(update(CheckpointRow).values(uri=str(ways.get(way, row.uri))))
+        newest = [_led_outside(world, job, way, tmp_path) for job, way in zip(jobs, WAYS, strict=True)]
         assert world.work("--until-empty").wait(120) == 0, world.said()
-        assert world.job(job).state == "succeeded"
-        (_, resumed_at) = world.attempts(job)[1]
-        assert resumed_at not in (None, int(outside.name)), "from the other one, which its own folder proves"
+        for job, way, outside in zip(jobs, WAYS, newest, strict=True):
+            assert world.job(job).state == "succeeded", way
+            (_, resumed_at) = world.attempts(job)[1]
+            assert resumed_at not in (None, outside), f"{way}: from the other one, which its own folder proves"
+
+
+def _uris(world: World, job: int) -> list[str]:
+    """Return where the checkpoints of a job are, the newest first."""
+    query = select(CheckpointRow.uri).filter_by(job_id=job).order_by(CheckpointRow.tokens_seen.desc())
+    return [uri for (uri,) in world.rows(query)]
+
+
+def _led_outside(world: World, job: int, way: str, tmp_path: Path) -> int:
+    """Let a job's newest checkpoint lie outside its folder, in one of the ways; return its tokens."""
+    newest = Path(_uris(world, job)[0])
+    outside = tmp_path / "outside" / str(job) / newest.name
+    outside.parent.mkdir(parents=True)
+    shutil.move(newest, outside)
+    if way == "link":
+        newest.symlink_to(outside)
+    dotted = newest.parent / "../../../../outside" / str(job) / outside.name
+    assert dotted.exists(), "the way out leads there"
+    ways = {"elsewhere": outside, "up and out": dotted}
+    with transaction(world.engine) as session:
+        mine = update(CheckpointRow).where(CheckpointRow.job_id == job)
+        session.execute(mine.values(uri=str(ways.get(way, newest))))
+    return int(newest.name)
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning", "ignore::FutureWarning")
