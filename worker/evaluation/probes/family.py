@@ -42,6 +42,8 @@ def measure(
     if not sets:
         said = "; ".join(f"{name}: {why}" for name, why in left_out.items())
         raise ConfigError(f"probes.tasks: no task can be measured: {said}", hint="Name other tasks with probes.tasks.")
+    for name, why in left_out.items():
+        print(f"warning: probes: task {name} is left out: {why}", flush=True)
     baselines = [Baselines(tasks, context, options, clock.tick) for tasks in sets]
     for number, one in enumerate(saes):
         clock.begin(number, one, sets)

@@ -143,7 +143,9 @@ def test_a_planted_latent_is_found_and_one_sae_does_not_take_the_others(tmp_path
         assert values["probe_gain", "channels"].value > 0
 
 
-def test_what_cannot_be_measured_is_said_and_the_rest_arrives(tmp_path: Path) -> None:
+def test_what_cannot_be_measured_is_said_and_the_rest_arrives(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     good = table(tmp_path / "names.csv")
     (tmp_path / "one.csv").write_text("split,label,text\n" + "train,a,x\ntest,a,y\n" * 9)
     (tmp_path / "empty.csv").write_text("split,label,text\n")
@@ -155,6 +157,8 @@ def test_what_cannot_be_measured_is_said_and_the_rest_arrives(tmp_path: Path) ->
     assert left_out["one"] == "there are no examples to fit on" or "one label" in left_out["one"]
     assert left_out["empty"] == "there are no examples to fit on"
     assert "there is no file or folder" in left_out[sources[2]]
+    said = capsys.readouterr().out
+    assert all(f"warning: probes: task {name} is left out: {why}" in said for name, why in left_out.items())
     assert scores(found)["probe_loss", ""].n == 1
     wrong = ProbesOptions(tasks=sources[:2])
     plan = context.config.plan.model_copy(update={"probes": wrong})
