@@ -34,6 +34,7 @@ NUMBERS = {
     "24": 24,
     "27": 27,
     "36": 36,
+    "45": 45,
 }
 Capture = pytest.CaptureFixture[str]
 
