@@ -49,7 +49,7 @@ def test_equation_3_without_noise_is_exact() -> None:
 
 def test_the_truth_is_inside_its_interval_as_often_as_it_should_be() -> None:
     """Six sizes, errors of 0.3%: three coefficients, three degrees of freedom."""
-    fits = [fit("ln", line(N_OF_G1, noise=0.003, seed=at), n_bootstrap=400, seed=at)[0] for at in range(REPETITIONS)]
+    fits = [fit("ln", line(N_OF_G1, noise=0.003, seed=at), n_bootstrap=200, seed=at)[0] for at in range(REPETITIONS)]
     inside = {name: np.mean([name in one.coefficients and _inside(one, name, truth) for one in fits])
               for name, truth in TRUTH.items()}  # fmt: skip
     profiled = np.mean(

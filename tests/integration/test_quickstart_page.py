@@ -20,7 +20,7 @@ from tests.small_world import ROOT
 QUICKSTART, STUDY = (ROOT / "docs" / name for name in ("quickstart.md", "study.md"))
 MARK = "\x1e"
 """What the shell prints before each command's output."""
-_NUMBER = re.compile(r"[+−-]?\d[\d.,:_]*(e[+-]?\d+)?[kMG%s]?|(?<=\s)[–-](?=\s|$)")
+_NUMBER = re.compile(r"(?:\d+[dhm])*[+−-]?\d[\d.,:_]*(e[+-]?\d+)?[kMG%s]?|(?<=\s)[–-](?=\s|$)")
 _DRAWN = re.compile(r"[▁▂▃▄▅▆▇█━─╸╺]+")
 _WORKERS = re.compile(r"\b(here|other)\b")
 
@@ -78,7 +78,8 @@ def run(page: Path, folder: Path) -> list[str]:
     environ = {name: value for name, value in os.environ.items() if not name.startswith(("ORCH_", "MLFLOW_"))}
     environ |= {
         "PATH": f"{bin_folder}:{environ['PATH']}", "CLONE": str(ROOT), "PYTHONUNBUFFERED": "1", "COLUMNS": "120",
-        "HF_HUB_OFFLINE": "1", "ORCH_TRACKING_URL": "http://127.0.0.1:1",  # MLflow's own store takes seconds to make
+        # A trainer takes seconds to start, and MLflow's own store to make.
+        "HF_HUB_OFFLINE": "1", "ORCH_TRACKING_URL": "http://127.0.0.1:1", "ORCH_JOBS_PER_TRAINER": "36",
     }  # fmt: skip
     commands = [step.command for step in steps(page.read_text(encoding="utf-8"))]
     script = "\n".join(["set -e", *(line for command in commands for line in (f"printf '{MARK}'", command))])
@@ -122,6 +123,7 @@ def test_the_ladder_is_climbed_as_it_is_written(page: Path, wanted: set[str], tm
         (["at .../orch.db"], "at /somewhere/orch.db", True),
         (["job 1: here"], "job 2: other", True),
         (["█▆▁  >23.3k"], "█▁  >1.05M", True),
+        (["07:22:57  24s"], "07:22:57  1m05s", True),
         ([], "a word too many", False),
     ],
 )
