@@ -136,7 +136,7 @@ def job(place: Place) -> Iterator[dict[str, Any]]:
         started = time.perf_counter()
         chosen = place.folder / "whole" / "compile"
         if name == "killed" and chosen.exists():  # the curve is the same, bit for bit, where the kernels are
-            shutil.copytree(chosen, place.folder / "killed" / "compile", dirs_exist_ok=True)
+            shutil.copytree(chosen, place.folder / "killed" / "compile", symlinks=True, dirs_exist_ok=True)
         with small_world(place.folder / name) as world:
             (job_id,) = world.enqueue(config)
             arguments = ("--device", device, "--threads", "1")
