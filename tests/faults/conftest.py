@@ -35,8 +35,13 @@ def subject() -> Path:
 
 @pytest.fixture(scope="session")
 def whole(subject: Path, tmp_path_factory: pytest.TempPathFactory) -> Whole:
-    with small_world(tmp_path_factory.mktemp("whole") / "home") as world:
-        (job,) = world.enqueue(small_config(subject, max_tokens=LONG))
+    return train_undisturbed(tmp_path_factory.mktemp("whole") / "home", subject, LONG)
+
+
+def train_undisturbed(home: Path, subject: Path, max_tokens: int) -> Whole:
+    """Train a job from end to end."""
+    with small_world(home) as world:
+        (job,) = world.enqueue(small_config(subject, max_tokens=max_tokens))
         assert world.work("--until-empty").wait(200) == 0, world.said()
         return Whole(world.curve(job), counts(world, job))
 

@@ -2,10 +2,25 @@
 
 from pathlib import Path
 
+import pytest
+
 from orchestrator import dispatch
 from tests import servers
-from tests.faults.conftest import MakeWorld, Whole
-from tests.small_world import LONG, small_config
+from tests.faults.conftest import MakeWorld, Whole, train_undisturbed
+from tests.small_world import LONG, make_subject, small_config
+
+TOKENS = LONG // 2
+
+
+@pytest.fixture(scope="module")
+def subject(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model that reads a text: each machine packs it."""
+    return make_subject(tmp_path_factory.mktemp("subject"))
+
+
+@pytest.fixture(scope="module")
+def whole(subject: Path, tmp_path_factory: pytest.TempPathFactory) -> Whole:
+    return train_undisturbed(tmp_path_factory.mktemp("whole") / "home", subject, TOKENS)
 
 
 def test_f03_one_sweep_on_two_machines_and_one_of_them_dies(
@@ -13,7 +28,7 @@ def test_f03_one_sweep_on_two_machines_and_one_of_them_dies(
 ) -> None:
     shared = {"database_url": database_url, "broker_url": redis.url, "artifacts": tmp_path / "shared"}
     here, there = make_world("here", **shared), make_world("there", **shared)
-    configs = [small_config(subject, max_tokens=tokens) for tokens in (LONG, 2048, 4096)]
+    configs = [small_config(subject, max_tokens=tokens) for tokens in (TOKENS, 2048, 4096)]
     jobs = long, *_ = here.enqueue(*configs)
     dying = here.work("--name", "here")
     here.wait(lambda: here.is_in_training(long, 1))
