@@ -40,8 +40,8 @@ class Comparison(NamedTuple):
 def compare(rows: Sequence[JobMeasurement], value: Value) -> list[Comparison]:
     """Compare every other activation with TopK at the L0 of each of TopK's jobs, at the same place and n.
 
-    `value` gives the metric of a job, the lower the better, which must be positive; jobs without it are left out. Of
-    TopK's jobs of one k and seed, at several learning rates perhaps, the best counts.
+    `value` gives the metric of a job, which must be positive; jobs without it are left out. So are those that another
+    one of the same seed beats, which has a lower fvu at no higher L0: at several learning rates the best counts.
     """
     known = [row for row in rows if row.n_latents and _is_positive(row.l0) and _is_positive(value(row))]
     grounds = [name for name in differing(known) if name != "activation"]
@@ -49,7 +49,7 @@ def compare(rows: Sequence[JobMeasurement], value: Value) -> list[Comparison]:
     for where, n_latents in sorted({(place(row, grounds), row.n_latents or 0) for row in known}):
         here = [row for row in known if (place(row, grounds), row.n_latents) == (where, n_latents)]
         for k in sorted({row.k for row in here if row.activation == BASELINE}):
-            base = _best([row for row in here if row.activation == BASELINE and row.k == k], value)
+            base = _best([row for row in here if row.activation == BASELINE and row.k == k])
             for other in sorted({row.activation for row in here} - {BASELINE}):
                 pairs = _pairs(base, [row for row in here if row.activation == other], value)
                 if pairs:
@@ -57,10 +57,25 @@ def compare(rows: Sequence[JobMeasurement], value: Value) -> list[Comparison]:
     return found
 
 
-def _best(rows: Sequence[JobMeasurement], value: Value) -> dict[int, JobMeasurement]:
-    """Return the job of each seed whose metric is the lowest."""
-    ranked = sorted(rows, key=lambda row: (value(row) or 0.0, row.job_id), reverse=True)
-    return {row.seed: row for row in ranked}
+def _best(rows: Sequence[JobMeasurement]) -> dict[int, JobMeasurement]:
+    """Return the job of each seed whose fvu is the lowest."""
+    best: dict[int, JobMeasurement] = {}
+    for row in sorted(rows, key=lambda one: (_fvu(one), one.job_id)):
+        best.setdefault(row.seed, row)
+    return best
+
+
+def _frontier(rows: Sequence[JobMeasurement]) -> list[JobMeasurement]:
+    """Return the jobs of one seed, by L0, that none beats whose fvu is lower at no higher L0."""
+    kept: list[JobMeasurement] = []
+    for row in sorted(rows, key=lambda one: (one.l0 or 0.0, _fvu(one), one.job_id)):
+        if not kept or _fvu(row) <= _fvu(kept[-1]):
+            kept.append(row)
+    return kept
+
+
+def _fvu(row: JobMeasurement) -> float:
+    return math.inf if row.fvu is None else row.fvu
 
 
 class _Pair(NamedTuple):
@@ -74,8 +89,7 @@ class _Pair(NamedTuple):
 def _pairs(base: dict[int, JobMeasurement], others: Sequence[JobMeasurement], value: Value) -> list[_Pair]:
     pairs = []
     for seed, row in sorted(base.items()):
-        mine = sorted((one for one in others if one.seed == seed), key=lambda one: (one.l0 or 0.0, one.job_id))
-        between = _around(mine, row.l0 or 0.0)
+        between = _around(_frontier([one for one in others if one.seed == seed]), row.l0 or 0.0)
         if between is not None:
             pairs.append(_Pair(row, _interpolated(between, row.l0 or 0.0, value), between))
     return pairs

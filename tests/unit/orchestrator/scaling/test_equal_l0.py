@@ -13,9 +13,12 @@ from tests.job_measurements import measured
 _NUMBERS = count(1)
 
 
-def job(activation: str, l0: float, value: float, *, k: int = 8, seed: int = 0) -> JobMeasurement:
+def job(
+    activation: str, l0: float, value: float, *, k: int = 8, seed: int = 0, fvu: float | None = None
+) -> JobMeasurement:
     scores = {"delta_ce": Interval(value, math.nan, math.nan)}
-    return measured(256, k=k, job_id=next(_NUMBERS), activation=activation, l0=l0, seed=seed, scores=scores)
+    more = {} if fvu is None else {"fvu": fvu}
+    return measured(256, k=k, job_id=next(_NUMBERS), activation=activation, l0=l0, seed=seed, scores=scores, **more)
 
 
 def delta_ce(row: JobMeasurement) -> float | None:
@@ -54,11 +57,15 @@ def test_the_interval_is_students_over_the_seeds() -> None:
     assert found.ratio == pytest.approx([math.exp(mean + at * 2.919986 * error) for at in (0, -1, 1)], rel=1e-6)
 
 
-def test_of_several_rates_of_topk_the_best_counts_whatever_the_order() -> None:
-    rows = [job("topk", 8.0, 0.2), job("topk", 8.0, 0.6), job("relu", 8.0, 0.3)]
+def test_of_several_rates_the_best_counts_by_fvu_whatever_the_order_and_the_metric() -> None:
+    topk = [job("topk", 8.0, 0.6, fvu=0.3), job("topk", 8.0, 0.2, fvu=0.2)]
+    beaten = [job("relu", 7.0, 0.1, fvu=0.9), job("relu", 8.5, 0.1, fvu=0.8)]
+    relu = [job("relu", 4.0, 0.3, fvu=0.5), job("relu", 16.0, 0.3, fvu=0.1)]
+    rows = [*topk, *beaten, *relu]
     for order in (rows, rows[::-1]):
         (found,) = compare(order, delta_ce)
         assert found.ratio.value == pytest.approx(1.5)
+        assert found.jobs == (topk[1].job_id, *(row.job_id for row in relu))
 
 
 def test_nothing_is_said_beyond_the_other_jobs_nor_of_jobs_without_the_metric() -> None:
