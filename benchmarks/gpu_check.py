@@ -103,8 +103,7 @@ class Run:
 
     def end(self, one: Started) -> None:
         """Wait for a part, to its limit, and keep the last of what it found; of one that failed, what it said too."""
-        limit = LIMITS[one.name] * (2 if self._rehearse else 1)  # a machine that rehearses has other work beside it
-        left = min(one.at + limit, self._deadline) - time.monotonic()
+        left = min(one.at + LIMITS[one.name], self._deadline) - time.monotonic()
         try:
             out, _ = one.process.communicate(timeout=max(1.0, left))
         except subprocess.TimeoutExpired:
