@@ -55,8 +55,7 @@ def test_a_worker_whose_database_never_answers_saves_and_stops(
     world = make_world(database_url=database_url)
     (job,) = world.enqueue(small_config(subject, max_tokens=ENDLESS))
     through = {"ORCH_DATABASE_URL": between.before(database_url), "ORCH_OUTAGE_SECONDS": "1"}
-    _hold(world).touch()
-    worker = _work_quickly(world, **through)
+    worker = world.work(**through)
     world.wait(lambda: world.is_in_training(job, 1))
     (trainer,) = trainers(worker)
     between.is_stalled = True
