@@ -54,7 +54,7 @@ class Evaluations:
         self, *selectors: Selector, metrics: Sequence[str] = (), long: bool = True, variants: bool = False,
         stale: bool = False,
     ) -> "DataFrame":  # fmt: skip
-        """Return what was measured of SAEs: of each SAE, metric, variant and text the newest score.
+        """Return what was measured of SAEs: of each SAE, metric, variant, text and number of tokens the newest.
 
         `long`: a row for each score, with its uncertainty, what it is of, and details; else a row for each SAE, its
         scores the columns of `orch results -o csv`. `metrics`: names of scores, or of metric families.

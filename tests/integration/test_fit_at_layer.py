@@ -21,7 +21,7 @@ from tests.law_database import D_MODEL, config, curve, points
 from tests.queue_shorthand import claim, result
 from tests.worker_shorthand import items, let_commands_reach
 
-pytestmark = pytest.mark.databases("sqlite")  # but what is read of a layer is read on both
+pytestmark = pytest.mark.databases("sqlite")  # but what is read and stored of a layer is on both
 
 Capture = pytest.CaptureFixture[str]
 SIZES = (128, 256, 512, 1024, 2048)
@@ -98,6 +98,7 @@ def fitted(*arguments: str) -> int:
     return run(["fit", "m", "--bootstrap", "100", *arguments])
 
 
+@pytest.mark.databases("sqlite", "postgresql")
 def test_a_fit_takes_the_curve_of_a_layer(engine: Engine, jobs: list[int], capsys: Capture) -> None:
     mean = ["--hook", "resid_post of layers 0, 3"]
     for chosen in (mean, ["--layer", "0", "--hook", "resid_post of layers 0, 3, at layer 0"], ["--layer", "3"]):

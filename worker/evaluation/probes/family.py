@@ -18,7 +18,7 @@ from worker.evaluation.context import EvaluationContext, Progress
 from worker.evaluation.metric import Measured, NotMeasured, SubjectSae
 from worker.evaluation.probes.baselines import Baselines
 from worker.evaluation.probes.features import TaskSet, load_task_set
-from worker.evaluation.probes.fitting import CANDIDATES, Projection, n_ticks, sparse_probes, train_losses
+from worker.evaluation.probes.fitting import Projection, most_columns, n_ticks, sparse_probes, train_losses
 from worker.evaluation.probes.scores import TaskScores, draw_weights, scores_of, table_of
 from worker.evaluation.probes.sources import ProbeSource, open_sources
 from worker.sae.inference import InferenceSae
@@ -49,19 +49,14 @@ def measure(
         clock.begin(number, one, sets)
         try:
             found = [task for known in baselines for task in _scored(one.sae, known)]
-            too_many = _too_many(options.k, one.sae.facts.n_latents)
         except (OrchError, RuntimeError) as error:
             yield NotMeasured(one.job_id, error)
             continue
         generator = np.random.default_rng(context.seed("probes: tasks"))
+        most = most_columns(one.sae.facts.n_latents)
+        too_many = {f"k={k}": f"sparse probes choose from {most} latents" for k in options.k if k > most}
         told = left_out | too_many
         yield Measured(one.job_id, scores_of(found, told, generator), {FILE: table_of(found, told)})
-
-
-def _too_many(sizes: Sequence[int], n_latents: int) -> dict[str, str]:
-    """Return why sparse probes of some sizes are left out."""
-    most = min(n_latents, CANDIDATES)
-    return {f"k={k}": f"sparse probes choose from {most} latents" for k in sizes if k > most}
 
 
 @dataclass
@@ -126,7 +121,7 @@ def _scored(sae: InferenceSae, baselines: Baselines) -> Iterator[TaskScores]:
     losses = train_losses(tasks, projection, options.ridge, baselines.tick)
     if not losses.isfinite().any(1).all():
         raise SubjectError("no latent has finite values on the texts of the probes", hint="Check the SAE's weights.")
-    sizes = sorted({1, *(k for k in options.k if k <= min(n_latents, CANDIDATES))})
+    sizes = sorted({1, *(k for k in options.k if k <= most_columns(n_latents))})
     known = baselines.of(n_latents)
     generator = np.random.default_rng(baselines.context.seed(f"probes: {tasks.names}"))
     weights = draw_weights(tasks, options.bootstraps, generator)

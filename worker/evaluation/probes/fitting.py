@@ -71,6 +71,11 @@ def columns(tasks: TaskSet, part: Part, projection: Projection, which: slice | T
     return tasks.pooled(projection.of(part.vectors, which).float(), part)
 
 
+def most_columns(n_columns: int) -> int:
+    """Return how many columns a sparse probe can have at most."""
+    return min(n_columns, CANDIDATES)
+
+
 def sparse_probes(
     tasks: TaskSet,
     number: int,
@@ -89,7 +94,7 @@ def sparse_probes(
         Gurnee et al. 2023, Finding neurons in a haystack.
     """
     most = max(k)
-    candidates = torch.topk(losses, min(CANDIDATES if most > 1 else 1, projection.n), largest=False).indices
+    candidates = torch.topk(losses, most_columns(projection.n) if most > 1 else 1, largest=False).indices
     on = tasks.train.vectors.device
     train = columns(tasks, tasks.train, projection, candidates.to(on)).double()
     test = columns(tasks, tasks.test, projection, candidates.to(on)).double()
