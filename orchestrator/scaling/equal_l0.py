@@ -2,7 +2,8 @@
 
 A penalty, not `k`, sets the L0 of ReLU and JumpReLU, so their jobs lie beside those of TopK. Between two jobs of one
 seed the logarithm of a metric is interpolated linearly in ln L0; beyond them nothing is said. Seeds are compared one by
-one, for the text and its order are then the same, and their spread gives the interval.
+one, for the text and its order are then the same, and their spread gives the interval. At several learning rates the
+frontier counts: the jobs that no other one of their seed beats, whose fvu is lower at no higher L0.
 """
 
 import math
