@@ -1,7 +1,7 @@
 """Scores beside what is known of the jobs that trained the SAEs, for figures and tables of a sweep."""
 
 import math
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -11,6 +11,7 @@ from sqlalchemy.orm import aliased
 from orchestrator.config.evaluation.layer_variants import MEAN, VARIATION, over_all, over_shown, read_variant
 from orchestrator.database import models as m
 from orchestrator.database.engine import reading
+from orchestrator.evaluation.measured_options import measured_options
 from orchestrator.formatting import Interval, named
 from orchestrator.scaling.types import JobMeasurement
 
@@ -28,7 +29,8 @@ class SweepScores(NamedTuple):
     by_job: dict[int, dict[str, Interval]]
     """By the job that trained each SAE, by metric and variant."""
     texts: dict[str, str]
-    """By metric family: how many tokens of which text it was measured on; of several, that which most SAEs have."""
+    """By metric family: how many tokens of which text it was measured on, and options that were not the defaults; of
+    several, those which most SAEs have."""
     details: dict[int, dict[str, dict[str, Any]]]
     """By job and metric: what belongs to a score and is drawn, and under `measured_on` the text."""
 
@@ -54,7 +56,8 @@ def sweep_scores(engine: Engine, sweeps: Collection[str]) -> SweepScores:
     # Others have large details, too, and nobody draws them.
     is_drawn = score.metric.in_(_DRAWN) & (score.variant == "")
     told = case((is_drawn | score.variant.endswith(MEAN), score.details)).label("told")
-    query = select(sae.job_id, *values, told, family.tokens, family.measured_on).join(sae, sae.id == score.sae_id)
+    query = select(sae.job_id, score.job_id.label("by"), *values, told, family.tokens, family.measured_on)
+    query = query.join(sae, sae.id == score.sae_id)
     query = query.outerjoin(family, (family.job_id == score.job_id) & (family.family == score.family))
     query = query.join(job, job.id == sae.job_id)
     query = query.join(m.SweepRow, m.SweepRow.id == job.sweep_id).where(m.SweepRow.name.in_(sweeps))
@@ -62,12 +65,14 @@ def sweep_scores(engine: Engine, sweeps: Collection[str]) -> SweepScores:
     query = query.where(score.sae_attempt == sae.attempt, score.value.is_not(None)).order_by(score.id)
     with reading(engine) as session:
         rows = session.execute(query).all()
-    texts = _most_common_texts(rows)
+        options = measured_options(session, {row.by for row in rows})
+    conditions = [(row.measured_on, row.tokens, options[row.by, row.family]) for row in rows]
+    most_common = _most_common(rows, conditions)
     found: dict[int, dict[str, Interval]] = {}
     details: dict[int, dict[str, dict[str, Any]]] = {}
     means: dict[tuple[int, str, str], list[int]] = {}
-    for row in rows:
-        if texts[row.family] == (row.measured_on, row.tokens):
+    for row, measured in zip(rows, conditions, strict=True):
+        if measured == most_common[row.family]:
             name = f"{row.metric} {row.variant}".strip()
             found.setdefault(row.job_id, {})[name] = _interval(row.value, row.std_error, row.low, row.high)
             said = read_variant(row.variant)
@@ -77,7 +82,7 @@ def sweep_scores(engine: Engine, sweeps: Collection[str]) -> SweepScores:
                 details.setdefault(row.job_id, {})[name] = {**row.told, "measured_on": row.measured_on}
     for (job_id, metric, variant), layers in means.items():
         _of_layers_shown(found[job_id], metric, variant, layers)
-    return SweepScores(found, {name: _told(*text) for name, text in texts.items()}, details)
+    return SweepScores(found, {name: _told(*how) for name, how in most_common.items()}, details)
 
 
 def _of_layers_shown(scores: dict[str, Interval], metric: str, variant: str, stored_of: Collection[int]) -> None:
@@ -95,20 +100,21 @@ def _of_layers_shown(scores: dict[str, Interval], metric: str, variant: str, sto
     scores |= {f"{metric} {over_all(over, variant)}": _interval(one, None, None, None) for over, one in found.items()}
 
 
-_TextOf = tuple[str | None, int | None]
-"""The text, and how many tokens of it."""
+_Conditions = tuple[str | None, int | None, str]
+"""The text, how many tokens of it, and the options that were not the defaults."""
 
 
-def _most_common_texts(rows: Iterable[Any]) -> dict[str, _TextOf]:
-    """Return for each family the text on which most SAEs have it; of several the one that came last."""
-    jobs: dict[str, dict[_TextOf, set[int]]] = {}
-    for row in rows:
-        jobs.setdefault(row.family, {}).setdefault((row.measured_on, row.tokens), set()).add(row.job_id)
-    return {name: max(reversed(texts), key=lambda text: len(texts[text])) for name, texts in jobs.items()}
+def _most_common(rows: Sequence[Any], conditions: Sequence[_Conditions]) -> dict[str, _Conditions]:
+    """Return for each family the conditions under which most SAEs have it; of several those that came last."""
+    jobs: dict[str, dict[_Conditions, set[int]]] = {}
+    for row, measured in zip(rows, conditions, strict=True):
+        jobs.setdefault(row.family, {}).setdefault(measured, set()).add(row.job_id)
+    return {name: max(reversed(found), key=lambda how: len(found[how])) for name, found in jobs.items()}
 
 
-def _told(text: str | None, tokens: int | None) -> str:
-    return f"{named(tokens, 'token')} of {text}" if text and tokens else text or ""
+def _told(text: str | None, tokens: int | None, options: str) -> str:
+    on = f"{named(tokens, 'token')} of {text}" if text and tokens else text or ""
+    return "; ".join(filter(None, (on, options)))
 
 
 def _interval(value: float, std_error: float | None, low: float | None, high: float | None) -> Interval:

@@ -13,12 +13,13 @@ from orchestrator.config.evaluation.layer_variants import (
 )
 from orchestrator.evaluation.scores import ScoreEntry
 
-_OWN = ("sae", "sweep", "subject", "place", "n_latents", "k", "l0", "tokens", "measured_on", "metric", "variant")
+_MEASURED = ("measured_on", "measured_with")
+_OWN = ("sae", "sweep", "subject", "place", "n_latents", "k", "l0", "tokens", *_MEASURED, "metric", "variant")
 _PARTS = ("std_error", "low", "high")
 
 
 def by_layer(rows: Sequence[ScoreEntry], *, variants: bool = False) -> list[dict[str, Any]]:
-    """Return a row for each SAE, text and metric that was measured at layers; with `variants` for each variant, too.
+    """Return a row for each SAE, text, options and metric measured at layers; with `variants` for each variant, too.
 
     `rows` come with those that newer ones stand for (`replaced` of `scores`), the newest last: those of one row are of
     as many tokens, of the number at which most layers were measured; of several such the newest.
@@ -33,7 +34,8 @@ def by_layer(rows: Sequence[ScoreEntry], *, variants: bool = False) -> list[dict
     means: dict[Any, ScoreEntry] = {}
     newest: dict[Any, int] = {}
     for row, said in told:
-        key = (row.metric, said.variant, row.sae_id, row.measured_on, row.is_stale, row.tokens)
+        how = (row.measured_on, row.measured_with, row.is_stale, row.tokens)
+        key = (row.metric, said.variant, row.sae_id, *how)
         own = {name: getattr(row, name) for name in _OWN} | {"variant": said.variant}
         values, column = found.setdefault(key, own | empty), _column(said)
         values |= {column: row.value} | {f"{column}_{part}": getattr(row, part) for part in _PARTS}
@@ -72,7 +74,7 @@ def lowest(rows: Sequence[Mapping[str, Any]], column: str) -> list[Mapping[str, 
     groups: dict[Any, list[Mapping[str, Any]]] = {}
     for row in rows:
         if row["metric"] in MATRIX_METRICS and row[column] is not None:
-            key = tuple(row[name] for name in ("metric", "variant", "measured_on", "tokens", "subject"))
+            key = tuple(row[name] for name in ("metric", "variant", *_MEASURED, "tokens", "subject"))
             groups.setdefault((*key, row["n_latents"], row["k"]), []).append(row)
     return [min(alike, key=lambda row: float(row[column])) for alike in groups.values() if len(alike) > 1]
 

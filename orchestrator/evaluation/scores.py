@@ -12,6 +12,7 @@ from orchestrator.config.evaluation.families import FAMILIES, MAIN_SCORES
 from orchestrator.database import models as m
 from orchestrator.database.engine import reading
 from orchestrator.errors import NotFound
+from orchestrator.evaluation.measured_options import measured_options
 from orchestrator.saes import SaeEntry
 
 _IDS_PER_QUERY = 10_000
@@ -47,6 +48,8 @@ class ScoreEntry:
     tokens: int | None
     measured_on: str | None
     """The text."""
+    measured_with: str
+    """Options of the family that the score depends on and that were not the defaults; empty: all were."""
     sae_id: int
     job_id: int
     """Of the evaluation."""
@@ -74,7 +77,7 @@ def scores(
     engine: Engine, selectors: Sequence[str] = (), *, metrics: Sequence[str] = (), stale: bool = False,
     replaced: bool = False,
 ) -> list[ScoreEntry]:  # fmt: skip
-    """Return scores by SAE, family and metric: of each SAE, metric, variant, text and number of tokens the newest.
+    """Return scores by SAE, family and metric: the newest of each variant, text, number of tokens and options.
 
     `selectors`: those of `results.find_saes`; none: every SAE that is shown. `metrics`: names of metrics or families.
     `stale`: also those of an SAE before its job was extended. `replaced`: also those that a newer one stands for.
@@ -95,12 +98,13 @@ def scores(
     ids = list(by_id)
     with reading(engine) as session:
         for start in range(0, len(ids), _IDS_PER_QUERY):
-            for row, tokens, text in session.execute(
-                query.where(score.sae_id.in_(ids[start : start + _IDS_PER_QUERY]))
-            ):
-                one = _entry(row, by_id[row.sae_id], tokens, text)
+            rows = session.execute(query.where(score.sae_id.in_(ids[start : start + _IDS_PER_QUERY]))).all()
+            options = measured_options(session, {row.job_id for row, _, _ in rows})
+            for row, tokens, text in rows:
+                how = {"tokens": tokens, "measured_on": text, "measured_with": options[row.job_id, row.family]}
+                one = _entry(row, by_id[row.sae_id], how)
                 if stale or not one.is_stale:
-                    measured_on = (text, tokens, one.is_stale and row.sae_attempt)
+                    measured_on = (text, tokens, one.measured_with, one.is_stale and row.sae_attempt)
                     key = (one.sae_id, one.family, one.metric, one.variant, measured_on)
                     found[(*key, row.id) if replaced else key] = one
     at = {sae_id: number for number, sae_id in enumerate(ids)}
@@ -110,7 +114,7 @@ def scores(
 
 
 def wide(rows: Sequence[ScoreEntry], *, variants: bool = False) -> list[dict[str, Any]]:
-    """Return a row for each SAE, text and number of tokens, its scores under their names.
+    """Return a row for each SAE, text, number of tokens and options, its scores under their names.
 
     With `variants` those of every variant. The uncertainty of a score is beside it, as NAME_std_error, or as NAME_low
     and NAME_high.
@@ -120,8 +124,8 @@ def wide(rows: Sequence[ScoreEntry], *, variants: bool = False) -> list[dict[str
     sure = {name: [part for part in ("std_error", "low", "high") if _has(told, name, part)] for name in names}
     found: dict[Any, dict[str, Any]] = {}
     for row in told:
-        own = ("sae", "sweep", "subject", "place", "n_latents", "k", "l0", "tokens", "measured_on")
-        key = (row.sae_id, row.measured_on, row.tokens, row.is_stale)
+        own = ("sae", "sweep", "subject", "place", "n_latents", "k", "l0", "tokens", "measured_on", "measured_with")
+        key = (row.sae_id, row.measured_on, row.tokens, row.measured_with, row.is_stale)
         values = found.setdefault(key, {name: getattr(row, name) for name in own} | _empty(sure))
         values[row.column] = row.value
         for part in sure[row.column]:
@@ -143,15 +147,15 @@ def _has(rows: Sequence[ScoreEntry], name: str, part: str) -> bool:
     return any(row.column == name and getattr(row, part) is not None for row in rows)
 
 
-def _entry(row: m.ScoreRow, sae: SaeEntry, tokens: int | None, text: str | None) -> ScoreEntry:
+def _entry(row: m.ScoreRow, sae: SaeEntry, how: dict[str, Any]) -> ScoreEntry:
     names = ("family", "metric", "variant", "value", "std_error", "low", "high", "n", "seed", "sae_id", "job_id")
     facts = sae.facts
     layers = ",".join(map(str, facts.layers))
     return ScoreEntry(
         sae=sae.label, sweep=sae.sweep, subject=facts.subject,
         place=f"{facts.site} {layers}" if facts.site and layers else facts.hook_point, n_latents=facts.n_latents,
-        k=facts.k, l0=sae.l0, tokens=tokens, measured_on=text, is_stale=row.sae_attempt != sae.attempt,
-        created_at=row.created_at, details=row.details, **{name: getattr(row, name) for name in names},
+        k=facts.k, l0=sae.l0, is_stale=row.sae_attempt != sae.attempt, created_at=row.created_at, details=row.details,
+        **how, **{name: getattr(row, name) for name in names},
     )  # fmt: skip
 
 

@@ -3,6 +3,9 @@
 from sqlalchemy import Engine
 
 from orchestrator import queue
+from orchestrator.config.evaluation.evaluation import EvaluationPlan
+from orchestrator.config.evaluation.probes import Pooling, ProbesOptions
+from orchestrator.evaluation.job_scores import sweep_scores
 from orchestrator.evaluation.scores import scores, wide
 from tests.evaluation_shorthand import evaluate, record, score, take, train
 from tests.queue_shorthand import enqueue
@@ -20,3 +23,38 @@ def test_a_row_of_results_is_of_one_number_of_tokens(engine: Engine) -> None:
         queue.finish_evaluation(engine, lease, 1.0)
     rows = wide(scores(engine, metrics=["downstream"]))
     assert [(row["tokens"], row["delta_ce"], row["kl"]) for row in rows] == [(128, 1.1, None), (4096, 0.7, 0.8)]
+
+
+def test_scores_of_other_options_stand_in_other_rows(engine: Engine) -> None:
+    """The mean of a word's tokens is another probe than its last token: neither takes the other's place."""
+    enqueue(engine)
+    train(engine)
+    mean = {"pooling": "mean", "bootstraps": 10}
+    for options, loss in (({}, 0.5), (mean, 0.4), ({"k": [1]}, 0.6), (mean | {"bootstraps": 20}, 0.3)):
+        plan = EvaluationPlan.model_validate({"metrics": ["probes"], "probes": options})
+        evaluate(engine, 1, plan=plan)
+        lease = take(engine).lease
+        record(engine, lease, "probes", score("probe_loss", loss))
+        queue.finish_evaluation(engine, lease, 1.0)
+    found = wide(scores(engine))
+    assert [(row["measured_with"], row["probe_loss"]) for row in found] == [("", 0.6), ("pooling=mean", 0.3)]
+    assert [row["measured_with"] for row in wide(scores(engine, replaced=True))] == ["", "pooling=mean"]
+
+
+def test_a_report_shows_scores_of_the_options_that_most_saes_have(engine: Engine) -> None:
+    enqueue(engine, 2)
+    trained = [train(engine), train(engine)]
+
+    def measure(sae: int, loss: float, pooling: Pooling) -> None:
+        evaluate(engine, sae, plan=EvaluationPlan(metrics=("probes",), probes=ProbesOptions(pooling=pooling)))
+        lease = take(engine).lease
+        how = {"wall_seconds": 1.0, "tokens": 64, "measured_on": "a.txt"}
+        queue.record_scores(engine, lease, "probes", [score("probe_loss", loss)], **how)  # type: ignore[arg-type]
+        queue.finish_evaluation(engine, lease, 1.0)
+
+    measure(1, 0.5, "mean")
+    measure(2, 0.4, "mean")
+    measure(1, 0.1, "max")
+    found = sweep_scores(engine, ["s"])
+    assert [found.by_job[job_id]["probe_loss"].value for job_id in trained] == [0.5, 0.4]
+    assert found.texts["probes"] == "64 tokens of a.txt; pooling=mean"

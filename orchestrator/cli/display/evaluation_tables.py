@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from orchestrator.evaluation.evaluation_rows import EvaluationRow, FamilyRow
     from orchestrator.evaluation.scores import ScoreEntry
 
-_OWN = ("sae", "sweep", "subject", "place", "n_latents", "k", "l0", "tokens", "measured_on")
+_OWN = ("sae", "sweep", "subject", "place", "n_latents", "k", "l0", "tokens", "measured_on", "measured_with")
 _PARTS = ("_std_error", "_low", "_high")
 
 
@@ -59,6 +59,7 @@ def long_columns() -> "list[Column[ScoreEntry]]":
         Column("N", lambda row: count(row.n), right=True, weight=5),
         Column("TOKENS", lambda row: count(row.tokens), right=True, weight=4),
         Column("TEXT", lambda row: row.measured_on or NONE, weight=3),
+        Column("OPTIONS", lambda row: row.measured_with or NONE, weight=2),
         Column("JOB", lambda row: str(row.job_id), right=True, weight=4),
         Column("STALE", lambda row: "stale" if row.is_stale else "", weight=2),
     ]
@@ -69,7 +70,6 @@ def wide_columns(rows: Sequence[Mapping[str, Any]]) -> list[Column[Mapping[str, 
     names = list(rows[0]) if rows else []
     beside = {f"{name}{part}" for name in names for part in _PARTS}
     metrics = [name for name in names if name not in _OWN and name not in beside]
-    several = len({row["measured_on"] for row in rows}) > 1
     columns: list[Column[Mapping[str, Any]]] = [
         Column("SAE", lambda row: row["sae"]),
         Column("SWEEP", lambda row: row["sweep"] or NONE, weight=5),
@@ -79,14 +79,22 @@ def wide_columns(rows: Sequence[Mapping[str, Any]]) -> list[Column[Mapping[str, 
         Column("L0", lambda row: active_latents(row["l0"]), right=True, weight=6),
         *(_metric_column(name) for name in metrics),
         Column("TOKENS", lambda row: count(row["tokens"]), right=True, weight=3),
-        *([Column[Mapping[str, Any]]("TEXT", lambda row: row["measured_on"] or NONE, weight=8)] if several else []),
+        *_measured_columns(rows, weight=8),
     ]
     return columns
 
 
+def _measured_columns(rows: Sequence[Mapping[str, Any]], *, weight: int) -> list[Column[Mapping[str, Any]]]:
+    """Return the columns that say on which text, and with which options, where rows differ in them."""
+    columns: dict[str, Column[Mapping[str, Any]]] = {
+        "measured_on": Column("TEXT", lambda row: row["measured_on"] or NONE, weight=weight),
+        "measured_with": Column("OPTIONS", lambda row: row["measured_with"] or NONE, weight=weight),
+    }
+    return [column for name, column in columns.items() if len({row[name] for row in rows}) > 1]
+
+
 def layer_columns(rows: Sequence[Mapping[str, Any]]) -> list[Column[Mapping[str, Any]]]:
     """Return the columns for SAEs with their scores at each layer; * marks the lowest of those that compare."""
-    several = len({row["measured_on"] for row in rows}) > 1
     sweeps = len({row["sweep"] for row in rows}) > 1
     layers = [name for name in rows[0] if name.removeprefix("layer_").isdecimal()]
     return [
@@ -99,7 +107,7 @@ def layer_columns(rows: Sequence[Mapping[str, Any]]) -> list[Column[Mapping[str,
         *(_layer_column(rows, name) for name in layers),
         Column("MEAN", lambda row: number(row["mean"]), right=True),
         Column("CV", lambda row: number(row["cv"]), right=True),
-        *([Column[Mapping[str, Any]]("TEXT", lambda row: row["measured_on"] or NONE, weight=3)] if several else []),
+        *_measured_columns(rows, weight=3),
     ]
 
 
