@@ -49,7 +49,7 @@ class ScoreEntry:
     measured_on: str | None
     """The text."""
     measured_with: str
-    """Options of the family that the score depends on and that were not the defaults; empty: all were."""
+    """How the text is read, and options of the family, that the score depends on and that are not the defaults."""
     sae_id: int
     job_id: int
     """Of the evaluation."""

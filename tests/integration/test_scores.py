@@ -1,14 +1,17 @@
 """Scores as they are read: of what they are, and which stand side by side."""
 
+from dataclasses import replace
+
 from sqlalchemy import Engine
 
 from orchestrator import queue
 from orchestrator.config.evaluation.evaluation import EvaluationPlan
 from orchestrator.config.evaluation.probes import Pooling, ProbesOptions
+from orchestrator.config.validation import parse
 from orchestrator.evaluation.job_scores import sweep_scores
 from orchestrator.evaluation.scores import scores, wide
-from tests.evaluation_shorthand import evaluate, record, score, take, train
-from tests.queue_shorthand import enqueue
+from tests.evaluation_shorthand import evaluate, record, run, score, take, train
+from tests.queue_shorthand import enqueue, sweep
 
 
 def test_a_row_of_results_is_of_one_number_of_tokens(engine: Engine) -> None:
@@ -37,8 +40,8 @@ def test_scores_of_other_options_stand_in_other_rows(engine: Engine) -> None:
         record(engine, lease, "probes", score("probe_loss", loss))
         queue.finish_evaluation(engine, lease, 1.0)
     found = wide(scores(engine))
-    assert [(row["measured_with"], row["probe_loss"]) for row in found] == [("", 0.6), ("pooling=mean", 0.3)]
-    assert [row["measured_with"] for row in wide(scores(engine, replaced=True))] == ["", "pooling=mean"]
+    assert [(row["measured_with"], row["probe_loss"]) for row in found] == [("", 0.6), ("probes.pooling=mean", 0.3)]
+    assert [row["measured_with"] for row in wide(scores(engine, replaced=True))] == ["", "probes.pooling=mean"]
 
 
 def test_a_report_shows_scores_of_the_options_that_most_saes_have(engine: Engine) -> None:
@@ -57,4 +60,17 @@ def test_a_report_shows_scores_of_the_options_that_most_saes_have(engine: Engine
     measure(1, 0.1, "max")
     found = sweep_scores(engine, ["s"])
     assert [found.by_job[job_id]["probe_loss"].value for job_id in trained] == [0.5, 0.4]
-    assert found.texts["probes"] == "64 tokens of a.txt; pooling=mean"
+    assert found.texts["probes"] == "64 tokens of a.txt; probes.pooling=mean"
+
+
+def test_scores_of_another_part_of_a_text_stand_in_other_rows(engine: Engine) -> None:
+    """Of the first 5,000 tokens of a text another end is held out than of its first 9,000."""
+    for limit in (5000, 9000):
+        config = parse({"data": {"max_tokens": limit}, "sae": {"n_latents": 64}})
+        queue.enqueue(engine, replace(sweep(name=f"of {limit}"), configs=(config,)))
+        train(engine)
+    for number in (1, 2):
+        evaluate(engine, number)
+        run(engine)
+    found = [row["measured_with"] for row in wide(scores(engine))]
+    assert found == ["data.max_tokens=5000", "data.max_tokens=9000"]

@@ -1,4 +1,4 @@
-"""What an evaluation asked of a metric family other than by default: scores of other options are other scores."""
+"""What an evaluation asked for other than by default: scores of other options, or another reading, do not compare."""
 
 import hashlib
 import json
@@ -8,10 +8,11 @@ from typing import Any
 
 from orchestrator.config.evaluation.downstream import DownstreamOptions
 from orchestrator.config.evaluation.evaluation import EvaluationPlan
-from orchestrator.config.evaluation.families import Family
-from orchestrator.config.job import canonical_text
+from orchestrator.config.evaluation.families import FAMILIES, Family
+from orchestrator.config.job import DataConfig, Part, canonical_text
 
-_ADDING: Mapping[Family, tuple[str, ...]] = {
+_NO_OTHER_SCORES: Mapping[str, tuple[str, ...]] = {
+    "data": ("source", "seed", "activations"),
     "downstream": tuple(DownstreamOptions.model_fields),
     "probes": ("k", "bootstraps"),
     "n2g": ("reconstruct",),
@@ -20,31 +21,33 @@ _ADDING: Mapping[Family, tuple[str, ...]] = {
     "explanation": ("timeout_seconds",),
     "layers": ("least_activations", "prompt", "examples", "example_latents", "example_tokens"),
 }
-"""Options that ask for more scores, or for more beside them, and leave the others as they are."""
+"""What is told elsewhere, and options that ask for more scores, or for more beside them, and leave the others alone."""
 _LONGEST = 60
 """Characters of a value; of a longer one its beginning, and eight digits of its sha256."""
 
 
-def changed_options(plan: Mapping[str, Any], family: Family) -> str:
-    """Return the options that a family's scores depend on, where they are not the defaults: `pooling=mean, ridge=0.1`.
+def changed_options(config: Mapping[str, Any]) -> dict[Family, str]:
+    """Return, by metric family, what its scores depend on and is not the default: `probes.pooling=mean`.
 
-    `plan`: an `EvaluationPlan` as JSON has it, of whatever version: options that are not known now are left out.
+    `config`: an `EvaluationConfig` as JSON has it, of whatever version: options that are not known now are left out.
     """
-    given = plan.get(family) or {}
-    adding = _ADDING.get(family, ())
-    told = [
-        f"{name}={_told(given[name])}"
-        for name, default in _defaults(family).items()
-        if name not in adding and name in given and given[name] != default
+    reading = _changed("data", config["data"])
+    return {family: ", ".join([*reading, *_changed(family, config["plan"].get(family))]) for family in FAMILIES}
+
+
+def _changed(part: str, given: Mapping[str, Any] | None) -> list[str]:
+    return [
+        f"{part}.{name}={_told(given[name])}"
+        for name, default in _defaults(part).items()
+        if given and name in given and given[name] != default
     ]
-    return ", ".join(told)
 
 
 @cache
-def _defaults(family: Family) -> dict[str, Any]:
-    options = EvaluationPlan().options(family)
-    found: dict[str, Any] = json.loads(canonical_text(options.model_dump(mode="json"))) if options else {}
-    return found
+def _defaults(part: str) -> dict[str, Any]:
+    options: Part | None = DataConfig() if part == "data" else getattr(EvaluationPlan(), part, None)
+    values = json.loads(canonical_text(options.model_dump(mode="json"))) if options else {}
+    return {name: value for name, value in values.items() if name not in _NO_OTHER_SCORES.get(part, ())}
 
 
 def _told(value: Any) -> str:
