@@ -272,12 +272,12 @@ def _learned(value: Callable[[list[int]], float], *documents: list[int]) -> Trie
 
 
 def test_the_toy_cases_of_the_released_code() -> None:
-    """Fixture G8: a token, and a token after an earlier one."""
+    """Fixture G8: a token, and a token after an earlier one; of its third text, a c d, what ends where it is active."""
     a, b, c, d, e = 1, 2, 3, 4, 5
     is_c = _learned(lambda text: float(text[-1] == c), [a, b, c], [b, a, c])
     assert _predicted(is_c, [b, c]) == [0, 1]
     assert _predicted(is_c, [c, b, c]) == [1, 0, 1]
-    after_a = _learned(lambda text: float(text[-1] == c and a in text[:-1]), [a, b, c], [b, a, c], [a, d, c])
+    after_a = _learned(lambda text: float(text[-1] == c and a in text[:-1]), [a, b, c], [b, a, c], [a, c])
     assert _predicted(after_a, [a, c]) == [0, 1]
     assert _predicted(after_a, [a, e, c]) == [0, 0, 1]
     assert _predicted(after_a, [a, b, b, c]) == [0, 0, 0, 0], "a wildcard stands for one token: a known limit"
