@@ -53,8 +53,9 @@ class Score(NamedTuple):
     """What the interval is of, where scores of other places may share it; not stored."""
 
     def told(self) -> dict[str, Any]:
-        """Return what is stored of it, by name."""
-        return {name: value for name, value in self._asdict().items() if name != "draws"}
+        """Return what is stored of it, by name: of no token, example or latent there is no value."""
+        values = {name: value for name, value in self._asdict().items() if name != "draws"}
+        return values if self.n != 0 else values | dict.fromkeys(("value", "std_error", "low", "high"))
 
 
 @dataclass(frozen=True)

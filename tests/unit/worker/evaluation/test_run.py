@@ -282,3 +282,9 @@ def test_no_more_saes_are_loaded_at_once_than_there_is_room_for(
     alone = Channel()
     run(asked, alone)
     assert [one.scores[0]["value"] - before for _, one in alone.said if isinstance(one, Scored)] == [1, 1, 1, 1]
+
+
+def test_of_nothing_there_is_no_value() -> None:
+    """None of no latents follows its position: that is not known to be so."""
+    assert Score("position_latents", 0.0, "later", n=0).told()["value"] is None
+    assert Score("position_latents", 0.0, "later", n=9).told()["value"] == 0
