@@ -273,7 +273,7 @@ def _learned(value: Callable[[list[int]], float], *documents: list[int]) -> Trie
 
 def test_the_toy_cases_of_the_released_code() -> None:
     """Fixture G8: a token, and a token after an earlier one; of its third text, a c d, what ends where it is active."""
-    a, b, c, d, e = 1, 2, 3, 4, 5
+    a, b, c, e = 1, 2, 3, 5
     is_c = _learned(lambda text: float(text[-1] == c), [a, b, c], [b, a, c])
     assert _predicted(is_c, [b, c]) == [0, 1]
     assert _predicted(is_c, [c, b, c]) == [1, 0, 1]
