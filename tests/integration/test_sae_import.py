@@ -17,6 +17,7 @@ from orchestrator import queue, results, saes
 from orchestrator.cli.main import run
 from orchestrator.config.validation import parse
 from orchestrator.errors import ConfigError, NotFound, StateError, StorageError
+from orchestrator.evaluation.scores import scores, wide
 from orchestrator.saes import SaeEntry
 from tests.full_disk import files_of_at_most
 from tests.hub_double import hub_double
@@ -309,3 +310,23 @@ def test_a_relative_folder_of_a_subject_is_kept_as_an_absolute_one(
         f"{subject.name}/text.txt", "--tokens", "4096",
     ]) == 0  # fmt: skip
     assert entry(world, "sae:from-here").facts.subject == str(subject.resolve())
+
+
+def test_an_sae_that_was_brought_in_is_scored_by_the_same_commands(
+    world: World, subject: Path, exported: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A copy in another library's files has the scores of the one it is a copy of: same text, same draws."""
+    for name, value in world.environ.items():
+        monkeypatch.setenv(name, value)
+    bring_in(world, exported, "copy", subject=str(subject), data=str(subject / "text.txt"))
+    data = ["--data", str(subject / "text.txt"), "--tokens", "512"]
+    assert run(["evaluate", "2", "sae:copy", "--metrics", "reconstruction,downstream,structure", *data]) == 0
+    assert world.work("--until-empty").wait(timeout=240) == 0, world.said()
+    own, copy = wide(scores(world.engine, ["2", "sae:copy"]), variants=True)
+    assert own.keys() == copy.keys()
+    told = {"sae", "sweep", "place", "l0"}
+    for name in own.keys() - told:
+        expected = own[name]
+        assert copy[name] == (pytest.approx(expected, rel=1e-3, abs=1e-5) if isinstance(expected, float) else expected)
+    assert own["delta_ce"] is not None
+    assert own["silent_share"] is not None
