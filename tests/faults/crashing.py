@@ -5,6 +5,7 @@ ORCH_CRASH_AT=before_claim_commit   the process gets ORCH_CRASH_SIGNAL (SIGKILL)
 ORCH_TRAINER=tests.faults.quick     another module is the trainer
 ORCH_GPU=GPU-1                      what `--device cpu` is taken for when the slot of a GPU is asked for
 ORCH_OOM_KILLS=/a/file              holds what the kernel is said to have counted
+ORCH_PATIENCE_SECONDS=4 for how long an answer of PostgreSQL is waited for
 ORCH_NO_NAMES=/a/file               once it is there, a host's name is looked for 8 s and not found, as that of a
                                     container that is gone
 """
@@ -23,6 +24,7 @@ from sqlalchemy import event
 from sqlalchemy.orm import Session
 
 from orchestrator import queue
+from orchestrator.database.answering import Patience
 from worker import __main__ as program
 from worker.supervisor import gpu_lock, trainer_process
 
@@ -81,6 +83,8 @@ if __name__ == "__main__":
         gpu_lock.names = lambda *_: [gpu]
     if sign := os.environ.get("ORCH_NO_NAMES"):
         lose_names(Path(sign))
+    if seconds := os.environ.get("ORCH_PATIENCE_SECONDS"):
+        Patience.seconds = float(seconds)
     if counter := os.environ.get("ORCH_OOM_KILLS"):
         vars(trainer_process)["oom_kills"] = partial(oom_kills, Path(counter))
     sys.exit(program.main())

@@ -1,6 +1,7 @@
 """A password in a URL is not in what is printed, logged, stored or tracked, nor in a trainer's environment."""
 
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -15,7 +16,7 @@ from sqlalchemy import make_url, select
 
 from orchestrator.database.models import Table
 from orchestrator.settings import Settings
-from tests.small_world import World, small_config, small_world, trainers
+from tests.small_world import LONG, SYNTHETIC, World, small_config, small_world, trainers
 from worker.tracking.shipper import sync
 
 MARK = "hush5f3a"
@@ -36,22 +37,31 @@ WRONG = {
 }
 COMMANDS = (
     "status", "enqueue examples/quickstart.yaml", "show 1", "explain 1", "logs 1", "wait quickstart", "cancel 1 --yes",
-    "retry 1", "gc --yes", "db upgrade", "db current", "db check", "worker --until-empty", "tracking sync", "doctor",
-    "config show --origin", "ui --no-browser --port 1", "--debug status",
+    "retry 1", "gc --yes", "db upgrade", "db current", "db check", "tracking sync", "doctor", "config show --origin",
+    "ui --no-browser --port 1", "--debug status", "worker --until-empty",
 )  # fmt: skip
+ONE_AFTER_ANOTHER = """
+import sys
+from orchestrator.cli.main import run
+for command in sys.argv[1:]:
+    print(f"\\n$ {command}", flush=True)
+    run(command.split())
+"""
+"""A process for all commands, as most of the time of one goes into imports; `worker` replaces it, and is the last."""
 ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.parametrize("places", [AWAY, ODD, WRONG], ids=["away", "odd", "wrong"])
 def test_no_command_says_a_password(places: dict[str, str], tmp_path: Path) -> None:
     environ = {**os.environ, **places, "ORCH_HOME": str(tmp_path / "home"), "BROWSER": "true"}
-    for command in COMMANDS:
-        done = subprocess.run(
-            [sys.executable, "-m", "orchestrator", *command.split()], env=environ, cwd=ROOT, capture_output=True,
-            text=True, check=False, timeout=200,
-        )  # fmt: skip
-        said = done.stdout + done.stderr
-        assert said, command
+    done = subprocess.run(
+        [sys.executable, "-c", ONE_AFTER_ANOTHER, *COMMANDS], env=environ, cwd=ROOT, stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT, text=True, check=False, timeout=200,
+    )  # fmt: skip
+    parts = [part.partition("\n") for part in done.stdout.split("\n$ ")[1:]]
+    assert [command for command, _, _ in parts] == [*COMMANDS], done.stdout
+    for command, _, said in parts:
+        assert said.strip(), command
         assert MARK not in said, f"{command}:\n{said}"
         assert "should not have happened" not in said, f"{command}:\n{said}"
     assert not _files_with_the_mark(tmp_path)
@@ -79,7 +89,7 @@ def _tracking_server_that_hangs_up() -> Iterator[str]:
 
 
 def test_a_worker_keeps_its_passwords_to_itself(
-    postgres_settings: Settings, subject: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    postgres_settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("PGPASSWORD", "MLFLOW_TRACKING_TOKEN"):
         monkeypatch.setenv(name, MARK)
@@ -90,7 +100,7 @@ def test_a_worker_keeps_its_passwords_to_itself(
             tmp_path / "home", database_url=database, broker_url=AWAY["ORCH_BROKER_URL"], tracking_url=tracking,
         ) as world,
     ):  # fmt: skip
-        (good,) = world.enqueue(small_config(subject, max_tokens=64 * 1024))
+        (good,) = world.enqueue(small_config(SYNTHETIC, max_tokens=LONG // 4))
         (bad,) = world.enqueue(small_config(tmp_path), name="bad", max_failures=1)
         worker = world.work()
         world.wait(lambda: world.is_in_training(good, 1))
@@ -117,8 +127,9 @@ def _files_with_the_mark(folder: Path) -> list[Path]:
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning", "ignore::FutureWarning")
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-def test_mlflow_is_told_no_password(tmp_path: Path) -> None:
+def test_mlflow_is_told_no_password(tmp_path: Path, empty_store: Path) -> None:
     with small_world(tmp_path / "home") as world:
+        shutil.copy(empty_store, world.settings.home)
         config = small_config(tmp_path)
         data = config.data.model_copy(update={"source": f"https://me:{MARK}@host/text.jsonl?token={MARK}"})
         model = config.subject.model_copy(update={"model": f"https://me:{MARK}@host/model"})

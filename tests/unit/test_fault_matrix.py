@@ -2,6 +2,7 @@
 
 import ast
 import re
+from functools import cache
 from pathlib import Path
 
 TESTS = Path(__file__).parents[1]
@@ -10,14 +11,15 @@ DOES_NOT_APPLY: dict[int, str] = {}
 """Rows without a test, and why."""
 
 
-def _tested() -> set[int]:
+@cache
+def _tested() -> frozenset[int]:
     """Return the numbers in the names of test functions, `test_f07_...`."""
     found = set()
     for path in TESTS.rglob("test_*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.FunctionDef) and (named := re.match(r"test_f(\d\d)_", node.name)):
                 found.add(int(named[1]))
-    return found
+    return frozenset(found)
 
 
 def test_every_fault_has_its_test() -> None:
