@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.small_world import World, make_subject, small_config, small_world
+from tests.small_world import SYNTHETIC, World, make_subject, small_config, small_world
 
-STEPS_TO_KILL_IN = 1024
+STEPS_TO_KILL_IN = 4096
 """Long enough to be killed in the middle on a fast machine: some seconds."""
 
 
@@ -22,10 +22,10 @@ def long_tokens() -> int:
 
 
 @pytest.fixture(scope="session")
-def undisturbed(subject: Path, long_tokens: int, tmp_path_factory: pytest.TempPathFactory) -> list[tuple[float, ...]]:
+def undisturbed(long_tokens: int, tmp_path_factory: pytest.TempPathFactory) -> list[tuple[float, ...]]:
     """Return the curve of a run from end to end."""
     with small_world(tmp_path_factory.mktemp("undisturbed") / "home") as world:
-        (job,) = world.enqueue(small_config(subject, max_tokens=long_tokens))
+        (job,) = world.enqueue(small_config(SYNTHETIC, max_tokens=long_tokens))
         assert world.work("--until-empty").wait(120) == 0, world.said()
         assert world.job(job).state == "succeeded"
         return world.curve(job)

@@ -4,20 +4,17 @@ import signal
 import sqlite3
 import subprocess
 from contextlib import closing
-from pathlib import Path
 
 import psutil
 
 from orchestrator import queue
-from tests.small_world import World, is_gone, small_config, trainers
+from tests.small_world import SYNTHETIC, World, is_gone, small_config, trainers
 
 Curve = list[tuple[float, ...]]
 
 
-def test_f03_kill_9_of_the_worker_and_another_resumes(
-    world: World, subject: Path, long_tokens: int, undisturbed: Curve
-) -> None:
-    (job,) = world.enqueue(small_config(subject, max_tokens=long_tokens))
+def test_f03_kill_9_of_the_worker_and_another_resumes(world: World, long_tokens: int, undisturbed: Curve) -> None:
+    (job,) = world.enqueue(small_config(SYNTHETIC, max_tokens=long_tokens))
     first = world.work()
     world.wait(lambda: world.is_in_training(job, 1))
     (trainer,) = trainers(first)
@@ -32,9 +29,9 @@ def test_f03_kill_9_of_the_worker_and_another_resumes(
 
 
 def test_f04_f19_kill_9_of_trainer_then_sigterm_to_the_worker(
-    world: World, subject: Path, long_tokens: int, undisturbed: Curve
+    world: World, long_tokens: int, undisturbed: Curve
 ) -> None:
-    (job,) = world.enqueue(small_config(subject, max_tokens=long_tokens))
+    (job,) = world.enqueue(small_config(SYNTHETIC, max_tokens=long_tokens))
     first = world.work()
     world.wait(lambda: world.is_in_training(job, 1))
     trainers(first)[0].kill()
@@ -65,8 +62,8 @@ def freezes_outside_a_transaction(world: World, worker: subprocess.Popen[bytes])
     return True
 
 
-def test_f05_a_frozen_worker_that_wakes_up_writes_nothing(world: World, subject: Path, long_tokens: int) -> None:
-    (job,) = world.enqueue(small_config(subject, max_tokens=long_tokens))
+def test_f05_a_frozen_worker_that_wakes_up_writes_nothing(world: World, long_tokens: int) -> None:
+    (job,) = world.enqueue(small_config(SYNTHETIC, max_tokens=long_tokens))
     frozen = world.work()
     world.wait(lambda: world.is_in_training(job, 1))
     (trainer,) = trainers(frozen)
@@ -81,8 +78,8 @@ def test_f05_a_frozen_worker_that_wakes_up_writes_nothing(world: World, subject:
     assert [outcome for outcome, _ in world.attempts(job)] == ["lost", "max_tokens"]
 
 
-def test_pause_resume_and_cancel_of_a_running_job(world: World, subject: Path) -> None:
-    (job,) = world.enqueue(small_config(subject, max_tokens=64 * 100_000))
+def test_pause_resume_and_cancel_of_a_running_job(world: World) -> None:
+    (job,) = world.enqueue(small_config(SYNTHETIC, max_tokens=64 * 100_000))
     worker = world.work()
     world.wait(lambda: world.is_in_training(job, 1))
     queue.pause(world.engine, [job])
@@ -99,8 +96,8 @@ def test_pause_resume_and_cancel_of_a_running_job(world: World, subject: Path) -
     assert world.job(job).preemptions == 0
 
 
-def test_two_workers_never_train_one_job_twice(world: World, subject: Path) -> None:
-    jobs = world.enqueue(*(small_config(subject, max_tokens=2048, n_latents=n) for n in (32, 48, 64)))
+def test_two_workers_never_train_one_job_twice(world: World) -> None:
+    jobs = world.enqueue(*(small_config(SYNTHETIC, max_tokens=2048, n_latents=n) for n in (32, 48, 64)))
     workers = [world.work("--until-empty", "--name", name) for name in ("one", "two")]
     assert [worker.wait(120) for worker in workers] == [0, 0], world.said()
     assert all(world.attempts(job) == [("max_tokens", 0)] for job in jobs)

@@ -9,14 +9,16 @@ import pytest
 from orchestrator import queue
 from orchestrator.config.job import JobConfig
 from orchestrator.config.validation import parse
-from tests.small_world import LONG, World, is_gone, small_config, small_world, trainers
+from tests.small_world import World, is_gone, small_config, small_world, trainers
 
 Curve = list[tuple[float, ...]]
+TOKENS = 64 * 2048
+"""Of each of four jobs that read a model: some seconds, also on a fast machine."""
 
 
 def jobs(subject: Path) -> list[JobConfig]:
     """Return jobs of different size, sparsity, activation, seed, learning rate and layer on one stream."""
-    config = small_config(subject, max_tokens=LONG // 2).model_dump()
+    config = small_config(subject, max_tokens=TOKENS).model_dump()
     parts: tuple[dict[str, Any], ...] = (
         {},
         {"sae": {"n_latents": 48, "k": 2, "activation": "relu"}, "optimizer": {"lr": 0.003, "ema": 0.9}},

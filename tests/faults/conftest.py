@@ -1,16 +1,19 @@
 """Servers of our own, which a test may end; worlds that use them; and a training that nobody disturbs."""
 
+import io
 import os
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any, NamedTuple
+from unittest.mock import patch
 
 import pytest
 import redis as redis_client
 from sqlalchemy import make_url, select, text
 
+from orchestrator.cli.main import run
 from orchestrator.database.engine import connect
 from orchestrator.database.models import ConvergenceRow
 from orchestrator.database.schema import upgrade
@@ -50,6 +53,15 @@ def counts(world: World, job: int) -> list[Any]:
     """Return the tokens to convergence of a job, for every tolerance."""
     columns = select(ConvergenceRow.epsilon, ConvergenceRow.tokens, ConvergenceRow.lower_bound)
     return [*world.rows(columns.where(ConvergenceRow.job_id == job).order_by(ConvergenceRow.epsilon))]
+
+
+def orch(world: World, *words: str, **variables: str) -> str:
+    """Run a command in this process, and return what it says: one of its own would import everything anew."""
+    said = io.StringIO()
+    environ = {"ORCH_TRACKING_URL": "http://127.0.0.1:1", **world.environ, **variables}
+    with patch.dict(os.environ, environ), redirect_stdout(said), redirect_stderr(said):
+        run(words)
+    return said.getvalue()
 
 
 @pytest.fixture(scope="session")

@@ -1,23 +1,20 @@
 """A machine that cannot do its work: its jobs spend nothing and go on elsewhere, and its worker says why it waits."""
 
-import io
 import os
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from contextlib import contextmanager
 from pathlib import Path
-from unittest.mock import patch
 
 import pytest
 from sqlalchemy import select, text
 
-from orchestrator.cli.main import run
 from orchestrator.database.engine import connect, transaction
 from orchestrator.database.models import CheckpointRow, WorkerRow
 from orchestrator.database.schema import open_database
-from tests.faults.conftest import MakeWorld
+from tests.faults.conftest import MakeWorld, orch
 from tests.faults.test_tracking_store import QUICK
 from tests.small_world import ENDLESS, LONG, World, small_config
 
@@ -45,15 +42,6 @@ def mount() -> Iterator[Mount]:
         subprocess.run(["umount", "-l", str(folder)], check=False)
 
 
-def _orch(world: World, *words: str) -> str:
-    """Run a command in this process: one of its own would import everything anew."""
-    said = io.StringIO()
-    environ = {"ORCH_TRACKING_URL": "http://127.0.0.1:1", **world.environ}
-    with patch.dict(os.environ, environ), redirect_stdout(said), redirect_stderr(said):
-        run(words)
-    return said.getvalue()
-
-
 def _tokens(folder: Path) -> set[int]:
     """Return the tokens of the checkpoints in the folder of an attempt."""
     return {int(path.name) for path in folder.iterdir() if path.name.isdecimal()}
@@ -79,7 +67,7 @@ def test_a_folder_of_logs_that_cannot_be_written_costs_logs_alone(world: World, 
     jobs = world.enqueue(*(small_config(subject, seed=seed, max_tokens=4096) for seed in range(2)))
     assert world.work("--until-empty").wait(200) == 0, world.said()
     assert [world.attempts(job) for job in jobs] == [[("max_tokens", 0)]] * 2
-    assert "WARN  logs" in _orch(world, "doctor")
+    assert "WARN  logs" in orch(world, "doctor")
 
 
 def test_a_full_folder_of_logs_ends_no_trainer(world: World, mount: Mount, subject: Path) -> None:
@@ -103,12 +91,12 @@ def test_full_artifacts_cost_no_job_anything(
         world.wait(lambda: world.attempts(jobs[0])[0][0] == "machine")
         world.wait(lambda: "unwell, and claims nothing: " in world.said())
         world.wait(lambda: bool(world.one(WorkerRow, pid=worker.pid).unwell))
-        assert "unwell" in _orch(world, "worker", "list")
-        assert "is unwell and claims nothing: " in _orch(world, "status")
-        assert "is unwell" in _orch(world, "explain", str(jobs[0]))
-        assert "through no fault of the job" in _orch(world, "explain", str(jobs[0]))
-        assert 'orch_workers{state="unwell"} 1' in _orch(world, "metrics")
-        assert "1 unwell" in _orch(world, "doctor")
+        assert "unwell" in orch(world, "worker", "list")
+        assert "is unwell and claims nothing: " in orch(world, "status")
+        assert "is unwell" in orch(world, "explain", str(jobs[0]))
+        assert "through no fault of the job" in orch(world, "explain", str(jobs[0]))
+        assert 'orch_workers{state="unwell"} 1' in orch(world, "metrics")
+        assert "1 unwell" in orch(world, "doctor")
         attempts = sum(world.job(job).attempt for job in jobs)
         refused = world.work("--name", "late")
         assert refused.wait(60) == 5, "where the checks fail no worker starts"
@@ -155,11 +143,11 @@ def test_a_job_whose_checkpoints_are_on_another_machine_waits_for_it(
     there.wait_state(other, "succeeded")
     there.wait(lambda: there.attempts(job)[-1][0] == "machine")
     assert (there.job(job).state, there.job(job).failures) == ("queued", 0)
-    said = _orch(there, "explain", str(job))
+    said = orch(there, "explain", str(job))
     recorded = here.rows(select(CheckpointRow.uri).filter_by(job_id=job))
     assert f"none of {len(recorded)} checkpoints is there" in said
     assert "it waits for a worker that can see them" in said
-    assert "unwell" not in _orch(there, "worker", "list")
+    assert "unwell" not in orch(there, "worker", "list")
     blind.terminate()
     assert here.work("--name", "second", "--until-empty").wait(120) == 0, here.said()
     assert here.job(job).state == "succeeded"
@@ -211,7 +199,7 @@ def test_a_job_of_a_database_brought_back_goes_on_from_what_its_folder_proves(
     first = world.work()
     world.wait(lambda: world.is_in_training(job, 1))
     copy = tmp_path / "copy.db"
-    assert "A copy of" in _orch(world, "db", "backup", str(copy))
+    assert "A copy of" in orch(world, "db", "backup", str(copy))
     known = {row.tokens_seen for row in world.rows(select(CheckpointRow.tokens_seen))}
     world.wait(lambda: not known & _tokens(world.settings.artifacts_folder / "1" / "1"))
     first.terminate()
@@ -245,10 +233,10 @@ def test_checkpoints_that_cannot_be_read_are_passed_over_loudly(world: World, su
 def test_doctor_sees_what_a_worker_would(make_world: MakeWorld, mount: Mount, tmp_path: Path) -> None:
     mount(tmp_path / "disk", "size=1m")
     world = make_world(artifacts=tmp_path / "disk")
-    said = _orch(world, "doctor")
+    said = orch(world, "doctor")
     assert "FAIL  disk      0.0 GB free" in said, "the disk of the artifacts, too"
     with transaction(world.engine) as session:
         session.execute(text("UPDATE orch_alembic_version SET version_num = '9999'"))
-    said = _orch(world, "doctor")
+    said = orch(world, "doctor")
     assert "FAIL  database" in said
     assert "has schema 9999" in said

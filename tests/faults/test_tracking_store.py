@@ -1,6 +1,7 @@
 """MLflow is away at the start, in the middle and at the end, or used by several for the first time at once."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,13 +16,16 @@ import pytest
 
 from orchestrator.curves.point import Point
 from orchestrator.mlflow_store import fault
+from orchestrator.settings import load
 from tests import servers
-from tests.faults.conftest import MakeWorld
+from tests.faults.conftest import MakeWorld, orch
 from tests.faults.proxy import proxy
 from tests.small_world import ROOT, World, small_config
+from worker.tracking.shipper import sync
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore::FutureWarning"),
     pytest.mark.filterwarnings("ignore::ResourceWarning"),
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
 ]
@@ -74,8 +78,9 @@ def answers(url: str) -> bool:
     return True
 
 
-def test_f30_the_tracking_server_is_away(make_world: MakeWorld, tmp_path: Path) -> None:
+def test_f30_the_tracking_server_is_away(make_world: MakeWorld, empty_store: Path, tmp_path: Path) -> None:
     world = make_world()
+    shutil.copy(empty_store, tmp_path / "flow.db")
     with tracking_server(tmp_path) as url, proxy(url) as between:
         way = {"ORCH_TRACKING_URL": between.before(url)}
         between.cut()
@@ -99,19 +104,16 @@ def test_f30_the_tracking_server_is_away(make_world: MakeWorld, tmp_path: Path) 
         before = shipped(url, middle)
         assert 0 < len(before) < STEPS
         between.mend()
+        command = [sys.executable, "-m", "worker", "sync", "start"]
+        assert (
+            subprocess.run(command, cwd=ROOT, env={**os.environ, **world.environ, **way}, check=False).returncode == 0
+        )
+        tracked = load(start=tmp_path, environ=world.environ | way)
         for _ in range(2):
             for job, sweep in ((start, "start"), (middle, "middle")):
-                sync(world, sweep, way)
+                assert sync(world.engine, tracked, sweep) == 1
                 steps = [int(point[0]) for point in world.curve(job)]
                 assert sorted(shipped(url, job)) == steps, "every point once"
-
-
-def sync(world: World, sweep: str, way: dict[str, str]) -> None:
-    command = [sys.executable, "-m", "worker", "sync", sweep]
-    done = subprocess.run(
-        command, cwd=ROOT, env={**os.environ, **world.environ, **way}, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
 
 
 def shipped(url: str, job: int) -> list[int]:
@@ -166,10 +168,13 @@ def _half_made(store: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", ["half made", "overwritten"])
-def test_a_damaged_store_is_made_anew_from_the_database(world: World, tmp_path: Path, damage: str) -> None:
+def test_a_damaged_store_is_made_anew_from_the_database(
+    world: World, empty_store: Path, tmp_path: Path, damage: str
+) -> None:
     from mlflow import MlflowClient
 
     own, store = {"ORCH_TRACKING_URL": ""}, world.settings.home / "mlflow.db"
+    shutil.copy(empty_store, store)
     (first,) = world.enqueue(small_config(tmp_path), name="first")
     assert world.work("--until-empty", **QUICK, **own).wait(120) == 0, world.said()
     assert len(MlflowClient(f"sqlite:///{store}").search_runs(["1"])) == 2
@@ -177,11 +182,7 @@ def test_a_damaged_store_is_made_anew_from_the_database(world: World, tmp_path: 
         _half_made(store)
     else:
         store.write_bytes(b"no database at all" * 1000)
-    doctor = subprocess.run(
-        [sys.executable, "-m", "orchestrator", "doctor"], cwd=ROOT, env={**os.environ, **world.environ, **own},
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert "WARN  tracking" in doctor.stdout
+    assert "WARN  tracking" in orch(world, "doctor", **own)
     (second,) = world.enqueue(small_config(tmp_path), name="second")
     assert world.work("--until-empty", **QUICK, **own).wait(120) == 0, world.said()
     assert "MLflow's store was damaged; it is made anew" in world.said()

@@ -1,6 +1,7 @@
 """A larger budget for jobs that have trained: one curve, the same job, whatever becomes of the worker meanwhile."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from orchestrator.errors import StateError
 from orchestrator.settings import Settings
 from tests.integration.test_worker import work
 from tests.queue_shorthand import claim, enqueue, job, point, ref, result
-from tests.small_world import World, make_subject, small_config, small_world
+from tests.small_world import SYNTHETIC, World, small_config, small_world
 from tests.worker_shorthand import let_commands_reach
 from worker.tracking.mlflow_client import MlflowClient
 from worker.tracking.shipper import Tracking
@@ -30,14 +31,9 @@ pytestmark = [
 FIRST, THEN = 8192, 32_768
 
 
-@pytest.fixture(scope="module")
-def subject(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_subject(tmp_path_factory.mktemp("a subject"))
-
-
-def auto_config(subject: Path, max_tokens: int, **optimizer: Any) -> JobConfig:
+def auto_config(max_tokens: int, **optimizer: Any) -> JobConfig:
     """Return a config whose learning rate and window of dead latents are auto, or those that are given."""
-    values = small_config(subject, max_tokens=max_tokens).model_dump(mode="json")
+    values = small_config(SYNTHETIC, max_tokens=max_tokens).model_dump(mode="json", exclude_unset=True)
     values["optimizer"] |= optimizer
     values["training"]["dead_after_tokens"] = values["optimizer"].pop("dead_after_tokens", "auto")
     return parse(values)
@@ -47,9 +43,9 @@ def broken_promises(world: World) -> list[str]:
     return [*invariants.violations(invariants.read(world.settings.database))]
 
 
-def test_the_curve_is_that_of_a_job_of_the_larger_budget_also_past_a_kill(subject: Path, tmp_path: Path) -> None:
+def test_the_curve_is_that_of_a_job_of_the_larger_budget_also_past_a_kill(tmp_path: Path) -> None:
     with small_world(tmp_path / "home") as world:
-        (job,) = world.enqueue(auto_config(subject, FIRST))
+        (job,) = world.enqueue(auto_config(FIRST))
         work(world)
         facts = world.last_attempt(job).facts or {}
         assert facts["max_tokens"] == FIRST
@@ -63,7 +59,7 @@ def test_the_curve_is_that_of_a_job_of_the_larger_budget_also_past_a_kill(subjec
         world.wait_state(job, "succeeded")
         # The learning rate and the window stay what auto came to at the first budget: it is one training.
         settled = {"lr": facts["lr"], "dead_after_tokens": facts["dead_after_tokens"]}
-        (whole,) = world.enqueue(auto_config(subject, THEN, **settled), name="whole")
+        (whole,) = world.enqueue(auto_config(THEN, **settled), name="whole")
         world.wait_state(whole, "succeeded") if world.job(whole).state == "running" else work(world)
         curve, at_once = world.curve(job), world.curve(whole)
         assert curve[: len(before)] == before
@@ -74,30 +70,28 @@ def test_the_curve_is_that_of_a_job_of_the_larger_budget_also_past_a_kill(subjec
         assert broken_promises(world) == []
 
 
-def test_what_was_asked_for_is_kept_and_enqueueing_again_adds_nothing(subject: Path, tmp_path: Path) -> None:
+def test_what_was_asked_for_is_kept_and_enqueueing_again_adds_nothing(tmp_path: Path) -> None:
     with small_world(tmp_path / "home") as world:
-        (job,) = world.enqueue(auto_config(subject, FIRST))
+        (job,) = world.enqueue(auto_config(FIRST))
         queue.extend(world.engine, [job], max_tokens=THEN)
         config = json.loads(world.job(job).config)
         # Nothing has been trained: auto follows the new budget.
         assert (config["optimizer"]["lr"], config["training"]["dead_after_tokens"]) == ("auto", "auto")
         assert config["training"]["max_tokens"] == world.job(job).max_tokens == THEN
-        assert world.enqueue(auto_config(subject, FIRST)) == []
+        assert world.enqueue(auto_config(FIRST)) == []
         (row,) = results.jobs(world.engine)
         assert (row.max_tokens, row.asked_max_tokens) == (THEN, FIRST)
         work(world)
         assert world.result(job).tokens_seen == THEN
 
 
-def test_what_cannot_go_on_is_refused_in_words(subject: Path, tmp_path: Path) -> None:
+def test_what_cannot_go_on_is_refused_in_words(tmp_path: Path) -> None:
     def refused(world: World, job: int, words: str) -> None:
         with pytest.raises(StateError, match=words):
             queue.extend(world.engine, [job], max_tokens=THEN)
 
     with small_world(tmp_path / "home") as world:
-        decayed, plain = world.enqueue(
-            auto_config(subject, FIRST, decay_tokens=2048), auto_config(subject, FIRST, lr=1e-3)
-        )
+        decayed, plain = world.enqueue(auto_config(FIRST, decay_tokens=2048), auto_config(FIRST, lr=1e-3))
         queue.extend(world.engine, [decayed], max_tokens=FIRST + 1024)  # its decay has not begun
         work(world)
         refused(world, decayed, "has decayed its learning rate")
@@ -108,16 +102,17 @@ def test_what_cannot_go_on_is_refused_in_words(subject: Path, tmp_path: Path) ->
         with world.engine.begin() as session:
             session.execute(delete(CheckpointRow))
         refused(world, plain, "has no checkpoint any more")
-        queue.pause(world.engine, world.enqueue(auto_config(subject, FIRST, lr=2e-3)))
+        queue.pause(world.engine, world.enqueue(auto_config(FIRST, lr=2e-3)))
         assert queue.extend(world.engine, [3], max_tokens=THEN)[0].state == "paused"
         queue.cancel(world.engine, [3])
         refused(world, 3, "is cancelled: retry it first")
         assert world.rows(select(CheckpointRow)) == []
 
 
-def test_mlflow_shows_one_run_with_both_budgets(subject: Path, tmp_path: Path) -> None:
+def test_mlflow_shows_one_run_with_both_budgets(tmp_path: Path, empty_store: Path) -> None:
     with small_world(tmp_path / "home") as world:
-        (job,) = world.enqueue(auto_config(subject, FIRST))
+        shutil.copy(empty_store, world.settings.home / "mlflow.db")
+        (job,) = world.enqueue(auto_config(FIRST))
         for budget in (FIRST, 2 * FIRST):
             if budget > FIRST:
                 queue.extend(world.engine, [job], max_tokens=budget)

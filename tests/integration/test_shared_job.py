@@ -9,7 +9,7 @@ import pytest
 
 from orchestrator.config.validation import parse
 from orchestrator.database.models import Attempt
-from tests.small_world import World, make_subject, small_config, small_world, trainers
+from tests.small_world import SYNTHETIC, World, make_subject, small_config, small_world, trainers
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
@@ -63,12 +63,10 @@ def check_final(folder: Path) -> None:
     assert model.W_dec.norm(dim=1).sub(1).abs().max() < 1e-5
 
 
-def test_a_killed_rank_process_costs_one_attempt(
-    subject: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_killed_rank_process_costs_one_attempt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     with small_world(tmp_path / "home") as world:
-        (job,) = world.enqueue(small_config(subject, max_tokens=131_072), max_failures=3)
+        (job,) = world.enqueue(small_config(SYNTHETIC, max_tokens=131_072), max_failures=3)
         worker = work(world, "cpu+cpu")
         world.wait(lambda: world.is_in_training(job, 1))
         (trainer,) = trainers(worker)
@@ -94,11 +92,9 @@ def is_of(process: psutil.Process, world: World) -> bool:
 
 
 @pytest.mark.parametrize("sae", [{"activation": "relu"}, {"n_latents": 1, "k": 1}])
-def test_what_cannot_be_divided_is_trained_on_the_first_device(
-    sae: dict[str, object], subject: Path, tmp_path: Path
-) -> None:
+def test_what_cannot_be_divided_is_trained_on_the_first_device(sae: dict[str, object], tmp_path: Path) -> None:
     """Which worker claims a job must not decide what becomes of it."""
-    values = small_config(subject).model_dump(mode="json", exclude_unset=True)
+    values = small_config(SYNTHETIC).model_dump(mode="json", exclude_unset=True)
     values["sae"] |= sae
     with small_world(tmp_path / "home") as world:
         (job,) = world.enqueue(parse(values))
