@@ -9,6 +9,7 @@ from orchestrator.report.page_data import Contents
 from orchestrator.scaling.baselines import BASELINES, CHANNELS, RANDOM, Beside, beside_baselines
 from orchestrator.scaling.best_rates import best_rates
 from orchestrator.scaling.plots.naming import differing, place
+from orchestrator.scaling.plots.sampling import sampled, told
 from orchestrator.scaling.plots.score_plots import SCORES, told_score
 from orchestrator.scaling.types import JobMeasurement
 
@@ -29,8 +30,11 @@ def baseline_findings(contents: Contents) -> list[Html]:
     if not found:
         return []
     items = [element("li", f"{_named(one.metric)}, against {one.baseline.label}: {_counted(one)}.") for one in found]
+    texts = dict.fromkeys(text for family in ("probes", "ablation") if (text := contents.scored_on.get(family)))
+    text = "; ".join(texts) or "the held-out text"
+    said = f"by 90% intervals of what one has over the other on the same draws of {text}."
     head = element("strong", "Latents beside residual channels and random directions: ")
-    return [join([head, "by intervals of what one has over the other on the same draws.", element("ul", *items)])]
+    return [join([head, said, element("ul", *items)])]
 
 
 def _named(metric: str) -> str:
@@ -67,10 +71,10 @@ def _line(one: Beside) -> list[Html | str]:
 def _span(one: Beside, key: str) -> Html:
     """Return the lowest and the highest of a score, whose intervals show to who points at them; one with its own."""
     low, high = one.span(key)
-    if low == high:
+    if digits(low.value) == digits(high.value):
         return number(told_score(low), low.value)
-    told = f"{digits(low.value)} to {digits(high.value)}"
-    return element("data", told, value=f"{low.value:.17g}", title=f"{told_score(low)} to {told_score(high)}")
+    span = f"{digits(low.value)} to {digits(high.value)}"
+    return element("data", span, value=f"{low.value:.17g}", title=f"{told_score(low)} to {told_score(high)}")
 
 
 def _each(rows: Sequence[JobMeasurement]) -> list[Html]:
@@ -79,9 +83,10 @@ def _each(rows: Sequence[JobMeasurement]) -> list[Html]:
         (metric, one) for metric in _OF_LATENTS for one in BASELINES[metric]
         if one.label in (CHANNELS, RANDOM) and any(one.paired in row.scores for row in rows)
     ]  # fmt: skip
-    listed = [row for row in rows if any(one.paired in row.scores for _, one in pairs)]
-    if not listed:
+    known = [row for row in rows if any(one.paired in row.scores for _, one in pairs)]
+    if not known:
         return []
+    listed = sampled(known, lambda row: row.job_id)
     differs = differing(listed)
     heads = [
         Head("job"), *([Head("of", right=False)] if differs else []), Head("n"), Head("k"),
@@ -94,8 +99,9 @@ def _each(rows: Sequence[JobMeasurement]) -> list[Html]:
         ]
         for row in listed
     ]  # fmt: skip
-    said = "probe_gain: how much lower the loss of the best latent is, in nats; ablation_ratio: mean of latents ÷ its."
-    return [element("p", said, class_="small"), grid(heads, [(None, one) for one in cells], class_="jobs")]
+    said = "probe_gain: how much lower the loss of the best latent is, in nats; ablation_ratio: latents' ÷ theirs. "
+    about = element("p", said, told(listed, known, "SAEs"), class_="small")
+    return [about, grid(heads, [(None, one) for one in cells], class_="jobs")]
 
 
 def _score(row: JobMeasurement, key: str) -> Html:

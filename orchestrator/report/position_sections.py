@@ -78,14 +78,18 @@ def position_sections(contents: Contents) -> list[Html]:
     drawn = largest(contents.rows)
     if not drawn:
         return []
-    starts = sorted({bounds for row in drawn for metric in METRICS for bounds in profile(row, metric).buckets})
+    # The last position of a context predicts nothing: the last bucket of losses ends one earlier.
+    bounds = sorted({bounds for row in drawn for metric in METRICS for bounds in profile(row, metric).buckets})
+    ends = dict(bounds)
     differs = differing(drawn)
     heads = [
         Head("score", right=False), Head("job"), *([Head("of", right=False)] if differs else []), Head("n"), Head("k"),
         Head("position 0"), Head("rest", help="mean over all positions but 0"), Head("0 ÷ rest"),
-        *(Head(str(low) if low == high else f"{low}–{high}") for low, high in starts),
+        *(Head(str(low) if low == high else f"{low}–{high}") for low, high in ends.items()),
     ]  # fmt: skip
-    rows = [_line(row, metric, starts, place(row, differs) if differs else None) for metric in METRICS for row in drawn]
+    rows = [
+        _line(row, metric, [*ends], place(row, differs) if differs else None) for metric in METRICS for row in drawn
+    ]
     said = (
         "Of the largest SAE of each k and place: fvu of raw activations, ΔCE and KL in nats per token, mean norm of "
         "the activations. In brackets: 90% intervals over contexts; at a bucket, point at a number for its interval."
@@ -94,17 +98,16 @@ def position_sections(contents: Contents) -> list[Html]:
     return [element("h3", "By position"), element("p", said, class_="small"), grid(heads, shown, class_="jobs")]
 
 
-def _line(
-    row: JobMeasurement, metric: str, starts: Sequence[tuple[int, int]], where: str | None
-) -> list[Html | str] | None:
+def _line(row: JobMeasurement, metric: str, starts: Sequence[int], where: str | None) -> list[Html | str] | None:
     found = profile(row, metric)
     if not (found.first or found.buckets):
         return None
+    at = {low: score for (low, _), score in found.buckets.items()}
     return [
         _TOLD[metric], job_links([row.job_id]), *([where] if where is not None else []),
         number(f"{row.n_latents:,}", row.n_latents), str(row.k), _score(found.first), _score(found.rest),
         NONE if math.isnan(found.ratio) else number(digits(found.ratio), found.ratio),
-        *(_cell(found.buckets.get(bounds)) for bounds in starts),
+        *(_cell(at.get(start)) for start in starts),
     ]  # fmt: skip
 
 

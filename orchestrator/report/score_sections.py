@@ -11,6 +11,7 @@ from orchestrator.report.page_data import Contents
 from orchestrator.scaling.best_rates import Rates, rates_tried
 from orchestrator.scaling.equal_l0 import Comparison, compare
 from orchestrator.scaling.plots.naming import differing, place
+from orchestrator.scaling.plots.sampling import sampled, told
 from orchestrator.scaling.plots.score_plots import SCORES, told_score
 from orchestrator.scaling.types import JobMeasurement
 
@@ -69,11 +70,12 @@ def rate_sections(contents: Contents) -> list[Html]:
         Head("fvu of others ÷ its", right=False, help="at their rates"), Head("at an end", right=False),
         Head("job"),
     ]  # fmt: skip
-    rows = [(None, _rates(one, differs)) for one in found]
+    listed = sampled(found, lambda one: one.best.job_id)
+    rows = [(None, _rates(one, differs)) for one in listed]
     said = (
         "Of jobs that differ in the learning rate alone the one of the lowest held-out fvu. How sure that is, the "
         "others say: a single seed does not tell rates apart whose fvu is within a few percent. At an end: no rate "
-        "beyond it was tried, and a better one may lie there."
+        f"beyond it was tried, and a better one may lie there. {told(listed, found, 'places, sizes and seeds')}"
     )
     return [element("h3", "Best learning rate by place"), element("p", said, class_="small"), grid(heads, rows)]
 

@@ -22,7 +22,8 @@ def row(job_id: int, *, gain: float, ratio: float, **values: float) -> JobMeasur
 
 
 def contents(*rows: JobMeasurement) -> Contents:
-    return Contents(sweeps=(SweepText("s", {}, "", 0.0),), rows=rows, origins={}, fits=())
+    texts = dict.fromkeys(("probes", "ablation"), "8,191 tokens of a.txt")
+    return Contents(sweeps=(SweepText("s", {}, "", 0.0),), rows=rows, origins={}, fits=(), scored_on=texts)
 
 
 def plain(text: str) -> str:
@@ -35,6 +36,7 @@ ROWS = (row(1, gain=0.1, ratio=0.6), row(2, gain=-0.1, ratio=1.2), row(3, gain=0
 def test_latents_are_counted_against_channels() -> None:
     (found,) = map(plain, baseline_findings(contents(*ROWS)))
     assert found.endswith(
+        "by 90% intervals of what one has over the other on the same draws of 8,191 tokens of a.txt."
         "probe loss, against residual channels: better in 1 of 3 SAEs, worse in 1, not told apart in 1."
         "ablation sparsity, from the start on, against residual channels: better in 2 of 3 SAEs, worse in 1, not told "
         "apart in 0."
@@ -66,3 +68,11 @@ def test_the_tables_have_each_baseline_and_what_each_sae_has_over_it() -> None:
     assert 'title="0.300 [0.250, 0.350] to 0.500 [0.450, 0.550]"' in table
     assert "−0.100 [−0.150, −0.0500]" in plain(each)
     assert "1.20 [1.15, 1.25]" in plain(each)
+
+
+def test_of_very_many_saes_a_sample_is_listed_and_all_are_counted() -> None:
+    many = [row(at, gain=0.1, ratio=0.6, seed=at) for at in range(300)]
+    _, _, table, said, each = baseline_sections(contents(*many))
+    assert plain(said).endswith("200 of 300 SAEs shown")
+    assert len(re.findall("<tr", each)) == 201
+    assert ">300<" in table

@@ -1,6 +1,7 @@
 """What is said of position 0 follows from the numbers."""
 
 import re
+from dataclasses import replace
 
 import pytest
 
@@ -79,3 +80,12 @@ def test_the_table_has_position_0_the_rest_and_each_bucket_with_intervals() -> N
     assert cells[1] == ["fvu", "7", "64", "8", "0.500 [0.450, 0.550]", "1 [0.900, 1.10]", "0.500", "1.50", "1"]
     assert [line[0] for line in cells[1:]] == ["fvu", "ΔCE", "KL", "norm"]
     assert 'title="1.50 [1.35, 1.65]"' in table
+
+
+def test_a_bucket_that_ends_earlier_for_losses_is_one_column() -> None:
+    """The last position of a context predicts nothing."""
+    sae = row(7)
+    scores = {name.replace("2-3", "2-2") if name.startswith("kl") else name: one for name, one in sae.scores.items()}
+    *_, table = position_sections(contents(replace(sae, scores=scores)))
+    assert table.count("<th ") == 9
+    assert "–</td>" not in table, "every cell is filled"
