@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from importlib import resources
 from urllib.parse import quote
 
+from orchestrator.report.baseline_sections import baseline_findings, baseline_sections
 from orchestrator.report.cross_sections import cross_findings, cross_sections
 from orchestrator.report.findings_text import findings
 from orchestrator.report.fit_sections import fit_sections
@@ -14,8 +15,9 @@ from orchestrator.report.html import Html, element
 from orchestrator.report.job_table import job_grid
 from orchestrator.report.layer_table import layer_tables
 from orchestrator.report.page_data import Contents
+from orchestrator.report.position_sections import position_findings, position_sections
 from orchestrator.report.provenance import moment, provenance
-from orchestrator.report.score_sections import score_sections
+from orchestrator.report.score_sections import rate_sections, score_sections
 from orchestrator.scaling.plots.canvas import Drawing
 from orchestrator.scaling.plots.sampling import sampled, told
 from orchestrator.scaling.plots.svg import JOINS, css, svg
@@ -39,7 +41,7 @@ _JOBS = "Every point of a figure and every number of a fit leads to one of these
 def render(contents: Contents, drawings: Sequence[Drawing], *, rows_file: str = "") -> str:
     """Return the page as text; `rows_file` is the file beside it that has every job, where the page has a sample."""
     listed = jobs_listed(contents, drawings)
-    title, found = f"{contents.title}: what it came to", [*findings(contents), *cross_findings(contents)]
+    title, found = f"{contents.title}: what it came to", _found(contents)
     body = element(
         "main",
         _header(contents),
@@ -47,7 +49,8 @@ def render(contents: Contents, drawings: Sequence[Drawing], *, rows_file: str = 
         element("ul", *(element("li", said) for said in found), class_="findings"),
         _intervals(contents),
         *_part("Figures", _figures(drawings, rows_file)),
-        *_part("Scores", score_sections(contents, listed)),
+        *_part("Scores", [*rate_sections(contents), *score_sections(contents, listed), *baseline_sections(contents),
+                          *position_sections(contents)]),
         *_part("Fits", fit_sections(contents)),
         *_part("Layers", [*cross_sections(contents), *layer_tables(listed)]),
         *_part("Jobs", [element("p", *_about_jobs(contents, listed, rows_file), class_="small"),
@@ -57,6 +60,11 @@ def render(contents: Contents, drawings: Sequence[Drawing], *, rows_file: str = 
     page = f"<!doctype html>\n{element('html', _head(title), element('body', body, _script()), lang='en')}\n"
     numbers = {row.job_id for row in listed}  # not those of a sample's others, nor of a fit's jobs that were removed
     return _LINK.sub(lambda found: found[0] if int(found[1]) in numbers else found[2], page)
+
+
+def _found(contents: Contents) -> list[Html]:
+    of_scores = [*baseline_findings(contents), *position_findings(contents)]
+    return [*findings(contents), *of_scores, *cross_findings(contents)]
 
 
 def _intervals(contents: Contents) -> Html:

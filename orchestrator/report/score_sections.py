@@ -8,9 +8,11 @@ from orchestrator.config.evaluation.families import MAIN_SCORES
 from orchestrator.formatting import NONE, Interval, digits, named, whole
 from orchestrator.report.html import Head, Html, element, grid, job_links, number
 from orchestrator.report.page_data import Contents
+from orchestrator.scaling.best_rates import Rates, rates_tried
 from orchestrator.scaling.equal_l0 import Comparison, compare
 from orchestrator.scaling.plots.naming import differing, place
-from orchestrator.scaling.plots.score_plots import SCORES
+from orchestrator.scaling.plots.sampling import sampled, told
+from orchestrator.scaling.plots.score_plots import SCORES, told_score
 from orchestrator.scaling.types import JobMeasurement
 
 _SHOWN = [name for metrics in MAIN_SCORES.values() for name in metrics if name != "fvu"]
@@ -57,6 +59,40 @@ def _score_grid(rows: Sequence[JobMeasurement]) -> Html:
     return grid(heads, [(None, one) for one in cells], class_="jobs")
 
 
+def rate_sections(contents: Contents) -> list[Html]:
+    """Return the best of several learning rates at each place, where there are several places."""
+    found = rates_tried([row for row in contents.rows if row.fvu is not None])
+    if len({(one.best.hook, one.best.layers) for one in found}) < 2:
+        return []
+    differs = differing([one.best for one in found])
+    heads = [
+        Head("of", right=False), Head("n"), Head("k"), Head("seed"), Head("best rate"), Head("its fvu"),
+        Head("fvu of others ÷ its", right=False, help="at their rates"), Head("at an end", right=False),
+        Head("job"),
+    ]  # fmt: skip
+    listed = sampled(found, lambda one: one.best.job_id)
+    rows = [(None, _rates(one, differs)) for one in listed]
+    said = (
+        "Of jobs that differ in the learning rate alone the one of the lowest held-out fvu. How sure that is, the "
+        "others say: a single seed does not tell rates apart whose fvu is within a few percent. At an end: no rate "
+        f"beyond it was tried, and a better one may lie there. {told(listed, found, 'places, sizes and seeds')}"
+    )
+    return [element("h3", "Best learning rate by place"), element("p", said, class_="small"), grid(heads, rows)]
+
+
+def _rates(one: Rates, differs: Sequence[str]) -> list[str]:
+    best = one.best
+    others = [
+        f"{digits((row.fvu or math.nan) / (best.fvu or math.nan))} at {digits(row.lr)}"
+        for row in sorted(one.rows[1:], key=lambda row: row.lr or 0.0)
+    ]
+    return [
+        place(best, differs), number(whole(best.n_latents), best.n_latents), str(best.k), str(best.seed),
+        number(digits(best.lr), best.lr), number(digits(best.fvu, 4), best.fvu), ", ".join(others),
+        "yes" if one.is_at_end else "no", job_links([best.job_id]),
+    ]  # fmt: skip
+
+
 def _equal_l0(contents: Contents) -> list[Html]:
     names = [name for name in SCORES if any(name in row.scores for row in contents.rows)]
     found = [("fvu", one) for one in compare(contents.rows, lambda row: row.fvu)]
@@ -95,6 +131,4 @@ def _value(name: str, row: JobMeasurement) -> float | None:
 def _score(score: Interval | None) -> Html:
     if score is None or not math.isfinite(score.value):
         return Html(NONE)
-    known = math.isfinite(score.low) and math.isfinite(score.high)
-    text = digits(score.value) + (f" [{digits(score.low)}, {digits(score.high)}]" if known else "")
-    return number(text, score.value)
+    return number(told_score(score), score.value)

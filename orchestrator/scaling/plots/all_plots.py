@@ -6,6 +6,7 @@ from orchestrator.scaling.laws.registry import LAWS
 from orchestrator.scaling.plots import cross_plots, layer_plots, score_plots
 from orchestrator.scaling.plots.canvas import Drawing, styled
 from orchestrator.scaling.plots.job_plots import curves, dead
+from orchestrator.scaling.plots.position_plot import by_position
 from orchestrator.scaling.plots.residual_plot import residuals
 from orchestrator.scaling.plots.sparsity_plot import frontier
 from orchestrator.scaling.types import Fit, JobMeasurement, LawName
@@ -14,7 +15,7 @@ _OF_JOBS = {
     "curves": curves, "dead": dead, "frontier": frontier, "downstream": score_plots.downstream,
     "scores-n": score_plots.by_size, "scores-l0": score_plots.by_sparsity, "scores-tokens": score_plots.by_tokens,
     "scores-layer": score_plots.by_layer,
-    "scores-position": score_plots.by_position,
+    "scores-position": by_position,
     "layers": layer_plots.heat_maps, "layers-mean": layer_plots.means, "layers-prompt": layer_plots.prompt_maps,
     "layers-n": layer_plots.by_size, "layers-k": layer_plots.by_sparsity,
     "layers-activations": layer_plots.activations,

@@ -1,12 +1,14 @@
-"""Figures of what evaluations measured: scores against n, L0, layer and position, and downstream loss against fvu."""
+"""Figures of what evaluations measured: scores against n, L0, tokens and layer, and downstream loss against fvu."""
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
-from typing import Any, NamedTuple
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 from orchestrator.formatting import Interval, digits, tick
-from orchestrator.scaling.plots.canvas import Drawing, Pen, Sheet, at_layers, at_sizes, linear, logarithmic, pens
+from orchestrator.scaling.baselines import BASELINES, LABELS
+from orchestrator.scaling.best_rates import best_rates
+from orchestrator.scaling.plots.canvas import FAINT, Drawing, Pen, Sheet, at_layers, at_sizes, linear, logarithmic, pens
 from orchestrator.scaling.plots.job_plots import EPSILON
 from orchestrator.scaling.plots.naming import differing, in_order, place
 from orchestrator.scaling.plots.sampling import sampled, told
@@ -28,6 +30,7 @@ SCORES: dict[str, ScoreAxis] = {
     "probe_loss": ScoreAxis("probe loss (nats per example)"),
     "n2g_f1": ScoreAxis("N2G, F1"),
     "ablation_sparsity": ScoreAxis("ablation sparsity"),
+    "ablation_sparsity from start": ScoreAxis("ablation sparsity, from the start on"),
 }
 """The scores that are drawn, in this order. Lower is better of all but N2G's."""
 _OF_TRAINING: dict[str, ScoreAxis] = {
@@ -36,21 +39,23 @@ _OF_TRAINING: dict[str, ScoreAxis] = {
     "lr": ScoreAxis("learning rate", is_logarithmic=True),
 }
 """What training measured, which is drawn by layer beside the scores."""
+NORM = ScoreAxis("mean norm of the activations", is_logarithmic=True)
 _DOWNSTREAM = ("delta_ce", "kl")
-_BY_POSITION = {
-    "fvu raw,": "fvu of raw activations", **{name: SCORES[name].label for name in _DOWNSTREAM},
-    "residual_norm": "mean norm of the activations",
-}  # fmt: skip
-"""Scores that are drawn by position, as their keys begin, with what they are."""
 _FEWEST_OF_A_LINE = 3
-_OF_SCORES = "Bars: 90% intervals of each SAE. Lines: means over seeds. Lower is better{}."
-_POSITION = "positions="
-"""Begins the variant of a score of some positions, counted from 0: `positions=1`, `positions=2-3`."""
+_BASELINE_PENS = {label: Pen(FAINT, own.marker, own.line, hollow=True) for label, own in pens(LABELS).items()}
+_OF_BASELINES = (
+    " Grey: baselines on the same text, which need no SAE; of probes the best single channel, or random direction of "
+    "as many as there are latents."
+)
+_OF_SCORES = (
+    "Bars: 90% intervals of each SAE. Lines: means over seeds, of several learning rates the best. Lower is better{}."
+)
 
 
 def by_size(rows: Rows) -> Drawing | None:
     """Draw every score against n, a line per k and place."""
-    drawn, differs = _scored(rows), differing(_scored(rows))
+    drawn = best_rates(scored(rows))
+    differs = differing(drawn)
     if len({row.n_latents for row in drawn}) < 2:
         return None
     groups = grouped(drawn, lambda row: series_of(row, differs, f"k = {row.k}"))
@@ -63,7 +68,7 @@ def by_size(rows: Rows) -> Drawing | None:
 
 def by_sparsity(rows: Rows) -> Drawing | None:
     """Draw every score against L0, a line per n and place."""
-    drawn = [row for row in _scored(rows) if row.l0 and math.isfinite(row.l0)]
+    drawn = [row for row in best_rates(scored(rows)) if row.l0 and math.isfinite(row.l0)]
     differs = differing(drawn)
     if len({row.k for row in drawn}) < 2:
         return None
@@ -80,7 +85,7 @@ def by_sparsity(rows: Rows) -> Drawing | None:
 
 def by_tokens(rows: Rows) -> Drawing | None:
     """Draw every score against the training tokens of the SAEs, a line per n, k and place that has several budgets."""
-    known = [row for row in _scored(rows) if row.tokens_seen]
+    known = [row for row in best_rates(scored(rows)) if row.tokens_seen]
     differs = differing(known)
     groups = grouped(known, lambda row: series_of(row, differs, f"n = {tick(row.n_latents or 0)}, k = {row.k}"))
     groups = {name: mine for name, mine in groups.items() if len({row.max_tokens for row in mine}) > 1}
@@ -99,29 +104,22 @@ def by_layer(rows: Rows) -> Drawing | None:
 
     Of several learning rates at one place the best is drawn, and which it is.
     """
-    known = [row for row in _scored(rows) if row.layer is not None]
+    known = [row for row in scored(rows) if row.layer is not None]
     if len({row.layer for row in known}) < 2:
         return None
-    best = _best_rates(known)
-    several = len(best) < len({(row.hook, row.n_latents, row.k, row.seed, row.lr) for row in known})
-    kinds = {name: kind for name, kind in (_OF_TRAINING | SCORES).items() if name != "lr" or several}
+    best = best_rates(known)
+    several = len(best) < len(known)
+    kinds = _OF_TRAINING | SCORES | {"residual_norm": NORM}
+    kinds = {name: kind for name, kind in kinds.items() if name != "lr" or several}
     drawn = [replace(row, scores={**row.scores, **_of_training(row)}) for row in best]
     groups = grouped(drawn, lambda row: f"{_site(row)}, n = {tick(row.n_latents or 0)}, k = {row.k}")
 
     def axis(sheet: Sheet, panel: int) -> None:
         at_layers(sheet.panels[panel], "x", [row.layer or 0 for row in drawn], "layer")
 
-    return score_panels("scores-layer", "Scores by layer", groups, lambda row: float(row.layer or 0), axis, kinds=kinds)
-
-
-def _best_rates(rows: Rows) -> list[JobMeasurement]:
-    """Return of the jobs that differ in nothing but the learning rate the one of the lowest fvu."""
-    alike: dict[tuple[Any, ...], list[JobMeasurement]] = {}
-    for row in rows:
-        alike.setdefault((row.subject, row.hook, row.data, row.activation, row.n_latents, row.k, row.seed), []).append(
-            row
-        )
-    return [min(same, key=lambda row: (_finite(row.fvu, math.inf), row.job_id)) for same in alike.values()]
+    return score_panels(
+        "scores-layer", "Scores by layer", groups, lambda row: float(row.layer or 0), axis, kinds=kinds, ground=_site
+    )
 
 
 def _of_training(row: JobMeasurement) -> dict[str, Interval]:
@@ -132,13 +130,9 @@ def _of_training(row: JobMeasurement) -> dict[str, Interval]:
     return {name: Interval(value, *ends) for name, (value, *ends) in found.items() if value and math.isfinite(value)}
 
 
-def _finite(value: float | None, otherwise: float) -> float:
-    return otherwise if value is None or not math.isfinite(value) else value
-
-
 def downstream(rows: Rows) -> Drawing | None:
     """Draw ΔCE and KL against fvu, and through the SAEs of one k a power law where they are of three sizes or more."""
-    known = [row for row in _scored(rows) if row.fvu and math.isfinite(row.fvu)]
+    known = [row for row in scored(rows) if row.fvu and math.isfinite(row.fvu)]
     names = [name for name in _DOWNSTREAM if any(_is_positive(row.scores.get(name)) for row in known)]
     if len(known) < 2 or not names:
         return None
@@ -171,27 +165,6 @@ def downstream(rows: Rows) -> Drawing | None:
     return sheet.done("Downstream loss against fvu", f"Bars: 90% intervals over contexts.{laws}")
 
 
-def by_position(rows: Rows) -> Drawing | None:
-    """Draw the scores of positions within a context, of the largest SAE of each k."""
-    drawn = [row for row in _scored(rows) if any(_POSITION in name for name in row.scores)]
-    keys = {key for row in drawn for key in row.scores}
-    names = [name for name in _BY_POSITION if any(key.startswith(f"{name} {_POSITION}") for key in keys)]
-    if not names:
-        return None
-    largest: dict[str, JobMeasurement] = {}
-    differs = differing(drawn)
-    for row in sorted(drawn, key=lambda row: (row.n_latents or 0, row.job_id)):
-        largest[series_of(row, differs, f"k = {row.k}")] = row
-    sheet, colours = Sheet("scores-position", panels=len(names), wide=True), pens(sorted(largest, key=in_order))
-    for panel, name in enumerate(names):
-        for series, row in largest.items():
-            _profile(sheet, row, name, colours[series], panel=panel)
-        logarithmic(sheet.panels[panel], "x", "position in the context, from 1 on", pad=0.1)
-        linear(sheet.panels[panel], "y", _BY_POSITION[name], digits)
-    sheet.legend(list(colours.items()))
-    return sheet.done("Scores by position", "Of the largest SAE of each k. Bars: 90% intervals over contexts.")
-
-
 class PowerLaw(NamedTuple):
     """y = exp(intercept) · x^exponent, by least squares of the logarithms."""
 
@@ -222,31 +195,67 @@ def power_law(points: Sequence[tuple[float, float]]) -> PowerLaw | None:
 def score_panels(
     name: str, title: str, groups: Mapping[str, list[JobMeasurement]], x: Callable[[JobMeasurement], float],
     axis: Callable[[Sheet, int], None], *, kinds: Mapping[str, ScoreAxis] = SCORES, caption: str = "",
+    ground: Callable[[JobMeasurement], str] | None = None,
 ) -> Drawing:  # fmt: skip
     """Draw a panel per kind of score that there is, and in each a line per series through the means at each x.
 
-    Without a `caption` it says what points and lines are.
+    Baselines are grey, a line for each of what `ground` tells apart; without it for each place. Without a `caption` it
+    says what points and lines are.
     """
     rows = [row for members in groups.values() for row in members]
     names = [one for one in kinds if any(one in row.scores for row in rows)]
     sheet, colours, few = Sheet(name, panels=len(names), wide=True), pens(groups), sampled(rows, lambda row: row.job_id)
-    shown = {row.job_id for row in few}
+    shown, differs = {row.job_id for row in few}, differing(rows)
+    beside = _Beside(sheet, x, ground or (lambda row: place(row, differs)))
     for panel, metric in enumerate(names):
         for series, members in groups.items():
             mine, pen = [row for row in members if metric in row.scores], colours[series]
             _points(sheet, [row for row in mine if row.job_id in shown], metric, pen, x=x, panel=panel)
-            at = _means((x(row), row.scores[metric].value) for row in mine)
-            if at:
-                line = zip(*at, strict=True)
-                sheet.panels[panel].plot(*line, color=pen.colour, linestyle=pen.line, linewidth=1.2, zorder=2)
-        _score_axis(sheet, panel, kinds[metric], [row.scores[metric].value for row in rows if metric in row.scores])
+            _line(sheet, _means((x(row), row.scores[metric].value) for row in mine), pen, panel=panel)
+        scores = [row.scores[metric] for row in rows if metric in row.scores]
+        above_0 = kinds[metric].is_logarithmic and min(score.value for score in scores) > 0
+        scores += beside.draw(few, metric, panel=panel, above_0=above_0)
+        values = [end for score in scores for end in ends(score) if end > 0 or not above_0]
+        score_axis(sheet, panel, kinds[metric], values)
         axis(sheet, panel)
-    sheet.legend(list(colours.items()))
+    sheet.legend([*colours.items(), *beside.pens.items()])
     caption = caption or _OF_SCORES.format(", of N2G higher" if "n2g_f1" in names else "")
-    return sheet.done(title, caption, sampled=told(few, rows, "SAEs"))
+    return sheet.done(title, caption + (_OF_BASELINES if beside.pens else ""), sampled=told(few, rows, "SAEs"))
 
 
-def _score_axis(sheet: Sheet, panel: int, kind: ScoreAxis, values: Sequence[float]) -> None:
+@dataclass
+class _Beside:
+    """Baselines in the panels of a figure."""
+
+    sheet: Sheet
+    x: Callable[[JobMeasurement], float]
+    ground: Callable[[JobMeasurement], str]
+    pens: dict[str, Pen] = field(default_factory=dict)
+    """Of those that were drawn."""
+
+    def draw(self, rows: Rows, metric: str, *, panel: int, above_0: bool) -> list[Interval]:
+        """Draw the baselines of a score, at each place and x once; return what they come to."""
+        found: list[Interval] = []
+        for baseline in BASELINES.get(metric, ()):
+            known = [row for row in rows if baseline.key in row.scores]
+            at = {(self.ground(row), self.x(row)): row for row in known}
+            drawn = {key: row for key, row in at.items() if not above_0 or row.scores[baseline.key].value > 0}
+            pen = _BASELINE_PENS[baseline.label]
+            for (where, x), row in drawn.items():
+                score = row.scores[baseline.key]
+                hint = f"{baseline.label}{f' ({where})' if where else ''}: {baseline.key} {told_score(score)}"
+                bar(self.sheet, (x, score), pen, panel=panel)
+                self.sheet.point((x, score.value), pen, jobs=(row.job_id,), hint=hint, panel=panel)
+                found.append(score)
+            for where in dict.fromkeys(where for where, _ in drawn):
+                line = [(x, row.scores[baseline.key].value) for (of, x), row in drawn.items() if of == where]
+                _line(self.sheet, sorted(line), pen, panel=panel)
+            self.pens |= {baseline.label: pen} if drawn else {}
+        return found
+
+
+def score_axis(sheet: Sheet, panel: int, kind: ScoreAxis, values: Sequence[float]) -> None:
+    """Give the vertical axis of a panel its scale and its label."""
     axes = sheet.panels[panel]
     if kind.is_logarithmic and min(values) > 0:
         logarithmic(axes, "y", kind.label, values=values, pad=0.15)
@@ -254,48 +263,43 @@ def _score_axis(sheet: Sheet, panel: int, kind: ScoreAxis, values: Sequence[floa
         linear(axes, "y", kind.label, digits)
 
 
+def _line(sheet: Sheet, points: Sequence[tuple[float, float]], pen: Pen, *, panel: int) -> None:
+    if points:
+        sheet.panels[panel].plot(
+            *zip(*points, strict=True), color=pen.colour, linestyle=pen.line, linewidth=1.2, zorder=2
+        )
+
+
 def _points(
     sheet: Sheet, rows: Rows, metric: str, pen: Pen, *, x: Callable[[JobMeasurement], float], panel: int
 ) -> None:
     for row in rows:
         score = row.scores[metric]
-        hint = f"job {row.job_id} (n = {row.n_latents}, k = {row.k}, seed {row.seed}): {metric} {_told(score)}"
-        _bar(sheet, (x(row), score), pen, panel=panel)
+        hint = f"job {row.job_id} (n = {row.n_latents}, k = {row.k}, seed {row.seed}): {metric} {told_score(score)}"
+        bar(sheet, (x(row), score), pen, panel=panel)
         sheet.point((x(row), score.value), pen, jobs=(row.job_id,), hint=hint, panel=panel)
 
 
-def _profile(sheet: Sheet, row: JobMeasurement, metric: str, pen: Pen, *, panel: int) -> None:
-    """Draw one SAE's score over the buckets of positions."""
-    prefix = f"{metric} {_POSITION}"
-    found = {key.removeprefix(prefix): score for key, score in row.scores.items() if key.startswith(prefix)}
-    at = sorted((_middle(bucket), bucket, score) for bucket, score in found.items())
-    for middle, bucket, score in at:
-        hint = f"job {row.job_id}, {metric} at position {bucket}: {_told(score)}"
-        _bar(sheet, (middle, score), pen, panel=panel)
-        sheet.point((middle, score.value), pen, jobs=(row.job_id,), hint=hint, panel=panel)
-    if at:
-        line = [[middle for middle, _, _ in at], [score.value for _, _, score in at]]
-        sheet.panels[panel].plot(*line, color=pen.colour, linestyle=pen.line, linewidth=1.2, zorder=2)
-
-
-def _middle(bucket: str) -> float:
-    """Return the geometric middle of a bucket of positions such as `4-7`."""
-    low, _, high = bucket.partition("-")
-    return math.sqrt(float(low) * float(high or low))
-
-
-def _bar(sheet: Sheet, at: tuple[float, Interval], pen: Pen, *, panel: int) -> None:
+def bar(sheet: Sheet, at: tuple[float, Interval], pen: Pen, *, panel: int) -> None:
+    """Draw the interval of a score."""
     x, score = at
     if math.isfinite(score.low) and math.isfinite(score.high):
         sheet.panels[panel].plot([x, x], [score.low, score.high], color=pen.colour, linewidth=1.0, zorder=3)
 
 
-def _told(score: Interval) -> str:
+def ends(score: Interval) -> list[float]:
+    """Return a score and the ends of its interval, as far as they are numbers."""
+    return [value for value in score if math.isfinite(value)]
+
+
+def told_score(score: Interval) -> str:
+    """Write a score with its interval, as far as it has one."""
     known = math.isfinite(score.low) and math.isfinite(score.high)
     return digits(score.value) + (f" [{digits(score.low)}, {digits(score.high)}]" if known else "")
 
 
-def _scored(rows: Rows) -> list[JobMeasurement]:
+def scored(rows: Rows) -> list[JobMeasurement]:
+    """Return the jobs whose SAEs have a score that is drawn."""
     return [row for row in rows if row.n_latents and any(name in row.scores for name in SCORES)]
 
 

@@ -52,7 +52,11 @@ OVERALL: Mapping[tuple[str, str], Statistic] = {
     ("recovered_kl", ""): _recovered("kl", "zero"),
     ("recovered_kl", "mean"): _recovered("kl", "mean"),
 }
-BASELINES: Mapping[tuple[str, str], Statistic] = {(name, ""): _per_token(name) for name in COLUMNS[3:]}
+BASELINES: Mapping[tuple[str, str], Statistic] = {
+    **{(name, ""): _per_token(name) for name in COLUMNS[3:]},
+    ("delta_ce", "zero ablation"): _per_token("ce_zero", minus="ce_clean"),
+    ("delta_ce", "mean ablation"): _per_token("ce_mean", minus="ce_clean"),
+}
 
 
 @dataclass

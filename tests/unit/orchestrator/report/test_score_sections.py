@@ -2,11 +2,13 @@
 
 import math
 import re
+from collections.abc import Sequence
+from dataclasses import replace
 from html import unescape
 
 from orchestrator.formatting import Interval
 from orchestrator.report.page_data import Contents, SweepText
-from orchestrator.report.score_sections import score_sections
+from orchestrator.report.score_sections import rate_sections, score_sections
 from orchestrator.scaling.types import JobMeasurement
 from tests.job_measurements import measured
 
@@ -22,9 +24,16 @@ def row(job_id: int, activation: str, l0: float, delta_ce: float, *, k: int = 8,
 
 def sections(*rows: JobMeasurement, **texts: str) -> list[list[list[str]]]:
     """Return the text of the cells, by row, of each section that is returned."""
-    contents = Contents(sweeps=(SweepText("s", {}, "", 0.0),), rows=rows, origins={}, fits=(), scored_on=texts)
+    return cells_of(score_sections(contents_of(*rows, **texts), rows))
+
+
+def contents_of(*rows: JobMeasurement, **texts: str) -> Contents:
+    return Contents(sweeps=(SweepText("s", {}, "", 0.0),), rows=rows, origins={}, fits=(), scored_on=texts)
+
+
+def cells_of(parts: Sequence[str]) -> list[list[list[str]]]:
     found = []
-    for part in score_sections(contents, rows):
+    for part in parts:
         cells = [re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", line) for line in re.findall(r"<tr.*?</tr>", part)]
         found.append([[unescape(re.sub(r"<[^>]+>", "", cell)) for cell in line] for line in cells] or [[text_of(part)]])
     return found
@@ -59,3 +68,20 @@ def test_activations_are_compared_at_the_l0_of_topk() -> None:
         "delta_ce", "relu", "256", "8", "0.7483", "1.50 [1.50, 1.50]", "2 seeds", "1, 10, 11, 2, 12, 13",
     ]  # fmt: skip
     assert lines["fvu"][5] == "1 [1, 1]", "they have one fvu"
+
+
+def test_the_best_rate_is_told_by_place_and_whether_it_is_at_an_end() -> None:
+    rows = [
+        measured(64, 8, fvu, job_id=10 * layer + at, lr=lr, hook=f"resid_post of h.{layer}")
+        for layer, losses in ((0, (0.5, 0.4, 0.45)), (1, (0.6, 0.5, 0.4)))
+        for at, (lr, fvu) in enumerate(zip((0.001, 0.002, 0.004), losses, strict=True))
+    ]
+    *_, table = cells_of(rate_sections(contents_of(*rows)))
+    assert table[1:] == [
+        ["resid_post of h.0", "64", "8", "0", "0.00200", "0.4000", "1.25 at 0.00100, 1.12 at 0.00400", "no", "1"],
+        ["resid_post of h.1", "64", "8", "0", "0.00400", "0.4000", "1.50 at 0.00100, 1.25 at 0.00200", "yes", "12"],
+    ]
+    assert rate_sections(contents_of(*rows[:3])) == [], "of one place the figure of rates says it"
+    assert rate_sections(contents_of(rows[0], rows[3])) == []
+    others = [replace(row, job_id=100 + row.job_id, l0=4.0) for row in rows]
+    assert rate_sections(contents_of(*rows, *others)) == [], "jobs of one rate differ in something else"

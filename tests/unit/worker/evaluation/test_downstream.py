@@ -76,6 +76,8 @@ def test_scores_are_those_of_whole_forward_passes(tmp_path: Path, family: str, s
           (("clean", clean), ("patched", patched), ("zero", zero), ("mean", at_mean))}  # fmt: skip
     wanted = {
         ("delta_ce", ""): ce["patched"] - ce["clean"],
+        ("delta_ce", "zero ablation"): ce["zero"] - ce["clean"],
+        ("delta_ce", "mean ablation"): ce["mean"] - ce["clean"],
         ("ce_clean", ""): ce["clean"],
         ("ce_zero", ""): ce["zero"],
         ("ce_mean", ""): ce["mean"],

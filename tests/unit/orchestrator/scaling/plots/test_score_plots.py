@@ -9,6 +9,7 @@ import pytest
 from orchestrator.formatting import Interval
 from orchestrator.scaling.plots import score_plots
 from orchestrator.scaling.plots.canvas import Drawing, styled
+from orchestrator.scaling.plots.position_plot import by_position
 from orchestrator.scaling.types import JobMeasurement
 from tests.job_measurements import measured
 
@@ -17,11 +18,6 @@ def scored(n: int, k: int, *, layer: int | None = None, seed: int = 0) -> JobMea
     fvu = 0.9 * n**-0.2 * k**-0.3
     loss = 2.0 * fvu**1.5
     scores = {"delta_ce": Interval(loss, 0.9 * loss, 1.1 * loss), "kl": Interval(loss / 2, math.nan, math.nan)}
-    scores |= {f"delta_ce positions={bucket}": Interval(loss, 0.9 * loss, 1.1 * loss) for bucket in ("1", "2-3", "4-7")}
-    scores |= {
-        "fvu raw, positions=1": Interval(0.1, 0.09, 0.11),
-        "residual_norm positions=1": Interval(30.0, 29.0, 31.0),
-    }
     return measured(n, k, fvu, l0=float(k), scores=scores, layer=layer, seed=seed, hook=f"resid_post of h.{layer or 3}")
 
 
@@ -67,17 +63,10 @@ def test_the_power_law_of_one_k_is_found_and_told() -> None:
     assert "power laws" not in drawn(score_plots.downstream, seeds).caption, "seeds are no sizes"
 
 
-def test_layers_and_positions_have_figures_where_there_are_several() -> None:
+def test_layers_have_a_figure_where_there_are_several() -> None:
     layers = [scored(64, 4, layer=layer) for layer in (0, 1, 2)]
     assert drawn(score_plots.by_layer, layers).jobs == tuple(sorted(row.job_id for row in layers))
     assert score_plots.by_layer(GRID) is None
-    profile = drawn(score_plots.by_position, GRID)
-    largest = tuple(sorted(row.job_id for row in GRID if row.n_latents == 1024))
-    assert profile.jobs == largest
-    labels = [axes.get_ylabel() for axes in profile.figure.axes]
-    assert [labels[0], labels[-1]] == ["fvu of raw activations", "mean norm of the activations"]
-    assert len(labels) == 3
-    assert any("at position 2-3" in hint for hint in profile.hints.values())
 
 
 def test_budgets_have_a_figure_where_one_size_has_several() -> None:
@@ -105,5 +94,39 @@ def test_of_several_rates_at_a_layer_the_best_is_drawn_and_which_it_is() -> None
 
 def test_without_scores_there_is_nothing_to_draw() -> None:
     rows = [measured(n) for n in (64, 128)]
-    figures = (score_plots.by_size, score_plots.by_sparsity, score_plots.by_layer, score_plots.by_position)
-    assert [figure(rows) for figure in (*figures, score_plots.by_tokens, score_plots.downstream)] == [None] * 6
+    figures = (score_plots.by_size, score_plots.by_sparsity, score_plots.by_layer, score_plots.by_tokens)
+    assert [figure(rows) for figure in (*figures, score_plots.downstream, by_position)] == [None] * 6
+
+
+def test_baselines_stand_beside_the_saes_with_their_intervals() -> None:
+    beside = {
+        "probe_loss": 0.45, "probe_loss constant": 0.69, "probe_loss channels": 0.55, "probe_loss linear": 0.23,
+        "delta_ce zero ablation": 5.0, "kl_mean": 4.0,
+    }  # fmt: skip
+    scores = {name: Interval(value, 0.9 * value, 1.1 * value) for name, value in beside.items()}
+    rows = [replace(row, scores={**row.scores, **scores}) for row in GRID]
+    rows[0] = replace(rows[0], scores={**rows[0].scores, "delta_ce zero ablation": Interval(-1.0, -1.1, -0.9)})
+    found = drawn(score_plots.by_size, rows)
+    assert "Grey: baselines on the same text" in found.caption
+    hints = list(found.hints.values())
+    assert hints.count("residual channels: probe_loss channels 0.550 [0.495, 0.605]") == 3, "at each n once"
+    assert hints.count("zero ablation: delta_ce zero ablation 5 [4.50, 5.50]") == 3
+    (legend,) = found.figure.legends
+    names = [text.get_text() for text in legend.get_texts()]
+    assert names == [
+        "k = 4", "k = 8", "zero ablation", "mean ablation", "constant", "residual channels", "probe of all channels",
+    ]  # fmt: skip
+    low, high = found.figure.axes[2].get_ylim()
+    assert low < 0.2
+    assert high > 0.7
+    assert "Grey" not in drawn(score_plots.by_size, GRID).caption
+
+
+def test_norms_are_drawn_by_layer() -> None:
+    norms = [
+        replace(row, scores={**row.scores, "residual_norm": Interval(10.0 + at, 9.0 + at, 11.0 + at)})
+        for at, row in enumerate(scored(64, 4, layer=layer) for layer in (0, 1))
+    ]
+    found = drawn(score_plots.by_layer, norms)
+    assert found.figure.axes[-1].get_ylabel() == "mean norm of the activations"
+    assert any("residual_norm 11 [10, 12]" in hint for hint in found.hints.values())
