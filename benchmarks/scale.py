@@ -77,7 +77,7 @@ def _jobs(rounds: int, *, is_short: bool) -> list[dict[str, Any]]:
     for n_jobs in (JOBS[0], JOBS[-1]) if is_short else JOBS:
         with tempfile.TemporaryDirectory() as folder:
             seconds, _ = shared_stream.measure(
-                Path(folder), n_jobs=n_jobs, rounds=1 if is_short else rounds, window_tokens=_WINDOW
+                Path(folder), n_jobs=n_jobs, rounds=1 if is_short else rounds, window_tokens=_WINDOW, only=("together",)
             )
         rows.append(_row("jobs", n_jobs, 1e6 * seconds["together"] / _WINDOW / n_jobs, None))
     return rows

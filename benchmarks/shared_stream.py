@@ -10,7 +10,7 @@ import json
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -61,7 +61,15 @@ def main() -> None:
     print(json.dumps({"jobs": chosen.jobs, "window_tokens": window, "seconds": seconds, "cpu": cpu, "ratio": ratio}))
 
 
-def measure(folder: Path, *, n_jobs: int, rounds: int, window_tokens: int) -> tuple[dict[str, float], ...]:
+def measure(
+    folder: Path,
+    *,
+    n_jobs: int,
+    rounds: int,
+    window_tokens: int,
+    only: Collection[str] = ("floor", "together", "apart"),
+) -> tuple[dict[str, float], ...]:
+    """Return the wall seconds and the CPU seconds of a window, by name: capture alone, SAEs together, and apart."""
     configs = [
         _config(folder, n, k, seed=at, window_tokens=window_tokens)
         for at, (n, k) in enumerate((SIZES * (1 + n_jobs // len(SIZES)))[:n_jobs])
@@ -88,7 +96,7 @@ def measure(folder: Path, *, n_jobs: int, rounds: int, window_tokens: int) -> tu
         "together": lambda: _take(shared, batches),
         "apart": lambda: [_take(steps, batches) for steps in several],
     }
-    return interleaved(work, rounds=rounds)
+    return interleaved({name: work[name] for name in only}, rounds=rounds)
 
 
 def together(
