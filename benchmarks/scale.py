@@ -3,9 +3,9 @@
 Floor: the product's 2·D·n operations per token, so time per token ∝ n · D and independent of k and B; what is not, is
 the O(k·D) rest, and the 36 bytes per parameter of the optimiser, shared by B tokens. Of jobs on one stream the floor
 is the time of their steps: what capture costs is shared (`benchmarks.shared_stream`, by token and SAE). Workers of one
-machine share its cores: w processes with a w-th of the threads each train w SAEs in the time of one at best. Prints a
-table, the exponent of each series (the slope of ln time per token over ln size, with its standard error) and a line of
-JSON; `--picture FILE` draws them.
+machine share its cores: w processes with a w-th of the threads each train w SAEs in the time of one at best. Threads
+that wait sleep, as a trainer's do. Prints a table, the exponent of each series (the slope of ln time per token over ln
+size, with its standard error) and a line of JSON; `--picture FILE` draws them.
 """
 
 import argparse
@@ -28,6 +28,7 @@ from benchmarks import shared_stream
 from benchmarks.interleaved_timing import table
 from benchmarks.step import Case, Shape, measure
 from orchestrator.scaling.plots.canvas import Sheet, logarithmic, pen, styled
+from worker.supervisor.trainer_process import SLEEPING_THREADS
 
 MIDDLE = Shape(256, 4096, 32, 1024)
 SERIES = {
@@ -47,6 +48,8 @@ def main() -> None:
     options.add_argument("--picture", type=Path, help="an .svg or .png file")
     options.add_argument("--one-worker", type=int, metavar="THREADS", help=argparse.SUPPRESS)
     chosen = options.parse_args()
+    if not SLEEPING_THREADS.items() <= os.environ.items():
+        os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], os.environ | SLEEPING_THREADS)
     if chosen.one_worker:
         torch.set_num_threads(chosen.one_worker)
         print(measure(Case(MIDDLE), rounds=chosen.rounds, beside=False)["tokens/s"])
