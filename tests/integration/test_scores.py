@@ -5,6 +5,7 @@ from dataclasses import replace
 from sqlalchemy import Engine
 
 from orchestrator import queue
+from orchestrator.config.evaluation.changed_options import changed_options
 from orchestrator.config.evaluation.evaluation import EvaluationPlan
 from orchestrator.config.evaluation.probes import Pooling, ProbesOptions
 from orchestrator.config.validation import parse
@@ -74,3 +75,14 @@ def test_scores_of_another_part_of_a_text_stand_in_other_rows(engine: Engine) ->
         run(engine)
     found = [row["measured_with"] for row in wide(scores(engine))]
     assert found == ["data.max_tokens=5000", "data.max_tokens=9000"]
+
+
+def test_options_are_told_as_they_are_typed() -> None:
+    tasks = ["python:stdlib/in_comment", {"source": "a.csv", "label_column": "kind"}]
+    plan = {"metrics": ["probes"], "probes": {"tasks": tasks, "ridge": 0.5}, "n2g": {"latents": list(range(50))}}
+    asked = {"plan": EvaluationPlan.model_validate(plan).model_dump(mode="json"), "data": {"source": "b.txt"}}
+    told = changed_options(asked)
+    assert told["probes"] == 'probes.ridge=0.5, probes.tasks=python:stdlib/in_comment a.csv{"label_column":"kind"}'
+    assert told["n2g"].startswith("n2g.latents=[0,1,2,3,")
+    assert len(told["n2g"]) < 100
+    assert told["downstream"] == ""

@@ -9,6 +9,7 @@ from typing import Any
 from orchestrator.config.evaluation.downstream import DownstreamOptions
 from orchestrator.config.evaluation.evaluation import EvaluationPlan
 from orchestrator.config.evaluation.families import FAMILIES, Family
+from orchestrator.config.evaluation.probes import ProbeTask
 from orchestrator.config.job import DataConfig, Part, canonical_text
 
 _NO_OTHER_SCORES: Mapping[str, tuple[str, ...]] = {
@@ -51,7 +52,20 @@ def _defaults(part: str) -> dict[str, Any]:
 
 
 def _told(value: Any) -> str:
+    if isinstance(value, list) and value and all(isinstance(one, Mapping) and "source" in one for one in value):
+        return " ".join(map(_task, value))
     text = value if isinstance(value, str) else canonical_text(value)
+    return _short(text)
+
+
+def _task(task: Mapping[str, Any]) -> str:
+    """Return a task of probes: its source, and what else of it is not the default."""
+    default = ProbeTask(source="x").model_dump(mode="json")
+    rest = {name: value for name, value in task.items() if name != "source" and value != default.get(name)}
+    return _short(str(task["source"]) + (canonical_text(rest) if rest else ""))
+
+
+def _short(text: str) -> str:
     if len(text) <= _LONGEST:
         return text
     return f"{text[:_LONGEST]}…{hashlib.sha256(text.encode()).hexdigest()[:8]}"
