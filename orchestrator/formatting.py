@@ -86,9 +86,10 @@ def duration(seconds: float | None) -> str:
 
 
 def interval(value: Interval, number: int = 3) -> str:
-    """Write a value with its interval: −0.163 [−0.170, −0.155]."""
-    low, high = digits(value.low, number), digits(value.high, number)
-    return f"{digits(value.value, number)} [{low}, {high}]"
+    """Write a value with its interval, as far as it has one: −0.163 [−0.170, −0.155]."""
+    text = digits(value.value, number)
+    is_known = math.isfinite(value.low) or math.isfinite(value.high)
+    return f"{text} [{digits(value.low, number)}, {digits(value.high, number)}]" if is_known else text
 
 
 def named(number: int, word: str) -> str:

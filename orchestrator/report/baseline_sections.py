@@ -1,16 +1,15 @@
 """SAEs beside what needs no SAE: which are better than channels, random directions, ablations and constants."""
 
-import math
 from collections.abc import Sequence
 
-from orchestrator.formatting import NONE, digits, named, whole
-from orchestrator.report.html import Head, Html, element, grid, job_links, join, number
+from orchestrator.formatting import digits, interval, named, whole
+from orchestrator.report.html import Head, Html, element, grid, job_links, join, number, score_cell
 from orchestrator.report.page_data import Contents
 from orchestrator.scaling.baselines import BASELINES, CHANNELS, RANDOM, Beside, beside_baselines
 from orchestrator.scaling.best_rates import best_rates
 from orchestrator.scaling.plots.naming import differing, place
 from orchestrator.scaling.plots.sampling import sampled, told
-from orchestrator.scaling.plots.score_plots import SCORES, told_score
+from orchestrator.scaling.plots.score_plots import SCORES
 from orchestrator.scaling.types import JobMeasurement
 
 _OF_LATENTS = [metric for metric in BASELINES if metric.startswith(("probe", "ablation"))]
@@ -72,9 +71,9 @@ def _span(one: Beside, key: str) -> Html:
     """Return the lowest and the highest of a score, whose intervals show to who points at them; one with its own."""
     low, high = one.span(key)
     if digits(low.value) == digits(high.value):
-        return number(told_score(low), low.value)
+        return number(interval(low), low.value)
     span = f"{digits(low.value)} to {digits(high.value)}"
-    return element("data", span, value=f"{low.value:.17g}", title=f"{told_score(low)} to {told_score(high)}")
+    return element("data", span, value=f"{low.value:.17g}", title=f"{interval(low)} to {interval(high)}")
 
 
 def _each(rows: Sequence[JobMeasurement]) -> list[Html]:
@@ -95,15 +94,11 @@ def _each(rows: Sequence[JobMeasurement]) -> list[Html]:
     cells = [
         [
             job_links([row.job_id]), *([place(row, differs)] if differs else []),
-            number(whole(row.n_latents), row.n_latents), str(row.k), *(_score(row, one.paired) for _, one in pairs),
+            number(whole(row.n_latents), row.n_latents), str(row.k),
+            *(score_cell(row.scores.get(one.paired)) for _, one in pairs),
         ]
         for row in listed
     ]  # fmt: skip
     said = "probe_gain: how much lower the loss of the best latent is, in nats; ablation_ratio: latents' ÷ theirs. "
     about = element("p", said, told(listed, known, "SAEs"), class_="small")
     return [about, grid(heads, [(None, one) for one in cells], class_="jobs")]
-
-
-def _score(row: JobMeasurement, key: str) -> Html:
-    score = row.scores.get(key)
-    return Html(NONE) if score is None or not math.isfinite(score.value) else number(told_score(score), score.value)

@@ -1,12 +1,11 @@
 """SAEs that were measured at several layers: what holds of them, the paper's table, and the cross matrices."""
 
-import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
 from orchestrator.config.evaluation.layer_variants import MATRIX_METRICS
-from orchestrator.formatting import NONE, Interval, digits, named, whole
-from orchestrator.report.html import Head, Html, element, grid, job_links, join, number
+from orchestrator.formatting import NONE, digits, interval, named, whole
+from orchestrator.report.html import Head, Html, element, grid, job_links, join, number, score_cell
 from orchestrator.report.page_data import Contents
 from orchestrator.scaling.across_layers import SaeGroup, grouped, layers_told, told_apart
 from orchestrator.scaling.layer_claims import Claim, Compared, beside_home, best_at_home, falling, flatter
@@ -112,12 +111,7 @@ def _listed(parts: Sequence[Compared]) -> str:
     values = [part.value for part in parts]
     if len(values) > _MOST_VALUES:
         return f"{layers} ({digits(min(values).value)} to {digits(max(values).value)})"
-    return f"{layers} ({', '.join(map(_spelled, values))})"
-
-
-def _spelled(value: Interval) -> str:
-    known = math.isfinite(value.low) and math.isfinite(value.high)
-    return digits(value.value) + (f" [{digits(value.low)}, {digits(value.high)}]" if known else "")
+    return f"{layers} ({', '.join(map(interval, values))})"
 
 
 def _text(contents: Contents) -> str:
@@ -133,7 +127,7 @@ def _paper_table(multi: Sequence[SaeGroup]) -> Html:
     ]  # fmt: skip
     rows = []
     for group, name in zip(multi, told_apart(multi), strict=True):
-        row, scores = group.first, [_score(group.of(metric)) for metric in _PAPER]
+        row, scores = group.first, [score_cell(group.of(metric)) for metric in _PAPER]
         expansion = NONE if not row.d_model or not row.n_latents else digits(row.n_latents / row.d_model)
         sizes = [number(whole(row.n_latents), row.n_latents), expansion, number(str(row.k), row.k)]
         rows.append((None, [name, row.subject, *sizes, str(len(group.rows)), *scores, _jobs(group)]))
@@ -150,22 +144,10 @@ def _matrix_table(groups: Sequence[SaeGroup]) -> Html:
     names, rows = told_apart(groups), []
     for metric in MATRIX_METRICS:
         for group, name in zip(groups, names, strict=True):
-            over = [_score(group.mean(metric)), _score(group.variation(metric))]
-            cells = [_cell(group.at(metric, layer)) for layer in layers]
+            over = [score_cell(group.mean(metric)), score_cell(group.variation(metric))]
+            cells = [score_cell(group.at(metric, layer), is_short=True) for layer in layers]
             rows.append((None, [_PAPER[metric], name, *over, *cells, _jobs(group)]))
     return grid(heads, rows, class_="jobs")
-
-
-def _score(score: Interval | None) -> Html:
-    return Html(NONE) if score is None else number(_spelled(score), score.value)
-
-
-def _cell(score: Interval | None) -> Html:
-    return (
-        Html(NONE)
-        if score is None
-        else element("data", digits(score.value), value=f"{score.value:.17g}", title=_spelled(score))
-    )
 
 
 def _jobs(group: SaeGroup) -> Html:

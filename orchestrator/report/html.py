@@ -1,9 +1,11 @@
 """HTML, escaped by construction: a plain text can never become markup, nor show a secret."""
 
+import math
 from collections.abc import Iterable, Sequence
 from html import escape
 from typing import NamedTuple
 
+from orchestrator.formatting import NONE, Interval, digits, interval
 from orchestrator.masking import clean
 
 _MOST_LINKS = 100
@@ -47,6 +49,15 @@ def escaped(child: str) -> Html:
 def number(text: str, value: float | None) -> Html:
     """Return a number as a reader sees it, with its exact value for who points at it, and for sorting."""
     return escaped(text) if value is None else element("data", text, value=f"{value:.17g}", title=f"{value:.10g}")
+
+
+def score_cell(found: Interval | None, *, is_short: bool = False) -> Html:
+    """Return a score with its interval, which a short one shows to who points at it; a dash where there is none."""
+    if found is None or not math.isfinite(found.value):
+        return Html(NONE)
+    if is_short:
+        return element("data", digits(found.value), value=f"{found.value:.17g}", title=interval(found))
+    return number(interval(found), found.value)
 
 
 def job_links(jobs: Sequence[int]) -> Html:

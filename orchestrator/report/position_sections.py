@@ -4,13 +4,12 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 
-from orchestrator.formatting import NONE, Interval, digits, named
-from orchestrator.report.html import Head, Html, element, grid, job_links, join, number
+from orchestrator.formatting import NONE, digits, named
+from orchestrator.report.html import Head, Html, element, grid, job_links, join, number, score_cell
 from orchestrator.report.page_data import Contents
 from orchestrator.scaling.best_rates import best_rates
 from orchestrator.scaling.plots.naming import differing, place
 from orchestrator.scaling.plots.position_plot import largest
-from orchestrator.scaling.plots.score_plots import told_score
 from orchestrator.scaling.positions import LARGE_NORM, METRICS, FirstPosition, first_position, profile
 from orchestrator.scaling.types import JobMeasurement
 
@@ -105,17 +104,7 @@ def _line(row: JobMeasurement, metric: str, starts: Sequence[int], where: str | 
     at = {low: score for (low, _), score in found.buckets.items()}
     return [
         _TOLD[metric], job_links([row.job_id]), *([where] if where is not None else []),
-        number(f"{row.n_latents:,}", row.n_latents), str(row.k), _score(found.first), _score(found.rest),
+        number(f"{row.n_latents:,}", row.n_latents), str(row.k), score_cell(found.first), score_cell(found.rest),
         NONE if math.isnan(found.ratio) else number(digits(found.ratio), found.ratio),
-        *(_cell(at.get(start)) for start in starts),
+        *(score_cell(at.get(start), is_short=True) for start in starts),
     ]  # fmt: skip
-
-
-def _score(score: Interval | None) -> Html:
-    return Html(NONE) if score is None else number(told_score(score), score.value)
-
-
-def _cell(score: Interval | None) -> Html:
-    if score is None:
-        return Html(NONE)
-    return element("data", digits(score.value), value=f"{score.value:.17g}", title=told_score(score))

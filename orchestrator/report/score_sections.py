@@ -5,14 +5,14 @@ from collections.abc import Sequence
 from functools import partial
 
 from orchestrator.config.evaluation.families import MAIN_SCORES
-from orchestrator.formatting import NONE, Interval, digits, named, whole
-from orchestrator.report.html import Head, Html, element, grid, job_links, number
+from orchestrator.formatting import digits, named, whole
+from orchestrator.report.html import Head, Html, element, grid, job_links, number, score_cell
 from orchestrator.report.page_data import Contents
 from orchestrator.scaling.best_rates import Rates, rates_tried
 from orchestrator.scaling.equal_l0 import Comparison, compare
 from orchestrator.scaling.plots.naming import differing, place
 from orchestrator.scaling.plots.sampling import sampled, told
-from orchestrator.scaling.plots.score_plots import SCORES, told_score
+from orchestrator.scaling.plots.score_plots import SCORES
 from orchestrator.scaling.types import JobMeasurement
 
 _SHOWN = [name for metrics in MAIN_SCORES.values() for name in metrics if name != "fvu"]
@@ -52,7 +52,7 @@ def _score_grid(rows: Sequence[JobMeasurement]) -> Html:
         [
             job_links([row.job_id]), *([place(row, differs)] if differs else []),
             number(whole(row.n_latents), row.n_latents), number(str(row.k), row.k), number(digits(row.l0), row.l0),
-            number(digits(row.fvu, 4), row.fvu), *(_score(row.scores.get(name)) for name in names),
+            number(digits(row.fvu, 4), row.fvu), *(score_cell(row.scores.get(name)) for name in names),
         ]
         for row in rows
     ]  # fmt: skip
@@ -118,7 +118,7 @@ def _equal_l0(contents: Contents) -> list[Html]:
 def _comparison(name: str, one: Comparison, *, has_place: bool) -> list[str]:
     return [
         name, *([one.place] if has_place else []), one.activation, number(whole(one.n_latents), one.n_latents),
-        number(digits(one.l0), one.l0), number(digits(one.baseline, 4), one.baseline), _score(one.ratio),
+        number(digits(one.l0), one.l0), number(digits(one.baseline, 4), one.baseline), score_cell(one.ratio),
         named(len(one.seeds), "seed"), job_links(one.jobs),
     ]  # fmt: skip
 
@@ -126,9 +126,3 @@ def _comparison(name: str, one: Comparison, *, has_place: bool) -> list[str]:
 def _value(name: str, row: JobMeasurement) -> float | None:
     score = row.scores.get(name)
     return None if score is None else score.value
-
-
-def _score(score: Interval | None) -> Html:
-    if score is None or not math.isfinite(score.value):
-        return Html(NONE)
-    return number(told_score(score), score.value)

@@ -3,11 +3,11 @@
 import math
 from collections.abc import Sequence
 
-from orchestrator.formatting import Interval
+from orchestrator.formatting import Interval, interval
 from orchestrator.scaling.best_rates import best_rates
 from orchestrator.scaling.plots.canvas import Drawing, Pen, Sheet, pens
 from orchestrator.scaling.plots.naming import differing, in_order, place
-from orchestrator.scaling.plots.score_plots import NORM, SCORES, ScoreAxis, bar, ends, score_axis, series_of, told_score
+from orchestrator.scaling.plots.score_plots import NORM, SCORES, ScoreAxis, bar, ends, score_axis, series_of
 from orchestrator.scaling.positions import METRICS, Profile, has_positions, profile
 from orchestrator.scaling.types import JobMeasurement
 
@@ -75,7 +75,7 @@ def _draw(sheet: Sheet, row: JobMeasurement, name: str, drawn: tuple[Profile, Pe
     for where, score in _points(found).items():
         at = _at(where, end)
         of = "the mean over all positions but 0" if where == "rest" else f"position {where}"
-        hint = f"job {row.job_id}, {name} at {of}: {told_score(score)}"
+        hint = f"job {row.job_id}, {name} at {of}: {interval(score)}"
         bar(sheet, (at, score), pen, panel=panel)
         sheet.point((at, score.value), pen, jobs=(row.job_id,), hint=hint, panel=panel, hollow=where == "rest")
         line += [(at, score.value)] if where not in ("0", "rest") else []

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
-from orchestrator.formatting import Interval, digits, tick
+from orchestrator.formatting import Interval, digits, interval, tick
 from orchestrator.scaling.baselines import BASELINES, LABELS
 from orchestrator.scaling.best_rates import best_rates
 from orchestrator.scaling.plots.canvas import FAINT, Drawing, Pen, Sheet, at_layers, at_sizes, linear, logarithmic, pens
@@ -243,7 +243,7 @@ class _Beside:
             pen = _BASELINE_PENS[baseline.label]
             for (where, x), row in drawn.items():
                 score = row.scores[baseline.key]
-                hint = f"{baseline.label}{f' ({where})' if where else ''}: {baseline.key} {told_score(score)}"
+                hint = f"{baseline.label}{f' ({where})' if where else ''}: {baseline.key} {interval(score)}"
                 bar(self.sheet, (x, score), pen, panel=panel)
                 self.sheet.point((x, score.value), pen, jobs=(row.job_id,), hint=hint, panel=panel)
                 found.append(score)
@@ -275,7 +275,7 @@ def _points(
 ) -> None:
     for row in rows:
         score = row.scores[metric]
-        hint = f"job {row.job_id} (n = {row.n_latents}, k = {row.k}, seed {row.seed}): {metric} {told_score(score)}"
+        hint = f"job {row.job_id} (n = {row.n_latents}, k = {row.k}, seed {row.seed}): {metric} {interval(score)}"
         bar(sheet, (x(row), score), pen, panel=panel)
         sheet.point((x(row), score.value), pen, jobs=(row.job_id,), hint=hint, panel=panel)
 
@@ -290,12 +290,6 @@ def bar(sheet: Sheet, at: tuple[float, Interval], pen: Pen, *, panel: int) -> No
 def ends(score: Interval) -> list[float]:
     """Return a score and the ends of its interval, as far as they are numbers."""
     return [value for value in score if math.isfinite(value)]
-
-
-def told_score(score: Interval) -> str:
-    """Write a score with its interval, as far as it has one."""
-    known = math.isfinite(score.low) and math.isfinite(score.high)
-    return digits(score.value) + (f" [{digits(score.low)}, {digits(score.high)}]" if known else "")
 
 
 def scored(rows: Rows) -> list[JobMeasurement]:
