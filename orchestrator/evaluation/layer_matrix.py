@@ -11,10 +11,10 @@ from orchestrator.config.evaluation.layer_variants import (
     over_shown,
     read_variant,
 )
-from orchestrator.evaluation.scores import ScoreEntry
+from orchestrator.evaluation.scores import CONDITIONS, ScoreEntry
 
 _MEASURED = ("measured_on", "measured_with")
-_OWN = ("sae", "sweep", "subject", "place", "n_latents", "k", "l0", "tokens", *_MEASURED, "metric", "variant")
+_OWN = (*CONDITIONS, "metric", "variant")
 _PARTS = ("std_error", "low", "high")
 
 

@@ -15,6 +15,8 @@ from orchestrator.errors import NotFound
 from orchestrator.evaluation.measured_options import measured_options
 from orchestrator.saes import SaeEntry
 
+CONDITIONS = ("sae", "sweep", "subject", "place", "n_latents", "k", "l0", "tokens", "measured_on", "measured_with")
+"""What a row of a table tells beside its scores: of which SAE they are, and what they were measured on."""
 _IDS_PER_QUERY = 10_000
 
 
@@ -124,9 +126,8 @@ def wide(rows: Sequence[ScoreEntry], *, variants: bool = False) -> list[dict[str
     sure = {name: [part for part in ("std_error", "low", "high") if _has(told, name, part)] for name in names}
     found: dict[Any, dict[str, Any]] = {}
     for row in told:
-        own = ("sae", "sweep", "subject", "place", "n_latents", "k", "l0", "tokens", "measured_on", "measured_with")
         key = (row.sae_id, row.measured_on, row.tokens, row.measured_with, row.is_stale)
-        values = found.setdefault(key, {name: getattr(row, name) for name in own} | _empty(sure))
+        values = found.setdefault(key, {name: getattr(row, name) for name in CONDITIONS} | _empty(sure))
         values[row.column] = row.value
         for part in sure[row.column]:
             values[f"{row.column}_{part}"] = getattr(row, part)

@@ -33,8 +33,8 @@ def results(
     """Show what was measured of SAEs: a row for each, of every score the newest.
 
     The table has the main scores, or all of the metrics and families that are named; -o csv and json have all. In it ±
-    is a standard error, [low, high] a 90% interval. Another text, number of tokens or other options are
-    another row.
+    is a standard error, [low, high] a 90% interval. Measured
+    on another text or number of tokens, or with other options, it is another row.
 
     --by-layer has the mean over the layers and the coefficient of variation (CV) last. * is the lowest at a layer of
     SAEs with as many latents and the same k; -o csv and json tell how sure each number is.

@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from orchestrator.evaluation.evaluation_rows import EvaluationRow, FamilyRow
     from orchestrator.evaluation.scores import ScoreEntry
 
-_OWN = ("sae", "sweep", "subject", "place", "n_latents", "k", "l0", "tokens", "measured_on", "measured_with")
 _PARTS = ("_std_error", "_low", "_high")
 
 
@@ -67,9 +66,11 @@ def long_columns() -> "list[Column[ScoreEntry]]":
 
 def wide_columns(rows: Sequence[Mapping[str, Any]]) -> list[Column[Mapping[str, Any]]]:
     """Return the columns for SAEs with their scores."""
+    from orchestrator.evaluation.scores import CONDITIONS
+
     names = list(rows[0]) if rows else []
     beside = {f"{name}{part}" for name in names for part in _PARTS}
-    metrics = [name for name in names if name not in _OWN and name not in beside]
+    metrics = [name for name in names if name not in CONDITIONS and name not in beside]
     columns: list[Column[Mapping[str, Any]]] = [
         Column("SAE", lambda row: row["sae"]),
         Column("SWEEP", lambda row: row["sweep"] or NONE, weight=5),
