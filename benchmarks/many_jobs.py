@@ -3,10 +3,10 @@
     python -m benchmarks.many_jobs [--short] [--only sqlite]
 
 Enqueue of a sweep file of 100,000 points, and how long a small write of another process waited meanwhile at most, which
-is how long the write lock was held; `orch status` over them, filtered and sorted; then `orch fit` (all laws; with what
-MLflow shows of them, and without) and `orch report` of 5,000 finished jobs with curves. Each figure is of the whole
-command, from its start: wall and CPU seconds, largest resident set. PostgreSQL flushes every commit to the disk.
-Prints a table and a line of JSON.
+is how long the write lock was held; `orch status` over them, filtered and sorted, beside the mere import of SQLAlchemy,
+which it cannot do without; then `orch fit` (all laws; with what MLflow shows of them, and without) and `orch report` of
+5,000 finished jobs with curves. Each figure is of the whole command, from its start: wall and CPU seconds, largest
+resident set. PostgreSQL flushes every commit to the disk. Prints a table and a line of JSON.
 """
 
 import argparse
@@ -16,7 +16,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -95,6 +95,8 @@ def _measured(settings: Settings, *, short: bool) -> Iterator[dict[str, Any]]:
     with _other_writes(settings) as waits:
         added = _command(settings, "enqueue", str(file))
     yield added | {"what": f"orch enqueue, {points:,} points", "longest write lock, s": max(waits)}
+    load = [sys.executable, "-c", "import sqlalchemy.orm"]
+    yield _run(settings, load) | {"what": "python -c 'import sqlalchemy.orm'"}
     yield _command(settings, "status") | {"what": f"orch status, {points:,} jobs"}
     yield _command(settings, "status", "--sort", "priority") | {"what": "orch status --sort priority"}
     engine = connect(settings.database)
@@ -115,12 +117,16 @@ def _measured(settings: Settings, *, short: bool) -> Iterator[dict[str, Any]]:
 
 
 def _command(settings: Settings, *arguments: str) -> dict[str, Any]:
-    """Run a command to its end."""
-    command = [sys.executable, "-c", _RUN, *python_command("orchestrator", *arguments)]
+    """Run a command of ours to its end."""
+    return _run(settings, python_command("orchestrator", *arguments))
+
+
+def _run(settings: Settings, command: Sequence[str]) -> dict[str, Any]:
     place = {"ORCH_HOME": str(settings.home), "ORCH_DATABASE_URL": settings.database_url}
     environment = python_environment() | {name: value for name, value in place.items() if value}
     started = time.perf_counter()
-    done = subprocess.run(command, env=environment, cwd=settings.home, capture_output=True, text=True, check=True)
+    run = [sys.executable, "-c", _RUN, *command]
+    done = subprocess.run(run, env=environment, cwd=settings.home, capture_output=True, text=True, check=True)
     cpu, kilobytes = map(float, done.stdout.split())
     return _row(time.perf_counter() - started, cpu) | {"MB": kilobytes / 1024}
 

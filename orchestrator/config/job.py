@@ -5,6 +5,7 @@ import json
 import math
 from collections.abc import Mapping
 from functools import cached_property, lru_cache
+from operator import attrgetter
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
@@ -13,6 +14,7 @@ from orchestrator.config import synthetic
 from orchestrator.config.activation_functions import ACTIVATIONS, Activation, check_encode_dtype
 from orchestrator.config.sites import SITES, Site
 from orchestrator.config.sizes import dead_window, latents
+from orchestrator.config.value_types import Coefficient, Layers, NaturalInt, PositiveFloat, PositiveInt, Share, Text
 from orchestrator.errors import ConfigError
 
 Normalize = Literal["unit", "layer_norm", "none"]
@@ -21,16 +23,6 @@ EncodeDtype = Dtype | Literal["float8_e4m3"]
 
 SHIPPED_SUBJECT = "shipped:stdlib-gpt2"
 STANDARD_LIBRARY = "python:stdlib"
-
-
-def _whole(value: Any) -> Any:
-    return int(value) if isinstance(value, float) and value.is_integer() else value
-
-
-def _storable(text: str) -> str:
-    if "\0" in text:
-        raise ValueError("a NUL character cannot be stored")
-    return text
 
 
 def _as_text(value: Any) -> Any:
@@ -47,32 +39,6 @@ def _or_ours(known: str) -> AfterValidator:
         return text
 
     return AfterValidator(check)
-
-
-_MOST = 2**53  # beyond it a float such as 200e6 would no longer name one integer
-
-
-def _layers(value: Any) -> Any:
-    """Refuse what names no layers, or one of them twice; return them in their order in the model."""
-    if value is None or value == "all":
-        return value
-    if not isinstance(value, list | tuple) or not all(type(one) is int and 0 <= one <= _MOST for one in value):
-        raise ValueError("must be all, or a list of blocks counted from 0, such as [0, 2, 5]")
-    if not value:
-        raise ValueError("names no layer: give all, or a list of blocks counted from 0, such as [0, 2, 5]")
-    repeated = sorted({one for one in value if value.count(one) > 1})
-    if repeated:
-        raise ValueError(f"names layer {repeated[0]} twice: each is read once")
-    return tuple(sorted(value))
-
-
-PositiveInt = Annotated[int, Field(gt=0, le=_MOST, strict=True), BeforeValidator(_whole)]
-NaturalInt = Annotated[int, Field(ge=0, le=_MOST, strict=True), BeforeValidator(_whole)]
-PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False, strict=True)]
-Coefficient = Annotated[float, Field(ge=0, allow_inf_nan=False, strict=True)]
-Share = Annotated[float, Field(ge=0, lt=1, strict=True)]
-Text = Annotated[str, Field(min_length=1), AfterValidator(_storable)]
-Layers = Annotated[Literal["all"] | tuple[int, ...], BeforeValidator(_layers)]
 
 
 def canonical_text(values: Mapping[str, Any]) -> str:
@@ -97,6 +63,9 @@ class Part(BaseModel):
     def part_json(self) -> str:
         """The one JSON text of this part, sorted keys, no spaces: every field, but `later_fields` at their defaults."""
         return canonical_text(self.model_dump(mode="json", exclude=self._unset()))
+
+    def __hash__(self) -> int:
+        return hash(self.part_json)
 
     def _unset(self) -> dict[str, Any]:
         """Return what its text leaves out, of this part and of the parts in it."""
@@ -371,7 +340,7 @@ class JobConfig(Part):
 
     def canonical_json(self) -> str:
         """Return the one JSON text of this config, sorted keys, no spaces: its parts' texts."""
-        return "{" + ",".join(f'"{name}":{getattr(self, name).part_json}' for name in _PARTS) + "}"
+        return _TEXT % tuple([part.part_json for part in _PARTS(self)])
 
     @cached_property
     def config_id(self) -> str:
@@ -387,7 +356,8 @@ class JobConfig(Part):
         )
 
 
-_PARTS = sorted(JobConfig.model_fields)
+_PARTS = attrgetter(*sorted(JobConfig.model_fields))
+_TEXT = "{" + ",".join(f'"{name}":%s' for name in sorted(JobConfig.model_fields)) + "}"
 
 
 @lru_cache(maxsize=256)

@@ -1,10 +1,23 @@
-"""Thousands of rows in one statement: PostgreSQL takes each column of them as one array, SQLite one row at a time."""
+"""Thousands of rows or values in one statement: PostgreSQL takes them as arrays, SQLite one at a time."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import ColumnElement, Table, Text, cast, column, func, insert, literal, select
+from sqlalchemy import (
+    ColumnElement,
+    SQLColumnExpression,
+    Table,
+    Text,
+    bindparam,
+    cast,
+    column,
+    func,
+    insert,
+    literal,
+    select,
+)
 from sqlalchemy.orm import Session
+from sqlalchemy.types import TypeEngine
 
 
 def insert_rows(session: Session, table: Table, rows: Sequence[Mapping[str, Any]], same: Mapping[str, Any]) -> None:
@@ -12,22 +25,38 @@ def insert_rows(session: Session, table: Table, rows: Sequence[Mapping[str, Any]
 
     The values of rows are texts, numbers and None.
     """
-    if session.get_bind().dialect.name == "sqlite":
-        session.execute(insert(table), [{**row, **same} for row in rows])
-        return
     names = list(rows[0])
-    arrays = (_array([row[name] for row in rows], table.c[name]) for name in names)
+    if session.get_bind().dialect.name == "sqlite":
+        places = ", ".join("?" * (len(names) + len(same)))
+        statement = f"INSERT INTO {table.name} ({', '.join([*names, *same])}) VALUES ({places})"
+        # SQLAlchemy would take longer to prepare each row than SQLite to write it.
+        values = [(*(row[name] for name in names), *same.values()) for row in rows]
+        session.connection().exec_driver_sql(statement, values)
+        return
+    arrays = (_array(name, table.c[name].type) for name in names)
     columns = (column(name, table.c[name].type) for name in names)
     read = func.unnest(*arrays).table_valued(*columns).render_derived()
     fixed = (literal(value, table.c[name].type) for name, value in same.items())
-    session.execute(insert(table).from_select([*names, *same], select(*read.columns, *fixed), include_defaults=False))
+    write = insert(table).from_select([*names, *same], select(*read.columns, *fixed), include_defaults=False)
+    # Beside the statement, which is a cycle and stays for long. Lists: psycopg takes three times as long as they save.
+    session.execute(write, {name: _text(row[name] for row in rows) for name in names})
 
 
-def _array(values: Sequence[Any], of: ColumnElement[Any]) -> ColumnElement[Any]:
+def among(session: Session, of: SQLColumnExpression[str], values: Sequence[str]) -> ColumnElement[bool]:
+    """Return whether a column has one of thousands of values, each of which PostgreSQL would read as a parameter."""
+    if session.get_bind().dialect.name == "sqlite":
+        return of.in_(values)
+    return of.in_(select(func.unnest(_array("among", Text(), _text(values)))))
+
+
+def _array(name: str, of: TypeEngine[Any], value: str | None = None) -> ColumnElement[Any]:
     from sqlalchemy.dialects.postgresql import ARRAY
 
-    # Written here: psycopg takes three times as long for a list as for the rows that are saved.
-    return cast(literal(f"{{{','.join(map(_element, values))}}}", Text()), ARRAY(of.type))
+    return cast(bindparam(name, value, type_=Text()), ARRAY(of))
+
+
+def _text(values: Iterable[Any]) -> str:
+    return f"{{{','.join(map(_element, values))}}}"
 
 
 def _element(value: Any) -> str:

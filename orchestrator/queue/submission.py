@@ -13,7 +13,7 @@ from sqlalchemy import Engine, func, insert, literal, select, update
 from sqlalchemy.orm import Session
 
 from orchestrator.database.engine import db_now, transaction
-from orchestrator.database.many_rows import insert_rows
+from orchestrator.database.many_rows import among, insert_rows
 from orchestrator.database.models import LIVE, Event, Job, SweepRow
 from orchestrator.errors import ConfigError
 from orchestrator.formatting import named
@@ -106,7 +106,7 @@ class _Submission:
         """Return the replica number of each position that is to be added."""
         query = select(Job.config_id, func.max(Job.replica)).where(Job.sweep_id == sweep_id).group_by(Job.config_id)
         if len(ids) <= ROWS_AT_ONCE:  # else the whole sweep is read
-            query = query.where(Job.config_id.in_(ids))
+            query = query.where(among(session, Job.config_id, ids))
         if not self._allow_duplicate:
             live = set(session.scalars(query.where(LIVE)))
             first = {id_: at for at, id_ in reversed(list(enumerate(ids)))}

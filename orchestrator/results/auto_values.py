@@ -18,7 +18,8 @@ def dead_window(config: "JobConfig", d_model: int | None) -> int | None:
 
     Units: tokens. Source: numerics 3.
     """
-    return window_of(config.model_dump(), d_model)
+    is_known = config.training.dead_after_tokens != "auto" or config.sae.latents(d_model or 0)
+    return config.dead_after_tokens(d_model or 0) if is_known else None
 
 
 def can_measure(config: "JobConfig", d_model: int | None) -> bool:

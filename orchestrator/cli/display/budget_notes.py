@@ -62,11 +62,16 @@ def passes_note(config: "JobConfig", text: "TextSize | None") -> BudgetNote | No
     )
 
 
-def told_once(notes: "Iterable[BudgetNote | None]") -> list[BudgetNote]:
-    """Return each note once, with the number of jobs it is of; the commonest of many."""
-    every = Counter(notes)
-    total = every.total()
-    tally = Counter({note: number for note, number in every.items() if note is not None})
+def told_once(notes: "Iterable[tuple[BudgetNote | None, int]]") -> list[BudgetNote]:
+    """Return each note once, with the number of jobs it is of; the commonest of many.
+
+    `notes`: of kinds of jobs, with the number of each.
+    """
+    tally, total = Counter[BudgetNote](), 0
+    for note, number in notes:
+        total += number
+        if note is not None:
+            tally[note] += number
     found = [
         note if number == total else BudgetNote(f"{number} of {total} jobs: {note.text}", note.hint)
         for note, number in tally.most_common(_MOST_LINES)

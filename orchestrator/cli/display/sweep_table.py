@@ -1,6 +1,7 @@
 """The configs of a sweep as a table: the keys that vary, what each costs, and which are in the queue already."""
 
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -86,11 +87,23 @@ class SweepPlan:
         """Yield the new jobs."""
         return (self[at] for at, is_new in enumerate(self.new) if is_new)
 
+    @cached_property
+    def kinds(self) -> list[tuple[PlannedJob, int]]:
+        """The new jobs by what their cost and their notes depend on: the first of each kind, and how many they are."""
+        first, number = dict[Hashable, int](), Counter[Hashable]()
+        for at, (config, is_new, text) in enumerate(zip(self.configs, self.new, self.texts, strict=True)):
+            if is_new:
+                training = config.training
+                kind = config.subject, config.sae, training.max_tokens, training.dead_after_tokens, text
+                first.setdefault(kind, at)
+                number[kind] += 1
+        return [(self[at], number[kind]) for kind, at in first.items()]
+
 
 def budget_notes(plan: SweepPlan) -> list[BudgetNote]:
     """Return what the budgets of the new jobs cannot do."""
-    dead = told_once(dead_note(job.config, job.d_model) for job in plan.fresh())
-    return dead + told_once(passes_note(job.config, job.text) for job in plan.fresh())
+    dead = told_once((dead_note(job.config, job.d_model), number) for job, number in plan.kinds)
+    return dead + told_once((passes_note(job.config, job.text), number) for job, number in plan.kinds)
 
 
 def sweep_lines(plan: SweepPlan, *, width: int | None) -> list[str]:
@@ -125,9 +138,10 @@ def sweep_lines(plan: SweepPlan, *, width: int | None) -> list[str]:
 def total_line(plan: SweepPlan) -> str:
     """Return what the new jobs cost at most."""
     tokens, flops, is_known = 0, 0.0, True
-    for job in plan.fresh():
+    for job, number in plan.kinds:
         dense = job.cost.flops_dense
-        tokens, flops, is_known = tokens + job.cost.tokens, flops + (dense or 0.0), is_known and dense is not None
+        tokens, flops = tokens + number * job.cost.tokens, flops + number * (dense or 0.0)
+        is_known = is_known and dense is not None
     return f"at most {count(tokens)} training tokens" + (f", {scientific(flops)} FLOPs" if is_known else "")
 
 

@@ -2,7 +2,8 @@
 
 from typing import Literal, get_args
 
-from orchestrator.config.job import Part, PositiveInt
+from orchestrator.config.job import Part
+from orchestrator.config.value_types import PositiveInt
 
 AblationVariant = Literal["one position", "from start", "no error"]
 """one position: the latent is taken out of the activations at one position, the rest of them stays, what the SAE does

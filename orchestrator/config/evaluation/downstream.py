@@ -6,8 +6,9 @@ from typing import Annotated, Any, ClassVar, Self
 from pydantic import BeforeValidator, Field, ValidationInfo, model_validator
 
 from orchestrator.bounded_file import read_text
-from orchestrator.config.job import Coefficient, Part, PositiveFloat, PositiveInt
+from orchestrator.config.job import Part
 from orchestrator.config.text_files import in_folder
+from orchestrator.config.value_types import Coefficient, PositiveFloat, PositiveInt
 
 _COLUMNS = ("compute", "ce")
 

@@ -14,17 +14,9 @@ from orchestrator.config.evaluation.layers import LayersOptions
 from orchestrator.config.evaluation.n2g import N2gOptions
 from orchestrator.config.evaluation.probes import ProbesOptions
 from orchestrator.config.evaluation.structure import StructureOptions
-from orchestrator.config.job import (
-    DataConfig,
-    Layers,
-    NaturalInt,
-    Part,
-    PositiveInt,
-    SubjectConfig,
-    canonical_text,
-    text_id,
-)
+from orchestrator.config.job import DataConfig, Part, SubjectConfig, canonical_text, text_id
 from orchestrator.config.sae_facts import SaeFacts
+from orchestrator.config.value_types import Layers, NaturalInt, PositiveInt
 
 
 class EvaluationPlan(Part):

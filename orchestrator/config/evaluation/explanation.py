@@ -5,7 +5,8 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, model_validator
 
-from orchestrator.config.job import NaturalInt, Part, PositiveFloat, PositiveInt, Text
+from orchestrator.config.job import Part
+from orchestrator.config.value_types import NaturalInt, PositiveFloat, PositiveInt, Text
 
 
 def _base_url(text: str) -> str:

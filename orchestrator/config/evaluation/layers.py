@@ -1,6 +1,7 @@
 """What is asked of the metric family `layers`."""
 
-from orchestrator.config.job import NaturalInt, Part, PositiveInt, Text
+from orchestrator.config.job import Part
+from orchestrator.config.value_types import NaturalInt, PositiveInt, Text
 
 PROMPT = "When Mary and John went to the store, John gave a drink to"
 """Of Lawson et al. 2024: the example of indirect object identification."""

@@ -4,7 +4,8 @@ from typing import Annotated
 
 from pydantic import Field
 
-from orchestrator.config.job import NaturalInt, Part, PositiveInt
+from orchestrator.config.job import Part
+from orchestrator.config.value_types import NaturalInt, PositiveInt
 
 PositiveShare = Annotated[float, Field(gt=0, lt=1, strict=True)]
 

@@ -4,11 +4,12 @@ from collections.abc import Callable
 
 from orchestrator.config.evaluation.evaluation import EvaluatedSaeRef, EvaluationConfig, EvaluationPlan
 from orchestrator.config.evaluation.preconditions import Measurement, check_family
-from orchestrator.config.job import JobConfig, Layers, SubjectConfig
+from orchestrator.config.job import JobConfig, SubjectConfig
 from orchestrator.config.model_fit import ModelSizes, check_layer
 from orchestrator.config.sae_facts import SaeFacts
 from orchestrator.config.sae_reading import config_of
 from orchestrator.config.synthetic import is_synthetic
+from orchestrator.config.value_types import Layers
 from orchestrator.errors import ConfigError, SubjectError
 
 

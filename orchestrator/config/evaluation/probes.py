@@ -5,7 +5,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
-from orchestrator.config.job import STANDARD_LIBRARY, Coefficient, NaturalInt, Part, PositiveInt, Text
+from orchestrator.config.job import STANDARD_LIBRARY, Part
+from orchestrator.config.value_types import Coefficient, NaturalInt, PositiveInt, Text
 
 Pooling = Literal["last", "mean", "max"]
 TestShare = Annotated[float, Field(gt=0, lt=1, strict=True)]

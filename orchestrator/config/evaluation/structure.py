@@ -1,6 +1,7 @@
 """What is asked of the metric family `structure`."""
 
-from orchestrator.config.job import Part, PositiveInt, Text
+from orchestrator.config.job import Part
+from orchestrator.config.value_types import PositiveInt, Text
 
 
 class StructureOptions(Part):

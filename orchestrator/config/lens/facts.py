@@ -2,7 +2,8 @@
 
 import re
 
-from orchestrator.config.job import Dtype, Part, PositiveInt, Text
+from orchestrator.config.job import Dtype, Part
+from orchestrator.config.value_types import PositiveInt, Text
 
 LENSES = "lenses"
 """Folder of the lenses among the artifacts: one folder in it per lens, named by its content id."""

@@ -10,10 +10,7 @@ from orchestrator.config.job import (
     DataConfig,
     JobConfig,
     Part,
-    PositiveFloat,
-    PositiveInt,
     SaeConfig,
-    Share,
     StopConfig,
     SubjectConfig,
     TrainingConfig,
@@ -21,6 +18,7 @@ from orchestrator.config.job import (
     text_id,
 )
 from orchestrator.config.synthetic import is_synthetic
+from orchestrator.config.value_types import PositiveFloat, PositiveInt, Share
 
 
 def _whole_model(subject: SubjectConfig) -> SubjectConfig:
