@@ -18,7 +18,9 @@ def dead_window(config: "JobConfig", d_model: int | None) -> int | None:
 
     Units: tokens. Source: numerics 3.
     """
-    is_known = config.training.dead_after_tokens != "auto" or config.sae.latents(d_model or 0)
+    if config.training.dead_after_tokens != "auto":
+        return config.training.dead_after_tokens
+    is_known = d_model is not None or config.sae.n_latents is not None
     return config.dead_after_tokens(d_model or 0) if is_known else None
 
 

@@ -72,11 +72,10 @@ def jobs(
         wanted.append(m.Job.sweep_id.in_(select(m.SweepRow.id).where(m.SweepRow.name == sweep)))
     if states is not None:
         wanted.append(m.Job.state.in_(states))
-        if limit is not None and ids is None:
-            # In the claim's order, which its index has: by id, all jobs of the state would be sorted for a few of them.
-            first = select(m.Job.id).where(*wanted).order_by(*queue_order()).limit(limit)
-            wanted = [m.Job.id.in_(first)]
     with reading(engine) as session:
+        if states is not None and limit is not None and ids is None:
+            # In the claim's order, which its index has: by id, all jobs of the state would be sorted for a few of them.
+            ids = session.scalars(select(m.Job.id).where(*wanted).order_by(*queue_order()).limit(limit)).all()
         context = _queue_context(session)
         rows = _rows(session, all_jobs().where(*wanted), ids, limit)
         ends = expected_tokens(session, [row.id for row in rows if row.state == "running"])

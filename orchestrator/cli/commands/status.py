@@ -97,11 +97,13 @@ def _read(
     ids = results.find(engine, selectors) if selectors else None
     if choice is not None and not choice.is_whole:
         return choose(engine, choice, ids=ids, states=states, limit=limit)
-    if limit is None or sum(results.counts(engine).values()) <= limit:
+    counts = results.counts(engine)
+    if limit is None or sum(counts.values()) <= limit:
         return results.jobs(engine, ids=ids, states=states)
     rows: list[JobRow] = []
     for state in DISPLAY_ORDER:  # among many, what runs or failed before what waits, and that before what is done
-        if len(rows) < limit and (states is None or state in states):
+        is_empty = ids is None and not counts[state]  # jobs that are named may be hidden ones, which are not counted
+        if len(rows) < limit and not is_empty and (states is None or state in states):
             rows += results.jobs(engine, ids=ids, states=[state], limit=limit - len(rows))
     return sorted(rows, key=lambda row: row.id)
 

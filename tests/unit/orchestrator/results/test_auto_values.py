@@ -5,7 +5,7 @@ import math
 import pytest
 
 from orchestrator.config.validation import parse
-from orchestrator.results.auto_values import can_measure, measured_share, stored_window
+from orchestrator.results.auto_values import can_measure, dead_window, measured_share, stored_window
 
 
 @pytest.mark.parametrize(
@@ -34,3 +34,15 @@ def test_whether_a_budget_can_measure(window: int, is_measured: bool) -> None:
     config = parse({"sae": {"n_latents": 64}, "training": values})
     assert can_measure(config, 64) == is_measured
     assert stored_window(config.canonical_json(), 64) == window
+
+
+@pytest.mark.parametrize("sae", [{"n_latents": 64}, {"expansion": 16}, {}])
+@pytest.mark.parametrize("given", ["auto", 4096])
+@pytest.mark.parametrize("d_model", [None, 64])
+def test_a_config_and_its_text_have_one_window(sae: dict[str, int], given: str | int, d_model: int | None) -> None:
+    config = parse({"sae": sae, "training": {"max_tokens": 100_000, "dead_after_tokens": given}})
+    window = dead_window(config, d_model)
+    assert window == stored_window(config.canonical_json(), d_model)
+    is_unknown = given == "auto" and d_model is None and "n_latents" not in sae
+    assert (window is None) == is_unknown
+    assert is_unknown or window == config.dead_after_tokens(d_model or 64)
