@@ -11,7 +11,6 @@ size, with its standard error) and a line of JSON; `--picture FILE` draws them.
 import argparse
 import json
 import os
-import platform
 import subprocess
 import sys
 import tempfile
@@ -57,7 +56,7 @@ def main() -> None:
     rows = [*_steps(chosen.rounds, is_short=chosen.short), *_jobs(chosen.rounds, is_short=chosen.short)]
     rows += _workers(chosen.rounds)
     found = [_exponent(name, [row for row in rows if row["varied"] == name]) for name in (*SERIES, "jobs", "workers")]
-    print(f"{torch.get_num_threads()} threads, torch {torch.__version__}, {platform.processor()}, "
+    print(f"{torch.get_num_threads()} threads, torch {torch.__version__}, "
           f"medians of {chosen.rounds} rounds\n")  # fmt: skip
     print(f"{table(rows)}\n\n{table(found)}\n{json.dumps({'rows': rows, 'exponents': found})}")
     if chosen.picture:
