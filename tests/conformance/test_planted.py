@@ -73,7 +73,7 @@ FOUND_BY_CHANCE = (
     "expiry ignores a cancel",
 )
 """What the state machine meets within seconds, without knowing where to look."""
-STEPS = 40
+STEPS = 30
 CAUGHT = (Exception, pytest.fail.Exception)
 
 

@@ -76,30 +76,25 @@ def test_sweeps_that_train_no_sae_are_nothing_to_fit_or_draw(
     assert not (settings.home / "reports").exists()
 
 
-@pytest.mark.parametrize(
-    "command",
-    [
-        ["report"], ["plot", "--figure", "ln"], ["fit", "--law", "ln"], ["forecast", "--n-latents", "4096"],
-        ["plan", "--target-fvu", "0.2"], ["plan", "--lr"],
-    ],
-    ids=" ".join,
-)  # fmt: skip
 def test_sweeps_that_train_no_sae_are_left_out_beside_others_and_told(
-    command: list[str], engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
+    engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """They were left out, and nothing was said of it."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("orchestrator.cli.commands.fit_command.ship", lambda _: None)  # seconds; it has its own tests
     finished_sweep(engine)
     queue_lens(engine)
     queue.enqueue(engine, Sweep("hollow", ()))
-    assert run([command[0], "law", "lenses", "hollow", *command[1:]]) == 0
-    told = capsys.readouterr().err
-    assert "Warning: left out: sweep 'lenses' has no SAE: its jobs train tuned lenses\norch lens list\n" in told
-    assert "Warning: left out: sweep 'hollow' has no SAE: there is no job in it\n" in told
-    assert told.count("left out: sweep") == 2
-    assert run([command[0], "law", *command[1:]]) == 0
-    assert "left out: sweep" not in capsys.readouterr().err
-    assert run([command[0], "law", "lensen", *command[1:]]) == 3
-    assert "there is no sweep 'lensen'; did you mean 'lenses'?" in capsys.readouterr().err
+    for name, *rest in (
+        ["fit", "--law", "ln"], ["report"], ["plot", "--figure", "ln"], ["forecast", "--n-latents", "4096"],
+        ["plan", "--target-fvu", "0.2"], ["plan", "--lr"],
+    ):  # fmt: skip
+        assert run([name, "law", "lenses", "hollow", *rest]) == 0
+        told = capsys.readouterr().err
+        assert "Warning: left out: sweep 'lenses' has no SAE: its jobs train tuned lenses\norch lens list\n" in told
+        assert "Warning: left out: sweep 'hollow' has no SAE: there is no job in it\n" in told
+        assert told.count("left out: sweep") == 2
+        assert run([name, "law", *rest]) == 0
+        assert "left out: sweep" not in capsys.readouterr().err
+        assert run([name, "law", "lensen", *rest]) == 3
+        assert "there is no sweep 'lensen'; did you mean 'lenses'?" in capsys.readouterr().err

@@ -8,6 +8,7 @@ import pytest
 from orchestrator.report.collect import fit_everywhere
 from orchestrator.scaling.plots.all_plots import draw
 from orchestrator.scaling.plots.svg import svg
+from orchestrator.scaling.types import Fit, JobMeasurement
 from tests import planted_laws as planted
 from tests.svg_reading import groups, parsed
 
@@ -64,15 +65,20 @@ def test_dead_latents_of_two_layers_are_two_lines() -> None:
     assert [text.get_text() for text in legend.get_texts()] == ["block 1, k = 4", "block 3, k = 4"]
 
 
-@pytest.mark.parametrize("name", ["ln", "lc", "lnk", "tn", "lr", "curves", "dead", "residuals"])
-def test_a_legend_covers_no_data(name: str) -> None:
+@pytest.fixture(scope="module")
+def fitted() -> tuple[list[JobMeasurement], list[Fit]]:
+    """Jobs of two layers, and the laws of each."""
     rows = [
         replace(row, job_id=row.job_id + 50 * at, hook=f"resid_post of block {layer}")
         for at, layer in enumerate((1, 3))
         for row in planted.grid(ks=(4, 8))
     ]
-    fits = [one for law in ("ln", "lc", "lnk", "tn") for one in fit_everywhere(law, rows)[0]]
-    drawing = draw(name, rows, fits)
+    return rows, [one for law in ("ln", "lc", "lnk", "tn") for one in fit_everywhere(law, rows)[0]]
+
+
+@pytest.mark.parametrize("name", ["ln", "lc", "lnk", "tn", "lr", "curves", "dead", "residuals"])
+def test_a_legend_covers_no_data(name: str, fitted: tuple[list[JobMeasurement], list[Fit]]) -> None:
+    drawing = draw(name, *fitted)
     assert drawing
     drawing.figure.draw_without_rendering()
     assert all(axes.get_legend() is None for axes in drawing.figure.axes)
