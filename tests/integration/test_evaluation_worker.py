@@ -32,19 +32,28 @@ def subject(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def home_of_two(subject: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a data folder with two SAEs, to be copied."""
+def measured_home(subject: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a data folder with two SAEs, measured as their sweep asks for, to be copied."""
     home = tmp_path_factory.mktemp("two") / "home"
+    configs = tuple(small_config(subject, n_latents=n, max_tokens=4_096) for n in (16, 32))
     with small_world(home) as world:
-        world.enqueue(*(small_config(subject, n_latents=n, max_tokens=4_096) for n in (16, 32)))
-        assert world.work("--until-empty").wait(120) == 0, world.said()
+        queue.enqueue(world.engine, Sweep("small", configs, evaluation=CHEAP))
+        assert world.work("--until-empty").wait(200) == 0, world.said()
     return home.rename(home.with_name("kept"))  # where rows name files that are not there, a copy's own are taken
 
 
 @pytest.fixture
-def world_of_two(home_of_two: Path, tmp_path: Path) -> Iterator[World]:
-    with small_world(shutil.copytree(home_of_two, tmp_path / "home", symlinks=True)) as world:
+def world(measured_home: Path, tmp_path: Path) -> Iterator[World]:
+    with small_world(shutil.copytree(measured_home, tmp_path / "home", symlinks=True)) as world:
         yield world
+
+
+@pytest.fixture
+def changing_subject(subject: Path, tmp_path: Path) -> Iterator[Path]:
+    """Return the subject, which is as it was again after the test."""
+    kept = shutil.copytree(subject, tmp_path / "kept")
+    yield subject
+    shutil.copytree(kept, subject, dirs_exist_ok=True)
 
 
 def scores(world: World, job_id: int) -> dict[tuple[str, str, str], float]:
@@ -53,68 +62,64 @@ def scores(world: World, job_id: int) -> dict[tuple[str, str, str], float]:
     return {(row.family, row.metric, row.variant): row.value for row in rows}
 
 
-def has_measured(world: World, n_families: int) -> bool:
-    return len(world.rows(select(MeasuredFamily.family))) >= n_families
+def has_measured(world: World, jobs: list[int], n_families: int) -> bool:
+    return len(world.rows(select(MeasuredFamily.family).where(MeasuredFamily.job_id.in_(jobs)))) >= n_families
 
 
-def evaluations(world: World) -> list[int]:
-    return [row.id for row in world.rows(select(Job.id).where(Job.kind == "evaluate").order_by(Job.id))]
+def asked_again(world: World, plan: EvaluationPlan, *sae_ids: int) -> list[int]:
+    return [one.job_id or 0 for one in queue.evaluate(world.engine, plan, sae_ids, again=True)]
 
 
-def test_a_sweep_says_what_is_measured_and_workers_measure_it(subject: Path, tmp_path: Path) -> None:
-    configs = [small_config(subject, n_latents=n, max_tokens=8_192) for n in (16, 64)]
-    with small_world(tmp_path / "a home") as world:
-        queue.enqueue(world.engine, Sweep("small", tuple(configs), evaluation=CHEAP))
-        assert world.work("--until-empty").wait(200) == 0, world.said()
-        trained, measured = [1, 2], evaluations(world)
-        assert [world.job(job).state for job in (*trained, *measured)] == ["succeeded"] * 4, world.said()
-        for job, evaluation in zip(trained, measured, strict=True):
-            found, result = scores(world, evaluation), world.result(job)
-            assert found["reconstruction", "fvu", ""] == pytest.approx(result.fvu, rel=1e-4)
-            assert found["reconstruction", "l0", ""] == pytest.approx(result.l0, rel=1e-4)
-            assert abs(found["downstream", "identity", ""]) < 1e-4
-            assert found["downstream", "kl", ""] > 0
-            assert found["downstream", "ce_patched", ""] - found["downstream", "ce_clean", ""] == pytest.approx(
-                found["downstream", "delta_ce", ""], abs=1e-6
-            )
-        assert "shared_with" not in str(world.last_attempt(measured[0]).facts)
-        kept = list((world.settings.home / SHARED).iterdir())
-        assert kept, "the clean pass is kept for the next evaluation"
-        again = [one.job_id for one in queue.evaluate(world.engine, CHEAP, [1, 2])]
-        assert again == measured, "what is measured is not queued again"
+def check_processes(world: World, trained: int, measured: int, *, is_one: bool) -> None:
+    trainer, process = (re.findall(rf"job {job}: .*?(\d+)$", world.said(), re.M)[0] for job in (trained, measured))
+    assert (trainer == process) == is_one, world.said()
+    training, measuring = (world.settings.log_file(job, 1).read_text() for job in (trained, measured))
+    assert ("training from" in training, "evaluating on" in training) == (True, False)
+    assert ("training from" in measuring, "evaluating on" in measuring) == (False, True)
 
 
-def test_a_trainer_measures_what_it_has_trained_and_a_process_of_its_own_finds_the_same(
-    subject: Path, tmp_path: Path
-) -> None:
+def test_a_sweep_says_what_is_measured_and_the_trainer_measures_it(world: World) -> None:
     """The libraries and the model's classes are loaded once; whose log a line is in does not depend on that."""
-    names, config = ("together", "apart"), small_config(subject, n_latents=32, max_tokens=4_096)
-    found = {}
-    for name in names:
-        with small_world(tmp_path / name) as world:
-            plan = CHEAP if name == "together" else None
-            queue.enqueue(world.engine, Sweep("small", (config,), evaluation=plan))
-            assert world.work("--until-empty").wait(200) == 0, world.said()
-            if name == "apart":
-                queue.evaluate(world.engine, CHEAP, [1])
-                assert world.work("--until-empty").wait(200) == 0, world.said()
-            trainer, process = (re.findall(rf"job {job}: .*?(\d+)$", world.said(), re.M)[0] for job in (1, 2))
-            assert (trainer == process) == (name == "together"), world.said()
-            trained, measured = (world.settings.log_file(job, 1).read_text() for job in (1, 2))
-            assert ("training from" in trained, "evaluating on" in trained) == (True, False)
-            assert ("training from" in measured, "evaluating on" in measured) == (False, True)
-            found[name] = scores(world, 2)
-    assert found["together"] == found["apart"], "bit for bit"
+    measured = [row.id for row in world.rows(select(Job.id).where(Job.kind == "evaluate").order_by(Job.id))]
+    assert [world.job(job).state for job in (1, 2, *measured)] == ["succeeded"] * 4, world.said()
+    for job, evaluation in zip((1, 2), measured, strict=True):
+        check_processes(world, job, evaluation, is_one=True)
+        found, result = scores(world, evaluation), world.result(job)
+        assert found["reconstruction", "fvu", ""] == pytest.approx(result.fvu, rel=1e-4)
+        assert found["reconstruction", "l0", ""] == pytest.approx(result.l0, rel=1e-4)
+        assert abs(found["downstream", "identity", ""]) < 1e-4
+        assert found["downstream", "kl", ""] > 0
+        assert found["downstream", "ce_patched", ""] - found["downstream", "ce_clean", ""] == pytest.approx(
+            found["downstream", "delta_ce", ""], abs=1e-6
+        )
+    assert "shared_with" not in str(world.last_attempt(measured[0]).facts)
+    kept = list((world.settings.home / SHARED).iterdir())
+    assert kept, "the clean pass is kept for the next evaluation"
+    again = [one.job_id for one in queue.evaluate(world.engine, CHEAP, [1, 2])]
+    assert again == measured, "what is measured is not queued again"
 
 
-def test_killed_again_and_again_every_family_is_stored_once(world_of_two: World) -> None:
-    world = world_of_two
+def test_an_sae_whose_files_are_gone_fails_alone_and_a_process_of_its_own_measures_the_same(world: World) -> None:
+    by_trainer = scores(world, 4)
+    shutil.rmtree(world.settings.home / SHARED)  # the clean pass of the trainer
+    uri = world.result(1).artifact_uri or ""
+    folder = Path(world.settings.artifact(uri))
+    folder.rename(folder.with_name("moved"))
+    Path(uri).parent.mkdir(parents=True)  # where it lay is at hand: only the SAE is not
+    gone, there = asked_again(world, CHEAP, 1, 2)
+    assert world.work("--until-empty").wait(120) == 0, world.said()
+    assert (world.job(gone).state, world.job(there).state) == ("failed", "succeeded"), world.said()
+    assert "the files of 1 are gone" in (world.job(gone).reason or "")
+    check_processes(world, 2, there, is_one=False)
+    assert scores(world, there) == by_trainer, "bit for bit"
+
+
+def test_killed_again_and_again_every_family_is_stored_once(world: World) -> None:
     plan = EvaluationPlan(metrics=("reconstruction", "downstream", "structure", "ablation", "n2g"))
-    asked = [one.job_id for one in queue.evaluate(world.engine, plan, [sae.id for sae in saes.entries(world.engine)])]
-    jobs = [job for job in asked if job is not None]
+    jobs = asked_again(world, plan, *(sae.id for sae in saes.entries(world.engine)))
     for n_families in (1, 3):
         worker = world.work()
-        world.wait(partial(has_measured, world, n_families))
+        world.wait(partial(has_measured, world, jobs, n_families))
         victim = psutil.Process(worker.pid)
         for process in (*victim.children(recursive=True), victim):
             process.kill()
@@ -128,10 +133,8 @@ def test_killed_again_and_again_every_family_is_stored_once(world_of_two: World)
     assert any(world.job(job).attempt > 1 for job in jobs)
 
 
-def test_a_worker_that_is_told_to_stop_hands_an_evaluation_back(world_of_two: World) -> None:
-    world = world_of_two
-    (job,) = [one.job_id for one in queue.evaluate(world.engine, CHEAP, [1])]
-    assert job is not None
+def test_a_worker_that_is_told_to_stop_hands_an_evaluation_back(world: World) -> None:
+    (job,) = asked_again(world, CHEAP, 1)
     worker = world.work()
     world.wait(lambda: world.job(job).state == "running")
     worker.send_signal(signal.SIGTERM)
@@ -143,41 +146,27 @@ def test_a_worker_that_is_told_to_stop_hands_an_evaluation_back(world_of_two: Wo
     assert world.job(job).state == "succeeded"
 
 
-def test_an_sae_whose_files_are_gone_fails_alone_and_says_so(subject: Path, tmp_path: Path) -> None:
-    with small_world(tmp_path / "home") as world:
-        world.enqueue(*(small_config(subject, n_latents=n, max_tokens=4_096) for n in (16, 32)))
-        assert world.work("--until-empty").wait(120) == 0, world.said()
-        folder = Path(world.settings.artifact(world.result(1).artifact_uri or ""))
-        folder.rename(folder.with_name("moved"))
-        gone, there = (one.job_id or 0 for one in queue.evaluate(world.engine, CHEAP, [1, 2]))
-        assert world.work("--until-empty").wait(120) == 0, world.said()
-        assert (world.job(gone).state, world.job(there).state) == ("failed", "succeeded"), world.said()
-        assert "the files of 1 are gone" in (world.job(gone).reason or "")
-
-
-def test_an_sae_is_not_measured_on_another_model_or_text_than_it_was_trained_on(tmp_path: Path) -> None:
-    subject = make_subject(tmp_path / "subject")
-    text, weights = subject / "text.txt", subject / "model.safetensors"
+def test_an_sae_is_not_measured_on_another_model_or_text_than_it_was_trained_on(
+    changing_subject: Path, world: World
+) -> None:
+    text, weights = changing_subject / "text.txt", changing_subject / "model.safetensors"
     plan = EvaluationPlan(metrics=("reconstruction",))
-    with small_world(tmp_path / "home") as world:
-        world.enqueue(small_config(subject, max_tokens=4_096))
+
+    def measured(plan: EvaluationPlan) -> Job:
+        (job,) = asked_again(world, plan, 1)
         assert world.work("--until-empty").wait(120) == 0, world.said()
+        return world.job(job)
 
-        def measured(plan: EvaluationPlan) -> Job:
-            (asked,) = queue.evaluate(world.engine, plan, [1], again=True)
-            assert world.work("--until-empty").wait(120) == 0, world.said()
-            return world.job(asked.job_id or 0)
+    text.write_text(text.read_text() + "\n\njudge my vow of black quartz")
+    job = measured(plan)
+    assert (job.state, job.failures) == ("failed", 1)
+    assert "the text is not the one the SAE was trained on" in (job.reason or "")
+    there = measured(plan.model_copy(update={"source": str(text)}))
+    assert there.state == "succeeded", "a text that is asked for by name is another text"
+    facts = world.last_attempt(there.id).facts or {}
+    assert facts["subject"]["sha256"] == (world.last_attempt(1).facts or {})["subject"]["sha256"]
 
-        text.write_text(text.read_text() + "\n\njudge my vow of black quartz")
-        job = measured(plan)
-        assert (job.state, job.failures) == ("failed", 1)
-        assert "the text is not the one the SAE was trained on" in (job.reason or "")
-        there = measured(plan.model_copy(update={"source": str(text)}))
-        assert there.state == "succeeded", "a text that is asked for by name is another text"
-        facts = world.last_attempt(there.id).facts or {}
-        assert facts["subject"]["sha256"] == (world.last_attempt(1).facts or {})["subject"]["sha256"]
-
-        weights.write_bytes(weights.read_bytes()[:-4] + b"\0\0\0\0")
-        other = measured(plan.model_copy(update={"source": str(text)}))
-        assert other.state == "failed"
-        assert "the model is not the one the SAE was trained on" in (other.reason or "")
+    weights.write_bytes(weights.read_bytes()[:-4] + b"\0\0\0\0")
+    other = measured(plan.model_copy(update={"source": str(text)}))
+    assert other.state == "failed"
+    assert "the model is not the one the SAE was trained on" in (other.reason or "")

@@ -1,8 +1,8 @@
 """SAEs in the space of a tuned lens, through real workers: killed, cached or in company, missing, of another model."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from shutil import rmtree
-from typing import Any
 
 import pytest
 import torch
@@ -46,42 +46,69 @@ def a_lens(subject: Path, *, weights_of: str = "") -> TunedLens:
     return TunedLens(weights=weights, biases=biases, facts=facts)
 
 
-def mapped(subject: Path, lens: str | None, *, max_tokens: int = 16_384, data: str = "stream") -> JobConfig:
-    values = small_config(subject, max_tokens=max_tokens).model_dump()
+def mapped(subject: Path, lens: str | None, *, data: str = "stream") -> JobConfig:
+    values = small_config(subject, max_tokens=65_536).model_dump()
     place = {"subject": values["subject"] | {"layer": None, "layers": "all"}}
     change = {"sae": values["sae"] | {"lens": lens}, "data": values["data"] | {"activations": data}}
     return parse(values | place | change)
 
 
-def trained(world: World, *configs: JobConfig, name: str = "first") -> list[list[tuple[Any, ...]]]:
-    jobs = world.enqueue(*configs, name=name)
-    assert world.work("--until-empty").wait(180) == 0, world.said()
-    assert [world.job(job).state for job in jobs] == ["succeeded"] * len(jobs), world.said()
-    return [list(world.curve(job, with_subject=False)) for job in jobs]
-
-
-def test_in_company_and_from_a_cache_it_draws_the_curve_it_draws_alone(subject: Path, tmp_path: Path) -> None:
-    lens = a_lens(subject)
-    with small_world(tmp_path / "alone") as world:
-        sha256 = lens.store(world.settings.artifacts_folder).sha256
-        alone, without = (trained(world, mapped(subject, one), name=f"{one}")[0] for one in (sha256, None))
-        assert alone != without
-    with small_world(tmp_path / "together", jobs_per_trainer=4) as world:
-        lens.store(world.settings.artifacts_folder)
-        cached = mapped(subject, sha256, data="cache")
-        assert trained(world, mapped(subject, sha256), mapped(subject, None)) == [alone, without]
+@pytest.fixture(scope="module")
+def together(subject: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    """Yield a world where one process trained and measured an SAE in the space of a lens, and one of activations."""
+    plan = EvaluationPlan.model_validate(
+        {"metrics": ["reconstruction", "downstream"], "downstream": {"released_lens": True}}
+    )
+    with small_world(tmp_path_factory.mktemp("together") / "home") as world:
+        sha256 = a_lens(subject).store(world.settings.artifacts_folder).sha256
+        configs = (mapped(subject, sha256), mapped(subject, None))
+        queue.enqueue(world.engine, Sweep("small", configs, evaluation=plan))
+        assert world.work("--until-empty").wait(200) == 0, world.said()
         assert (world.last_attempt(1).facts or {})["shared_with"] == [2], "with a lens and without on one stream"
-        assert trained(world, cached, mapped(subject, None, data="cache"), name="cached") == [alone, without]
-        assert trained(world, cached, name="from disk") == [alone]
+        yield world
 
 
-def test_killed_it_resumes_bit_for_bit(subject: Path, tmp_path: Path) -> None:
-    lens = a_lens(subject)
-    with small_world(tmp_path / "undisturbed") as world:
-        config = mapped(subject, lens.store(world.settings.artifacts_folder).sha256, max_tokens=65_536)
-        (undisturbed,) = trained(world, config)
+def curve(world: World, job: int) -> list[tuple[float, ...]]:
+    return world.curve(job, with_subject=False)
+
+
+@pytest.fixture(scope="module")
+def cached(subject: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    """Yield a world where a job without a lens has written a cache, alone: the lenses beside it are wrong."""
+    with small_world(tmp_path_factory.mktemp("cached") / "home") as world:
+        gone = a_lens(subject).store(world.settings.artifacts_folder)
+        rmtree(gone.uri)
+        other = a_lens(subject, weights_of="0" * 64).store(world.settings.artifacts_folder).sha256
+        assert (world.settings.artifacts_folder / LENSES / other).is_dir()
+        world.enqueue(*(mapped(subject, one, data="cache") for one in (gone.sha256, other, None)))
+        assert world.work("--until-empty").wait(180) == 0, world.said()
+        yield world
+
+
+def test_in_company_and_from_a_cache_it_draws_the_curve_it_draws_alone(
+    subject: Path, together: World, cached: World
+) -> None:
+    with_lens, without = (curve(together, job) for job in (1, 2))
+    assert with_lens != without
+    assert curve(cached, 3) == without
+    lens = a_lens(subject).store(cached.settings.artifacts_folder).sha256
+    (job,) = cached.enqueue(mapped(subject, lens, data="cache"), name="from disk")
+    assert cached.work("--until-empty").wait(180) == 0, cached.said()
+    assert curve(cached, job) == with_lens, "of activations that a job without a lens has written"
+
+
+def test_what_is_wrong_with_a_lens_fails_its_job_and_no_other(cached: World) -> None:
+    jobs = (1, 2, 3)
+    assert [cached.job(job).state for job in jobs] == ["failed", "failed", "succeeded"], cached.said()
+    reasons = [str(cached.last_attempt(job).error) for job in jobs[:2]]
+    sha256 = results.config(cached.engine, 1)["sae"]["lens"]
+    assert f"the lens {sha256[:12]} is gone: there is no folder" in reasons[0]
+    assert "with the weights 000000000000, and the model read here" in reasons[1]
+
+
+def test_killed_it_resumes_bit_for_bit(subject: Path, together: World, tmp_path: Path) -> None:
     with small_world(tmp_path / "killed") as world:
-        lens.store(world.settings.artifacts_folder)
+        config = mapped(subject, a_lens(subject).store(world.settings.artifacts_folder).sha256)
         (job,) = world.enqueue(config)
         worker = world.work("--until-empty")
         world.wait(lambda: world.is_in_training(job, 1))
@@ -90,7 +117,7 @@ def test_killed_it_resumes_bit_for_bit(subject: Path, tmp_path: Path) -> None:
         (crashed, _), (done, resumed_at) = world.attempts(job)
         assert (crashed, done) == ("crashed", "max_tokens")
         assert resumed_at
-        assert world.curve(job, with_subject=False) == undisturbed
+        assert curve(world, job) == curve(together, 1), "alone and disturbed as in company and undisturbed"
         check_sae(world, config.sae.lens or "", tmp_path)
 
 
@@ -113,39 +140,15 @@ def check_sae(world: World, lens: str, tmp_path: Path) -> None:
         import_sae(world.engine, world.settings, str(tmp_path / "ours"), {"name": "again"})
 
 
-def test_it_is_measured_in_the_lens_space_and_put_back_into_the_model(subject: Path, tmp_path: Path) -> None:
+def test_it_is_measured_in_the_lens_space_and_put_back_into_the_model(subject: Path, together: World) -> None:
     """Beside an SAE of raw activations at the same places, in one process: each is measured as it reads."""
-    plan = EvaluationPlan.model_validate(
-        {"metrics": ["reconstruction", "downstream"], "downstream": {"released_lens": True}}
-    )
-    with small_world(tmp_path / "home") as world:
-        lens = a_lens(subject)
-        sha256 = lens.store(world.settings.artifacts_folder).sha256
-        configs = (mapped(subject, sha256), mapped(subject, None))
-        queue.enqueue(world.engine, Sweep("small", configs, evaluation=plan))
-        assert world.work("--until-empty").wait(200) == 0, world.said()
-        jobs = world.rows(select(Job.id).where(Job.kind == "evaluate").order_by(Job.id))
-        with_lens, without = ({(row.metric, row.variant): row.value for row in world.rows(
-            select(ScoreRow.metric, ScoreRow.variant, ScoreRow.value).where(ScoreRow.job_id == job.id)
-        )} for job in jobs)  # fmt: skip
-        for trained, found in ((1, with_lens), (2, without)):
-            assert found["fvu", ""] == pytest.approx(world.result(trained).fvu, rel=1e-3)
-        assert with_lens["ce_clean", ""] == without["ce_clean", ""], "the baseline is the model as it is"
-        assert with_lens["lens_condition", "layer=0"] == pytest.approx(lens.condition(0), rel=1e-5)
-        assert ("kl", "layer=0, released lens") in with_lens
-        assert not any("lens" in metric or "lens" in variant for metric, variant in without)
-
-
-def test_what_is_wrong_with_a_lens_fails_its_job_and_no_other(subject: Path, tmp_path: Path) -> None:
-    with small_world(tmp_path / "home", jobs_per_trainer=4) as world:
-        gone = a_lens(subject).store(world.settings.artifacts_folder)
-        rmtree(gone.uri)
-        other = a_lens(subject, weights_of="0" * 64).store(world.settings.artifacts_folder).sha256
-        assert (world.settings.artifacts_folder / LENSES / other).is_dir()
-        jobs = world.enqueue(*(mapped(subject, one) for one in (gone.sha256, other, None)))
-        assert world.work("--until-empty").wait(180) == 0, world.said()
-        states = [world.job(job).state for job in jobs]
-        assert states == ["failed", "failed", "succeeded"], world.said()
-        reasons = [str(world.last_attempt(job).error) for job in jobs[:2]]
-        assert f"the lens {gone.sha256[:12]} is gone: there is no folder" in reasons[0]
-        assert "with the weights 000000000000, and the model read here" in reasons[1]
+    jobs = together.rows(select(Job.id).where(Job.kind == "evaluate").order_by(Job.id))
+    with_lens, without = ({(row.metric, row.variant): row.value for row in together.rows(
+        select(ScoreRow.metric, ScoreRow.variant, ScoreRow.value).where(ScoreRow.job_id == job.id)
+    )} for job in jobs)  # fmt: skip
+    for trained, found in ((1, with_lens), (2, without)):
+        assert found["fvu", ""] == pytest.approx(together.result(trained).fvu, rel=1e-3)
+    assert with_lens["ce_clean", ""] == without["ce_clean", ""], "the baseline is the model as it is"
+    assert with_lens["lens_condition", "layer=0"] == pytest.approx(a_lens(subject).condition(0), rel=1e-5)
+    assert ("kl", "layer=0, released lens") in with_lens
+    assert not any("lens" in metric or "lens" in variant for metric, variant in without)

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import orch
+import worker.saes.__main__
 from orchestrator import lenses, queue, results
 from orchestrator.cli import main
 from orchestrator.config.lens.facts import LENSES
@@ -56,15 +57,25 @@ class Said(NamedTuple):
 Run = Callable[..., Said]
 
 
-@pytest.fixture
-def run(capfd: pytest.CaptureFixture[str]) -> Run:
+def said_by(command: Callable[[list[str]], int], capfd: pytest.CaptureFixture[str]) -> Run:
     def run(*arguments: str) -> Said:
         capfd.readouterr()
-        code = main.run([*arguments])
+        code = command([*arguments])
         out, err = capfd.readouterr()
         return Said(code, out + err)
 
     return run
+
+
+@pytest.fixture
+def run(capfd: pytest.CaptureFixture[str]) -> Run:
+    return said_by(main.run, capfd)
+
+
+@pytest.fixture
+def work(capfd: pytest.CaptureFixture[str]) -> Run:
+    """Run what `orch lens import` runs in a process of its own, but here: a process takes seconds to load torch."""
+    return said_by(worker.saes.__main__.main, capfd)
 
 
 def sweep(subject: Path, lens: str | int, **place: Any) -> str:
@@ -119,9 +130,9 @@ def test_a_file_in_the_place_of_the_folder_of_a_lens_is_told_as_one(run: Run, su
 
 
 def test_what_cannot_be_named_is_said_and_nothing_is_queued(
-    world: World, run: Run, subject: Path, tmp_path: Path
+    world: World, run: Run, work: Run, subject: Path, tmp_path: Path
 ) -> None:
-    assert run("lens", "import", str(published(tmp_path / "mine")), "--subject", str(subject)).exit_code == 0
+    assert work("import-lens", str(published(tmp_path / "mine")), "--subject", str(subject)).exit_code == 0
     other = save_model("gpt2", tmp_path / "other")
     (other / "text.txt").write_text("the quick brown fox")
     for file, said, code in (
@@ -172,10 +183,10 @@ def test_a_lens_whose_job_has_none_is_refused_with_what_to_do(
     ],
 )
 def test_files_of_another_model_are_refused(
-    world: World, run: Run, subject: Path, tmp_path: Path, changes: dict[str, Any], said: str
+    world: World, work: Run, subject: Path, tmp_path: Path, changes: dict[str, Any], said: str
 ) -> None:
     folder = published(tmp_path / "mine", **changes)
-    refused = run("lens", "import", str(folder), "--subject", str(subject))
+    refused = work("import-lens", str(folder), "--subject", str(subject))
     assert refused.exit_code == 2
     assert said in refused.output
     assert lenses.entries(world.engine) == []

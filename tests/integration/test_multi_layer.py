@@ -1,6 +1,7 @@
 """An SAE of all layers, through real workers: killed, cached or in company it draws one curve; it tells each layer."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from orchestrator.errors import ConfigError
 from orchestrator.report.collect import collect_contents
 from orchestrator.report.page import render
 from orchestrator.scaling.plots.all_plots import draw_all
-from tests.small_world import LONG, WORDS, World, make_subject, small_config, small_world, trainers
+from tests.small_world import WORDS, World, make_subject, small_config, small_world, trainers
 from worker.formats import registry
 from worker.saes.loading import choose_sae
 from worker.tracking.job_record import measures_of, read
@@ -27,6 +28,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
     pytest.mark.filterwarnings("ignore::ResourceWarning"),
 ]
+TOKENS = 65_536
 
 
 @pytest.fixture(scope="module")
@@ -34,40 +36,59 @@ def subject(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_subject(tmp_path_factory.mktemp("subject") / "subject")
 
 
-def multi(subject: Path, *, layers: Any = "all", max_tokens: int = 16_384, **data: str) -> JobConfig:
-    values = small_config(subject, max_tokens=max_tokens).model_dump()
+def multi(subject: Path, *, layers: Any = "all", **data: str) -> JobConfig:
+    values = small_config(subject, max_tokens=TOKENS).model_dump()
     place = {"subject": values["subject"] | {"layer": None, "layers": layers}}
     return parse(values | place | {"data": values["data"] | data})
 
 
-def trained(world: World, *configs: JobConfig, name: str = "first") -> list[list[tuple[Any, ...]]]:
+@pytest.fixture(scope="module")
+def together(subject: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    """Yield a world where one trainer trained three SAEs: of all layers, of one, and of that one in a list."""
+    configs = multi(subject), small_config(subject, max_tokens=TOKENS), multi(subject, layers=[1])
+    with small_world(tmp_path_factory.mktemp("together") / "home") as world:
+        trained(world, *configs)
+        yield world
+
+
+@pytest.fixture(scope="module")
+def evaluations(together: World) -> list[list[queue.Asked]]:
+    """Return the evaluations of the first two by each plan, which one process has made."""
+    options = LayersOptions(prompt=" ".join(WORDS[:4]), tokens=20_000, example_latents=4)
+    plans = (
+        EvaluationPlan(metrics=("reconstruction", "downstream"), at_layers="all"),
+        EvaluationPlan(metrics=("reconstruction",)),
+        EvaluationPlan(metrics=("layers",), layers=options, at_layers="all"),
+    )
+    ids = [sae.id for sae in saes.entries(together.engine) if sae.job_id in (1, 2)]
+    asked = [queue.evaluate(together.engine, plan, ids) for plan in plans]
+    assert together.work("--until-empty").wait(180) == 0, together.said()
+    return asked
+
+
+def curve(world: World, job: int) -> list[tuple[float, ...]]:
+    return world.curve(job, with_subject=False)
+
+
+def trained(world: World, *configs: JobConfig, name: str = "first") -> list[list[tuple[float, ...]]]:
     jobs = world.enqueue(*configs, name=name)
     assert world.work("--until-empty").wait(180) == 0, world.said()
     assert [world.job(job).state for job in jobs] == ["succeeded"] * len(jobs), world.said()
-    return [list(world.curve(job, with_subject=False)) for job in jobs]
+    return [curve(world, job) for job in jobs]
 
 
-def test_in_company_and_from_a_cache_it_draws_the_same_curve(subject: Path, tmp_path: Path) -> None:
-    with small_world(tmp_path / "alone") as world:
-        (alone,) = trained(world, multi(subject))
-    with small_world(tmp_path / "together", jobs_per_trainer=4) as world:
-        single = small_config(subject)
-        together, one, listed = trained(world, multi(subject), single, multi(subject, layers=[1]))
-        assert together == alone
-        assert listed == one, "one layer in a list is that layer"
-        assert (world.last_attempt(1).facts or {})["shared_with"] == [2, 3], "all read one stream"
-        assert {world.job(job).stream_key for job in (1, 2, 3)} == {single.stream_key}
+def test_in_company_and_from_a_cache_it_draws_the_same_curve(subject: Path, together: World, tmp_path: Path) -> None:
+    assert curve(together, 3) == curve(together, 2), "one layer in a list is that layer"
+    assert (together.last_attempt(1).facts or {})["shared_with"] == [2, 3], "all read one stream"
+    assert {together.job(job).stream_key for job in (1, 2, 3)} == {small_config(subject).stream_key}
     with small_world(tmp_path / "cached") as world:
-        assert trained(world, multi(subject, activations="cache")) == [alone]
-        assert trained(world, multi(subject, activations="cache"), name="second") == [alone], "read from disk"
+        for name in ("alone", "read from disk"):
+            assert trained(world, multi(subject, activations="cache"), name=name) == [curve(together, 1)], name
 
 
-def test_killed_it_resumes_bit_for_bit_and_tells_every_layer(subject: Path, tmp_path: Path) -> None:
-    config = multi(subject, max_tokens=LONG // 2)
-    with small_world(tmp_path / "undisturbed") as world:
-        (undisturbed,) = trained(world, config)
+def test_killed_it_resumes_bit_for_bit_and_tells_every_layer(subject: Path, together: World, tmp_path: Path) -> None:
     with small_world(tmp_path / "killed") as world:
-        (job,) = world.enqueue(config)
+        (job,) = world.enqueue(multi(subject))
         worker = world.work("--until-empty")
         world.wait(lambda: world.is_in_training(job, 1))
         trainers(worker)[0].kill()
@@ -75,60 +96,47 @@ def test_killed_it_resumes_bit_for_bit_and_tells_every_layer(subject: Path, tmp_
         (crashed, _), (done, resumed_at) = world.attempts(job)
         assert (crashed, done) == ("crashed", "max_tokens")
         assert resumed_at
-        assert world.curve(job, with_subject=False) == undisturbed
+        assert curve(world, job) == curve(together, 1), "alone and disturbed as in company and undisturbed"
         check_layers(world, job)
         check_sae(world, tmp_path)
 
 
-def test_it_is_evaluated_at_all_its_layers_and_others_beside_it(subject: Path, tmp_path: Path) -> None:
-    with small_world(tmp_path / "home") as world:
-        both = trained(world, multi(subject), small_config(subject))
-        assert len(both) == 2
-        plan = EvaluationPlan(metrics=("reconstruction", "downstream"), at_layers="all")
-        own = EvaluationPlan(metrics=("reconstruction",))
-        ids = [sae.id for sae in saes.entries(world.engine)]
-        across = [one.job_id for one in queue.evaluate(world.engine, plan, ids)]
-        alone = [one.job_id for one in queue.evaluate(world.engine, own, ids)]
-        assert world.work("--until-empty").wait(180) == 0, world.said()
-        assert not [row for row in world.rows(select(MeasuredFamily.error)) if row.error], world.said()
-        of_all, of_one = (scores(world, job) for job in across)
-        last = results.curve(world.engine, 1)[-1]
-        for one in last.by_layer or ():
-            assert of_all["fvu", f"layer={one.layer}"] == pytest.approx(one.fvu, rel=1e-4)
-        assert of_all["fvu", ""] == of_all["fvu", "mean over layers"] == pytest.approx(last.fvu, rel=1e-4)
-        layer = parse(small_config(subject).model_dump()).subject.layer
-        assert of_one["fvu", ""] == of_one["fvu", f"layer={layer}"], "plain is where it was trained"
-        assert of_one["fvu", "cv over layers"] > of_all["fvu", "cv over layers"]
-        for job, found in zip(alone, (of_all, of_one), strict=True):
-            assert scores(world, job)["fvu", ""] == found["fvu", ""]
+def test_it_is_evaluated_at_all_its_layers_and_others_beside_it(
+    subject: Path, together: World, evaluations: list[list[queue.Asked]]
+) -> None:
+    across, alone, _ = evaluations
+    assert not [row for row in together.rows(select(MeasuredFamily.error)) if row.error], together.said()
+    of_all, of_one = (scores(together, one.job_id) for one in across)
+    last = results.curve(together.engine, 1)[-1]
+    for one in last.by_layer or ():
+        assert of_all["fvu", f"layer={one.layer}"] == pytest.approx(one.fvu, rel=1e-4)
+    assert of_all["fvu", ""] == of_all["fvu", "mean over layers"] == pytest.approx(last.fvu, rel=1e-4)
+    layer = parse(small_config(subject).model_dump()).subject.layer
+    assert of_one["fvu", ""] == of_one["fvu", f"layer={layer}"], "plain is where it was trained"
+    assert of_one["fvu", "cv over layers"] > of_all["fvu", "cv over layers"]
+    for asked, found in zip(alone, (of_all, of_one), strict=True):
+        assert scores(together, asked.job_id)["fvu", ""] == found["fvu", ""]
 
 
 def test_the_layers_of_its_latents_are_measured_and_drawn_and_of_one_layer_refused(
-    subject: Path, tmp_path: Path
+    subject: Path, together: World, evaluations: list[list[queue.Asked]]
 ) -> None:
-    with small_world(tmp_path / "home") as world:
-        trained(world, multi(subject), small_config(subject))
-        options = LayersOptions(prompt=" ".join(WORDS[:4]), tokens=20_000, example_latents=4)
-        plan = EvaluationPlan(metrics=("layers",), layers=options, at_layers="all")
-        measured, refused = queue.evaluate(world.engine, plan, [sae.id for sae in saes.entries(world.engine)])
-        assert (refused.job_id, refused.is_new) == (None, False)
-        assert refused.refused.startswith("layers: it reads layer ")
-        assert world.work("--until-empty").wait(180) == 0, world.said()
-        job_id = measured.job_id
-        assert job_id is not None
-        found = scores(world, job_id)
-        assert 0 < found["var_layer_token", ""] < found["var_layer_latent", ""] < found["var_layer", ""]
-        assert found["var_layer_token", "as released"] < found["var_layer_token", ""]
-        contents = collect_contents(world.engine, ["first"], laws=[])
-        (maps,) = [row.score_details["layer_mean"] for row in contents.rows if row.score_details]
-        assert maps["tokens"] > multi(subject).training.heldout_tokens
-        page = render(contents, draw_all(contents.rows, []))
-        for name in ("layers", "layers-mean", "layers-prompt", "layers-activations"):
-            assert f'id="figure-{name}"' in page
-        ((uri,),) = world.rows(select(MeasuredFamily.uri).where(MeasuredFamily.job_id == job_id))
-        folder = Path(world.settings.artifact(uri))
-        assert {"latents.json", "prompt.json", "examples.json"} <= {path.name for path in folder.iterdir()}
-        assert sum(map(sum, json.loads((folder / "latents.json").read_text())["counts"])) > 0
+    _, _, (measured, refused) = evaluations
+    assert (refused.job_id, refused.is_new) == (None, False)
+    assert refused.refused.startswith("layers: it reads layer ")
+    found = scores(together, measured.job_id)
+    assert 0 < found["var_layer_token", ""] < found["var_layer_latent", ""] < found["var_layer", ""]
+    assert found["var_layer_token", "as released"] < found["var_layer_token", ""]
+    contents = collect_contents(together.engine, ["first"], laws=[])
+    (maps,) = [row.score_details["layer_mean"] for row in contents.rows if row.score_details]
+    assert maps["tokens"] > multi(subject).training.heldout_tokens
+    page = render(contents, draw_all(contents.rows, []))
+    for name in ("layers", "layers-mean", "layers-prompt", "layers-activations"):
+        assert f'id="figure-{name}"' in page
+    ((uri,),) = together.rows(select(MeasuredFamily.uri).where(MeasuredFamily.job_id == measured.job_id))
+    folder = Path(together.settings.artifact(uri))
+    assert {"latents.json", "prompt.json", "examples.json"} <= {path.name for path in folder.iterdir()}
+    assert sum(map(sum, json.loads((folder / "latents.json").read_text())["counts"])) > 0
 
 
 def scores(world: World, job_id: int | None) -> dict[tuple[str, str], float]:

@@ -1,6 +1,7 @@
 """`subject.dtype: auto`: what the first attempt settled stays, on whatever machine the job goes on, and afterwards."""
 
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
     pytest.mark.filterwarnings("ignore::ResourceWarning"),
 ]
+BEGAN, LOW, FULL = 1, 2, 3
 
 
 @pytest.fixture(scope="module")
@@ -41,32 +43,36 @@ def evaluation(world: World, of_job: int) -> EvaluationConfig:
     return read_evaluation(row.config, row.config_id)
 
 
-def test_a_job_goes_on_in_the_precision_that_it_began_in_and_is_measured_in_it(subject: Path, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def world(subject: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    """Yield a world with a job that was begun elsewhere, one that names its precision, and one in another."""
     configs = config(subject, "auto"), config(subject, "bfloat16"), config(subject, "float32")
-    with small_world(tmp_path / "home") as world:
+    with small_world(tmp_path_factory.mktemp("world") / "home") as world:
         sweep = Sweep("s", configs, evaluation=EvaluationPlan(metrics=("reconstruction",)))
-        began, low, full = (job for job in queue.enqueue(world.engine, sweep).job_ids if job is not None)
+        assert [*queue.enqueue(world.engine, sweep).job_ids] == [BEGAN, LOW, FULL]
         # On another machine, whose bfloat16 products are faster; this one may be of the other kind.
         claim = queue.claim(world.engine, WORKER, token=uuid.uuid4().hex, lease_seconds=60.0)
         assert claim is not None
-        assert claim.lease.job_id == began
+        assert claim.lease.job_id == BEGAN
         queue.begin(world.engine, claim.lease, {"subject_dtype": "bfloat16"}, 0)
         queue.release(world.engine, claim.lease)
         assert world.work("--until-empty").wait(200) == 0, world.said()
-        assert (world.last_attempt(began).facts or {})["subject_dtype"] == "bfloat16"
-        assert "subject_dtype" not in (world.last_attempt(low).facts or {}), "nothing was left open"
-        assert world.curve(began) == world.curve(low) != world.curve(full)
-        assert [evaluation(world, job).subject.dtype for job in (began, low, full)] == ["bfloat16"] * 2 + ["float32"]
-        with orch.open(home=world.settings.home) as study:
-            assert [study.subject(job).view.precision for job in (began, full)] == ["bfloat16", "float32"]
+        yield world
 
 
-def test_a_fresh_job_is_trained_as_its_machine_is_faster_and_says_so(subject: Path, tmp_path: Path) -> None:
-    with small_world(tmp_path / "home") as world:
-        (job,) = world.enqueue(config(subject, "auto"))
-        (other,) = world.enqueue(config(subject, fast_dtype("cpu")), name="named")
-        assert world.work("--until-empty").wait(120) == 0, world.said()
-        assert (world.last_attempt(job).facts or {})["subject_dtype"] == fast_dtype("cpu")
-        assert world.curve(job) == world.curve(other)
-        shown = CliRunner().invoke(cli, ["show", str(job)], env=world.environ)
-        assert f"subject_dtype {fast_dtype('cpu')}" in " ".join(shown.output.split()), shown.output
+def test_a_job_goes_on_in_the_precision_that_it_began_in_and_is_measured_in_it(world: World) -> None:
+    assert (world.last_attempt(BEGAN).facts or {})["subject_dtype"] == "bfloat16"
+    assert "subject_dtype" not in (world.last_attempt(LOW).facts or {}), "nothing was left open"
+    assert world.curve(BEGAN) == world.curve(LOW) != world.curve(FULL)
+    assert [evaluation(world, job).subject.dtype for job in (BEGAN, LOW, FULL)] == ["bfloat16"] * 2 + ["float32"]
+    with orch.open(home=world.settings.home) as study:
+        assert [study.subject(job).view.precision for job in (BEGAN, FULL)] == ["bfloat16", "float32"]
+
+
+def test_a_fresh_job_is_trained_as_its_machine_is_faster_and_says_so(subject: Path, world: World) -> None:
+    (job,) = world.enqueue(config(subject, "auto"), name="fresh")
+    assert world.work("--until-empty").wait(120) == 0, world.said()
+    assert (world.last_attempt(job).facts or {})["subject_dtype"] == fast_dtype("cpu")
+    assert world.curve(job) == world.curve({"bfloat16": LOW, "float32": FULL}[fast_dtype("cpu")])
+    shown = CliRunner().invoke(cli, ["show", str(job)], env=world.environ)
+    assert f"subject_dtype {fast_dtype('cpu')}" in " ".join(shown.output.split()), shown.output

@@ -11,7 +11,6 @@ from orchestrator.config.job import SubjectConfig
 from orchestrator.errors import NotFound
 from orchestrator.lenses import NewLens
 from orchestrator.settings import Settings
-from worker.lens.published import read_published
 
 
 def import_lens(engine: Engine, settings: Settings, source: str, asked: Mapping[str, Any]) -> dict[str, Any]:
@@ -30,6 +29,8 @@ def import_lens(engine: Engine, settings: Settings, source: str, asked: Mapping[
         raise NotFound(what, hint="Give the folder that holds config.json and params.pt.")
     name = asked.get("name") or folder.absolute().name
     lenses.check_name(engine, name)
+    from worker.lens.published import read_published  # with it comes torch, which takes seconds to load
+
     lens = read_published(folder, SubjectConfig(model=asked["subject"], revision=asked.get("revision")))
     conditions = lens.check_invertible()
     stored = lens.store(settings.artifacts_folder)
