@@ -16,6 +16,7 @@ from sqlalchemy import Engine, select
 
 from orchestrator import queue
 from orchestrator.config.job import JobConfig
+from orchestrator.config.synthetic import is_synthetic
 from orchestrator.config.validation import parse
 from orchestrator.database.engine import reading
 from orchestrator.database.models import Attempt, CheckpointRow, CurvePoint, Job, ResultRow, Table
@@ -28,6 +29,8 @@ ROOT = Path(__file__).parents[1]
 WIDTH, CONTEXT = 32, 32
 SYNTHETIC = Path(f"synthetic:gaussian?d_model={WIDTH}")
 """A subject for tests that are not about models: its trainers start in half the time, without transformers."""
+COUNTING = {"module": "tests.faults.crashing", "ORCH_TRAINER": "tests.faults.quick"}
+"""For `World.work`: its trainers only count, without torch. For tests of the worker, its database and its servers."""
 LONG = 512 * 1024
 """Tokens of a job that is disturbed in the middle: some seconds, also on a fast machine."""
 ENDLESS = 2**26
@@ -65,9 +68,9 @@ def make_subject(folder: Path) -> Path:
 def small_config(
     subject: Path, *, max_tokens: int = 16_384, n_latents: int = 64, seed: int = 0, **stop: Any
 ) -> JobConfig:
-    """Return a job that reads a subject written here, or vectors drawn at random (`SYNTHETIC`)."""
+    """Return a job that reads a subject written here, or a synthetic one, as `SYNTHETIC`."""
     reads: dict[str, Any] = {"subject": {"model": str(subject)}}
-    if subject != SYNTHETIC:
+    if not is_synthetic(str(subject)):
         reads = {
             "subject": {"model": str(subject), "layer": 1},
             "data": {"source": str(subject / "text.txt"), "context_length": CONTEXT},

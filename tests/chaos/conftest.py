@@ -1,19 +1,14 @@
-"""A small subject for all tests of the tier, and the curve of a run that nobody disturbs."""
+"""A small world for each test of the tier, and the curve of a run that nobody disturbs."""
 
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.small_world import SYNTHETIC, World, make_subject, small_config, small_world
+from tests.small_world import SYNTHETIC, World, small_config, small_world
 
 STEPS_TO_KILL_IN = 4096
 """Long enough to be killed in the middle on a fast machine: some seconds."""
-
-
-@pytest.fixture(scope="session")
-def subject(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_subject(tmp_path_factory.mktemp("subject"))
 
 
 @pytest.fixture(scope="session")

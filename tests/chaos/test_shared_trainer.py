@@ -1,6 +1,8 @@
-"""Real trainers that several jobs share, killed and steered in the middle: each curve is the one drawn alone."""
+"""Real trainers that several jobs share, killed and steered in the middle: each curve is the one drawn alone.
 
-from collections.abc import Iterator
+Jobs that read a model, at several layers, are shared and steered in `unit/worker/trainer/test_shared_training.py`.
+"""
+
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +15,16 @@ from tests.small_world import World, is_gone, small_config, small_world, trainer
 
 Curve = list[tuple[float, ...]]
 TOKENS = 64 * 2048
-"""Of each of four jobs that read a model: some seconds, also on a fast machine."""
+"""Of each of several jobs: some seconds together, also on a fast machine."""
+PLANTED = Path("synthetic:planted?d_model=32&latents=128&k=3&noise=0.02")
 
 
-def jobs(subject: Path) -> list[JobConfig]:
-    """Return jobs of different size, sparsity, activation, seed, learning rate and layer on one stream."""
-    config = small_config(subject, max_tokens=TOKENS).model_dump()
+def jobs() -> list[JobConfig]:
+    """Return jobs of different size, sparsity, activation, seed and learning rate on one stream."""
+    config = small_config(PLANTED, max_tokens=TOKENS).model_dump()
     parts: tuple[dict[str, Any], ...] = (
         {},
         {"sae": {"n_latents": 48, "k": 2, "activation": "relu"}, "optimizer": {"lr": 0.003, "ema": 0.9}},
-        {"sae": {"n_latents": 96, "k": 6}, "subject": config["subject"] | {"layer": 0}},
         {"sae": {"n_latents": 32, "k": 3, "normalize": "none"}, "training": config["training"] | {"seed": 7}},
     )
     return [parse(config | part) for part in parts]
@@ -34,20 +36,21 @@ def curves(world: World, ids: list[int]) -> list[Curve]:
 
 
 @pytest.fixture(scope="module")
-def alone(subject: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Curve]]:
+def alone(tmp_path_factory: pytest.TempPathFactory) -> list[Curve]:
     """Return the curve of each job, trained by itself and undisturbed."""
     with small_world(tmp_path_factory.mktemp("alone") / "home", jobs_per_trainer=1) as world:
-        ids = world.enqueue(*jobs(subject))
+        ids = world.enqueue(*jobs())
         assert world.work("--until-empty").wait(200) == 0, world.said()
-        yield curves(world, ids)
+        assert [world.attempts(job) for job in ids] == [[("max_tokens", 0)]] * len(ids)
+        return curves(world, ids)
 
 
 def begun(world: World, ids: list[int], attempt: int = 1) -> bool:
     return {world.is_in_training(job, attempt) for job in ids} == {True}  # all are asked: none may be over
 
 
-def test_f04_a_group_is_killed_and_each_goes_on_alone(world: World, subject: Path, alone: list[Curve]) -> None:
-    ids = world.enqueue(*jobs(subject))
+def test_f04_a_group_is_killed_and_each_goes_on_alone(world: World, alone: list[Curve]) -> None:
+    ids = world.enqueue(*jobs())
     worker = world.work("--until-empty")
     world.wait(lambda: begun(world, ids))
     (trainer,) = trainers(worker)
@@ -60,10 +63,8 @@ def test_f04_a_group_is_killed_and_each_goes_on_alone(world: World, subject: Pat
         assert resumed_at
 
 
-def test_f19_a_worker_is_stopped_and_the_group_goes_on_together(
-    world: World, subject: Path, alone: list[Curve]
-) -> None:
-    ids = world.enqueue(*jobs(subject))
+def test_f19_a_worker_is_stopped_and_the_group_goes_on_together(world: World, alone: list[Curve]) -> None:
+    ids = world.enqueue(*jobs())
     first = world.work()
     world.wait(lambda: begun(world, ids))
     (trainer,) = trainers(first)
@@ -81,8 +82,8 @@ def test_f19_a_worker_is_stopped_and_the_group_goes_on_together(
     assert facts["shared_with"] == ids[1:]
 
 
-def test_one_is_cancelled_one_paused_and_resumed(world: World, subject: Path, alone: list[Curve]) -> None:
-    ids = world.enqueue(*jobs(subject))
+def test_one_is_cancelled_one_paused_and_resumed(world: World, alone: list[Curve]) -> None:
+    ids = world.enqueue(*jobs())
     worker = world.work("--until-empty")
     world.wait(lambda: begun(world, ids))
     (trainer,) = trainers(worker)

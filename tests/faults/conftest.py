@@ -22,6 +22,8 @@ from tests import servers
 from tests.small_world import LONG, SYNTHETIC, World, small_config, small_world
 
 MakeWorld = Callable[..., World]
+_GPUS_UNASKED = patch("orchestrator.diagnosis.machine._PROBE", "print(0)")
+"""Lets `orch doctor` load no torch to find GPUs, which takes seconds: `test_doctor` has it do so."""
 
 
 class Whole(NamedTuple):
@@ -59,7 +61,7 @@ def orch(world: World, *words: str, **variables: str) -> str:
     """Run a command in this process, and return what it says: one of its own would import everything anew."""
     said = io.StringIO()
     environ = {"ORCH_TRACKING_URL": "http://127.0.0.1:1", **world.environ, **variables}
-    with patch.dict(os.environ, environ), redirect_stdout(said), redirect_stderr(said):
+    with patch.dict(os.environ, environ), _GPUS_UNASKED, redirect_stdout(said), redirect_stderr(said):
         run(words)
     return said.getvalue()
 

@@ -8,10 +8,9 @@ from pathlib import Path
 import pytest
 
 from tests.faults.conftest import MakeWorld
-from tests.small_world import World, small_config, trainers
+from tests.small_world import COUNTING, World, small_config, trainers
 from worker.supervisor.trainer_process import oom_kills
 
-QUICK = {"module": "tests.faults.crashing", "ORCH_TRAINER": "tests.faults.quick"}
 LIMIT = 512 << 20
 
 
@@ -57,7 +56,7 @@ def group() -> Iterator[Path]:
 
 def test_f28_the_oom_killer_takes_the_trainer(make_world: MakeWorld, group: Path) -> None:
     world = make_world(lease_seconds=2)
-    worker = world.work(**QUICK)
+    worker = world.work(**COUNTING)
     (group / "cgroup.procs").write_text(str(worker.pid))
     (job,) = world.enqueue(small_config(world.settings.home, seed=14))
     world.wait_state(job, "failed")
@@ -71,7 +70,7 @@ def test_f28_killed_while_the_counter_rises(make_world: MakeWorld, tmp_path: Pat
     world = make_world(lease_seconds=2)
     counter = tmp_path / "oom_kills"
     counter.write_text("1")
-    worker = world.work(**QUICK, ORCH_STEPS="1000", ORCH_OOM_KILLS=str(counter))
+    worker = world.work(**COUNTING, ORCH_STEPS="1000", ORCH_OOM_KILLS=str(counter))
     (job,) = world.enqueue(small_config(world.settings.home))
     for attempt in (1, 2):
         world.wait(partial(is_trained, world, job, attempt))
@@ -97,7 +96,7 @@ def told_so(world: World, job: int) -> None:
 
 def test_f04_killed_by_hand_is_a_crash(make_world: MakeWorld) -> None:
     world = make_world(lease_seconds=2)
-    worker = world.work(**QUICK, ORCH_STEPS="1000")
+    worker = world.work(**COUNTING, ORCH_STEPS="1000")
     (job,) = world.enqueue(small_config(world.settings.home))
     world.wait(lambda: world.curve(job))
     trainers(worker)[0].kill()

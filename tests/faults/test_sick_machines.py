@@ -15,8 +15,7 @@ from orchestrator.database.engine import connect, transaction
 from orchestrator.database.models import CheckpointRow, WorkerRow
 from orchestrator.database.schema import open_database
 from tests.faults.conftest import MakeWorld, orch
-from tests.faults.test_tracking_store import QUICK
-from tests.small_world import ENDLESS, LONG, World, small_config
+from tests.small_world import COUNTING, ENDLESS, LONG, World, small_config
 
 pytestmark = pytest.mark.skipif(
     sys.platform != "linux" or os.geteuid() != 0, reason="only root may mount a small or a read-only disk"
@@ -64,8 +63,8 @@ def _filled(folder: Path) -> Iterator[None]:
 
 def test_a_folder_of_logs_that_cannot_be_written_costs_logs_alone(world: World, mount: Mount, subject: Path) -> None:
     mount(world.settings.logs_folder, "ro")
-    jobs = world.enqueue(*(small_config(subject, seed=seed, max_tokens=4096) for seed in range(2)))
-    assert world.work("--until-empty").wait(200) == 0, world.said()
+    jobs = world.enqueue(*(small_config(subject, seed=seed) for seed in range(2)))
+    assert world.work("--until-empty", **COUNTING).wait(200) == 0, world.said()
     assert [world.attempts(job) for job in jobs] == [[("max_tokens", 0)]] * 2
     assert "WARN  logs" in orch(world, "doctor")
 
@@ -83,7 +82,7 @@ def test_full_artifacts_cost_no_job_anything(
 ) -> None:
     mount(tmp_path / "disk", "size=300m")
     world = make_world(artifacts=tmp_path / "disk")
-    configs = (small_config(subject, seed=seed, max_tokens=tokens) for seed, tokens in enumerate((LONG, 4096)))
+    configs = (small_config(subject, seed=seed, max_tokens=tokens) for seed, tokens in enumerate((LONG // 2, 4096)))
     jobs = world.enqueue(*configs, max_failures=1)
     worker = world.work()
     world.wait(lambda: world.is_in_training(jobs[0], 1))
@@ -132,8 +131,12 @@ def test_a_job_whose_checkpoints_are_on_another_machine_waits_for_it(
     make_world: MakeWorld, subject: Path, database_url: str
 ) -> None:
     here, there = (make_world(name, database_url=database_url) for name in ("here", "there"))
-    (job,) = here.enqueue(small_config(subject, max_tokens=LONG), max_failures=1)
-    first = here.work("--name", "first")
+    """The worker that sees them has trainers that count; the other one's are real: it is they who look."""
+    (job,) = here.enqueue(small_config(subject), max_failures=1)
+    hold = here.settings.home / "hold"
+    hold.touch()
+    counting = {**COUNTING, "ORCH_STEPS": "16", "ORCH_HOLD": str(hold)}
+    first = here.work("--name", "first", **counting)
     here.wait(lambda: here.is_in_training(job, 1))
     here.wait(lambda: len(here.rows(select(CheckpointRow.uri))) > 1)
     first.terminate()
@@ -149,13 +152,14 @@ def test_a_job_whose_checkpoints_are_on_another_machine_waits_for_it(
     assert "it waits for a worker that can see them" in said
     assert "unwell" not in orch(there, "worker", "list")
     blind.terminate()
-    assert here.work("--name", "second", "--until-empty").wait(120) == 0, here.said()
+    assert here.work("--name", "second", "--until-empty", **COUNTING).wait(120) == 0, here.said()
     assert here.job(job).state == "succeeded"
     assert here.attempts(job)[-1][1], "it went on from its checkpoint"
 
 
-def test_a_hub_out_of_reach_for_a_moment_costs_no_job(world: World) -> None:
-    configs = [small_config(Path("nobody/no-such-model"), max_tokens=2048 + seed) for seed in range(2)]
+def test_a_hub_out_of_reach_for_a_moment_costs_no_job(make_world: MakeWorld) -> None:
+    world = make_world(jobs_per_trainer=2)
+    configs = [small_config(Path("nobody/no-such-model"), seed=seed) for seed in range(2)]
     jobs = world.enqueue(*configs, max_failures=1)
     worker = world.work(HF_HUB_OFFLINE="0", HF_ENDPOINT="http://127.0.0.1:1")
     world.wait(lambda: all(world.job(job).attempt for job in jobs))
@@ -171,7 +175,7 @@ def test_a_database_that_goes_away_under_a_worker_stops_it_and_keeps_its_checkpo
 ) -> None:
     """A real trainer is told where the file is deleted; in the other two its place is taken by one that counts."""
     (job,) = world.enqueue(small_config(subject, max_tokens=ENDLESS))
-    worker = world.work() if how == "deleted" else world.work(**QUICK, ORCH_STEPS="100000")
+    worker = world.work() if how == "deleted" else world.work(**COUNTING, ORCH_STEPS="100000")
     world.wait(lambda: world.is_in_training(job, 1))
     file, saved = world.settings.home / "orch.db", world.settings.artifacts_folder / str(job) / "1"
     before = _tokens(saved)
@@ -195,7 +199,7 @@ def test_a_database_that_goes_away_under_a_worker_stops_it_and_keeps_its_checkpo
 def test_a_job_of_a_database_brought_back_goes_on_from_what_its_folder_proves(
     world: World, subject: Path, tmp_path: Path
 ) -> None:
-    (job,) = world.enqueue(small_config(subject, max_tokens=LONG * 2))
+    (job,) = world.enqueue(small_config(subject, max_tokens=LONG))
     first = world.work()
     world.wait(lambda: world.is_in_training(job, 1))
     copy = tmp_path / "copy.db"
@@ -218,13 +222,13 @@ def test_a_job_of_a_database_brought_back_goes_on_from_what_its_folder_proves(
 
 
 def test_checkpoints_that_cannot_be_read_are_passed_over_loudly(world: World, subject: Path) -> None:
-    (job,) = world.enqueue(small_config(subject, max_tokens=LONG))
-    first = world.work()
+    (job,) = world.enqueue(small_config(subject))
+    first = world.work(**COUNTING, ORCH_STEPS="100000")
     world.wait(lambda: world.is_in_training(job, 1))
     first.terminate()
     assert first.wait(60) == 0
-    for path in (world.settings.artifacts_folder / str(job)).rglob("manifest.json"):
-        path.write_text("{}")
+    for (uri,) in world.rows(select(CheckpointRow.uri)):
+        Path(uri, "manifest.json").write_text("{}")
     assert world.work("--until-empty").wait(200) == 0, world.said()
     assert world.attempts(job)[1] == ("max_tokens", 0)
     assert "tokens cannot be read: it goes on from 0" in world.said()
@@ -233,10 +237,9 @@ def test_checkpoints_that_cannot_be_read_are_passed_over_loudly(world: World, su
 def test_doctor_sees_what_a_worker_would(make_world: MakeWorld, mount: Mount, tmp_path: Path) -> None:
     mount(tmp_path / "disk", "size=1m")
     world = make_world(artifacts=tmp_path / "disk")
-    said = orch(world, "doctor")
-    assert "FAIL  disk      0.0 GB free" in said, "the disk of the artifacts, too"
     with transaction(world.engine) as session:
         session.execute(text("UPDATE orch_alembic_version SET version_num = '9999'"))
     said = orch(world, "doctor")
+    assert "FAIL  disk      0.0 GB free" in said, "the disk of the artifacts, too"
     assert "FAIL  database" in said
     assert "has schema 9999" in said

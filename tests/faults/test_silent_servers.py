@@ -19,8 +19,8 @@ from orchestrator.errors import StorageError
 from tests import servers
 from tests.faults.conftest import MakeWorld
 from tests.faults.proxy import Proxy, proxy
-from tests.faults.test_tracking_store import QUICK, answers, tracking_server
-from tests.small_world import ENDLESS, ROOT, World, is_gone, small_config, trainers
+from tests.faults.test_tracking_store import answers, tracking_server
+from tests.small_world import COUNTING, ENDLESS, ROOT, World, is_gone, small_config, trainers
 
 
 @pytest.fixture
@@ -81,7 +81,7 @@ def _hold(world: World) -> Path:
 
 def _work_quickly(world: World, **variables: str) -> "subprocess.Popen[bytes]":
     """Start a worker whose trainers only count, and wait before their end while there is a file to hold them."""
-    return world.work(**QUICK, ORCH_STEPS="10", ORCH_HOLD=str(_hold(world)), **variables)
+    return world.work(**COUNTING, ORCH_STEPS="10", ORCH_HOLD=str(_hold(world)), **variables)
 
 
 def check_nothing_waits(world: World, worker: "subprocess.Popen[bytes]", subject: Path) -> None:

@@ -20,7 +20,7 @@ from orchestrator.settings import load
 from tests import servers
 from tests.faults.conftest import MakeWorld, orch
 from tests.faults.proxy import proxy
-from tests.small_world import ROOT, World, small_config
+from tests.small_world import COUNTING, ROOT, World, small_config, small_world
 from worker.tracking.shipper import sync
 
 pytestmark = [
@@ -30,7 +30,8 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
 ]
 STEPS = 20
-QUICK = {"module": "tests.faults.crashing", "ORCH_TRAINER": "tests.faults.quick"}
+OWN = {"ORCH_TRACKING_URL": ""}
+"""For `World.work`: the store is in the data folder."""
 FIRST_USE = """
 import sys
 import mlflow
@@ -85,14 +86,14 @@ def test_f30_the_tracking_server_is_away(make_world: MakeWorld, empty_store: Pat
         way = {"ORCH_TRACKING_URL": between.before(url)}
         between.cut()
         (start,) = world.enqueue(small_config(tmp_path), name="start")
-        assert world.work("--until-empty", **QUICK, **way).wait(120) == 0, world.said()
+        assert world.work("--until-empty", **COUNTING, **way).wait(120) == 0, world.said()
         assert "MLflow does not take what it is given" in world.said()
         world.wait(lambda: answers(url), 120)
         between.mend()
         (middle,) = world.enqueue(small_config(tmp_path), name="middle")
         hold = tmp_path / "hold"
         hold.touch()
-        worker = world.work("--until-empty", **QUICK, **way, ORCH_STEPS=str(STEPS), ORCH_HOLD=str(hold))
+        worker = world.work("--until-empty", **COUNTING, **way, ORCH_STEPS=str(STEPS), ORCH_HOLD=str(hold))
         world.wait(lambda: shipped(url, middle), 120)
         between.cut()
         assert world.job(middle).state == "running"
@@ -167,24 +168,34 @@ def _half_made(store: Path) -> None:
     pytest.skip("this machine makes a schema too fast to be killed in it")
 
 
-@pytest.mark.parametrize("damage", ["half made", "overwritten"])
-def test_a_damaged_store_is_made_anew_from_the_database(
-    world: World, empty_store: Path, tmp_path: Path, damage: str
-) -> None:
+@pytest.fixture(scope="module")
+def tracked(empty_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a data folder whose one job is in its MLflow store."""
     from mlflow import MlflowClient
 
-    own, store = {"ORCH_TRACKING_URL": ""}, world.settings.home / "mlflow.db"
-    shutil.copy(empty_store, store)
-    (first,) = world.enqueue(small_config(tmp_path), name="first")
-    assert world.work("--until-empty", **QUICK, **own).wait(120) == 0, world.said()
-    assert len(MlflowClient(f"sqlite:///{store}").search_runs(["1"])) == 2
+    home = tmp_path_factory.mktemp("tracked") / "home"
+    with small_world(home) as world:
+        shutil.copy(empty_store, home / "mlflow.db")
+        world.enqueue(small_config(home), name="first")
+        assert world.work("--until-empty", **COUNTING, **OWN).wait(120) == 0, world.said()
+        assert len(MlflowClient(f"sqlite:///{home}/mlflow.db").search_runs(["1"])) == 2
+    return home
+
+
+@pytest.mark.parametrize("damage", ["half made", "overwritten"])
+def test_a_damaged_store_is_made_anew_from_the_database(
+    make_world: MakeWorld, tracked: Path, tmp_path: Path, damage: str
+) -> None:
+    shutil.copytree(tracked, tmp_path / "home", symlinks=True)
+    world, first = make_world(), 1
+    store = world.settings.home / "mlflow.db"
     if damage == "half made":
         _half_made(store)
     else:
         store.write_bytes(b"no database at all" * 1000)
-    assert "WARN  tracking" in orch(world, "doctor", **own)
+    assert "WARN  tracking" in orch(world, "doctor", **OWN)
     (second,) = world.enqueue(small_config(tmp_path), name="second")
-    assert world.work("--until-empty", **QUICK, **own).wait(120) == 0, world.said()
+    assert world.work("--until-empty", **COUNTING, **OWN).wait(120) == 0, world.said()
     assert "MLflow's store was damaged; it is made anew" in world.said()
     assert "Traceback" not in world.said()
     assert list(store.parent.glob("mlflow.db.broken-*"))
@@ -193,15 +204,17 @@ def test_a_damaged_store_is_made_anew_from_the_database(
 
 
 def test_a_worker_killed_in_its_first_seconds_leaves_no_half_made_store(world: World, tmp_path: Path) -> None:
-    own, store = {"ORCH_TRACKING_URL": ""}, world.settings.home / "mlflow.db"
-    for wait in (2.0, 3.0, 4.0, 5.0):
-        world.enqueue(small_config(tmp_path), name=f"killed after {wait:g} s")  # each worker has something to ship
-        worker = world.work(**QUICK, **own)
-        time.sleep(wait)
+    """Killed while MLflow makes its schema, and as soon as that is in its place."""
+    store = world.settings.home / "mlflow.db"
+    for sign in ("mlflow.db.*.partial", "mlflow.db"):
+        world.enqueue(small_config(tmp_path), name=f"killed at {sign}")  # each worker has something to ship
+        worker = world.work(**COUNTING, **OWN)
+        world.wait(lambda: any(file.stat().st_size for file in store.parent.glob(sign)))  # noqa: B023 - waited for here
         worker.kill()
         worker.wait()
+        assert store.exists() == (sign == store.name)
         assert not store.exists() or fault(store) is None
     (job,) = world.enqueue(small_config(tmp_path), name="last")
-    assert world.work("--until-empty", **QUICK, **own).wait(120) == 0, world.said()
+    assert world.work("--until-empty", **COUNTING, **OWN).wait(120) == 0, world.said()
     assert shipped(f"sqlite:///{store}", job)
     assert not list(store.parent.glob("*.partial*"))

@@ -7,7 +7,7 @@ import pytest
 from orchestrator import dispatch
 from tests import servers
 from tests.faults.conftest import MakeWorld, Whole, train_undisturbed
-from tests.small_world import LONG, make_subject, small_config
+from tests.small_world import COUNTING, LONG, make_subject, small_config
 
 TOKENS = LONG // 2
 
@@ -28,8 +28,8 @@ def test_f03_one_sweep_on_two_machines_and_one_of_them_dies(
 ) -> None:
     shared = {"database_url": database_url, "broker_url": redis.url, "artifacts": tmp_path / "shared"}
     here, there = make_world("here", **shared), make_world("there", **shared)
-    configs = [small_config(subject, max_tokens=tokens) for tokens in (TOKENS, 2048, 4096)]
-    jobs = long, *_ = here.enqueue(*configs)
+    configs = [small_config(subject, max_tokens=tokens) for tokens in (TOKENS, 2048)]
+    jobs = long, _ = here.enqueue(*configs)
     dying = here.work("--name", "here")
     here.wait(lambda: here.is_in_training(long, 1))
     assert dispatch.wake(there.settings, jobs)
@@ -56,8 +56,8 @@ def test_two_machines_share_the_work(
     jobs = here.enqueue(*(small_config(tmp_path, n_latents=32 + at) for at in range(6)))
     hold = tmp_path / "hold"
     hold.touch()
-    quick = {"module": "tests.faults.crashing", "ORCH_TRAINER": "tests.faults.quick", "ORCH_HOLD": str(hold)}
-    workers = [world.work("--name", world.settings.home.name, "--until-empty", **quick) for world in (here, there)]
+    names = [(world, world.settings.home.name) for world in (here, there)]
+    workers = [world.work("--name", name, "--until-empty", **COUNTING, ORCH_HOLD=str(hold)) for world, name in names]
     here.wait(lambda: all(here.curve(job) for job in jobs[:2]))  # so that each has one
     hold.unlink()
     assert [worker.wait(200) for worker in workers] == [0, 0], here.said() + there.said()

@@ -11,35 +11,32 @@ import pytest
 from orchestrator.cli.main import run
 from orchestrator.database.schema import current
 from orchestrator.settings import Settings, sqlite_file
-from tests.small_world import ROOT, World, make_subject, small_config, small_world
+from tests.small_world import ROOT, SYNTHETIC, World, small_config, small_world
 from worker.tracking.mlflow_client import MlflowClient
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning", "ignore::FutureWarning"),
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
 ]
-SYNTHETIC = "subject.model: synthetic:gaussian?d_model=16\ntraining.seed: {seed}\n"
-
-
-@pytest.fixture(scope="module")
-def subject(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_subject(tmp_path_factory.mktemp("subject"))
+SWEEP = "subject.model: synthetic:gaussian?d_model=16\ntraining.seed: {seed}\n"
 
 
 @pytest.mark.parametrize("name", ["a?1 %41 %3F", "ü #+&;", "sqlite:x"])
 def test_everything_is_in_the_folder_of_that_name(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    name: str, empty_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     above = tmp_path / "above"
     homes = [above / f"{name}{number}" for number in range(2)]
     sweep = tmp_path / "s.yaml"
     for number, home in enumerate(homes):
         monkeypatch.setenv("ORCH_HOME", str(home))
-        sweep.write_text(SYNTHETIC.format(seed=number))
+        sweep.write_text(SWEEP.format(seed=number))
         assert run(["enqueue", str(sweep)]) == 0
         settings = Settings(home=home)
         assert sqlite_file(settings.database) == home / "orch.db"
         assert current(settings) is not None
+        if number:  # as it is made in a folder of that name, the first has shown
+            shutil.copy(empty_store, home / "mlflow.db")
         client = MlflowClient(settings)
         made = client.create(client.experiment("s", known=None, number=1), "run", tags={}, at=0.0)
         client.add_file(made, sweep, "kept")
@@ -82,10 +79,10 @@ def test_mlflow_follows_a_moved_folder(tmp_path: Path) -> None:
 
 
 def test_a_job_goes_on_in_a_moved_folder(
-    tmp_path: Path, subject: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with small_world(tmp_path / "old") as before:
-        (job,) = before.enqueue(small_config(subject, max_tokens=2_000_000))
+        (job,) = before.enqueue(small_config(SYNTHETIC, max_tokens=2_000_000))
         worker = before.work()
         before.wait(lambda: before.is_in_training(job, 1))
         worker.terminate()
@@ -109,10 +106,10 @@ def checkpoints(job: int, capsys: pytest.CaptureFixture[str]) -> list[str]:
 
 
 def test_show_says_what_is_gone(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], subject: Path
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with small_world(tmp_path / "home") as world:
-        job = ended(world, subject)
+        job = ended(world)
     monkeypatch.setenv("ORCH_HOME", str(tmp_path / "home"))
     for gone in (False, True):
         assert run(["show", str(job)]) == 0
@@ -121,7 +118,7 @@ def test_show_says_what_is_gone(
         shutil.rmtree(tmp_path / "home" / "artifacts", ignore_errors=True)
 
 
-def ended(world: World, subject: Path) -> int:
-    (job,) = world.enqueue(small_config(subject, max_tokens=2048))
+def ended(world: World) -> int:
+    (job,) = world.enqueue(small_config(SYNTHETIC, max_tokens=2048))
     assert world.work("--until-empty").wait(120) == 0, world.said()
     return job

@@ -9,17 +9,14 @@ import pytest
 
 from orchestrator.config.validation import parse
 from orchestrator.database.models import Attempt
-from tests.small_world import SYNTHETIC, World, make_subject, small_config, small_world, trainers
+from tests.small_world import SYNTHETIC, World, small_config, small_world, trainers
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
     pytest.mark.filterwarnings("ignore::ResourceWarning"),
 ]
 
-
-@pytest.fixture(scope="module")
-def subject(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_subject(tmp_path_factory.mktemp("a subject"))
+PLANTED = Path("synthetic:planted?d_model=32&latents=128&k=3&noise=0.02")
 
 
 def work(world: World, device: str | None, *arguments: str) -> subprocess.Popen[bytes]:
@@ -33,8 +30,8 @@ def check_alike(ours: list[tuple[float, ...]], alone: list[tuple[float, ...]]) -
         assert [value or 0.0 for value in one] == pytest.approx([value or 0.0 for value in other], rel=2e-3, abs=2e-3)
 
 
-def test_begun_on_two_processes_ended_on_one_the_curve_is_that_of_one(subject: Path, tmp_path: Path) -> None:
-    config = small_config(subject, max_tokens=32_768, n_latents=65)  # 32 + 33 latents
+def test_begun_on_two_processes_ended_on_one_the_curve_is_that_of_one(tmp_path: Path) -> None:
+    config = small_config(PLANTED, max_tokens=32_768, n_latents=65)  # 32 + 33 latents
     with small_world(tmp_path / "alone") as world:
         (job,) = world.enqueue(config)
         assert work(world, "cpu", "--until-empty").wait(120) == 0, world.said()
@@ -91,14 +88,13 @@ def is_of(process: psutil.Process, world: World) -> bool:
     )
 
 
-@pytest.mark.parametrize("sae", [{"activation": "relu"}, {"n_latents": 1, "k": 1}])
-def test_what_cannot_be_divided_is_trained_on_the_first_device(sae: dict[str, object], tmp_path: Path) -> None:
+def test_what_cannot_be_divided_is_trained_on_the_first_device(tmp_path: Path) -> None:
     """Which worker claims a job must not decide what becomes of it."""
-    values = small_config(SYNTHETIC).model_dump(mode="json", exclude_unset=True)
-    values["sae"] |= sae
+    values = small_config(SYNTHETIC, max_tokens=4096).model_dump(mode="json", exclude_unset=True)
+    saes = ({"activation": "relu"}, {"n_latents": 1, "k": 1})
     with small_world(tmp_path / "home") as world:
-        (job,) = world.enqueue(parse(values))
+        jobs = world.enqueue(*(parse(values | {"sae": values["sae"] | sae}) for sae in saes))
         assert work(world, "cpu+cpu", "--until-empty").wait(120) == 0, world.said()
-        assert world.job(job).state == "succeeded"
+        assert [world.job(job).state for job in jobs] == ["succeeded"] * 2
         ours = [p for p in psutil.process_iter(["cmdline", "environ"]) if is_of(p, world)]
         assert not ours, "a process that was started for the job is still there"

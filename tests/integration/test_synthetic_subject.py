@@ -1,18 +1,18 @@
-"""A synthetic subject from a sweep file to MLflow, and over a kill: same queue, same trainer, same checkpoints."""
+"""A synthetic subject from a sweep file to MLflow; killed and in company it is in chaos/test_shared_trainer.py."""
 
 import json
 import os
-import subprocess
-import sys
+from contextlib import redirect_stderr, redirect_stdout
+from io import StringIO
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 
 from orchestrator import results
-from orchestrator.config.job import JobConfig
-from orchestrator.config.validation import parse
-from tests.small_world import ROOT, World, small_world, trainers
+from orchestrator.cli.main import run
+from tests.small_world import World, small_world
 from worker.tracking.shipper import Tracking
 
 pytestmark = [
@@ -37,18 +37,17 @@ SWEEP = {
 }  # fmt: skip
 
 
-def orch(world: World, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run a command as a person does."""
-    command = [sys.executable, "-m", "orchestrator", *arguments]
-    return subprocess.run(
-        command, env={**os.environ, **world.environ}, cwd=ROOT, capture_output=True, text=True, check=False
-    )
+def orch(world: World, *arguments: str) -> tuple[int, str, str]:
+    """Run a command in this process; return its exit status, and what it says on both streams."""
+    with patch.dict(os.environ, world.environ), redirect_stdout(StringIO()) as out, redirect_stderr(StringIO()) as err:
+        code = run(arguments)
+    return code, out.getvalue(), err.getvalue()
 
 
 def said(world: World, *arguments: str) -> str:
-    done = orch(world, *arguments)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    code, out, err = orch(world, *arguments)
+    assert code == 0, err
+    return out
 
 
 def test_from_a_sweep_file_to_mlflow(tmp_path: Path) -> None:
@@ -97,52 +96,19 @@ def check_tracking(world: World) -> None:
     assert experiment is not None
     runs = client.search_runs([experiment.experiment_id], "tags.`orch.kind` = 'job'")
     assert sorted(run.data.tags["orch.job_id"] for run in runs) == ["1", "2"]
-    for run in runs:
-        assert run.data.params["subject.model"] == WORD
-        assert len(client.get_metric_history(run.info.run_id, "fvu")) > 5
+    for one in runs:
+        assert one.data.params["subject.model"] == WORD
+        assert len(client.get_metric_history(one.info.run_id, "fvu")) > 5
 
 
 def test_what_does_not_apply_is_refused_with_its_place(tmp_path: Path) -> None:
     file = tmp_path / "planted.yaml"
     file.write_text("name: planted\nsubject.model: synthetic:gaussian\ndata.activations: cache\n")
     with small_world(tmp_path / "home") as world:
-        done = orch(world, "enqueue", str(file), "--dry-run")
-        assert done.returncode == 2
-        assert f"{file}:3:19: data.activations means nothing to synthetic:gaussian" in done.stderr
-        done = orch(
-            world, "enqueue", str(file), "--dry-run", "~data.activations", "subject.model=synthetic:gaussian?k=2"
-        )
-        assert done.returncode == 2
-        assert "has no parameter 'k'; there are: d_model, seed" in done.stderr
-
-
-def long_config(n_latents: int) -> JobConfig:
-    return parse(
-        {
-            "subject": {"model": WORD},
-            "sae": {"n_latents": n_latents, "k": 3},
-            "optimizer": {"ema": 0.9},
-            "training": TRAINING | {"max_tokens": 64 * 1024},
-            "stop": {"rule": "max_tokens"},
-        }
-    )
-
-
-def test_killed_and_resumed_the_curves_are_those_of_jobs_alone(tmp_path: Path) -> None:
-    configs = [long_config(n) for n in (64, 96)]
-    with small_world(tmp_path / "alone") as world:
-        jobs = world.enqueue(*configs)
-        assert world.work("--until-empty", "--jobs", "1").wait(120) == 0, world.said()
-        assert not any((world.last_attempt(job).facts or {})["shared_with"] for job in jobs)
-        alone = [world.curve(job) for job in jobs]
-    with small_world(tmp_path / "together") as world:
-        jobs = world.enqueue(*configs)
-        worker = world.work("--until-empty")
-        world.wait(lambda: all(world.is_in_training(job, 1) for job in jobs))
-        trainers(worker)[0].kill()
-        assert worker.wait(120) == 0, world.said()
-        for job, curve in zip(jobs, alone, strict=True):
-            (first, _), (last, start) = world.attempts(job)
-            assert (first, last) == ("crashed", "max_tokens")
-            assert start
-            assert world.curve(job) == curve
+        code, _, error = orch(world, "enqueue", str(file), "--dry-run")
+        assert code == 2
+        assert f"{file}:3:19: data.activations means nothing to synthetic:gaussian" in error
+        other = ("~data.activations", "subject.model=synthetic:gaussian?k=2")
+        code, _, error = orch(world, "enqueue", str(file), "--dry-run", *other)
+        assert code == 2
+        assert "has no parameter 'k'; there are: d_model, seed" in error
