@@ -1,6 +1,7 @@
 """What every tier shares: the marker follows from the folder, and each test has its own data folder."""
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         tier = item.path.relative_to(Path(__file__).parent).parts[0]
         if tier in TIERS:
             item.add_marker(tier)
+
+
+def pytest_collection_finish() -> None:
+    """Let torch compute on one thread: several files are tested at once, and threads that wait for others spin."""
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(1)
 
 
 @pytest.fixture(autouse=True)
