@@ -54,7 +54,6 @@ def _but_for_the_clock(curve: list[Point]) -> list[Point]:
 @pytest.mark.parametrize("n_layers", [1, 3])
 @pytest.mark.parametrize("activation", ["topk", "multi_topk", "batchtopk", "jumprelu"])
 def test_resumed_equals_uninterrupted(tmp_path: Path, activation: str, n_layers: int) -> None:
-    torch.set_num_threads(1)
     config = _config(n_layers, activation=activation)
     sample = _batches(n_layers, 8 * BATCH)[0]
     whole = _run(TrainState.fresh(config, sample, n_layers=n_layers), config)
@@ -80,7 +79,6 @@ def test_resumed_equals_uninterrupted(tmp_path: Path, activation: str, n_layers:
 
 
 def test_a_seed_repeats_itself() -> None:
-    torch.set_num_threads(1)
     config, sample = _config(), torch.cat(_batches()[:8])
     first, second = (_run(TrainState.fresh(config, sample), config, n_steps=20) for _ in range(2))
     assert _but_for_the_clock(first.curve) == _but_for_the_clock(second.curve)

@@ -42,7 +42,6 @@ def _by_autograd(state: TrainState, batch: Tensor, config: JobConfig) -> None:
 
 def _curve(config: JobConfig, x: Tensor, step: Step) -> dict[int, float]:
     """Train on all tokens; return fvu by the tokens seen."""
-    torch.set_num_threads(1)
     state = TrainState.fresh(config, x[: 8 * BATCH])
     batches = torch.split(x[16 * BATCH :], BATCH)
     for _ in train(state, batches, config=config, heldout=x[8 * BATCH : 16 * BATCH], step=step):

@@ -42,7 +42,6 @@ def _random_directions(n_latents: int, heldout: torch.Tensor) -> float:
 
 
 def test_trained_on_gaussian_noise_the_loss_falls_little_and_slowly_with_size() -> None:
-    torch.set_num_threads(1)
     trained: dict[int, float] = {}
     for n in SIZES:
         config, source = _config(n), SyntheticActivations(_config(n).subject.model)

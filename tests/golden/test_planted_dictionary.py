@@ -26,7 +26,6 @@ def _draw(n_tokens: int, planted: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def test_the_planted_dictionary_is_recovered() -> None:
-    torch.set_num_threads(1)
     generator = torch.Generator().manual_seed(2024)  # not the seed of the initialisation
     planted = _planted(generator)
     config = parse(

@@ -55,7 +55,6 @@ def _config(n_latents: int, k: int) -> JobConfig:
 
 @pytest.fixture(scope="module")
 def shipped() -> model.Subject:
-    torch.set_num_threads(1)
     return model.load(_config(64, 4).subject)
 
 

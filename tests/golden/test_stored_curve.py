@@ -21,7 +21,6 @@ STORED: dict[str, list[tuple[int, float, float]]] = {
 
 @pytest.mark.parametrize("activation", ["topk", "multi_topk", "batchtopk", "relu", "jumprelu"])
 def test_the_curve_is_the_stored_one(activation: str) -> None:
-    torch.set_num_threads(1)
     config = parse(
         {
             "sae": {"activation": activation, "n_latents": 96, "k": 4},

@@ -45,7 +45,6 @@ def _config(activation: str = "relu", *, times_lr: float = 1.0) -> JobConfig:
 
 @pytest.fixture(scope="module")
 def activations(tmp_path_factory: pytest.TempPathFactory) -> Activations:
-    torch.set_num_threads(1)
     config = _config()
     subject = model.load(config.subject)
     packed = token_file.pack(config.data, subject.tokenizer, tmp_path_factory.mktemp("tokens"))

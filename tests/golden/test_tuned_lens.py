@@ -42,7 +42,6 @@ def nothing() -> None:
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
-    torch.set_num_threads(1)
     subject = load_at_first([CONFIG.subject])
     divergence = Divergence(subject)
     tokens = token_file.pack(CONFIG.data, subject.tokenizer, tmp_path_factory.mktemp("tokens"))

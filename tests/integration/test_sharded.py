@@ -37,11 +37,6 @@ ROOT = Path(__file__).parents[2]
 EXACT = [case for case in CASES if case.encode_dtype == "float32"]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> None:
-    torch.set_num_threads(1)
-
-
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
     folder = tmp_path_factory.mktemp("sharded")

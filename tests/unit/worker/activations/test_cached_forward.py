@@ -27,7 +27,6 @@ ROOM = 10**9
 
 @pytest.fixture(scope="module")
 def parts(tmp_path_factory: pytest.TempPathFactory) -> Parts:
-    torch.set_num_threads(1)
     return change(make_parts(tmp_path_factory.mktemp("cached")), "data", activations="cache")
 
 

@@ -21,7 +21,6 @@ IDS = torch.arange(24).reshape(2, 12) % 64
 
 @pytest.fixture(scope="module")
 def parts(tmp_path_factory: pytest.TempPathFactory) -> Parts:
-    torch.set_num_threads(1)
     return make_parts(tmp_path_factory.mktemp("source"))
 
 

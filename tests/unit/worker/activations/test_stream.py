@@ -24,7 +24,6 @@ from worker.subject.model import capture, load
 
 @pytest.fixture(scope="module")
 def parts(tmp_path_factory: pytest.TempPathFactory) -> Parts:
-    torch.set_num_threads(1)
     return make_parts(tmp_path_factory.mktemp("parts"))
 
 

@@ -25,11 +25,6 @@ from worker.subject.model import run_patched
 SMALL = AblationOptions(pairs=96, affected_tokens=4, variants=ABLATION_VARIANTS)
 
 
-@pytest.fixture(autouse=True)
-def _one_thread() -> None:
-    torch.set_num_threads(1)
-
-
 @pytest.fixture(scope="module")
 def context(tmp_path_factory: pytest.TempPathFactory) -> EvaluationContext:
     return tiny_context(tmp_path_factory.mktemp("place"))

@@ -36,11 +36,6 @@ from worker.subject.model import capture
 OPTIONS = LayersOptions(prompt="tom and mary", example_latents=6, examples=3, example_tokens=2)
 
 
-@pytest.fixture(autouse=True)
-def _one_thread() -> None:
-    torch.set_num_threads(1)
-
-
 @pytest.fixture(scope="module")
 def contexts(tmp_path_factory: pytest.TempPathFactory) -> list[EvaluationContext]:
     return tiny_layers(tmp_path_factory.mktemp("layers"))

@@ -22,11 +22,6 @@ from worker.sae.train_state import TrainState
 D_MODEL = 12
 
 
-@pytest.fixture(autouse=True)
-def _one_thread() -> None:
-    torch.set_num_threads(1)
-
-
 def test_fvu_by_hand_and_however_the_set_is_cut() -> None:
     model = SparseAutoencoder(SaeConfig(n_latents=4, k=1), D_MODEL)
     x = functional.normalize(torch.randn(100, D_MODEL, generator=torch.Generator().manual_seed(0)), dim=1) + 3

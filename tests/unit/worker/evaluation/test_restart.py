@@ -19,7 +19,6 @@ IDS = torch.arange(36).reshape(3, 12) % VOCABULARY
 
 @pytest.fixture(scope="module", params=FAMILIES)
 def subject(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Subject:
-    torch.set_num_threads(1)
     return load(SubjectConfig(model=str(save_model(request.param, tmp_path_factory.mktemp(request.param))), layer=0))
 
 

@@ -27,11 +27,6 @@ from worker.sae.inference import InferenceSae
 SELECTIONS: tuple[Activation, ...] = ("topk", "batchtopk", "jumprelu", "relu")
 
 
-@pytest.fixture(autouse=True)
-def _one_thread() -> None:
-    torch.set_num_threads(1)
-
-
 @pytest.fixture(scope="module")
 def context(tmp_path_factory: pytest.TempPathFactory) -> EvaluationContext:
     return tiny_context(tmp_path_factory.mktemp("place"))

@@ -23,7 +23,6 @@ LAYER = 1
 
 @pytest.fixture(scope="module", params=FAMILIES)
 def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    torch.set_num_threads(1)
     return save_model(request.param, tmp_path_factory.mktemp(request.param))
 
 

@@ -23,7 +23,6 @@ IDS = torch.arange(24).reshape(2, 12) % VOCABULARY
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    torch.set_num_threads(1)
     return save_model("llama", tmp_path_factory.mktemp("llama"))
 
 

@@ -1,7 +1,7 @@
 """Jobs on one stream: each one's curve is, bit for bit, the one it draws alone, whatever becomes of the others."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -123,11 +123,8 @@ def exact(point: Point) -> tuple[Any, ...]:
 
 
 @pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TinyTrainers]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield TinyTrainers(tmp_path_factory.mktemp("tiny"))
-    torch.set_num_threads(before)
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> TinyTrainers:
+    return TinyTrainers(tmp_path_factory.mktemp("tiny"))
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,6 @@
 """Who takes the steps of jobs that share a trainer, and with how many threads."""
 
 import threading
-from collections.abc import Iterator
 from typing import NamedTuple
 
 import pytest
@@ -9,20 +8,14 @@ import torch
 
 from worker.trainer.step_threads import StepThreads
 
+pytestmark = pytest.mark.usefixtures("two_threads")
+
 
 class FakeJob(NamedTuple):
     job_id: int
     is_small: bool
     gains_beside: bool
     n_latents: int = 64
-
-
-@pytest.fixture(autouse=True)
-def _two_threads() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    yield
-    torch.set_num_threads(before)
 
 
 def _taken(jobs: list[FakeJob]) -> dict[int, tuple[str, int, int]]:

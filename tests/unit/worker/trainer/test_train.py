@@ -20,11 +20,6 @@ from worker.trainer.train import Progress, evaluation_tokens, train
 D_MODEL, BATCH = 12, 32
 
 
-@pytest.fixture(autouse=True)
-def _one_thread() -> None:
-    torch.set_num_threads(1)
-
-
 def _config(*, sae: dict[str, Any] | None = None, **training: Any) -> JobConfig:
     sizes = {"batch_tokens": BATCH, "shuffle_tokens": BATCH, "max_tokens": 40 * BATCH, "first_point_tokens": 2 * BATCH}
     parts = {"sae": {"n_latents": 48, "k": 3, **(sae or {})}, "training": {**sizes, **training}}

@@ -26,11 +26,6 @@ FEW = {"train_examples": 240, "test_examples": 120, "bootstraps": 200}
 COLOURS, BEASTS = ("red", "blue", "green", "white"), ("cow", "cat", "dog", "bird")
 
 
-@pytest.fixture(autouse=True)
-def _one_thread() -> None:
-    torch.set_num_threads(1)
-
-
 def table(path: Path, *, words: bool = False) -> Path:
     """Write texts that end in the name of a beast or of a colour, which is the label."""
     generator = np.random.default_rng(0)

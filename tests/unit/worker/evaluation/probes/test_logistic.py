@@ -15,11 +15,6 @@ from worker.evaluation.probes.logistic import LARGEST_WEIGHT, Scale, fit_each, f
 RIDGE = 1e-6
 
 
-@pytest.fixture(autouse=True)
-def _one_thread() -> None:
-    torch.set_num_threads(1)
-
-
 def made(n_latents: int = 40, n: int = 600, share: float = 0.3) -> tuple[Tensor, Tensor]:
     """Return latents that tell a label more or less, and some that are skewed: (n_latents, n)."""
     generator = torch.Generator().manual_seed(1)
