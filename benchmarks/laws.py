@@ -37,16 +37,21 @@ def main() -> None:
     repetitions = chosen.repetitions or (4 if chosen.short else 200)
     rows = planted_jobs()
     print(f"{len(rows)} jobs, {refits} refits, {os.cpu_count()} cores, numpy {np.__version__}\n")
+    found = timed_fits(rows, refits)
+    print(table(found))
+    print(json.dumps(found))
+    print(f"\n{repetitions} repetitions of {REFITS} refits\n")
+    print(table(coverage(repetitions, refits=REFITS)))
+
+
+def timed_fits(rows: list[JobMeasurement], refits: int) -> list[dict[str, Any]]:
+    """Return what the fit of each law took that the jobs allow, then what all of `orch fit` did."""
     start = time.perf_counter()
     done = fit_laws(list(LAWS), rows, FitOptions(), n_bootstrap=refits, seed=0)
     whole = {"law": "all of orch fit", "fits": len(done.fits), "seconds": time.perf_counter() - start}
     whole |= {"form": "", "refits": sum(one.n_bootstrap for one in done.fits), "exponent": "", "planted": ""}
     allowed = dict.fromkeys(one.law for one in done.fits)  # not those of learning rates: the jobs have one
-    found = [*(_timed(law, rows, refits) for law in allowed), whole]
-    print(table(found))
-    print(json.dumps(found))
-    print(f"\n{repetitions} repetitions of {REFITS} refits\n")
-    print(table(coverage(repetitions, refits=REFITS)))
+    return [*(_timed(law, rows, refits) for law in allowed), whole]
 
 
 def planted_jobs(seeds: int = SEEDS) -> list[JobMeasurement]:
