@@ -132,8 +132,7 @@ def job(place: Place) -> Iterator[dict[str, Any]]:
     config = small_config(subject, max_tokens=65_536)
     curves: dict[str, list[tuple[float, ...]]] = {}
     found: dict[str, Any] = {}
-    runs = [("whole", place.device), ("killed", place.device), ("cpu", "cpu")]
-    for name, device in runs[:2] if place.is_rehearsal else runs:
+    for name, device in (("whole", place.device), ("killed", place.device), ("cpu", "cpu")):
         started = time.perf_counter()
         chosen = place.folder / "whole" / "compile"
         if name == "killed" and chosen.exists():  # the curve is the same, bit for bit, where the kernels are
@@ -154,7 +153,6 @@ def job(place: Place) -> Iterator[dict[str, Any]]:
                 "facts": world.last_attempt(job_id).facts, "seconds": time.perf_counter() - started,
             }  # fmt: skip
         yield found
-    curves.setdefault("cpu", curves["whole"])
     differing = (pair for pair in zip(curves["killed"], curves["whole"], strict=False) if pair[0] != pair[1])
     gaps = [abs(ours[1] - cpu[1]) / cpu[1] for ours, cpu in zip(curves["whole"], curves["cpu"], strict=True)]
     yield found | {
