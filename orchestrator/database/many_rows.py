@@ -33,7 +33,7 @@ def insert_rows(session: Session, table: Table, rows: Sequence[Mapping[str, Any]
         values = [(*(row[name] for name in names), *same.values()) for row in rows]
         session.connection().exec_driver_sql(statement, values)
         return
-    arrays = (_array(name, table.c[name].type) for name in names)
+    arrays = (_array(bindparam(name, type_=Text()), table.c[name].type) for name in names)
     columns = (column(name, table.c[name].type) for name in names)
     read = func.unnest(*arrays).table_valued(*columns).render_derived()
     fixed = (literal(value, table.c[name].type) for name, value in same.items())
@@ -46,13 +46,13 @@ def among(session: Session, of: SQLColumnExpression[str], values: Sequence[str])
     """Return whether a column has one of thousands of values, each of which PostgreSQL would read as a parameter."""
     if session.get_bind().dialect.name == "sqlite":
         return of.in_(values)
-    return of.in_(select(func.unnest(_array("among", Text(), _text(values)))))
+    return of.in_(select(func.unnest(_array(literal(_text(values), Text()), Text()))))
 
 
-def _array(name: str, of: TypeEngine[Any], value: str | None = None) -> ColumnElement[Any]:
+def _array(text: ColumnElement[str], of: TypeEngine[Any]) -> ColumnElement[Any]:
     from sqlalchemy.dialects.postgresql import ARRAY
 
-    return cast(bindparam(name, value, type_=Text()), ARRAY(of))
+    return cast(text, ARRAY(of))
 
 
 def _text(values: Iterable[Any]) -> str:
