@@ -97,6 +97,15 @@ def test_in_company_and_from_a_cache_it_draws_the_curve_it_draws_alone(
     assert curve(cached, job) == with_lens, "of activations that a job without a lens has written"
 
 
+def test_in_company_they_write_a_cache(subject: Path, together: World, tmp_path: Path) -> None:
+    with small_world(tmp_path / "home") as world:
+        lens = a_lens(subject).store(world.settings.artifacts_folder).sha256
+        jobs = world.enqueue(*(mapped(subject, one, data="cache") for one in (lens, None)))
+        assert world.work("--until-empty").wait(180) == 0, world.said()
+        assert [curve(world, job) for job in jobs] == [curve(together, 1), curve(together, 2)]
+        assert (world.last_attempt(jobs[0]).facts or {})["shared_with"] == [jobs[1]]
+
+
 def test_what_is_wrong_with_a_lens_fails_its_job_and_no_other(cached: World) -> None:
     jobs = (1, 2, 3)
     assert [cached.job(job).state for job in jobs] == ["failed", "failed", "succeeded"], cached.said()

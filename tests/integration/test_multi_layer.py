@@ -101,6 +101,22 @@ def test_killed_it_resumes_bit_for_bit_and_tells_every_layer(subject: Path, toge
         check_sae(world, tmp_path)
 
 
+def test_stopped_together_they_go_on_together_bit_for_bit(subject: Path, together: World, tmp_path: Path) -> None:
+    with small_world(tmp_path / "stopped") as world:
+        jobs = world.enqueue(multi(subject), small_config(subject, max_tokens=TOKENS), multi(subject, layers=[1]))
+        worker = world.work()
+        world.wait(lambda: all(world.is_in_training(job, 1) for job in jobs))
+        worker.terminate()
+        assert worker.wait(90) == 0, world.said()
+        assert world.work("--until-empty").wait(180) == 0, world.said()
+        for job in jobs:
+            (stopped, _), (done, resumed_at) = world.attempts(job)
+            assert (stopped, done) == ("preempted", "max_tokens")
+            assert resumed_at
+            assert curve(world, job) == curve(together, job)
+        assert (world.last_attempt(jobs[0]).facts or {})["shared_with"] == jobs[1:]
+
+
 def test_it_is_evaluated_at_all_its_layers_and_others_beside_it(
     subject: Path, together: World, evaluations: list[list[queue.Asked]]
 ) -> None:
