@@ -130,8 +130,8 @@ def test_read_only_artifacts_beside_a_healthy_machine(
 def test_a_job_whose_checkpoints_are_on_another_machine_waits_for_it(
     make_world: MakeWorld, subject: Path, database_url: str
 ) -> None:
-    here, there = (make_world(name, database_url=database_url) for name in ("here", "there"))
     """The worker that sees them has trainers that count; the other one's are real: it is they who look."""
+    here, there = (make_world(name, database_url=database_url) for name in ("here", "there"))
     (job,) = here.enqueue(small_config(subject), max_failures=1)
     hold = here.settings.home / "hold"
     hold.touch()
@@ -237,9 +237,10 @@ def test_checkpoints_that_cannot_be_read_are_passed_over_loudly(world: World, su
 def test_doctor_sees_what_a_worker_would(make_world: MakeWorld, mount: Mount, tmp_path: Path) -> None:
     mount(tmp_path / "disk", "size=1m")
     world = make_world(artifacts=tmp_path / "disk")
+    said = orch(world, "doctor")
+    assert "FAIL  disk      0.0 GB free" in said, "the disk of the artifacts, too"
     with transaction(world.engine) as session:
         session.execute(text("UPDATE orch_alembic_version SET version_num = '9999'"))
     said = orch(world, "doctor")
-    assert "FAIL  disk      0.0 GB free" in said, "the disk of the artifacts, too"
     assert "FAIL  database" in said
     assert "has schema 9999" in said

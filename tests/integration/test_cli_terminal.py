@@ -158,7 +158,7 @@ def test_asking_in_a_terminal(file: Path) -> None:
 
 
 def test_the_demo_in_a_pipe_then_again(file: Path) -> None:
-    command = [*ORCH, "demo", "--sweep", str(file), "--workers", "1"]
+    command = [*ORCH, "demo", "--sweep", str(file)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=280, check=False)
     assert done.returncode == 0, done.stderr
     assert "\x1b" not in done.stdout

@@ -86,8 +86,8 @@ def test_sweeps_that_train_no_sae_are_left_out_beside_others_and_told(
     queue_lens(engine)
     queue.enqueue(engine, Sweep("hollow", ()))
     for name, *rest in (
-        ["fit", "--law", "ln"], ["report"], ["plot", "--figure", "ln"], ["forecast", "--n-latents", "4096"],
-        ["plan", "--target-fvu", "0.2"], ["plan", "--lr"],
+        ["forecast", "--n-latents", "4096"], ["plan", "--target-fvu", "0.2"], ["plan", "--lr"],
+        ["plot", "--figure", "ln"], ["report"], ["fit", "--law", "ln"],
     ):  # fmt: skip
         assert run([name, "law", "lenses", "hollow", *rest]) == 0
         told = capsys.readouterr().err
