@@ -46,7 +46,7 @@ sweep:
       sae.k: {{range: [1, 50, 1]}}
       training.seed: {{range: [0, {last_seed}, 1]}}
 """
-_RUN = """
+_MEASURED = """
 import resource, subprocess, sys
 subprocess.run(sys.argv[1:], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=True)
 used = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -125,7 +125,7 @@ def _run(settings: Settings, command: Sequence[str]) -> dict[str, Any]:
     place = {"ORCH_HOME": str(settings.home), "ORCH_DATABASE_URL": settings.database_url}
     environment = python_environment() | {name: value for name, value in place.items() if value}
     started = time.perf_counter()
-    run = [sys.executable, "-c", _RUN, *command]
+    run = [sys.executable, "-c", _MEASURED, *command]
     done = subprocess.run(run, env=environment, cwd=settings.home, capture_output=True, text=True, check=True)
     cpu, kilobytes = map(float, done.stdout.split())
     return _row(time.perf_counter() - started, cpu) | {"MB": kilobytes / 1024}
