@@ -1,11 +1,15 @@
 """What every tier shares: the marker follows from the folder, and each test has its own data folder."""
 
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # of a shell that ran this in the background, as `nohup` does
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # the programs that tests start inherit what is ignored
 
 TIERS = ("unit", "integration", "conformance", "chaos", "faults", "security", "compiled", "gpu", "golden", "peers")
 

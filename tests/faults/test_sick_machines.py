@@ -84,9 +84,14 @@ def test_full_artifacts_cost_no_job_anything(
     world = make_world(artifacts=tmp_path / "disk")
     configs = (small_config(subject, seed=seed, max_tokens=tokens) for seed, tokens in enumerate((LONG // 2, 4096)))
     jobs = world.enqueue(*configs, max_failures=1)
-    worker = world.work()
+    gate = tmp_path / "gate"
+    gated = {"module": "tests.faults.crashing", "ORCH_TRAINER": "tests.faults.gated", "ORCH_GATE": str(gate)}
+    worker = world.work(**gated)
     world.wait(lambda: world.is_in_training(jobs[0], 1))
+    gate.touch()
+    world.wait((tmp_path / "waiting").exists)
     with _filled(tmp_path / "disk"):
+        gate.unlink()
         world.wait(lambda: world.attempts(jobs[0])[0][0] == "machine")
         world.wait(lambda: "unwell, and claims nothing: " in world.said())
         world.wait(lambda: bool(world.one(WorkerRow, pid=worker.pid).unwell))
