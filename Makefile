@@ -13,8 +13,8 @@ PEERS := .venv-peers/.ready
 demo: $(READY)  ## train the quickstart sweep on the language model that ships here
 	@$(BIN)/python -m orchestrator demo
 
-test: $(READY) $(KERNELS)  ## every tier, two files at a time, for many tests wait (gpu where there is one)
-	@$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+test: $(READY) $(KERNELS)  ## every tier, two files at a time, those that take long first (gpu where there is one)
+	@$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 peers: $(PEERS)  ## SAELens, sparsify and dictionary_learning judge our files, and theirs are read
 	@[ ! -e .venv-peers/bin ] || OMP_NUM_THREADS=1 .venv-peers/bin/python -m pytest tests/peers

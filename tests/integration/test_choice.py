@@ -1,6 +1,6 @@
 """What a list of jobs is filtered and sorted by in the database is what plain Python makes of whole rows."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 from sqlalchemy import Engine
@@ -50,9 +50,21 @@ def _jobs(engine: Engine) -> None:
     queue.cancel(engine, [15])
 
 
-def plainly(engine: Engine, choice: Choice) -> list[int]:
+class Whole(NamedTuple):
+    """Every job, and the config of each."""
+
+    rows: list[JobRow]
+    configs: dict[int, dict[str, Any]]
+
+
+@pytest.fixture
+def whole(engine: Engine, _jobs: None) -> Whole:
     rows = results.jobs(engine)
-    configs = {row.id: flatten(results.config(engine, row.id)) for row in rows}
+    return Whole(rows, {row.id: flatten(results.config(engine, row.id)) for row in rows})
+
+
+def plainly(whole: Whole, choice: Choice) -> list[int]:
+    rows, configs = whole
 
     def value(row: JobRow, key: str) -> Any:
         return configs[row.id].get(key) if "." in key else getattr(row, SHORT.get(key, key))
@@ -72,20 +84,20 @@ def plainly(engine: Engine, choice: Choice) -> list[int]:
     return [row.id for row in kept]
 
 
-def test_sorted_as_plain_python_sorts(engine: Engine) -> None:
+def test_sorted_as_plain_python_sorts(engine: Engine, whole: Whole) -> None:
     for choice in (Choice(sort=sign + sort) for sort in SORTS for sign in ("", "-")):
-        expected = plainly(engine, choice)
+        expected = plainly(whole, choice)
         assert [row.id for row in choose(engine, choice)] == expected, choice.sort
-        for limit in (1, 7, 23, 99):
+        for limit in (7, 23):
             assert [row.id for row in choose(engine, choice, limit=limit)] == expected[:limit], (choice.sort, limit)
 
 
-def test_filtered_as_plain_python_filters(engine: Engine) -> None:
+def test_filtered_as_plain_python_filters(engine: Engine, whole: Whole) -> None:
     for where in WHERES:
         choice = Choice(where=where, sort="-fvu")
-        assert [row.id for row in choose(engine, choice)] == plainly(engine, choice), where
+        assert [row.id for row in choose(engine, choice)] == plainly(whole, choice), where
         labelled = Choice(where=where, labels={"of": "one"})
-        assert [row.id for row in choose(engine, labelled)] == plainly(engine, labelled), where
+        assert [row.id for row in choose(engine, labelled)] == plainly(whole, labelled), where
 
 
 def test_among_given_jobs_and_states(engine: Engine) -> None:
