@@ -7,8 +7,6 @@ import sys
 from graphlib import TopologicalSorter
 from pathlib import Path
 
-import pytest
-
 from orchestrator import errors
 
 ROOT = Path(__file__).parents[2]
@@ -45,7 +43,7 @@ def _definitions(path: Path) -> list[Definition]:
 def test_ceilings() -> None:
     found = [f"{_name(path)} has over 400 lines: does it have one reason to exist?" for path in SOURCES
              if path.read_text().count("\n") > 400]  # fmt: skip
-    for path, node in ((path, node) for path in SOURCES for node in _definitions(path)):
+    for path, node in ((one, node) for one in SOURCES for node in _definitions(one)):
         lines = (node.end_lineno or node.lineno) - node.lineno + 1
         ceiling = 200 if isinstance(node, ast.ClassDef) else 60
         if lines > ceiling and not (isinstance(node, ast.ClassDef) and path.is_relative_to(ROOT / "tests")):
@@ -61,7 +59,7 @@ def test_every_file_says_what_it_is_for() -> None:
 
 def test_positional_parameters() -> None:
     found = []
-    for path, node in ((path, node) for path in CODE for node in _definitions(path)):
+    for path, node in ((one, node) for one in CODE for node in _definitions(one)):
         if not isinstance(node, ast.ClassDef):
             names = [a.arg for a in node.args.args if a.arg not in {"self", "cls"}]
             decorators = [ast.unparse(d) for d in node.decorator_list]
