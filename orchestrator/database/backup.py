@@ -27,7 +27,7 @@ def back_up(url: str, file: Path, *, force: bool) -> str:
     """Copy a database into a new file, which is there whole or not at all; return how to go back to it.
 
     Raises:
-        StateError: the file is there already, and `force` is off.
+        StateError: the file is there already, and `force` is off; or it is the database itself.
         NotFound: there is no database yet.
         StorageError: the database does not answer, or the copy is not sound.
         OrchError: PostgreSQL's pg_dump is not installed; the hint has the command to run elsewhere.
@@ -39,6 +39,8 @@ def back_up(url: str, file: Path, *, force: bool) -> str:
         source = Path(address.database or "")
         if not source.is_file():
             raise NotFound(f"there is no database yet: {source}", hint="orch doctor says where everything is")
+        if file.exists() and file.samefile(source):
+            raise StateError(f"{file} is the database itself", hint="Name another file for the copy")
         _write_beside(file, lambda new: _copy_sqlite(source, new), force=force)
         return f"stop the workers, remove {source}-wal and {source}-shm, and copy {file} to {source}"
     _write_beside(file, lambda new: _dump_postgres(address, new, shown=file), force=force)

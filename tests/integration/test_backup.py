@@ -102,6 +102,19 @@ def test_it_writes_over_nothing(place: Settings, file: Path, capsys: Capture) ->
     assert left_over(file) == []
 
 
+def test_the_database_is_no_copy_of_itself(place: Settings, file: Path, capsys: Capture) -> None:
+    """What is written meanwhile would be lost, and every worker would find its database replaced."""
+    open_database(place).dispose()
+    database = place.home / "orch.db"
+    file.symlink_to(database)
+    for name in (database, file):
+        before = database.stat().st_ino
+        assert run(["db", "backup", str(name), "--force"]) == 4
+        assert "is the database itself" in capsys.readouterr().err
+        assert database.stat().st_ino == before
+    assert left_over(file) == []
+
+
 def test_an_older_schema_is_copied_as_it_is(place: Settings, file: Path) -> None:
     """A copy before an upgrade is what it is for: making one must not upgrade."""
     with sqlite3.connect(place.home / "orch.db") as there:

@@ -120,7 +120,7 @@ def fit_groups(
     }  # fmt: skip
     if kept and kept[0].layers and kept[0].layer is not None:
         asked["layer"] = kept[0].layer
-    for sample in law.samples(kept, excluded, options):
+    for sample in _with_own_excluded(law.samples(kept, excluded, options), rows):
         forms = allowed(law.forms, sample)
         if not forms or not law.is_enough(sample):
             refused.append(Refusal(name, sample.group, shortage(law, sample, meant)))
@@ -137,6 +137,19 @@ def fit_groups(
     if not fits and not refused:
         refused.append(Refusal(name, "", shortage(law, None, meant, excluded=excluded)))
     return Fitted(tuple(fits), tuple(refused))
+
+
+def _with_own_excluded(samples: Sequence[Sample], rows: Sequence[JobMeasurement]) -> list[Sample]:
+    """Return samples that leave out no job of another sample's k; one of a k without a sample is told of in each."""
+    k_of = {row.job_id: row.k for row in rows}
+    sampled = {sample.k for sample in samples}
+    return [
+        replace(sample, excluded=tuple(
+            one for one in sample.excluded
+            if sample.k is None or k_of[one.job_id] == sample.k or k_of[one.job_id] not in sampled
+        ))
+        for sample in samples
+    ]  # fmt: skip
 
 
 def ended(rows: Sequence[JobMeasurement]) -> int:

@@ -108,6 +108,15 @@ def test_every_k_has_a_sample_of_its_own() -> None:
     assert [(one.group, len(one.observations)) for one in _samples("lnk", rows)] == [("", 4)]
 
 
+def test_a_fit_at_one_k_leaves_out_no_job_of_another() -> None:
+    rows = [measured(n, k, fvu=n**-0.3) for n in (64, 128, 256, 512) for k in (4, 8)]
+    bad = {k: measured(64, k, state="failed", outcome=None) for k in (4, 8, 16)}
+    at_4, at_8 = fit("ln", [*rows, *bad.values()], n_bootstrap=10)
+    untold = bad[16].job_id  # no fit of its own can tell of it
+    assert {one.job_id for one in at_4.excluded} == {bad[4].job_id, untold}
+    assert {one.job_id for one in at_8.excluded} == {bad[8].job_id, untold}
+
+
 def test_where_the_largest_learning_rate_tried_converged_it_is_a_bound() -> None:
     rows = [measured(64, lr=lr, outcome=outcome) for lr, outcome in ((0.01, "converged"), (0.02, "converged"))]
     rows += [measured(128, lr=lr, outcome=outcome) for lr, outcome in ((0.01, "converged"), (0.02, "diverged"))]
