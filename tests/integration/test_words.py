@@ -124,6 +124,11 @@ def test_a_dry_run_says_how_long_by_jobs_alike_that_ran_here(
     queue.finish(engine, lease.lease, result(outcome="max_tokens", tokens_seen=100_000, wall_seconds=10.0))
     assert run(["enqueue", str(file), "--dry-run"]) == 0
     # 10^6 tokens at 10^-4 s each, twice as large.
-    assert "Time: about 3m20s on this host with one worker (measured on job 1)" in capsys.readouterr().out
+    assert (
+        "Time: about 3m20s of training on this host with one worker, and each trainer's start (measured on job 1)"
+        in capsys.readouterr().out
+    )
+    assert run(["enqueue", str(file), "sae.n_latents=128,4096", "--dry-run"]) == 0
+    assert "about 3m20s of training on this host with one worker, 1 job of unknown time, and" in capsys.readouterr().out
     assert run(["enqueue", str(file), "sae.n_latents=4096", "--dry-run", "-o", "json"]) == 0
     assert '"seconds": null' in capsys.readouterr().out, "64 times larger: nothing alike"

@@ -43,9 +43,11 @@ def enqueue(
     """
     from orchestrator.enqueueing import jobs_of, read_sweep, with_lenses
     from orchestrator.settings import load
-    from orchestrator.sweep import check_name
+    from orchestrator.sweep import check_name, doubtful_ids
 
     sweep = read_sweep(file, overrides, settings=load(), name=name and check_name(name, "--name"))
+    for doubt in doubtful_ids(sweep.configs, file.parent) if load().embedded else ():
+        terminal.warn(doubt, "A worker asks the hub for it, again and again while that is out of reach.")
     if dry_run:
         jobs = _preview(sweep, needed=needed)
         _print(sweep, jobs, output, evaluations=None)

@@ -153,8 +153,9 @@ def time_line(plan: SweepPlan) -> str:
     ids = sorted({job_id for _, found in timed for job_id in found.jobs})
     total = duration(sum(seconds for seconds, _ in timed))
     unlike = plan.added - len(timed)
-    rest = f", and {named(unlike, 'job')} unlike these" if unlike else ""
-    return f"Time: about {total} on this host with one worker{rest} (measured on {jobs_named(ids, most=4)})"
+    rest = f", {named(unlike, 'job')} of unknown time" if unlike else ""
+    measured = f"measured on {jobs_named(ids, most=4)}"
+    return f"Time: about {total} of training on this host with one worker{rest}, and each trainer's start ({measured})"
 
 
 def job_record(job: PlannedJob) -> dict[str, Any]:

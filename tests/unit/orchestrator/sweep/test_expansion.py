@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from orchestrator.config.job import JobConfig
 from orchestrator.config.validation import parse
 from orchestrator.errors import ConfigError
-from orchestrator.sweep import check_name, check_paths, expand
+from orchestrator.sweep import check_name, check_paths, doubtful_ids, expand
 from orchestrator.sweep.sweep import Limits, Sweep
 
 settings.register_profile("orch", deadline=None, database=None)
@@ -279,3 +279,35 @@ def test_a_missing_path_is_named_before_anything_is_queued(tmp_path: Path) -> No
     check_paths(expand(file).configs)
     file.write_text("subject: {model: some/id}\ndata: {source: some/dataset}\n")
     check_paths(expand(file).configs)
+
+
+def test_a_text_that_cannot_be_read_is_told_of_by_what_it_is(tmp_path: Path) -> None:
+    file, text = tmp_path / "s.yaml", tmp_path / "text"
+    text.mkdir()
+    (text / "notes.md").write_text("no text")
+    for source, said in (
+        ("text", r"text holds no \.txt, \.jsonl, \.parquet"),
+        ("text/notes.md", "notes.md is no text"),
+    ):
+        file.write_text(f"data: {{source: {source}}}\n")
+        with pytest.raises(ConfigError, match=said):
+            check_paths(expand(file).configs)
+
+
+def test_an_id_that_is_spelt_nearly_as_a_folder_there_is_doubtful(tmp_path: Path) -> None:
+    file = tmp_path / "s.yaml"
+    (tmp_path / "my-model").mkdir()
+    (tmp_path / "my-text").mkdir()
+    (tmp_path / "model.txt").write_text("a file is no model")
+
+    def doubts(model: str, source: str) -> list[str]:
+        file.write_text(f"subject: {{model: {model}}}\ndata: {{source: {source}}}\n")
+        return doubtful_ids(expand(file).configs, tmp_path)
+
+    assert doubts("my-modle", "my-txt") == [
+        "data.source: no file or folder my-txt is here, so a data set of the hub is meant; or my-text?",
+        "subject.model: no file or folder my-modle is here, so a model of the hub is meant; or my-model?",
+    ]
+    assert doubts("my-model", "my-text") == []
+    assert doubts("gpt2", "wikitext") == []
+    assert doubts("org/my-modle", "org/my-txt") == []
