@@ -116,7 +116,8 @@ def _read(column: Any) -> Callable[[], ColumnElement[Any]]:
 FIELDS_READ: dict[str, Callable[[], ColumnElement[Any]]] = {
     **{name: _read(getattr(m.Job, name)) for name in (*_OWN, *_MORE, "hidden")},
     **{name: _read(getattr(m.CurvePoint, name)) for name in ("fvu", "l0", "wall_seconds")},
-    **{name: _read(getattr(m.ResultRow, name)) for name in ("outcome", "l_inf", "untrained_fvu", "artifact_uri")},
+    **{name: _read(getattr(m.ResultRow, name)) for name in ("outcome", "l_inf", "l_inf_se", "untrained_fvu")},
+    "artifact_uri": _read(m.ResultRow.artifact_uri),
     **{name: _read(getattr(m.Attempt, name)) for name in ("worker", "started_at")},
     "tokens_to_convergence": _read(m.ConvergenceRow.tokens), "tokens_lower_bound": _read(m.ConvergenceRow.lower_bound),
     "tokens_low": _read(m.ConvergenceRow.low), "tokens_high": _read(m.ConvergenceRow.high),
@@ -142,7 +143,7 @@ def all_jobs() -> Select[Any]:
             # Read where no latent is dead, to tell whether one could be: else the share is known to be measured.
             case((point.dead_share == 0, job.config)).label("config_if_none_dead"),
             m.ResultRow.tokens_seen.label("result_tokens"), m.ResultRow.outcome, m.ResultRow.l_inf,
-            m.ResultRow.untrained_fvu, m.ResultRow.artifact_uri,
+            m.ResultRow.l_inf_se, m.ResultRow.untrained_fvu, m.ResultRow.artifact_uri,
             m.ConvergenceRow.tokens, m.ConvergenceRow.lower_bound, m.ConvergenceRow.low, m.ConvergenceRow.high,
             m.Attempt.worker, m.Attempt.started_at,
         )
@@ -183,7 +184,7 @@ def _job(row: Row[Any], context: _QueueContext, expected: int | None, swept: dic
         d_model=row.d_model, max_tokens=row.max_tokens, tokens_seen=next(n for n in seen if n is not None),
         tokens_per_second=row.tokens_per_second, fvu=row.fvu, dead_share=_dead_share(row), l0=row.l0,
         outcome=row.outcome, tokens_to_convergence=row.tokens, tokens_lower_bound=row.lower_bound,
-        tokens_low=row.low, tokens_high=row.high, l_inf=row.l_inf,
+        tokens_low=row.low, tokens_high=row.high, l_inf=row.l_inf, l_inf_se=row.l_inf_se,
         untrained_fvu=row.untrained_fvu, wall_seconds=row.wall_seconds, created_at=row.created_at,
         started_at=row.started_at, finished_at=row.finished_at, age=context.now - row.created_at, worker=row.worker,
         lease_left=None if row.expires_at is None else row.expires_at - context.now, reason=_reason(row, context),

@@ -44,6 +44,8 @@ class JobRow:
     """Ends of the 90% interval of tokens_to_convergence; None when censored, or analysed before there was one."""
     tokens_high: float | None
     l_inf: float | None
+    l_inf_se: float | None
+    """Standard error of l_inf: 90% of limits lie within 1.645 of them."""
     untrained_fvu: float | None
     wall_seconds: float | None
     """Training time over all attempts."""

@@ -2,11 +2,13 @@
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 from sqlalchemy import Engine, func, select
 
 from orchestrator import queue, results
+from orchestrator.cli.display.columns import limit_cell
 from orchestrator.curves import convergence, limit
 from orchestrator.database.engine import reading
 from orchestrator.database.models import ResultRow
@@ -44,7 +46,10 @@ def test_a_result_comes_with_its_counts_and_state(engine: Engine) -> None:
     points = [(p.tokens_seen, p.fvu) for p in results.curve(engine, 1)]
     tail = limit.tail_fit(points)
     assert tail is not None
-    assert row.l_inf == tail.l_inf
+    assert (row.l_inf, row.l_inf_se) == (tail.l_inf, tail.l_inf_se)
+    assert limit_cell(row) == f"{tail.l_inf:.4f} ± {tail.l_inf_se:.4f}"
+    assert limit_cell(replace(row, l_inf_se=None)) == f"{tail.l_inf:.4f}"
+    assert limit_cell(replace(row, l_inf=None, l_inf_se=None)) == "–"
     for got in results.convergence(engine, 1):
         asked = limit.tokens_to_convergence(points, epsilon=got.epsilon, tail=tail)
         assert (got.tokens, got.lower_bound) == (asked.tokens, asked.lower_bound)

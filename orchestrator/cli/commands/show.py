@@ -10,7 +10,7 @@ import click
 
 from orchestrator.cli import terminal
 from orchestrator.cli.display.budget_notes import dead_note, passes_text
-from orchestrator.cli.display.columns import progress_cell, state_cell, why
+from orchestrator.cli.display.columns import limit_cell, progress_cell, state_cell, why
 from orchestrator.cli.display.evaluation_tables import family_columns
 from orchestrator.cli.display.formats import active_latents, clock, passes, ratio, scientific, share, sparkline
 from orchestrator.cli.display.job_facts import place_facts
@@ -167,7 +167,7 @@ def _facts(row: "JobRow", *, dead: str) -> list[tuple[str, str]]:
         ("fvu", f"{ratio(row.fvu)}{gain}"),
         ("L0", NONE if row.l0 is None else f"{row.l0:.2f} latents per token, k {row.k}"),
         ("dead latents", dead),
-        ("L∞", ratio(row.l_inf)),
+        ("L∞", limit_cell(row)),
         *_times(row),
     ]
 

@@ -1,6 +1,7 @@
 """The columns in which jobs are shown."""
 
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -170,6 +171,12 @@ def convergence_cell(row: "JobRow") -> str:
     return count(row.tokens_to_convergence)
 
 
+def limit_cell(row: "JobRow") -> str:
+    """Return the limit of a job's curve, with its standard error where it has one."""
+    known = row.l_inf is not None and row.l_inf_se is not None and math.isfinite(row.l_inf_se)
+    return ratio(row.l_inf) + (f" ± {row.l_inf_se:.4f}" if known else "")
+
+
 def done_share(rows: "Sequence[JobRow]") -> float:
     """Return how much of the work of many jobs is done: a job that has ended counts whole."""
     parts = [1.0 if row.state in TERMINAL else fraction(row) for row in rows]
@@ -189,7 +196,7 @@ def _wide_columns() -> "list[Column[JobRow]]":
         Column("LR", lambda row: "auto" if row.lr is None else f"{row.lr:g}", right=True),
         Column("SEED", lambda row: str(row.seed), right=True),
         Column("PASSES", lambda row: passes(row.passes), right=True),
-        Column("L∞", lambda row: ratio(row.l_inf), right=True),
+        Column("L∞", limit_cell, right=True),
         Column("UNTRAINED", lambda row: ratio(row.untrained_fvu), right=True),
         Column("CONFIG", lambda row: row.config_id[:10]),
         Column("MLFLOW", lambda row: row.mlflow_run_id or NONE),
