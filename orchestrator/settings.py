@@ -288,7 +288,9 @@ def _read(file: Path) -> dict[str, Any]:
     except ConfigError:
         raise
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise ConfigError(f"{file}: {error}", hint="Correct the file, or make a new one with: orch init") from None
+        raise ConfigError(
+            f"{file}: {error}", hint="Correct the file; or move or delete it first, and make a new one with: orch init"
+        ) from None
 
 
 _HINT = f"Known settings: {', '.join(NAMES)}"

@@ -52,7 +52,10 @@ def _write_beside(file: Path, write: Callable[[Path], None], *, force: bool) -> 
     """Let a temporary file beside the wanted one be written, then rename it: a copy is there whole or not at all."""
     if file.exists() and not force:
         raise StateError(f"{file} is there already", hint="Name another file, or write over it with --force")
-    handle, name = tempfile.mkstemp(prefix=f".{file.name}.", suffix=".partial", dir=file.parent)
+    try:
+        handle, name = tempfile.mkstemp(prefix=f".{file.name}.", suffix=".partial", dir=file.parent)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(file.parent)) from None
     os.close(handle)
     new = Path(name)
     try:

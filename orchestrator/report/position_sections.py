@@ -15,8 +15,8 @@ from orchestrator.scaling.types import JobMeasurement
 
 _TOLD = {"fvu": "fvu", "delta_ce": "ΔCE", "kl": "KL", "residual_norm": "norm"}
 _PUBLISHED = (
-    "At all but the first and the last layers of GPT-2 small they find it easier to reconstruct than others, costlier "
-    f"to replace, and its norm above {LARGE_NORM:.0f} times theirs."
+    "In Gao et al. this holds for GPT-2 small, at all but the first and the last layers: position 0 is easier to "
+    f"reconstruct than the others, it costs more to replace, and its norm is above {LARGE_NORM:.0f} times theirs."
 )
 
 
@@ -33,19 +33,20 @@ def position_findings(contents: Contents) -> list[Html]:
     )  # fmt: skip
     others = [one for one in judged if not one.is_as_published]
     text = contents.scored_on.get("downstream") or "the held-out text"
-    head = element("strong", f"Position 0 {verdict}: ")
-    said = f"{_measured(judged)}; by 90% intervals that do not meet, on {text}. {_PUBLISHED} {_why(others)}"
+    head = element("strong", f"Position 0 {verdict.removesuffix('.')}. ")
+    said = f"{_measured(judged, text)} {_PUBLISHED} {_why(others)}"
     jobs = ["Otherwise: ", job_links([one.row.job_id for one in others]), "."] if as_there and others else []
     return [join([head, said, *jobs])]
 
 
-def _measured(judged: Sequence[FirstPosition]) -> str:
-    """Say what was measured: of how many SAEs fvu is lower and ΔCE and KL higher there, and how large its norm is."""
+def _measured(judged: Sequence[FirstPosition], text: str) -> str:
+    """Say what was measured on a text: for how many SAEs fvu is lower and ΔCE and KL higher, and how large the norm."""
     easy, costly = (Counter(found) for found in ((one.is_easy for one in judged), (one.is_costly for one in judged)))
     return (
-        f"of {named(len(judged), 'SAE')} fvu is lower there than at the other positions in {easy[True]} (higher in "
-        f"{easy[False]}), ΔCE and KL are both higher in {costly[True]} (one of them lower in {costly[False]}), and the "
-        f"norm is {_span(judged)} times theirs"
+        f"Position 0 is compared with the other positions, on {text}, for {named(len(judged), 'SAE')}. Its fvu is "
+        f"lower for {easy[True]} and higher for {easy[False]}. Its ΔCE and KL are both higher for {costly[True]}; at "
+        f"least one of the two is lower for {costly[False]}. Lower and higher mean that the 90% intervals do not meet. "
+        f"Its norm is {_span(judged)} times that of the others."
     )
 
 
@@ -58,10 +59,13 @@ def _why(others: Sequence[FirstPosition]) -> str:
     """Say why it can be otherwise, by what was measured of the SAEs for which it is."""
     usual = [one for one in others if not one.has_large_norm]
     no_norm = (
-        "Where its norm is not that large, a likely reason is that later tokens have no such vector to attend to; nor "
-        "does it cost more at the first and the last layers there."
+        "Where its norm is not that large and it costs no more, a likely reason is that later tokens have no such "
+        "vector to attend to. At the first and the last layers of GPT-2 small it costs no more either."
     )
-    alone = "Where it costs more all the same, its prediction rests on one token, and no context makes up for an error."
+    alone = (
+        "Where its norm is not that large and it costs more, its prediction rests on one token, and no context makes "
+        "up for an error."
+    )
     kept = "Where its norm is large and its loss is not, its reconstruction may keep what later tokens need."
     many = "Where it is no easier to reconstruct, contexts may begin with tokens that share no one direction."
     reasons = {

@@ -262,7 +262,11 @@ def _name(node: Node | None, path: Path) -> str:
         stem = re.sub(r"[^A-Za-z0-9._-]+", "-", "stdin" if path == STANDARD_INPUT else path.stem).lstrip("-.")[:64]
         return check_name(stem, f"{path}: it has no name, and its file name makes none")
     if not isinstance(node.value, str):
+        is_number = isinstance(node.value, int | float) and not isinstance(node.value, bool)
         raise ConfigError(
-            f"{node.location}: the name must be text (got {node.plain()!r})", hint='Put it in quotes: "..."'
+            f"{node.location}: the name must be text (got {node.plain()!r})",
+            hint="A name has a letter, as a number means a job: for example sweep-1"
+            if is_number
+            else 'Put it in quotes: "..."',
         )
     return check_name(node.value, node.location)

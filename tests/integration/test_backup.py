@@ -115,6 +115,13 @@ def test_the_database_is_no_copy_of_itself(place: Settings, file: Path, capsys: 
     assert left_over(file) == []
 
 
+@pytest.mark.usefixtures("place")
+def test_a_folder_that_is_not_there_is_named_as_it_was_given(tmp_path: Path, capsys: Capture) -> None:
+    away = tmp_path / "nonexist"
+    assert run(["db", "backup", str(away / "x.db")]) == 1
+    assert capsys.readouterr().err.splitlines()[0] == f"Error: {away}: No such file or directory"
+
+
 def test_an_older_schema_is_copied_as_it_is(place: Settings, file: Path) -> None:
     """A copy before an upgrade is what it is for: making one must not upgrade."""
     with sqlite3.connect(place.home / "orch.db") as there:

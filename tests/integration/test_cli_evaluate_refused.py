@@ -37,8 +37,8 @@ def test_what_a_family_cannot_measure_of_an_sae_is_said_before_anything_is_queue
     assert "1 cannot be evaluated: layers: it reads layer 4 alone" in said.err
     file = tmp_path / "s.yaml"
     file.write_text("version: 1\nname: s2\nsweep: [grid: {sae.k: [4, 8]}]\nevaluate: [reconstruction, layers]\n")
-    for more in ([], ["--dry-run"]):
-        assert run(["enqueue", str(file), *more]) == 2
+    for command in (["enqueue"], ["enqueue", "--dry-run"], ["config", "validate"]):
+        assert run([*command, str(file)]) == 2
         said = capsys.readouterr()
         assert (said.out, "Traceback" in said.err) == ("", False)
         assert "evaluate: an SAE of this sweep cannot be measured: layers: it reads layer 4 alone" in said.err

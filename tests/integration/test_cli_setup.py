@@ -80,6 +80,14 @@ def test_config_validate(capsys: Capture) -> None:
     assert "did you mean 'sae.k'" in capsys.readouterr().err
 
 
+def test_config_validate_refuses_a_lens_without_a_database_and_makes_none(here: Path, capsys: Capture) -> None:
+    file = here / "lensed.yaml"
+    file.write_text("name: lensed\nsubject.layer: 1\nsae: {k: 4, lens: nolens}\n")
+    assert run(["config", "validate", str(file)]) == 3
+    assert "there is no lens 'nolens'" in capsys.readouterr().err
+    assert [path.name for path in here.rglob("*") if path.is_file()] == ["lensed.yaml"]
+
+
 def test_a_wrong_setting_is_exit_code_2(here: Path, capsys: Capture) -> None:
     (here / "orch.toml").write_text("lease_secs = 3\n")
     for command in (["status"], ["worker"], ["demo"], ["doctor"]):

@@ -141,8 +141,8 @@ def test_what_cannot_be_named_is_said_and_nothing_is_queued(
         (sweep(subject, "mine", **{"subject.site": "mlp_post"}), "sae.lens maps the output of a block", 2),
     ):
         (tmp_path / "lensed.json").write_text(file)
-        for more in ((), ("--dry-run",)):
-            refused = run("enqueue", str(tmp_path / "lensed.json"), *more)
+        for command in (("enqueue",), ("enqueue", "--dry-run"), ("config", "validate")):
+            refused = run(*command, str(tmp_path / "lensed.json"))
             assert refused.exit_code == code, refused.output
             assert said in refused.output
     assert results.jobs(world.engine) == []

@@ -23,6 +23,7 @@ from tests.full_disk import files_of_at_most
 from tests.hub_double import hub_double
 from tests.small_world import ROOT, World, make_subject, small_config, small_world
 from worker.formats import portable
+from worker.saes import verifying
 from worker.saes.exporting import export_sae
 from worker.saes.importing import import_sae
 from worker.saes.verifying import verify_sae
@@ -113,6 +114,41 @@ def test_a_job_is_verified_on_its_own_held_out_text_and_refused_when_its_files_a
         shutil.rmtree(before.uri, ignore_errors=True)
         kept.rename(before.uri)
     assert verify_sae(world.engine, world.settings, "2", {})["state"] == "verified"
+
+
+def test_a_job_is_verified_on_another_number_of_tokens_by_the_wider_check(
+    world: World, subject: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Other tokens have another fvu; only the held-out ones of the training must come to the fvu of the training."""
+    (job,) = results.jobs(world.engine, ids=[2])
+    heldout = small_config(subject).training.heldout_tokens
+    assert job.fvu is not None
+    monkeypatch.setattr(verifying, "_SAME", 1e-9)
+    other = verify_sae(world.engine, world.settings, "2", {"tokens": heldout // 2})
+    assert (other["state"], other["tokens"]) == ("verified", heldout // 2)
+    assert abs(other["fvu"] - job.fvu) > 1e-9 * job.fvu
+    monkeypatch.undo()
+    same = verify_sae(world.engine, world.settings, "2", {"tokens": heldout})
+    assert (same["state"], same["tokens"]) == ("verified", heldout)
+    assert same["fvu"] == pytest.approx(job.fvu, rel=1e-2)
+
+
+def test_a_refused_verification_has_exit_code_4(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    states = iter(["refused", "verified", "refused"])
+
+    def said(_verb: str, what: str, _options: object) -> dict[str, object]:
+        return {"selector": what, "state": (state := next(states)), "lines": [f"{what} is {state}"]}
+
+    monkeypatch.setattr("orchestrator.cli.commands.sae.run_sae_worker", said)
+    folders = ["./a", "./b", "./c"]
+    assert run(["sae", "verify", *folders]) == 4
+    told = capsys.readouterr()
+    assert told.out.splitlines() == ["./a is refused", "./b is verified", "./c is refused"]
+    assert "./a, ./c are refused" in told.err
+    states = iter(["verified"])
+    assert run(["sae", "verify", "./a"]) == 0
 
 
 def test_a_bias_that_its_files_deny_is_found_and_asked_for(world: World, subject: Path, exported: Path) -> None:

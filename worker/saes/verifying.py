@@ -6,6 +6,7 @@ from typing import Any
 from sqlalchemy import Engine
 
 from orchestrator import results, saes
+from orchestrator.config.job import JobConfig
 from orchestrator.config.lens.facts import LENSES
 from orchestrator.config.sae_reading import config_of
 from orchestrator.errors import SubjectError
@@ -38,8 +39,8 @@ def verify_sae(engine: Engine, settings: Settings, selector: str, asked: Mapping
         config, settings.home / "tokens", asked.get("device") or "cpu", lenses=settings.artifacts_folder / LENSES
     )
     found = verification.measure({label: sae}, vectors.values)[label]
-    same_text = trained is not None and trained.data == config.data and trained.subject == config.subject
-    why = _differs(engine, job_id, found) if same_text and job_id else verification.why_not(found)
+    as_trained = trained is not None and _reads_the_same(trained, config)
+    why = _differs(engine, job_id, found) if as_trained and job_id else verification.why_not(found)
     measured = Measured(found.fvu, found.fvu_raw, found.l0, len(vectors.values), vectors.text)
     came_to = f"fvu {found.fvu:.4f}, L0 {found.l0:.1f} on {measured.tokens:,} tokens of {measured.text}"
     state: saes.SaeState = "refused" if why else "verified"
@@ -54,6 +55,12 @@ def verify_sae(engine: Engine, settings: Settings, selector: str, asked: Mapping
         **measured._asdict(),
         "lines": [f"{label} is {state}: {why or came_to} (untrained: fvu {found.untrained:.4f})"],
     }
+
+
+def _reads_the_same(trained: JobConfig, config: JobConfig) -> bool:
+    """Say whether what is read is the held-out text of a training, all of it and no more."""
+    counts = {one.training.heldout_tokens for one in (trained, config)}
+    return trained.data == config.data and trained.subject == config.subject and len(counts) == 1
 
 
 def _differs(engine: Engine, job_id: int, found: Found) -> str:

@@ -34,6 +34,7 @@ class Health:
         self._settings, self._say, self._check = settings, say, check
         self.reason: str | None = None
         self._in_row = self._pauses = 0
+        self._fault_of, self._is_on_trial = "", False
         self._look_at = 0.0
         self._refused: dict[int, tuple[float, float]] = {}
         """By job: until when it is left to others, and for how long that is."""
@@ -54,13 +55,14 @@ class Health:
         self._in_row += 1
         found = self._look()
         if found is not None:
-            self._fall_ill(found.name, found.text)
-        elif self._in_row >= MOST_IN_ROW:
-            self._fall_ill("jobs", f"{self._in_row} in a row could not be served here, the last one for: {error}")
+            self._fall_ill(found.name, f"{found.name}: {found.text}")
+        elif self._is_on_trial or self._in_row >= MOST_IN_ROW:
+            self._fall_ill("jobs", f"{self._in_row} jobs in a row could not be served here, the last one for: {error}")
 
     def served(self, job_id: int) -> None:
         """Note that a job was served."""
         self._in_row = self._pauses = 0
+        self._is_on_trial = False
         self._refused.pop(job_id, None)
 
     def may_claim(self) -> bool:
@@ -71,19 +73,19 @@ class Health:
             return False
         found = self._look()
         if found is not None:
-            self._fall_ill(found.name, found.text)
+            self._fall_ill(found.name, f"{found.name}: {found.text}")
             return False
-        self._say(f"well again, and claims jobs; it was {self.reason}")
-        self.reason = None
-        self._in_row = MOST_IN_ROW - 1  # the next fault without a success between makes it unwell again
+        self._say(f"well again, and claims jobs. It had claimed none because of this: {self.reason}")
+        self.reason, self._fault_of = None, ""
+        self._is_on_trial = self._in_row > 0  # the next fault without a success between makes it unwell again
         return True
 
-    def _fall_ill(self, name: str, text: str) -> None:
+    def _fall_ill(self, fault_of: str, reason: str) -> None:
         pause = min(LONGEST_PAUSE_SECONDS, FIRST_PAUSE_SECONDS * 2.0**self._pauses)
         self._pauses += 1
         self._look_at = time.monotonic() + pause
-        before, self.reason = self.reason, f"{name}: {text}"
-        if before is None or not before.startswith(f"{name}: "):  # figures in the text may change with every look
+        before, self._fault_of, self.reason = self._fault_of, fault_of, reason
+        if before != fault_of:  # figures in the text may change with every look
             said = f"unwell, and claims nothing: {self.reason}; it looks again in {pause:g} s, and then less often"
             self._say(LogLine(said, level="error"))
 

@@ -88,7 +88,8 @@ def _subject_options(command: _Decorated) -> _Decorated:
     """Give a command the options that say which activations of which text an SAE is measured on."""
     for option in (
         click.option("--device", help="Where to compute: cpu, cuda or cuda:N."),
-        click.option("--tokens", type=click.IntRange(4096), help="Measure on so many tokens (default: 16,384)."),
+        click.option("--tokens", type=click.IntRange(4096),
+                     help="Measure on so many tokens (default: 16,384; of a job's SAE, its held-out tokens)."),
         click.option("--context", type=click.IntRange(2), help="Tokens per context, where its files do not say."),
         click.option("--data", callback=_read_here("data.source"),
                      help="The text: as data.source of a sweep file. Best what the SAE was trained on."),
@@ -132,10 +133,19 @@ def import_sae(*, source: str, output: str | None, **options: Any) -> None:
 def verify(*, selectors: tuple[str, ...], output: str | None, **options: Any) -> None:
     """Measure SAEs on their subjects' activations again, and say whether they are what they should be.
 
-    Of a folder nothing is stored: orch sae import does that.
+    Exit code 4 where one is refused. Of a folder nothing is stored: orch sae import does that.
     """
+    refused = []
     for meant in _meant(selectors):
-        _tell(run_sae_worker("verify", meant, options), output)
+        said = run_sae_worker("verify", meant, options)
+        _tell(said, output)
+        refused += [said["selector"]] if said["state"] == "refused" else []
+    if refused:
+        is_one = len(refused) == 1
+        raise StateError(
+            f"{', '.join(refused)} {'is' if is_one else 'are'} refused",
+            hint=f"Look at what is known of {'it' if is_one else 'the first'}: orch sae show {refused[0]}",
+        )
 
 
 @sae.command()

@@ -62,7 +62,7 @@ def commands(law: Law, rows: Sequence[JobMeasurement], missing: Sequence[Missing
     """Return what to do, a line each."""
     sweep, lines = rows[0].sweep, []
     if waiting := [row for row in rows if row.state in OPEN]:
-        lines.append(f"{len(waiting)} of them have not ended: orch wait {sweep}")
+        lines.append(f"{len(waiting)} of them {'has' if len(waiting) == 1 else 'have'} not ended: orch wait {sweep}")
     if failed := [row for row in rows if row.state == "failed"]:
         lines.append(f"Try the failed again: orch retry {' '.join(str(row.job_id) for row in failed[:_MOST_NAMED])}")
     subject = f" subject.model={rows[0].subject.replace('@', ' subject.revision=')}" if law.compares_subjects else ""

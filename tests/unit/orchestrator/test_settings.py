@@ -129,8 +129,9 @@ def test_a_wrong_environment_variable_is_named_as_such(tmp_path: Path) -> None:
 
 def test_a_file_that_is_not_text(tmp_path: Path) -> None:
     (tmp_path / "orch.toml").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(ConfigError, match=r"orch\.toml"):
+    with pytest.raises(ConfigError, match=r"orch\.toml") as told:
         load(start=tmp_path, environ={})
+    assert "move or delete it first" in told.value.hint
 
 
 def test_what_a_trainer_may_take(tmp_path: Path) -> None:

@@ -37,9 +37,10 @@ def said(*rows: JobMeasurement) -> str:
 def test_it_behaves_as_published_where_it_is_easy_costly_and_of_large_norm() -> None:
     text = said(row(1), row(2))
     assert text.startswith(
-        "Position 0 behaves as in Gao et al.: of 2 SAEs fvu is lower there than at the other positions in 2 (higher in "
-        "0), ΔCE and KL are both higher in 2 (one of them lower in 0), and the norm is 20 times theirs; by 90% "
-        "intervals that do not meet, on 8,191 tokens of a.txt."
+        "Position 0 behaves as in Gao et al. Position 0 is compared with the other positions, on 8,191 tokens of "
+        "a.txt, for 2 SAEs. Its fvu is lower for 2 and higher for 0. Its ΔCE and KL are both higher for 2; at least "
+        "one of the two is lower for 0. Lower and higher mean that the 90% intervals do not meet. Its norm is 20 times "
+        "that of the others. In Gao et al. this holds for GPT-2 small, at all but the first and the last layers: "
     )
     assert "likely reason" not in text
 
@@ -47,8 +48,8 @@ def test_it_behaves_as_published_where_it_is_easy_costly_and_of_large_norm() -> 
 @pytest.mark.parametrize(
     ("sae", "reason"),
     [
-        (row(loss=1.0, norm=2.2), "Where its norm is not that large, a likely reason"),
-        (row(loss=2.0, norm=2.2), "Where it costs more all the same"),
+        (row(loss=1.0, norm=2.2), "Where its norm is not that large and it costs no more, a likely reason"),
+        (row(loss=2.0, norm=2.2), "Where its norm is not that large and it costs more, its prediction rests"),
         (row(loss=0.5), "Where its norm is large and its loss is not"),
         (row(fvu=1.5), "Where it is no easier to reconstruct"),
         (row(sure=0.6), "Where it is no easier to reconstruct"),
@@ -56,14 +57,15 @@ def test_it_behaves_as_published_where_it_is_easy_costly_and_of_large_norm() -> 
 )
 def test_where_it_does_not_the_numbers_say_why(sae: JobMeasurement, reason: str) -> None:
     text = said(sae)
-    assert text.startswith("Position 0 does not behave as in Gao et al.: of 1 SAE")
+    assert text.startswith("Position 0 does not behave as in Gao et al. ")
+    assert "for 1 SAE. Its fvu is lower for " in text
     assert reason in text
 
 
 def test_of_several_those_that_differ_are_named() -> None:
     text = said(row(1), row(2, norm=3.0, loss=1.0))
     assert text.startswith("Position 0 behaves as in Gao et al. in 1 of 2 SAEs")
-    assert "the norm is 3 to 20 times theirs" in text
+    assert "Its norm is 3 to 20 times that of the others." in text
     assert text.endswith("Otherwise: 2.")
 
 

@@ -213,6 +213,16 @@ def test_names_that_are_refused(name: str) -> None:
         check_name(name)
 
 
+@pytest.mark.parametrize("value", ["123", "-5", "1.5", "1e3"])
+def test_a_number_as_name_needs_a_letter_and_is_not_told_to_be_put_in_quotes(value: str) -> None:
+    with pytest.raises(ConfigError, match="the name must be text") as told:
+        expand(write(f"name: {value}"))
+    assert told.value.hint == "A name has a letter, as a number means a job: for example sweep-1"
+    with pytest.raises(ConfigError, match="the name must be text") as told:
+        expand(write("name: true"))
+    assert told.value.hint == 'Put it in quotes: "..."'
+
+
 def test_a_name_from_a_file_of_another_script() -> None:
     with pytest.raises(ConfigError, match="its file name makes none"):
         expand(write("sae.k: 3", "文.yaml"))

@@ -191,7 +191,7 @@ def test_jobs_on_their_way_are_waited_for_and_failed_ones_tried_again() -> None:
     rows = [measured(64), measured(128, state="running", outcome=None), measured(256, state="failed", outcome=None)]
     with pytest.raises(FitError) as told:
         fit("ln", rows)
-    assert "1 of them have not ended: orch wait s" in told.value.hint
+    assert "1 of them has not ended: orch wait s" in told.value.hint
     assert f"orch retry {rows[2].job_id}" in told.value.hint
 
 
@@ -219,7 +219,7 @@ def test_a_budget_is_doubled_once() -> None:
     message, (told,) = _advice("ln", [*known, waiting])
     assert f"there already: (n=256, k=8: job {waiting.job_id} queued)" in message
     assert "missing" not in message
-    assert told == "1 of them have not ended: orch wait s"
+    assert told == "1 of them has not ended: orch wait s"
 
 
 def test_sizes_that_wait_are_not_asked_for_by_the_law_of_compute() -> None:
