@@ -68,6 +68,8 @@ def status(
         raise click.UsageError(
             f"-o {output} has no end to wait for with --watch; use -o json, which prints a line per change."
         )
+    if watch is not None and columns:
+        raise click.UsageError("--columns is for a list that is printed once: --watch has columns of its own.")
     from orchestrator import results
 
     choice, keys = choice_of(where, labels, best_by, sort), keys_of(columns)
