@@ -13,6 +13,7 @@ from orchestrator.cli import terminal
 from orchestrator.cli.selection import database, job_argument, job_rows
 from orchestrator.errors import NotFound
 from orchestrator.job_states import TERMINAL
+from orchestrator.units import is_number
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine
@@ -109,4 +110,4 @@ def _read(path: Path, position: int) -> tuple[list[str], int]:
 
 def _attempts(folder: Path) -> list[int]:
     """Return the attempts that have a log in a folder."""
-    return [int(file.stem) for file in folder.glob("*.log") if file.stem.isdigit()]
+    return [int(file.stem) for file in folder.glob("*.log") if is_number(file.stem)]

@@ -71,6 +71,7 @@ def test_every_option_has_help() -> None:
         (["show", "zero"], 2, "'zero' is no job. A job is a number"),
         (["logs", "0"], 2, "'0' is no job"),
         (["explain", "9" * 20], 2, "is no job"),
+        (["show", "9" * 5000], 2, "is no job"),
         (["wait", "1", "--timeout", "soon"], 2, "10m"),
         (["enqueue", "nowhere.yaml"], 2, "nowhere.yaml"),
     ],
