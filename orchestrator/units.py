@@ -1,4 +1,4 @@
-"""Numbers with units as a person types them: 90s, 10m, 2 hours; 50M, 1.5B, 200k. One reading for every place."""
+"""Numbers as a person types them: 90s, 10m, 2 hours; 50M, 1.5B, 200k; ids of rows. One reading for every place."""
 
 import re
 from decimal import Decimal
@@ -11,6 +11,21 @@ _SPAN = re.compile(r"\s*(\d+(?:\.\d*)?)\s*([a-z]*)\s*", re.IGNORECASE)
 _TIMES = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "B": 10**9, "T": 10**12}
 _COUNT = re.compile(rf"\s*(\d[\d_]*(?:\.\d+)?(?:e\d{{1,3}})?)([{''.join(_TIMES)}]?)\s*")
 _MOST = 2**53
+_LARGEST_ID = 2**31 - 1
+"""What a column of ids holds on PostgreSQL; a larger number in a query is an error there, above 2^63 in SQLite too."""
+
+
+def is_number(text: str) -> bool:
+    """Say whether a text is nothing but the digits 0 to 9, as an id is."""
+    return text.isascii() and text.isdigit()
+
+
+def row_id(text: str) -> int | None:
+    """Return the id of a row that a text is; None where it is no number, or larger than any id."""
+    digits = text.lstrip("0") or "0"
+    if not is_number(text) or len(digits) > len(str(_LARGEST_ID)):
+        return None
+    return int(digits) if int(digits) <= _LARGEST_ID else None
 
 
 def unit_seconds(word: str) -> float | None:

@@ -55,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _complain(text: str) -> None:
-    print(f"error: {text}", file=sys.stderr)
+    print(f"Error: {text}", file=sys.stderr)
 
 
 def _work_on_all(settings: Settings, asked: argparse.Namespace, arguments: Sequence[str] | None) -> int:

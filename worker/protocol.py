@@ -300,7 +300,8 @@ def describe(message: Message) -> str:
                 return f"training a lens from {tokens_seen:,} tokens on {where}"
             if "n_latents" not in facts:
                 return f"evaluating on {where}"
-            sizes = ", ".join(f"{name} {facts[name]}" for name in ("n_latents", "k", "d_model", "lr") if name in facts)
+            sizes = ", ".join(f"{name} {facts[name]}" for name in ("n_latents", "k", "d_model") if name in facts)
+            sizes += f", lr {facts['lr']:.4g}" if facts.get("lr") is not None else ""
             return f"training from {tokens_seen:,} tokens on {where}: {sizes}"
         case Alive(tokens_seen, rate, phase):
             return f"{phase}: {tokens_seen:,} tokens" + (f", {rate:,.0f}/s" if rate is not None else "")

@@ -35,22 +35,22 @@ def choice_of(where: Sequence[str], labels: Sequence[str], best_by: str | None, 
     """Return a choice from what a person typed.
 
     Raises:
-        ConfigError: an unknown key, or a text of another form.
+        ConfigError: an unknown key, a key given twice with different values, or a text of another form.
     """
     from orchestrator.results.choice import Choice, checked
 
-    return checked(Choice(where_of(where), dict(_parted(one, "--label") for one in labels), _keys(best_by), sort))
+    return checked(Choice(where_of(where), _by_key(labels, "--label"), _keys(best_by), sort))
 
 
 def where_of(where: Sequence[str]) -> dict[str, list[Any]]:
     """Return what --where asks for: by key of a config, the values of which a job must have one.
 
     Raises:
-        ConfigError: an unknown key, or a text of another form.
+        ConfigError: an unknown key, a key given twice with different values, or a text of another form.
     """
     from orchestrator.results.choice import Choice, checked
 
-    pairs = {key: _values(key, text) for key, text in (_parted(one, "--where") for one in where)}
+    pairs = {key: _values(key, text) for key, text in _by_key(where, "--where").items()}
     checked(Choice(pairs))
     return pairs
 
@@ -96,6 +96,20 @@ def _parted(text: str, option: str) -> tuple[str, str]:
     if not equals:
         raise ConfigError(f"{option} {text!r} has no '='", hint=f"Such as {option} sae.k=8, or --label project=x")
     return key.strip(), value.strip()
+
+
+def _by_key(texts: Sequence[str], option: str) -> dict[str, str]:
+    """Return the value of each key of an option that may be repeated."""
+    found: dict[str, str] = {}
+    for text in texts:
+        key, value = _parted(text, option)
+        if found.setdefault(key, value) != value:
+            several = f"Several values go into one {option}: {key}={found[key]},{value}"
+            raise ConfigError(
+                f"{option} {key} is given twice, with different values",
+                hint=several if option == "--where" else f"A sweep has one value of a label: give {option} {key} once.",
+            )
+    return found
 
 
 def _cell(value: Any) -> str:

@@ -10,7 +10,7 @@ from orchestrator.cli import terminal
 from orchestrator.errors import OrchError
 from orchestrator.job_states import STATES
 from orchestrator.masking import clean
-from orchestrator.units import token_count
+from orchestrator.units import row_id, token_count
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
@@ -78,9 +78,10 @@ class _JobId(click.ParamType[int]):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
         if isinstance(value, int):
             return value
-        if not (value.isascii() and value.isdigit() and 0 < int(value) < 2**63):
+        number = row_id(value)
+        if not number:
             self.fail(f"{value!r} is no job. A job is a number: orch status lists them, with their sweeps.", param, ctx)
-        return int(value)
+        return number
 
 
 def job_choice_options(command: _Decorated) -> _Decorated:

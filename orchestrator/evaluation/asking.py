@@ -18,6 +18,7 @@ from orchestrator.results.choice import Choice, choose
 from orchestrator.saes import SaeEntry
 from orchestrator.settings import Settings
 from orchestrator.sweep.plan_paths import with_checked_paths
+from orchestrator.units import is_number
 
 
 @dataclass(frozen=True)
@@ -126,6 +127,6 @@ def _having(engine: Engine, entries: Sequence[SaeEntry], where: Mapping[str, Seq
 
 def _in_training(engine: Engine, selectors: Sequence[str], where: Mapping[str, Sequence[Any]] | None) -> int:
     """Return how many jobs of the sweeps among the selectors have not ended."""
-    names = [one.removeprefix("sweep:") for one in selectors if not one.startswith("sae:") and not one.isdigit()]
+    names = [one.removeprefix("sweep:") for one in selectors if not one.startswith("sae:") and not is_number(one)]
     ids = results.find(engine, names) if names else []
     return len(choose(engine, Choice(where or {}), ids=ids, states=OPEN)) if ids else 0

@@ -12,6 +12,7 @@ from orchestrator.curves.lens_curve import LensPoint
 from orchestrator.database import models as m
 from orchestrator.database.engine import reading
 from orchestrator.errors import NotFound
+from orchestrator.units import row_id
 
 _SHORTEST_ID = 8
 """Digits of a content id that may stand for all of it."""
@@ -90,7 +91,7 @@ def named(engine: Engine, selector: str) -> LensEntry:
     Raises:
         NotFound: there is none, or its content id begins like another's; the message names what is near.
     """
-    number = int(selector) if selector.isascii() and selector.isdigit() and len(selector) < 10 else 0
+    number = row_id(selector) or 0
     with reading(engine) as session:
         if found := read(session, m.LensRow.name == selector) or read(session, m.LensRow.job_id == number):
             return found[0]

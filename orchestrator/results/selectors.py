@@ -12,8 +12,8 @@ from orchestrator.database import models as m
 from orchestrator.database.engine import reading
 from orchestrator.errors import NotFound
 from orchestrator.saes import SaeEntry
+from orchestrator.units import is_number, row_id
 
-_MAX_ID = 2**31 - 1
 _SAE, _SWEEP = "sae:", "sweep:"
 
 
@@ -126,9 +126,9 @@ def _without_sae(engine: Engine, name: str) -> NotFound:
     """Return why a job, or a sweep, has no SAE, and where to look instead."""
     with reading(engine) as session:
         columns = select(m.Job.id, m.Job.kind, m.Job.state, m.Job.sae_id).join(m.SweepRow)
-        mine = m.Job.id == int(name) if name.isdigit() else m.SweepRow.name == name
+        mine = m.Job.id == row_id(name) if is_number(name) else m.SweepRow.name == name
         jobs = session.execute(columns.where(mine)).all()
-    if not name.isdigit():
+    if not is_number(name):
         missing = f"sweep {name!r} has no SAE: none of its jobs has finished with one"
         return _without_training(name, {job.kind for job in jobs}) or NotFound(missing, hint=f"orch status {name}")
     (job,) = jobs
@@ -151,8 +151,8 @@ def _without_training(sweep: str, kinds: Collection[str]) -> NotFound | None:
 
 
 def _select(session: Session, selector: str) -> list[int]:
-    if selector.isascii() and selector.isdigit() and int(selector) <= _MAX_ID:
-        job_id = session.scalar(select(m.Job.id).where(m.Job.id == int(selector)))
+    if (number := row_id(selector)) is not None:
+        job_id = session.scalar(select(m.Job.id).where(m.Job.id == number))
         if job_id is not None:
             return [job_id]
     sweep_id = session.scalar(select(m.SweepRow.id).where(m.SweepRow.name == selector))
@@ -163,7 +163,7 @@ def _select(session: Session, selector: str) -> list[int]:
 
 
 def _not_found(session: Session, selector: str) -> NotFound:
-    if selector.isascii() and selector.isdigit():
+    if is_number(selector):
         last = session.scalar(select(m.Job.id).order_by(m.Job.id.desc()).limit(1))
         there = f"job ids go up to {last}" if last else "there are no jobs yet: orch enqueue SWEEP_FILE"
         return NotFound(f"there is no job {selector}; {there}", hint="orch status lists them")

@@ -14,6 +14,7 @@ from orchestrator.database import models as m
 from orchestrator.database.engine import reading
 from orchestrator.errors import NotFound
 from orchestrator.saes.job_saes import record_missing
+from orchestrator.units import row_id
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +88,7 @@ def named(engine: Engine, name: str) -> SaeEntry:
         NotFound: there is none; the message names what is near.
     """
     record_missing(engine)
-    number = int(name) if name.isascii() and name.isdigit() else 0
+    number = row_id(name)
     with reading(engine) as session:
         found = _read(session, m.SaeRow.id == number if number else m.SaeRow.name == name)
         if found:

@@ -91,6 +91,18 @@ def test_an_unknown_key_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert "not a key of a config" in capsys.readouterr().err
 
 
+def test_a_key_given_twice_is_refused_unless_both_say_the_same(capsys: pytest.CaptureFixture[str]) -> None:
+    """The last one was taken alone."""
+    for option, first, second in (("--where", "sae.k=4", "sae.k=8"), ("--label", "project=y", "project=x")):
+        assert run(["status", option, first, option, second]) == 2
+        assert f"{option} {first.partition('=')[0]} is given twice" in capsys.readouterr().err
+    assert run(["evaluate", "study", "--where", "sae.k=4", "--where", "sae.k=8"]) == 2
+    assert "Several values go into one --where: sae.k=4,8" in capsys.readouterr().err
+    assert ids(capsys, "--where", "sae.k=4,8") == [1, 2, 3, 4, 5, 6, 7]
+    assert ids(capsys, "--where", "sae.k=4", "--where", "sae.k=4") == [7]
+    assert ids(capsys, "--label", "project=x", "--label", "project = x") == [1, 2, 3, 4, 5, 6]
+
+
 def test_swept_is_there_for_one_job_and_at_any_width(engine: Engine) -> None:
     (row,) = results.jobs(engine, ids=[2])
     assert row.swept == {"optimizer.lr": 0.002}

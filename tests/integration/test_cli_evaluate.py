@@ -247,6 +247,13 @@ def test_other_commands_say_what_an_evaluation_is(trained: Engine, capsys: Captu
     assert run(["status", "-o", "json"]) == 0
     told = json.loads(capsys.readouterr().out)
     assert ([one["id"] for one in told["items"]], [one["id"] for one in told["evaluations"]]) == ([1, 2, 3], [4, 5])
+    for options, ids in {
+        ("-s", "failed"): ([], [5]), ("-s", "paused"): ([3], []), ("-s", "succeeded"): ([1, 2], [4]),
+        ("--limit", "1"): ([3], [4]), ("--where", "training.seed=0"): ([1], []), ("--label", "a=b"): ([], []),
+    }.items():  # fmt: skip
+        assert run(["status", "-o", "json", *options]) == 0
+        told = json.loads(capsys.readouterr().out)
+        assert tuple([one["id"] for one in told[name]] for name in ("items", "evaluations")) == ids, options
     assert run(["show", "5"]) == 0
     shown = capsys.readouterr().out
     assert "downstream      failed" in shown

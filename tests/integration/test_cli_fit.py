@@ -329,6 +329,9 @@ def test_what_is_not_stored_cannot_be_removed(engine: Engine, capsys: Capture) -
     assert _fit("s", "-l", "ln") == 0
     for arguments, says in (
         (["7777"], "there is no fit 7777"),
+        (["9" * 20], f"there is no fit {'9' * 20}\n"),
+        (["9" * 5000], "there is no fit 9999"),
+        (["²"], "there is no sweep '²'"),
         (["s", "--law", "tn"], "no stored fit to s is of that\nfit "),
         (["nowhere"], "nowhere"),
     ):

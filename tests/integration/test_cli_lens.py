@@ -101,6 +101,7 @@ def test_lenses_are_listed_and_shown_layer_by_layer(engine: Engine, capsys: Capt
     rows = [line.split() for line in shown.splitlines()]
     for row in (["0", "0.375", "3", "5"], ["1", "0.125", "1", "2"], ["2", "0", "0", "1"]):
         assert row in rows
+    assert f"there is no lens '{'9' * 20}'" in said(capsys, "lens", "show", "9" * 20, code=3)
     assert "there is no lens 'nine'; did you mean mine?" in said(capsys, "lens", "show", "nine", code=3)
     assert json.loads(said(capsys, "lens", "show", SHA256, "-o", "json"))["items"][0]["conditions"] == [5.0, 2.0, 1.0]
 

@@ -283,6 +283,15 @@ def test_logs(queued: Engine, sqlite_settings: Settings, capsys: Capture) -> Non
     queue.cancel(queued, [1])
     assert run(["logs", "1", "-f", "--attempt", "1", "--tail", "1"]) == 0
     assert capsys.readouterr().out == "c\n==> attempt 2 <==\nd\ne\n"
+    (folder / "2.log").write_text(f"{shared}10:00:04 job 2: fvu 0.4\n10:00:05 job 2: end\n")
+    (folder / "3.log").write_text("begun\n")
+    for options, out in ((["--attempt", "2"], "==> attempt 3 <==\nbegun\n"), ([], "")):
+        if not options:
+            (folder / "3.log").unlink()
+        assert run(["logs", "1", *options, "-f", "--tail", "2"]) == 0
+        assert capsys.readouterr().out == f"10:00:02 left\n10:00:03 job 1: end\n{out}"
+    assert run(["logs", "1", "--tail", "2"]) == 0
+    assert capsys.readouterr().out == "10:00:02 left\n10:00:03 job 1: end\n"
 
 
 def test_status_asks_nothing_of_evaluations_where_there_are_none(queued: Engine, capsys: Capture) -> None:

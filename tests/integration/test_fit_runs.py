@@ -134,6 +134,7 @@ def test_a_fit_ends_by_shipping_and_warns_where_tracking_is_away(
     assert run(["fit", "laws", "--law", "ln", "--bootstrap", "100"]) == 0, "the fit stands"
     said = capsys.readouterr().err
     assert "Warning: MLflow lacks the newest fits of laws" in said
+    assert "Error:" not in said
     assert "orch tracking sync laws" in said
     monkeypatch.delenv("ORCH_TRACKING_URL")
     services.ship(["laws"])

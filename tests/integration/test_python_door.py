@@ -235,6 +235,7 @@ def test_an_sae_of_another_width_is_refused(study: Study) -> None:
         ("smal", NotFound, "did you mean 'small'"),
         (99, NotFound, "there is no job 99"),
         ("sae:other", NotFound, "there is no sae:other"),
+        (f"sae:{'9' * 20}", NotFound, f"there is no sae:{'9' * 20}"),
         ("later", NotFound, "has no SAE"),
         ("small", ConfigError, "means 3 SAEs"),
         ("/nowhere/at/all", NotFound, "there is no folder or file /nowhere/at/all"),

@@ -173,6 +173,25 @@ def test_clear_errors(engine: Engine, capsys: Capture, arguments: list[str], cod
     assert says in capsys.readouterr().err
 
 
+def test_a_figure_with_nothing_to_draw_says_what_it_lacks(engine: Engine, capsys: Capture) -> None:
+    """That none of its jobs had a curve was said of jobs that had one."""
+    enqueue(engine, ks=(4,))
+    assert run(["plot", "laws", "--figure", "layers"]) == 4
+    assert "nothing to draw of laws: none of its jobs has a curve yet\norch status laws" in capsys.readouterr().err
+    train(engine, 4)
+    for figure, lacks, hint in (
+        ("layers", "no SAE has scores of the metric family layers", "orch evaluate laws --metrics layers"),
+        ("downstream", "two SAEs with scores", "orch evaluate laws --metrics downstream"),
+        ("cross", "no SAE was evaluated across layers", "orch evaluate laws --across-layers"),
+        ("frontier", "no job that has ended has an L0 other than its k", "orch status laws"),
+    ):
+        assert run(["plot", "laws", "--figure", figure]) == 4
+        said = capsys.readouterr().err
+        assert lacks in said
+        assert said.endswith(f"{hint}\n")
+        assert "curve" not in said
+
+
 def test_a_page_before_anything_has_ended(engine: Engine, capsys: Capture) -> None:
     enqueue(engine)
     assert run(["report", "laws"]) == 0

@@ -7,6 +7,7 @@ from orchestrator.cli import terminal
 from orchestrator.cli.display.fit_tables import fit_line
 from orchestrator.cli.display.formats import plural
 from orchestrator.errors import NotFound
+from orchestrator.units import is_number, row_id
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine
@@ -26,8 +27,8 @@ def remove_fits(
     """
     from orchestrator.fits import store
 
-    numbers = [int(name) for name in names if name.isdigit()]
-    sweeps = [name for name in names if not name.isdigit()]
+    numbers = [_fit_id(name) for name in names if is_number(name)]
+    sweeps = [name for name in names if not is_number(name)]
     found = [*numbers, *(_matching(engine, sweeps, laws, choice) if sweeps else [])]
     if len(found) > 1:
         terminal.confirm(f"Remove {plural(len(found), 'fit')}?", yes=yes)
@@ -38,6 +39,13 @@ def remove_fits(
         return
     for one in removed:
         terminal.echo(f"Removed {fit_line(one)}")
+
+
+def _fit_id(name: str) -> int:
+    found = row_id(name)
+    if found is None:
+        raise NotFound(f"there is no fit {name}", hint="The fits of a sweep: orch fit SWEEP")
+    return found
 
 
 def _matching(

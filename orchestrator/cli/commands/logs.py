@@ -13,6 +13,7 @@ from orchestrator.cli import terminal
 from orchestrator.cli.selection import database, job_argument, job_rows
 from orchestrator.errors import NotFound
 from orchestrator.job_states import TERMINAL
+from orchestrator.units import is_number
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine
@@ -30,17 +31,16 @@ _HEAD = re.compile(r"\d\d:\d\d:\d\d (?:job (\d+): )?")
 @click.option("--all", "everything", is_flag=True, help="Also what the process wrote of other jobs that shared it.")
 def logs(*, job: int, follow: bool, attempt: int | None, tail: int | None, everything: bool) -> None:
     """Print what a job's process wrote: of this job, and of all that shared the process alike."""
-    mine = _OfJob(None if everything else job)
+    about = None if everything else job
     with database() as (settings, engine):
         row = job_rows(engine, [str(job)])[0]
         newest = max(_attempts(settings.log_file(job, 1).parent), default=None)
         file = settings.log_file(job, attempt or newest or max(1, row.attempt))
         if not follow:
-            _print(file, job, tail, mine)
+            _print(file, job, tail, _OfJob(about))
             return
-        for line in _follow(engine, job, file, tail=tail):
-            if mine(line):
-                terminal.echo(line)
+        for line in _follow(engine, job, file, about=about, tail=tail):
+            terminal.echo(line)
 
 
 class _OfJob:
@@ -74,21 +74,22 @@ def _print(path: Path, job: int, tail: int | None, mine: "_OfJob") -> None:
             terminal.echo(line.rstrip("\n"))
 
 
-def _follow(engine: "Engine", job: int, path: Path, *, tail: int | None) -> Iterator[str]:
-    """Yield lines as they are written, then those of the next attempt, until the job has ended."""
-    position = 0
-    if tail is not None and path.exists():
-        with path.open("rb") as file:
-            lines = file.readlines()
-        position = sum(map(len, lines[: max(0, len(lines) - tail)]))
+def _follow(engine: "Engine", job: int, path: Path, *, about: int | None, tail: int | None) -> Iterator[str]:
+    """Yield lines as they are written, then those of the next attempt, until the job has ended.
+
+    Only those about one job, where `about` is it; of those that are there at first, the last `tail`.
+    """
+    position, mine = 0, _OfJob(about)
     while True:
         newer = path.with_name(f"{int(path.stem) + 1}.log")
         # Asked before the file is read: what was written until then is all there is.
         over, ended = newer.exists(), job_rows(engine, [str(job)])[0].state in TERMINAL
         text, position = _read(path, position)
-        yield from text
+        own = filter(mine, text)
+        yield from own if tail is None else deque(own, maxlen=tail)
+        tail = None
         if over:
-            path, position = newer, 0
+            path, position, mine = newer, 0, _OfJob(about)
             yield f"==> attempt {path.stem} <=="
         elif ended:
             return
@@ -109,4 +110,4 @@ def _read(path: Path, position: int) -> tuple[list[str], int]:
 
 def _attempts(folder: Path) -> list[int]:
     """Return the attempts that have a log in a folder."""
-    return [int(file.stem) for file in folder.glob("*.log") if file.stem.isdigit()]
+    return [int(file.stem) for file in folder.glob("*.log") if is_number(file.stem)]

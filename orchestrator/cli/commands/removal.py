@@ -11,6 +11,7 @@ from orchestrator.cli.commands.job_control import print_changes
 from orchestrator.cli.display.formats import plural
 from orchestrator.cli.selection import database, output_option, selectors, yes_option
 from orchestrator.formatting import count
+from orchestrator.units import is_number
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine
@@ -66,8 +67,8 @@ def _found(engine: "Engine", selectors: Sequence[str]) -> list[int]:
 def _hidden_too(engine: "Engine", selectors: Sequence[str]) -> list[int]:
     from orchestrator import results
 
-    names = [name for name in selectors if not name.isdigit()]
-    return [*_found(engine, [one for one in selectors if one.isdigit()]), *results.hidden_of(engine, names)]
+    names = [name for name in selectors if not is_number(name)]
+    return [*_found(engine, [one for one in selectors if is_number(one)]), *results.hidden_of(engine, names)]
 
 
 def _what_goes(engine: "Engine", ids: Sequence[int]) -> str:

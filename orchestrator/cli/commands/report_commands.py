@@ -157,14 +157,15 @@ def _draw(contents: "Contents", names: Sequence[str]) -> "list[Drawing]":
     Raises:
         FitError: nothing can be drawn of what was asked for.
     """
-    from orchestrator.scaling.plots.all_plots import draw, law_of
+    from orchestrator.scaling.plots.all_plots import draw, law_of, needed_by
 
     drawn = [drawing for name in names if (drawing := draw(name, contents.rows, contents.laws)) is not None]
     if not drawn:
         law = law_of(names[0]) if len(names) == 1 else None
         missing = contents.missing.get(law) if law is not None else None
-        why = missing.why if missing is not None else "none of its jobs has a curve yet"
-        raise FitError(
-            f"there is nothing to draw of {contents.title}: {why}", hint=f"orch status {contents.sweeps[0].name}"
-        )
+        needs = [needed_by(name, contents.rows) for name in names]
+        why = missing.why if missing is not None else "; ".join(dict.fromkeys(told for told, _ in needs))
+        sweep, measured = contents.sweeps[0].name, next((options for _, options in needs if options), "")
+        hint = f"orch evaluate {sweep} {measured}" if measured else f"orch status {sweep}"
+        raise FitError(f"there is nothing to draw of {contents.title}: {why}", hint=hint)
     return drawn

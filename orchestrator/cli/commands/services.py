@@ -50,7 +50,7 @@ def ship(sweeps: Sequence[str]) -> None:
             done = subprocess.run(
                 command, env=python_environment(), check=False, capture_output=True, text=True, timeout=SHIP_SECONDS
             )
-            why = (done.stderr.strip().splitlines() or [""])[0].removeprefix("error: ") if done.returncode else ""
+            why = (done.stderr.strip().splitlines() or [""])[0].removeprefix("Error: ") if done.returncode else ""
         except subprocess.TimeoutExpired:
             why = f"it took more than {SHIP_SECONDS:g} s"
         if why:

@@ -41,6 +41,8 @@ _NEAR_TARGET = 0.1
 @output_option("json", "csv")
 def show(*, job: int, part: str | None, output: str | None) -> None:
     """Show everything about one job."""
+    if part == "config" and output == "csv":
+        raise click.UsageError("-o csv has no rows to print of a config: --config prints JSON.")
     from orchestrator import lenses, results
 
     with database() as (settings, engine):

@@ -25,11 +25,13 @@ from orchestrator.job_states import TERMINAL
 if TYPE_CHECKING:
     from sqlalchemy import Engine
 
+    from orchestrator.evaluation.evaluation_rows import EvaluationRow
     from orchestrator.results import JobRow
     from orchestrator.results.choice import Choice
     from orchestrator.settings import Settings
 
 Read = Callable[[], "list[JobRow]"]
+Evaluated = Callable[[], "list[EvaluationRow]"]
 
 
 @click.command()
@@ -58,12 +60,16 @@ def status(
     PROGRESS is the share of the token budget. ETA is the time until its own curve will have met the job's stop rule,
     and the time to the end of the budget as long as the curve is too short to say. L0 is how many latents are active
     per token: compare FVU at one L0 alone. DEAD is – while no latent can be dead. T(1%) is the number of tokens to
-    convergence. PASSES, with -o wide, is how often the budget reads the text. -o json prints everything there is.
+    convergence. PASSES, with -o wide, is how often the budget reads the text. -o json prints everything there is; its
+    `evaluations` are those of the names, states and limit given: none with --where, --label, --best-by or --sort,
+    which choose among trainings alone.
     """
     if watch is not None and output in {"csv", "name"}:
         raise click.UsageError(
             f"-o {output} has no end to wait for with --watch; use -o json, which prints a line per change."
         )
+    if watch is not None and columns:
+        raise click.UsageError("--columns is for a list that is printed once: --watch has columns of its own.")
     from orchestrator import results
 
     choice, keys = choice_of(where, labels, best_by, sort), keys_of(columns)
@@ -73,17 +79,21 @@ def status(
             rows = _read(engine, selectors, states, choice, limit=None if everything else limit)
             return results.located(settings, rows) if output in {"json", "csv"} else rows
 
+        def evaluated() -> "list[EvaluationRow]":
+            most = None if everything else limit
+            return _read_evaluations(engine, selectors, states, limit=most) if choice.is_whole else []
+
         if watch is not None:
             _watch(engine, read, seconds=max(MIN_SECONDS, watch), output=output)
         elif output in {"json", "csv", "name"}:
-            _print_records(engine, read(), output or "", keys, selectors)
+            _print_records(engine, read(), output or "", keys, evaluated)
         else:
             rows = read()
             _print_table(engine, rows, keys, wide=output == "wide")
             is_beside = choice.is_whole and not rows and _train_nothing(engine, selectors)
             _print_queue(settings, engine, None if is_beside else len(rows))
             if choice.is_whole:
-                _print_evaluations(engine, selectors, states, limit=None if everything else limit)
+                _print_evaluations(engine, evaluated if selectors else None)
                 _print_lenses(engine, selectors, states)
 
 
@@ -146,23 +156,27 @@ def _print_queue(settings: "Settings", engine: "Engine", shown: int | None) -> N
         terminal.note("The queue is paused: nothing more starts. To open it: orch queue resume")
 
 
-def _print_evaluations(
+def _read_evaluations(
     engine: "Engine", selectors: tuple[str, ...], states: tuple[str, ...] | None, *, limit: int | None
-) -> None:
-    """Print how many evaluations there are; of sweeps and jobs that are named, also which."""
+) -> "list[EvaluationRow]":
+    from orchestrator import results
+    from orchestrator.evaluation.evaluation_rows import evaluations
+
+    ids = results.find(engine, selectors) if selectors else None
+    return evaluations(engine, ids=ids, states=states, limit=limit)
+
+
+def _print_evaluations(engine: "Engine", evaluated: Evaluated | None) -> None:
+    """Print how many evaluations there are, and a table of those that are read with `evaluated`."""
     from orchestrator import results
 
     counts = results.counts(engine, kind="evaluate")
     if not any(counts.values()):
         return
-    if selectors:
-        from orchestrator.evaluation.evaluation_rows import evaluations
-
-        rows = evaluations(engine, ids=results.find(engine, selectors), states=states, limit=limit)
-        if rows:
-            terminal.echo()
-            for line in table(rows, evaluation_columns(rows, drawn=terminal.is_live()), width=terminal.width()):
-                terminal.echo(line)
+    if rows := evaluated() if evaluated else []:
+        terminal.echo()
+        for line in table(rows, evaluation_columns(rows, drawn=terminal.is_live()), width=terminal.width()):
+            terminal.echo(line)
     terminal.note(f"evaluations: {'  '.join(state_counts(counts))}  ·  their scores: orch results")
 
 
@@ -186,10 +200,8 @@ def _print_lenses(engine: "Engine", selectors: tuple[str, ...], states: tuple[st
 
 
 def _print_records(
-    engine: "Engine", rows: "list[JobRow]", output: str, keys: Sequence[str], selectors: Sequence[str]
+    engine: "Engine", rows: "list[JobRow]", output: str, keys: Sequence[str], evaluated: Evaluated
 ) -> None:
-    from orchestrator import results
-    from orchestrator.evaluation.evaluation_rows import evaluations
     from orchestrator.results.choice import values
 
     if output == "name":
@@ -204,9 +216,8 @@ def _print_records(
     if output == "csv":
         terminal.echo(csv_text(records))
     else:
-        beside = evaluations(engine, ids=results.find(engine, selectors) if selectors else None)
-        evaluated = [plain(row.flat()) for row in beside]
-        terminal.echo_json(terminal.envelope("status", records) | {"evaluations": evaluated})
+        beside = [plain(row.flat()) for row in evaluated()]
+        terminal.echo_json(terminal.envelope("status", records) | {"evaluations": beside})
 
 
 def _watch(engine: "Engine", read: Read, *, seconds: float, output: str | None) -> None:

@@ -23,6 +23,32 @@ _OF_JOBS = {
     "cross-k": cross_plots.by_sparsity,
 }  # fmt: skip
 _RESIDUALS = "residuals"
+_SCORES = "scores that are drawn, as of the metric family downstream,"
+_ACROSS = "--across-layers"
+_NEEDS: dict[str, tuple[str, str]] = {
+    "dead": ("no job that has ended has a share of dead latents", ""),
+    "frontier": ("no job that has ended has an L0 other than its k", ""),
+    "downstream": (f"it takes two SAEs with {_SCORES} and there are none, or one", "--metrics downstream"),
+    "scores-n": (f"it takes {_SCORES} of SAEs of two sizes n", "--metrics downstream"),
+    "scores-l0": (f"it takes {_SCORES} of SAEs of two k", "--metrics downstream"),
+    "scores-tokens": (f"it takes {_SCORES} of SAEs of two budgets", "--metrics downstream"),
+    "scores-layer": (f"it takes {_SCORES} of SAEs read at two layers", "--metrics downstream"),
+    "scores-position": ("no SAE has scores by position, of the metric families reconstruction and downstream",
+                        "--metrics reconstruction,downstream"),
+    "layers": ("no SAE has scores of the metric family layers", "--metrics layers"),
+    "layers-mean": ("no SAE has scores of the metric family layers", "--metrics layers"),
+    "layers-prompt": ("no SAE has a prompt's scores of the metric family layers", "--metrics layers"),
+    "layers-n": ("it takes scores of the metric family layers, of SAEs of two sizes n", "--metrics layers"),
+    "layers-k": ("it takes scores of the metric family layers, of SAEs of two k", "--metrics layers"),
+    "layers-activations": ("no SAE has scores of the metric family layers", "--metrics layers"),
+    "cross": ("no SAE was evaluated across layers", _ACROSS),
+    "cross-layer": ("no SAE of several layers was evaluated across layers", _ACROSS),
+    "cross-n": ("it takes SAEs of several layers and of two sizes n, evaluated across layers", _ACROSS),
+    "cross-k": ("it takes SAEs of several layers and of two k, evaluated across layers", _ACROSS),
+    _RESIDUALS: ("no law has been fitted to its jobs", ""),
+    "lr": ("no job that has ended has a learning rate and an fvu below 1", ""),
+}  # fmt: skip
+"""By figure: what is missing where there is nothing to draw, and the options of `orch evaluate` that measure it."""
 
 
 def figure_names() -> list[str]:
@@ -34,6 +60,13 @@ def law_of(name: str) -> LawName | None:
     """Return the law that a figure cannot do without; None where there is none."""
     needed = {figure.name: law.key for law in LAWS.values() for figure in law.figures if figure.needs_fit}
     return needed.get(name)
+
+
+def needed_by(name: str, rows: Sequence[JobMeasurement]) -> tuple[str, str]:
+    """Return what a figure with nothing to draw lacks, and the options of `orch evaluate` that measure it, or none."""
+    if all(row.fvu is None for row in rows):
+        return "none of its jobs has a curve yet", ""
+    return _NEEDS.get(name, ("none of its jobs has what this figure shows", ""))
 
 
 def draw(name: str, rows: Sequence[JobMeasurement], fits: Sequence[Fit]) -> Drawing | None:

@@ -6,7 +6,7 @@ import pytest
 
 from orchestrator.errors import ConfigError
 from orchestrator.sweep import expand
-from orchestrator.units import token_count
+from orchestrator.units import row_id, token_count
 
 FILE = """
 version: 1
@@ -57,3 +57,14 @@ def test_the_parser() -> None:
     assert [token_count(text) for text in ("1.5B", "2.5G", "5e7", "50_000_000", "1.5", "")] == [
         1_500_000_000, 2_500_000_000, 50_000_000, 50_000_000, None, None,
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [
+        ("8", 8), ("007", 7), ("0", 0), (str(2**31 - 1), 2**31 - 1), (str(2**31), None), ("9" * 20, None),
+        ("9" * 5000, None), ("²", None), ("٣", None), ("-1", None), ("", None), ("1.0", None), (" 1", None),
+    ],
+)  # fmt: skip
+def test_an_id_is_of_digits_and_no_larger_than_any_row_has(typed: str, meant: int | None) -> None:
+    assert row_id(typed) == meant
