@@ -68,14 +68,14 @@ _OWN = set(SaeEntry.__slots__) - {"facts", "sweep"}
 
 
 def entries(engine: Engine) -> list[SaeEntry]:
-    """Return every SAE by number; those of hidden and of deleted jobs are left out."""
+    """Return every SAE, in their order; those of hidden and of deleted jobs are left out."""
     record_missing(engine)
     with reading(engine) as session:
         return _read(session, or_(m.SaeRow.job_id.is_(None), m.Job.hidden.is_(None)))
 
 
 def of_jobs(engine: Engine, job_ids: Sequence[int]) -> list[SaeEntry]:
-    """Return the SAEs of those of some jobs that have one, by number."""
+    """Return the SAEs of those of some jobs that have one, in their order."""
     record_missing(engine)
     with reading(engine) as session:
         return _read(session, m.SaeRow.job_id.in_(job_ids))
@@ -100,13 +100,14 @@ def named(engine: Engine, name: str) -> SaeEntry:
 
 
 def read(session: Session, sae_ids: Sequence[int]) -> list[SaeEntry]:
-    """Return those of some SAEs that there are, by number, within a transaction."""
+    """Return those of some SAEs that there are, in their order, within a transaction."""
     return _read(session, m.SaeRow.id.in_(sae_ids))
 
 
 def _read(session: Session, wanted: ColumnElement[bool]) -> list[SaeEntry]:
+    """Return SAEs in their order: those of jobs by job, whichever ended first, then those brought in by number."""
     more = m.SweepRow.name.label("sweep_name"), m.Job.config.label("job_config")
-    query = select(m.SaeRow.__table__, *more).order_by(m.SaeRow.id)
+    query = select(m.SaeRow.__table__, *more).order_by(m.SaeRow.job_id.is_(None), m.SaeRow.job_id, m.SaeRow.id)
     query = query.outerjoin(m.Job, m.Job.id == m.SaeRow.job_id).outerjoin(m.SweepRow, m.SweepRow.id == m.Job.sweep_id)
     return [_entry(row) for row in session.execute(query.where(m.Job.hidden.is_distinct_from("deleted"), wanted))]
 

@@ -67,6 +67,20 @@ def test_jobs_that_finished_before_there_was_a_table_are_entered_when_it_is_read
     assert saes.record_missing(engine) == 0
 
 
+def test_saes_of_jobs_are_in_the_order_of_their_jobs_and_then_those_brought_in(engine: Engine) -> None:
+    """They were in the order in which their jobs ended, with those brought in between."""
+    enqueue(engine, 3)
+    queue.pause(engine, [1])
+    finish(engine)
+    saes.add(engine, imported())
+    finish(engine)
+    queue.resume(engine, [1])
+    finish(engine)
+    assert [row.label for row in saes.entries(engine)] == ["1", "2", "3", "sae:scope"]
+    assert [row.label for row in results.find_saes(engine, ["s"])] == ["1", "2", "3"]
+    assert [row.label for row in results.find_saes(engine, ["sae:scope", "3", "s"])] == ["sae:scope", "3", "1", "2"]
+
+
 def test_an_sae_keeps_its_number_when_its_job_is_extended(engine: Engine) -> None:
     config = parse({"training": {"max_tokens": 4096}, "sae": {"n_latents": 64}})
     queue.enqueue(engine, Sweep("s", (config,)))

@@ -29,6 +29,19 @@ def test_a_row_of_results_is_of_one_number_of_tokens(engine: Engine) -> None:
     assert [(row["tokens"], row["delta_ce"], row["kl"]) for row in rows] == [(128, 1.1, None), (4096, 0.7, 0.8)]
 
 
+def test_scores_are_in_the_order_of_the_jobs_that_trained_their_saes(engine: Engine) -> None:
+    enqueue(engine, 2)
+    queue.pause(engine, [1])
+    assert train(engine) == 2
+    queue.resume(engine, [1])
+    assert train(engine) == 1
+    for number in (1, 2):
+        evaluate(engine, number)
+        run(engine)
+    assert [row["sae"] for row in wide(scores(engine))] == ["1", "2"]
+    assert [row["sae"] for row in wide(scores(engine, ["s"]))] == ["1", "2"]
+
+
 def test_scores_of_other_options_stand_in_other_rows(engine: Engine) -> None:
     """The mean of a word's tokens is another probe than its last token: neither takes the other's place."""
     enqueue(engine)
