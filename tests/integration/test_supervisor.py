@@ -2,6 +2,7 @@
 
 import os
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -242,6 +243,25 @@ def test_signals_reach_the_loop(bench: Bench) -> None:
         assert bench.run(bench.when(bench.began, lambda: os.kill(os.getpid(), signal.SIGUSR2))) == "queued"
     finally:
         signal.signal(signal.SIGUSR2, before)
+
+
+@pytest.mark.timeout(60)
+def test_a_signal_that_interrupts_no_wait_is_heeded_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As one that comes just before the wait begins: sent to another thread, it leaves the main thread asleep."""
+    with small_world(tmp_path / "home", poll_seconds=600, reconcile_seconds=600) as world:
+        idle = Scripted(world, monkeypatch)
+
+        def send() -> None:
+            time.sleep(0.5)
+            signal.pthread_kill(threading.get_ident(), signal.SIGUSR2)
+
+        before = signal.signal(signal.SIGUSR2, lambda *_: idle.supervisor.stop())
+        try:
+            idle.work(send, until_empty=False)
+        finally:
+            signal.signal(signal.SIGUSR2, before)
 
 
 def test_after_an_outage_nobody_is_judged_for_a_lease(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from orchestrator.queue.types import AnyConfig
 
 WAKE_CHECK_SECONDS = 0.2
+STOP_CHECK_SECONDS = 1.0
+"""A signal that comes just before a wait begins, or to another thread, does not end the wait: it is heeded after it."""
 COMPANION_TRIES = 3
 """With one token: a claim whose answer was lost must be adopted before the trainer starts, or no attempt runs it."""
 
@@ -126,7 +128,7 @@ class Supervisor:
             if left <= 0:
                 break
             with suppress(Empty):
-                self._wake_ups.get(timeout=min(left, self._settings.reconcile_seconds or left))
+                self._wake_ups.get(timeout=min(left, self._settings.reconcile_seconds or left, STOP_CHECK_SECONDS))
                 woken = True
             self._tick()
         self._idle.clear()
