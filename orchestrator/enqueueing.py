@@ -13,7 +13,7 @@ from orchestrator.config.job import JobConfig
 from orchestrator.errors import ConfigError, NotFound
 from orchestrator.job_states import FREED, OPEN
 from orchestrator.settings import Settings
-from orchestrator.sweep import NO_FILE, check_evaluation, check_paths, check_subjects, expand, expand_text
+from orchestrator.sweep import NO_FILE, check_evaluation, check_paths, check_subjects, doubtful_ids, expand, expand_text
 from orchestrator.sweep.sweep import Sweep
 
 if TYPE_CHECKING:
@@ -44,6 +44,13 @@ def read_sweep(
     check_subjects(sweep.configs)
     check_evaluation(sweep)
     return sweep
+
+
+def doubts(sweep: Sweep, file: Path, *, settings: Settings) -> list[str]:
+    """Return what of a sweep that was read from a file is allowed, and yet is hardly what was meant."""
+    if not settings.embedded:  # the files are on the workers' machines
+        return []
+    return doubtful_ids(sweep.configs, file.parent)
 
 
 def with_lenses(engine: Engine | None, sweep: Sweep) -> Sweep:

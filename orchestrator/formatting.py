@@ -38,6 +38,11 @@ def digits(value: float | None, number: int = 3) -> str:
     return text.replace("-", "−")
 
 
+def with_error(value: float, error: float | None) -> str:
+    """Write an fvu with four digits after the point, and its standard error where that is known: 0.1793 ± 0.0012."""
+    return f"{value:.4f}" + (f" ± {error:.4f}" if error is not None and math.isfinite(error) else "")
+
+
 def scientific(value: float | None, number: int = 2) -> str:
     """Write a number such as a FLOP count: 3.1×10¹³."""
     if value is None or not math.isfinite(value):

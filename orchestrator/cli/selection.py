@@ -40,6 +40,24 @@ def database() -> "Iterator[tuple[Settings, Engine]]":
         engine.dispose()
 
 
+@contextmanager
+def database_if_there() -> "Iterator[Engine | None]":
+    """Open the database in force for what only looks something up; None where there is none yet: none is made.
+
+    Raises:
+        StorageError: out of reach, or of an old schema.
+    """
+    from orchestrator.database import schema
+    from orchestrator.settings import load
+
+    settings = load()
+    if settings.embedded and schema.current(settings) is None:
+        yield None
+        return
+    with database() as (_, engine):
+        yield engine
+
+
 def job_rows(engine: "Engine", selectors: Sequence[str]) -> "list[JobRow]":
     """Return the jobs of every kind that ids and sweep names stand for.
 

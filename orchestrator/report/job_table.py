@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from operator import attrgetter
 from typing import NamedTuple
 
-from orchestrator.formatting import NONE, count, digits, ratio, scientific, share, whole
+from orchestrator.formatting import NONE, count, digits, ratio, scientific, share, whole, with_error
 from orchestrator.report.html import Head, Html, element, grid, join, number
 from orchestrator.report.page_data import Contents
 from orchestrator.scaling.plots.job_plots import EPSILON, tokens_to_convergence
@@ -121,9 +121,7 @@ def _ratio(value: float | None) -> str:
 def _limit(row: JobMeasurement) -> str:
     if row.l_inf is None:
         return NONE
-    error = row.l_inf_se
-    known = f" ± {error:.4f}" if error is not None and math.isfinite(error) else ""
-    return number(f"{row.l_inf:.4f}{known}", row.l_inf)
+    return number(with_error(row.l_inf, row.l_inf_se), row.l_inf)
 
 
 def _convergence(row: JobMeasurement) -> str:

@@ -80,6 +80,15 @@ def test_config_validate(capsys: Capture) -> None:
     assert "did you mean 'sae.k'" in capsys.readouterr().err
 
 
+def test_a_name_that_is_nearly_a_folder_there_is_warned_of(here: Path, capsys: Capture) -> None:
+    file = here / "s.yaml"
+    (here / "my-text").mkdir()
+    file.write_text("name: s\ndata: {source: my-txt}\n")
+    for command in (("config", "validate"), ("enqueue", "--dry-run"), ("enqueue",)):
+        assert run([*command, str(file)]) == 0
+        assert "Warning: data.source: no file or folder my-txt is here" in capsys.readouterr().err, command
+
+
 def test_config_validate_refuses_a_lens_without_a_database_and_makes_none(here: Path, capsys: Capture) -> None:
     file = here / "lensed.yaml"
     file.write_text("name: lensed\nsubject.layer: 1\nsae: {k: 4, lens: nolens}\n")

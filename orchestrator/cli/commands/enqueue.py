@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from orchestrator.cli import terminal
-from orchestrator.cli.selection import database, output_option
+from orchestrator.cli.selection import database, database_if_there, output_option
 from orchestrator.formatting import jobs_named
 
 if TYPE_CHECKING:
@@ -41,13 +41,13 @@ def enqueue(
     KEY=VALUE overrides the file: sae.k=16,32 varies a key, 'optimizer.lr=log(1e-4,1e-3,3)' takes a range, ~KEY takes a
     key out. What the sweep of that name holds already is skipped, so enqueueing twice adds nothing.
     """
-    from orchestrator.enqueueing import jobs_of, read_sweep, with_lenses
+    from orchestrator.enqueueing import doubts, jobs_of, read_sweep, with_lenses
     from orchestrator.settings import load
-    from orchestrator.sweep import check_name, doubtful_ids
+    from orchestrator.sweep import check_name
 
     sweep = read_sweep(file, overrides, settings=load(), name=name and check_name(name, "--name"))
-    for doubt in doubtful_ids(sweep.configs, file.parent) if load().embedded else ():
-        terminal.warn(doubt, "A worker asks the hub for it, again and again while that is out of reach.")
+    for doubt in doubts(sweep, file, settings=load()):
+        terminal.warn(doubt)
     if dry_run:
         jobs = _preview(sweep, needed=needed)
         _print(sweep, jobs, output, evaluations=None)
@@ -66,21 +66,16 @@ def enqueue(
 def _preview(sweep: "Sweep", *, needed: bool) -> "SweepPlan":
     from orchestrator import results
     from orchestrator.cli.display.sweep_table import SweepPlan
-    from orchestrator.database import schema
     from orchestrator.enqueueing import with_lenses
     from orchestrator.estimates.flops import hook_width
-    from orchestrator.settings import load
 
     there: set[str] = set()
     times: list[tuple[float, results.MeasuredSpeed] | None] = [None] * len(sweep.configs)
-    if load().embedded and schema.current(load()) is None:  # a dry run makes no database
-        sweep = with_lenses(None, sweep)
-        texts = results.text_sizes(None, sweep.configs)
-    else:
-        with database() as (_, engine):
-            sweep = with_lenses(engine, sweep)
+    with database_if_there() as engine:
+        sweep = with_lenses(engine, sweep)
+        texts = results.text_sizes(engine, sweep.configs)
+        if engine is not None:
             there = results.existing(engine, sweep.name) if needed else there
-            texts = results.text_sizes(engine, sweep.configs)
             widths = [hook_width(config.subject) for config in sweep.configs]
             times = results.expected_seconds(engine, sweep.configs, host=gethostname(), d_models=widths)
     new = [config.config_id not in there for config in sweep.configs]

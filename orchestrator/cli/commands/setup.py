@@ -9,12 +9,11 @@ import click
 from orchestrator.cli import terminal
 from orchestrator.cli.display.formats import plural
 from orchestrator.cli.display.tables import Column, table
-from orchestrator.cli.selection import database
+from orchestrator.cli.selection import database_if_there
 from orchestrator.errors import StorageError
 
 if TYPE_CHECKING:
     from orchestrator.settings import Settings
-    from orchestrator.sweep.sweep import Sweep
 
 _EMBEDDED = """\
 # Where orch finds and keeps things. Environment variables (ORCH_HOME, ORCH_DATABASE_URL, ...) win over this file.
@@ -166,31 +165,16 @@ def validate(*, file: Path, overrides: tuple[str, ...]) -> None:
 
     What `orch enqueue` refuses is refused here. The database is opened only where the file names a lens.
     """
-    from orchestrator.enqueueing import read_sweep
+    from orchestrator.enqueueing import doubts, read_sweep, with_lenses
     from orchestrator.settings import load
 
     sweep = read_sweep(file, overrides, settings=load())
     if any(config.sae.lens is not None for config in sweep.configs):
-        _check_lenses(sweep)
+        with database_if_there() as engine:
+            with_lenses(engine, sweep)
+    for doubt in doubts(sweep, file, settings=load()):
+        terminal.warn(doubt)
     terminal.echo(f"{file}: sweep {sweep.name} with {plural(len(sweep.configs), 'job')}, all valid")
-
-
-def _check_lenses(sweep: "Sweep") -> None:
-    """Look the lenses of a sweep up; where there is no database yet there is none of them.
-
-    Raises:
-        NotFound, ConfigError: as `with_lenses`.
-    """
-    from orchestrator.database import schema
-    from orchestrator.enqueueing import with_lenses
-    from orchestrator.settings import load
-
-    settings = load()
-    if settings.embedded and schema.current(settings) is None:  # a check makes no database
-        with_lenses(None, sweep)
-        return
-    with database() as (_, engine):
-        with_lenses(engine, sweep)
 
 
 @click.command()

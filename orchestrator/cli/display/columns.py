@@ -1,14 +1,13 @@
 """The columns in which jobs are shown."""
 
 import json
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.cli import terminal
 from orchestrator.cli.display.formats import active_latents, bar, clock, passes, ratio, share, short_id
 from orchestrator.cli.display.tables import Column
-from orchestrator.formatting import NONE, count, duration
+from orchestrator.formatting import NONE, count, duration, with_error
 from orchestrator.job_states import TERMINAL
 
 if TYPE_CHECKING:
@@ -173,8 +172,7 @@ def convergence_cell(row: "JobRow") -> str:
 
 def limit_cell(row: "JobRow") -> str:
     """Return the limit of a job's curve, with its standard error where it has one."""
-    known = row.l_inf is not None and row.l_inf_se is not None and math.isfinite(row.l_inf_se)
-    return ratio(row.l_inf) + (f" ± {row.l_inf_se:.4f}" if known else "")
+    return NONE if row.l_inf is None else with_error(row.l_inf, row.l_inf_se)
 
 
 def done_share(rows: "Sequence[JobRow]") -> float:
