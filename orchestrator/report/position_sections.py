@@ -15,8 +15,8 @@ from orchestrator.scaling.types import JobMeasurement
 
 _TOLD = {"fvu": "fvu", "delta_ce": "ΔCE", "kl": "KL", "residual_norm": "norm"}
 _PUBLISHED = (
-    "In Gao et al. this holds for GPT-2 small, at all but the first and the last layers: position 0 is easier to "
-    f"reconstruct than the others, it costs more to replace, and its norm is above {LARGE_NORM:.0f} times theirs."
+    "Gao et al. found, at all but the first and the last layers of GPT-2 small, that position 0 is easier to "
+    f"reconstruct than the others, costs more to replace, and has a norm above {LARGE_NORM:.0f} times theirs."
 )
 
 

@@ -40,7 +40,8 @@ def test_it_behaves_as_published_where_it_is_easy_costly_and_of_large_norm() -> 
         "Position 0 behaves as in Gao et al. Position 0 is compared with the other positions, on 8,191 tokens of "
         "a.txt, for 2 SAEs. Its fvu is lower for 2 and higher for 0. Its ΔCE and KL are both higher for 2; at least "
         "one of the two is lower for 0. Lower and higher mean that the 90% intervals do not meet. Its norm is 20 times "
-        "that of the others. In Gao et al. this holds for GPT-2 small, at all but the first and the last layers: "
+        "that of the others. Gao et al. found, at all but the first and the last layers of GPT-2 small, that position "
+        "0 is easier to reconstruct than the others, costs more to replace, and has a norm above 10 times theirs."
     )
     assert "likely reason" not in text
 
